@@ -1,0 +1,61 @@
+"""Ordinary fine-tuning with AdamW or SGD on the same Poisson batches, not private."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+
+import torch
+
+from dpzero.zeroth_order.two_point import trainable
+
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+
+
+class FineTuning:
+    title = "Fine-tuning"
+    private = False
+    order = 1
+
+    def __init__(
+        self,
+        model,
+        loss,
+        batch_size: int,
+        *,
+        learning_rate: float,
+        optimizer: str = "adamw",
+        weight_decay: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        if optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer is {optimizer!r}: give one of {', '.join(OPTIMIZERS)}")
+        self.model, self.loss, self.batch_size = model, loss, batch_size
+        self.parameters = trainable(model.parameters())
+        self.optimizer = OPTIMIZERS[optimizer](self.parameters, lr=learning_rate, weight_decay=weight_decay)
+        self.steps_taken = 0
+        self.training_loss: float | None = None
+
+    def step(self, batch: Sized) -> None:
+        self.optimizer.zero_grad()
+        total = 0.0
+        for part in self.loss.parts(batch):
+            losses = self.loss(self.model, part)
+            (losses.sum() / self.batch_size).backward()
+            total += losses.sum().item()
+        self.training_loss = total / len(batch) if len(batch) else None
+        self.optimizer.step()
+        self.steps_taken += 1
+
+    def state_dict(self) -> dict:
+        return {
+            "steps_taken": self.steps_taken,
+            "parameters": [p.detach().clone() for p in self.parameters],
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict) -> None:
+        for mine, saved in zip(self.parameters, state["parameters"], strict=True):
+            mine.copy_(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.steps_taken = state["steps_taken"]

@@ -1,0 +1,22 @@
+"""dpzero: the reproducibility benchmark for private fine-tuning of language models without backpropagation."""
+
+from __future__ import annotations
+
+import importlib
+
+__version__ = "0.1.0"
+__all__ = ["Budget", "DPZero", "calibrate_noise", "spent_epsilon"]
+
+_HOMES = {
+    "DPZero": "dpzero.algorithm",
+    "Budget": "dpzero.privacy.budget",
+    "calibrate_noise": "dpzero.privacy.accounting",
+    "spent_epsilon": "dpzero.privacy.accounting",
+}
+
+
+def __getattr__(name: str):
+    """Loaded on first use: planning a sweep imports this package and must not pay for torch."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'dpzero' has no attribute {name!r}")

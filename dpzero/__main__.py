@@ -1,0 +1,197 @@
+"""The command line: python -m dpzero VERB.
+
+Each verb prints one JSON object as the last line of standard output. Bad arguments: one line on standard error, status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from .errors import UsageError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        answer = options.verb(options)
+    except UsageError as error:
+        print(f"dpzero: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(answer))
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="dpzero", description=__doc__.splitlines()[0])
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+    run = verbs.add_parser("run", help="one run: a cell in, a record out")
+    run.add_argument("--sweep", help="name of the sweep that holds the cell")
+    run.add_argument("--cell", metavar="RUN_ID", help="run id, as `cells` lists them")
+    run.add_argument("--spec", help="a cell as a JSON file or as JSON text, in place of --sweep and --cell")
+    run.add_argument("--out", required=True, type=Path, help="where the record goes")
+    run.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
+    run.add_argument("--device", help="cpu, cuda, cuda:1 (default: a free GPU if there is one)")
+    run.set_defaults(verb=_run)
+
+    cells = verbs.add_parser("cells", help="the run ids that a sweep expands to")
+    cells.add_argument("--sweep", default="quick")
+    cells.set_defaults(verb=_cells)
+
+    assets = verbs.add_parser("assets", help="download, verify and convert weights and data, once")
+    assets.add_argument("names", nargs="*", help="assets (default: those of the sweep)")
+    assets.add_argument("--sweep", default="quick")
+    assets.add_argument("--tasks", nargs="+", help="in place of the sweep's")
+    assets.add_argument("--models", nargs="+", help="in place of the sweep's")
+    assets.add_argument("--out", type=Path, help="write what was found, and its digests, to this file")
+    assets.set_defaults(verb=_assets)
+
+    tables = verbs.add_parser("tables", help="records to tables; prints the accuracy table")
+    tables.add_argument("records", nargs="+", type=Path)
+    tables.add_argument("--sweep", required=True)
+    tables.add_argument("--out", required=True, type=Path)
+    tables.add_argument(
+        "--expected", type=Path, help="file with the run ids that there should be, one a line"
+    )
+    tables.set_defaults(verb=_tables)
+
+    for name, verb in (("calibrate", _calibrate), ("epsilon", _epsilon)):
+        question = verbs.add_parser(
+            name, help={"calibrate": "noise for an epsilon", "epsilon": "epsilon of a noise"}[name]
+        )
+        question.add_argument("--mechanism", choices=("gaussian", "laplace"), default="gaussian")
+        question.add_argument(
+            "--epsilon" if name == "calibrate" else "--noise-scale", type=float, required=True
+        )
+        question.add_argument("--delta", type=float, required=True)
+        question.add_argument(
+            "--sampling", choices=("poisson", "without_replacement", "full_batch"), default="poisson"
+        )
+        question.add_argument("--adjacency", choices=("add_remove", "replace_one"), default="add_remove")
+        question.add_argument("--dataset-size", type=int, required=True)
+        question.add_argument("--batch-size", type=int, required=True)
+        question.add_argument("--steps", type=int, required=True)
+        question.add_argument("--directions", type=int, default=1)
+        question.set_defaults(verb=verb)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> dict:
+    cell = _cell(options)
+    threads = options.threads or len(os.sched_getaffinity(0))
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
+    os.environ.setdefault(
+        "OMP_WAIT_POLICY", "PASSIVE"
+    )  # two runs on two cores must not spin against each other
+    if options.device is None:
+        from .experiment import gpu
+
+        gpu.lease(gpu.visible(), log=_say)
+    from .experiment.run import run_cell  # torch, from here on
+
+    made = run_cell(cell, options.out, log=_say, device=options.device)
+    answer = {"run": made["run"], "status": made["status"], "record": str(options.out)}
+    return answer | {"accuracy": (made["metrics"] or {}).get("accuracy")}
+
+
+def _cell(options: argparse.Namespace) -> dict:
+    if options.spec:
+        text = options.spec if options.spec.lstrip().startswith("{") else _read(Path(options.spec))
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UsageError(f"--spec is not JSON ({error}): give a cell as a file or as text") from error
+    if not (options.sweep and options.cell):
+        raise UsageError("run needs --sweep and --cell, or --spec")
+    from .experiment import sweep
+
+    cells = sweep.load(options.sweep)
+    if options.cell not in cells:
+        raise UsageError(sweep.unknown(f"cell of sweep {options.sweep}", options.cell, cells))
+    return cells[options.cell]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise UsageError(f"cannot read {path} ({error.strerror}): give an existing file") from error
+
+
+def _cells(options: argparse.Namespace) -> dict:
+    from .experiment import sweep
+
+    cells = sweep.load(options.sweep)
+    print("\n".join(cells))
+    return {"sweep": options.sweep, "cells": len(cells)}
+
+
+def _assets(options: argparse.Namespace) -> dict:
+    from .language import prepare
+
+    if options.names:
+        return {"assets": prepare.fetch(options.names, log=_say)}
+    from .experiment import sweep
+
+    narrowed = {k: v for k, v in (("tasks", options.tasks), ("models", options.models)) if v}
+    cells = sweep.load(options.sweep, **narrowed).values()
+    triples = sorted({(c["task"], c["model"], c["settings"]["max_length"]) for c in cells})
+    found = prepare.prepare(triples, log=_say)
+    if options.out:
+        from .experiment.record import write_whole
+
+        write_whole(options.out, json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def _tables(options: argparse.Namespace) -> dict:
+    from .report.tables import write_tables
+
+    expected = _read(options.expected).split() if options.expected else None
+    print(write_tables(options.records, options.out, options.sweep, expected))
+    return {"tables": str(options.out), "records": len(options.records)}
+
+
+def _calibrate(options: argparse.Namespace) -> dict:
+    return {"noise_scale": _accounted("noise_scale", options, options.epsilon)}
+
+
+def _epsilon(options: argparse.Namespace) -> dict:
+    return {"epsilon": _accounted("epsilon", options, options.noise_scale)}
+
+
+def _accounted(question: str, options: argparse.Namespace, value: float) -> float:
+    from .privacy.accounting import Setting
+
+    fields = (
+        "mechanism",
+        "sampling",
+        "adjacency",
+        "dataset_size",
+        "batch_size",
+        "steps",
+        "delta",
+        "directions",
+    )
+    try:
+        return getattr(Setting(**{field: getattr(options, field) for field in fields}), question)(value)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

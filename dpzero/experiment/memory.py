@@ -1,0 +1,101 @@
+"""Peak memory of a step, measured: the allocator's on CUDA, live tensor storage on the CPU.
+
+Both count what tensors hold, in blocks of 512 bytes, and neither the interpreter nor kernels' own scratch. The batch is a
+stand-in of the expected size and the full length, so the figure says nothing of private data and repeats exactly.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+BLOCK = 512  # bytes: the rounding of the CUDA caching allocator
+
+
+class LiveStorage(TorchDispatchMode):
+    """Counts the bytes of every storage that the dispatcher sees, from its creation to its end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: dict[int, weakref.ref] = {}
+
+    def add(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._known or tensor.device.type == "meta":
+            return
+        size = -(-storage.nbytes() // BLOCK) * BLOCK
+
+        def gone(_: object) -> None:
+            if self._known.pop(key, None) is not None:
+                self.live -= size
+
+        self._known[key] = weakref.ref(storage, gone)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(out):
+            if isinstance(tensor, torch.Tensor):
+                self.add(tensor)
+        return out
+
+
+def peak_bytes(model: torch.nn.Module, work: Callable[[], object]) -> int:
+    """Peak of allocated bytes, the model's weights included, while `work` runs."""
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device)
+    tracker = LiveStorage()
+    for tensor in [*model.parameters(), *model.buffers()]:
+        tracker.add(tensor)
+    with tracker:
+        work()
+    return tracker.peak
+
+
+def how(model: torch.nn.Module) -> str:
+    on_cuda = next(model.parameters()).device.type == "cuda"
+    return "CUDA allocator" if on_cuda else "live tensor storage on the CPU"
+
+
+def reserved_bytes(model: torch.nn.Module) -> int | None:
+    """What the CUDA allocator took from the device, fragments included; None on the CPU."""
+    device = next(model.parameters()).device
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
+
+
+def weights_bytes(model: torch.nn.Module) -> int:
+    """Bytes of parameters and buffers, each storage once, in allocator blocks."""
+    storages = {
+        s._cdata: s.nbytes() for t in [*model.parameters(), *model.buffers()] for s in [t.untyped_storage()]
+    }
+    return sum(-(-size // BLOCK) * BLOCK for size in storages.values())
+
+
+def reset_resident_peak() -> None:
+    """Forget the peak of loading (Linux; elsewhere the peak since the start stays)."""
+    if sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def resident_peak_bytes() -> int:
+    """Most physical memory of this process since the last reset, interpreter and libraries included."""
+    if sys.platform == "linux":
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,0 +1,71 @@
+"""Where a number comes from: commit, code, versions, device."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from .methods import ROOT
+
+PACKAGES = ("torch", "transformers", "numpy", "opacus", "peft", "dp-accounting")
+
+
+def provenance(method_file: str, device: str) -> dict:
+    """Of a run that uses the given method file. Slow parts: one git call, reading the source."""
+    return {
+        **commit(),
+        "code": code_digest(method_file),
+        "device": device_name(device),
+        "python": platform.python_version(),
+        "packages": {name: v for name in PACKAGES if (v := _version(name))},
+    }
+
+
+def commit() -> dict:
+    """The git commit and whether tracked source differs from it; "unknown" outside a checkout."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=10
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "dpzero", "baselines", "Snakefile")
+    return {"git": git("rev-parse", "HEAD") or "unknown", "dirty": changed is None or changed != ""}
+
+
+def code_digest(method_file: str) -> str:
+    """SHA-256 of the source that decides a run's numbers: the core and the method's own file, not reports or sweeps."""
+    package = ROOT / "dpzero"
+    files = [package / "algorithm.py", package / "experiment" / "run.py"]
+    for folder in ("zeroth_order", "privacy", "language"):
+        files += sorted((package / folder).glob("*.py")) + sorted((package / folder).glob("*.yaml"))
+    if method_file != "dpzero":
+        files.append(ROOT / "baselines" / f"{method_file}.py")
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+def device_name(device: str) -> str:
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

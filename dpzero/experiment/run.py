@@ -1,0 +1,271 @@
+"""One run: a cell in, a record out. Resumes from its checkpoint; running out of memory and divergence are results."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..language import assets, examples, losses, models, tasks
+from ..privacy import Budget, RunKey, Setting
+from ..privacy.accounting import cached_noise_scale
+from ..privacy.sampling import SAMPLERS
+from . import memory, record
+from .checkpoint import Checkpoint
+from .methods import card as find_card
+from .provenance import provenance
+from .sweep import RUN_SETTINGS, run_id
+
+LOG_SECONDS = 10  # between progress lines
+TIMED_STEPS = 5  # steps that are timed beside two plain forward passes on the same batch
+
+
+class Diverged(Exception):
+    """A trained parameter is not finite any more."""
+
+
+def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device: str | None = None) -> dict:
+    """Run the cell, write its record to `out` and return it. A bug raises and leaves no record."""
+    run = Run(cell, out, log, device)
+    try:
+        result = {"status": "ok", "error": None, **run.train()}
+    except Diverged as error:
+        result = {"status": "diverged", "error": str(error), **run.unfinished()}
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        result = {"status": "oom", "error": str(error).splitlines()[0], **run.unfinished()}
+    made = run.header() | result | {"time": run.time(), "provenance": run.provenance()}
+    record.write(out, made)
+    run.checkpoint.remove()
+    return made
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+class Run:
+    """The parts of one run, built from its cell."""
+
+    def __init__(self, cell: dict, out: Path, log: Callable[[str], object], device: str | None) -> None:
+        self.cell, self.settings, self.log = cell, cell["settings"], log
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.started = time.perf_counter()
+        self.card = find_card(cell["use"])
+        self.key = RunKey.of(self.settings.get("noise_key", "published"), cell["seed"])
+        self.checkpoint = Checkpoint(out, cell)
+        self.task = tasks.load(cell["task"])
+        self.examples = examples.encode(cell["task"], cell["model"], self.settings["max_length"])
+        self.loss = losses.CrossEntropy(self.settings["token_budget"])
+        self.curve: list[dict] = []
+        self.train_seconds = 0.0
+        self.timed: list[tuple[float, float]] = []  # (a step, two forwards)
+        self.memory: dict | None = None
+        self.budget: Budget | None = None
+
+    # -- parts ---------------------------------------------------------------------------------------------------------
+
+    def make_model(self) -> models.Classifier:
+        return models.load(
+            self.cell["model"], self.task, self.settings["tune"], self.cell["seed"], self.device
+        )
+
+    def make_budget(self, key: RunKey, ledger: Path | None) -> Budget | None:
+        if not self.card.private:
+            return None
+        names = ("mechanism", "sampling", "adjacency", "batch_size", "steps", "delta")
+        setting = Setting(dataset_size=len(self.examples["train"]), **{k: self.settings[k] for k in names})
+        epsilon = float(self.cell["epsilon"])
+        scale = cached_noise_scale(setting, epsilon, assets.cache_folder() / "calibrations")
+        return Budget(setting, scale, key, ledger)
+
+    def make_method(self, model: models.Classifier, budget: Budget | None):
+        own = {k: v for k, v in self.settings.items() if k in self.card.settings and k not in RUN_SETTINGS}
+        share = budget if self.card.private else self.settings["batch_size"]
+        return self.card.load()(model, self.loss, share, seed=self.cell["seed"], **own)
+
+    def batches(self, start: int):
+        """(step, examples): the same sampler, and for the same seed the same batches, for every method."""
+        if self.budget is not None:
+            sampler = self.budget.sampler
+        else:
+            kind = SAMPLERS[self.settings["sampling"]]
+            sampler = kind(
+                len(self.examples["train"]), self.settings["batch_size"], self.key.stream("sampling")
+            )
+        for step in range(start, self.settings["steps"]):
+            yield step, self.examples["train"][sampler.batch(step)]
+
+    # -- the run -------------------------------------------------------------------------------------------------------
+
+    def train(self) -> dict:
+        self.memory = self.measure_memory()
+        model = self.make_model()
+        memory.reset_resident_peak()
+        self.budget = self.make_budget(self.key, self.checkpoint.ledger)
+        self.method = self.make_method(model, self.budget)
+        self._resume()
+        if not self.curve:
+            self._add_to_curve(model)
+        self._steps(model)
+        self._check_finite()
+        resident = memory.resident_peak_bytes()
+        self.log(f"{self.name}: evaluating on {len(self.examples['test'])} test examples")
+        result = losses.evaluate(model, self.examples["test"], self.settings["token_budget"])
+        return {
+            "metrics": {
+                "accuracy": result["accuracy"],
+                "loss": result["loss"],
+                "split": "test",
+                "examples": len(self.examples["test"]),
+                "selection": "last iterate",
+            },
+            "curve": self.curve,
+            "privacy": self.statement(),
+            "memory": {**self.memory, "peak_resident_bytes": resident},
+        }
+
+    def _steps(self, model: models.Classifier) -> None:
+        total, every = self.settings["steps"], self.settings["evaluate_every"]
+        probes = set(np.linspace(0, max(0, total - 1), TIMED_STEPS).astype(int).tolist())
+        last_log = time.perf_counter()
+        for step, batch in self.batches(self.method.steps_taken):
+            seconds = self._timed_step(batch)
+            if step in probes and len(batch):
+                self.timed.append((seconds, self._two_forward_seconds(model, batch)))
+            if step + 1 == total or (every and (step + 1) % every == 0):
+                self._check_finite()
+                self._add_to_curve(model)
+            self.checkpoint.maybe_save(self._state)
+            if time.perf_counter() - last_log > LOG_SECONDS:
+                last_log = time.perf_counter()
+                left = self.train_seconds / (step + 1) * (total - step - 1)
+                self.log(f"{self.name}: step {step + 1} of {total}, about {left:.0f} s of training left")
+
+    def _timed_step(self, batch: examples.Examples) -> float:
+        start = time.perf_counter()
+        self.method.step(batch)
+        self._synchronize()
+        seconds = time.perf_counter() - start
+        self.train_seconds += seconds
+        return seconds
+
+    @torch.no_grad()
+    def _two_forward_seconds(self, model: models.Classifier, batch: examples.Examples) -> float:
+        start = time.perf_counter()
+        self.loss(model, batch)
+        self.loss(model, batch)
+        self._synchronize()
+        return time.perf_counter() - start
+
+    def _synchronize(self) -> None:
+        if self.device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+    def _check_finite(self) -> None:
+        """Weights are computed from releases alone, so this reveals nothing more (a look at the loss would)."""
+        for parameter in getattr(self.method, "parameters", ()):
+            if not torch.isfinite(parameter).all():
+                raise Diverged(f"a parameter is not finite after step {self.method.steps_taken}")
+
+    def _add_to_curve(self, model: models.Classifier) -> None:
+        """Losses and dev accuracy are functions of private data: they are kept only where the run is no release."""
+        point = {"step": self.method.steps_taken, "train_seconds": self.train_seconds}
+        if not (self.card.private and self.key.valid_release):
+            dev = self.examples["dev"]
+            dev = dev[np.arange(min(self.settings["curve_examples"], len(dev)))]
+            point["dev_accuracy"] = losses.evaluate(model, dev, self.settings["token_budget"])["accuracy"]
+            point["train_loss"] = self.method.training_loss
+        self.curve.append(point)
+
+    def measure_memory(self) -> dict:
+        """Of a throw-away model and method on a stand-in batch: says nothing of private data and repeats exactly."""
+        size, length = self.settings["batch_size"], self.settings["max_length"]
+        batch = examples.Examples.of([[1] * length] * size, [0] * size)
+        model = self.make_model()
+
+        def forward() -> None:
+            with torch.no_grad():
+                self.loss(model, batch)
+
+        def two_steps() -> None:  # optimiser state is made in the first and is there in the second
+            method = self.make_method(model, self.make_budget(RunKey.secret(), ledger=None))
+            method.step(batch)
+            method.step(batch)
+
+        inference = memory.peak_bytes(model, forward)
+        step = inference if self.card.order is None else memory.peak_bytes(model, two_steps)
+        return {
+            "peak_allocated_bytes": step,
+            "inference_peak_bytes": inference,
+            "weights_bytes": memory.weights_bytes(model),
+            "peak_reserved_bytes": memory.reserved_bytes(model),
+            "how": f"{memory.how(model)}, a step on a stand-in batch of {size} x {length} tokens",
+        }
+
+    # -- checkpoint ----------------------------------------------------------------------------------------------------
+
+    def _state(self) -> dict:
+        return {
+            "method": self.method.state_dict(),
+            "curve": self.curve,
+            "timed": self.timed,
+            "train_seconds": self.train_seconds,
+            "wall_seconds": self.wall_seconds(),
+        }
+
+    def _resume(self) -> None:
+        state = self.checkpoint.load()
+        if state is None:
+            return
+        self.method.load_state_dict(state["method"])
+        self.curve, self.timed = state["curve"], [tuple(pair) for pair in state["timed"]]
+        self.train_seconds = state["train_seconds"]
+        self.started -= state["wall_seconds"]
+        self.log(f"{self.name}: resumed at step {self.method.steps_taken} of {self.settings['steps']}")
+
+    # -- the record ----------------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        return run_id(self.cell)
+
+    def wall_seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+    def header(self) -> dict:
+        cell = {k: self.cell[k] for k in ("task", "model", "method", "epsilon", "seed", "settings")}
+        method = {"title": self.cell["title"], "private": self.card.private, "order": self.card.order}
+        return {"version": record.VERSION, "run": self.name, "cell": cell, "method": method}
+
+    def unfinished(self) -> dict:
+        """What a run that stopped early still has to say, its spent epsilon among it."""
+        return {"metrics": None, "curve": self.curve, "privacy": self.statement(), "memory": self.memory}
+
+    def statement(self) -> dict | None:
+        if self.budget is None:
+            return None
+        return self.budget.statement(self.settings["clip"], float(self.cell["epsilon"]))
+
+    def time(self) -> dict:
+        trained = self.train_seconds > 0
+        return {
+            "wall_seconds": self.wall_seconds(),
+            "train_seconds": self.train_seconds,
+            "steps_per_second": self.settings["steps"] / self.train_seconds if trained else None,
+            "step_seconds": statistics.median(step for step, _ in self.timed) if self.timed else None,
+            "two_forward_seconds": statistics.median(two for _, two in self.timed) if self.timed else None,
+        }
+
+    def provenance(self) -> dict:
+        return {
+            **provenance(self.cell["use"], self.device),
+            "threads": torch.get_num_threads(),
+            "model": {"name": self.cell["model"], "sha256": models.digest(self.cell["model"])},
+            "data": {"name": self.cell["task"], "sha256": examples.data_digest(self.cell["task"])},
+        }

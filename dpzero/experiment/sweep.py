@@ -1,0 +1,239 @@
+"""A sweep file becomes cells: one for each run. Imports no torch, so that planning is instant.
+
+extends: NAME               start from another sweep
+tasks, models, epsilons, seeds:      the axes; any of them, and `methods`, narrows on the command line
+settings:                   of every run
+methods: {NAME: {use: FILE, title: ..., version: N, SETTING: value}}
+overrides: {TASK/MODEL/METHOD: {SETTING: value}}      `*` for any; the most specific wins
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+
+import yaml
+
+from ..errors import UsageError
+from ..language import catalogues
+from .methods import TYPES, Card, card
+
+FOLDER = Path(__file__).with_name("sweeps")
+AXES = ("tasks", "models", "methods", "epsilons", "seeds")
+CHOICES = {
+    "tune": ("full", "bias", "lora", "head"),
+    "noise_key": ("published", "secret"),
+    "mechanism": ("gaussian", "laplace"),
+    "sampling": ("poisson", "full_batch"),
+    "adjacency": ("add_remove", "replace_one"),
+}
+# What every run has, beside the settings of its method: name -> (type, default)
+RUN_SETTINGS = {
+    "tune": ("str", "bias"),  # what is trained
+    "batch_size": ("int", 16),  # expected: Poisson batches vary
+    "steps": ("int", None),
+    "max_length": ("int", 64),  # tokens
+    "token_budget": ("int", 2048),  # padded tokens of a micro-batch
+    "evaluate_every": ("int", 0),  # steps between points of the learning curve; 0: start and end
+    "curve_examples": ("int", 256),  # dev examples for the curve
+    "noise_key": ("str", "published"),
+    "delta": ("float", 1e-5),
+    "mechanism": ("str", "gaussian"),
+    "sampling": ("str", "poisson"),
+    "adjacency": ("str", "add_remove"),
+    "version": ("int", 1),  # raise it to rerun a method after its code changed
+}
+STANZA = ("use", "title")
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> str:
+    """One line that names the nearest right name."""
+    known = [str(k) for k in known]
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    return f"unknown {kind} {name!r}: " + (
+        f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+    )
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load(name: str, **narrowed: object) -> dict[str, dict]:
+    """{run id: cell} of a sweep, in the order of its axes. `narrowed`: values for axes, as from the command line.
+
+    Raises UsageError, before anything runs, for every name or value that is not known.
+    """
+    sweep = _read(str(name))
+    for axis in narrowed:
+        if axis not in AXES:
+            raise UsageError(unknown("axis", axis, AXES))
+    return _expand(sweep, {axis: _list(value) for axis, value in narrowed.items()}, str(name))
+
+
+def _read(name: str) -> dict:
+    if name not in names():
+        raise UsageError(unknown("sweep", name, names()))
+    try:
+        sweep = yaml.safe_load((FOLDER / f"{name}.yaml").read_text()) or {}
+    except yaml.YAMLError as error:
+        raise UsageError(f"sweep {name}: not valid YAML ({' '.join(str(error).split())})") from error
+    if "extends" not in sweep:
+        return sweep
+    base = _read(sweep.pop("extends"))
+    for part in ("settings", "methods", "overrides"):
+        sweep[part] = {**(base.get(part) or {}), **(sweep.get(part) or {})}
+    return {**base, **sweep}
+
+
+def _list(value: object) -> list:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _expand(sweep: dict, narrowed: dict[str, list], name: str) -> dict[str, dict]:
+    _check_keys(sweep, name)
+    stanzas = sweep["methods"] or {}
+    axes = {axis: narrowed.get(axis, sweep.get(axis)) for axis in AXES}
+    axes["methods"] = narrowed.get("methods", list(stanzas))
+    _check_axes(axes, stanzas)
+    cells: dict[str, dict] = {}
+    for task in axes["tasks"]:
+        for model in axes["models"]:
+            for method in axes["methods"]:
+                stanza = stanzas[method] or {}
+                method_card = card(stanza.get("use", method))
+                epsilons = (
+                    [canonical_epsilon(e) for e in axes["epsilons"]] if method_card.private else ["inf"]
+                )
+                if method_card.order is None:
+                    epsilons = ["0"]  # reads no private example
+                seeds = axes["seeds"] if method_card.order is not None else [0]
+                for epsilon in epsilons:
+                    for seed in seeds:
+                        cell = _cell(sweep, task, model, method, method_card, epsilon, int(seed))
+                        cells.setdefault(run_id(cell), cell)
+    if not cells:
+        raise UsageError(f"sweep {name} has no runs: give every axis at least one value")
+    return cells
+
+
+def run_id(cell: dict) -> str:
+    return f"{cell['task']}/{cell['model']}/{cell['method']}/eps-{cell['epsilon']}/seed-{cell['seed']}"
+
+
+def canonical_epsilon(value: object) -> str:
+    """2, 2.0, "2" -> "2"; .5 -> "0.5": one spelling for paths and keys."""
+    try:
+        number = Decimal(str(value))
+    except InvalidOperation:
+        number = Decimal(0)
+    if not number.is_finite() or number <= 0:
+        raise UsageError(
+            f"epsilon {value!r} is not a positive number: non-private methods are listed without one, so give numbers only"
+        )
+    return format(number.normalize(), "f")
+
+
+def _cell(
+    sweep: dict, task: str, model: str, method: str, method_card: Card, epsilon: str, seed: int
+) -> dict:
+    stanza = {k: v for k, v in (sweep["methods"][method] or {}).items() if k not in STANZA}
+    layers = [sweep.get("settings") or {}, stanza, *_overrides(sweep, (task, model, method))]
+    known = {**{k: t for k, (t, _) in RUN_SETTINGS.items()}, **method_card.settings}
+    settings = {k: default for k, (_, default) in RUN_SETTINGS.items()}
+    for number, layer in enumerate(layers):
+        for key, value in layer.items():
+            if key in known:
+                settings[key] = _typed(key, value, known[key], method)
+            elif number > 0 or not _some_method_has(key, sweep):
+                raise UsageError(f"method {method}: " + unknown("setting", key, known))
+    if method_card.order is None:
+        settings["steps"] = 0
+    missing = [k for k in [*method_card.required, "steps"] if settings.get(k) is None and k != "seed"]
+    if missing:
+        raise UsageError(
+            f"method {method} needs the setting {missing[0]!r}: add it to its stanza in the sweep"
+        )
+    if not method_card.private:
+        for key in ("delta", "mechanism", "adjacency", "noise_key"):
+            settings.pop(key)
+    use = (sweep["methods"][method] or {}).get("use", method)
+    title = (sweep["methods"][method] or {}).get("title", method_card.title)
+    return {
+        "task": task,
+        "model": model,
+        "method": method,
+        "use": use,
+        "title": title,
+        "epsilon": epsilon,
+        "seed": seed,
+        "settings": dict(sorted(settings.items())),
+    }
+
+
+def _some_method_has(key: str, sweep: dict) -> bool:
+    """A setting shared by all runs may be meant for some methods only."""
+    return any(key in card((stanza or {}).get("use", m)).settings for m, stanza in sweep["methods"].items())
+
+
+def _overrides(sweep: dict, place: tuple[str, str, str]) -> list[dict]:
+    """The overrides that match, the most specific last."""
+    matching = []
+    for pattern, values in (sweep.get("overrides") or {}).items():
+        parts = pattern.split("/")
+        if len(parts) != 3:
+            raise UsageError(f"override {pattern!r}: write it as TASK/MODEL/METHOD, with * for any")
+        if all(part in ("*", value) for part, value in zip(parts, place, strict=True)):
+            matching.append((sum(part != "*" for part in parts), values or {}))
+    return [values for _, values in sorted(matching, key=lambda pair: pair[0])]
+
+
+def _typed(key: str, value: object, type_name: str, method: str) -> object:
+    """PyYAML reads 1e-5 as text: convert by the declared type."""
+    kind = TYPES.get(type_name.split(" | ")[0], str)
+    try:
+        if kind is bool and not isinstance(value, bool):
+            raise ValueError
+        if kind is int and not re.fullmatch(r"[+-]?\d+", str(value)):
+            raise ValueError
+        converted = kind(value)  # type: ignore[call-arg]
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"method {method}: setting {key} is {value!r}, but must be of type {type_name}"
+        ) from None
+    if key in CHOICES and converted not in CHOICES[key]:
+        raise UsageError(f"method {method}: " + unknown(f"value of {key}", converted, CHOICES[key]))
+    return converted
+
+
+def _check_keys(sweep: dict, name: str) -> None:
+    allowed = (*AXES, "settings", "overrides", "description", "selection")
+    for key in sweep:
+        if key not in allowed:
+            raise UsageError(f"sweep {name}: " + unknown("key", key, allowed))
+
+
+def _check_axes(axes: dict, stanzas: dict) -> None:
+    known = {
+        "tasks": catalogues.names("tasks"),
+        "models": catalogues.names("models"),
+        "methods": list(stanzas),
+    }
+    for axis, values in axes.items():
+        if not values:
+            raise UsageError(f"the axis {axis} is empty: give it at least one value")
+        for value in values:
+            if axis in known and value not in known[axis]:
+                raise UsageError(unknown(axis.removesuffix("s"), value, known[axis]))
+    for seed in axes["seeds"]:
+        if not re.fullmatch(r"\d+", str(seed)):
+            raise UsageError(f"seed {seed!r} is not a whole number of at least 0: write seeds='[0, 1, 2]'")
+
+
+def description(name: str) -> dict:
+    """The words of a sweep: its description and how its settings were chosen."""
+    sweep = _read(name)
+    return {key: " ".join(str(sweep.get(key, "")).split()) for key in ("description", "selection")}

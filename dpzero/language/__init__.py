@@ -1,0 +1,1 @@
+"""Models, tasks, prompts, tokenized examples, per-example losses and metrics."""

@@ -1,0 +1,119 @@
+"""Tokenized examples: made once for a task and a model, kept in the cache, cut into padded micro-batches by length."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import assets, models, tasks
+
+UNLIMITED = 100_000  # tokens: a prompt is shortened by its text, not by its end
+FORMAT = 1  # raise it when the same task and model give other tokens
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Token ids of n texts, one after the other, and their labels. Indexing with an index array gives a batch."""
+
+    tokens: np.ndarray  # int32 [sum of lengths]
+    offsets: np.ndarray  # int64 [n + 1]
+    labels: np.ndarray  # int64 [n]
+
+    @classmethod
+    def of(cls, sequences: Sequence[Sequence[int]], labels: Sequence[int]) -> Examples:
+        offsets = np.concatenate([[0], np.cumsum([len(s) for s in sequences])]).astype(np.int64)
+        tokens = np.concatenate([np.asarray(s, np.int32) for s in sequences] or [np.zeros(0, np.int32)])
+        return cls(tokens, offsets, np.asarray(labels, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def ids(self, i: int) -> np.ndarray:
+        return self.tokens[self.offsets[i] : self.offsets[i + 1]]
+
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    def __getitem__(self, indices: np.ndarray) -> Examples:
+        return Examples.of([self.ids(i) for i in indices], self.labels[indices])
+
+    def parts(self, token_budget: int) -> Iterator[tuple[np.ndarray, Examples]]:
+        """Micro-batches of similar length, at most token_budget padded tokens each (or one example): (positions, examples)."""
+        order = np.argsort(self.lengths(), kind="stable")[::-1]
+        start = 0
+        while start < len(order):
+            count = max(1, token_budget // max(1, int(self.lengths()[order[start]])))
+            yield order[start : start + count], self[order[start : start + count]]
+            start += count
+
+    def padded(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """input_ids [n, longest], attention_mask [n, longest], labels [n]; padding on the right."""
+        ids = np.zeros((len(self), int(self.lengths().max())), np.int64)
+        mask = np.zeros_like(ids)
+        for row in range(len(self)):
+            sequence = self.ids(row)
+            ids[row, : len(sequence)], mask[row, : len(sequence)] = sequence, 1
+        return tuple(torch.from_numpy(a).to(device) for a in (ids, mask, self.labels))
+
+
+def encode(task: str, model: str, max_length: int) -> dict[str, Examples]:
+    """Each split of the task as the model reads it, from the cache where it is there."""
+    path = _cache_file(task, model, max_length)
+    if not path.exists():
+        _tokenize(task, model, max_length, path)
+    with np.load(path) as arrays:
+        splits = sorted({key.split("/")[0] for key in arrays.files})
+        return {
+            s: Examples(arrays[f"{s}/tokens"], arrays[f"{s}/offsets"], arrays[f"{s}/labels"]) for s in splits
+        }
+
+
+def data_digest(task: str) -> str:
+    """SHA-256 of what the examples are made of."""
+    parts = [assets.digest(name) for name in tasks.assets_of(task)] + [
+        json.dumps(tasks._stanza(task), sort_keys=True)
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _cache_file(task: str, model: str, max_length: int) -> Path:
+    key = [FORMAT, data_digest(task), models.digest(model), models.catalogue()[model]["kind"], max_length]
+    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    return assets.cache_folder() / "tokens" / f"{task}-{model}-{max_length}-{name}.npz"
+
+
+def _tokenize(task_name: str, model: str, max_length: int, path: Path) -> None:
+    task = tasks.load(task_name)
+    causal = models.catalogue()[model]["kind"] == "causal"
+    tokenize = models.tokenizer(model, UNLIMITED if causal else max_length)
+    arrays = {}
+    for split, rows in task.splits.items():
+        texts = [row.text for row in rows]
+        if causal:
+            sequences = [_prompt(task.prompt, text, tokenize, max_length) for text in texts]
+        else:
+            sequences = [tokenize(text) for text in texts]
+        examples = Examples.of(sequences, [row.label for row in rows])
+        arrays |= {f"{split}/{key}": getattr(examples, key) for key in ("tokens", "offsets", "labels")}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.npz")
+    np.savez(temporary, **arrays)
+    temporary.replace(path)
+
+
+def _prompt(template: str, text: str, tokenize, max_length: int) -> list[int]:
+    """The prompt with the text shortened from its end until it fits: what follows the text is never cut off."""
+    words = text.split(" ")[:max_length]
+    ids = tokenize(template.format(text=" ".join(words)))
+    while len(ids) > max_length and len(words) > 1:
+        words = words[: -max(1, (len(ids) - max_length) // 2)] or words[:1]
+        ids = tokenize(template.format(text=" ".join(words)))
+    return ids

@@ -1,0 +1,34 @@
+"""What is trained: the same switch for every method of a comparison."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..errors import UsageError
+
+TUNES = ("full", "bias", "lora", "head")
+LORA_TARGETS = {"bert": ["query", "value"], "roberta": ["query", "value"]}  # others: q_proj and v_proj
+LORA_RANK, LORA_ALPHA = 8, 16  # as in MeZO and DPZero
+
+
+def select(model: nn.Module, tune: str) -> None:
+    """Set `requires_grad` on the parameters of a Classifier; its head is always trained.
+
+    full: all. bias: every bias (in a model without biases, the gains of its norms). lora: rank-8 adapters on query and value.
+    head: the head alone.
+    """
+    if tune not in TUNES:
+        raise UsageError(f"tune is {tune!r}: give one of {', '.join(TUNES)}")
+    backbone = model.backbone
+    biases = [name for name, _ in backbone.named_parameters() if name.endswith("bias")]
+    for name, parameter in backbone.named_parameters():
+        parameter.requires_grad_(
+            tune == "full" or (tune == "bias" and (name.endswith("bias") if biases else "norm" in name))
+        )
+    if tune == "lora":
+        from peft import LoraConfig, inject_adapter_in_model
+
+        targets = LORA_TARGETS.get(backbone.config.model_type, ["q_proj", "v_proj"])
+        inject_adapter_in_model(
+            LoraConfig(r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules=targets), backbone
+        )

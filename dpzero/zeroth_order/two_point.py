@@ -1,0 +1,106 @@
+"""The two-point step: perturb, take the loss, perturb the other way, take the loss, then move along the direction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence, Sized
+
+import torch
+from torch import Tensor, nn
+
+from .directions import Gaussian
+
+PerExampleLoss = Callable[[nn.Module, Sized], Tensor]
+"""(model, batch of B examples) -> losses [B], float32 or better, none of which depends on another example."""
+
+
+class TwoPoint:
+    """What every zeroth-order method shares: all of it but the scalar.
+
+    A method says in `projected_gradient` what becomes of the per-example loss differences f(x + smoothing z) -
+    f(x - smoothing z); the step is then x <- x - learning_rate * projected_gradient * z. Sums are divided by the expected
+    batch size, a constant. Holds the memory of inference: z is generated three times and never stored.
+    """
+
+    order = 0
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: PerExampleLoss,
+        *,
+        batch_size: int,
+        learning_rate: float,
+        smoothing: float,
+        seed: int,
+    ) -> None:
+        for name, value in (
+            ("learning_rate", learning_rate),
+            ("smoothing", smoothing),
+            ("batch_size", batch_size),
+        ):
+            if not value > 0:
+                raise ValueError(f"{name} is {value}: it must be positive")
+        self.model, self.loss = model, loss
+        self.batch_size, self.learning_rate, self.smoothing = batch_size, learning_rate, smoothing
+        self.parameters = trainable(model.parameters())
+        self.direction = Gaussian(seed)
+        self.steps_taken = 0
+        self.training_loss: float | None = (
+            None  # an un-noised function of the batch: only for benchmarks on public data
+        )
+
+    def projected_gradient(self, difference: Tensor) -> float:
+        """Loss differences f(x + smoothing z) - f(x - smoothing z), float64 [B], B >= 0 -> the scalar that multiplies z."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def step(self, batch: Sized) -> float:
+        """One step on a batch, which may be empty. Returns the scalar."""
+        self._perturb(self.smoothing)
+        plus = self._losses(batch)
+        self._perturb(-2 * self.smoothing)
+        minus = self._losses(batch)
+        self.training_loss = float((plus + minus).mean() / 2) if len(batch) else None
+        gradient = self.projected_gradient(plus - minus)
+        self._perturb(self.smoothing - self.learning_rate * gradient)  # restores and updates at once
+        self.steps_taken += 1
+        return gradient
+
+    def _perturb(self, scale: float) -> None:
+        self.direction.add_(self.parameters, self.steps_taken, scale)
+
+    def _losses(self, batch: Sized) -> Tensor:
+        if not len(batch):
+            return torch.zeros(0, dtype=torch.float64)
+        losses = self.loss(self.model, batch)
+        if losses.shape != (len(batch),):
+            raise ValueError(
+                f"the loss returned shape {tuple(losses.shape)} for {len(batch)} examples: it must return one value per example"
+            )
+        return losses.double().cpu()
+
+    def state_dict(self) -> dict:
+        return {"steps_taken": self.steps_taken, "parameters": [p.detach().clone() for p in self.parameters]}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict) -> None:
+        for mine, saved in zip(self.parameters, state["parameters"], strict=True):
+            mine.copy_(saved)
+        self.steps_taken = state["steps_taken"]
+
+
+def trainable(parameters: Iterable[Tensor]) -> Sequence[Tensor]:
+    """The parameters that ask for a gradient, each once, checked."""
+    chosen = list({id(p): p for p in parameters if p.requires_grad}.values())
+    if not chosen:
+        raise ValueError("no parameter has requires_grad: nothing to train")
+    for p in chosen:
+        if not p.is_contiguous():
+            raise ValueError(
+                f"a parameter of shape {tuple(p.shape)} is not contiguous: make it so before training"
+            )
+        if p.dtype in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"a trainable parameter is stored in {p.dtype}, in which small zeroth-order updates vanish: use float32 weights"
+            )
+    return chosen
