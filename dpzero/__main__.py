@@ -56,14 +56,15 @@ def _parser() -> argparse.ArgumentParser:
     assets.add_argument("--out", type=Path, help="write what was found, and its digests, to this file")
     assets.set_defaults(verb=_assets)
 
-    tables = verbs.add_parser("tables", help="records to tables; prints the accuracy table")
-    tables.add_argument("records", nargs="+", type=Path)
-    tables.add_argument("--sweep", required=True)
-    tables.add_argument("--out", required=True, type=Path)
-    tables.add_argument(
-        "--expected", type=Path, help="file with the run ids that there should be, one a line"
-    )
-    tables.set_defaults(verb=_tables)
+    for name, verb in (("tables", _tables), ("figures", _figures)):
+        part = verbs.add_parser(name, help=f"{name} of the records that exist")
+        part.add_argument("--sweep", default="quick")
+        part.add_argument(
+            "--cells", type=Path, help="file of run ids, one a line (default: all of the sweep)"
+        )
+        part.add_argument("--records", type=Path, help="folder of the records (default: results/SWEEP/runs)")
+        part.add_argument("--out", type=Path, required=True)
+        part.set_defaults(verb=verb)
 
     for name, verb in (("calibrate", _calibrate), ("epsilon", _epsilon)):
         question = verbs.add_parser(
@@ -157,9 +158,31 @@ def _assets(options: argparse.Namespace) -> dict:
 def _tables(options: argparse.Namespace) -> dict:
     from .report.tables import write_tables
 
-    expected = _read(options.expected).split() if options.expected else None
-    print(write_tables(options.records, options.out, options.sweep, expected))
-    return {"tables": str(options.out), "records": len(options.records)}
+    records, runs = _records(options)
+    print(write_tables(records, options.out, options.sweep, runs))
+    return {"tables": str(options.out), "records": len(records), "runs": len(runs)}
+
+
+def _figures(options: argparse.Namespace) -> dict:
+    from .report.figures import write_figures
+
+    records, runs = _records(options)
+    files = write_figures(records, options.out, options.sweep, runs)
+    return {"figures": [str(file) for file in files], "records": len(records), "runs": len(runs)}
+
+
+def _records(options: argparse.Namespace) -> tuple[list[Path], list[str]]:
+    """The record files that exist, of the runs that there should be: an explicit list, never what lies in a folder."""
+    from .experiment import sweep
+
+    runs = _read(options.cells).split() if options.cells else list(sweep.load(options.sweep))
+    folder = options.records or Path("results") / options.sweep / "runs"
+    records = [path for run in runs if (path := folder / f"{run}.json").exists()]
+    if not records:
+        raise UsageError(
+            f"none of the {len(runs)} runs of sweep {options.sweep} has a record in {folder}: run it first"
+        )
+    return records, runs
 
 
 def _calibrate(options: argparse.Namespace) -> dict:

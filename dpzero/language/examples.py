@@ -79,7 +79,7 @@ def encode(task: str, model: str, max_length: int) -> dict[str, Examples]:
 def data_digest(task: str) -> str:
     """SHA-256 of what the examples are made of."""
     parts = [assets.digest(name) for name in tasks.assets_of(task)] + [
-        json.dumps(tasks._stanza(task), sort_keys=True)
+        json.dumps(tasks.stanza(task), sort_keys=True)
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -98,7 +98,7 @@ def _tokenize(task_name: str, model: str, max_length: int, path: Path) -> None:
     for split, rows in task.splits.items():
         texts = [row.text for row in rows]
         if causal:
-            sequences = [_prompt(task.prompt, text, tokenize, max_length) for text in texts]
+            sequences = [_prompt(task, text, tokenize, max_length) for text in texts]
         else:
             sequences = [tokenize(text) for text in texts]
         examples = Examples.of(sequences, [row.label for row in rows])
@@ -109,11 +109,11 @@ def _tokenize(task_name: str, model: str, max_length: int, path: Path) -> None:
     temporary.replace(path)
 
 
-def _prompt(template: str, text: str, tokenize, max_length: int) -> list[int]:
+def _prompt(task: tasks.Task, text: str, tokenize, max_length: int) -> list[int]:
     """The prompt with the text shortened from its end until it fits: what follows the text is never cut off."""
     words = text.split(" ")[:max_length]
-    ids = tokenize(template.format(text=" ".join(words)))
+    ids = tokenize(task.prompted(" ".join(words)))
     while len(ids) > max_length and len(words) > 1:
         words = words[: -max(1, (len(ids) - max_length) // 2)] or words[:1]
-        ids = tokenize(template.format(text=" ".join(words)))
+        ids = tokenize(task.prompted(" ".join(words)))
     return ids

@@ -71,7 +71,9 @@ class Classifier(nn.Module):
         extra = {}
         if self.backbone.config.model_type == "bert":
             # one row of positions for each text: broadcast rows would give Opacus one gradient for the whole batch
-            extra["position_ids"] = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+            extra["position_ids"] = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(
+                input_ids
+            )
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **extra).last_hidden_state
         if self.kind == "causal":
             last = attention_mask.sum(1) - 1  # padding is on the right

@@ -55,13 +55,13 @@ def names() -> list[str]:
 
 def assets_of(name: str) -> list[str]:
     """The assets that a task reads (see `assets.ensure`); reads no data. UsageError for an unknown task."""
-    asset = _stanza(name).get("asset")
+    asset = stanza(name).get("asset")
     return [asset] if asset else []
 
 
 def load(name: str) -> Task:
     """Read a task from the cache. UsageError for an unknown task, or when its asset is not in the cache."""
-    stanza = _stanza(name)
+    stanza = stanza(name)
     words = stanza["words"]
     splits = _READERS[stanza["reader"]](name, stanza)
     return Task(
@@ -87,7 +87,7 @@ def _stanzas() -> dict[str, dict]:
     return yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
 
 
-def _stanza(name: str) -> dict:
+def stanza(name: str) -> dict:
     if name not in _stanzas():
         near = difflib.get_close_matches(name, _stanzas(), n=1, cutoff=0.4)
         hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(_stanzas())}"

@@ -1,0 +1,158 @@
+"""From a sweep to its tables and figures. Wiring only: what runs is in dpzero/experiment/sweeps/NAME.yaml.
+
+snakemake --cores                                             the sweep `quick`
+snakemake --cores --config sweep=quick-lm methods='[dpzero, mezo]' epsilons='[2]' seeds='[0]'
+snakemake --cores partial                                     tables and figures of the runs that exist
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from snakemake.utils import min_version
+
+min_version("9.0")
+sys.path.insert(0, workflow.basedir)
+
+from dpzero.errors import UsageError
+from dpzero.experiment import sweep
+from dpzero.report import FIGURES, FIGURE_FILES, TABLES, TABLE_FILES
+
+SWEEP = str(config.get("sweep", "quick"))
+try:
+    CELLS = sweep.load(
+        SWEEP, **{key: value for key, value in config.items() if key != "sweep"}
+    )
+except UsageError as error:
+    print(f"dpzero: {error}", file=sys.stderr)
+    os._exit(2)
+
+RESULTS = f"results/{SWEEP}"
+FIGURE_FOLDER = f"figures/{SWEEP}"
+CAPTIONS = f"{workflow.basedir}/dpzero/report/captions"
+DPZERO = f"{sys.executable} -m dpzero"
+TABLE_PATHS = [f"{RESULTS}/tables/{name}" for name in TABLE_FILES]
+FIGURE_PATHS = [f"{FIGURE_FOLDER}/{name}" for name in FIGURE_FILES]
+
+
+localrules:
+    all,
+    assets,
+    plan,
+    tables,
+    figures,
+    partial,
+
+
+rule all:
+    input:
+        TABLE_PATHS,
+        FIGURE_PATHS,
+
+
+rule assets:
+    output:
+        f"{RESULTS}/assets.json",
+    params:
+        tasks=sorted({cell["task"] for cell in CELLS.values()}),
+        models=sorted({cell["model"] for cell in CELLS.values()}),
+    message:
+        "weights and data: downloaded, verified and tokenized once"
+    shell:
+        "{DPZERO} assets --sweep {SWEEP} --tasks {params.tasks} --models {params.models} --out {output}"
+
+
+rule run:
+    input:
+        ancient(f"{RESULTS}/assets.json"),
+    output:
+        f"{RESULTS}/runs/{{run}}.json",
+    log:
+        f"{RESULTS}/logs/{{run}}.log",
+    wildcard_constraints:
+        run=r".+/seed-\d+",
+    threads: 1
+    resources:
+        gpu=1,
+        mem_mb=4000,
+        runtime=lambda wildcards, attempt: 60 * attempt,
+    params:
+        cell=lambda wildcards: json.dumps(CELLS[wildcards.run], sort_keys=True),
+    message:
+        "{wildcards.run}"
+    shell:
+        "{DPZERO} run --spec {params.cell:q} --out {output} --threads {threads} 2>&1 | tee -a {log}"
+
+
+rule plan:
+    output:
+        f"{RESULTS}/cells.txt",
+    params:
+        runs=list(CELLS),
+    run:
+        Path(output[0]).write_text("\n".join(params.runs) + "\n")
+
+
+rule tables:
+    input:
+        cells=rules.plan.output,
+        records=[f"{RESULTS}/runs/{run}.json" for run in CELLS],
+    output:
+        report(
+            [path for path in TABLE_PATHS if path.endswith(".md")],
+            category="Tables",
+            caption=f"{CAPTIONS}/tables.rst",
+        ),
+        [path for path in TABLE_PATHS if not path.endswith(".md")],
+    message:
+        "tables of {SWEEP}"
+    shell:
+        "{DPZERO} tables --sweep {SWEEP} --cells {input.cells} --records {RESULTS}/runs --out {RESULTS}/tables"
+
+
+rule figures:
+    input:
+        cells=rules.plan.output,
+        records=[f"{RESULTS}/runs/{run}.json" for run in CELLS],
+    output:
+        [
+            report(
+                f"{FIGURE_FOLDER}/{name}.png",
+                category="Figures",
+                caption=f"{CAPTIONS}/{name}.rst",
+            )
+            for name in FIGURES
+        ],
+        [path for path in FIGURE_PATHS if path.endswith(".pdf")],
+    message:
+        "figures of {SWEEP}"
+    shell:
+        "{DPZERO} figures --sweep {SWEEP} --cells {input.cells} --records {RESULTS}/runs --out {FIGURE_FOLDER}"
+
+
+rule partial:
+    input:
+        cells=rules.plan.output,
+    message:
+        "tables and figures of the runs that exist"
+    shell:
+        "{DPZERO} tables --sweep {SWEEP} --cells {input.cells} --records {RESULTS}/runs --out {RESULTS}/tables && "
+        "{DPZERO} figures --sweep {SWEEP} --cells {input.cells} --records {RESULTS}/runs --out {FIGURE_FOLDER}"
+
+
+onsuccess:
+    table = Path(f"{RESULTS}/tables/accuracy.md")
+    if table.exists():
+        print(f"\n{table.read_text()}\nTables:  {RESULTS}/tables")
+        print(
+            "\n".join(
+                f"Figure:  {path}" for path in FIGURE_PATHS if path.endswith(".png")
+            )
+        )
+
+
+onerror:
+    print(
+        "\nSome runs are missing (their logs: {RESULTS}/logs). Tables of what exists: add `partial` to the command."
+    )
