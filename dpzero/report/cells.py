@@ -1,0 +1,79 @@
+"""What stands in one cell of a table: the text for a group of runs, seeds that failed or are missing included."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas
+
+from dpzero.report import provenance
+from dpzero.report.render import ABSENT, number
+from dpzero.report.statistics import Summary
+
+
+def identity(rows: pandas.DataFrame) -> dict[str, Any]:
+    """The method of these runs, for the CSV."""
+    keys = ("task", "model", "method", "title", "private", "order")
+    return {key: rows[key].iloc[0] for key in keys} | {"runs": len(rows), "status": status(rows)}
+
+
+def names(rows: pandas.DataFrame) -> dict[str, str]:
+    """The method of these runs, for readers."""
+    first = rows.iloc[0]
+    return {"task": first["task"], "model": first["model"], "method": first["title"]}
+
+
+def epsilon(rows: pandas.DataFrame) -> str:
+    """The epsilon of these runs; the infinity sign where nothing is private."""
+    return rows["epsilon"].iloc[0].replace("inf", "∞")
+
+
+def status(rows: pandas.DataFrame) -> str:
+    """`ok` if any run finished, else the worst that happened."""
+    return next(iter(provenance.status_counts(rows)))
+
+
+def failure(rows: pandas.DataFrame) -> str:
+    """What stands where no run has a number."""
+    return {"oom": "OOM", "diverged": "diverged"}.get(status(rows), ABSENT)
+
+
+def finished(rows: pandas.DataFrame) -> str:
+    """`3`, or `2/3 ok; 1 diverged` where some runs have no result."""
+    counts = provenance.status_counts(rows)
+    ok = counts.pop("ok", 0)
+    others = [f"{count} {provenance.LABELS.get(status, status)}" for status, count in counts.items()]
+    return "; ".join([f"{ok}/{len(rows)} ok", *others]) if others else str(ok)
+
+
+def score(summary: Summary, rows: pandas.DataFrame) -> str:
+    """`74.0 ± 1.2` in per cent; one seed is a value, never a mean."""
+    if not summary.n:
+        return failure(rows)
+    mean = number(100 * summary.mean, ".1f")
+    return f"{mean} (one seed)" if summary.n == 1 else f"{mean} ± {number(100 * summary.std, '.1f')}"
+
+
+def interval(summary: Summary) -> str:
+    """`[72.1, 75.9]` in per cent."""
+    if summary.n < 2:
+        return ABSENT
+    return f"[{number(100 * summary.low, '.1f')}, {number(100 * summary.high, '.1f')}]"
+
+
+def difference(summary: Summary) -> str:
+    """`+1.2 [0.3, 2.1]` in points."""
+    if not summary.n:
+        return ABSENT
+    return f"{number(100 * summary.mean, '+.1f')} {'(one seed)' if summary.n == 1 else interval(summary)}"
+
+
+def common(values: pandas.Series, form: str) -> str:
+    """What a row's runs agree on, as text; all of it, with slashes, where they do not."""
+    return " / ".join(sorted({_text(value, form) for value in values.dropna()})) or ABSENT
+
+
+def _text(value: Any, form: str) -> str:
+    if isinstance(value, str):
+        return value
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else format(value, form)

@@ -1,0 +1,149 @@
+"""Strokes that several figures share: panels, points with their seeds, horizontal levels, one legend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy
+import pandas
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from dpzero.report import style
+from dpzero.report.statistics import Summary, summarise
+
+SMALLEST_N_WITH_BAR = 3  # a t-interval of two seeds is wider than any panel
+EDGE_STEP = 0.012  # of the width of a panel: between the intervals at its right edge
+LABEL_GAP = 0.065  # of the height of a panel: labels of levels are at least so far apart
+
+
+def canvas(
+    rows: int, columns: int, height: float, width: float = style.PAGE_INCHES, **shared: bool | str
+) -> tuple[Figure, numpy.ndarray]:
+    """A figure of this width, and its panels of this height, in inches."""
+    figure = Figure(figsize=(width, rows * height + 0.7), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **shared)
+
+
+def panels(runs: pandas.DataFrame) -> Iterator[tuple[str, pandas.DataFrame]]:
+    """The title and the rows of each task and model."""
+    for (task, model), rows in runs.groupby(["task", "model"], sort=False):
+        yield f"{task} ({model})", rows
+
+
+def epsilons(runs: pandas.DataFrame) -> list[tuple[str, float]]:
+    """Label and value of each epsilon at which a private method ran, ascending."""
+    private = runs[runs["private"]].sort_values("epsilon_value")
+    pairs = dict(zip(private["epsilon_value"], private["epsilon"], strict=True))
+    return [(f"ε = {text}", value) for value, text in pairs.items()]
+
+
+def scores(rows: pandas.DataFrame) -> numpy.ndarray:
+    """The scores of the runs that finished, in per cent."""
+    return 100 * rows["score"][rows["status"] == "ok"].to_numpy(dtype=float)
+
+
+def score_label(rows: pandas.DataFrame, split: str | None = None) -> str:
+    """`test accuracy (%)`, from what the records say."""
+    metric = next(iter(rows["metric"].dropna()), "score")
+    return f"{split or next(iter(rows['metrics.split'].dropna()), '')} {metric} (%)".strip()
+
+
+def mark(
+    axis: Axes, method: str, x: float | numpy.ndarray, rows: pandas.DataFrame, beside: float = 1.0
+) -> Summary:
+    """One method's mean at x (a place, or one value a seed) with 95 % intervals from 3 seeds; seeds as faint dots.
+
+    The dots stand at `beside` times x. Where no seed finished, a cross on the floor of the panel says why. Returns
+    the summary of the scores.
+    """
+    look, y = style.look(method), scores(rows)
+    middle = summarise(y)
+    if not middle.n:
+        reason = "OOM" if (rows["status"] == "oom").any() else "diverged"
+        if (rows["status"] != "missing").any():
+            axis.plot([x], [0.03], "x", color=look.colour, transform=axis.get_xaxis_transform())
+            text = {"rotation": 90, "ha": "center", "size": 5, "color": look.colour}
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+            axis.annotate(reason, (x, 0.08), xycoords=("data", "axes fraction"), bbox=box, **text)
+        return middle
+    places = numpy.broadcast_to(x, y.shape)
+    across = summarise(places)
+    if middle.n > 1:
+        axis.plot(places * beside, y, ".", markersize=3.5, color=look.colour, alpha=0.45, markeredgewidth=0)
+    if middle.n >= SMALLEST_N_WITH_BAR:
+        half_x = across.high - across.mean if across.std > 0 else None
+        bars = {"color": look.colour, "elinewidth": 0.8, "capsize": 1.5}
+        axis.errorbar(across.mean, middle.mean, middle.high - middle.mean, half_x, **bars)
+    face = look.colour if rows["private"].iloc[0] else "white"
+    axis.plot([across.mean], [middle.mean], look.marker, color=look.colour, markerfacecolor=face, zorder=3)
+    return middle
+
+
+def levels(axis: Axes, rows: pandas.DataFrame, named: bool = True) -> None:
+    """A line at each method's mean score, its interval and name at the right edge; call it when the panel is full."""
+    means = {method: summarise(scores(some)) for method, some in rows.groupby("method", sort=False)}
+    means = {method: mean for method, mean in means.items() if mean.n}
+    titles = dict(zip(rows["method"], rows["title"], strict=True))
+    for place, (method, mean) in enumerate(means.items()):
+        look = style.look(method)
+        axis.axhline(mean.mean, color=look.colour, linestyle=look.line, linewidth=0.9, zorder=1)
+        if named and mean.n >= SMALLEST_N_WITH_BAR:
+            bar = {"color": look.colour, "linewidth": 1.2, "clip_on": False, "solid_capstyle": "butt"}
+            edge = 1 + EDGE_STEP * place
+            axis.plot([edge, edge], [mean.low, mean.high], transform=axis.get_yaxis_transform(), **bar)
+    low, high = axis.get_ylim()
+    axis.set_ylim(low, high)
+    heights = spread([(mean.mean - low) / (high - low) for mean in means.values()], LABEL_GAP)
+    for method, height in zip(means if named else (), heights, strict=False):
+        text = {"va": "center", "size": 6.5, "color": style.look(method).colour, "annotation_clip": False}
+        edge = 1 + EDGE_STEP * len(means)
+        axis.annotate(titles[method], (edge, height), (2, 0), "axes fraction", "offset points", **text)
+
+
+def settle(axis: Axes, rows: pandas.DataFrame) -> None:
+    """Say so where a panel has no result, and take away the scale that would measure nothing."""
+    if not len(scores(rows)):
+        if len(axis.get_shared_y_axes().get_siblings(axis)) == 1:
+            axis.set_yticks([])
+        axis.annotate("no finished run", (0.5, 0.5), xycoords="axes fraction", ha="center", color=style.GREY)
+
+
+def spread(places: list[float], gap: float) -> list[float]:
+    """The same places in the same order, moved up and down as little as keeps neighbours `gap` apart."""
+    order = sorted(range(len(places)), key=lambda i: places[i])
+    blocks: list[list[int]] = []  # neighbours that touch, each block centred on the mean of its places
+
+    def bounds(block: list[int]) -> tuple[float, float]:
+        centre, half = sum(places[i] for i in block) / len(block), gap * (len(block) - 1) / 2
+        return centre - half, centre + half
+
+    for i in order:
+        blocks.append([i])
+        while len(blocks) > 1 and bounds(blocks[-1])[0] < bounds(blocks[-2])[1] + gap:
+            last = blocks.pop()
+            blocks[-1] += last
+    moved = dict[int, float]()
+    for block in blocks:
+        moved |= {i: bounds(block)[0] + gap * k for k, i in enumerate(block)}
+    return [moved[i] for i in range(len(places))]
+
+
+def legend(figure: Figure, runs: pandas.DataFrame, lines: bool = True) -> None:
+    """One legend for the whole figure, above it."""
+    handles = []
+    for method, some in runs.groupby("method", sort=False):
+        look, private = style.look(method), bool(some["private"].iloc[0])
+        face = look.colour if private else "white"
+        line = look.line if lines else ""
+        label = some["title"].iloc[0]
+        handles.append(
+            Line2D([], [], color=look.colour, linestyle=line, marker=look.marker, mfc=face, label=label)
+        )
+    if handles:
+        wide = figure.get_figwidth() > style.COLUMN_INCHES
+        columns = min(len(handles), 5 if wide else 2)
+        figure.legend(
+            handles=handles, loc="outside upper center", ncols=columns, handlelength=2.4, columnspacing=1.2
+        )

@@ -1,0 +1,217 @@
+"""The figures of a sweep. A figure is one function of the runs; `dpzero.report.FIGURES` says which are drawn."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import pandas
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
+
+from dpzero.report import FIGURES, drawing, provenance, style, tables
+from dpzero.report.records import load
+
+WIDE_RANGE = 20  # highest / lowest value from which an axis is logarithmic
+DODGE = 0.4  # the methods of one epsilon take this part of the way to the next epsilon
+
+
+def write_figures(
+    records: list[Path], folder: Path, sweep: str, expected: list[str] | None = None
+) -> list[Path]:
+    """Draw every figure of `dpzero.report.FIGURES` into `folder`, as PDF and PNG; return the files.
+
+    Arguments as for `write_tables`. Raises UsageError for a file that is no record.
+    """
+    runs = load(records, expected)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    files = []
+    with style.settings():
+        for name in FIGURES:
+            figure = globals()[name](runs)
+            note = provenance.footnote(runs, sweep)
+            figure.supxlabel(note, x=0.995, ha="right", fontsize=5, color=style.GREY)
+            files += style.save(figure, Path(folder), name, provenance.line(runs, sweep))
+    return files
+
+
+def accuracy_vs_epsilon(runs: pandas.DataFrame) -> Figure:
+    """Score against epsilon; what is not private is a dashed line, not a point at infinity."""
+    figure, axes = _one_panel_a_task(runs, height=2.5)
+    for axis, (title, rows) in zip(axes, drawing.panels(runs), strict=True):
+        private = rows[rows["private"]]
+        step = _epsilon_axis(axis, drawing.epsilons(rows)) * DODGE / max(private["method"].nunique(), 1)
+        middle = (private["method"].nunique() - 1) / 2
+        for place, (method, some) in enumerate(private.groupby("method", sort=False)):
+            cells = [(x * 2 ** (step * (place - middle)), cell) for x, cell in some.groupby("epsilon_value")]
+            means = [drawing.mark(axis, method, x, cell, beside=2 ** (step / 3)).mean for x, cell in cells]
+            look = style.look(method)
+            axis.plot(
+                [x for x, _ in cells], means, color=look.colour, linestyle=look.line, linewidth=0.8, alpha=0.7
+            )
+        axis.set(title=title, ylabel=drawing.score_label(rows))
+        drawing.levels(axis, rows[~rows["private"]])
+        drawing.settle(axis, rows)
+    drawing.legend(figure, runs[runs["private"] & (runs["status"] != "missing")])
+    return figure
+
+
+def memory_by_method(runs: pandas.DataFrame) -> Figure:
+    """Peak over the loaded weights, one bar a method, beside plain inference."""
+    rows = pandas.DataFrame(tables.memory(runs).values)
+    most = rows.groupby(["task", "model"]).size().max()
+    figure, axes = _one_panel_a_task(rows, height=0.6 + 0.2 * most)
+    for axis, (title, panel) in zip(axes, drawing.panels(rows), strict=True):
+        peaks = panel["peak_over_weights_bytes"].astype(float) / 2**20
+        floor = panel["inference_over_weights_bytes"].astype(float).median() / 2**20
+        lowest, highest = peaks[peaks > 0].min(), peaks.max()
+        logarithmic = highest / lowest > WIDE_RANGE
+        left = lowest / 2 if logarithmic else 0
+        for place, (peak, row) in enumerate(zip(peaks, panel.to_dict("records"), strict=True)):
+            text = {"oom": "OOM", "diverged": "diverged"}.get(row["status"], "no record")
+            if peak > 0:
+                colour = style.look(row["method"]).colour
+                axis.barh(
+                    place,
+                    peak - left,
+                    0.62,
+                    left,
+                    facecolor=colour if row["private"] else "white",
+                    edgecolor=colour,
+                )
+                text = f"{peak:.1f}" + (
+                    f"  ({row['ratio_over_weights']:.2f}×)" if row["ratio_over_weights"] > 0 else ""
+                )
+            end = peak if peak > 0 else left
+            axis.annotate(text, (end, place), (3, 0), textcoords="offset points", va="center", size=6.5)
+        if floor > 0:
+            axis.axvline(floor, color=style.BLACK, linestyle=":", linewidth=0.9)
+            axis.annotate(
+                f"plain inference, {floor:.1f}",
+                (floor, 1),
+                (0, 2),
+                ("data", "axes fraction"),
+                "offset points",
+                size=6.5,
+            )
+        if logarithmic:
+            axis.set_xscale("log")
+        axis.set_yticks(range(len(panel)), panel["title"])
+        axis.set(xlabel="peak over the loaded weights (MiB)", ylim=(len(panel) - 0.4, -0.6))
+        end = highest * (highest / left) ** 0.35 if logarithmic else 1.35 * (highest if highest > 0 else 1)
+        axis.set_xlim(left, end)
+        axis.set_title(title, pad=11, loc="left")
+    return figure
+
+
+def accuracy_vs_time(runs: pandas.DataFrame) -> Figure:
+    """Score against training time, one panel an epsilon; the methods that are not private stand in each."""
+    columns = drawing.epsilons(runs) or [("", math.nan)]
+    panels = list(drawing.panels(runs))
+    trained = runs[(runs["rank"] > 0) & (runs["status"] == "ok") & (runs["time.train_seconds"] > 0)]
+    seconds = trained["time.train_seconds"]
+    figure, axes = drawing.canvas(len(panels), len(columns), 2.3, sharex=True, sharey="row")
+    for line, (title, rows) in zip(axes, panels, strict=True):
+        for axis, (label, epsilon) in zip(line, columns, strict=True):
+            here = trained.loc[trained.index.intersection(rows.index)]
+            here = here[~here["private"] | (here["epsilon_value"] == epsilon)]
+            for method, some in here.groupby("method", sort=False):
+                drawing.mark(axis, method, some["time.train_seconds"].to_numpy(), some)
+            axis.set(title=", ".join(filter(None, (title, label))))
+            drawing.settle(axis, here)
+        for axis in line:
+            drawing.levels(axis, rows[rows["rank"] == 0], named=axis is line[-1])
+        line[0].set_ylabel(drawing.score_label(rows))
+    _time_axis(axes[0, 0], seconds)
+    for axis in axes[-1]:
+        axis.set_xlabel("training time (s)")
+    drawing.legend(figure, trained, lines=False)
+    return figure
+
+
+def learning_curves(runs: pandas.DataFrame) -> Figure:
+    """Development score against step: the methods that are not private first, then one panel an epsilon."""
+    trained = runs[runs["rank"] > 0]
+    columns = [("not private", math.inf)] if (~trained["private"]).any() or trained.empty else []
+    columns += drawing.epsilons(runs)
+    panels = list(drawing.panels(runs))
+    figure, axes = drawing.canvas(len(panels), len(columns), 2.2, sharey="row")
+    for line, (title, rows) in zip(axes, panels, strict=True):
+        for axis, (label, epsilon) in zip(line, columns, strict=True):
+            private = label != "not private"
+            here = rows[(rows["rank"] > 0) & (rows["private"] == private)]
+            here = here[here["epsilon_value"] == epsilon] if private else here
+            lengths = [_draw_curve(axis, method, some) for method, some in here.groupby("method", sort=False)]
+            lengths = [length for length in lengths if length > 0]
+            if lengths and max(lengths) / min(lengths) > WIDE_RANGE:
+                axis.set_xscale("symlog", linthresh=min(lengths))
+            drawing.settle(axis, here)
+            axis.set(title=f"{title}, {label}")
+        line[0].set_ylabel(drawing.score_label(rows, "dev"))
+    for axis in axes[-1]:
+        axis.set_xlabel("step")
+    drawing.legend(figure, trained[trained["status"] == "ok"])
+    return figure
+
+
+def _one_panel_a_task(runs: pandas.DataFrame, height: float) -> tuple[Figure, list[Axes]]:
+    """One panel for each task and model, two beside each other."""
+    count = runs.groupby(["task", "model"]).ngroups
+    columns, width = (2, style.PAGE_INCHES) if count > 1 else (1, style.COLUMN_INCHES)
+    figure, axes = drawing.canvas(math.ceil(count / columns), columns, height, width)
+    for spare in axes.flat[count:]:
+        spare.remove()
+    return figure, list(axes.flat[:count])
+
+
+def _epsilon_axis(axis: Axes, epsilons: list[tuple[str, float]]) -> float:
+    """A tick at each epsilon on an axis in octaves; returns the smallest distance of two epsilons, in octaves."""
+    values = [value for _, value in epsilons] or [1.0]
+    apart = min((math.log2(b / a) for a, b in pairwise(values)), default=1.0)
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_xticks(values if epsilons else [], [label.removeprefix("ε = ") for label, _ in epsilons])
+    axis.set(xlabel="ε", xlim=(min(values) * 2 ** (-apart / 2), max(values) * 2 ** (apart / 2)))
+    return apart
+
+
+def _time_axis(axis: Axes, seconds: pandas.Series) -> None:
+    """From zero, or logarithmic where the slowest method takes many times as long as the fastest."""
+    if seconds.max() > WIDE_RANGE * seconds.min():
+        axis.set_xscale("log")
+        axis.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter=FormatStrFormatter("%g"))
+        axis.xaxis.set_minor_locator(NullLocator())
+    elif len(seconds):
+        axis.set_xlim(0, 1.15 * seconds.max())
+
+
+def _draw_curve(axis: Axes, method: str, rows: pandas.DataFrame) -> float:
+    """Mean over seeds at each step, the range of the seeds as a band; returns the last step, 0 without a curve."""
+    look = style.look(method)
+    points = [
+        (point["step"], 100 * point[f"dev_{metric}"])
+        for curve, metric in zip(rows["curve"][rows["status"] == "ok"], rows["metric"], strict=False)
+        for point in curve
+        if point.get(f"dev_{metric}") is not None
+    ]
+    if not points:
+        return 0
+    steps = pandas.DataFrame(points, columns=["step", "score"]).groupby("step")["score"]
+    mean, low, high = steps.mean(), steps.min(), steps.max()
+    if steps.size().max() > 1:
+        axis.fill_between(mean.index, low, high, color=look.colour, alpha=0.12, linewidth=0)
+    every = max(1, len(mean) // 4)
+    face = look.colour if rows["private"].iloc[0] else "white"
+    axis.plot(
+        mean.index,
+        mean,
+        color=look.colour,
+        linestyle=look.line,
+        marker=look.marker,
+        mfc=face,
+        markevery=every,
+        ms=3.5,
+    )
+    return float(mean.index.max())

@@ -1,0 +1,210 @@
+"""Record files -> one frame, one row a run. The only place that knows the shape of a record."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from dpzero.errors import UsageError
+
+STATUSES = ("ok", "oom", "diverged")
+METRICS = ("accuracy", "f1")  # the first that a record has is its score
+
+# Columns that exist whether or not a record fills them, in the order of runs.csv; further keys of a record follow.
+COLUMNS = (
+    *("run", "status", "error", "task", "model", "method", "title", "private", "order", "epsilon", "seed"),
+    *("metric", "score"),
+    *(f"metrics.{key}" for key in ("split", "examples", "loss", "selection", "start_accuracy")),
+    *(
+        f"privacy.{key}"
+        for key in ("unit", "adjacency", "sampling", "mechanism", "dataset_size", "batch_size")
+    ),
+    *(
+        f"privacy.{key}"
+        for key in ("steps", "clip", "noise_scale", "delta", "epsilon_target", "epsilon_spent")
+    ),
+    *(
+        f"privacy.{key}"
+        for key in ("epsilon_spent_rdp", "gdp_mu", "accountant", "noise_key", "valid_release")
+    ),
+    *(f"memory.{key}" for key in ("peak_allocated_bytes", "inference_peak_bytes", "weights_bytes")),
+    *(f"memory.{key}" for key in ("peak_reserved_bytes", "peak_resident_bytes", "how")),
+    *(f"time.{key}" for key in ("wall_seconds", "train_seconds", "steps_per_second", "two_forward_seconds")),
+    *(f"provenance.{key}" for key in ("git", "dirty", "code", "device", "python", "threads")),
+    *(f"provenance.{key}" for key in ("model.name", "model.sha256", "data.name", "data.sha256")),
+)
+
+INTERNAL = ("curve", "rank", "epsilon_value")  # for drawing and sorting; in no file
+
+
+def load(paths: Iterable[Path], expected: Iterable[str] | None = None) -> pandas.DataFrame:
+    """`to_frame` of `read_records`. Raises UsageError if there is nothing to show."""
+    runs = to_frame(read_records(paths), expected)
+    if runs.empty:
+        raise UsageError("there is no record to report on: run a cell of the sweep first")
+    return runs
+
+
+def read_records(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """The validated records of these files, ordered by run id whatever the order of the files.
+
+    Raises UsageError, one line naming the file, for a file that is missing, is no JSON or is no record of
+    version 1, and for two files that hold the same run.
+    """
+    found: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for path in map(Path, paths):
+        record = _read(path)
+        earlier = found.setdefault(record["run"], (path, record))[0]
+        if earlier != path:
+            raise UsageError(f"{earlier} and {path} both hold run {record['run']}: pass one of them")
+    return [found[run][1] for run in sorted(found)]
+
+
+def to_frame(records: list[dict[str, Any]], expected: Iterable[str] | None = None) -> pandas.DataFrame:
+    """One row a run, in the order of the tables; an expected run without record is a row of status `missing`.
+
+    Columns: `COLUMNS`, then `settings.*`, `provenance.packages.*` and whatever else the records hold. A value that
+    a record does not have is None or NaN.
+    """
+    rows = [_row(record) for record in records]
+    methods = {row["method"]: {key: row[key] for key in ("title", "private", "order")} for row in rows}
+    present = {row["run"] for row in rows}
+    rows += [_missing_row(run, methods) for run in sorted(set(expected or ()) - present)]
+    extra = sorted({key for row in rows for key in row} - set(COLUMNS) - set(INTERNAL))
+    frame = pandas.DataFrame(
+        rows, columns=[*COLUMNS, *extra, *INTERNAL], dtype=object
+    )  # values as in the record
+    for column in ("score", *(c for c in COLUMNS if c.endswith(("_bytes", "_seconds", "_per_second")))):
+        frame[column] = frame[column].astype(float)
+    frame["private"] = frame["private"].astype(bool)
+    frame["epsilon_value"] = frame["epsilon"].astype(float)
+    order = ["task", "model", "rank", "method", "epsilon_value", "seed"]
+    return frame.sort_values(order, kind="stable", ignore_index=True)
+
+
+def rank(private: bool, order: int | None) -> int:
+    """Place in a table: zero-shot, non-private first order and zeroth order, private zeroth order and first order."""
+    ranks = {(False, None): 0, (False, 1): 1, (False, 0): 2, (True, 0): 3, (True, 1): 4}
+    return ranks.get((private, order), 5)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}): run its cell first") from None
+    except ValueError as error:
+        fault = " ".join(str(error).split())
+        raise UsageError(f"{path} is no JSON ({fault}): delete it and run its cell again") from None
+    fault = _fault(record)
+    if fault:
+        raise UsageError(f"{path} is no valid record ({fault}): delete it and run its cell again")
+    return record
+
+
+def _fault(record: Any) -> str | None:
+    """What is wrong with a record, in a few words; None for a valid one."""
+    if not isinstance(record, dict):
+        return "not a JSON object"
+    if record.get("version") != 1:
+        return f"version is {record.get('version')!r}, not 1"
+    if record.get("status") not in STATUSES:
+        return f"status is {record.get('status')!r}, not one of {', '.join(STATUSES)}"
+    for key in ("cell", "method"):
+        if not isinstance(record.get(key), dict):
+            return f"{key} is missing"
+    for key in ("metrics", "privacy", "memory", "time", "provenance"):
+        if not isinstance(record.get(key) or {}, dict):
+            return f"{key} is no object"
+    cell, method = record["cell"], record["method"]
+    if not all(isinstance(cell.get(key), str) for key in ("task", "model", "method", "epsilon")):
+        return "cell needs task, model, method and epsilon as text"
+    if not isinstance(cell.get("seed"), int) or isinstance(cell["seed"], bool):
+        return "cell needs an integer seed"
+    if record.get("run") != run_id(cell):
+        return f"run is {record.get('run')!r} but its cell is {run_id(cell)}"
+    if not _is_number(cell["epsilon"]):
+        return f"epsilon is {cell['epsilon']!r}, not a number"
+    if not isinstance(method.get("title"), str) or not isinstance(method.get("private"), bool):
+        return "method needs a title and private: true or false"
+    if method.get("order") not in (0, 1, None):
+        return f"method order is {method['order']!r}, not 0, 1 or null"
+    if record["status"] == "ok" and _score(record)[0] is None:
+        return f"status is ok but metrics has no finite {' or '.join(METRICS)}"
+    if not isinstance(record.get("curve") or [], list):
+        return "curve is no list"
+    return None
+
+
+def run_id(cell: dict[str, Any]) -> str:
+    """TASK/MODEL/METHOD/eps-E/seed-S."""
+    return "{task}/{model}/{method}/eps-{epsilon}/seed-{seed}".format(**cell)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return not math.isnan(float(text))
+    except ValueError:
+        return False
+
+
+def _score(record: dict[str, Any]) -> tuple[str | None, float | None]:
+    metrics = record.get("metrics") or {}
+    for name in METRICS:
+        value = metrics.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return name, float(value)
+    return None, None
+
+
+def _row(record: dict[str, Any]) -> dict[str, Any]:
+    cell, method = record["cell"], record["method"]
+    row = {"run": record["run"], "status": record["status"], "error": record.get("error")}
+    row |= {key: cell[key] for key in ("task", "model", "method", "epsilon", "seed")}
+    row |= {"title": method["title"], "private": method["private"], "order": method.get("order")}
+    row["rank"] = rank(row["private"], row["order"])
+    row["metric"], row["score"] = _score(record)
+    row["curve"] = record.get("curve") or []
+    row |= _flatten("settings", cell.get("settings") or {})
+    for section in ("metrics", "privacy", "memory", "time", "provenance"):
+        row |= _flatten(section, record.get(section) or {})
+    for name in METRICS:
+        row.pop(f"metrics.{name}", None)  # already there as metric and score
+    return row
+
+
+def _missing_row(run: str, methods: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The row of a run without record; what its method is, the other runs of that method say."""
+    try:
+        task, model, method, epsilon, seed = run.split("/")
+        row = {"task": task, "model": model, "method": method}
+        row |= {"epsilon": epsilon.removeprefix("eps-"), "seed": int(seed.removeprefix("seed-"))}
+        if run != run_id(row) or not _is_number(row["epsilon"]):
+            raise ValueError
+    except ValueError:
+        raise UsageError(f"{run!r} is no run id: write TASK/MODEL/METHOD/eps-E/seed-S") from None
+    unknown = {"title": method, "private": row["epsilon"] not in ("0", "inf"), "order": None}
+    row |= methods.get(method, unknown)
+    known = method in methods or row["epsilon"] == "0"
+    return row | {
+        "run": run,
+        "status": "missing",
+        "curve": [],
+        "rank": rank(row["private"], row["order"]) if known else 5,
+    }
+
+
+def _flatten(prefix: str, section: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        name = f"{prefix}.{key}"
+        if isinstance(value, dict):
+            flat |= _flatten(name, value)
+        else:
+            flat[name] = json.dumps(value, sort_keys=True) if isinstance(value, list) else value
+    return flat

@@ -1,0 +1,240 @@
+"""The four tables of a sweep, and the run-by-run CSV files under them.
+
+Only `time.*` and `times.csv` hold what a rerun changes (times, resident memory, the machine); every other file
+is the same to the byte for the same results from the same checkout.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from dpzero.report import cells, provenance
+from dpzero.report.records import INTERNAL, load
+from dpzero.report.render import ABSENT, Table, csv_text, mebibytes, number
+from dpzero.report.statistics import paired_difference, summarise
+
+METHOD = ["task", "model", "method"]
+CELL = [*METHOD, "epsilon"]
+REFERENCES = {"zero_shot": "zero-shot", "mezo": "MeZO"}  # each row is compared with these, seed by seed
+
+SEED_CHANGES = (
+    "A seed changes the training examples where the task draws them, the order of batches, the directions and the "
+    "noise; the examples that are scored stay the same."
+)
+COMPOSITION = (
+    "An epsilon holds for one run. If the data were private, k seeds would compose, to at most k times that epsilon "
+    "and delta, and so would all methods and epsilons that are run on the same data."
+)
+TUNING = "Tuning: not accounted. Learning rates, clips and steps were chosen outside the stated epsilon."
+PUBLISHED = (
+    "Noise key published: anyone can recompute the noise, so these runs are a benchmark, no private release."
+)
+
+# Columns of the privacy table: heading, key in the record.
+PROMISES = {"mechanism": "mechanism", "unit": "unit", "adjacency": "adjacency", "sampling": "sampling"}
+PROMISES |= {"n": "dataset_size", "batch": "batch_size", "steps": "steps", "clip": "clip"}
+PROMISES |= {"noise scale": "noise_scale", "δ": "delta", "ε target": "epsilon_target"}
+SPENT = {"ε spent (PLD)": "epsilon_spent", "ε spent (RDP)": "epsilon_spent_rdp", "μ (GDP)": "gdp_mu"}
+VALIDITY = {"noise key": "noise_key", "valid release": "valid_release", "accountant": "accountant"}
+
+# Columns of the time table: column of the frame, heading, format.
+SECONDS = (
+    ("step_seconds", "seconds per step", ".4f"),
+    ("time.two_forward_seconds", "two forwards (s)", ".4f"),
+    ("step_over_two_forwards", "step / two forwards", ".2f"),
+    ("time.train_seconds", "train (s)", ".1f"),
+    ("time.wall_seconds", "wall (s)", ".1f"),
+)
+VOLATILE = ("time.", "provenance.", "memory.peak_resident_bytes", "memory.peak_reserved_bytes", "error")
+STABLE_PROVENANCE = tuple(f"provenance.{key}" for key in ("code", "python", "packages.", "model.", "data."))
+
+
+def write_tables(records: list[Path], folder: Path, sweep: str, expected: list[str] | None = None) -> str:
+    """Write every table of a sweep into `folder` (`dpzero.report.TABLE_FILES`); return the accuracy table, Markdown.
+
+    `records` are the files of these runs and no others. `expected` are the run ids that the sweep should have: one
+    without a record is a dash in the tables and named in a note. Raises UsageError for a file that is no record.
+    """
+    runs = load(records, expected)
+    contents = {
+        "provenance.json": json.dumps(provenance.union(runs, sweep), indent=2, ensure_ascii=False) + "\n"
+    }
+    contents |= run_files(runs)
+    for name, table in {f.__name__: f(runs) for f in (accuracy, memory, time, privacy)}.items():
+        used = runs[runs["private"]] if name == "privacy" and runs["private"].any() else runs
+        table.notes += provenance.warnings(used)
+        table.provenance = provenance.line(used, sweep)
+        contents |= {f"{name}.csv": table.csv(), f"{name}.md": table.markdown(), f"{name}.tex": table.latex()}
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        (folder / name).write_text(content, encoding="utf-8", newline="\n")
+    return contents["accuracy.md"]
+
+
+def run_files(runs: pandas.DataFrame) -> dict[str, str]:
+    """runs.csv: what is the same after a rerun. times.csv: what is not."""
+    made = runs[runs["status"] != "missing"].drop(columns=list(INTERNAL)).sort_values("run")
+    volatile = [c for c in made.columns if c.startswith(VOLATILE) and not c.startswith(STABLE_PROVENANCE)]
+    times = made[["run", "status", *volatile]]
+    return {"runs.csv": csv_text(made.drop(columns=volatile)), "times.csv": csv_text(times)}
+
+
+def accuracy(runs: pandas.DataFrame) -> Table:
+    """Score of each method and epsilon over its seeds, in per cent, and its paired difference to the references."""
+    table = Table("")
+    metrics = provenance.distinct(runs["metric"])
+    metric = metrics[0] if len(metrics) == 1 else "score"
+    for (task, model, method, epsilon), rows in runs.groupby(CELL, sort=False):
+        score = summarise(_by_seed(rows).values())
+        values = cells.identity(rows) | {"epsilon": epsilon, "metric": cells.common(rows["metric"], "")}
+        values |= {k: cells.common(rows[f"metrics.{k}"], ".0f") for k in ("split", "examples", "selection")}
+        values |= _flat("score", asdict(score))
+        shown = cells.names(rows) | {"ε": cells.epsilon(rows), f"{metric} (%)": cells.score(score, rows)}
+        shown |= {"seeds": cells.finished(rows), "95 % interval": cells.interval(score)}
+        for reference, title in REFERENCES.items():
+            theirs = runs[(runs["method"] == reference) & (runs["task"] == task) & (runs["model"] == model)]
+            apart = paired_difference(_by_seed(rows), {} if reference == method else _by_seed(theirs))
+            values |= _flat(f"vs_{reference}", asdict(apart))
+            shown[f"vs {title}"] = "reference" if reference == method else cells.difference(apart)
+        table.add(values, shown)
+    several = any(row["score_n"] > 1 for row in table.values)
+    selection = " or ".join(provenance.distinct(runs["metrics.selection"])) or "nothing yet"
+    what = "mean ± standard deviation over seeds" if several else "one seed"
+    table.title = f"{metric.capitalize()} in per cent, {what}; reported: {selection}"
+    table.notes = [*_scoring(runs), SEED_CHANGES, "Intervals: 95 % t-intervals of the mean over seeds."]
+    table.notes.append("vs: difference in points, paired over the seeds that both methods have.")
+    if runs["status"].isin(["oom", "diverged"]).any():
+        table.notes.append(
+            "Running out of memory (OOM) and divergence are results; a mean is over the other seeds."
+        )
+    return table
+
+
+def memory(runs: pandas.DataFrame) -> Table:
+    """Peak memory of each method beside plain inference, in the run that needed most."""
+    table = Table("Peak memory beside plain inference")
+    for _, rows in runs.groupby(METHOD, sort=False):
+        measured = rows[(rows["status"] != "oom") & rows["memory.peak_allocated_bytes"].notna()]
+        highest = measured.nlargest(1, "memory.peak_allocated_bytes")
+        weights, inference, peak = (
+            highest[f"memory.{key}_bytes"].max() for key in ("weights", "inference_peak", "peak_allocated")
+        )
+        over_weights = _ratio(peak - weights, inference - weights)
+        how = cells.common(measured["memory.how"], "")
+        values = {"weights_bytes": weights, "inference_over_weights_bytes": inference - weights}
+        values |= {"peak_over_weights_bytes": peak - weights, "peak_allocated_bytes": peak}
+        values |= {
+            "ratio_over_weights": over_weights,
+            "ratio_with_weights": _ratio(peak, inference),
+            "how": how,
+        }
+        shown = {
+            "weights (MiB)": mebibytes(weights),
+            "inference over weights (MiB)": mebibytes(inference - weights),
+        }
+        shown["method over weights (MiB)"] = (
+            mebibytes(peak - weights) if len(highest) else cells.failure(rows)
+        )
+        shown["ratio over weights"] = number(over_weights, ".2f")
+        shown["ratio with weights"] = number(_ratio(peak, inference), ".2f")
+        shown |= {"runs": cells.finished(rows), "how": how}
+        table.add(cells.identity(rows) | values, cells.names(rows) | shown)
+    table.notes = [
+        "Over weights: peak allocated minus the loaded weights. Inference: the peak of a plain forward pass in the same run.",
+        "Ratios: method / inference, without and with the weights. Each row is the run with the highest peak.",
+    ]
+    return table
+
+
+def time(runs: pandas.DataFrame) -> Table:
+    """Speed of each method on each device, mean over its runs, beside the floor of two forward passes."""
+    table = Table("Time and resident memory: machine-dependent figures")
+    rate, floor = runs["time.steps_per_second"], runs["time.two_forward_seconds"]
+    step = 1 / rate.where(rate > 0)
+    device = runs["provenance.device"].fillna(runs.groupby(METHOD)["provenance.device"].transform("first"))
+    runs = runs.assign(
+        device=device.fillna(ABSENT), step_seconds=step, step_over_two_forwards=step / floor.where(floor > 0)
+    )
+    for (*_, device), rows in runs.groupby([*METHOD, "device"], sort=False):
+        ok = rows[rows["status"] == "ok"]
+        mean = {column: summarise(ok[column]).mean for column, _, _ in SECONDS}
+        resident = ok["memory.peak_resident_bytes"].max()
+        values = {column.removeprefix("time."): value for column, value in mean.items()}
+        values |= {"peak_resident_bytes": resident, "device": device}
+        shown = {heading: number(mean[column], form) for column, heading, form in SECONDS}
+        if not len(ok):
+            shown["seconds per step"] = cells.failure(rows)
+        shown |= {"peak resident (MiB)": mebibytes(resident), "runs": cells.finished(rows), "device": device}
+        table.add(cells.identity(rows) | values, cells.names(rows) | shown)
+    table.notes = [
+        "These figures depend on the machine and on what else it does; they change with each rerun.",
+        "Means over the runs that finished; resident memory is the highest of them, of the whole process.",
+        "Two forwards: the floor of a two-point step, timed in the same run.",
+    ]
+    return table
+
+
+def privacy(runs: pandas.DataFrame) -> Table:
+    """What each private method promises: the guarantee, what it rests on, and whether it may be relied upon."""
+    private = runs[runs["private"]]
+    accountants = "; ".join(provenance.distinct(private["privacy.accountant"])) or "none"
+    table = Table(f"Privacy of each private method; accountant: {accountants}")
+    for (*_, epsilon), rows in private.groupby(CELL, sort=False):
+        values, shown = {"epsilon": epsilon}, {"ε": cells.epsilon(rows)}
+        for heading, key in (PROMISES | SPENT | VALIDITY).items():
+            column = rows[f"privacy.{key}"]
+            if key in SPENT.values():
+                values[key] = column.astype(float).max()
+                shown[heading] = number(values[key], ".4f")
+            else:
+                values[key], shown[heading] = cells.common(column, ".10g"), cells.common(column, ".4g")
+        del shown["accountant"]  # in the title
+        table.add(cells.identity(rows) | values, cells.names(rows) | shown)
+    if private.empty:
+        table.notes = ["No private method in these runs."]
+        return table
+    table.notes = [
+        "ε spent: the highest over the seeds. RDP: the looser cross-check. μ: Gaussian DP, where it applies."
+    ]
+    table.notes += [
+        COMPOSITION,
+        TUNING,
+        *([PUBLISHED] if (private["privacy.noise_key"] == "published").any() else []),
+    ]
+    return table
+
+
+def _by_seed(rows: pandas.DataFrame) -> dict[int, float]:
+    ok = rows[rows["status"] == "ok"]
+    return dict(zip(ok["seed"], ok["score"], strict=True))
+
+
+def _flat(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}_{key}": value for key, value in values.items()}
+
+
+def _ratio(over: float, under: float) -> float:
+    return over / under if under > 0 else math.nan
+
+
+def _scoring(runs: pandas.DataFrame) -> list[str]:
+    """Of each task and model: metric, split, number of examples, selection rule; by method where these differ."""
+    notes = []
+    scored = runs[runs["score"].notna()].fillna({"metrics.split": "unknown", "metrics.selection": "unknown"})
+    ways = ["metric", "metrics.split", "metrics.examples", "metrics.selection"]
+    for (task, model), rows in scored.groupby(["task", "model"], sort=False):
+        several = rows[ways].drop_duplicates().shape[0] > 1
+        for (metric, split, examples, selection), some in rows.groupby(ways, sort=False, dropna=False):
+            count = "an unknown number of" if pandas.isna(examples) else f"{examples:.0f}"
+            who = f" ({', '.join(dict.fromkeys(some['title']))})" if several else ""
+            notes.append(
+                f"{task}, {model}: {metric} on {count} examples of split {split}; reported: {selection}{who}."
+            )
+    return notes

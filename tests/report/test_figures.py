@@ -1,0 +1,120 @@
+"""The figures: every name has its function and caption, every mixture of runs can be drawn, redrawing changes nothing."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import dpzero.report
+from dpzero.report import FIGURE_FILES, FIGURES, drawing, figures, style
+
+FOLDER = Path(dpzero.report.__file__).parent
+
+
+@pytest.fixture
+def draw(written, tmp_path):
+    """Draws the figures of these records; returns the files by name."""
+
+    def build(records: list[dict], expected: list[str] | None = None) -> dict[str, Path]:
+        folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        return {
+            path.name: path for path in figures.write_figures(written(records), folder, "quick", expected)
+        }
+
+    return build
+
+
+def test_a_figure_is_a_function_a_name_and_a_caption():
+    tree = ast.parse((FOLDER / "figures.py").read_text())
+    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name[0] != "_"}
+    assert functions == {*FIGURES, "write_figures"}
+    assert set(FIGURES) <= {path.stem for path in (FOLDER / "captions").glob("*.rst")}
+
+
+def test_the_names_cost_no_import():
+    code = "import sys, dpzero.report; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {"matplotlib", "pandas", "torch"} & set(loaded)
+
+
+def test_no_figure_and_no_table_needs_torch():
+    code = "import sys, dpzero.report.tables, dpzero.report.figures; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {"torch", "transformers", "matplotlib.pyplot"} & set(loaded)
+
+
+def test_redrawing_in_another_order_changes_no_byte(draw, sweep):
+    few = ("zero_shot", "mezo", "dpzero", "dp_sgd")
+    records = [made for made in sweep(epsilons=("2",)) if made["cell"]["method"] in few]
+    first, again = draw(records), draw(records[::-1])
+    assert set(first) == set(FIGURE_FILES)
+    for name, path in first.items():
+        assert path.read_bytes() == again[name].read_bytes(), name
+
+
+def test_figures_carry_their_provenance_and_real_fonts(draw, record):
+    files = draw([record(), record("mezo", "inf")])
+    with Image.open(files["memory_by_method.png"]) as image:
+        assert "commit abc1234" in image.info["Description"]
+        assert "Software" not in image.info
+    pdf = files["memory_by_method.pdf"].read_bytes()
+    assert b"/Type3" not in pdf and b"/CreationDate" not in pdf
+    assert b"commit abc1234" in pdf
+
+
+@pytest.mark.filterwarnings("error")
+def test_every_kind_of_gap_can_be_drawn(draw, record):
+    bare = record("dp_adam", "8", seed=0, task="sst2")
+    for section in ("memory", "time", "privacy", "provenance", "curve"):
+        bare[section] = None
+    slow = record("adamw", "inf", task="sst2")
+    slow["time"]["train_seconds"] *= 1000
+    slow["memory"]["peak_allocated_bytes"] *= 1000
+    slow["curve"] = [point | {"step": 100 * point["step"]} for point in slow["curve"]]
+    records = [
+        *(
+            record("dp_sgd", "2", status="oom"),
+            record("dpzero", "2", 1, status="diverged"),
+            record("dpzero", "2"),
+        ),
+        *(record("zero_shot", "0"), record("never_seen"), bare, slow, record("mezo", "inf", task="sst2")),
+    ]
+    files = draw(records, ["r8/minilm/dp_zo_gaussian/eps-0.5/seed-0"])
+    assert all(path.stat().st_size > 2000 for path in files.values())
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("method, epsilon, status", [("mezo", "inf", "ok"), ("dp_sgd", "2", "oom")])
+def test_one_record_can_be_drawn(draw, record, method, epsilon, status):
+    assert set(draw([record(method, epsilon, status=status)])) == set(FIGURE_FILES)
+
+
+def test_known_methods_look_different_and_new_ones_like_none_of_them():
+    assert len(set(style.LOOKS.values())) == len(style.LOOKS)
+    assert not set(style.SPARE_MARKERS) & {look.marker for look in style.LOOKS.values()}
+    assert style.look("a_new_one") == style.look("a_new_one")
+    assert style.look("a_new_one").marker in style.SPARE_MARKERS
+
+
+@given(st.lists(st.floats(0, 1), max_size=8), st.floats(0.01, 0.2))
+def test_labels_are_apart_and_keep_their_order(places, gap):
+    moved = drawing.spread(places, gap)
+    ordered = [place for _, place in sorted(zip(places, moved, strict=True))]
+    assert all(b - a >= gap - 1e-9 for a, b in pairwise(ordered))
+
+
+@given(st.lists(st.integers(0, 20), max_size=8, unique=True))
+def test_labels_that_are_apart_stay_where_they_are(places):
+    assert drawing.spread([p / 20 for p in places], 0.04) == pytest.approx([p / 20 for p in places])

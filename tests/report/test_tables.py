@@ -1,0 +1,256 @@
+"""The tables: what a cell says, what the notes say, and that the same records give the same bytes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import random
+import re
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dpzero.errors import UsageError
+from dpzero.report import TABLE_FILES
+from dpzero.report.tables import write_tables
+
+VOLATILE_FILES = {"times.csv", "time.csv", "time.md", "time.tex"}
+
+
+@pytest.fixture
+def tables(written):
+    """Writes the tables of these records; returns the text of each file by name."""
+
+    def build(records: list[dict], expected: list[str] | None = None) -> dict[str, str]:
+        with tempfile.TemporaryDirectory() as folder:
+            printed = write_tables(written(records), Path(folder), "quick", expected)
+            files = {path.name: path.read_text(encoding="utf-8") for path in Path(folder).iterdir()}
+        assert printed == files["accuracy.md"]
+        return files
+
+    return build
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def line(markdown: str, *words: str) -> str:
+    """The one line of a Markdown table that has all these words."""
+    (found,) = [
+        line for line in markdown.splitlines() if line.startswith("|") and all(w in line for w in words)
+    ]
+    return found
+
+
+def test_exactly_the_promised_files_are_written(tables, sweep):
+    assert set(tables(sweep())) == set(TABLE_FILES)
+
+
+def test_a_row_is_mean_deviation_and_interval_over_seeds(tables, record):
+    files = tables([record(seed=seed, accuracy=value) for seed, value in enumerate((0.7, 0.8, 0.9))])
+    assert "80.0 ± 10.0" in line(files["accuracy.md"], "DPZero")
+    assert "[55.2, 104.8]" in line(files["accuracy.md"], "DPZero")
+    (row,) = rows(files["accuracy.csv"])
+    assert (row["score_n"], row["score_mean"], row["score_std"]) == ("3", "0.8", "0.1")
+
+
+def test_one_seed_is_never_printed_as_a_mean(tables, sweep):
+    files = tables(sweep(seeds=1))
+    table = [row for row in files["accuracy.md"].splitlines() if row.startswith("|")]
+    assert not any("±" in row for row in table)
+    assert all("(one seed)" in row for row in table[2:])
+    assert "mean" not in files["accuracy.md"].splitlines()[0]
+    assert r"\pm" not in files["accuracy.tex"]
+
+
+def test_the_heading_says_how_the_scores_came_about(tables, sweep):
+    text = tables(sweep(seeds=1))["accuracy.md"]
+    assert "reported: last iterate" in text.splitlines()[0]
+    assert "accuracy on 2189 examples of split test" in text
+    assert "A seed changes" in text
+
+
+def test_methods_that_are_scored_differently_are_named(tables, record):
+    best = record("adamw", "inf")
+    best["metrics"]["selection"] = "best on dev"
+    text = tables([best, record()])["accuracy.md"]
+    assert "reported: best on dev or last iterate" in text.splitlines()[0]
+    assert "reported: best on dev (AdamW)." in text
+
+
+def test_differences_are_paired_by_seed(tables, record):
+    luck = (0.0, 0.05, -0.05)
+    ours = [record("dpzero", "2", seed, accuracy=0.8 + x) for seed, x in enumerate(luck)]
+    theirs = [record("mezo", "inf", seed, accuracy=0.85 + x) for seed, x in enumerate(luck)]
+    files = tables(ours + theirs)
+    assert "−5.0 [−5.0, −5.0]" in line(files["accuracy.md"], "DPZero")
+    assert "reference" in line(files["accuracy.md"], "MeZO", "∞")
+
+
+def test_running_out_of_memory_is_a_cell(tables, record):
+    files = tables([record(), record("dp_sgd", status="oom")])
+    assert "OOM" in line(files["accuracy.md"], "DP-SGD")
+    assert "OOM" in line(files["memory.md"], "DP-SGD")
+    assert "OOM" in line(files["time.md"], "DP-SGD")
+    assert [row["status"] for row in rows(files["runs.csv"])] == ["oom", "ok"]
+
+
+def test_divergence_is_a_cell(tables, record):
+    text = tables([record("dp_adam", seed=seed, status="diverged") for seed in range(2)])["accuracy.md"]
+    assert "| diverged " in line(text, "DP-Adam")
+    assert "0/2 ok; 2 diverged" in line(text, "DP-Adam")
+
+
+def test_seeds_that_diverged_are_counted_beside_the_mean_of_the_others(tables, record):
+    records = [record(seed=0, accuracy=0.7), record(seed=1, accuracy=0.8), record(seed=2, status="diverged")]
+    records[2]["metrics"] = {"accuracy": 0.01, "split": "test", "examples": 2189, "selection": "last iterate"}
+    text = tables(records)["accuracy.md"]
+    assert "75.0 ± 7.1" in line(text, "DPZero")
+    assert "2/3 ok; 1 diverged" in line(text, "DPZero")
+    assert "a mean is over the other seeds" in text
+
+
+def test_a_missing_cell_is_a_dash_and_is_named(tables, record):
+    expected = [f"r8/minilm/{method}/eps-2/seed-0" for method in ("dpzero", "dp_sgd")]
+    files = tables([record()], expected)
+    assert re.search(r"\| dp_sgd +\| 2 \| – ", line(files["accuracy.md"], "dp_sgd"))
+    assert "partial: 1 of 2 runs; no record yet of r8/minilm/dp_sgd/eps-2 (1 seed)" in files["accuracy.md"]
+    assert json.loads(files["provenance.json"])["missing"] == [expected[1]]
+    assert len(rows(files["runs.csv"])) == 1
+
+
+def test_memory_is_over_the_weights_and_beside_inference(tables, record):
+    row = rows(tables([record("dp_sgd")])["memory.csv"])[0]
+    assert float(row["inference_over_weights_bytes"]) == 6 * 2**20
+    assert float(row["peak_over_weights_bytes"]) == 54 * 2**20
+    assert (row["ratio_over_weights"], row["how"]) == ("9", "live storage tracker, CPU, 16 x 32 tokens")
+
+
+def test_memory_is_of_the_run_that_needed_most(tables, record):
+    records = [record(seed=seed) for seed in range(3)]
+    records[1]["memory"]["peak_allocated_bytes"] = 100 * 2**20
+    assert rows(tables(records)["memory.csv"])[0]["peak_allocated_bytes"] == str(100 * 2**20)
+
+
+def test_times_of_two_devices_are_not_averaged(tables, record):
+    records = [record(seed=0), record(seed=1)]
+    records[1]["provenance"]["device"] = "Other GPU"
+    files = tables(records)
+    assert [row["device"] for row in rows(files["time.csv"])] == ["Example CPU @ 2.0 GHz", "Other GPU"]
+    assert "Mixed devices" in files["accuracy.md"]
+
+
+def test_privacy_has_private_methods_only_and_the_worst_seed(tables, record):
+    records = [record(seed=0), record(seed=1), record("mezo", "inf")]
+    records[1]["privacy"]["epsilon_spent"] = 1.999
+    files = tables(records)
+    (row,) = rows(files["privacy.csv"])
+    assert (row["method"], row["epsilon_spent"], row["valid_release"]) == ("dpzero", "1.999", "no")
+    heading, *_ = files["privacy.md"].splitlines()
+    assert "dp-accounting 0.6.0 PLD" in heading
+    for words in ("not accounted", "k seeds would compose", "no private release"):
+        assert words in files["privacy.md"]
+
+
+def test_a_secret_key_is_not_called_published(tables, record):
+    secret = record()
+    secret["privacy"] |= {"noise_key": "secret", "valid_release": True}
+    text = tables([secret])["privacy.md"]
+    assert "yes" in line(text, "DPZero")
+    assert "no private release" not in text
+
+
+def test_without_a_private_method_the_privacy_table_says_so(tables, record):
+    files = tables([record("mezo", "inf")])
+    assert "No private method" in files["privacy.md"]
+    assert rows(files["privacy.csv"]) == []
+
+
+def test_latex_is_booktabs_with_escaped_text(tables, record):
+    odd = record()
+    odd["method"]["title"] = "A_B & 100% #1"
+    text = tables([odd] + [record("mezo", "inf", seed) for seed in range(2)])["accuracy.tex"]
+    assert text.startswith("% ")
+    assert r"A\_B \& 100\% \#1" in text
+    body = text[text.index(r"\begin{tabular}") :]
+    assert r"\toprule" in body and r"$\pm$" in body
+    assert body.isascii()
+
+
+def test_every_table_says_where_it_comes_from(tables, sweep):
+    files = tables(sweep(seeds=1))
+    for name in ("accuracy", "memory", "time", "privacy"):
+        assert "commit abc1234; code c0dec0dec0de" in files[f"{name}.md"]
+        assert "torch 2.13.0" in files[f"{name}.tex"]
+
+
+def test_mixed_versions_are_flagged_in_every_format(tables, record):
+    records = [record(seed=0), record(seed=1)]
+    records[1]["provenance"]["packages"] = {"torch": "2.12.0", "transformers": "5.23.0"}
+    files = tables(records)
+    for name in ("accuracy.md", "accuracy.tex", "provenance.json"):
+        assert "Mixed versions: torch 2.12.0, 2.13.0." in files[name]
+
+
+def test_the_order_of_the_records_changes_no_byte(tables, sweep):
+    records = sweep(seeds=2)
+    shuffled = random.Random(0).sample(records, len(records))
+    assert tables(shuffled) == tables(records)
+
+
+def test_a_rerun_changes_nothing_but_the_files_of_time(tables, sweep):
+    first, again = sweep(seeds=2), sweep(seeds=2)
+    for record in again:
+        record["time"] = {key: 1.7 * (value or 0) for key, value in record["time"].items()}
+        record["memory"]["peak_resident_bytes"] += 12345
+        record["curve"] = [point | {"train_seconds": 9.9} for point in record["curve"]]
+    before, after = tables(first), tables(again)
+    assert {name for name in before if before[name] != after[name]} == VOLATILE_FILES
+
+
+def test_no_stable_file_holds_a_time(tables, sweep):
+    files = tables(sweep(seeds=1))
+    for name in set(files) - VOLATILE_FILES:
+        assert not re.search(r"seconds|resident", files[name])
+
+
+def test_f1_is_a_score_too(tables, record):
+    scored = record()
+    scored["metrics"]["f1"] = scored["metrics"].pop("accuracy")
+    assert "f1 (%)" in tables([scored])["accuracy.md"]
+
+
+def test_sparse_records_are_enough(tables, record):
+    bare = record()
+    for section in ("memory", "time", "privacy", "provenance", "curve"):
+        bare[section] = None
+    bare["metrics"] = {"accuracy": 0.5}
+    assert "50.0 (one seed)" in tables([bare])["accuracy.md"]
+
+
+def test_a_corrupted_record_stops_the_tables(written, record, tmp_path):
+    (path,) = written([record()])
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(UsageError, match=re.escape(str(path))):
+        write_tables([path], tmp_path, "quick")
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_part_of_a_sweep_with_any_failures_makes_tables(tables, sweep, record, data):
+    whole = sweep(seeds=2)
+    part = data.draw(st.lists(st.sampled_from(range(len(whole))), min_size=1, max_size=8, unique=True))
+    status = st.sampled_from(["ok", "ok", "oom", "diverged"])
+    chosen = [
+        record(cell["method"], cell["epsilon"], cell["seed"], status=data.draw(status))
+        for cell in (whole[index]["cell"] for index in part)
+    ]
+    files = tables(chosen, [made["run"] for made in whole])
+    assert len(rows(files["accuracy.csv"])) == 16
+    assert len(rows(files["runs.csv"])) == len(part)
+    assert f"partial: {len(part)} of {len(whole)} runs" in files["accuracy.md"]
