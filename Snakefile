@@ -1,8 +1,8 @@
 """From a sweep to its tables and figures. Wiring only: what runs is in dpzero/experiment/sweeps/NAME.yaml.
 
-snakemake --cores                                             the sweep `quick`
-snakemake --cores --config sweep=quick-lm methods='[dpzero, mezo]' epsilons='[2]' seeds='[0]'
-snakemake --cores partial                                     tables and figures of the runs that exist
+snakemake --cores all                                           the sweep `quick`
+snakemake --cores all --config sweep=quick-lm methods='[dpzero, mezo]' epsilons='[2]' seeds='[0]'
+snakemake --cores all partial                                 tables and figures of the runs that exist
 """
 
 import json

@@ -18,7 +18,8 @@ def provenance(method_file: str, device: str) -> dict:
     """Of a run that uses the given method file. Slow parts: one git call, reading the source."""
     return {
         **commit(),
-        "code": code_digest(method_file),
+        "code": core_digest(),
+        "method_code": method_digest(method_file),
         "device": device_name(device),
         "python": platform.python_version(),
         "packages": {name: v for name in PACKAGES if (v := _version(name))},
@@ -41,14 +42,22 @@ def commit() -> dict:
     return {"git": git("rev-parse", "HEAD") or "unknown", "dirty": changed is None or changed != ""}
 
 
-def code_digest(method_file: str) -> str:
-    """SHA-256 of the source that decides a run's numbers: the core and the method's own file, not reports or sweeps."""
+def core_digest() -> str:
+    """SHA-256 of the source that every run shares: not the methods', nor reports or sweeps."""
     package = ROOT / "dpzero"
-    files = [package / "algorithm.py", package / "experiment" / "run.py"]
+    files = [package / "experiment" / "run.py"]
     for folder in ("zeroth_order", "privacy", "language"):
         files += sorted((package / folder).glob("*.py")) + sorted((package / folder).glob("*.yaml"))
-    if method_file != "dpzero":
-        files.append(ROOT / "baselines" / f"{method_file}.py")
+    return _digest(files)
+
+
+def method_digest(name: str) -> str:
+    """SHA-256 of a method's own file."""
+    home = "dpzero/algorithm.py" if name == "dpzero" else f"baselines/{name}.py"
+    return _digest([ROOT / home])
+
+
+def _digest(files: list[Path]) -> str:
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 

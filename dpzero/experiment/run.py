@@ -115,14 +115,15 @@ class Run:
         self._steps(model)
         self._check_finite()
         resident = memory.resident_peak_bytes()
-        self.log(f"{self.name}: evaluating on {len(self.examples['test'])} test examples")
-        result = losses.evaluate(model, self.examples["test"], self.settings["token_budget"])
+        scored = self.examples[self.settings["split"]]
+        self.log(f"{self.name}: evaluating on {len(scored)} {self.settings['split']} examples")
+        result = losses.evaluate(model, scored, self.settings["token_budget"])
         return {
             "metrics": {
                 "accuracy": result["accuracy"],
                 "loss": result["loss"],
-                "split": "test",
-                "examples": len(self.examples["test"]),
+                "split": self.settings["split"],
+                "examples": len(scored),
                 "selection": "last iterate",
             },
             "curve": self.curve,
@@ -176,9 +177,9 @@ class Run:
     def _add_to_curve(self, model: models.Classifier) -> None:
         """Losses and dev accuracy are functions of private data: they are kept only where the run is no release."""
         point = {"step": self.method.steps_taken, "train_seconds": self.train_seconds}
-        if not (self.card.private and self.key.valid_release):
-            dev = self.examples["dev"]
-            dev = dev[np.arange(min(self.settings["curve_examples"], len(dev)))]
+        size = min(self.settings["curve_examples"], len(self.examples["dev"]))
+        if size and not (self.card.private and self.key.valid_release):
+            dev = self.examples["dev"][np.arange(size)]
             point["dev_accuracy"] = losses.evaluate(model, dev, self.settings["token_budget"])["accuracy"]
             point["train_loss"] = self.method.training_loss
         self.curve.append(point)

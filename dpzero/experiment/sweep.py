@@ -25,6 +25,7 @@ FOLDER = Path(__file__).with_name("sweeps")
 AXES = ("tasks", "models", "methods", "epsilons", "seeds")
 CHOICES = {
     "tune": ("full", "bias", "lora", "head"),
+    "split": ("test", "dev"),
     "noise_key": ("published", "secret"),
     "mechanism": ("gaussian", "laplace"),
     "sampling": ("poisson", "full_batch"),
@@ -39,6 +40,7 @@ RUN_SETTINGS = {
     "token_budget": ("int", 2048),  # padded tokens of a micro-batch
     "evaluate_every": ("int", 0),  # steps between points of the learning curve; 0: start and end
     "curve_examples": ("int", 256),  # dev examples for the curve
+    "split": ("str", "test"),  # what the metric is taken on; dev for choosing settings
     "noise_key": ("str", "published"),
     "delta": ("float", 1e-5),
     "mechanism": ("str", "gaussian"),
@@ -84,7 +86,7 @@ def _read(name: str) -> dict:
     if "extends" not in sweep:
         return sweep
     base = _read(sweep.pop("extends"))
-    for part in ("settings", "methods", "overrides"):
+    for part in ("settings", "overrides"):
         sweep[part] = {**(base.get(part) or {}), **(sweep.get(part) or {})}
     return {**base, **sweep}
 

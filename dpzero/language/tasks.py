@@ -61,24 +61,24 @@ def assets_of(name: str) -> list[str]:
 
 def load(name: str) -> Task:
     """Read a task from the cache. UsageError for an unknown task, or when its asset is not in the cache."""
-    stanza = stanza(name)
-    words = stanza["words"]
-    splits = _READERS[stanza["reader"]](name, stanza)
+    lines = stanza(name)
+    words = lines["words"]
+    splits = _READERS[lines["reader"]](name, lines)
     return Task(
         name=name,
-        title=stanza["title"],
+        title=lines["title"],
         labels=tuple(words),
         words=tuple(words.values()),
-        answers=tuple(f" {answer}" for answer in stanza.get("answers", words.values())),
-        prompt=stanza["prompt"],
-        metric=stanza["metric"],
-        max_length=stanza["max_length"],
+        answers=tuple(f" {answer}" for answer in lines.get("answers", words.values())),
+        prompt=lines["prompt"],
+        metric=lines["metric"],
+        max_length=lines["max_length"],
         splits={
             split: sorted(splits[split], key=lambda row: _hash(name, row.text))
             for split in ("train", "dev", "test")
         },
-        source=stanza["source"],
-        split_statement=stanza["split"],
+        source=lines["source"],
+        split_statement=lines["split"],
     )
 
 
