@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pandas
 from matplotlib.axes import Axes
@@ -65,43 +66,23 @@ def memory_by_method(runs: pandas.DataFrame) -> Figure:
     figure, axes = _one_panel_a_task(rows, height=0.6 + 0.2 * most)
     for axis, (title, panel) in zip(axes, drawing.panels(rows), strict=True):
         peaks = panel["peak_over_weights_bytes"].astype(float) / 2**20
-        floor = panel["inference_over_weights_bytes"].astype(float).median() / 2**20
         lowest, highest = peaks[peaks > 0].min(), peaks.max()
         logarithmic = highest / lowest > WIDE_RANGE
         left = lowest / 2 if logarithmic else 0
+        room = (highest / left) ** 0.35 if logarithmic else 1.35  # for the text beside the longest bar
+        axis.set_xscale("log" if logarithmic else "linear")
+        axis.set_xlim(left, room * highest if highest > 0 else 1)
         for place, (peak, row) in enumerate(zip(peaks, panel.to_dict("records"), strict=True)):
-            text = {"oom": "OOM", "diverged": "diverged"}.get(row["status"], "no record")
-            if peak > 0:
-                colour = style.look(row["method"]).colour
-                axis.barh(
-                    place,
-                    peak - left,
-                    0.62,
-                    left,
-                    facecolor=colour if row["private"] else "white",
-                    edgecolor=colour,
-                )
-                text = f"{peak:.1f}" + (
-                    f"  ({row['ratio_over_weights']:.2f}×)" if row["ratio_over_weights"] > 0 else ""
-                )
-            end = peak if peak > 0 else left
-            axis.annotate(text, (end, place), (3, 0), textcoords="offset points", va="center", size=6.5)
+            _draw_bar(axis, place, left, peak, row)
+        floor = panel["inference_over_weights_bytes"].astype(float).median() / 2**20
         if floor > 0:
             axis.axvline(floor, color=style.BLACK, linestyle=":", linewidth=0.9)
+            above = {"xy": (floor, 1), "xytext": (0, 2), "xycoords": ("data", "axes fraction")}
             axis.annotate(
-                f"plain inference, {floor:.1f}",
-                (floor, 1),
-                (0, 2),
-                ("data", "axes fraction"),
-                "offset points",
-                size=6.5,
+                f"plain inference, {_legible(floor)}", **above, textcoords="offset points", size=6.5
             )
-        if logarithmic:
-            axis.set_xscale("log")
         axis.set_yticks(range(len(panel)), panel["title"])
         axis.set(xlabel="peak over the loaded weights (MiB)", ylim=(len(panel) - 0.4, -0.6))
-        end = highest * (highest / left) ** 0.35 if logarithmic else 1.35 * (highest if highest > 0 else 1)
-        axis.set_xlim(left, end)
         axis.set_title(title, pad=11, loc="left")
     return figure
 
@@ -147,6 +128,8 @@ def learning_curves(runs: pandas.DataFrame) -> Figure:
             lengths = [length for length in lengths if length > 0]
             if lengths and max(lengths) / min(lengths) > WIDE_RANGE:
                 axis.set_xscale("symlog", linthresh=min(lengths))
+                decades = [10.0**power for power in range(10) if min(lengths) <= 10**power <= max(lengths)]
+                axis.set_xticks([0, *decades])
             drawing.settle(axis, here)
             axis.set(title=f"{title}, {label}")
         line[0].set_ylabel(drawing.score_label(rows, "dev"))
@@ -164,6 +147,23 @@ def _one_panel_a_task(runs: pandas.DataFrame, height: float) -> tuple[Figure, li
     for spare in axes.flat[count:]:
         spare.remove()
     return figure, list(axes.flat[:count])
+
+
+def _draw_bar(axis: Axes, place: int, left: float, peak: float, row: dict[str, Any]) -> None:
+    """The bar of one method with its value and its ratio to inference; without a value, why there is none."""
+    text = {"oom": "OOM", "diverged": "diverged"}.get(row["status"], "no record")
+    if peak > 0:
+        colour = style.look(row["method"]).colour
+        face = colour if row["private"] else "white"
+        axis.barh(place, peak - left, height=0.62, left=left, facecolor=face, edgecolor=colour)
+        ratio = row["ratio_over_weights"]
+        text = _legible(peak) + (f"  ({ratio:.2f}×)" if ratio > 0 else "")
+    end = peak if peak > 0 else left
+    axis.annotate(text, (end, place), (3, 0), textcoords="offset points", va="center", size=6.5)
+
+
+def _legible(mebibytes: float) -> str:
+    return f"{mebibytes:.{2 if mebibytes < 10 else 1 if mebibytes < 1000 else 0}f}"
 
 
 def _epsilon_axis(axis: Axes, epsilons: list[tuple[str, float]]) -> float:

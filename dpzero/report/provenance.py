@@ -85,6 +85,7 @@ def warnings(runs: pandas.DataFrame) -> list[str]:
     if len(distinct(made["provenance.device"])) > 1:
         found.append(f"Mixed devices: {_some(made['provenance.device'])}.")
     for column, keys, what in (
+        ("provenance.method_code", ["method"], "source of a method"),
         ("provenance.model.sha256", ["model"], "weights"),
         ("provenance.data.sha256", ["task", "seed"], "data"),
         ("settings", ["task", "model", "method", "epsilon"], "settings"),

@@ -34,8 +34,9 @@ COLUMNS = (
     ),
     *(f"memory.{key}" for key in ("peak_allocated_bytes", "inference_peak_bytes", "weights_bytes")),
     *(f"memory.{key}" for key in ("peak_reserved_bytes", "peak_resident_bytes", "how")),
-    *(f"time.{key}" for key in ("wall_seconds", "train_seconds", "steps_per_second", "two_forward_seconds")),
-    *(f"provenance.{key}" for key in ("git", "dirty", "code", "device", "python", "threads")),
+    *(f"time.{key}" for key in ("wall_seconds", "train_seconds", "steps_per_second", "step_seconds")),
+    "time.two_forward_seconds",
+    *(f"provenance.{key}" for key in ("git", "dirty", "code", "method_code", "device", "python")),
     *(f"provenance.{key}" for key in ("model.name", "model.sha256", "data.name", "data.sha256")),
 )
 

@@ -24,8 +24,8 @@ CELL = [*METHOD, "epsilon"]
 REFERENCES = {"zero_shot": "zero-shot", "mezo": "MeZO"}  # each row is compared with these, seed by seed
 
 SEED_CHANGES = (
-    "A seed changes the training examples where the task draws them, the order of batches, the directions and the "
-    "noise; the examples that are scored stay the same."
+    "A seed changes the batches, the directions, the noise, any random initial weights and the examples that a few-shot "
+    "task draws; the scored examples stay the same."
 )
 COMPOSITION = (
     "An epsilon holds for one run. If the data were private, k seeds would compose, to at most k times that epsilon "
@@ -40,7 +40,7 @@ PUBLISHED = (
 PROMISES = {"mechanism": "mechanism", "unit": "unit", "adjacency": "adjacency", "sampling": "sampling"}
 PROMISES |= {"n": "dataset_size", "batch": "batch_size", "steps": "steps", "clip": "clip"}
 PROMISES |= {"noise scale": "noise_scale", "δ": "delta", "ε target": "epsilon_target"}
-SPENT = {"ε spent (PLD)": "epsilon_spent", "ε spent (RDP)": "epsilon_spent_rdp", "μ (GDP)": "gdp_mu"}
+SPENT = {"ε spent": "epsilon_spent", "ε by RDP": "epsilon_spent_rdp", "μ (GDP)": "gdp_mu"}
 VALIDITY = {"noise key": "noise_key", "valid release": "valid_release", "accountant": "accountant"}
 
 # Columns of the time table: column of the frame, heading, format.
@@ -52,7 +52,9 @@ SECONDS = (
     ("time.wall_seconds", "wall (s)", ".1f"),
 )
 VOLATILE = ("time.", "provenance.", "memory.peak_resident_bytes", "memory.peak_reserved_bytes", "error")
-STABLE_PROVENANCE = tuple(f"provenance.{key}" for key in ("code", "python", "packages.", "model.", "data."))
+STABLE_PROVENANCE = tuple(
+    f"provenance.{key}" for key in ("code", "method_code", "python", "packages.", "model.", "data.")
+)
 
 
 def write_tables(records: list[Path], folder: Path, sweep: str, expected: list[str] | None = None) -> str:
@@ -157,7 +159,7 @@ def time(runs: pandas.DataFrame) -> Table:
     """Speed of each method on each device, mean over its runs, beside the floor of two forward passes."""
     table = Table("Time and resident memory: machine-dependent figures")
     rate, floor = runs["time.steps_per_second"], runs["time.two_forward_seconds"]
-    step = 1 / rate.where(rate > 0)
+    step = runs["time.step_seconds"].fillna(1 / rate.where(rate > 0))
     device = runs["provenance.device"].fillna(runs.groupby(METHOD)["provenance.device"].transform("first"))
     runs = runs.assign(
         device=device.fillna(ABSENT), step_seconds=step, step_over_two_forwards=step / floor.where(floor > 0)
@@ -176,7 +178,7 @@ def time(runs: pandas.DataFrame) -> Table:
     table.notes = [
         "These figures depend on the machine and on what else it does; they change with each rerun.",
         "Means over the runs that finished; resident memory is the highest of them, of the whole process.",
-        "Two forwards: the floor of a two-point step, timed in the same run.",
+        "Two forwards: the floor of a two-point step, timed in the same run beside the steps.",
     ]
     return table
 
@@ -200,9 +202,13 @@ def privacy(runs: pandas.DataFrame) -> Table:
     if private.empty:
         table.notes = ["No private method in these runs."]
         return table
+    accounted = private.groupby("privacy.accountant", sort=False)["title"].unique()
     table.notes = [
-        "ε spent: the highest over the seeds. RDP: the looser cross-check. μ: Gaussian DP, where it applies."
+        f"Accountant of ε spent: {name} ({', '.join(titles)})." for name, titles in accounted.items()
     ]
+    table.notes.append(
+        "ε is the highest over the seeds. RDP: the looser cross-check. μ: Gaussian DP, where it applies."
+    )
     table.notes += [
         COMPOSITION,
         TUNING,

@@ -20,14 +20,16 @@ def pair(record):
     return build
 
 
-def test_equal_provenance_says_nothing(pair):
+def test_equal_provenance_says_nothing(pair, sweep):
     assert provenance.warnings(pair()) == []
+    assert provenance.warnings(to_frame(sweep())) == []
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"code": "f" * 64}, "Mixed source"),
+        ({"method_code": "f" * 64}, "Mixed source of a method: runs of the same method differ for dpzero"),
         ({"git": "9999999"}, "Mixed commits"),
         ({"dirty": True}, "Dirty tree: 1 of 2 runs"),
         ({"packages": {"torch": "2.12.0", "transformers": "5.23.0"}}, "Mixed versions: torch 2.12.0, 2.13.0"),

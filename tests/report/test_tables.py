@@ -157,6 +157,23 @@ def test_privacy_has_private_methods_only_and_the_worst_seed(tables, record):
         assert words in files["privacy.md"]
 
 
+def test_each_accountant_is_named_with_its_methods(tables, record):
+    pure = record("dp_zo_laplace_pure")
+    pure["privacy"]["accountant"] = "closed form"
+    text = tables([pure, record()])["privacy.md"]
+    assert "closed form; dp-accounting 0.6.0 PLD" in text.splitlines()[0]
+    assert "closed form (DP-ZO (Laplace, pure eps))." in text
+
+
+def test_step_time_is_beside_two_forwards(tables, record):
+    timed = record()
+    timed["time"] |= {"step_seconds": 0.3, "two_forward_seconds": 0.15, "steps_per_second": 1.0}
+    (row,) = rows(tables([timed])["time.csv"])
+    assert (row["step_seconds"], row["step_over_two_forwards"]) == ("0.3", "2")
+    timed["time"]["step_seconds"] = None
+    assert rows(tables([timed])["time.csv"])[0]["step_seconds"] == "1"
+
+
 def test_a_secret_key_is_not_called_published(tables, record):
     secret = record()
     secret["privacy"] |= {"noise_key": "secret", "valid_release": True}
