@@ -192,7 +192,7 @@ def _draw_curve(axis: Axes, method: str, rows: pandas.DataFrame) -> float:
     look = style.look(method)
     points = [
         (point["step"], 100 * point[f"dev_{metric}"])
-        for curve, metric in zip(rows["curve"][rows["status"] == "ok"], rows["metric"], strict=False)
+        for curve, metric in rows.loc[rows["status"] == "ok", ["curve", "metric"]].to_numpy()
         for point in curve
         if point.get(f"dev_{metric}") is not None
     ]
