@@ -141,6 +141,14 @@ rule partial:
         "{DPZERO} figures --sweep {SWEEP} --cells {input.cells} --records {RESULTS}/runs --out {FIGURE_FOLDER}"
 
 
+onstart:
+    missing = sum(not Path(f"{RESULTS}/runs/{run}.json").exists() for run in CELLS)
+    print(
+        f"{SWEEP}: {len(CELLS)} runs, {missing} of them new{sweep.estimate(SWEEP, missing, workflow.cores)}",
+        file=sys.stderr,
+    )
+
+
 onsuccess:
     table = Path(f"{RESULTS}/tables/accuracy.md")
     if table.exists():

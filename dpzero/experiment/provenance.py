@@ -27,7 +27,11 @@ def provenance(method_file: str, device: str) -> dict:
 
 
 def commit() -> dict:
-    """The git commit and whether tracked source differs from it; "unknown" outside a checkout."""
+    """The last git commit that touched the source, and whether tracked source differs from it; outside a checkout "unknown".
+
+    Commits of results or documents leave it as it is, so that committed tables stay equal to those of a rerun.
+    """
+    source = ("dpzero", "baselines", "Snakefile")
 
     def git(*arguments: str) -> str | None:
         try:
@@ -38,8 +42,8 @@ def commit() -> dict:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", "dpzero", "baselines", "Snakefile")
-    return {"git": git("rev-parse", "HEAD") or "unknown", "dirty": changed is None or changed != ""}
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", *source)
+    return {"git": git("log", "-1", "--format=%H", "--", *source) or "unknown", "dirty": changed is None or changed != ""}
 
 
 def core_digest() -> str:

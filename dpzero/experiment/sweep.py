@@ -212,7 +212,7 @@ def _typed(key: str, value: object, type_name: str, method: str) -> object:
 
 
 def _check_keys(sweep: dict, name: str) -> None:
-    allowed = (*AXES, "settings", "overrides", "description", "selection")
+    allowed = (*AXES, "settings", "overrides", "description", "selection", "core_seconds")
     for key in sweep:
         if key not in allowed:
             raise UsageError(f"sweep {name}: " + unknown("key", key, allowed))
@@ -235,7 +235,9 @@ def _check_axes(axes: dict, stanzas: dict) -> None:
             raise UsageError(f"seed {seed!r} is not a whole number of at least 0: write seeds='[0, 1, 2]'")
 
 
-def description(name: str) -> dict:
-    """The words of a sweep: its description and how its settings were chosen."""
-    sweep = _read(name)
-    return {key: " ".join(str(sweep.get(key, "")).split()) for key in ("description", "selection")}
+def estimate(name: str, runs: int, cores: int) -> str:
+    """How long so many runs take, from the sweep's `core_seconds` (of one run, measured); empty where it has none."""
+    seconds = _read(name).get("core_seconds")
+    if not seconds or not runs:
+        return ""
+    return f", about {max(1, round(runs * seconds / min(cores, runs) / 60))} minutes on {cores} CPU cores"
