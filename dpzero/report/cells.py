@@ -47,10 +47,12 @@ def finished(rows: pandas.DataFrame) -> str:
 
 
 def score(summary: Summary, rows: pandas.DataFrame) -> str:
-    """`74.0 ± 1.2` in per cent; one seed is a value, never a mean."""
+    """`74.0 ± 1.2` in per cent; one seed is a value, never a mean; what trains nothing has no seed."""
     if not summary.n:
         return failure(rows)
     mean = number(100 * summary.mean, ".1f")
+    if rows["order"].isna().all():
+        return f"{mean} (no seed)"
     return f"{mean} (one seed)" if summary.n == 1 else f"{mean} ± {number(100 * summary.std, '.1f')}"
 
 

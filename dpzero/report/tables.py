@@ -40,7 +40,7 @@ PUBLISHED = (
 PROMISES = {"mechanism": "mechanism", "unit": "unit", "adjacency": "adjacency", "sampling": "sampling"}
 PROMISES |= {"n": "dataset_size", "batch": "batch_size", "steps": "steps", "clip": "clip"}
 PROMISES |= {"noise scale": "noise_scale", "δ": "delta", "ε target": "epsilon_target"}
-SPENT = {"ε spent": "epsilon_spent", "ε by RDP": "epsilon_spent_rdp", "μ (GDP)": "gdp_mu"}
+SPENT = {"ε spent": "epsilon_spent", "ε by RDP": "epsilon_spent_rdp"}
 VALIDITY = {"noise key": "noise_key", "valid release": "valid_release", "accountant": "accountant"}
 
 # Columns of the time table: column of the frame, heading, format.
@@ -102,7 +102,7 @@ def accuracy(runs: pandas.DataFrame) -> Table:
         shown |= {"seeds": cells.finished(rows), "95 % interval": cells.interval(score)}
         for reference, title in REFERENCES.items():
             theirs = runs[(runs["method"] == reference) & (runs["task"] == task) & (runs["model"] == model)]
-            apart = paired_difference(_by_seed(rows), {} if reference == method else _by_seed(theirs))
+            apart = paired_difference(_by_seed(rows), {} if reference == method else _reference(theirs, rows))
             values |= _flat(f"vs_{reference}", asdict(apart))
             shown[f"vs {title}"] = "reference" if reference == method else cells.difference(apart)
         table.add(values, shown)
@@ -111,7 +111,7 @@ def accuracy(runs: pandas.DataFrame) -> Table:
     what = "mean ± standard deviation over seeds" if several else "one seed"
     table.title = f"{metric.capitalize()} in per cent, {what}; reported: {selection}"
     table.notes = [*_scoring(runs), SEED_CHANGES, "Intervals: 95 % t-intervals of the mean over seeds."]
-    table.notes.append("vs: difference in points, paired over the seeds that both methods have.")
+    table.notes.append("vs: difference in points, paired over the seeds that both methods have; zero-shot has no seed.")
     if runs["status"].isin(["oom", "diverged"]).any():
         table.notes.append(
             "Running out of memory (OOM) and divergence are results; a mean is over the other seeds."
@@ -207,7 +207,7 @@ def privacy(runs: pandas.DataFrame) -> Table:
         f"Accountant of ε spent: {name} ({', '.join(titles)})." for name, titles in accounted.items()
     ]
     table.notes.append(
-        "ε is the highest over the seeds. RDP: the looser cross-check. μ: Gaussian DP, where it applies."
+        "ε is the highest over the seeds. RDP: the looser Rényi bound, for comparison with older papers."
     )
     table.notes += [
         COMPOSITION,
@@ -220,6 +220,14 @@ def privacy(runs: pandas.DataFrame) -> Table:
 def _by_seed(rows: pandas.DataFrame) -> dict[int, float]:
     ok = rows[rows["status"] == "ok"]
     return dict(zip(ok["seed"], ok["score"], strict=True))
+
+
+def _reference(theirs: pandas.DataFrame, rows: pandas.DataFrame) -> dict[int, float]:
+    """Scores to compare with, by seed; a method that trains nothing has one score, whatever the seed."""
+    scores = _by_seed(theirs)
+    if len(scores) == 1 and theirs["order"].isna().all():
+        return dict.fromkeys(rows["seed"], *scores.values())
+    return scores
 
 
 def _flat(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
