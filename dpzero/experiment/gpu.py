@@ -7,8 +7,10 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 
+NONE = ("", "-1", "NoDevFiles")
 _held = []  # open files: a lock lives as long as its process
 
 
@@ -16,7 +18,8 @@ def visible() -> list[str]:
     """The GPUs that this process may use, without asking torch."""
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is not None:
-        return [gpu.strip() for gpu in listed.split(",") if gpu.strip() not in ("", "-1")]
+        names = (name.strip() for name in listed.split(","))
+        return list(takewhile(lambda name: name not in NONE, names))  # as CUDA reads it
     return sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
 
 
@@ -29,7 +32,7 @@ def lease(gpus: list[str], log: Callable[[str], object] = print) -> str | None:
     waiting = False
     while True:
         for gpu in gpus:
-            file = (folder / f"{gpu}.lock").open("w")
+            file = (folder / f"{gpu.replace('/', '-')}.lock").open("w")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

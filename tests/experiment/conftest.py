@@ -1,0 +1,72 @@
+"""Sweeps written for one test, method files dropped into a copy of the tree, and cells of the smoke sweep."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dpzero.experiment import methods, sweep
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch) -> Callable[[str, str], dict[str, dict]]:
+    """write(name, yaml) -> the cells of a sweep of that name, which may extend those of the house."""
+    folder = tmp_path / "sweeps"
+    shutil.copytree(sweep.FOLDER, folder)
+    monkeypatch.setattr(sweep, "FOLDER", folder)
+
+    def make(name: str, text: str, **narrowed: object) -> dict[str, dict]:
+        (folder / f"{name}.yaml").write_text(text)
+        return sweep.load(name, **narrowed)
+
+    return make
+
+
+@pytest.fixture
+def drop(tmp_path, monkeypatch) -> Iterator[Callable[[str, str], None]]:
+    """drop(name, source) puts a file into a copy of baselines/; nothing else is told."""
+    root = tmp_path / "house"
+    shutil.copytree(ROOT / "baselines", root / "baselines")
+    (root / "dpzero").mkdir()
+    shutil.copy(ROOT / "dpzero" / "algorithm.py", root / "dpzero")
+    monkeypatch.setattr(methods, "ROOT", root)
+
+    def put(name: str, source: str) -> None:
+        (root / "baselines" / f"{name}.py").write_text(source)
+        methods.cards.cache_clear()
+
+    yield put
+    methods.cards.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def _smoke() -> dict[str, dict]:
+    return sweep.load("smoke")
+
+
+@pytest.fixture
+def smoke(_smoke) -> Callable[..., dict]:
+    """smoke(method, **settings) -> a cell of the smoke sweep, changed where asked."""
+
+    def cell(method: str, **settings: object) -> dict:
+        found = copy.deepcopy(next(c for c in _smoke.values() if c["method"] == method))
+        assert set(settings) <= set(found["settings"])
+        found["settings"] |= settings
+        return found
+
+    return cell
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> Iterator[Path]:
+    """A cache of the tests' own."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DPZERO_CACHE", str(folder))
+        yield folder
