@@ -10,6 +10,7 @@ overrides: {TASK/MODEL/METHOD: {SETTING: value}}      `*` for any; the most spec
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable
 from decimal import Decimal, InvalidOperation
@@ -83,24 +84,27 @@ def _read(name: str) -> dict:
         sweep = yaml.safe_load((FOLDER / f"{name}.yaml").read_text()) or {}
     except yaml.YAMLError as error:
         raise UsageError(f"sweep {name}: not valid YAML ({' '.join(str(error).split())})") from error
-    if "extends" not in sweep:
-        return sweep
-    base = _read(sweep.pop("extends"))
+    base = _read(sweep.pop("extends")) if "extends" in sweep else {}
+    whole = {**base, **sweep}
+    _check_overrides(sweep.get("overrides") or {}, whole.get("methods") or {})
     for part in ("settings", "overrides"):
-        sweep[part] = {**(base.get(part) or {}), **(sweep.get(part) or {})}
-    return {**base, **sweep}
+        whole[part] = {**(base.get(part) or {}), **(sweep.get(part) or {})}
+    return whole
 
 
 def _list(value: object) -> list:
+    """One value may stand without brackets, in a file as on the command line."""
+    if value is None:
+        return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _expand(sweep: dict, narrowed: dict[str, list], name: str) -> dict[str, dict]:
     _check_keys(sweep, name)
-    stanzas = sweep["methods"] or {}
-    axes = {axis: narrowed.get(axis, sweep.get(axis)) for axis in AXES}
+    stanzas = sweep.get("methods") or {}
+    axes = {axis: narrowed.get(axis, _list(sweep.get(axis))) for axis in AXES}
     axes["methods"] = narrowed.get("methods", list(stanzas))
-    _check_axes(axes, stanzas)
+    _check_axes(axes, _known(stanzas))
     cells: dict[str, dict] = {}
     for task in axes["tasks"]:
         for model in axes["models"]:
@@ -186,8 +190,6 @@ def _overrides(sweep: dict, place: tuple[str, str, str]) -> list[dict]:
     matching = []
     for pattern, values in (sweep.get("overrides") or {}).items():
         parts = pattern.split("/")
-        if len(parts) != 3:
-            raise UsageError(f"override {pattern!r}: write it as TASK/MODEL/METHOD, with * for any")
         if all(part in ("*", value) for part, value in zip(parts, place, strict=True)):
             matching.append((sum(part != "*" for part in parts), values or {}))
     return [values for _, values in sorted(matching, key=lambda pair: pair[0])]
@@ -197,11 +199,13 @@ def _typed(key: str, value: object, type_name: str, method: str) -> object:
     """PyYAML reads 1e-5 as text: convert by the declared type."""
     kind = TYPES.get(type_name.split(" | ")[0], str)
     try:
-        if kind is bool and not isinstance(value, bool):
+        if isinstance(value, bool) is not (kind is bool) or (kind is str and not isinstance(value, str)):
             raise ValueError
         if kind is int and not re.fullmatch(r"[+-]?\d+", str(value)):
             raise ValueError
         converted = kind(value)  # type: ignore[call-arg]
+        if kind is float and not math.isfinite(converted):
+            raise ValueError
     except (TypeError, ValueError):
         raise UsageError(
             f"method {method}: setting {key} is {value!r}, but must be of type {type_name}"
@@ -218,12 +222,29 @@ def _check_keys(sweep: dict, name: str) -> None:
             raise UsageError(f"sweep {name}: " + unknown("key", key, allowed))
 
 
-def _check_axes(axes: dict, stanzas: dict) -> None:
-    known = {
+def _known(methods: Iterable[str]) -> dict[str, list[str]]:
+    return {
         "tasks": catalogues.names("tasks"),
         "models": catalogues.names("models"),
-        "methods": list(stanzas),
+        "methods": list(methods),
     }
+
+
+def _check_overrides(overrides: dict, methods: Iterable[str]) -> None:
+    """A misspelt name would match no run, silently."""
+    known = _known(methods)
+    for pattern in overrides:
+        parts = str(pattern).split("/")
+        if len(parts) != 3:
+            raise UsageError(f"override {pattern!r}: write it as TASK/MODEL/METHOD, with * for any")
+        for axis, part in zip(("tasks", "models", "methods"), parts, strict=True):
+            if part not in ("*", *known[axis]):
+                raise UsageError(
+                    f"override {pattern!r}: " + unknown(axis.removesuffix("s"), part, known[axis])
+                )
+
+
+def _check_axes(axes: dict, known: dict[str, list[str]]) -> None:
     for axis, values in axes.items():
         if not values:
             raise UsageError(f"the axis {axis} is empty: give it at least one value")
