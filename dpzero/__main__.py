@@ -106,16 +106,16 @@ def _run(options: argparse.Namespace) -> dict:
 
 
 def _cell(options: argparse.Namespace) -> dict:
+    from .experiment import sweep
+
     if options.spec:
         text = options.spec if options.spec.lstrip().startswith("{") else _read(Path(options.spec))
         try:
-            return json.loads(text)
+            return sweep.complete(json.loads(text))
         except json.JSONDecodeError as error:
             raise UsageError(f"--spec is not JSON ({error}): give a cell as a file or as text") from error
     if not (options.sweep and options.cell):
         raise UsageError("run needs --sweep and --cell, or --spec")
-    from .experiment import sweep
-
     cells = sweep.load(options.sweep)
     if options.cell not in cells:
         raise UsageError(sweep.unknown(f"cell of sweep {options.sweep}", options.cell, cells))

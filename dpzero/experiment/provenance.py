@@ -43,7 +43,10 @@ def commit() -> dict:
         return done.stdout.strip() if done.returncode == 0 else None
 
     changed = git("status", "--porcelain", "--untracked-files=no", "--", *source)
-    return {"git": git("log", "-1", "--format=%H", "--", *source) or "unknown", "dirty": changed is None or changed != ""}
+    return {
+        "git": git("log", "-1", "--format=%H", "--", *source) or "unknown",
+        "dirty": changed is None or changed != "",
+    }
 
 
 def core_digest() -> str:

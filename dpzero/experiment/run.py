@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..errors import UsageError
 from ..language import assets, examples, losses, models, tasks
 from ..privacy import Budget, RunKey, Setting
 from ..privacy.accounting import cached_noise_scale
@@ -25,7 +27,7 @@ TIMED_STEPS = 5  # steps that are timed beside two plain forward passes on the s
 
 
 class Diverged(Exception):
-    """A trained parameter is not finite any more."""
+    """A trained parameter, or the loss at the end, is not finite any more."""
 
 
 def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device: str | None = None) -> dict:
@@ -46,7 +48,9 @@ def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return any(words in str(error) for words in ("can't allocate memory", "out of memory", "ALLOC_FAILED"))
 
 
 class Run:
@@ -58,9 +62,9 @@ class Run:
         self.started = time.perf_counter()
         self.card = find_card(cell["use"])
         self.key = RunKey.of(self.settings.get("noise_key", "published"), cell["seed"])
-        self.checkpoint = Checkpoint(out, cell)
         self.task = tasks.load(cell["task"])
         self.examples = examples.encode(cell["task"], cell["model"], self.settings["max_length"])
+        self.checkpoint = Checkpoint(out, cell)
         self.loss = losses.CrossEntropy(self.settings["token_budget"])
         self.curve: list[dict] = []
         self.train_seconds = 0.0
@@ -79,7 +83,12 @@ class Run:
         if not self.card.private:
             return None
         names = ("mechanism", "sampling", "adjacency", "batch_size", "steps", "delta")
-        setting = Setting(dataset_size=len(self.examples["train"]), **{k: self.settings[k] for k in names})
+        try:
+            setting = Setting(
+                dataset_size=len(self.examples["train"]), **{k: self.settings[k] for k in names}
+            )
+        except ValueError as error:
+            raise UsageError(f"{self.name}: {error}") from error
         epsilon = float(self.cell["epsilon"])
         scale = cached_noise_scale(setting, epsilon, assets.cache_folder() / "calibrations")
         return Budget(setting, scale, key, ledger)
@@ -118,6 +127,8 @@ class Run:
         scored = self.examples[self.settings["split"]]
         self.log(f"{self.name}: evaluating on {len(scored)} {self.settings['split']} examples")
         result = losses.evaluate(model, scored, self.settings["token_budget"])
+        if not math.isfinite(result["loss"]):  # clipped steps keep the weights of a broken model finite
+            raise Diverged(f"the {self.settings['split']} loss is not finite after the last step")
         return {
             "metrics": {
                 "accuracy": result["accuracy"],
@@ -258,7 +269,7 @@ class Run:
         return {
             "wall_seconds": self.wall_seconds(),
             "train_seconds": self.train_seconds,
-            "steps_per_second": self.settings["steps"] / self.train_seconds if trained else None,
+            "steps_per_second": self.method.steps_taken / self.train_seconds if trained else None,
             "step_seconds": statistics.median(step for step, _ in self.timed) if self.timed else None,
             "two_forward_seconds": statistics.median(two for _, two in self.timed) if self.timed else None,
         }

@@ -126,6 +126,20 @@ def _expand(sweep: dict, narrowed: dict[str, list], name: str) -> dict[str, dict
     return cells
 
 
+def complete(spec: object) -> dict:
+    """A cell given by hand: checked like a sweep's, with defaults filled in. A sweep's own comes back as it is."""
+    needed = ("task", "model", "method", "epsilon", "seed", "settings")
+    if not isinstance(spec, dict) or not isinstance(spec.get("settings"), dict):
+        raise UsageError(f"a cell is an object of {', '.join(needed)}: `settings` is one, too")
+    for key in needed:
+        if key not in spec:
+            raise UsageError(f"the cell has no {key!r}: it needs {', '.join(needed)}")
+    stanza = {key: spec[key] for key in STANZA if key in spec} | spec["settings"]
+    axes = {axis: [spec[axis.removesuffix("s")]] for axis in ("tasks", "models", "epsilons", "seeds")}
+    (cell,) = _expand({**axes, "methods": {spec["method"]: stanza}}, {}, "of one cell").values()
+    return cell
+
+
 def run_id(cell: dict) -> str:
     return f"{cell['task']}/{cell['model']}/{cell['method']}/eps-{cell['epsilon']}/seed-{cell['seed']}"
 

@@ -106,6 +106,12 @@ class Setting:
             raise ValueError(f"epsilon is {epsilon}: it must be a positive number")
         if self.delta == 0:
             return 1 / math.log1p(math.expm1(epsilon / self.steps) / self.rate)
+        ever_drawn = -math.expm1(self.steps * math.log1p(-self.rate)) if self.rate < 1 else 1.0
+        if self.delta * (1 + 1e-9) >= ever_drawn:  # no noise at all would do, and the search for its scale would not end
+            raise ValueError(
+                f"delta is {self.delta:g}, but an example is ever in a batch with probability {ever_drawn:g} only: give a "
+                "smaller delta"
+            )
         return _least_scale(lambda scale, grid: self.epsilon(scale, grid), epsilon)
 
     def _relation(self):

@@ -80,7 +80,7 @@ class Budget:
     def release(self, step: int, clipped_sum: float, clip: float) -> float:
         """One scalar: the sum of values clipped to [-clip, clip], plus noise. The ledger has it before the caller does."""
         noise = self._unit_noise(1, step, 0, 0)[0]
-        self.ledger.record(step, self.key.name)
+        self._record(step)
         return float(clipped_sum) + self.noise_scale * clip * float(noise)
 
     def release_(self, step: int, clipped_sums: Sequence[Tensor], clip: float) -> None:
@@ -89,13 +89,21 @@ class Budget:
             raise ValueError(
                 f"the {self.setting.mechanism} mechanism is offered for scalars: use gaussian for vectors"
             )
-        self.ledger.record(step, self.key.name)
+        self._record(step)
         for index, tensor in enumerate(clipped_sums):
             flat = tensor.view(-1)
             for chunk, start in enumerate(range(0, flat.numel(), CHUNK)):
                 part = flat[start : start + CHUNK]
                 noise = torch.from_numpy(self._unit_noise(part.numel(), step, index, chunk))
                 part.add_(noise.to(part), alpha=self.noise_scale * clip)
+
+    def _record(self, step: int) -> None:
+        if self.key.valid_release and (step, self.key.name) in self.ledger:
+            # another sum with the same noise: their difference would be exact. A published key may replay.
+            raise ValueError(
+                f"step {step} was released before under this secret key and its noise cannot be used again: make a new budget"
+            )
+        self.ledger.record(step, self.key.name)
 
     def _unit_noise(self, count: int, *counter: int) -> np.ndarray:
         return MECHANISMS[self.setting.mechanism].unit_noise(self._noise, count, *counter)

@@ -70,6 +70,9 @@ class Ledger:
             self._file.close()
             self._file = None
 
+    def __contains__(self, release: tuple[int, str]) -> bool:
+        return release in self._releases
+
     def __len__(self) -> int:
         return len(self._releases)
 

@@ -70,7 +70,8 @@ class Stream:
 
     def uniforms(self, count: int, *counter: int) -> np.ndarray:
         """Uniform on the open interval (0, 1), 53 bits each, float64."""
-        return ((self.words(count, *counter) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+        u = ((self.words(count, *counter) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+        return np.minimum(u, 1 - 2.0**-53)  # the last one would round to 1, whose Laplace number is infinite
 
     def normals(self, count: int, *counter: int) -> np.ndarray:
         """Standard normal, float64, by Box and Muller. Reaches 8.6 standard deviations."""

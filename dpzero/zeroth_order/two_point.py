@@ -77,6 +77,10 @@ class TwoPoint:
             raise ValueError(
                 f"the loss returned shape {tuple(losses.shape)} for {len(batch)} examples: it must return one value per example"
             )
+        if losses.dtype in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"the loss returned {losses.dtype}, in which the difference of two losses drowns: compute it in float32"
+            )
         return losses.double().cpu()
 
     def state_dict(self) -> dict:

@@ -323,6 +323,48 @@ def test_a_method_may_have_several_names(write):
     assert (second["method"], second["use"], second["title"]) == ("again", "dpzero", "DPZero, again")
 
 
+# --- one cell, given by hand
+
+
+@pytest.mark.parametrize("name", sweep.names())
+def test_a_cell_of_a_sweep_is_complete(name):
+    cells = sweep.load(name)
+    assert [json.dumps(sweep.complete(cell)) for cell in cells.values()] == [
+        json.dumps(cell) for cell in cells.values()
+    ]
+
+
+def test_a_short_cell_is_filled_in():
+    short = {"task": "toy", "model": "tiny-encoder", "method": "mezo", "epsilon": 3, "seed": "4"}
+    cell = sweep.complete(short | {"settings": {"steps": 5, "learning_rate": "1e-3"}})
+    assert sweep.run_id(cell) == "toy/tiny-encoder/mezo/eps-inf/seed-4"
+    assert cell["title"] == "MeZO" and cell["settings"]["learning_rate"] == 1e-3
+    assert cell["settings"]["tune"] == "bias"
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"method": "mezzo"}, "unknown method file 'mezzo': did you mean 'mezo'?"),
+        ({"task": "toi"}, "unknown task 'toi': did you mean 'toy'?"),
+        ({"settings": {"steps": 5, "learning_rat": 1}}, "did you mean 'learning_rate'?"),
+        ({"settings": [1]}, "`settings`"),
+        ({"seed": 0.5}, "seed 0.5"),
+    ],
+)
+def test_a_fault_of_a_cell_is_named(change, words):
+    cell = {"task": "toy", "model": "tiny-encoder", "method": "mezo", "epsilon": "inf", "seed": 0}
+    with pytest.raises(UsageError) as error:
+        sweep.complete(cell | {"settings": {"steps": 5, "learning_rate": 1}} | change)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("cell", [[], 3, {}, {"settings": {}}, {"settings": {}, "task": "toy"}])
+def test_half_a_cell_is_refused(cell):
+    with pytest.raises(UsageError, match="task, model, method"):
+        sweep.complete(cell)
+
+
 # --- method files
 
 
