@@ -32,6 +32,7 @@ RESULTS = f"results/{SWEEP}"
 FIGURE_FOLDER = f"figures/{SWEEP}"
 CAPTIONS = f"{workflow.basedir}/dpzero/report/captions"
 DPZERO = f"{sys.executable} -m dpzero"
+RECORDS = [f"{RESULTS}/runs/{run}.json" for run in CELLS]
 TABLE_PATHS = [f"{RESULTS}/tables/{name}" for name in TABLE_FILES]
 FIGURE_PATHS = [f"{FIGURE_FOLDER}/{name}" for name in FIGURE_FILES]
 
@@ -47,6 +48,7 @@ localrules:
 
 rule all:
     input:
+        RECORDS,  # by name: tables that came with the repository are no reason not to run
         TABLE_PATHS,
         FIGURE_PATHS,
 
@@ -97,7 +99,7 @@ rule plan:
 rule tables:
     input:
         cells=rules.plan.output,
-        records=[f"{RESULTS}/runs/{run}.json" for run in CELLS],
+        records=RECORDS,
     output:
         report(
             [path for path in TABLE_PATHS if path.endswith(".md")],
@@ -114,7 +116,7 @@ rule tables:
 rule figures:
     input:
         cells=rules.plan.output,
-        records=[f"{RESULTS}/runs/{run}.json" for run in CELLS],
+        records=RECORDS,
     output:
         [
             report(
