@@ -16,7 +16,7 @@ from torch import Tensor
 from . import assets, models, tasks
 
 UNLIMITED = 100_000  # tokens: a prompt is shortened by its text, not by its end
-FORMAT = 1  # raise it when the same task and model give other tokens
+FORMAT = 2  # raise it when the same task and model give other tokens
 
 
 @dataclass(frozen=True)

@@ -153,11 +153,14 @@ def _folders(name: str, stanza: dict) -> Splits:
 
 
 def _toy(name: str, stanza: dict) -> Splits:
-    """Every noun in every frame, ordered by hash and cut to the same number of rows for each label."""
+    """Every noun in every frame, cut to the same number of rows for each label.
+
+    The hash that cuts is another than the one that orders a split: else the labels of a split would not be mixed.
+    """
     splits: Splits = {split: [] for split in stanza["sizes"]}
     for label, nouns in enumerate(stanza["nouns"].values()):
         texts = (frame.format(noun=noun) for frame in stanza["frames"] for noun in nouns)
-        pool = iter(sorted(texts, key=lambda text: _hash(name, text)))
+        pool = iter(sorted(texts, key=lambda text: _hash(f"{name} split", text)))
         for split, size in stanza["sizes"].items():
             splits[split] += [Row(next(pool), label) for _ in range(size // len(stanza["words"]))]
     return splits

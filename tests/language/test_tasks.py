@@ -53,7 +53,7 @@ DIGESTS = {
     "movies": "5e0fb490cf6fa3e5",
     "tweets": "3322f3870d748a6e",
     "bbc": "2c86b85df1bead0e",
-    "toy": "761f85487542c29c",
+    "toy": "dc24cf4eac52cfca",
 }
 
 
