@@ -1,0 +1,121 @@
+"""The sampler that runs has the law that is accounted for. Each statistical test fails by chance below 1e-6."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from dpzero.privacy import RunKey
+from dpzero.privacy.sampling import SAMPLERS, FullBatch, Poisson, WithoutReplacement
+
+SIZE, BATCH, STEPS = 50, 8, 20_000
+RATE = BATCH / SIZE
+
+
+def sampler(kind=Poisson, size=SIZE, batch=BATCH, seed=0):
+    return kind(size, batch, RunKey.published(seed).stream("sampling"))
+
+
+@pytest.fixture(scope="module")
+def drawn() -> np.ndarray:
+    """Membership [step, example] of Poisson batches."""
+    source = sampler()
+    member = np.zeros((STEPS, SIZE))
+    for step in range(STEPS):
+        member[step, source.batch(step)] = 1
+    return member
+
+
+def sigmas(count: np.ndarray, trials: int, probability: float) -> np.ndarray:
+    return (count - trials * probability) / math.sqrt(trials * probability * (1 - probability))
+
+
+def test_poisson_batch_sizes_are_binomial(drawn):
+    sizes = drawn.sum(1)
+    variance = SIZE * RATE * (1 - RATE)
+    assert abs(sizes.mean() - BATCH) < 5.2 * math.sqrt(variance / STEPS)
+    assert abs(sizes.var() / variance - 1) < 5.2 * math.sqrt(
+        2 / STEPS
+    )  # fixed batches have no variance at all
+    law = stats.binom(SIZE, RATE)
+    edges = np.arange(2, 17)
+    seen = [(sizes < 2).sum(), *((sizes == edge).sum() for edge in edges), (sizes > 16).sum()]
+    expected = STEPS * np.array([law.cdf(1), *law.pmf(edges), law.sf(16)])
+    assert stats.chisquare(seen, expected).pvalue > 5e-7
+
+
+def test_every_example_joins_with_the_same_probability(drawn):
+    assert np.abs(sigmas(drawn.sum(0), STEPS, RATE)).max() < 6.5
+
+
+def test_examples_join_independently_of_each_other(drawn):
+    """Shuffled or fixed-size batches of the same mean size fail here: their pairs meet less often than rate squared."""
+    together = drawn.T @ drawn
+    pairs = sigmas(together[np.triu_indices(SIZE, 1)], STEPS, RATE**2)
+    assert np.abs(pairs).max() < 7
+    total = together[np.triu_indices(SIZE, 1)].sum() / len(pairs) / STEPS
+    assert total == pytest.approx(RATE**2, rel=0.02)
+
+
+def test_examples_join_independently_from_step_to_step(drawn):
+    """No epochs: the same example comes twice in a row as often as chance has it."""
+    again = (drawn[1:] * drawn[:-1]).sum()
+    trials = (STEPS - 1) * SIZE
+    assert (
+        abs(sigmas(again, trials, RATE**2)) < 8
+    )  # neighbouring pairs share a step, which widens the spread by an eighth
+
+
+def test_an_empty_batch_is_an_index_array_like_any_other():
+    source = sampler(size=4, batch=1)
+    batches = [source.batch(step) for step in range(200)]
+    empty = [batch for batch in batches if not len(batch)]
+    assert 20 < len(empty) < 110  # 63 expected
+    assert all(batch.dtype == np.int64 and batch.shape == (0,) for batch in empty)
+
+
+@pytest.mark.parametrize("kind", SAMPLERS.values())
+def test_a_batch_is_a_function_of_key_and_step(kind):
+    batch = SIZE if kind is FullBatch else BATCH
+    backwards = {step: sampler(kind, batch=batch).batch(step) for step in reversed(range(20))}
+    source = sampler(kind, batch=batch)
+    for step in range(20):
+        assert np.array_equal(source.batch(step), backwards[step])
+        assert np.array_equal(backwards[step], np.unique(backwards[step]))
+
+
+@pytest.mark.parametrize("kind", [Poisson, WithoutReplacement])
+def test_another_key_draws_other_batches(kind):
+    mine, other = sampler(kind), sampler(kind, seed=1)
+    assert any(not np.array_equal(mine.batch(step), other.batch(step)) for step in range(3))
+
+
+def test_without_replacement_draws_exactly_the_batch_size_uniformly():
+    source, count = sampler(WithoutReplacement), 5000
+    member = np.zeros((count, SIZE))
+    for step in range(count):
+        batch = source.batch(step)
+        assert len(batch) == BATCH
+        member[step, batch] = 1
+    assert np.abs(sigmas(member.sum(0), count, RATE)).max() < 6.5
+    pair = BATCH * (BATCH - 1) / SIZE / (SIZE - 1)
+    assert np.abs(sigmas((member.T @ member)[np.triu_indices(SIZE, 1)], count, pair)).max() < 7.5
+
+
+def test_a_full_batch_is_everything():
+    assert np.array_equal(sampler(FullBatch, batch=SIZE).batch(3), np.arange(SIZE))
+    with pytest.raises(ValueError, match="full_batch needs dataset_size, 50"):
+        sampler(FullBatch)
+
+
+def test_poisson_at_rate_one_is_everything():
+    assert np.array_equal(sampler(batch=SIZE).batch(0), np.arange(SIZE))
+
+
+@pytest.mark.parametrize("batch", [0, -1, SIZE + 1])
+def test_a_batch_size_outside_the_data_is_refused(batch):
+    with pytest.raises(ValueError, match=f"batch_size is {batch}"):
+        sampler(batch=batch)
