@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import functools
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from dpzero.experiment import methods, sweep
+from dpzero.privacy import Setting
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,21 +55,41 @@ def _smoke() -> dict[str, dict]:
 
 @pytest.fixture
 def smoke(_smoke) -> Callable[..., dict]:
-    """smoke(method, **settings) -> a cell of the smoke sweep, changed where asked."""
+    """smoke(method, **settings) -> a cell of the smoke sweep, 20 steps of 8 examples, changed where asked."""
+    short = {
+        "tune": "bias",
+        "batch_size": 8,
+        "steps": 20,
+        "max_length": 16,
+        "evaluate_every": 10,
+        "delta": 1e-4,
+    }
 
     def cell(method: str, **settings: object) -> dict:
         found = copy.deepcopy(next(c for c in _smoke.values() if c["method"] == method))
         assert set(settings) <= set(found["settings"])
+        found["settings"] |= {key: value for key, value in short.items() if found["settings"].get(key)}
         found["settings"] |= settings
         return found
 
     return cell
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads of tiny operations wait for each other far longer than they work where others use the cores, too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory) -> Iterator[Path]:
-    """A cache of the tests' own."""
+    """A cache of the tests' own; the same question to the accountant, up to seconds each, is asked once."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DPZERO_CACHE", str(folder))
+        for question in ("epsilon", "epsilon_rdp"):
+            patch.setattr(Setting, question, functools.cache(getattr(Setting, question)))
         yield folder
