@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import UsageError
 from . import assets, models, tasks
 
 UNLIMITED = 100_000  # tokens: a prompt is shortened by its text, not by its end
-FORMAT = 2  # raise it when the same task and model give other tokens
+FORMAT = 3  # raise it when the same task and model give other tokens
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,14 @@ def _prompt(task: tasks.Task, text: str, tokenize, max_length: int) -> list[int]
     """The prompt with the text shortened from its end until it fits: what follows the text is never cut off."""
     words = text.split(" ")[:max_length]
     ids = tokenize(task.prompted(" ".join(words)))
-    while len(ids) > max_length and len(words) > 1:
-        words = words[: -max(1, (len(ids) - max_length) // 2)] or words[:1]
+    while (excess := len(ids) - max_length) > 0 and words[0]:
+        if len(words) > 1:
+            words = words[: -max(1, excess // 2)] or words[:1]
+        else:
+            words = [words[0][: -max(1, excess // 4)]]  # one endless word; a character is at most four tokens
         ids = tokenize(task.prompted(" ".join(words)))
+    if excess > 0:
+        raise UsageError(
+            f"max_length is {max_length}, but the prompt of task {task.name} has {len(ids)} tokens without its text: raise it"
+        )
     return ids

@@ -22,6 +22,8 @@ class CrossEntropy:
             yield part
 
     def __call__(self, model: nn.Module, batch: Examples) -> Tensor:
+        if not len(batch):
+            return torch.zeros(0, device=next(model.parameters()).device)
         losses = [(order, self._losses(model, part)) for order, part in batch.parts(self.token_budget)]
         if len(losses) == 1:
             order, values = losses[0]

@@ -31,7 +31,7 @@ def philox(key: tuple[int, int], counter: tuple[Tensor, Tensor, Tensor, Tensor])
 
 
 def normals(words: tuple[Tensor, ...]) -> Tensor:
-    """Box and Muller: four words of shape [n] -> float32 [n, 4], standard normal (up to 6.66 standard deviations)."""
+    """Box and Muller: four words of shape [n] -> float32 [n, 4], standard normal (up to 6.77 standard deviations)."""
     x0, x1, x2, x3 = ((word.float() + 0.5) * 2.0**-32 for word in words)
     r0, r1 = torch.sqrt(-2 * torch.log(x0)), torch.sqrt(-2 * torch.log(x2))
     a0, a1 = x1 * (2 * torch.pi), x3 * (2 * torch.pi)
