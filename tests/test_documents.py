@@ -1,0 +1,84 @@
+"""What the documents show is what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from dpzero.experiment import methods, sweep
+from dpzero.privacy import Budget, RunKey
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(document: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(), flags=re.DOTALL)
+
+
+def squared_error(model, batch):
+    x, y = zip(*batch, strict=True)
+    return (model(torch.stack(x)).squeeze(1) - torch.stack(y)).square()
+
+
+@pytest.fixture
+def data():
+    x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    return list(zip(x, x.sum(1), strict=True))
+
+
+def test_the_library_example_runs_and_spends_what_it_was_given(data, capsys):
+    (example,) = blocks("README.md", "python")
+    names = {"model": torch.nn.Linear(3, 1), "loss": squared_error, "data": data}
+    exec(example.replace("steps=1000", "steps=20"), names)
+    assert 1.9 < float(capsys.readouterr().out) <= 2
+
+
+def test_the_example_method_is_found_and_takes_a_private_step(data, tmp_path, monkeypatch):
+    (code,) = blocks("baselines/README.md", "python")
+    file = tmp_path / "sign_zo.py"
+    file.write_text(code)
+    card = methods._read("sign_zo", file)
+    assert (card.title, card.private, card.order) == ("Sign-ZO", True, 0)
+    assert card.required == {"learning_rate"}
+    names: dict = {}
+    exec(code, names)
+    budget = Budget.calibrated(
+        epsilon=2, delta=1e-5, dataset_size=200, batch_size=8, steps=3, key=RunKey.published(0)
+    )
+    method = names[card.class_name](torch.nn.Linear(3, 1), squared_error, budget, learning_rate=1e-3)
+    for indices in budget.batches():
+        method.step([data[i] for i in indices])
+    assert method.steps_taken == len(budget.ledger) == 3
+
+
+def test_the_example_stanza_is_one_that_a_sweep_takes():
+    (stanza,) = blocks("baselines/README.md", "yaml")
+    (settings,) = yaml.safe_load(stanza).values()
+    assert set(settings) <= {"learning_rate", "smoothing"}
+
+
+def test_every_sweep_and_cell_that_the_readme_names_exists():
+    text = (ROOT / "README.md").read_text()
+    named = set(re.findall(r"(?:sweep=|--sweep )([\w-]+)", text))
+    assert named <= set(sweep.names())
+    for name, cell in re.findall(r"--sweep ([\w-]+) --cell (\S+)", text):
+        assert cell in sweep.load(name)
+
+
+def test_every_file_that_the_readme_shows_exists():
+    for path in re.findall(r"\]\(((?!http)[^)]+)\)", (ROOT / "README.md").read_text()):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_readme_has_the_two_commands_and_ci_runs_the_second():
+    text = (ROOT / "README.md").read_text()
+    install = "pip install -c constraints.txt -e '.[test]'"
+    assert f"{install} && snakemake --cores all" in text
+    assert f"{install} && pytest" in text
+    script = (ROOT / ".ci" / "run").read_text()
+    assert install.removeprefix("pip install ") in script
+    assert re.search(r"^pytest$", script, flags=re.MULTILINE)
