@@ -114,7 +114,7 @@ def _prompt(task: tasks.Task, text: str, tokenize, max_length: int) -> list[int]
     """The prompt with the text shortened from its end until it fits: what follows the text is never cut off."""
     words = text.split(" ")[:max_length]
     ids = tokenize(task.prompted(" ".join(words)))
-    while (excess := len(ids) - max_length) > 0 and words[0]:
+    while (excess := len(ids) - max_length) > 0 and words != [""]:
         if len(words) > 1:
             words = words[: -max(1, excess // 2)] or words[:1]
         else:
