@@ -1,0 +1,232 @@
+"""DPZero against the paper's formula, against the methods it must become in the limit, and as the README uses it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import dpzero
+from baselines.dp_zo import DPZO
+from baselines.mezo import MeZO
+from dpzero.privacy import Budget, RunKey, Setting
+from dpzero.zeroth_order import Gaussian
+
+DATA = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
+LABELS = (DATA @ torch.tensor([1.0, -2.0, 0.5, 0.0, 1.0]) > 0).float()
+BATCH_SIZE, SMOOTHING, LEARNING_RATE = 8, 2.0**-9, 0.05  # powers of two: the same product in any order
+
+
+def losses(model: nn.Module, batch: np.ndarray) -> torch.Tensor:
+    rows = torch.as_tensor(batch)
+    return nn.functional.binary_cross_entropy_with_logits(
+        model(DATA[rows].to(model.weight.dtype))[:, 0], LABELS[rows].to(model.weight.dtype), reduction="none"
+    )
+
+
+def linear(dtype=torch.float32) -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(5, 1).to(dtype)
+
+
+def budget(noise_scale: float, steps=20, seed=0, **change) -> Budget:
+    setting = {"mechanism": "gaussian", "sampling": "poisson", "adjacency": "add_remove"} | change
+    return Budget(
+        Setting(dataset_size=40, batch_size=BATCH_SIZE, steps=steps, delta=1e-5, **setting),
+        noise_scale,
+        RunKey.published(seed),
+    )
+
+
+def optimizer(kind, share, model, loss=losses, **settings):
+    settings = {"learning_rate": LEARNING_RATE, "smoothing": SMOOTHING, "seed": 0} | settings
+    return kind(model, loss, share, **settings)
+
+
+def weights(model: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+# The methods side by side ----------------------------------------------------------------------------------------------
+
+
+def test_without_noise_and_bound_dpzero_is_mezo_to_the_bit():
+    ours, theirs, none = linear(), linear(), budget(0.0)
+    private, plain = optimizer(dpzero.DPZero, none, ours, clip=1e9), optimizer(MeZO, BATCH_SIZE, theirs)
+    for batch in none.batches():
+        assert private.step(batch) == plain.step(batch)
+        assert torch.equal(weights(ours), weights(theirs))
+    assert not torch.equal(weights(ours), weights(linear()))
+
+
+@pytest.mark.parametrize("mechanism", ["gaussian", "laplace"])
+def test_dp_zo_with_the_bound_in_units_of_the_loss_is_dpzero(mechanism):
+    """clip(d) / (2 smoothing) with bound 2 smoothing C is clip(d / (2 smoothing)) with bound C, noise included."""
+    clip = 0.3  # bites on most examples
+    ours, theirs = linear(torch.float64), linear(torch.float64)
+    one, two = budget(1.5, mechanism=mechanism), budget(1.5, mechanism=mechanism)
+    zero = optimizer(dpzero.DPZero, one, ours, clip=clip)
+    zo = optimizer(DPZO, two, theirs, clip=2 * SMOOTHING * clip)
+    for batch in one.batches():
+        assert zero.step(batch) == pytest.approx(zo.step(batch), rel=1e-6)
+    assert torch.allclose(weights(ours), weights(theirs), rtol=1e-6)
+
+
+# The formula -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("clip", [0.2, 50.0], ids=["clip bites", "clip is loose"])
+def test_the_released_scalar_is_the_formula_of_the_paper(clip):
+    model, share, noise_scale = linear(torch.float64), budget(1.25), 1.25
+    me = optimizer(dpzero.DPZero, share, model, clip=clip, seed=7)
+    noise = RunKey.published(0).stream("noise")
+    clipped = 0
+    for step, batch in enumerate(share.batches()):
+        x, z = weights(model), [torch.zeros(1, 5), torch.zeros(1)]
+        Gaussian(7).add_(z, step, 1.0)
+        u = torch.cat([part.flatten() for part in z]).double()
+
+        def loss(at, x=x, batch=batch):
+            other = linear(torch.float64)
+            nn.utils.vector_to_parameters(at, other.parameters())
+            return losses(other, batch).detach()
+
+        d = (loss(x + SMOOTHING * u) - loss(x - SMOOTHING * u)) / (2 * SMOOTHING)
+        clipped += int((d.abs() > clip).sum())
+        bounded = d * torch.clamp(clip / d.abs(), max=1.0)
+        g = (bounded.sum().item() + noise_scale * clip * noise.normals(1, step, 0, 0)[0]) / BATCH_SIZE
+        assert me.step(batch) == pytest.approx(g, rel=1e-7)
+        assert torch.allclose(weights(model), x - LEARNING_RATE * g * u, rtol=1e-9, atol=1e-12)
+    assert (clipped > 0) == (clip == 0.2)
+
+
+class Scalar(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.x = nn.Parameter(torch.zeros(1))
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, BATCH_SIZE, 2 * BATCH_SIZE])
+@pytest.mark.parametrize("scale", [1e30, float("inf")])
+def test_a_saturated_batch_moves_by_its_size_over_the_expected_size(count, scale):
+    """Dividing by the size that was drawn would give the bound for every size, and one example as much weight as many."""
+    me = optimizer(
+        dpzero.DPZero,
+        budget(0.0),
+        Scalar(),
+        loss=lambda model, batch: scale * model.x.double().expand(len(batch)),
+        clip=0.5,
+    )
+    assert abs(me.step(np.arange(count))) == 0.5 * count / BATCH_SIZE
+
+
+def test_one_example_moves_the_release_by_the_bound_at_most():
+    """Whatever its loss is: this and the noise are all of the proof."""
+
+    def hostile(plus, minus):
+        """Example 3 has one loss at the first point and another at the second."""
+        answers = iter([plus, minus])
+
+        def loss(model, batch):
+            return torch.where(torch.as_tensor(batch) == 3, next(answers), losses(model, batch))
+
+        return loss
+
+    batch, clip = np.array([1, 3, 8, 20]), 0.4
+    without = optimizer(dpzero.DPZero, budget(2.0), linear(), clip=clip).step(batch[batch != 3])
+    inf, nan = float("inf"), float("nan")
+    for pair in [
+        (0.0, 0.0),
+        (1e-45, 0.0),
+        (1e30, -1e30),
+        (-1.0, 1.0),
+        (inf, -inf),
+        (0.0, inf),
+        (inf, inf),
+        (nan, 1.0),
+    ]:
+        released = optimizer(dpzero.DPZero, budget(2.0), linear(), loss=hostile(*pair), clip=clip).step(batch)
+        assert abs(released - without) <= clip / BATCH_SIZE * (1 + 1e-12)
+
+
+# Streams ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_direction_seed_moves_neither_noise_nor_batches():
+    """On batches without slope the release is the noise alone."""
+    flat = {"loss": lambda model, batch: torch.zeros(len(batch)), "clip": 1.0}
+    released = {}
+    for seed in (0, 1):
+        share = budget(1.0)
+        me = optimizer(dpzero.DPZero, share, linear(), seed=seed, **flat)
+        released[seed] = [(me.step(batch), batch.tolist()) for batch in share.batches()]
+    assert released[0] == released[1]
+
+
+def test_the_same_seed_and_data_release_other_scalars_under_another_secret_key():
+    """Noise that the direction's seed determines would repeat here, and could be subtracted by whoever knows the seed."""
+    released = set()
+    for _ in range(3):
+        share = Budget(budget(1.0).setting, 1.0, RunKey.secret())
+        torch.manual_seed(0)
+        released.add(optimizer(dpzero.DPZero, share, linear(), clip=1.0).step(np.arange(8)))
+    assert len(released) == 3
+
+
+def test_noise_and_directions_are_unrelated():
+    steps = 3000
+    share, law = budget(1.0), Gaussian(0)
+    noise = [share.release(step, 0.0, 1.0) for step in range(steps)]
+    z = torch.zeros(steps, 4)
+    for step in range(steps):
+        law.add_([z[step]], step, 1.0)
+    for element in z.T.numpy():  # six standard deviations: 2e-9 by chance
+        assert abs(np.corrcoef(noise, element)[0, 1]) < 6 / steps**0.5
+
+
+def test_two_optimizers_cannot_draw_on_one_secret_budget():
+    share = Budget(budget(1.0).setting, 1.0, RunKey.secret())
+    optimizer(dpzero.DPZero, share, linear(), clip=1.0).step(np.arange(8))
+    with pytest.raises(ValueError, match="step 0 was released before under this secret key"):
+        optimizer(dpzero.DPZero, share, linear(), clip=1.0).step(np.arange(8))
+
+
+# Use -------------------------------------------------------------------------------------------------------------------
+
+
+def test_as_the_readme_uses_it_a_logistic_regression_learns():
+    generator = torch.Generator().manual_seed(3)
+    inputs = torch.randn(512, 2, generator=generator)
+    data = [(x, float(x[0] > x[1])) for x in inputs]
+
+    def loss(model, batch):
+        x, y = torch.stack([x for x, _ in batch]), torch.tensor([y for _, y in batch])
+        return nn.functional.binary_cross_entropy_with_logits(model(x)[:, 0], y, reduction="none")
+
+    model = nn.Linear(2, 1)
+    nn.init.zeros_(model.weight)
+    budget = dpzero.Budget.calibrated(
+        epsilon=4, delta=1e-5, dataset_size=len(data), batch_size=64, steps=200, key=RunKey.published(0)
+    )
+    assert budget.epsilon_spent() == 0
+    me = dpzero.DPZero(model, loss, budget, learning_rate=0.3, clip=1.0)
+    for indices in budget.batches():
+        me.step([data[i] for i in indices])
+    right = ((model(inputs)[:, 0] > 0).float() == torch.tensor([y for _, y in data])).float().mean()
+    assert right > 0.9
+    assert 3.99 < budget.epsilon_spent() <= 4.0
+    assert me.steps_taken == len(budget.ledger) == 200
+
+
+@pytest.mark.parametrize("clip", [0.0, -1.0, float("nan")])
+def test_a_bound_that_bounds_nothing_is_refused(clip):
+    with pytest.raises(ValueError, match=f"clip is {clip}: it must be positive"):
+        optimizer(dpzero.DPZero, budget(1.0), linear(), clip=clip)
+
+
+def test_the_package_offers_what_it_promises():
+    assert set(dpzero.__all__) >= {"DPZero", "Budget", "calibrate_noise", "spent_epsilon"}
+    assert all(callable(getattr(dpzero, name)) for name in dpzero.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Zero'"):
+        _ = dpzero.Zero
