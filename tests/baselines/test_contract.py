@@ -1,0 +1,386 @@
+"""What every method keeps to, whoever writes it: each file of baselines/ is found by its name and tested here.
+
+A method that needs a setting which SETTINGS below does not know is to be given one there; nothing else is registered.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import baselines
+from dpzero.experiment import memory
+from dpzero.experiment.methods import cards
+from dpzero.language import examples, losses, models, tasks
+from dpzero.privacy import Budget, RunKey, Setting
+
+# The module's own filter does not reach into pytest
+pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+
+CARDS = cards()
+BATCH_SIZE, STEPS = 16, 100
+# What a required setting is where a method is of order 0 and of order 1
+SETTINGS = {"learning_rate": {0: 3e-4, 1: 0.01}, "clip": {0: 50.0, 1: 1.0}}
+LENGTH = 16
+
+
+def where(**wanted) -> list[str]:
+    return [name for name, card in CARDS.items() if all(getattr(card, k) == v for k, v in wanted.items())]
+
+
+every = pytest.mark.parametrize("name", CARDS)
+every_trained = pytest.mark.parametrize("name", where(order=0) + where(order=1))
+every_private = pytest.mark.parametrize("name", where(private=True))
+every_zeroth_order = pytest.mark.parametrize("name", where(order=0))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> dict[str, dict[str, examples.Examples]]:
+    """The toy task as each tiny model reads it; the user's cache is left alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DPZERO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return {model: examples.encode("toy", model, LENGTH) for model in ("tiny-encoder", "tiny-causal")}
+
+
+@pytest.fixture(scope="module")
+def train(data) -> examples.Examples:
+    return data["tiny-encoder"]["train"]
+
+
+def make_model(tune="full", name="tiny-encoder") -> models.Classifier:
+    return models.load(name, tasks.load("toy"), tune)
+
+
+def make_budget(key: RunKey | None = None, noise_scale=1e-3) -> Budget:
+    setting = Setting("gaussian", "poisson", "add_remove", 240, BATCH_SIZE, STEPS, 1e-5)
+    return Budget(setting, noise_scale, key or RunKey.published(0))
+
+
+def make(name, model, budget=None, loss=None, **settings):
+    card = CARDS[name]
+    unknown = card.required - SETTINGS.keys()
+    assert not unknown, f"give SETTINGS a value for {', '.join(unknown)}, which {name} requires"
+    required = {key: SETTINGS[key][card.order] for key in card.required}
+    share = (budget or make_budget()) if card.private else BATCH_SIZE
+    return card.load()(model, loss or losses.CrossEntropy(2048), share, seed=0, **required | settings)
+
+
+def batches(train, start=0, stop=STEPS):
+    sampler = make_budget().sampler
+    for step in range(start, stop):
+        yield train[sampler.batch(step)]
+
+
+def weights(model) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+# What planning reads and what runs are the same --------------------------------------------------------------------------
+
+
+@every
+def test_the_card_read_from_the_source_is_the_class_that_runs(name):
+    card, cls = CARDS[name], CARDS[name].load()
+    assert (card.title, card.private, card.order) == (cls.title, cls.private, cls.order)
+    assert cls.__name__ == card.class_name
+    assert cls.private in (True, False) and cls.order in (0, 1, None)
+
+
+@every
+def test_the_settings_on_the_card_are_the_keyword_arguments(name):
+    card, defaults = CARDS[name], CARDS[name].load().__init__.__kwdefaults__ or {}
+    assert "seed" in defaults and set(card.settings) - card.required == set(defaults) - {"seed"}
+    assert set(card.settings.values()) <= {"int", "float", "str", "bool"}
+
+
+def test_every_file_of_the_house_is_found():
+    files = {file.stem for file in Path(baselines.__file__).parent.glob("[!_]*.py")}
+    assert set(CARDS) == files | {"dpzero"}
+    assert {"dpzero", "dp_zo", "mezo", "dp_sgd", "fine_tuning", "zero_shot"} <= set(CARDS)
+
+
+def test_titles_tell_the_methods_apart():
+    assert len({card.title for card in CARDS.values()}) == len(CARDS)
+
+
+# Steps -----------------------------------------------------------------------------------------------------------------
+
+
+@every
+def test_a_method_counts_its_steps_the_empty_ones_too(name, train):
+    me = make(name, make_model())
+    assert me.steps_taken == 0 and me.training_loss is None
+    me.step(train[np.arange(4)])
+    me.step(train[np.zeros(0, int)])
+    assert me.steps_taken == 2 and me.training_loss is None
+    me.step(train[np.arange(30)])
+    assert me.steps_taken == 3
+    assert me.training_loss is None or 0.5 < me.training_loss < 5
+
+
+@every
+def test_the_first_batch_may_be_empty(name, train):
+    model = make_model()
+    me = make(name, model)
+    me.step(train[np.zeros(0, int)])
+    me.step(train[np.arange(4)])
+    assert me.steps_taken == 2 and torch.isfinite(weights(model)).all()
+
+
+@every_trained
+def test_a_step_moves_what_is_trained_and_nothing_else(name, train):
+    model = make_model("bias")
+    start = {key: p.detach().clone() for key, p in model.named_parameters()}
+    make(name, model).step(train[np.arange(8)])
+    moved = {key for key, p in model.named_parameters() if not torch.equal(p, start[key])}
+    trained = {key for key, p in model.named_parameters() if p.requires_grad}
+    still = {key for key in trained if "key.bias" in key}  # softmax does not see them
+    assert moved <= trained and moved >= trained - still and 0 < len(trained) < len(start)
+
+
+@every_trained
+def test_the_loss_falls(name, train):
+    model = make_model()
+    start = losses.evaluate(model, train, 2048)["loss"]
+    me = make(name, model)
+    for batch in batches(train, stop=80 if CARDS[name].order == 0 else 20):
+        me.step(batch)
+    assert losses.evaluate(model, train, 2048)["loss"] < start - 0.03
+
+
+@pytest.mark.parametrize("name", where(order=None))
+def test_an_untrained_method_leaves_the_model_alone(name, train):
+    model = make_model()
+    start = weights(model)
+    make(name, model).step(train[np.arange(8)])
+    assert torch.equal(weights(model), start)
+
+
+@every
+def test_a_method_goes_on_from_its_state_to_the_bit(name, train, tmp_path):
+    def fresh():
+        model = make_model()
+        return model, make(name, model)
+
+    model, me = fresh()
+    for batch in batches(train, stop=3):
+        me.step(batch)
+    torch.save(me.state_dict(), tmp_path / "state.pt")
+    for batch in batches(train, 3, 6):
+        me.step(batch)
+
+    resumed, other = fresh()
+    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert other.steps_taken == 3
+    for batch in batches(train, 3, 6):
+        other.step(batch)
+    assert torch.equal(weights(model), weights(resumed)) and other.steps_taken == 6
+
+
+@every_trained
+def test_a_kept_state_does_not_move_with_the_model(name, train):
+    me = make(name, make_model())
+    state = me.state_dict()
+    before = [p.clone() for p in state["parameters"]]
+    me.step(train[np.arange(8)])
+    assert all(torch.equal(a, b) for a, b in zip(before, state["parameters"], strict=True))
+
+
+@every_trained
+def test_global_seeds_move_nothing(name, train):
+    ends = []
+    for seed in (0, 1):
+        model = make_model()
+        me = make(name, model)
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        for batch in batches(train, stop=2):
+            me.step(batch)
+        ends.append(weights(model))
+    assert torch.equal(*ends)
+
+
+@every_trained
+@pytest.mark.parametrize("token_budget", [1, 64])
+def test_micro_batches_change_nothing_but_rounding(name, train, token_budget):
+    """One draw of noise a step, however many parts its batch has."""
+    ends = []
+    for loss in (losses.CrossEntropy(2048), losses.CrossEntropy(token_budget)):
+        model = make_model()
+        me = make(name, model, make_budget(noise_scale=0.5), loss, learning_rate=1e-4)
+        for batch in batches(train, stop=2):
+            me.step(batch)
+        ends.append(weights(model))
+    gap = (ends[0] - ends[1]).abs()
+    assert gap.max() < 1e-4 and gap.mean() < 1e-5 * (ends[0] - weights(make_model())).abs().mean() + 1e-6
+
+
+# Privacy ---------------------------------------------------------------------------------------------------------------
+
+
+@every_private
+def test_noise_is_added_and_differs_from_key_to_key(name, train):
+    ends = []
+    for _ in range(2):
+        model = make_model()
+        me = make(name, model, make_budget(RunKey.secret(), noise_scale=1.0))
+        me.step(train[np.arange(8)])
+        ends.append(weights(model))
+    assert not torch.equal(*ends)
+
+
+@every_private
+def test_an_empty_batch_releases_noise(name, train):
+    """A step that does nothing would tell that nobody was in it."""
+    model = make_model()
+    start = weights(model)
+    budget = make_budget(noise_scale=1.0)
+    make(name, model, budget).step(train[np.zeros(0, int)])
+    assert len(budget.ledger) == 1
+    assert (weights(model) - start).abs().max() > 1e-4
+
+
+@every_private
+def test_the_ledger_has_every_step(name, train):
+    budget = make_budget(noise_scale=1.0)
+    me = make(name, make_model(), budget)
+    for count, size in enumerate((5, 0, 40), start=1):
+        me.step(train[np.arange(size)])
+        assert len(budget.ledger) == me.steps_taken == count
+    assert list(budget.ledger) == [(step, budget.key.name) for step in range(3)]
+
+
+@every_private
+def test_a_method_does_not_repeat_secret_noise(name, train):
+    me = make(name, make_model(), make_budget(RunKey.secret()))
+    state = me.state_dict()
+    me.step(train[np.arange(8)])
+    me.load_state_dict(state)
+    with pytest.raises(ValueError, match="was released before under this secret key"):
+        me.step(train[np.arange(9)])
+
+
+class Poisoned(losses.CrossEntropy):
+    """Every example with label 3 has a loss that is not a number, or an infinite one."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__(2048)
+        self.value = value
+
+    def __call__(self, model, batch):
+        bad = torch.where(torch.from_numpy(batch.labels) == 3, self.value, 1.0)
+        return super().__call__(model, batch) * bad
+
+
+@every_private
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_example_whose_loss_is_not_a_number_spoils_nothing_and_is_as_if_absent(name, train, value):
+    bad = int(np.flatnonzero(train.labels == 3)[0])
+    good = np.flatnonzero(train.labels != 3)[:6]
+    ends = []
+    for chosen in (good, np.append(good, bad)):
+        model = make_model()
+        make(name, model, make_budget(noise_scale=0.1), Poisoned(value)).step(train[chosen])
+        ends.append(weights(model))
+    assert torch.isfinite(ends[1]).all()
+    assert (ends[0] - ends[1]).abs().max() < 1e-6
+
+
+class Watched(Budget):
+    """Keeps what is handed in to be noised."""
+
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
+        self.seen: list[tuple[torch.Tensor, float]] = []
+
+    def release(self, step, clipped_sum, clip):
+        self.seen.append((torch.tensor([clipped_sum]).double(), clip))
+        return super().release(step, clipped_sum, clip)
+
+    def release_(self, step, clipped_sums, clip):
+        self.seen.append((torch.cat([s.flatten() for s in clipped_sums]).double(), clip))
+        super().release_(step, clipped_sums, clip)
+
+
+@every_private
+@pytest.mark.parametrize("loud", [1.0, 1e6, -1e6, 1e38])
+def test_one_example_moves_what_is_noised_by_the_bound_at_most(name, train, loud):
+    class Loud(losses.CrossEntropy):
+        def __call__(self, model, batch):
+            return super().__call__(model, batch) * torch.where(
+                torch.from_numpy(batch.labels) == 3, loud, 1.0
+            )
+
+    bad = int(np.flatnonzero(train.labels == 3)[0])
+    good, seen = np.flatnonzero(train.labels != 3)[:6], []
+    for chosen in (good, np.append(good, bad)):
+        budget = Watched(make_budget().setting, 1.0, RunKey.published(0))
+        make(name, make_model(), budget, Loud(2048), clip=1e-3).step(train[chosen])
+        assert budget.seen, "nothing was handed in"
+        seen.append(budget.seen)
+    for (without, clip), (present, same) in zip(*seen, strict=True):
+        assert clip == same == 1e-3
+        moved = (present - without).norm()
+        assert moved <= clip * (1 + 1e-5)
+        assert moved > 0 or loud > 1e30  # a gradient whose norm overflows contributes nothing
+
+
+# Losses ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tune", ["full", "lora"])
+@pytest.mark.parametrize("name", ["tiny-encoder", "tiny-causal"])
+@pytest.mark.parametrize("token_budget", [40, 2048])
+def test_no_example_influences_the_loss_of_another(name, tune, token_budget, data):
+    """Another text, a longer one, a shorter one, another label, or none at all in its place."""
+    model, loss = make_model(tune, name), losses.CrossEntropy(token_budget)
+    batch = data[name]["train"][np.arange(6)]
+    rows = [batch.ids(i).tolist() for i in range(6)]
+    with torch.no_grad():
+        expected = loss(model, batch)
+        for other in ([5, 6, 7], list(range(3, 3 + LENGTH)), [9]):
+            changed = examples.Examples.of(
+                [*rows[:2], other, *rows[3:]], [*batch.labels[:2], 3, *batch.labels[3:]]
+            )
+            gap = (loss(model, changed) - expected).abs()
+            assert gap[[0, 1, 3, 4, 5]].max() < 1e-6 and gap[2] > 1e-4
+        without = loss(model, batch[np.array([0, 1, 3, 4, 5])])
+        assert (without - expected[[0, 1, 3, 4, 5]]).abs().max() < 1e-6
+        alone = torch.cat([loss(model, batch[np.array([i])]) for i in range(6)])
+        assert (alone - expected).abs().max() < 1e-6
+
+
+# Memory ----------------------------------------------------------------------------------------------------------------
+
+
+@every_zeroth_order
+@pytest.mark.parametrize("model_name", ["tiny-encoder", "tiny-causal"])
+def test_a_zeroth_order_step_takes_the_memory_of_inference(name, model_name):
+    """At most 5 % more, and the same with all weights trained: 64 texts of 64 tokens, so that activations matter."""
+    model, loss = make_model("full", model_name), losses.CrossEntropy(2**20)
+    batch = examples.Examples.of([[1] * 64] * 64, [0] * 64)
+
+    def inference() -> None:
+        with torch.no_grad():
+            loss(model, batch)
+
+    def two_steps() -> None:
+        me = make(name, model, loss=loss)
+        me.step(batch)
+        me.step(batch)
+
+    floor = memory.peak_bytes(model, inference)
+    assert floor > 3 * memory.weights_bytes(model)
+    assert memory.peak_bytes(model, two_steps) <= 1.05 * floor
+
+
+@every_zeroth_order
+def test_a_zeroth_order_file_never_asks_for_a_gradient(name):
+    """autograd is not in the house: no backward, no .grad."""
+    file = Path(__import__(CARDS[name].load().__module__, fromlist=["x"]).__file__)
+    used = {node.attr for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)}
+    assert not used & {"backward", "grad", "autograd", "vmap", "jvp"}
