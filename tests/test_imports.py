@@ -1,0 +1,144 @@
+"""Who may import whom. Planning and reporting import no heavy library."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = sorted([*(ROOT / "dpzero").rglob("*.py"), *(ROOT / "baselines").rglob("*.py")])
+
+# room: the rooms that it may import from, beside itself. errors is free for all.
+MAY_IMPORT = {
+    "dpzero.errors": set(),
+    "dpzero.zeroth_order": set(),
+    "dpzero.privacy": set(),
+    "dpzero.algorithm": {"dpzero.zeroth_order", "dpzero.privacy"},
+    "baselines": {"dpzero.zeroth_order", "dpzero.privacy", "dpzero.language"},
+    "dpzero.language": set(),
+    "dpzero.experiment": {
+        "dpzero.algorithm",
+        "dpzero.zeroth_order",
+        "dpzero.privacy",
+        "dpzero.language",
+        "baselines",
+    },
+    "dpzero.report": set(),
+}
+AT_THE_DOOR = {"dpzero", "dpzero.__main__"}  # the public names and the command line see every room
+
+
+def module_of(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room_of(module: str) -> str:
+    """dpzero.privacy.budget -> dpzero.privacy; baselines.mezo -> baselines."""
+    parts = module.split(".")
+    return parts[0] if parts[0] == "baselines" else ".".join(parts[:2])
+
+
+def imported(module: str, source: str, is_package: bool) -> Iterator[str]:
+    """Absolute names of all that is imported anywhere in the source, inside functions too."""
+    package = module.split(".") if is_package else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def broken(module: str, source: str, is_package: bool = False) -> list[str]:
+    """Imports of the project that the rule forbids."""
+    room = room_of(module)
+    allowed = MAY_IMPORT[room] | {room, "dpzero.errors"}
+    names = [
+        n for n in imported(module, source, is_package) if n.split(".")[0] in ("dpzero", "baselines", "tests")
+    ]
+    return [name for name in names if room_of(name) not in allowed]
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if module_of(f) not in AT_THE_DOOR], ids=module_of)
+def test_a_room_imports_only_from_rooms_that_it_may(file):
+    assert broken(module_of(file), file.read_text(), file.name == "__init__.py") == []
+
+
+def test_every_room_has_its_rule():
+    rooms = {room_of(module_of(file)) for file in FILES} - AT_THE_DOOR
+    assert rooms == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("dpzero.privacy.budget", "from ..zeroth_order import Gaussian"),
+        ("dpzero.privacy.budget", "from .. import algorithm"),
+        ("dpzero.privacy.budget", "def f():\n    import dpzero.language.losses"),
+        ("dpzero.zeroth_order.two_point", "from dpzero.privacy.streams import RunKey"),
+        ("dpzero.zeroth_order.two_point", "from dpzero import Budget"),
+        ("dpzero.algorithm", "from .language import losses"),
+        ("baselines.mezo", "from dpzero.experiment import run"),
+        ("dpzero.language.losses", "from ..experiment import memory"),
+        ("dpzero.language.losses", "import baselines.mezo"),
+        ("dpzero.experiment.run", "from ..report import tables"),
+        ("dpzero.report.tables", "from ..experiment import sweep"),
+    ],
+)
+def test_the_rule_sees_every_way_to_break_it(module, source):
+    assert len(broken(module, source)) == 1
+
+
+def test_the_rule_lets_pass_what_is_allowed():
+    assert (
+        broken(
+            "dpzero.privacy.budget",
+            "from .streams import RunKey\nfrom ..errors import UsageError\nimport torch",
+        )
+        == []
+    )
+    assert broken("dpzero.report", "from .tables import write_tables", is_package=True) == []
+    assert broken("baselines.dp_sgd", "from dpzero.privacy.clipping import clip_factors") == []
+
+
+def loaded(statement: str) -> set[str]:
+    """Top-level modules after a statement, in a fresh interpreter."""
+    code = f"{statement}\nimport sys, json\nprint(json.dumps(sorted(m.split('.')[0] for m in sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
+    return set(json.loads(done.stdout))
+
+
+HEAVY = {"torch", "transformers", "pandas", "matplotlib", "dp_accounting", "opacus", "peft", "scipy", "numpy"}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import dpzero",
+        "import dpzero.experiment.sweep, dpzero.report",
+        "from dpzero.experiment import sweep; assert sweep.load('smoke')",
+        "from dpzero.experiment.methods import cards; assert cards()['dpzero'].private",
+        "import dpzero.__main__",
+    ],
+)
+def test_planning_imports_no_heavy_library(statement):
+    assert not loaded(statement) & HEAVY
+
+
+def test_reporting_needs_no_torch():
+    names = sorted(file.stem for file in (ROOT / "dpzero" / "report").glob("[!_]*.py"))
+    assert not loaded("\n".join(f"import dpzero.report.{name}" for name in names)) & {
+        "torch",
+        "transformers",
+        "opacus",
+    }
