@@ -6,6 +6,7 @@ zeroth-order methods. Adam's moments are computed from the noisy sums alone.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Sized
 
@@ -95,12 +96,12 @@ class DPSGD:
         return {
             "steps_taken": self.steps_taken,
             "parameters": [p.detach().clone() for p in self.parameters],
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
         }
 
     @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
         for mine, saved in zip(self.parameters, state["parameters"], strict=True):
             mine.copy_(saved)
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.steps_taken = state["steps_taken"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sized
 
 import torch
@@ -50,12 +51,12 @@ class FineTuning:
         return {
             "steps_taken": self.steps_taken,
             "parameters": [p.detach().clone() for p in self.parameters],
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
         }
 
     @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
         for mine, saved in zip(self.parameters, state["parameters"], strict=True):
             mine.copy_(saved)
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.steps_taken = state["steps_taken"]
