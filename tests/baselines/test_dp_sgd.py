@@ -94,6 +94,21 @@ def test_adam_takes_its_moments_from_the_noisy_sums_alone(batch):
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(me.parameters, trained, strict=True))
 
 
+def test_the_moments_are_part_of_the_state(batch):
+    def fresh():
+        model = models.load("tiny-encoder", tasks.load("toy"), "bias")
+        loss = losses.CrossEntropy(64)
+        return DPSGD(model, loss, budget(1.0), learning_rate=0.01, clip=CLIP, optimizer="adam")
+
+    me, other = fresh(), fresh()
+    for _ in range(3):
+        me.step(batch)
+    other.load_state_dict(me.state_dict())
+    me.step(batch)
+    other.step(batch)
+    assert all(torch.equal(a, b) for a, b in zip(me.parameters, other.parameters, strict=True))
+
+
 def test_a_model_that_would_be_clipped_per_token_is_refused():
     """OPT flattens batch and length before its feed-forward layers: without the check nothing would warn."""
 
