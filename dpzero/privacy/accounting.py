@@ -107,7 +107,9 @@ class Setting:
         if self.delta == 0:
             return 1 / math.log1p(math.expm1(epsilon / self.steps) / self.rate)
         ever_drawn = -math.expm1(self.steps * math.log1p(-self.rate)) if self.rate < 1 else 1.0
-        if self.delta * (1 + 1e-9) >= ever_drawn:  # any noise would do: the search for the least would not end
+        if (
+            self.delta * (1 + 1e-9) >= ever_drawn
+        ):  # any noise would do: the search for the least would not end
             raise ValueError(
                 f"delta is {self.delta:g}, but an example is ever in a batch with probability {ever_drawn:g} only: give a "
                 "smaller delta"

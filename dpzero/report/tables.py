@@ -111,7 +111,9 @@ def accuracy(runs: pandas.DataFrame) -> Table:
     what = "mean ± standard deviation over seeds" if several else "one seed"
     table.title = f"{metric.capitalize()} in per cent, {what}; reported: {selection}"
     table.notes = [*_scoring(runs), SEED_CHANGES, "Intervals: 95 % t-intervals of the mean over seeds."]
-    table.notes.append("vs: difference in points, paired over the seeds that both methods have; zero-shot has no seed.")
+    table.notes.append(
+        "vs: difference in points, paired over the seeds that both methods have; zero-shot has no seed."
+    )
     if runs["status"].isin(["oom", "diverged"]).any():
         table.notes.append(
             "Running out of memory (OOM) and divergence are results; a mean is over the other seeds."
