@@ -164,5 +164,5 @@ onsuccess:
 
 onerror:
     print(
-        "\nSome runs are missing (their logs: {RESULTS}/logs). Tables of what exists: add `partial` to the command."
+        f"\nSome runs are missing (their logs: {RESULTS}/logs). Tables of what exists: add `partial` to the command."
     )

@@ -1,0 +1,313 @@
+"""The workflow as a user meets it: a copy of the house, in which sweeps are run, narrowed, edited, killed and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dpzero.report import FIGURE_FILES, FIGURES, TABLE_FILES
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[1]
+PREFIX = "toy/tiny-encoder"
+ZERO_SHOT, MEZO, DPZERO = (
+    f"{PREFIX}/{run}/seed-0" for run in ("zero_shot/eps-0", "mezo/eps-inf", "dpzero/eps-2")
+)
+NARROW = ["sweep=smoke", "methods=[zero_shot, mezo, dpzero]", "epsilons=[2]"]
+
+
+class House:
+    """A copy of what the repository holds, and of what its runs made so far."""
+
+    def __init__(self, folder: Path, cache: Path) -> None:
+        self.folder, self.sweeps = folder, folder / "dpzero" / "experiment" / "sweeps"
+        here = {"PYTHONPATH": str(folder), "DPZERO_CACHE": str(cache), "CUDA_VISIBLE_DEVICES": ""}
+        self.environment = {**os.environ, **here}
+
+    def call(self, *command: object) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, *map(str, command)],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+        )
+
+    def snakemake(self, *arguments: str, config=NARROW) -> subprocess.CompletedProcess:
+        return self.call("-m", "snakemake", "--cores", 2, *arguments, "--config", *config)
+
+    def planned(self, *changes: str) -> set[str]:
+        """The runs that a dry run would start."""
+        config = {c.split("=")[0]: c for c in (*NARROW, *changes)}.values()
+        done = self.snakemake("--dry-run", config=config)
+        assert done.returncode == 0, done.stderr
+        return set(re.findall(r"^Job \d+: (\S+/seed-\d+)$", done.stdout + done.stderr, re.MULTILINE))
+
+    def edit(self, path: Path, old: str, new: str) -> None:
+        text = path.read_text()
+        assert text.count(old) == 1
+        path.write_text(text.replace(old, new))
+
+    def record(self, run: str) -> Path:
+        return self.folder / "results" / "smoke" / "runs" / f"{run}.json"
+
+    def made(self, *folders: str) -> dict[str, bytes]:
+        """name -> content of the files in these folders."""
+        paths = [p for name in folders for p in sorted((self.folder / name).rglob("*")) if p.is_file()]
+        return {str(path.relative_to(self.folder)): path.read_bytes() for path in paths}
+
+    def runs(self) -> set[str]:
+        folder = self.folder / "results" / "smoke" / "runs"
+        return {
+            str(path.relative_to(folder)).removesuffix(".json")
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory, cache) -> House:
+    """The house before anything was run."""
+    folder = tmp_path_factory.mktemp("house")
+    shutil.copy(ROOT / "Snakefile", folder)
+    for name in ("dpzero", "baselines"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return House(folder, cache)
+
+
+@pytest.fixture(scope="module")
+def first(untouched, tmp_path_factory, cache) -> tuple[House, subprocess.CompletedProcess]:
+    """The house after one whole sweep, and what it said."""
+    folder = tmp_path_factory.mktemp("finished") / "house"
+    shutil.copytree(untouched.folder, folder)
+    house = House(folder, cache)
+    return house, house.snakemake()
+
+
+@pytest.fixture
+def house(first, tmp_path, cache) -> House:
+    """A copy of the finished house, to do with as one likes."""
+    shutil.copytree(first[0].folder, tmp_path / "house")
+    return House(tmp_path / "house", cache)
+
+
+# --- a whole sweep
+
+
+def test_a_dry_run_makes_nothing_and_loads_nothing_heavy(untouched):
+    done = untouched.call(
+        "-X", "importtime", "-m", "snakemake", "--cores", 2, "--dry-run", "--config", *NARROW
+    )
+    assert done.returncode == 0 and DPZERO in done.stdout + done.stderr
+    loaded = {line.split("|")[-1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
+    assert {"snakemake", "dpzero"} <= loaded
+    assert not {"torch", "transformers", "opacus", "dp_accounting", "matplotlib"} & loaded
+    assert not untouched.made("results", "figures")
+
+
+def test_one_command_makes_every_record_table_and_figure(first):
+    house, done = first
+    assert done.returncode == 0, done.stderr
+    assert house.runs() == {ZERO_SHOT, MEZO, DPZERO}
+    assert {Path(name).name for name in house.made("results/smoke/tables")} == set(TABLE_FILES)
+    assert {Path(name).name for name in house.made("figures/smoke")} == set(FIGURE_FILES)
+    assert all(len(content) > 100 for content in house.made("results/smoke/tables", "figures").values())
+    assert not house.made("results/smoke/checkpoints")
+
+
+def test_it_ends_with_the_accuracies_and_where_the_figures_are(first):
+    house, done = first
+    said = done.stdout + done.stderr
+    table = (house.folder / "results" / "smoke" / "tables" / "accuracy.md").read_text()
+    assert table in said and all(title in table for title in ("Zero-shot", "MeZO", "DPZero"))
+    for figure in FIGURES:
+        assert f"Figure:  figures/smoke/{figure}.png" in said
+
+
+def test_a_record_is_what_the_cell_asked_for(first):
+    house, _ = first
+    record = json.loads(house.record(DPZERO).read_text())
+    assert record["run"] == DPZERO and record["status"] == "ok"
+    assert record["privacy"]["epsilon_target"] == 2 >= record["privacy"]["epsilon_spent"] > 1.99
+    assert (
+        "evaluating on 120 test examples"
+        in (house.folder / "results" / "smoke" / "logs" / f"{DPZERO}.log").read_text()
+    )
+
+
+# --- again
+
+
+def test_a_second_command_does_nothing(house):
+    before = house.made("results", "figures")
+    done = house.snakemake()
+    assert done.returncode == 0 and "Nothing to be done" in done.stdout + done.stderr
+    assert house.made("results", "figures") == before
+
+
+def test_results_that_were_brought_along_are_not_made_again(house):
+    shutil.rmtree(house.folder / ".snakemake")
+    assert house.planned() == set()
+
+
+def test_another_seed_starts_the_new_runs_alone(house):
+    before = {run: house.record(run).stat().st_mtime_ns for run in house.runs()}
+    new = {DPZERO.replace("seed-0", "seed-1")}
+    narrowed = ["sweep=smoke", "methods=[zero_shot, dpzero]", "epsilons=[2]", "seeds=[0, 1]"]
+    assert house.planned(*narrowed) == new
+    assert house.snakemake(config=narrowed).returncode == 0
+    assert house.runs() == before.keys() | new
+    assert {run: house.record(run).stat().st_mtime_ns for run in before} == before
+    table = (house.folder / "results" / "smoke" / "tables" / "runs.csv").read_text()
+    assert table.count("\n") == 4 and MEZO not in table  # a line a run of the plan, and the heading
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [("clip: 5}", "clip: 6}"), ("clip: 5}", "clip: 5, version: 2}")],
+    ids=["a setting", "the version"],
+)
+def test_an_edit_of_one_method_runs_that_method_again_and_no_other(house, old, new):
+    assert house.planned() == set()
+    house.edit(
+        house.sweeps / "smoke.yaml",
+        f"dpzero: {{learning_rate: 1.0e-3, smoothing: 1.0e-2, {old}",
+        f"dpzero: {{learning_rate: 1.0e-3, smoothing: 1.0e-2, {new}",
+    )
+    assert house.planned() == {DPZERO}
+
+
+def test_a_comment_in_the_source_runs_nothing_again(house):
+    for path in ("dpzero/algorithm.py", "dpzero/experiment/sweeps/smoke.yaml", "baselines/mezo.py"):
+        with (house.folder / path).open("a") as file:
+            file.write("\n# a comment\n")
+    assert house.planned() == set()
+
+
+def test_tables_and_figures_are_the_same_bytes_again(house):
+    before = house.made("results/smoke/tables", "figures")
+    shutil.rmtree(house.folder / "results" / "smoke" / "tables")
+    shutil.rmtree(house.folder / "figures")
+    done = house.snakemake()
+    assert done.returncode == 0 and house.planned() == set()
+    assert house.made("results/smoke/tables", "figures") == before
+
+
+def test_the_report_is_one_file_with_every_figure(house):
+    done = house.snakemake("--report", "report.html")
+    assert done.returncode == 0, done.stderr
+    report = (house.folder / "report.html").read_text()
+    assert all(f"{figure}.png" in report for figure in FIGURES) and "accuracy.md" in report
+
+
+# --- failures
+
+BROKEN = """
+from dpzero.zeroth_order import TwoPoint
+
+
+class Broken(TwoPoint):
+    title = "Broken"
+    private = False
+
+    def __init__(self, model, loss, batch_size: int, *, learning_rate: float, seed: int = 0) -> None:
+        super().__init__(
+            model, loss, batch_size=batch_size, learning_rate=learning_rate, smoothing=1e-3, seed=seed
+        )
+
+    def projected_gradient(self, difference):
+        if self.steps_taken == 3:
+            raise RuntimeError("a bug in the fourth step")
+        return 0.0
+"""
+
+
+def test_a_run_that_fails_costs_no_other_and_leaves_a_hole_that_shows(house):
+    (house.folder / "baselines" / "broken.py").write_text(BROKEN)
+    house.edit(
+        house.sweeps / "smoke.yaml", "  zero_shot: {}\n", "  zero_shot: {}\n  broken: {learning_rate: 1}\n"
+    )
+    house.record(ZERO_SHOT).unlink()
+    config = ["sweep=smoke", "methods=[broken, zero_shot, mezo]"]
+    done = house.snakemake("--keep-going", config=config)
+    assert done.returncode == 1 and "logs: results/smoke/logs)" in done.stdout + done.stderr
+    assert house.runs() == {ZERO_SHOT, MEZO, DPZERO}  # nothing of the broken one, no half record
+    assert "a bug in the fourth step" in "".join(
+        path.read_text() for path in house.folder.glob("results/smoke/logs/**/broken/**/*.log")
+    )
+    partial = house.snakemake("partial", config=config)
+    assert partial.returncode == 0, partial.stderr
+    tables = house.folder / "results" / "smoke" / "tables"
+    rows = [line for line in (tables / "accuracy.md").read_text().splitlines() if line.startswith("|")]
+    (hole,) = [row for row in rows if "broken" in row.lower()]
+    assert "missing" in hole and len(rows) == 2 + 3
+    assert "broken" not in (tables / "runs.csv").read_text()  # which holds the runs that there are
+    assert house.planned(*config) == {f"{PREFIX}/broken/eps-inf/seed-0"}
+
+
+@pytest.mark.parametrize(
+    "config, words",
+    [
+        (["sweep=smok"], "unknown sweep 'smok': did you mean 'smoke'?"),
+        (["sweep=smoke", "methods=[dpzreo]"], "unknown method 'dpzreo': did you mean 'dpzero'?"),
+        (["sweep=smoke", "method=[dpzero]"], "unknown axis 'method': did you mean 'methods'?"),
+        (["sweep=smoke", "epsilons=[inf]"], "epsilon 'inf' is not a positive number"),
+    ],
+)
+def test_a_misspelt_name_ends_the_command_before_anything_runs(untouched, config, words):
+    done = untouched.snakemake(config=config)
+    assert done.returncode == 2 and words in done.stderr
+    assert [line for line in done.stderr.splitlines() if line.startswith("dpzero:")] == [
+        done.stderr.splitlines()[-1]
+    ]
+    assert not untouched.made("results", "figures")
+
+
+def test_a_run_that_is_killed_goes_on_where_it_was(house):
+    """kill -9, as the kernel does when memory is short: no record; then the same metrics as without."""
+    house.edit(house.folder / "dpzero" / "experiment" / "checkpoint.py", "SECONDS = 15 ", "SECONDS = 0.5 ")
+    cell = {"task": "toy", "model": "tiny-encoder", "method": "dpzero", "epsilon": "2", "seed": 0}
+    settings = {"steps": 300, "learning_rate": 1e-3, "smoothing": 1e-2, "clip": 5, "max_length": 16}
+    settings |= {"batch_size": 8, "mechanism": "laplace", "delta": 0, "evaluate_every": 100}
+    spec = json.dumps(cell | {"settings": settings})
+    command = ["-m", "dpzero", "run", "--spec", spec, "--threads", "1", "--device", "cpu", "--out"]
+
+    victim = subprocess.Popen(
+        [sys.executable, *command, "cut.json"],
+        cwd=house.folder,
+        env=house.environment,
+        stdout=subprocess.DEVNULL,
+    )
+    state = house.folder / "cut.checkpoint" / "state.pt"
+    deadline = time.monotonic() + 120
+    while not state.exists():
+        assert victim.poll() is None and time.monotonic() < deadline, (
+            "the run ended before its first checkpoint"
+        )
+        time.sleep(0.01)
+    victim.send_signal(signal.SIGKILL)
+    assert victim.wait() == -signal.SIGKILL
+    assert not (house.folder / "cut.json").exists()
+
+    resumed, whole = (house.call(*command, out) for out in ("cut.json", "whole.json"))
+    assert resumed.returncode == whole.returncode == 0
+    assert re.search(r"resumed at step \d+ of 300", resumed.stdout) and "resumed" not in whole.stdout
+    cut, uncut = (json.loads((house.folder / f"{name}.json").read_text()) for name in ("cut", "whole"))
+    assert cut["metrics"] == uncut["metrics"] and cut["privacy"] == uncut["privacy"]
+    assert [p["dev_accuracy"] for p in cut["curve"]] == [p["dev_accuracy"] for p in uncut["curve"]]
+    assert not (house.folder / "cut.checkpoint").exists()
