@@ -13,6 +13,8 @@ OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch
 
 
 class FineTuning:
+    """The gradient of the batch's losses is used as it is: nothing is clipped, no noise is added."""
+
     title = "Fine-tuning"
     private = False
     order = 1
@@ -37,15 +39,20 @@ class FineTuning:
         self.training_loss: float | None = None
 
     def step(self, batch: Sized) -> None:
+        total = self.gradients(batch)
+        self.training_loss = total / len(batch) if len(batch) else None
+        self.optimizer.step()
         self.optimizer.zero_grad()
+        self.steps_taken += 1
+
+    def gradients(self, batch: Sized) -> float:
+        """Leave each parameter's gradient in `grad`; return the sum of the losses."""
         total = 0.0
         for part in self.loss.parts(batch):
             losses = self.loss(self.model, part)
             (losses.sum() / self.batch_size).backward()
             total += losses.sum().item()
-        self.training_loss = total / len(batch) if len(batch) else None
-        self.optimizer.step()
-        self.steps_taken += 1
+        return total
 
     def state_dict(self) -> dict:
         return {

@@ -59,9 +59,12 @@ def core_digest() -> str:
 
 
 def method_digest(name: str) -> str:
-    """SHA-256 of a method's own file."""
-    home = "dpzero/algorithm.py" if name == "dpzero" else f"baselines/{name}.py"
-    return _digest([ROOT / home])
+    """SHA-256 of a method's own file and of those beside it that it imports."""
+    home = ROOT / ("dpzero/algorithm.py" if name == "dpzero" else f"baselines/{name}.py")
+    text = home.read_text()
+    return _digest(
+        [home, *(f for f in sorted((ROOT / "baselines").glob("*.py")) if f"from baselines.{f.stem} " in text)]
+    )
 
 
 def _digest(files: list[Path]) -> str:

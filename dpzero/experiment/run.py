@@ -251,7 +251,7 @@ class Run:
         return time.perf_counter() - self.started
 
     def header(self) -> dict:
-        cell = {k: self.cell[k] for k in ("task", "model", "method", "epsilon", "seed", "settings")}
+        cell = {k: self.cell[k] for k in ("task", "model", "method", "use", "epsilon", "seed", "settings")}
         method = {"title": self.cell["title"], "private": self.card.private, "order": self.card.order}
         return {"version": record.VERSION, "run": self.name, "cell": cell, "method": method}
 

@@ -147,7 +147,7 @@ def test_evaluation_after_training_sees_no_dropout_and_leaves_no_gradients(batch
     [
         ({"clip": 0.0}, "clip is 0.0"),
         ({"clip": float("nan")}, "clip is nan"),
-        ({"optimizer": "sdg"}, "one of sgd, adam"),
+        ({"optimizer": "sdg"}, "one of adamw, adam, sgd"),
     ],
     ids=str,
 )
