@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sized
+from typing import Literal
 
 import torch
 from opacus.grad_sample import GradSampleModule
@@ -36,7 +37,7 @@ class DPSGD(FineTuning):
         *,
         learning_rate: float,
         clip: float,
-        optimizer: str = "sgd",
+        optimizer: Literal["adamw", "adam", "sgd"] = "sgd",
         seed: int = 0,
     ) -> None:
         super().__init__(

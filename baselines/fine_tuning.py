@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sized
+from typing import Literal
 
 import torch
 
@@ -26,7 +27,7 @@ class FineTuning:
         batch_size: int,
         *,
         learning_rate: float,
-        optimizer: str = "adamw",
+        optimizer: Literal["adamw", "adam", "sgd"] = "adamw",
         weight_decay: float = 0.0,
         seed: int = 0,
     ) -> None:

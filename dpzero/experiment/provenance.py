@@ -31,7 +31,7 @@ def commit() -> dict:
 
     Commits of results or documents leave it as it is, so that committed tables stay equal to those of a rerun.
     """
-    source = ("dpzero", "baselines", "Snakefile")
+    source = ("dpzero", "baselines", "Snakefile", ":(exclude)*.md")
 
     def git(*arguments: str) -> str | None:
         try:

@@ -9,6 +9,7 @@ overrides: {TASK/MODEL/METHOD: {SETTING: value}}      `*` for any; the most spec
 
 from __future__ import annotations
 
+import ast
 import difflib
 import math
 import re
@@ -224,8 +225,11 @@ def _typed(key: str, value: object, type_name: str, method: str) -> object:
         raise UsageError(
             f"method {method}: setting {key} is {value!r}, but must be of type {type_name}"
         ) from None
-    if key in CHOICES and converted not in CHOICES[key]:
-        raise UsageError(f"method {method}: " + unknown(f"value of {key}", converted, CHOICES[key]))
+    choices = CHOICES.get(key, ())
+    if type_name.startswith("Literal["):
+        choices = ast.literal_eval(type_name.removeprefix("Literal"))
+    if choices and converted not in choices:
+        raise UsageError(f"method {method}: " + unknown(f"value of {key}", converted, choices))
     return converted
 
 

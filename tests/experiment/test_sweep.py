@@ -419,3 +419,11 @@ def test_a_file_without_a_method_is_no_method(drop):
 def test_numbers_in_cells_are_finite():
     for cell in SMOKE.values():
         assert all(math.isfinite(v) for v in cell["settings"].values() if isinstance(v, float))
+
+
+def test_a_setting_with_listed_values_takes_no_other(monkeypatch):
+    """The values stand in the method's signature, as a Literal."""
+    whole = sweep._read("smoke")
+    whole["methods"] = {"sgd": whole["methods"]["sgd"] | {"optimizer": "sdg"}}
+    with pytest.raises(UsageError, match="method sgd: unknown value of optimizer 'sdg': did you mean 'sgd'"):
+        sweep._expand(whole, {}, "smoke")
