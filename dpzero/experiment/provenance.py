@@ -11,6 +11,14 @@ from pathlib import Path
 
 from .methods import ROOT
 
+SOURCE = (
+    "dpzero/algorithm.py",
+    "dpzero/zeroth_order",
+    "dpzero/privacy",
+    "dpzero/language",
+    "dpzero/experiment/run.py",
+    "baselines/*.py",
+)
 PACKAGES = ("torch", "transformers", "numpy", "opacus", "peft", "dp-accounting")
 
 
@@ -27,11 +35,11 @@ def provenance(method_file: str, device: str) -> dict:
 
 
 def commit() -> dict:
-    """The last git commit that touched the source, and whether tracked source differs from it; outside a checkout "unknown".
+    """The last git commit of the source that decides a run's numbers, and whether the tree differs from it.
 
-    Commits of results or documents leave it as it is, so that committed tables stay equal to those of a rerun.
+    Commits of results, reports or documents leave it as it is, so that committed tables stay equal to those of a rerun.
+    Outside a checkout "unknown".
     """
-    source = ("dpzero", "baselines", "Snakefile", ":(exclude)*.md")
 
     def git(*arguments: str) -> str | None:
         try:
@@ -42,9 +50,9 @@ def commit() -> dict:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", *source)
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", *SOURCE)
     return {
-        "git": git("log", "-1", "--format=%H", "--", *source) or "unknown",
+        "git": git("log", "-1", "--format=%H", "--", *SOURCE) or "unknown",
         "dirty": changed is None or changed != "",
     }
 

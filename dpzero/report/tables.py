@@ -102,7 +102,9 @@ def accuracy(runs: pandas.DataFrame) -> Table:
         shown |= {"seeds": cells.finished(rows), "95 % interval": cells.interval(score)}
         for reference, title in REFERENCES.items():
             theirs = runs[(runs["method"] == reference) & (runs["task"] == task) & (runs["model"] == model)]
-            apart = paired_difference(_by_seed(rows), {} if reference == method else _reference(theirs, rows))
+            apart = paired_difference(
+                _by_seed(rows, theirs), {} if reference == method else _by_seed(theirs, rows)
+            )
             values |= _flat(f"vs_{reference}", asdict(apart))
             shown[f"vs {title}"] = "reference" if reference == method else cells.difference(apart)
         table.add(values, shown)
@@ -219,16 +221,12 @@ def privacy(runs: pandas.DataFrame) -> Table:
     return table
 
 
-def _by_seed(rows: pandas.DataFrame) -> dict[int, float]:
+def _by_seed(rows: pandas.DataFrame, others: pandas.DataFrame | None = None) -> dict[int, float]:
+    """Score by seed. What trains nothing has one score: that of every seed of the rows that it is compared with."""
     ok = rows[rows["status"] == "ok"]
-    return dict(zip(ok["seed"], ok["score"], strict=True))
-
-
-def _reference(theirs: pandas.DataFrame, rows: pandas.DataFrame) -> dict[int, float]:
-    """Scores to compare with, by seed; a method that trains nothing has one score, whatever the seed."""
-    scores = _by_seed(theirs)
-    if len(scores) == 1 and theirs["order"].isna().all():
-        return dict.fromkeys(rows["seed"], *scores.values())
+    scores = dict(zip(ok["seed"], ok["score"], strict=True))
+    if others is not None and len(scores) == 1 and rows["order"].isna().all():
+        return dict.fromkeys(others["seed"], *scores.values())
     return scores
 
 

@@ -279,3 +279,4 @@ def test_what_trains_nothing_has_no_seed_and_is_compared_with_every_seed(tables,
     table = tables([start, *runs])["accuracy.md"]
     assert "60.0 (no seed)" in line(table, "Zero-shot", "no seed")
     assert "+20.0 [−4.8, 44.8]" in line(table, "80.0 ± 10.0")
+    assert "−20.0 [−44.8, 4.8]" in line(table, "Zero-shot", "no seed")
