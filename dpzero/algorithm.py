@@ -23,7 +23,8 @@ class DPZero(TwoPoint):
         model: any module; the parameters with `requires_grad` are trained, in place. Switch dropout off (`model.eval()`).
         loss: (model, batch) -> one loss per example, float32 or better, each from its own example alone.
         budget: `Budget.calibrated(epsilon=..., delta=..., dataset_size=..., batch_size=..., steps=...)`. Draw the batches
-            from it (`budget.batches()`): the guarantee holds for its sampler and for no other.
+            from it (`budget.batches()`): the guarantee holds for its sampler and for no other. If its unit is the user,
+            they are batches of users: give `step` the examples and whose they are (`privacy.sampling.Users`).
         learning_rate: step size.
         clip: bound on each example's finite difference, after the division by 2 smoothing (the paper's C).
         smoothing: the paper's lambda.
@@ -63,8 +64,8 @@ class DPZero(TwoPoint):
         )
         if not clip > 0:
             raise ValueError(f"clip is {clip}: it must be positive")
-        self.budget, self.clip = budget, clip
+        self.budget, self.clip, self.unit = budget, clip, budget.unit
 
     def projected_gradient(self, difference: Tensor) -> float:
         clipped = clip_scalars(difference / (2 * self.smoothing), self.clip)
-        return self.budget.release(self.steps_taken, clipped.sum().item(), self.clip) / self.batch_size
+        return self.budget.release(self.steps_taken, clipped, self.clip) / self.batch_size

@@ -11,6 +11,7 @@ import dpzero
 from baselines.dp_zo import DPZO
 from baselines.mezo import MeZO
 from dpzero.privacy import Budget, RunKey, Setting
+from dpzero.privacy.sampling import Users
 from dpzero.zeroth_order import Gaussian
 
 DATA = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
@@ -30,12 +31,13 @@ def linear(dtype=torch.float32) -> nn.Linear:
     return nn.Linear(5, 1).to(dtype)
 
 
-def budget(noise_scale: float, steps=20, seed=0, **change) -> Budget:
+def budget(noise_scale: float, steps=20, seed=0, unit="example", **change) -> Budget:
     setting = {"mechanism": "gaussian", "sampling": "poisson", "adjacency": "add_remove"} | change
     return Budget(
         Setting(dataset_size=40, batch_size=BATCH_SIZE, steps=steps, delta=1e-5, **setting),
         noise_scale,
         RunKey.published(seed),
+        unit=unit,
     )
 
 
@@ -150,6 +152,75 @@ def test_one_example_moves_the_release_by_the_bound_at_most():
         assert abs(released - without) <= clip / BATCH_SIZE * (1 + 1e-12)
 
 
+# Users -------------------------------------------------------------------------------------------------------------------
+
+
+def slopes(model: Scalar, batch: np.ndarray) -> torch.Tensor:
+    """Example i: a loss of slope batch[i]."""
+    return torch.as_tensor(batch, dtype=torch.float64) * model.x.double()
+
+
+def direction(step=0) -> float:
+    z = torch.zeros(1)
+    Gaussian(0).add_([z], step, 1.0)
+    return z.item()
+
+
+@pytest.mark.parametrize("kind", [dpzero.DPZero, DPZO])
+def test_the_mean_of_a_users_examples_is_clipped_not_each_of_them(kind):
+    """(3, 0) is 1.5 on average, beyond the bound of 1; (4, -4) is nothing, and a quarter stays a quarter."""
+    values, whose = np.array([3.0, 0.0, 4.0, 0.25, -4.0]), np.array([0, 0, 1, 2, 1])
+    unit = abs(direction()) * (
+        2 * SMOOTHING if kind is DPZO else 1
+    )  # what a slope of 1 is to this method's clip
+    me = optimizer(kind, budget(0.0, unit="user"), Scalar(), loss=slopes, clip=unit)
+    assert me.step(values, whose) == pytest.approx((1 + 0 + 0.25) * direction() / BATCH_SIZE, rel=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 2, 40])
+@pytest.mark.parametrize("kind", [dpzero.DPZero, DPZO])
+def test_one_user_moves_the_release_by_the_bound_at_most_however_many_examples_he_has(kind, count):
+    others, inf, nan = np.array([0.1, -0.3, 2.0]), float("inf"), float("nan")
+    clip = 0.4 * (2 * SMOOTHING if kind is DPZO else 1)
+
+    def released(mine: list[float]) -> float:
+        batch = np.concatenate([others, mine])
+        whose = np.array([0, 0, 1] + [2] * len(mine))
+        return optimizer(kind, budget(2.0, unit="user"), Scalar(), loss=slopes, clip=clip).step(batch, whose)
+
+    without, bound = released([]), 0.4 / BATCH_SIZE
+    for mine in ([5.0] * count, [-1e30] * count, [inf] * count, [nan] + [1.0] * (count - 1), [0.0] * count):
+        assert abs(released(mine) - without) <= bound * (1 + 1e-9)
+    assert abs(released([5.0] * count) - without) == pytest.approx(bound, rel=1e-9)  # the bound is reached
+
+
+def test_user_level_training_draws_users_and_its_statement_says_user():
+    """40 users with 1 to 7 examples each: every step asks for all examples of those who were drawn, and of no one else."""
+    wrote = np.repeat(np.arange(40), 1 + np.arange(40) % 7)
+    users, share, asked = Users(wrote.tolist()), budget(1.0, unit="user"), []
+
+    def loss(model, batch):
+        asked.append(batch)
+        return model.x.double().expand(len(batch))
+
+    me = optimizer(dpzero.DPZero, share, Scalar(), loss=loss, clip=1.0)
+    for batch in share.batches():
+        asked.clear()
+        me.step(*users.examples(batch))
+        assert all(np.array_equal(seen, np.flatnonzero(np.isin(wrote, batch))) for seen in asked)
+    said = share.statement(clip=1.0, epsilon_target=2.0)
+    assert (said["unit"], said["dataset_size"], said["steps"]) == ("user", len(users), 20)
+
+
+@pytest.mark.parametrize(("unit", "users"), [("user", None), ("example", np.zeros(4, np.int64))])
+@pytest.mark.parametrize("kind", [dpzero.DPZero, DPZO])
+def test_a_budget_of_another_unit_than_the_step_is_refused(kind, unit, users):
+    share = budget(1.0, unit=unit)
+    with pytest.raises(ValueError, match=f"the unit is the {unit}: give `users` if"):
+        optimizer(kind, share, Scalar(), loss=slopes, clip=1.0).step(np.ones(4), users)
+    assert len(share.ledger) == 0
+
+
 # Streams ---------------------------------------------------------------------------------------------------------------
 
 
@@ -177,7 +248,7 @@ def test_the_same_seed_and_data_release_other_scalars_under_another_secret_key()
 def test_noise_and_directions_are_unrelated():
     steps = 3000
     share, law = budget(1.0), Gaussian(0)
-    noise = [share.release(step, 0.0, 1.0) for step in range(steps)]
+    noise = [share.release(step, torch.zeros(0), 1.0) for step in range(steps)]
     z = torch.zeros(steps, 4)
     for step in range(steps):
         law.add_([z[step]], step, 1.0)

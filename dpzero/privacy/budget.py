@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .accounting import Setting, accountant_name
+from .accounting import Setting
 from .ledger import Event, Ledger
-from .mechanisms import MECHANISMS
-from .sampling import SAMPLERS
+from .mechanisms import ARITHMETICS, GRID_BITS, MECHANISMS
+from .sampling import SAMPLERS, Sampler
 from .streams import RunKey
 
+UNITS = ("example", "user")
 CHUNK = 2**18  # numbers of noise drawn at once: 2 MiB
 
 
@@ -29,15 +31,29 @@ class Budget:
     >>> budget = Budget.calibrated(epsilon=2, delta=1e-5, dataset_size=1024, batch_size=64, steps=1000)
     """
 
-    def __init__(self, setting: Setting, noise_scale: float, key: RunKey, ledger: Path | None = None) -> None:
+    def __init__(
+        self,
+        setting: Setting,
+        noise_scale: float,
+        key: RunKey,
+        ledger: Path | None = None,
+        *,
+        noise_arithmetic: str = "float",
+        unit: str = "example",
+    ) -> None:
+        for name, value, known in (
+            ("noise_arithmetic", noise_arithmetic, ARITHMETICS),
+            ("unit", unit, UNITS),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} is {value!r}: give one of {', '.join(known)}")
         self.setting, self.noise_scale, self.key = setting, noise_scale, key
-        self.sampler = SAMPLERS[setting.sampling](
-            setting.dataset_size, setting.batch_size, key.stream("sampling")
-        )
+        self.noise_arithmetic, self.unit = noise_arithmetic, unit
+        self.sampler = self._make_sampler()
         self.ledger = Ledger(
             Event(
                 setting.mechanism,
-                setting.sampling,
+                self.sampler.name,
                 setting.adjacency,
                 setting.dataset_size,
                 setting.batch_size,
@@ -46,6 +62,12 @@ class Budget:
             ),
             ledger,
         )
+        if setting.delta * setting.dataset_size >= 1:
+            warnings.warn(
+                f"delta is {setting.delta:g} for {setting.dataset_size} {unit}s: at 1 / {setting.dataset_size} or above it "
+                "allows publishing one of them outright: choose a far smaller delta",
+                stacklevel=2,
+            )
         self._noise = key.stream("noise")
 
     @classmethod
@@ -62,10 +84,20 @@ class Budget:
         adjacency: str = "add_remove",
         directions: int = 1,
         key: RunKey | None = None,
+        noise_arithmetic: str = "float",
+        unit: str = "example",
     ) -> Budget:
-        """The budget with the least noise that (epsilon, delta) allows. The key is secret unless one is given."""
+        """The budget with the least noise that (epsilon, delta) allows. The key is secret unless one is given.
+
+        With `unit="user"` dataset_size and batch_size count users (see `sampling.Users`).
+        """
         setting = Setting(mechanism, sampling, adjacency, dataset_size, batch_size, steps, delta, directions)
-        return cls(setting, setting.noise_scale(epsilon), key or RunKey.secret())
+        scale = setting.noise_scale(epsilon)
+        return cls(setting, scale, key or RunKey.secret(), noise_arithmetic=noise_arithmetic, unit=unit)
+
+    def _make_sampler(self) -> Sampler:
+        kind = SAMPLERS[self.setting.sampling]
+        return kind(self.setting.dataset_size, self.setting.batch_size, self.key.stream("sampling"))
 
     @property
     def batch_size(self) -> int:
@@ -77,11 +109,43 @@ class Budget:
         for step in range(start, self.setting.steps):
             yield self.sampler.batch(step)
 
-    def release(self, step: int, clipped_sum: float, clip: float) -> float:
-        """One scalar: the sum of values clipped to [-clip, clip], plus noise. The ledger has it before the caller does."""
-        noise = self._unit_noise(1, step, 0, 0)[0]
+    def release(self, step: int, clipped: Tensor, clip: float) -> float | list[float]:
+        """The noisy sum of clipped scalars. The ledger has it before the caller does.
+
+        Args:
+            clipped: [batch], one value in [-clip, clip] for each unit, or [batch, directions] where the setting has several.
+
+        Returns:
+            One scalar, or a list of one for each direction.
+
+        Raises:
+            ValueError: a value beyond the clip, another number of directions, a step released before under a secret key.
+        """
+        _check_clip(clip)
+        values = clipped.double()[:, None] if clipped.dim() == 1 else clipped.double()
+        if values.shape[1:] != (self.setting.directions,):
+            raise ValueError(
+                f"values of shape {tuple(clipped.shape)} to be released: the setting has {self.setting.directions} for each {self.unit}"
+            )
+        if not (values.abs() <= clip).all():
+            raise ValueError(f"a value to be released lies beyond the clip of {clip}: clip each one first")
+        sums = self._exact_sums if self.noise_arithmetic == "exact" else self._float_sums
+        noisy = sums(step, values, clip)
         self._record(step)
-        return float(clipped_sum) + self.noise_scale * clip * float(noise)
+        return noisy[0] if self.setting.directions == 1 else noisy
+
+    def _float_sums(self, step: int, values: Tensor, clip: float) -> list[float]:
+        noise = self._unit_noise(self.setting.directions, step, 0, 0)
+        return [
+            float(s) + self.noise_scale * clip * float(z) for s, z in zip(values.sum(0), noise, strict=True)
+        ]
+
+    def _exact_sums(self, step: int, values: Tensor, clip: float) -> list[float]:
+        """Integers in units of clip * 2^-GRID_BITS up to the last line, which is a function of the released integers."""
+        whole = torch.round(values / clip * 2.0**GRID_BITS).long().sum(0).tolist()
+        draw = MECHANISMS[self.setting.mechanism].grid_noise
+        noisy = [w + draw(self._noise, self.noise_scale, step, k) for k, w in enumerate(whole)]
+        return [n * 2.0**-GRID_BITS * clip for n in noisy]
 
     def release_(self, step: int, clipped_sums: Sequence[Tensor], clip: float) -> None:
         """In place: a list of tensors that together are one sum of vectors with norms of at most clip."""
@@ -89,6 +153,11 @@ class Budget:
             raise ValueError(
                 f"the {self.setting.mechanism} mechanism is offered for scalars: use gaussian for vectors"
             )
+        if self.noise_arithmetic == "exact":
+            raise ValueError("exact noise is offered for scalars: use noise_arithmetic float for vectors")
+        if self.unit != "example":
+            raise ValueError(f"unit {self.unit} is offered for scalars: use unit example for vectors")
+        _check_clip(clip)
         self._record(step)
         for index, tensor in enumerate(clipped_sums):
             flat = tensor.view(-1)
@@ -116,7 +185,7 @@ class Budget:
         """The privacy part of a record, computed from the ledger."""
         setting = self.setting
         return {
-            "unit": "example",
+            "unit": self.unit,
             "adjacency": setting.adjacency,
             "sampling": self.sampler.name,
             "mechanism": setting.mechanism,
@@ -130,7 +199,9 @@ class Budget:
             "epsilon_target": epsilon_target,
             "epsilon_spent": self.epsilon_spent(),
             "epsilon_spent_rdp": self._of_what_ran(lambda setting: setting.epsilon_rdp(self.noise_scale)),
-            "accountant": accountant_name(setting),
+            "gdp_mu": self._of_what_ran(lambda setting: setting.gdp_mu(self.noise_scale)),
+            "accountant": setting.accountant,
+            "noise_arithmetic": self.noise_arithmetic,
             "noise_key": self.key.noise_key,
             "valid_release": self.key.valid_release,
         }
@@ -140,3 +211,8 @@ class Budget:
             return 0.0
         spent = epsilon(replace(self.setting, steps=len(self.ledger)))
         return None if spent is None or math.isnan(spent) else spent
+
+
+def _check_clip(clip: float) -> None:
+    if not 0 < clip < math.inf:
+        raise ValueError(f"clip is {clip}: a release needs a positive and finite bound")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+
 import numpy as np
 
 from .streams import Stream
@@ -55,6 +57,44 @@ class FullBatch(Sampler):
 
     def batch(self, step: int) -> np.ndarray:
         return np.arange(self.dataset_size)
+
+
+class ShuffledEpochs(Sampler):
+    """What most public code runs: the data in a new order each epoch, cut into batches, the last one short.
+
+    Not among SAMPLERS: no amplification is proven for it, so no `Setting` can ask for it (see `published`).
+    """
+
+    name = "shuffled_epochs"
+
+    def batch(self, step: int) -> np.ndarray:
+        epoch, position = divmod(step, -(-self.dataset_size // self.batch_size))
+        order = np.argsort(self.stream.words(self.dataset_size, epoch), kind="stable")
+        return np.sort(order[position * self.batch_size : (position + 1) * self.batch_size])
+
+
+class Users:
+    """For user-level privacy: the sampler draws users, a user's examples come together, and the mean is clipped per user.
+
+    Args:
+        users: the user of each example, any hashable, length n.
+    """
+
+    def __init__(self, users: Sequence[Hashable]) -> None:
+        self._examples: dict[Hashable, list[int]] = {}
+        for index, user in enumerate(users):
+            self._examples.setdefault(user, []).append(index)
+        self._names = list(self._examples)
+
+    def __len__(self) -> int:
+        """Number of users: the dataset_size of a `Setting` whose unit is the user."""
+        return len(self._names)
+
+    def examples(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Indices of users, as a sampler draws them -> (indices of their examples, position in the batch of each one's user)."""
+        own = [self._examples[self._names[user]] for user in batch]
+        positions = np.repeat(np.arange(len(own)), [len(e) for e in own])
+        return np.array([i for e in own for i in e], dtype=np.int64), positions
 
 
 SAMPLERS = {cls.name: cls for cls in (Poisson, WithoutReplacement, FullBatch)}

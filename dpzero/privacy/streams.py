@@ -62,11 +62,15 @@ class Stream:
     def __init__(self, key: bytes, purpose: str) -> None:
         self._prefix = hashlib.shake_256(len(key).to_bytes(8, "little") + key + purpose.encode() + b"\0")
 
-    def words(self, count: int, *counter: int) -> np.ndarray:
-        """`count` independent 64-bit words, uint64."""
+    def octets(self, count: int, *counter: int) -> bytes:
+        """`count` independent bytes."""
         shake = self._prefix.copy()
         shake.update(b"".join(int(c).to_bytes(8, "little") for c in counter))
-        return np.frombuffer(shake.digest(8 * count), dtype="<u8")
+        return shake.digest(count)
+
+    def words(self, count: int, *counter: int) -> np.ndarray:
+        """`count` independent 64-bit words, uint64."""
+        return np.frombuffer(self.octets(8 * count, *counter), dtype="<u8")
 
     def uniforms(self, count: int, *counter: int) -> np.ndarray:
         """Uniform on the open interval (0, 1), 53 bits each, float64."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence, Sized
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from .directions import Gaussian
@@ -22,6 +23,7 @@ class TwoPoint:
     """
 
     order = 0
+    unit = "example"
 
     def __init__(
         self,
@@ -50,18 +52,32 @@ class TwoPoint:
         )
 
     def projected_gradient(self, difference: Tensor) -> float:
-        """Loss differences f(x + smoothing z) - f(x - smoothing z), float64 [B], B >= 0 -> the scalar that multiplies z."""
+        """Loss differences f(x + smoothing z) - f(x - smoothing z), float64 [B], B >= 0 -> the scalar that multiplies z.
+
+        One value a unit: where the unit is the user, each is the mean over the user's examples.
+        """
         raise NotImplementedError
 
     @torch.no_grad()
-    def step(self, batch: Sized) -> float:
-        """One step on a batch, which may be empty. Returns the scalar."""
+    def step(self, batch: Sized, users: ArrayLike | None = None) -> float:
+        """One step on a batch, which may be empty. Returns the scalar.
+
+        Args:
+            users: where the unit is the user, the number of each example's user among the users of the batch, int64 [B].
+
+        Raises:
+            ValueError: users where the unit is the example or none where it is the user, or not one for each example.
+        """
+        if (users is None) == (self.unit == "user"):
+            raise ValueError(f"the unit is the {self.unit}: give `users` if it is the user, and only then")
+        if users is not None and len(users) != len(batch):
+            raise ValueError(f"{len(users)} users for {len(batch)} examples: give the user of each example")
         self._perturb(self.smoothing)
         plus = self._losses(batch)
         self._perturb(-2 * self.smoothing)
         minus = self._losses(batch)
         self.training_loss = float((plus + minus).mean() / 2) if len(batch) else None
-        gradient = self.projected_gradient(plus - minus)
+        gradient = self.projected_gradient(_user_means(plus - minus, users))
         self._perturb(self.smoothing - self.learning_rate * gradient)  # restores and updates at once
         self.steps_taken += 1
         return gradient
@@ -91,6 +107,14 @@ class TwoPoint:
         for mine, saved in zip(self.parameters, state["parameters"], strict=True):
             mine.copy_(saved)
         self.steps_taken = state["steps_taken"]
+
+
+def _user_means(difference: Tensor, users: ArrayLike | None) -> Tensor:
+    if users is None or not len(users):
+        return difference
+    users = torch.as_tensor(users)
+    sums = torch.zeros(int(users.max()) + 1, dtype=difference.dtype).index_add_(0, users, difference)
+    return sums / torch.bincount(users)
 
 
 def trainable(parameters: Iterable[Tensor]) -> Sequence[Tensor]:

@@ -276,6 +276,16 @@ def test_a_method_does_not_repeat_secret_noise(name, train):
         me.step(train[np.arange(9)])
 
 
+@every_private
+def test_a_budget_for_users_is_kept_or_refused(name, train):
+    """Clipped per example under a statement that says user: whoever wrote many examples would not have what it promises."""
+    setting, model = make_budget().setting, make_model()
+    budget, start = Budget(setting, 1.0, RunKey.published(0), unit="user"), weights(model)
+    with pytest.raises(ValueError, match="unit"):
+        make(name, model, budget).step(train[np.arange(8)])
+    assert len(budget.ledger) == 0 and torch.equal(weights(model), start)
+
+
 class Poisoned(losses.CrossEntropy):
     """Every example with label 3 has a loss that is not a number, or an infinite one."""
 
@@ -309,9 +319,9 @@ class Watched(Budget):
         super().__init__(*arguments)
         self.seen: list[tuple[torch.Tensor, float]] = []
 
-    def release(self, step, clipped_sum, clip):
-        self.seen.append((torch.tensor([clipped_sum]).double(), clip))
-        return super().release(step, clipped_sum, clip)
+    def release(self, step, clipped, clip):
+        self.seen.append((clipped.double().sum(0).reshape(-1), clip))
+        return super().release(step, clipped, clip)
 
     def release_(self, step, clipped_sums, clip):
         self.seen.append((torch.cat([s.flatten() for s in clipped_sums]).double(), clip))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,6 +17,10 @@ class Plain(TwoPoint):
     def projected_gradient(self, difference):
         self.difference = difference
         return difference.sum().item() / (2 * self.smoothing * self.batch_size)
+
+
+class PerUser(Plain):
+    unit = "user"
 
 
 class Point(nn.Module):
@@ -93,6 +98,22 @@ def test_sums_are_divided_by_the_expected_batch_size():
     assert gradients == pytest.approx([sum(alone[:2]), sum(alone)], rel=1e-9)
 
 
+@pytest.mark.parametrize("kind", [torch.tensor, np.array])
+def test_where_the_unit_is_the_user_there_is_one_value_a_user_the_mean_of_his_examples(kind):
+    example, user = method(Point(torch.float64)), method(Point(torch.float64), kind=PerUser)
+    example.step(EXAMPLES)
+    user.step(EXAMPLES, kind([2, 0, 2, 1, 2, 0]))
+    a, b, c, d, e, f = example.difference.tolist()
+    assert user.difference.dtype == torch.float64
+    assert user.difference.tolist() == pytest.approx([(b + f) / 2, d, (a + c + e) / 3], rel=1e-9)
+
+
+def test_a_batch_without_users_is_a_step_too():
+    me = method(Point(), kind=PerUser)
+    assert me.step(EXAMPLES[:0], np.zeros(0, np.int64)) == 0.0
+    assert me.steps_taken == 1 and me.difference.shape == (0,)
+
+
 def test_an_empty_batch_is_a_step_on_which_the_model_is_not_asked():
     def never(model, batch):
         raise AssertionError("the model was called")
@@ -168,6 +189,23 @@ def test_a_tied_parameter_is_perturbed_once():
 def test_a_loss_that_is_not_per_example_is_refused(reduced):
     with pytest.raises(ValueError, match="for 6 examples: it must return one value per example"):
         method(Point(), loss=lambda model, batch: reduced(quadratic(model, batch))).step(EXAMPLES)
+
+
+@pytest.mark.parametrize(
+    ("kind", "users", "message"),
+    [
+        (Plain, [0] * 6, "the unit is the example: give `users` if it is the user, and only then"),
+        (PerUser, None, "the unit is the user: give `users` if it is the user, and only then"),
+        (PerUser, [0] * 5, "5 users for 6 examples: give the user of each example"),
+        (PerUser, [], "0 users for 6 examples"),
+    ],
+)
+def test_examples_without_their_users_are_refused_and_nothing_moves(kind, users, message):
+    model = Point()
+    start, me = model.vector().detach().clone(), method(model, kind=kind)
+    with pytest.raises(ValueError, match=message):
+        me.step(EXAMPLES, users if users is None else np.array(users, dtype=np.int64))
+    assert torch.equal(model.vector(), start) and me.steps_taken == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
