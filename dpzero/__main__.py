@@ -9,6 +9,8 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import UsageError
@@ -66,25 +68,45 @@ def _parser() -> argparse.ArgumentParser:
         part.add_argument("--out", type=Path, required=True)
         part.set_defaults(verb=verb)
 
-    for name, verb in (("calibrate", _calibrate), ("epsilon", _epsilon)):
-        question = verbs.add_parser(
-            name, help={"calibrate": "noise for an epsilon", "epsilon": "epsilon of a noise"}[name]
-        )
-        question.add_argument("--mechanism", choices=("gaussian", "laplace"), default="gaussian")
-        question.add_argument(
-            "--epsilon" if name == "calibrate" else "--noise-scale", type=float, required=True
-        )
-        question.add_argument("--delta", type=float, required=True)
-        question.add_argument(
-            "--sampling", choices=("poisson", "without_replacement", "full_batch"), default="poisson"
-        )
-        question.add_argument("--adjacency", choices=("add_remove", "replace_one"), default="add_remove")
-        question.add_argument("--dataset-size", type=int, required=True)
-        question.add_argument("--batch-size", type=int, required=True)
-        question.add_argument("--steps", type=int, required=True)
-        question.add_argument("--directions", type=int, default=1)
-        question.set_defaults(verb=verb)
+    calibrate = verbs.add_parser("calibrate", help="noise for an epsilon")
+    calibrate.add_argument("--epsilon", type=float, required=True)
+    calibrate.set_defaults(verb=_calibrate)
+    epsilon = verbs.add_parser("epsilon", help="epsilon of a noise")
+    epsilon.add_argument("--noise-scale", type=float, required=True)
+    epsilon.set_defaults(verb=_epsilon)
+    audit = verbs.add_parser("audit", help="transcripts of the real step code against its claim")
+    audit.add_argument("--method", default="dpzero", help="dpzero or dp_zo")
+    audit.add_argument("--epsilon", type=float, default=4.0, help="the claim")
+    audit.add_argument("--transcripts", type=int, default=20_000, help="of each of the two worlds")
+    audit.add_argument(
+        "--noise-factor", type=float, default=1.0, help="run with this times the noise: a planted bug"
+    )
+    audit.set_defaults(verb=_audit)
+    for question in (calibrate, epsilon, audit):
+        _setting_arguments(question, AUDITED if question is audit else {})
+        if question is not audit:
+            question.add_argument(
+                "--tries", type=float, help="mean of a random number of runs, of which the best counts"
+            )
+            question.add_argument(
+                "--tries-law", default="geometric", help="geometric, logarithmic, poisson, ..."
+            )
     return parser
+
+
+# A short run with large batches: its trade-off curve is near a Gaussian one, and the lower bound through mu near the claim.
+AUDITED = {"dataset_size": 10, "batch_size": 9, "steps": 8, "delta": 1e-5}
+
+
+def _setting_arguments(parser: argparse.ArgumentParser, defaults: dict) -> None:
+    samplings, adjacencies = ("poisson", "without_replacement", "full_batch"), ("add_remove", "replace_one")
+    parser.add_argument("--mechanism", choices=("gaussian", "laplace"), default="gaussian")
+    parser.add_argument("--sampling", choices=samplings, default="poisson")
+    parser.add_argument("--adjacency", choices=adjacencies, default="add_remove")
+    for name, kind in (("delta", float), ("dataset_size", int), ("batch_size", int), ("steps", int)):
+        option = "--" + name.replace("_", "-")
+        parser.add_argument(option, type=kind, default=defaults.get(name), required=not defaults)
+    parser.add_argument("--directions", type=int, default=1)
 
 
 def _run(options: argparse.Namespace) -> dict:
@@ -186,28 +208,49 @@ def _records(options: argparse.Namespace) -> tuple[list[Path], list[str]]:
 
 
 def _calibrate(options: argparse.Namespace) -> dict:
-    return {"noise_scale": _accounted("noise_scale", options, options.epsilon)}
+    with _refusals():
+        setting = _setting(options)
+        if options.tries is not None:
+            return {"noise_scale": _tries(options).noise_scale(setting, options.epsilon)}
+        return {"noise_scale": setting.noise_scale(options.epsilon)}
 
 
 def _epsilon(options: argparse.Namespace) -> dict:
-    return {"epsilon": _accounted("epsilon", options, options.noise_scale)}
+    with _refusals():
+        setting, scale = _setting(options), options.noise_scale
+        if options.tries is not None:
+            return {"epsilon": _tries(options).epsilon(setting, scale)}
+        others = {"epsilon_rdp": setting.epsilon_rdp(scale), "gdp_mu": setting.gdp_mu(scale)}
+        return {"epsilon": setting.epsilon(scale), **others}
 
 
-def _accounted(question: str, options: argparse.Namespace, value: float) -> float:
+def _audit(options: argparse.Namespace) -> dict:
+    from .experiment.canary import audit
+
+    with _refusals():
+        counts = {"transcripts": options.transcripts, "noise_factor": options.noise_factor}
+        return audit(options.method, _setting(options), options.epsilon, **counts)
+
+
+def _setting(options: argparse.Namespace):
+    from dataclasses import fields
+
     from .privacy.accounting import Setting
 
-    fields = (
-        "mechanism",
-        "sampling",
-        "adjacency",
-        "dataset_size",
-        "batch_size",
-        "steps",
-        "delta",
-        "directions",
-    )
+    return Setting(**{field.name: getattr(options, field.name) for field in fields(Setting)})
+
+
+def _tries(options: argparse.Namespace):
+    from .privacy.selection import Tries
+
+    return Tries(options.tries_law, options.tries)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What the privacy core refuses is a bad argument here."""
     try:
-        return getattr(Setting(**{field: getattr(options, field) for field in fields}), question)(value)
+        yield
     except ValueError as error:
         raise UsageError(str(error)) from error
 

@@ -6,10 +6,21 @@ so that two rows of a table differ by the algorithm alone.
 
 from __future__ import annotations
 
-from .accounting import Setting
-from .budget import Budget
-from .clipping import clip_scalars
-from .ledger import Event, Ledger
-from .streams import RunKey, Stream
+from importlib import import_module
 
-__all__ = ["Budget", "Event", "Ledger", "RunKey", "Setting", "Stream", "clip_scalars"]
+_HOME = {  # loaded when asked for: accounting alone needs no torch
+    "Budget": "budget",
+    "Event": "ledger",
+    "Ledger": "ledger",
+    "RunKey": "streams",
+    "Setting": "accounting",
+    "Stream": "streams",
+    "clip_scalars": "clipping",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)

@@ -1,24 +1,28 @@
 """Noise for a target epsilon, and epsilon for the noise that was added.
 
-The accountant is dp-accounting's privacy loss distribution (PLD), pessimistic, discretisation 1e-4; pure epsilon for the
-Laplace mechanism has a closed form. What is not proven is refused.
+The accountant is dp-accounting's privacy loss distribution (PLD), pessimistic, discretisation 1e-4, on the dominating
+profiles of `profiles`; pure epsilon for the Laplace mechanism has a closed form. What is not proven is refused.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .calibration import cached, least_scale
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
+    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 DISCRETISATION = 1e-4
+ANSWERS = 2  # raised when a change of this code may change an answer, were it by a rounding: kept answers are of one version
 OFFERED = (
-    "gaussian or laplace with poisson sampling and add_remove; gaussian with poisson sampling and replace_one; "
-    "gaussian with full_batch and either adjacency; laplace with full_batch and add_remove; delta 0 with laplace"
+    "gaussian or laplace with poisson sampling and add_remove, with without_replacement and replace_one, and with full_batch "
+    "and either adjacency; gaussian with poisson sampling and replace_one; delta 0 with laplace; several directions with gaussian"
 )
 
 
@@ -28,6 +32,7 @@ class Setting:
 
     noise_scale, wherever it appears, is the Gaussian standard deviation or the Laplace scale divided by the clip bound, for
     the noisy sum. `directions` scalars of one step share the batch and are accounted jointly: sensitivity clip * sqrt(K).
+    Where the unit is a user, dataset_size and batch_size count users.
     """
 
     mechanism: str
@@ -56,19 +61,26 @@ class Setting:
             )
 
     def _proven(self) -> bool:
+        pair = (self.sampling, self.adjacency)
+        for_both = pair in {
+            ("poisson", "add_remove"),
+            ("without_replacement", "replace_one"),
+            ("full_batch", "add_remove"),
+            ("full_batch", "replace_one"),
+        }
         if self.mechanism == "gaussian":
-            return (
-                self.sampling in ("poisson", "full_batch")
-                and self.adjacency in ("add_remove", "replace_one")
-                and self.delta > 0
-            )
-        if self.mechanism == "laplace" and self.directions == 1:
-            return self.sampling in ("poisson", "full_batch") and self.adjacency == "add_remove"
-        return False
+            return self.delta > 0 and (for_both or pair == ("poisson", "replace_one"))
+        return self.mechanism == "laplace" and self.directions == 1 and for_both
 
     @property
     def rate(self) -> float:
         return self.batch_size / self.dataset_size
+
+    def sensitivity(self) -> float:
+        """The largest change of the sum by one unit, over the clip bound."""
+        return math.sqrt(self.directions) * (2 if self.adjacency == "replace_one" else 1)
+
+    # -- epsilon -------------------------------------------------------------------------------------------------------
 
     def epsilon(self, noise_scale: float, discretisation: float = DISCRETISATION) -> float:
         """The epsilon that `steps` releases with this noise give at delta (inf for no noise)."""
@@ -77,46 +89,49 @@ class Setting:
         if noise_scale == 0:
             return math.inf
         if self.delta == 0:
-            return self.steps * math.log1p(self.rate * math.expm1(1 / noise_scale))
-        from dp_accounting.pld import PLDAccountant
+            return self.steps * math.log1p(self.rate * math.expm1(self.sensitivity() / noise_scale))
+        return float(self.loss_distribution(noise_scale, discretisation).get_epsilon_for_delta(self.delta))
 
-        accountant = PLDAccountant(self._relation(), value_discretization_interval=discretisation)
-        return float(accountant.compose(self._event(noise_scale)).get_epsilon(self.delta))
+    def loss_distribution(self, noise_scale: float, discretisation: float = DISCRETISATION) -> PrivacyLossDistribution:
+        """dp-accounting's privacy loss distribution of all steps."""
+        from . import profiles
+
+        noise, rate = noise_scale / self.sensitivity(), self.rate
+        base = {"gaussian": profiles.gaussian, "laplace": profiles.laplace}[self.mechanism](noise)
+        if self.sampling == "full_batch" or rate == 1:
+            step = (base,)
+        elif self.sampling == "without_replacement":
+            step = (profiles.without_replacement(base, rate),)
+        elif self.adjacency == "replace_one":
+            step = (profiles.replaced_gaussian(2 * noise, rate),)
+        else:
+            step = (profiles.removed(base, rate), profiles.added(base, rate))
+        return profiles.loss_distribution(step, discretisation).self_compose(self.steps)
 
     def epsilon_rdp(self, noise_scale: float) -> float | None:
         """The looser Renyi bound, for comparison with older papers; None where no library offers one that is proven."""
-        if (
-            self.delta == 0
-            or self.mechanism != "gaussian"
-            or self.adjacency != "add_remove"
-            or noise_scale <= 0
-        ):
+        event = self.event(noise_scale)
+        if event is None or self.delta == 0 or noise_scale <= 0:
             return None
         from dp_accounting.rdp import RdpAccountant
 
-        return float(
-            RdpAccountant(neighboring_relation=self._relation())
-            .compose(self._event(noise_scale))
-            .get_epsilon(self.delta)
-        )
+        return float(RdpAccountant(neighboring_relation=self.relation()).compose(event).get_epsilon(self.delta))
 
-    def noise_scale(self, epsilon: float) -> float:
-        """The least noise that `epsilon` allows, never less than it needs: the upper end of the final bracket."""
-        if not 0 < epsilon < math.inf:
-            raise ValueError(f"epsilon is {epsilon}: it must be a positive number")
-        if self.delta == 0:
-            return 1 / math.log1p(math.expm1(epsilon / self.steps) / self.rate)
-        ever_drawn = -math.expm1(self.steps * math.log1p(-self.rate)) if self.rate < 1 else 1.0
-        if (
-            self.delta * (1 + 1e-9) >= ever_drawn
-        ):  # any noise would do: the search for the least would not end
-            raise ValueError(
-                f"delta is {self.delta:g}, but an example is ever in a batch with probability {ever_drawn:g} only: give a "
-                "smaller delta"
-            )
-        return _least_scale(lambda scale, grid: self.epsilon(scale, grid), epsilon)
+    def event(self, noise_scale: float) -> DpEvent | None:
+        """The run as dp-accounting's Renyi accountant reads it: there replace_one does not double the sensitivity, so the
+        noise is divided by it here. None for what that accountant cannot do."""
+        if self.mechanism != "gaussian" or (self.sampling, self.adjacency) == ("poisson", "replace_one"):
+            return None
+        import dp_accounting as dp
 
-    def _relation(self):
+        event = dp.GaussianDpEvent(noise_scale / self.sensitivity())
+        if self.sampling == "poisson":
+            event = dp.PoissonSampledDpEvent(self.rate, event)
+        elif self.sampling == "without_replacement":
+            event = dp.SampledWithoutReplacementDpEvent(self.dataset_size, self.batch_size, event)
+        return dp.SelfComposedDpEvent(event, self.steps)
+
+    def relation(self):
         from dp_accounting import NeighboringRelation
 
         return {
@@ -124,66 +139,45 @@ class Setting:
             "replace_one": NeighboringRelation.REPLACE_ONE,
         }[self.adjacency]
 
-    def _event(self, noise_scale: float):
-        import dp_accounting as dp
+    def gdp_mu(self, noise_scale: float) -> float:
+        """The least mu whose Gaussian mechanism loses at least as much at every epsilon where the run's delta is at least
+        `delta` (Gaussian differential privacy, Dong, Roth and Su 2022, down to delta). For delta 0 the mu of pure epsilon."""
+        from scipy.special import ndtri
 
-        if self.mechanism == "gaussian":
-            event = dp.GaussianDpEvent(noise_scale / math.sqrt(self.directions))
-        else:
-            event = dp.LaplaceDpEvent(noise_scale)
-        if self.sampling == "poisson":
-            event = dp.PoissonSampledDpEvent(self.rate, event)
-        return dp.SelfComposedDpEvent(event, self.steps)
+        from .gdp import least_mu
 
+        if noise_scale <= 0:
+            return math.inf
+        if self.delta == 0:
+            return float(-2 * ndtri(1 / (1 + math.exp(self.epsilon(noise_scale)))))
+        return least_mu(self.loss_distribution(noise_scale), self.delta)
 
-def _least_scale(epsilon_of: Callable[[float, float], float], epsilon: float) -> float:
-    """Least scale with epsilon_of(scale, DISCRETISATION) <= epsilon, to 2e-5 relative and never below it.
+    # -- noise ---------------------------------------------------------------------------------------------------------
 
-    epsilon falls smoothly with the scale, nearly a straight line in logarithms: a coarse and cheap grid brackets the answer
-    and a few secant steps on the fine grid, each costing up to seconds where the scale is small, settle it.
-    """
-    coarse = 100 * DISCRETISATION
-    high = 1.0
-    while epsilon_of(high, coarse) > epsilon:
-        high *= 2
-    low = high / 2
-    while epsilon_of(low, coarse) <= epsilon:
-        low, high = low / 2, low
-    while high / low > 1.01:
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if epsilon_of(middle, coarse) <= epsilon else (middle, high)
-    points = [(math.log(s), math.log(epsilon_of(s, DISCRETISATION))) for s in (low, high)]
-    goal = math.log(epsilon)
-    for _ in range(20):
-        (x0, y0), (x1, y1) = points[-2:]
-        guess = (
-            x1 + (goal - y1) * (x1 - x0) / (y1 - y0) + 1e-5
-        )  # aims just above: the answer must not spend more
-        points.append((guess, math.log(epsilon_of(math.exp(guess), DISCRETISATION))))
-        slope = (y1 - y0) / (x1 - x0)
-        if 0 <= goal - points[-1][1] <= 2e-5 * -slope:
-            return math.exp(guess)
-    raise ArithmeticError(f"the search for the noise scale at epsilon {epsilon} did not settle")
+    def noise_scale(self, epsilon: float) -> float:
+        """The least noise that `epsilon` allows, to 2e-5 relative and never less than it needs."""
+        if not 0 < epsilon < math.inf:
+            raise ValueError(f"epsilon is {epsilon}: it must be a positive number")
+        if self.delta == 0:
+            return self.sensitivity() / math.log1p(math.expm1(epsilon / self.steps) / self.rate)
+        ever_drawn = -math.expm1(self.steps * math.log1p(-self.rate)) if self.rate < 1 else 1.0
+        if self.delta * (1 + 1e-9) >= ever_drawn:  # any noise would do: the search for the least would not end
+            raise ValueError(
+                f"delta is {self.delta:g}, but an example is ever in a batch with probability {ever_drawn:g} only: give a "
+                "smaller delta"
+            )
+        return least_scale(self.epsilon, epsilon, DISCRETISATION)
 
+    def cached_noise_scale(self, epsilon: float, folder: Path) -> float:
+        """`noise_scale`, kept in `folder` under a hash of all that it depends on."""
+        question = {**asdict(self), "epsilon": epsilon, "accountant": self.accountant, "answers": ANSWERS}
+        return cached(question, folder, lambda: self.noise_scale(epsilon))
 
-def accountant_name(setting: Setting) -> str:
-    if setting.delta == 0:
-        return "closed form, basic composition of pure epsilon"
-    return f"dp-accounting {version('dp-accounting')} PLD, pessimistic, discretisation {DISCRETISATION:g}"
-
-
-def cached_noise_scale(setting: Setting, epsilon: float, folder: Path) -> float:
-    """`setting.noise_scale(epsilon)`, kept in `folder` under a hash of all that it depends on."""
-    question = {**asdict(setting), "epsilon": epsilon, "accountant": accountant_name(setting)}
-    path = folder / (sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:32] + ".json")
-    if path.exists():
-        return json.loads(path.read_text())["noise_scale"]
-    answer = setting.noise_scale(epsilon)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:
-        json.dump({**question, "noise_scale": answer}, file)
-    Path(file.name).replace(path)
-    return answer
+    @property
+    def accountant(self) -> str:
+        if self.delta == 0:
+            return "closed form, basic composition of pure epsilon"
+        return f"dp-accounting {version('dp-accounting')} PLD, pessimistic, discretisation {DISCRETISATION:g}"
 
 
 def calibrate_noise(
@@ -199,9 +193,8 @@ def calibrate_noise(
     directions: int = 1,
 ) -> float:
     """The noise scale (in units of the clip bound, on the sum) that (epsilon, delta) needs. See `Setting`."""
-    return Setting(
-        mechanism, sampling, adjacency, dataset_size, batch_size, steps, delta, directions
-    ).noise_scale(epsilon)
+    setting = Setting(mechanism, sampling, adjacency, dataset_size, batch_size, steps, delta, directions)
+    return setting.noise_scale(epsilon)
 
 
 def spent_epsilon(
@@ -217,6 +210,5 @@ def spent_epsilon(
     directions: int = 1,
 ) -> float:
     """The epsilon that `steps` releases with this noise scale give at delta. See `Setting`."""
-    return Setting(
-        mechanism, sampling, adjacency, dataset_size, batch_size, steps, delta, directions
-    ).epsilon(noise_scale)
+    setting = Setting(mechanism, sampling, adjacency, dataset_size, batch_size, steps, delta, directions)
+    return setting.epsilon(noise_scale)
