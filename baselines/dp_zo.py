@@ -40,9 +40,9 @@ class DPZO(TwoPoint):
         )
         if not clip > 0:
             raise ValueError(f"clip is {clip}: it must be positive")
-        self.budget, self.clip = budget, clip
+        self.budget, self.clip, self.unit = budget, clip, budget.unit
 
     def projected_gradient(self, difference: Tensor) -> float:
         clipped = clip_scalars(difference, self.clip)
-        released = self.budget.release(self.steps_taken, clipped.sum().item(), self.clip)
+        released = self.budget.release(self.steps_taken, clipped, self.clip)
         return released / (2 * self.smoothing * self.batch_size)
