@@ -14,7 +14,6 @@ import torch
 from ..errors import UsageError
 from ..language import assets, examples, losses, models, tasks
 from ..privacy import Budget, RunKey, Setting
-from ..privacy.accounting import cached_noise_scale
 from ..privacy.sampling import SAMPLERS
 from . import memory, record
 from .checkpoint import Checkpoint
@@ -23,6 +22,7 @@ from .provenance import provenance
 from .sweep import RUN_SETTINGS, run_id
 
 LOG_SECONDS = 10  # between progress lines
+LOG_LINES = 10  # in all, of a release
 TIMED_STEPS = 5  # steps that are timed beside two plain forward passes on the same batch
 
 
@@ -32,6 +32,7 @@ class Diverged(Exception):
 
 def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device: str | None = None) -> dict:
     """Run the cell, write its record to `out` and return it. A bug raises and leaves no record."""
+    record.refuse_private_scores(cell)
     run = Run(cell, out, log, device)
     try:
         result = {"status": "ok", "error": None, **run.train()}
@@ -40,8 +41,9 @@ def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        result = {"status": "oom", "error": str(error).splitlines()[0], **run.unfinished()}
-    made = run.header() | result | {"time": run.time(), "provenance": run.provenance()}
+        words = record.OUT_OF_MEMORY if run.release else str(error).splitlines()[0]
+        result = {"status": "oom", "error": words, **run.unfinished()}
+    made = record.withhold(run.header() | result | {"time": run.time(), "provenance": run.provenance()})
     record.write(out, made)
     run.checkpoint.remove()
     return made
@@ -58,6 +60,7 @@ class Run:
 
     def __init__(self, cell: dict, out: Path, log: Callable[[str], object], device: str | None) -> None:
         self.cell, self.settings, self.log = cell, cell["settings"], log
+        self.release = record.is_release(cell)  # then nothing is written that is not on the lists of `record`
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.started = time.perf_counter()
         self.card = find_card(cell["use"])
@@ -90,7 +93,7 @@ class Run:
         except ValueError as error:
             raise UsageError(f"{self.name}: {error}") from error
         epsilon = float(self.cell["epsilon"])
-        scale = cached_noise_scale(setting, epsilon, assets.cache_folder() / "calibrations")
+        scale = setting.cached_noise_scale(epsilon, assets.cache_folder() / "calibrations")
         return Budget(setting, scale, key, ledger)
 
     def make_method(self, model: models.Classifier, budget: Budget | None):
@@ -113,6 +116,8 @@ class Run:
     # -- the run -------------------------------------------------------------------------------------------------------
 
     def train(self) -> dict:
+        if self.card.private:
+            self.log(f"{self.name}: noise key {self.key.noise_key}: {record.LOGGED[self.key.noise_key]}")
         self.memory = self.measure_memory()
         model = self.make_model()
         memory.reset_resident_peak()
@@ -148,13 +153,16 @@ class Run:
         last_log = time.perf_counter()
         for step, batch in self.batches(self.method.steps_taken):
             seconds = self._timed_step(batch)
-            if step in probes and len(batch):
+            if step in probes and len(batch) and not self.release:
                 self.timed.append((seconds, self._two_forward_seconds(model, batch)))
             if step + 1 == total or (every and (step + 1) % every == 0):
                 self._check_finite()
                 self._add_to_curve(model)
             self.checkpoint.maybe_save(self._state)
-            if time.perf_counter() - last_log > LOG_SECONDS:
+            if self.release:  # at fixed steps, without times: they follow the sizes of the batches
+                if (step + 1) * LOG_LINES // total > step * LOG_LINES // total:
+                    self.log(f"{self.name}: step {step + 1} of {total}")
+            elif time.perf_counter() - last_log > LOG_SECONDS:
                 last_log = time.perf_counter()
                 left = self.train_seconds / (step + 1) * (total - step - 1)
                 self.log(f"{self.name}: step {step + 1} of {total}, about {left:.0f} s of training left")
@@ -186,10 +194,12 @@ class Run:
                 raise Diverged(f"a parameter is not finite after step {self.method.steps_taken}")
 
     def _add_to_curve(self, model: models.Classifier) -> None:
-        """Losses and dev accuracy are functions of private data: they are kept only where the run is no release."""
+        """Losses, dev accuracy and times are functions of private examples: a release has no curve."""
+        if self.release:
+            return
         point = {"step": self.method.steps_taken, "train_seconds": self.train_seconds}
         size = min(self.settings["curve_examples"], len(self.examples["dev"]))
-        if size and not (self.card.private and self.key.valid_release):
+        if size:
             dev = self.examples["dev"][np.arange(size)]
             point["dev_accuracy"] = losses.evaluate(model, dev, self.settings["token_budget"])["accuracy"]
             point["train_loss"] = self.method.training_loss
@@ -223,8 +233,11 @@ class Run:
     # -- checkpoint ----------------------------------------------------------------------------------------------------
 
     def _state(self) -> dict:
-        return {
-            "method": self.method.state_dict(),
+        state = {"method": self.method.state_dict()}
+        if self.release:
+            record.refuse_unlisted(state, record.ALLOWED_IN_A_CHECKPOINT)
+            return state
+        return state | {
             "curve": self.curve,
             "timed": self.timed,
             "train_seconds": self.train_seconds,
@@ -236,9 +249,10 @@ class Run:
         if state is None:
             return
         self.method.load_state_dict(state["method"])
-        self.curve, self.timed = state["curve"], [tuple(pair) for pair in state["timed"]]
-        self.train_seconds = state["train_seconds"]
-        self.started -= state["wall_seconds"]
+        if not self.release:
+            self.curve, self.timed = state["curve"], [tuple(pair) for pair in state["timed"]]
+            self.train_seconds = state["train_seconds"]
+            self.started -= state["wall_seconds"]
         self.log(f"{self.name}: resumed at step {self.method.steps_taken} of {self.settings['steps']}")
 
     # -- the record ----------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
-"""A record is whole or not there."""
+"""A record is whole or not there; that of a private release holds what is listed and nothing else."""
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -11,7 +12,20 @@ import time
 
 import pytest
 
+from dpzero.errors import UsageError
 from dpzero.experiment import record
+
+RELEASE = {
+    "version": 1,
+    "status": "ok",
+    "error": None,
+    "cell": {"task": "toy", "settings": {"noise_key": "secret", "split": "test", "clip": 5.0}},
+    "metrics": {"accuracy": 0.5},
+    "curve": [],
+    "privacy": {"epsilon_spent": 2.0},
+    "memory": None,
+    "time": {"train_seconds": None},
+}
 
 
 def test_a_record_is_json_without_infinities(tmp_path):
@@ -55,3 +69,106 @@ def test_whoever_reads_while_the_writer_is_killed_reads_a_whole_record(tmp_path)
     process.wait()
     found = json.loads(path.read_text())
     assert found["again"] == [found["n"]] * 20_000
+
+
+# --- what a private release may hold
+
+
+def changed(path: str, value: object, noise_key: str = "secret") -> dict:
+    """RELEASE with this value at this path."""
+    made = copy.deepcopy(RELEASE)
+    made["cell"]["settings"]["noise_key"] = noise_key
+    *sections, key = path.split(".")
+    inside = made
+    for section in sections:
+        inside = inside[section]
+    inside[key] = value
+    return made
+
+
+PLANTED = [
+    ("train_loss", 0.7),
+    ("privacy.batch_sizes", [7, 9]),
+    ("privacy.epsilon_spent", [2.0]),  # a list where a number is listed
+    ("metrics.dev_accuracy", 0.5),
+    ("curve", [{"step": 0}]),
+    ("curve", [None, None]),  # how many there are says something, too
+    ("time.train_seconds", 1.5),  # withheld: null and nothing else
+    ("time", 1.5),
+    ("memory", {"peak_resident_bytes": 5}),
+    ("cell.batch_size", 5),
+    ("method", {"title": "DPZero", "clipped": 0.3}),
+]
+
+
+@pytest.mark.parametrize("path, value", PLANTED)
+def test_what_is_not_listed_is_refused_and_nothing_is_written(tmp_path, path, value):
+    with pytest.raises(RuntimeError, match=path.replace(".", r"\.")):
+        record.write(tmp_path / "a.json", changed(path, value))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path, value", PLANTED)
+def test_a_benchmark_may_hold_it(tmp_path, path, value):
+    record.write(tmp_path / "a.json", changed(path, value, noise_key="published"))
+    assert (tmp_path / "a.json").exists()
+
+
+def test_what_is_listed_is_written(tmp_path):
+    record.write(tmp_path / "a.json", RELEASE)
+    assert json.loads((tmp_path / "a.json").read_text()) == RELEASE
+
+
+@pytest.mark.parametrize(
+    "error, passes",
+    [
+        ("out of memory", True),
+        ("a parameter is not finite after step 12", True),
+        ("CUDA out of memory. Tried to allocate 20.00 MiB", False),
+        ("out of memory for 17 examples", False),
+        ("a parameter is not finite after step 12 with loss 0.7", False),
+    ],
+)
+def test_an_error_is_told_in_fixed_words(tmp_path, error, passes):
+    if passes:
+        record.write(tmp_path / "a.json", changed("error", error))
+    else:
+        with pytest.raises(RuntimeError, match="ERRORS_IN_A_RELEASE"):
+            record.write(tmp_path / "a.json", changed("error", error))
+    assert (tmp_path / "a.json").exists() == passes
+
+
+def test_times_resident_memory_and_the_digest_of_the_data_are_withheld():
+    whole = changed("time", {"wall_seconds": 3.0, "train_seconds": 2.0})
+    whole["memory"] = {"peak_resident_bytes": 5, "peak_allocated_bytes": 6}
+    whole["provenance"] = {"data": {"name": "toy", "sha256": "ab"}, "model": {"sha256": "cd"}}
+    told = record.withhold(whole)
+    assert told["time"] == {"wall_seconds": None, "train_seconds": None}
+    assert told["memory"] == {"peak_resident_bytes": None, "peak_allocated_bytes": 6}
+    assert told["provenance"] == {"data": {"name": "toy", "sha256": None}, "model": {"sha256": "cd"}}
+    benchmark = whole | {"cell": {"settings": {"noise_key": "published"}}}
+    assert record.withhold(benchmark) == benchmark
+
+
+def test_a_method_that_adds_no_noise_has_no_list():
+    assert not record.is_release({"settings": {"steps": 5}})
+
+
+def test_a_score_on_private_examples_is_refused():
+    for key, split, refused in (
+        ("secret", "dev", True),
+        ("secret", "test", False),
+        ("published", "dev", False),
+    ):
+        cell = {"settings": {"noise_key": key, "split": split}}
+        if refused:
+            with pytest.raises(UsageError, match="noise_key secret with split dev"):
+                record.refuse_private_scores(cell)
+        else:
+            record.refuse_private_scores(cell)
+
+
+def test_every_listed_key_has_a_reason_and_none_is_withheld_as_well():
+    listed = record.ALLOWED_IN_A_RELEASE | record.ALLOWED_IN_A_CHECKPOINT
+    assert all(len(reason) > 10 for reason in (listed | record.WITHHELD_FROM_A_RELEASE).values())
+    assert not record.ALLOWED_IN_A_RELEASE.keys() & record.WITHHELD_FROM_A_RELEASE.keys()

@@ -70,7 +70,8 @@ def test_a_record_is_complete(run, smoke, method):
     assert record["time"]["wall_seconds"] >= record["time"]["train_seconds"] >= 0
     provenance = record["provenance"]
     assert len(provenance["model"]["sha256"]) == len(provenance["data"]["sha256"]) == 64
-    assert provenance["packages"]["torch"] == torch.__version__.split("+")[0]  # a CUDA build adds its own
+    installed = provenance["packages"]["torch"]
+    assert installed.split("+")[0] == torch.__version__.split("+")[0]  # some builds add their own
 
 
 @pytest.mark.parametrize("method, epsilon", [*((m, "2") for m in PRIVATE), ("dp_zo_laplace_pure", "0.5")])
@@ -139,7 +140,7 @@ def test_a_secret_run_shows_no_function_of_private_examples(run, smoke, tmp_path
     first, second = (run(cell, tmp_path / name) for name in ("a.json", "b.json"))
     for record in (first, second):
         assert record["privacy"]["valid_release"] is True and record["privacy"]["noise_key"] == "secret"
-        assert all(set(point) == {"step", "train_seconds"} for point in record["curve"])
+        assert record["curve"] == [] and set(record["time"].values()) == {None}
     assert first["metrics"]["loss"] != second["metrics"]["loss"]
     assert first["memory"]["peak_allocated_bytes"] == second["memory"]["peak_allocated_bytes"]
 

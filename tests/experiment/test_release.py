@@ -1,0 +1,292 @@
+"""What a private run with a secret key leaves behind: nothing that epsilon does not cover. Real runs on the toy task."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dpzero.errors import UsageError
+from dpzero.experiment import checkpoint, record
+from dpzero.experiment.checkpoint import Checkpoint
+from dpzero.experiment.run import Run, run_cell
+from dpzero.language import examples, losses, models
+from dpzero.privacy import Budget, RunKey
+from dpzero.zeroth_order import TwoPoint
+
+METHODS = ["dpzero", "dp_zo_laplace", "dp_sgd", "dp_adam"]
+RATE = {"batch_size": 60}  # of 240 examples: the size of a batch is seldom that of a setting
+
+
+@pytest.fixture
+def private(smoke, cache) -> Callable[..., dict]:
+    """private(method, **settings) -> a cell whose run may be published although its data are private."""
+    return lambda method, **settings: smoke(method, **{"noise_key": "secret", **RATE, **settings})
+
+
+def left_behind(cell: dict, folder: Path, monkeypatch) -> dict:
+    """Runs the cell; everything that it writes and says, its checkpoint of each step included."""
+    lines, states = [], []
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "SECONDS", 0)
+        patch.setattr(Checkpoint, "remove", lambda self: None)
+        patch.setattr(Checkpoint, "save", lambda self, state: states.append(state))
+        run_cell(cell, folder / "record.json", lines.append, "cpu")
+    folder_of_it = folder / "record.checkpoint"
+    return {
+        "record": json.loads((folder / "record.json").read_text()),
+        "lines": lines,
+        "states": states,
+        "files": {path.name: path.read_text() for path in folder_of_it.iterdir()},
+    }
+
+
+def numbers(left: dict) -> set[float]:
+    """Every number in the record, in what was said and in the files."""
+    texts = " ".join([*left["lines"], *left["files"].values(), json.dumps(left["record"])])
+    return {float(n) for n in re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[+-]?\d+)?(?![\w.])", texts)}
+
+
+@contextmanager
+def watched(monkeypatch) -> Iterator[set[float]]:
+    """Collects un-noised quantities while runs go on: losses, differences, their sums and means, batch sizes, times."""
+    seen: set[float] = set()
+
+    def note(values: torch.Tensor) -> None:
+        exact = values.detach().double().flatten()
+        for kind in (exact, exact.float()):
+            seen.update([*kind.tolist(), float(kind.sum()), float(kind.mean()), float(kind.norm())])
+        seen.update([exact.numel(), float(exact.sum()) / exact.numel() if exact.numel() else 0.0])
+
+    def after_step(run: Run, batch: examples.Examples, seconds: float) -> None:
+        seen.update({seconds, run.train_seconds, len(batch), run.method.training_loss or 0.0})
+
+    def spy(
+        owner: type, name: str, before: Callable = lambda *_: None, after: Callable = lambda *_: None
+    ) -> None:
+        inner = getattr(owner, name)
+
+        def around(self, *arguments):
+            before(*arguments)
+            answer = inner(self, *arguments)
+            after(self, *arguments, answer)
+            return answer
+
+        patch.setattr(owner, name, around)
+
+    with monkeypatch.context() as patch:
+        spy(losses.CrossEntropy, "__call__", after=lambda _, model, batch, values: note(values))
+        spy(Budget, "release", before=lambda step, clipped, clip: note(clipped))
+        spy(Budget, "release_", before=lambda step, sums, clip: note(torch.cat([s.flatten() for s in sums])))
+        spy(Run, "_timed_step", after=after_step)
+        yield seen
+
+
+def public_numbers(cell: dict) -> set[float]:
+    """Settings, and the small integers: a step's number may be a batch's size by chance."""
+    settings = {float(v) for v in cell["settings"].values() if isinstance(v, int | float)}
+    return (
+        {sign * value for value in settings for sign in (1, -1)} | set(map(float, range(21))) | {240.0, 120.0}
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_number_that_is_left_behind_is_a_private_one(private, tmp_path, monkeypatch, method):
+    cell = private(method)
+    with watched(monkeypatch) as seen:
+        left = left_behind(cell, tmp_path, monkeypatch)
+    assert len(seen) > 1000 and len(numbers(left)) > 25
+    assert not numbers(left) & (seen - public_numbers(cell))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_watch_sees_the_curves_and_times_of_a_benchmark(private, tmp_path, monkeypatch, method):
+    cell = private(method, noise_key="published")
+    with watched(monkeypatch) as seen:
+        left = left_behind(cell, tmp_path, monkeypatch)
+    point = left["record"]["curve"][-1]
+    assert {point["train_loss"], point["train_seconds"], left["record"]["time"]["step_seconds"]} <= seen
+    assert {point["train_loss"], point["train_seconds"]} <= numbers(left) & (seen - public_numbers(cell))
+
+
+# --- the same releases from other data: the same to the byte
+
+
+@contextmanager
+def world(monkeypatch, number: int) -> Iterator[None]:
+    """The same n, test set and released numbers whatever the number; other texts, labels, batches and times."""
+    encode, draw = examples.encode, np.random.default_rng(number)
+
+    def encoded(*arguments):
+        splits = encode(*arguments)
+        for split in ("train", "dev"):
+            part, order = splits[split], draw.permutation(len(splits[split]))
+            texts = [part.ids(i)[: draw.integers(2, 12)] for i in range(len(part))]
+            splits[split] = examples.Examples.of(texts, part.labels[order])
+        return splits
+
+    def released(step: int, count: int) -> torch.Tensor:
+        return torch.randn(count, generator=torch.Generator().manual_seed(step))
+
+    def release(self, step, clipped, clip):
+        self._record(step)
+        return float(released(step, 1)) * clip
+
+    def release_(self, step, sums, clip):
+        self._record(step)
+        for tensor in sums:
+            tensor.copy_(released(step, tensor.numel()).view_as(tensor) * clip)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(examples, "encode", encoded)
+        patch.setattr(examples, "data_digest", lambda task: f"{number:064d}")
+        patch.setattr(RunKey, "secret", lambda: RunKey("secret", bytes([number]) * 32))
+        patch.setattr(RunKey, "name", "the same")  # it tells keys apart, and these must be two
+        patch.setattr(Budget, "release", release)
+        patch.setattr(Budget, "release_", release_)
+        yield
+
+
+def comparable(left: dict) -> dict:
+    """Tensors as bytes; without what a developer at work changes meanwhile."""
+    kept = {
+        key: left["record"]["provenance"][key] for key in ("model", "data", "packages", "device", "threads")
+    }
+    states = [
+        [
+            (path, leaf.numpy().tobytes() if torch.is_tensor(leaf) else leaf)
+            for path, leaf in record.leaves(state)
+        ]
+        for state in left["states"]
+    ]
+    return left | {"record": left["record"] | {"provenance": kept}, "states": states}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_all_that_is_left_behind_is_a_function_of_the_releases(private, tmp_path, monkeypatch, method):
+    left = []
+    for number in (1, 2):
+        with world(monkeypatch, number):
+            left.append(comparable(left_behind(private(method), tmp_path / str(number), monkeypatch)))
+    first, second = left
+    assert len(first["states"]) == 20 and first["record"]["status"] == "ok"
+    assert first == second
+
+
+def test_a_benchmark_of_other_data_leaves_other_things(private, tmp_path, monkeypatch):
+    left = []
+    for number in (1, 2):
+        with world(monkeypatch, number):
+            cell = private("dpzero", noise_key="published")
+            left.append(comparable(left_behind(cell, tmp_path / str(number), monkeypatch)))
+    first, second = (one["record"] for one in left)
+    assert first["curve"] != second["curve"] and first["provenance"]["data"] != second["provenance"]["data"]
+    assert first["metrics"] == second["metrics"]  # the same releases still give the same weights
+
+
+# --- the lists
+
+
+def test_every_key_of_the_lists_is_one_that_a_run_writes(private, tmp_path, monkeypatch):
+    """What no run needs would be a hole."""
+    written, saved = set(), set()
+    for method in METHODS:
+        left = left_behind(private(method), tmp_path / method, monkeypatch)
+        written |= {path for path, _ in record.leaves(left["record"])}
+        saved |= {path for state in left["states"] for path, _ in record.leaves(state)}
+    for listed, found in (
+        (record.ALLOWED_IN_A_RELEASE, written),
+        (record.WITHHELD_FROM_A_RELEASE, written),
+        (record.ALLOWED_IN_A_CHECKPOINT, saved),
+    ):
+        assert [
+            p for p in listed if not any(f == p or f.startswith(p.removesuffix("*")) for f in found)
+        ] == []
+
+
+@pytest.mark.parametrize("noise_key, passes", [("secret", False), ("published", True)])
+def test_a_new_key_in_a_record_is_refused_until_it_is_listed(
+    private, tmp_path, monkeypatch, noise_key, passes
+):
+    whole = Run.statement
+    monkeypatch.setattr(Run, "statement", lambda self: whole(self) | {"clipped_share": 0.3})
+    cell, out = private("dpzero", noise_key=noise_key), tmp_path / "record.json"
+    if passes:
+        run_cell(cell, out, lambda line: None, "cpu")
+    else:
+        with pytest.raises(RuntimeError, match=r"privacy\.clipped_share"):
+            run_cell(cell, out, lambda line: None, "cpu")
+    assert out.exists() == passes
+
+
+def test_a_new_key_in_a_checkpoint_is_refused_until_it_is_listed(private, tmp_path, monkeypatch):
+    whole = TwoPoint.state_dict
+    monkeypatch.setattr(TwoPoint, "state_dict", lambda self: whole(self) | {"loss": self.training_loss})
+    monkeypatch.setattr(checkpoint, "SECONDS", 0)
+    with pytest.raises(RuntimeError, match=r"method\.loss"):
+        run_cell(private("dpzero"), tmp_path / "record.json", lambda line: None, "cpu")
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"cell.json", "ledger"}
+
+
+# --- how a release ends, and what it says of itself
+
+
+def test_out_of_memory_is_told_without_the_size_of_the_batch(private, tmp_path, monkeypatch):
+    whole, calls = models.Classifier.forward, []
+
+    def forward(self, *arguments):
+        calls.append(None)
+        if len(calls) > 30:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB.")
+        return whole(self, *arguments)
+
+    monkeypatch.setattr(models.Classifier, "forward", forward)
+    left = left_behind(private("dpzero"), tmp_path, monkeypatch)
+    assert left["record"]["status"] == "oom" and left["record"]["error"] == "out of memory"
+    assert 0 < left["record"]["privacy"]["steps"] < 20
+
+
+def test_divergence_is_told(private, tmp_path, monkeypatch):
+    left = left_behind(private("dpzero", learning_rate=1e30), tmp_path, monkeypatch)
+    assert left["record"]["status"] == "diverged" and "is not finite after" in left["record"]["error"]
+
+
+def test_a_score_on_dev_is_refused_before_anything_runs(private, tmp_path):
+    with pytest.raises(UsageError, match="noise_key secret with split dev"):
+        run_cell(private("dpzero", split="dev"), tmp_path / "record.json", lambda line: None, "cpu")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_log_says_what_kind_of_run_it_is_and_a_release_logs_no_time(private, tmp_path, monkeypatch):
+    name = "toy/tiny-encoder/dpzero/eps-2/seed-0"
+    release = left_behind(private("dpzero"), tmp_path / "a", monkeypatch)["lines"]
+    assert release[0].startswith(f"{name}: noise key secret: a private release")
+    steps = [f"{name}: step {step} of 20" for step in range(2, 21, 2)]
+    assert release[1:] == [*steps, f"{name}: evaluating on 120 test examples"]
+    benchmark = left_behind(private("dpzero", noise_key="published"), tmp_path / "b", monkeypatch)["lines"]
+    assert "a benchmark on public data, no private release" in benchmark[0]
+    assert "losses, dev accuracy and times are logged" in benchmark[0]
+
+
+def test_a_release_that_was_cut_off_goes_on_without_times(private, tmp_path, monkeypatch):
+    whole, lines = Run._timed_step, []
+
+    def step_or_die(self, batch):
+        if self.method.steps_taken == 13:
+            raise KeyboardInterrupt
+        return whole(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "SECONDS", 0)
+        patch.setattr(Run, "_timed_step", step_or_die)
+        with pytest.raises(KeyboardInterrupt):
+            run_cell(private("dp_adam"), tmp_path / "record.json", lines.append, "cpu")
+    made = run_cell(private("dp_adam"), tmp_path / "record.json", lines.append, "cpu")
+    assert any("resumed at step 13 of 20" in line for line in lines)
+    assert made["privacy"]["steps"] == 20 and made["curve"] == []
