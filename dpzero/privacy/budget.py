@@ -28,6 +28,8 @@ CHUNK = 2**18  # numbers of noise drawn at once: 2 MiB
 class Budget:
     """What a private method is given. Add noise with `release`; read what was spent with `epsilon_spent`.
 
+    The setting is public, dataset_size included: add_remove hides who is in, not the number that the rate is made with.
+
     >>> budget = Budget.calibrated(epsilon=2, delta=1e-5, dataset_size=1024, batch_size=64, steps=1000)
     """
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence, Sized
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .directions import Gaussian
 
@@ -42,6 +43,7 @@ class TwoPoint:
         ):
             if not value > 0:
                 raise ValueError(f"{name} is {value}: it must be positive")
+        _check_independence(model)
         self.model, self.loss = model, loss
         self.batch_size, self.learning_rate, self.smoothing = batch_size, learning_rate, smoothing
         self.parameters = trainable(model.parameters())
@@ -115,6 +117,15 @@ def _user_means(difference: Tensor, users: ArrayLike | None) -> Tensor:
     users = torch.as_tensor(users)
     sums = torch.zeros(int(users.max()) + 1, dtype=difference.dtype).index_add_(0, users, difference)
     return sums / torch.bincount(users)
+
+
+def _check_independence(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and (module.training or not module.track_running_stats):
+            raise ValueError(
+                f"layer {name} normalises over the batch, so that one example's loss depends on the others: call model.eval() or "
+                "use a layer that normalises each example"
+            )
 
 
 def trainable(parameters: Iterable[Tensor]) -> Sequence[Tensor]:

@@ -119,7 +119,7 @@ def test_laplace_noise_on_vectors_is_refused():
         budget("laplace").release_(0, [torch.zeros(3)], CLIP)
 
 
-# Exact arithmetic --------------------------------------------------------------------------------------------------------
+# Exact arithmetic ------------------------------------------------------------------------------------------------------
 
 
 @every_mechanism

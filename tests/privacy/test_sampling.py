@@ -121,7 +121,7 @@ def test_a_batch_size_outside_the_data_is_refused(batch):
         sampler(batch=batch)
 
 
-# Shuffled epochs, for reproductions --------------------------------------------------------------------------------------
+# Shuffled epochs, for reproductions ------------------------------------------------------------------------------------
 
 
 def test_a_shuffled_epoch_holds_every_example_once_and_ends_with_what_is_left():
@@ -139,7 +139,7 @@ def test_shuffled_epochs_cannot_be_accounted_for():
         Setting("gaussian", ShuffledEpochs.name, "add_remove", SIZE, BATCH, STEPS, 1e-5)
 
 
-# Users -------------------------------------------------------------------------------------------------------------------
+# Users -----------------------------------------------------------------------------------------------------------------
 
 AUTHORS = ["ann", "bob", "ann", "cid", "ann", "bob"]
 
