@@ -94,7 +94,7 @@ class Run:
             raise UsageError(f"{self.name}: {error}") from error
         epsilon = float(self.cell["epsilon"])
         scale = setting.cached_noise_scale(epsilon, assets.cache_folder() / "calibrations")
-        return Budget(setting, scale, key, ledger)
+        return Budget(setting, scale, key, ledger, noise_arithmetic=self.settings["noise_arithmetic"])
 
     def make_method(self, model: models.Classifier, budget: Budget | None):
         own = {k: v for k, v in self.settings.items() if k in self.card.settings and k not in RUN_SETTINGS}
@@ -118,10 +118,11 @@ class Run:
     def train(self) -> dict:
         if self.card.private:
             self.log(f"{self.name}: noise key {self.key.noise_key}: {record.LOGGED[self.key.noise_key]}")
+        # first: what an earlier process released counts, however soon this one ends
+        self.budget = self.make_budget(self.key, self.checkpoint.ledger)
         self.memory = self.measure_memory()
         model = self.make_model()
         memory.reset_resident_peak()
-        self.budget = self.make_budget(self.key, self.checkpoint.ledger)
         self.method = self.make_method(model, self.budget)
         self._resume()
         if not self.curve:

@@ -11,5 +11,6 @@ TABLE_FILES = (
     "runs.csv",
     "times.csv",
     "provenance.json",
+    "privacy_statement.md",
     *(f"{name}.{suffix}" for name in TABLES for suffix in ("csv", "md", "tex")),
 )

@@ -30,7 +30,14 @@ COLUMNS = (
     ),
     *(
         f"privacy.{key}"
-        for key in ("epsilon_spent_rdp", "gdp_mu", "accountant", "noise_key", "valid_release")
+        for key in (
+            "epsilon_spent_rdp",
+            "gdp_mu",
+            "accountant",
+            "noise_arithmetic",
+            "noise_key",
+            "valid_release",
+        )
     ),
     *(f"memory.{key}" for key in ("peak_allocated_bytes", "inference_peak_bytes", "weights_bytes")),
     *(f"memory.{key}" for key in ("peak_reserved_bytes", "peak_resident_bytes", "how")),

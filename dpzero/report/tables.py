@@ -1,4 +1,4 @@
-"""The four tables of a sweep, and the run-by-run CSV files under them.
+"""The four tables of a sweep, the run-by-run CSV files under them, and the privacy statement beside them.
 
 Only `time.*` and `times.csv` hold what a rerun changes (times, resident memory, the machine); every other file
 is the same to the byte for the same results from the same checkout.
@@ -17,6 +17,7 @@ import pandas
 from dpzero.report import cells, provenance
 from dpzero.report.records import INTERNAL, load
 from dpzero.report.render import ABSENT, Table, csv_text, mebibytes, number
+from dpzero.report.statement import statement
 from dpzero.report.statistics import paired_difference, summarise
 
 METHOD = ["task", "model", "method"]
@@ -33,15 +34,20 @@ COMPOSITION = (
 )
 TUNING = "Tuning: not accounted. Learning rates, clips and steps were chosen outside the stated epsilon."
 PUBLISHED = (
-    "Noise key published: anyone can recompute the noise, so these runs are a benchmark, no private release."
+    "Noise key published: anyone can recompute the noise, so these runs are a benchmark, no private release; their records also "
+    "hold losses and dev accuracies without noise."
 )
 
 # Columns of the privacy table: heading, key in the record.
 PROMISES = {"mechanism": "mechanism", "unit": "unit", "adjacency": "adjacency", "sampling": "sampling"}
 PROMISES |= {"n": "dataset_size", "batch": "batch_size", "steps": "steps", "clip": "clip"}
 PROMISES |= {"noise scale": "noise_scale", "δ": "delta", "ε target": "epsilon_target"}
-SPENT = {"ε spent": "epsilon_spent", "ε by RDP": "epsilon_spent_rdp"}
-VALIDITY = {"noise key": "noise_key", "valid release": "valid_release", "accountant": "accountant"}
+SPENT = {"ε spent": "epsilon_spent", "μ": "gdp_mu", "ε by RDP": "epsilon_spent_rdp"}
+VALIDITY = {"noise arithmetic": "noise_arithmetic", "noise key": "noise_key"}
+VALIDITY |= {"valid release": "valid_release", "accountant": "accountant"}
+
+# Of these, readers see a column only where the rows differ, else a note.
+ASIDE = {"unit": "unit", "noise arithmetic": "noise_arithmetic"}
 
 # Columns of the time table: column of the frame, heading, format.
 SECONDS = (
@@ -67,7 +73,7 @@ def write_tables(records: list[Path], folder: Path, sweep: str, expected: list[s
     contents = {
         "provenance.json": json.dumps(provenance.union(runs, sweep), indent=2, ensure_ascii=False) + "\n"
     }
-    contents |= run_files(runs)
+    contents |= run_files(runs) | {"privacy_statement.md": statement(runs, sweep)}
     for name, table in {f.__name__: f(runs) for f in (accuracy, memory, time, privacy)}.items():
         used = runs[runs["private"]] if name == "privacy" and runs["private"].any() else runs
         table.notes += provenance.warnings(used)
@@ -190,6 +196,8 @@ def time(runs: pandas.DataFrame) -> Table:
 def privacy(runs: pandas.DataFrame) -> Table:
     """What each private method promises: the guarantee, what it rests on, and whether it may be relied upon."""
     private = runs[runs["private"]]
+    same = {heading: cells.common(private[f"privacy.{key}"], "") for heading, key in ASIDE.items()}
+    same = {heading: value for heading, value in same.items() if " / " not in value}
     accountants = "; ".join(provenance.distinct(private["privacy.accountant"])) or "none"
     table = Table(f"Privacy of each private method; accountant: {accountants}")
     for (*_, epsilon), rows in private.groupby(CELL, sort=False):
@@ -201,7 +209,8 @@ def privacy(runs: pandas.DataFrame) -> Table:
                 shown[heading] = number(values[key], ".4f")
             else:
                 values[key], shown[heading] = cells.common(column, ".10g"), cells.common(column, ".4g")
-        del shown["accountant"]  # in the title
+        for heading in ("accountant", *same):  # in the title and in the notes
+            del shown[heading]
         table.add(cells.identity(rows) | values, cells.names(rows) | shown)
     if private.empty:
         table.notes = ["No private method in these runs."]
@@ -210,8 +219,12 @@ def privacy(runs: pandas.DataFrame) -> Table:
     table.notes = [
         f"Accountant of ε spent: {name} ({', '.join(titles)})." for name, titles in accounted.items()
     ]
+    table.notes += [
+        f"{heading.capitalize()}: {value} in every row." for heading, value in same.items() if value != ABSENT
+    ]
     table.notes.append(
-        "ε is the highest over the seeds. RDP: the looser Rényi bound, for comparison with older papers."
+        "ε and μ are the highest over the seeds. μ: of the least Gaussian mechanism that loses as much at every ε where the run's δ is "
+        "not below the one stated. RDP: the looser Rényi bound, for comparison with older papers."
     )
     table.notes += [
         COMPOSITION,

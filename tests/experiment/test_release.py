@@ -18,6 +18,8 @@ from dpzero.experiment.checkpoint import Checkpoint
 from dpzero.experiment.run import Run, run_cell
 from dpzero.language import examples, losses, models
 from dpzero.privacy import Budget, RunKey
+from dpzero.report.figures import write_figures
+from dpzero.report.tables import write_tables
 from dpzero.zeroth_order import TwoPoint
 
 METHODS = ["dpzero", "dp_zo_laplace", "dp_sgd", "dp_adam"]
@@ -274,19 +276,49 @@ def test_the_log_says_what_kind_of_run_it_is_and_a_release_logs_no_time(private,
     assert "losses, dev accuracy and times are logged" in benchmark[0]
 
 
-def test_a_release_that_was_cut_off_goes_on_without_times(private, tmp_path, monkeypatch):
-    whole, lines = Run._timed_step, []
+def interrupted(monkeypatch, cell: dict, out: Path, log: Callable[[str], object], step: int = 13) -> None:
+    """The run dies in this step, as of a signal."""
+    whole = Run._timed_step
 
     def step_or_die(self, batch):
-        if self.method.steps_taken == 13:
+        if self.method.steps_taken == step:
             raise KeyboardInterrupt
         return whole(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "SECONDS", 0)
         patch.setattr(Run, "_timed_step", step_or_die)
         with pytest.raises(KeyboardInterrupt):
-            run_cell(private("dp_adam"), tmp_path / "record.json", lines.append, "cpu")
-    made = run_cell(private("dp_adam"), tmp_path / "record.json", lines.append, "cpu")
+            run_cell(cell, out, log, "cpu")
+
+
+def test_a_release_that_was_cut_off_goes_on_without_times(private, tmp_path, monkeypatch):
+    cell, out, lines = private("dp_adam"), tmp_path / "record.json", []
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "SECONDS", 0)
+        interrupted(patch, cell, out, lines.append)
+    made = run_cell(cell, out, lines.append, "cpu")
     assert any("resumed at step 13 of 20" in line for line in lines)
     assert made["privacy"]["steps"] == 20 and made["curve"] == []
+
+
+def test_one_that_ends_at_once_when_it_is_resumed_still_says_what_was_spent(private, tmp_path, monkeypatch):
+    def no_memory(self, *arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    cell, out = private("dpzero"), tmp_path / "record.json"
+    interrupted(monkeypatch, cell, out, lambda line: None)
+    monkeypatch.setattr(models.Classifier, "forward", no_memory)
+    made = run_cell(cell, out, lambda line: None, "cpu")
+    assert made["status"] == "oom" and made["memory"] is None
+    assert made["privacy"]["steps"] == 13 and 0 < made["privacy"]["epsilon_spent"] < 2
+
+
+def test_its_record_makes_tables_figures_and_a_statement(private, tmp_path, monkeypatch):
+    left_behind(private("dpzero"), tmp_path / "a", monkeypatch)
+    files = [tmp_path / "a" / "record.json"]
+    write_tables(files, tmp_path / "tables", "smoke")
+    assert all(path.stat().st_size > 1000 for path in write_figures(files, tmp_path / "figures", "smoke"))
+    said = (tmp_path / "tables" / "privacy_statement.md").read_text()
+    assert (
+        "1 private run, 1 of them valid as a private release" in said and "each run is (2, 0.0001)-DP" in said
+    )

@@ -92,6 +92,7 @@ def build_record(
             "epsilon_spent_rdp": None if "laplace" in method else float(epsilon) * 1.1,
             "gdp_mu": None if "laplace" in method else float(epsilon) / 4,
             "accountant": "dp-accounting 0.6.0 PLD, discretisation 1e-4",
+            "noise_arithmetic": "float",
             "noise_key": "published",
             "valid_release": False,
         }

@@ -157,6 +157,37 @@ def test_privacy_has_private_methods_only_and_the_worst_seed(tables, record):
         assert words in files["privacy.md"]
 
 
+def test_mu_stands_beside_epsilon_and_is_that_of_the_worst_seed(tables, record):
+    records = [record(seed=0), record(seed=1)]
+    records[1]["privacy"]["gdp_mu"] = 0.5432109
+    files = tables(records)
+    assert rows(files["privacy.csv"])[0]["gdp_mu"] == "0.5432109"
+    heading, cells = (
+        [cell.strip() for cell in line(files["privacy.md"], word).split("|")] for word in ("μ", "DPZero")
+    )
+    assert cells[heading.index("μ")] == "0.5432"
+
+
+def test_unit_and_arithmetic_are_columns_where_they_vary_and_notes_where_not(tables, record):
+    same = tables([record(), record("dp_sgd")])
+    assert "Unit: example in every row." in same["privacy.md"]
+    assert "Noise arithmetic: float in every row." in same["privacy.md"]
+    assert "unit" not in same["privacy.md"].splitlines()[2]
+    records = [record(), record("dp_sgd")]
+    records[0]["privacy"] |= {"unit": "user", "noise_arithmetic": "exact"}
+    files = tables(records)
+    heading = files["privacy.md"].splitlines()[2]
+    assert "unit" in heading and "noise arithmetic" in heading and "in every row" not in files["privacy.md"]
+    assert "user" in line(files["privacy.md"], "DPZero") and "exact" in line(files["privacy.md"], "DPZero")
+    for written in (same, files):
+        assert {"unit", "noise_arithmetic"} <= set(rows(written["privacy.csv"])[0])
+
+
+def test_the_privacy_statement_is_written_beside_the_tables(tables, record):
+    text = tables([record()])["privacy_statement.md"]
+    assert text.startswith("# Privacy statement of sweep quick") and "DPZero" in text
+
+
 def test_each_accountant_is_named_with_its_methods(tables, record):
     pure = record("dp_zo_laplace_pure")
     pure["privacy"]["accountant"] = "closed form"

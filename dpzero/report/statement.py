@@ -1,0 +1,295 @@
+"""The privacy statement of a sweep: what a careful reviewer asks of private training, answered from the records.
+
+The headings follow the reporting list of "How to DP-fy ML" (Ponomareva et al. 2023, arXiv 2303.00654, section 5.3.3). What all
+runs share is said once; where they differ, each answer names its methods. Markdown that reads well in a terminal, the same to
+the byte for the same results.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sized
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from dpzero.report import provenance
+from dpzero.report import statement_words as words
+from dpzero.report.records import load
+from dpzero.report.render import ABSENT
+
+WIDTH = 100  # characters of a line
+CELL = ["task", "model", "method", "epsilon"]
+PROMISE = [
+    "settings.steps",
+    *(
+        f"privacy.{key}"
+        for key in ("mechanism", "unit", "adjacency", "sampling", "dataset_size", "batch_size")
+    ),
+    *(f"privacy.{key}" for key in ("clip", "noise_scale", "delta", "noise_arithmetic", "noise_key")),
+]
+Run = dict[str, Any]  # one row of the frame of records, without what its record does not say
+ENDS = {"ok": "finished", "oom": "ran out of memory", "diverged": "diverged"}
+
+
+def statement(
+    records: pandas.DataFrame | Iterable[Path], sweep: str, expected: Iterable[str] | None = None
+) -> str:
+    """The statement on the private runs among these records, Markdown.
+
+    Arguments as for `write_tables`; in place of the files their frame (`records.to_frame`). Raises UsageError for a file that is
+    no record.
+    """
+    runs = records if isinstance(records, pandas.DataFrame) else load(records, expected)
+    private = [_known(row) for row in runs[runs["private"]].to_dict("records")]
+    released = [run for run in private if run.get("privacy.steps")]
+    made = runs[runs["private"] & (runs["status"] != "missing")]
+    parts = [f"# Privacy statement of sweep {sweep}", *_opening(private, released)]
+    if released:
+        for title, lines in _answers(released, runs).items():
+            parts += [f"## {title}", "\n".join(lines)]
+    if len(made):
+        notes = [*provenance.warnings(runs[runs["private"]]), f"Provenance: {provenance.line(made, sweep)}."]
+        parts += ["---", "\n".join(_bullets(notes))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _known(row: dict[str, Any]) -> Run:
+    return {
+        key: value
+        for key, value in row.items()
+        if not (pandas.api.types.is_scalar(value) and pandas.isna(value))
+    }
+
+
+def _opening(private: list[Run], released: list[Run]) -> Iterator[str]:
+    if not private:
+        yield "No private method in these runs: nothing is promised."
+        return
+    counts = {
+        "ended before the first release and spent nothing": [r.get("privacy.steps") == 0 for r in private],
+        "planned without a record yet: nothing is said of what is not there": [
+            r["status"] == "missing" for r in private
+        ],
+        "whose record does not say what was spent": [
+            "privacy.steps" not in r and r["status"] != "missing" for r in private
+        ],
+    }
+    valid = sum(run.get("privacy.valid_release") is True for run in released)
+    yield _wrapped(
+        f"{_count(released, 'private run')}, {valid} of them valid as a private release. Every ε is computed from the "
+        "run's ledger, which has each release before it is used: an empty batch, a repeated step and a run that stopped early count "
+        "for what they released."
+    )
+    for what, which in counts.items():
+        if any(which):
+            yield _wrapped(f"{provenance.plural(sum(which), 'further run')} {what}.")
+
+
+def _answers(released: list[Run], runs: pandas.DataFrame) -> dict[str, list[str]]:
+    """Headings and the lines under them."""
+    return {
+        "Setting": _bullets(words.SETTING),
+        "Unit and adjacency": _by_key(released, "Unit", "unit", words.UNIT)
+        + _by_key(released, "Neighbours", "adjacency", words.ADJACENCY),
+        "What is released": _shared(released, "Released", _released) + _shared(released, "Covered", _covered),
+        "Accounting, and whether its assumptions hold": _by_key(released, "Accountant", "accountant", {})
+        + _shared(released, "Sizes", _sizes)
+        + _by_key(released, "Sampler that ran", "sampling", words.SAMPLER)
+        + _shared(released, "By construction", _construction)
+        + _by_key(released, "Secrecy of batches and noise", "noise_key", words.SECRECY)
+        + _bullets(words.ASSUMED),
+        "What each run promises": [*_promises(released)],
+        "Tuning": _bullets(words.TUNING),
+        "Noise": _by_key(released, "Key", "noise_key", words.KEY)
+        + _by_key(released, "Arithmetic", "noise_arithmetic", words.ARITHMETIC)
+        + _bullets(words.ROUNDING),
+        "Runs that compose": [*_composition(released)],
+        "Not covered": _bullets(words.NOT_COVERED) + _bullets(_without_noise(runs)),
+    }
+
+
+# -- answers that runs may share ---------------------------------------------------------------------------------------
+
+
+def _by_key(runs: list[Run], label: str, key: str, meanings: dict[str, str]) -> list[str]:
+    def answer(run: Run) -> str:
+        value = run.get(f"privacy.{key}", "not in the record")
+        return meanings.get(value, value) + "."
+
+    return _shared(runs, label, answer)
+
+
+def _shared(runs: list[Run], label: str, answer: Callable[[Run], str]) -> list[str]:
+    """One bullet an answer; where there are several, each names its runs, in as few words as tell them apart."""
+    answers: dict[str, list[Run]] = {}
+    for run in runs:
+        answers.setdefault(answer(run), []).append(run)
+    if len(answers) == 1:
+        return [_bullet(f"{label}: {text}") for text in answers]
+    for name in _NAMES:
+        groups = [dict.fromkeys(map(name, group)) for group in answers.values()]
+        if len({n for group in groups for n in group}) == sum(map(len, groups)):
+            break
+    return [
+        _bullet(f"{label} ({', '.join(group)}): {text}") for group, text in zip(groups, answers, strict=True)
+    ]
+
+
+_NAMES: tuple[Callable[[Run], str], ...] = (
+    lambda run: run["title"],
+    lambda run: f"{run['title']}, ε = {run['epsilon']}",
+    lambda run: f"{run['title']}, ε = {run['epsilon']}, {run['task']} with {run['model']}",
+    lambda run: run["run"],
+)
+
+
+def _released(run: Run) -> str:
+    text = words.RELEASED.get(run.get("order"), "the noisy sums of its steps")
+    return f"{text}. All else, the weights of every step and the final model among it, is computed from these releases."
+
+
+def _covered(run: Run) -> str:
+    text, split = "every access of one training run to its training data.", run.get("settings.split", "test")
+    if split == "test":
+        return text
+    return f"{text} Not covered: the score on {split}, a part of the same data, reported without noise."
+
+
+def _sizes(run: Run) -> str:
+    n, batch, delta = (run.get(f"privacy.{key}") for key in ("dataset_size", "batch_size", "delta"))
+    rate = _text(batch / n) if n and batch else ABSENT
+    mass = (delta or 0) * (n or 0)
+    alarm = ", too large to protect every unit" if mass >= 1 else ""
+    leak = f"δ = {_text(delta)}, δ n = {_text(mass)}{alarm}" if mass else "δ = 0"
+    return f"n = {_text(n)}, batch size {_text(batch)}, rate {rate}, {leak}."
+
+
+def _construction(run: Run) -> str:
+    published = run.get("settings.as_published") or run.get("privacy.sampling") == "shuffled_epochs"
+    return words.PUBLIC_CODE if published else words.CONSTRUCTION
+
+
+# -- what each run promises --------------------------------------------------------------------------------------------
+
+
+def _promises(released: list[Run]) -> Iterator[str]:
+    """A block for each method and epsilon, further ones where its seeds had other settings."""
+    for (task, model, _, epsilon, *_), rows in _groups(released, [*CELL, *PROMISE]):
+        yield _bullet(f"**{rows[0]['title']}, ε = {epsilon}** ({task} with {model}): {_promise(rows)}")
+        yield from (_bullet(line, 2) for line in (_noise(rows[0]), *_composed(rows), *_odd_lengths(rows)))
+
+
+def _groups(runs: list[Run], keys: list[str]) -> Iterator[tuple[tuple, list[Run]]]:
+    groups: dict[tuple, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(tuple(run.get(key) for key in keys), []).append(run)
+    yield from groups.items()
+
+
+def _promise(rows: list[Run]) -> str:
+    secret = rows[0].get("privacy.noise_key") == "secret"
+    who = "each run is" if secret else "under a secret key each run would be"
+    spent, delta = _highest(rows, "epsilon_spent"), rows[0].get("privacy.delta")
+    if spent == ABSENT:
+        return f"{who} without a bound."
+    mu, renyi = _highest(rows, "gdp_mu"), _highest(rows, "epsilon_spent_rdp")
+    beside = [f"μ = {mu}"] if mu != ABSENT else []
+    beside += [f"by the looser Rényi bound ε = {renyi}"] if renyi != ABSENT else []
+    return f"{who} {'; '.join([f'({spent}, {_text(delta)})-DP', *beside])}."
+
+
+def _noise(run: Run) -> str:
+    mechanism = str(run.get("privacy.mechanism", "unknown")).capitalize()
+    scale, clip, steps = run.get("privacy.noise_scale"), run.get("privacy.clip"), run.get("settings.steps")
+    directions = run.get("privacy.directions", 1)
+    several = f" of {directions} directions" if directions > 1 else ""
+    return f"{mechanism} noise of {_text(scale)} clip on each sum, clip {_text(clip)}, {_text(steps)} steps{several}."
+
+
+def _composed(rows: list[Run]) -> list[str]:
+    return [f"{_count(rows, 'seed')}: together at most {_sum(rows)}."] if len(rows) > 1 else []
+
+
+def _odd_lengths(rows: list[Run]) -> Iterator[str]:
+    """Runs that released less than planned, or more, or did not finish."""
+    for run in rows:
+        steps, planned = int(run["privacy.steps"]), run.get("settings.steps", run["privacy.steps"])
+        if steps == planned and run["status"] == "ok":
+            continue
+        why = ENDS.get(run["status"], run["status"])
+        if steps > planned:
+            why += "; it was interrupted, and what it repeated had new noise and counts again"
+        yield f"Seed {run['seed']}: {steps} releases of {planned} planned ({why}); spent ε = {_highest([run], 'epsilon_spent')}."
+
+
+def _composition(released: list[Run]) -> Iterator[str]:
+    yield _bullet(
+        "An ε above holds for one run. Runs on the same private data compose: seeds, methods and epsilons alike. Basic composition adds "
+        "up what was spent, as if every key were secret:"
+    )
+    for (task, *neighbours), rows in _groups(released, ["task", "privacy.unit", "privacy.adjacency"]):
+        counts = ", ".join((_count(rows, "run"), _count({run["seed"] for run in rows}, "seed")))
+        yield _bullet(f"{task} ({', '.join(filter(None, neighbours))}), {counts}: {_sum(rows)}.", 2)
+
+
+def _without_noise(runs: pandas.DataFrame) -> list[str]:
+    """A row of the same table may have read the same data unprotected."""
+    others = runs[~runs["private"] & runs["order"].notna() & (runs["status"] != "missing")]
+    if others.empty:
+        return []
+    names = ", ".join(dict.fromkeys(others["title"]))
+    return [
+        f"{_count(others, 'run')} of this sweep without noise ({names}): their scores and records promise nothing and "
+        "would undo the rest if the data were private."
+    ]
+
+
+# -- numbers and lines -------------------------------------------------------------------------------------------------
+
+
+def _highest(rows: list[Run], key: str) -> str:
+    values = [run[f"privacy.{key}"] for run in rows if f"privacy.{key}" in run]
+    return _upper(max(values)) if values else ABSENT
+
+
+def _sum(rows: list[Run]) -> str:
+    known = [run for run in rows if "privacy.epsilon_spent" in run]
+    if len(known) < len(rows):
+        return "unbounded: not every run has a bound"
+    spent, delta = (math.fsum(run[f"privacy.{key}"] for run in known) for key in ("epsilon_spent", "delta"))
+    return f"({_upper(spent)}, {_text(delta)})-DP"
+
+
+def _count(things: Sized, noun: str) -> str:
+    return provenance.plural(len(things), noun)
+
+
+def _upper(value: float) -> str:
+    """Four decimals, rounded up: a bound stays one. What is within 1e-9 of a shorter number is that number."""
+    return f"{math.ceil(round(value * 1e4, 5)) / 1e4:.10g}"
+
+
+def _text(value: Any) -> str:
+    return ABSENT if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _wrapped(text: str, first: str = "", indent: str = "") -> str:
+    return textwrap.fill(
+        text,
+        WIDTH,
+        initial_indent=first,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _bullet(text: str, depth: int = 0) -> str:
+    return _wrapped(text, " " * depth + "- ", " " * depth + "  ")
+
+
+def _bullets(texts: Iterable[str]) -> list[str]:
+    return [_bullet(text) for text in texts]
