@@ -178,3 +178,18 @@ def test_many_small_tensors_go_together():
     """Hundreds of bias vectors cost a few rounds of the generator, not hundreds."""
     tensors = [torch.zeros(64) for _ in range(500)]
     assert len(list(directions._groups(tensors))) == 1
+
+
+# Several directions a step ----------------------------------------------------------------------------------------------
+
+
+def test_the_directions_of_a_step_are_unrelated():
+    """And the first is that of a step with one. Any of 10 correlations exceeds 5.5 standard deviations with 4e-7."""
+    drawn = []
+    for k in range(5):
+        tensor = torch.zeros(DRAWS)
+        Gaussian(0).add_([tensor], 3, 1.0, direction=k)
+        drawn.append(tensor.double().numpy())
+    assert np.array_equal(drawn[0], one(step=3))
+    correlations = np.corrcoef(drawn) - np.eye(5)
+    assert np.abs(correlations).max() < 5.5 / math.sqrt(DRAWS)

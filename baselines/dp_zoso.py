@@ -1,0 +1,79 @@
+"""DP-ZOSO (Liu et al., NDSS 2025, arXiv 2402.07818): DPZero's release, in stages.
+
+A stage takes twice the steps of the one before at half its learning rate, and is pulled towards the point where it began:
+x <- x - learning_rate g z, then x <- x - learning_rate regularization (x - start of the stage). Clipped after the division by
+2 smoothing. (DP-ZOPO is the same on a mask of the weights. The pull of the public code is nil, because its start is an alias of
+the weights: so it is here unless asked for.)
+"""
+
+from __future__ import annotations
+
+from bisect import bisect
+from collections.abc import Sized
+
+import torch
+from torch import Tensor
+
+from dpzero.privacy import Budget, clip_scalars
+from dpzero.zeroth_order import TwoPoint
+
+
+class DPZOSO(TwoPoint):
+    """`stages` share the budget's steps as 1 : 2 : 4 ..., or the first takes `first_stage` steps where that is given.
+
+    A `regularization` above 0 keeps a copy of what is trained, which is more than the memory of inference.
+    """
+
+    title = "DP-ZOSO"
+    private = True
+
+    def __init__(
+        self,
+        model,
+        loss,
+        budget: Budget,
+        *,
+        learning_rate: float,
+        clip: float,
+        smoothing: float = 1e-3,
+        stages: int = 3,
+        first_stage: int = 0,
+        regularization: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            model,
+            loss,
+            batch_size=budget.batch_size,
+            learning_rate=learning_rate,
+            smoothing=smoothing,
+            seed=seed,
+        )
+        if not (clip > 0 and stages > 0 and first_stage >= 0 and regularization >= 0):
+            raise ValueError("clip and stages must be positive, first_stage and regularization not negative")
+        self.budget, self.clip, self.unit = budget, clip, budget.unit
+        self.first_rate, self.regularization = learning_rate, regularization
+        first_stage = first_stage or -(-budget.setting.steps // (2**stages - 1))
+        self.begins = [first_stage * (2**k - 1) for k in range(stages)]  # the step at which each stage does
+        self.start: list[Tensor] = []  # empty where there is no pull
+
+    def projected_gradient(self, difference: Tensor) -> float:
+        clipped = clip_scalars(difference / (2 * self.smoothing), self.clip)
+        return self.budget.release(self.steps_taken, clipped, self.clip) / self.batch_size
+
+    @torch.no_grad()
+    def step(self, batch: Sized, users: Tensor | None = None) -> float:
+        self.learning_rate = self.first_rate / 2 ** (bisect(self.begins, self.steps_taken) - 1)
+        if self.regularization and self.steps_taken in self.begins:
+            self.start = [p.clone() for p in self.parameters]
+        gradient = super().step(batch, users)
+        for p, start in zip(self.parameters, self.start, strict=False):
+            p.lerp_(start, self.learning_rate * self.regularization)
+        return gradient
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | ({"start": [s.clone() for s in self.start]} if self.start else {})
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self.start = [s.clone() for s in state.get("start", [])]
