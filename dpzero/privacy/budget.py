@@ -64,7 +64,7 @@ class Budget:
             ),
             ledger,
         )
-        if setting.delta * setting.dataset_size >= 1:
+        if setting.delta >= 1 / setting.dataset_size:
             warnings.warn(
                 f"delta is {setting.delta:g} for {setting.dataset_size} {unit}s: at 1 / {setting.dataset_size} or above it "
                 "allows publishing one of them outright: choose a far smaller delta",

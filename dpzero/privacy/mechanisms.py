@@ -6,7 +6,7 @@ clip * 2^-GRID_BITS, integers are summed, a discrete law is added, an integer is
 
 What `exact` proves. Laplace: the ratio of probabilities is that of the continuous law, so pure epsilon holds as it stands.
 Gaussian, and Laplace at delta > 0: the discrete law lies within total variation TV of the rounded continuous one, whose
-release is a function of the continuous release of the same integer sum; so T steps cost at most
+release is a function of the continuous release of the same integer sum; so T scalars cost at most
 (1 + exp(epsilon)) T TV of delta beyond what the accountant says. TV is below 2^-80 / noise_scale^2 (see `delta_excess`).
 """
 
@@ -61,11 +61,11 @@ def _on_grid(noise_scale: float) -> Fraction:
 MECHANISMS = {cls.name: cls for cls in (Gaussian, Laplace)}
 
 
-def delta_excess(noise_scale: float, steps: int, epsilon: float) -> float:
-    """What `exact` arithmetic adds to delta at most.
+def delta_excess(noise_scale: float, scalars: int, epsilon: float) -> float:
+    """What `exact` arithmetic adds to delta at most, over all scalars (steps times directions) of a run.
 
     The rounded Gaussian's mass at k is the mean of the density over k +- 1/2: it differs by the second derivative over 24,
     in all by at most 1 / (24 s^2) of mass for s = noise_scale 2^GRID_BITS; the rounded Laplace's by at most 1 / (4 s^2).
     """
     scale = noise_scale * 2.0**GRID_BITS
-    return (1 + math.exp(min(epsilon, 700.0))) * steps / (4 * scale * scale)
+    return (1 + math.exp(min(epsilon, 700.0))) * scalars / (4 * scale * scale)

@@ -68,10 +68,19 @@ def test_noise_takes_nothing_from_the_global_generators():
 
 
 def test_the_key_is_secret_unless_one_is_given():
-    source = Budget.calibrated(epsilon=0.5, delta=1e-5, dataset_size=240, batch_size=16, steps=10)
+    source = Budget.calibrated(
+        epsilon=0.5,
+        delta=1e-5,
+        dataset_size=240,
+        batch_size=16,
+        steps=10,
+        unit="user",
+        noise_arithmetic="exact",
+    )
     assert source.key.valid_release
     assert source.setting == SETTING
     assert source.noise_scale == pytest.approx(SETTING.noise_scale(0.5), rel=1e-9)
+    assert (source.unit, source.noise_arithmetic) == ("user", "exact")
 
 
 # Batches ---------------------------------------------------------------------------------------------------------------

@@ -177,20 +177,20 @@ def total_variation(mechanism: str, scale: int) -> float:
 @every_mechanism
 @pytest.mark.parametrize("scale", [1, 2, 3, 7, 30, 200])
 def test_the_discrete_law_is_as_near_the_continuous_one_as_the_excess_says(mechanism, scale):
-    """One step at epsilon minus infinity: the excess is the distance."""
-    claimed = delta_excess(scale * 2.0**-GRID_BITS, steps=1, epsilon=-np.inf)
+    """One scalar at epsilon minus infinity: the excess is the distance."""
+    claimed = delta_excess(scale * 2.0**-GRID_BITS, scalars=1, epsilon=-np.inf)
     measured = total_variation(mechanism, scale)
     assert measured <= claimed
     assert measured > claimed / 20  # and the bound is about that distance, not any large number
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 2.0, 8.0])
-def test_the_excess_counts_every_step_in_both_worlds(epsilon):
-    one = delta_excess(1.7, steps=1, epsilon=-np.inf)
-    assert delta_excess(1.7, steps=500, epsilon=epsilon) == pytest.approx(500 * one * (1 + np.exp(epsilon)))
+def test_the_excess_counts_every_scalar_in_both_worlds(epsilon):
+    one = delta_excess(1.7, scalars=1, epsilon=-np.inf)
+    assert delta_excess(1.7, scalars=500, epsilon=epsilon) == pytest.approx(500 * one * (1 + np.exp(epsilon)))
 
 
 def test_exact_noise_costs_nothing_that_could_be_seen():
     """The least noise and the most steps that any sweep comes near."""
-    assert delta_excess(0.3, steps=100_000, epsilon=10.0) < 1e-8 * 1e-6
-    assert delta_excess(0.3, steps=100_000, epsilon=1e6) > 0  # no overflow
+    assert delta_excess(0.3, scalars=100_000, epsilon=10.0) < 1e-8 * 1e-6
+    assert delta_excess(0.3, scalars=100_000, epsilon=1e6) > 0  # no overflow

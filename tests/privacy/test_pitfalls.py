@@ -397,6 +397,7 @@ def test_p12_a_run_that_replays_is_no_valid_release_and_one_that_is_does_not_rep
 
 
 # In the record: experiment/test_run.py::test_what_was_spent_is_the_target_and_no_more
+# In the report: report/test_statement.py::test_a_benchmark_says_that_it_is_none_and_what_it_logs
 
 
 # P13: resuming ---------------------------------------------------------------------------------------------------------
@@ -607,12 +608,10 @@ def test_p23_the_bound_is_a_constant(kind):
 # P24: delta ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("delta", [1 / SIZE, 0.5])
-def test_p24_a_delta_that_allows_publishing_an_example_does_not_pass_unseen(delta):
-    with pytest.warns(
-        UserWarning, match=rf"delta is {delta:g} for 50 examples: .* choose a far smaller delta"
-    ):
-        budget(delta=delta)
+@pytest.mark.parametrize(("delta", "size"), [(1 / 50, 50), (1 / 49, 49), (0.5, 50)])
+def test_p24_a_delta_that_allows_publishing_an_example_does_not_pass_unseen(delta, size):
+    with pytest.warns(UserWarning, match=rf"delta is {delta:g} for {size} examples: .* choose a far smaller"):
+        budget(delta=delta, dataset_size=size)
 
 
 @pytest.mark.parametrize("delta", [1e-5, 0.99 / SIZE])
@@ -622,6 +621,8 @@ def test_p24_a_smaller_one_passes_and_stands_in_the_statement(delta):
         said = budget(delta=delta).statement(CLIP, 2.0)
     assert (said["delta"], said["dataset_size"]) == (delta, SIZE)
 
+
+# In the report: report/test_statement.py::test_a_delta_that_may_give_up_a_record_is_pointed_at
 
 # P25: n, the expected batch size and label counts are public by declaration: inputs of a Setting, printed in the statement,
 # test_budget.py::test_the_statement_says_what_ran; no constant is computed from the examples, P18 above
