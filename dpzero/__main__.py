@@ -58,14 +58,17 @@ def _parser() -> argparse.ArgumentParser:
     assets.add_argument("--out", type=Path, help="write what was found, and its digests, to this file")
     assets.set_defaults(verb=_assets)
 
-    for name, verb in (("tables", _tables), ("figures", _figures)):
-        part = verbs.add_parser(name, help=f"{name} of the records that exist")
+    words = {"tables": "tables of the records that exist", "figures": "figures of them"}
+    words["report"] = "the privacy statement of a sweep, from its records"
+    for name, verb in (("tables", _tables), ("figures", _figures), ("report", _report)):
+        part = verbs.add_parser(name, help=words[name])
         part.add_argument("--sweep", default="quick")
         part.add_argument(
             "--cells", type=Path, help="file of run ids, one a line (default: all of the sweep)"
         )
         part.add_argument("--records", type=Path, help="folder of the records (default: results/SWEEP/runs)")
-        part.add_argument("--out", type=Path, required=True)
+        if name != "report":
+            part.add_argument("--out", type=Path, required=True)
         part.set_defaults(verb=verb)
 
     calibrate = verbs.add_parser("calibrate", help="noise for an epsilon")
@@ -116,12 +119,14 @@ def _run(options: argparse.Namespace) -> dict:
     os.environ.setdefault(
         "OMP_WAIT_POLICY", "PASSIVE"
     )  # two runs on two cores must not spin against each other
-    if options.device is None:
+    from .experiment import kinds
+
+    kind = kinds.kind_of(cell)
+    if options.device is None and kind == kinds.LANGUAGE:
         from .experiment import gpu
 
         gpu.lease(gpu.visible(), log=_say)
-    from .experiment.run import run_cell  # torch, from here on
-
+    run_cell = kinds.module_of(kind).run_cell  # torch, from here on
     made = run_cell(cell, options.out, log=_say, device=options.device)
     answer = {"run": made["run"], "status": made["status"], "record": str(options.out)}
     return answer | {"accuracy": (made["metrics"] or {}).get("accuracy")}
@@ -178,19 +183,32 @@ def _assets(options: argparse.Namespace) -> dict:
 
 
 def _tables(options: argparse.Namespace) -> dict:
-    from .report.tables import write_tables
-
     records, runs = _records(options)
+    write_tables, _ = _writers(options)
     print(write_tables(records, options.out, options.sweep, runs))
     return {"tables": str(options.out), "records": len(records), "runs": len(runs)}
 
 
 def _figures(options: argparse.Namespace) -> dict:
-    from .report.figures import write_figures
-
     records, runs = _records(options)
+    _, write_figures = _writers(options)
     files = write_figures(records, options.out, options.sweep, runs)
     return {"figures": [str(file) for file in files], "records": len(records), "runs": len(runs)}
+
+
+def _report(options: argparse.Namespace) -> dict:
+    from .report.statement import statement
+
+    records, runs = _records(options)
+    print(statement(records, options.sweep, runs))
+    return {"sweep": options.sweep, "records": len(records), "runs": len(runs)}
+
+
+def _writers(options: argparse.Namespace) -> tuple:
+    from .experiment import sweep
+    from .report import writers
+
+    return writers(sweep.kind(options.sweep))
 
 
 def _records(options: argparse.Namespace) -> tuple[list[Path], list[str]]:
