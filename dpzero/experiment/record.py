@@ -105,6 +105,7 @@ ALLOWED_IN_A_CHECKPOINT: dict[str, str] = {
     "method.steps_taken": "counts releases (where the clock cut, which is not protected)",
     "method.parameters[]": "the weights: a function of the base model and the releases",
     "method.optimizer.*": "settings, and moments of the released sums",
+    "method.start[]": "the weights of an earlier step",
 }
 
 OUT_OF_MEMORY = "out of memory"  # torch's own words tell a tensor's size: that of a private batch

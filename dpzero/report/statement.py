@@ -204,7 +204,7 @@ def _promise(rows: list[Run]) -> str:
 def _noise(run: Run) -> str:
     mechanism = str(run.get("privacy.mechanism", "unknown")).capitalize()
     scale, clip, steps = run.get("privacy.noise_scale"), run.get("privacy.clip"), run.get("settings.steps")
-    directions = run.get("privacy.directions", 1)
+    directions = run.get("settings.directions", run.get("privacy.directions", 1))
     several = f" of {directions} directions" if directions > 1 else ""
     return f"{mechanism} noise of {_text(scale)} clip on each sum, clip {_text(clip)}, {_text(steps)} steps{several}."
 
@@ -242,8 +242,8 @@ def _without_noise(runs: pandas.DataFrame) -> list[str]:
         return []
     names = ", ".join(dict.fromkeys(others["title"]))
     return [
-        f"{_count(others, 'run')} of this sweep without noise ({names}): their scores and records promise nothing and "
-        "would undo the rest if the data were private."
+        f"{_count(others, 'run')} of this sweep without noise ({names}): nothing is promised of what they score and "
+        "record, and on private data it would undo the rest."
     ]
 
 

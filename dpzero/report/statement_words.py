@@ -16,7 +16,7 @@ ADJACENCY = {
     "replace_one": "replace one unit by another; their number is the same in both data sets, and public",
 }
 RELEASED = {
-    0: "in each step one noisy scalar a direction, the sum of the clipped scalars of the batch's units. The directions are public",
+    0: "in each step one noisy scalar a direction, the sum of what the batch's units contribute, each clipped. The directions are public",
     1: "in each step the noisy sum of the clipped gradients of the batch's units, as long as the trained parameters",
 }
 SAMPLER = {
@@ -42,7 +42,7 @@ ARITHMETIC = {
     "bits tell nothing more. Gaussian noise costs at most (1 + exp(ε)) steps / (4 s²) of δ for it, s = 2^40 noise / clip",
 }
 ROUNDING = (
-    "Losses are float32 in either: the last bits of one example's loss may depend on the shape of its micro-batch, so on others.",
+    "Losses are float32 whatever the arithmetic: the last bits of one example's loss may depend on the shape of its micro-batch, so on others.",
 )
 SECRECY = {
     "secret": "holds, since the key is secret",

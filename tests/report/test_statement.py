@@ -84,7 +84,7 @@ def test_where_methods_differ_each_answer_names_its_own(record):
     text = said([record(), record("dp_sgd"), pure])
     assert "Accountant (DP-ZO (Laplace, pure eps)): closed form." in text
     assert "Accountant (DPZero, DP-SGD): dp-accounting 0.6.0 PLD" in text
-    assert "Released (DP-ZO (Laplace, pure eps), DPZero): in each step one noisy scalar" in text
+    assert "Released (DP-ZO (Laplace, pure eps), DPZero): in each step one noisy scalar a direction" in text
     assert "Released (DP-SGD): in each step the noisy sum of the clipped gradients" in text
 
 
