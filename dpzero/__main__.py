@@ -85,6 +85,14 @@ def _parser() -> argparse.ArgumentParser:
         "--noise-factor", type=float, default=1.0, help="run with this times the noise: a planted bug"
     )
     audit.set_defaults(verb=_audit)
+    membership = verbs.add_parser("membership", help="membership inference beside the ceiling of the claims")
+    membership.add_argument("--task", default="r8")
+    membership.add_argument("--model", default="minilm")
+    membership.add_argument("--runs", type=int, default=48, help="of each method")
+    membership.add_argument("--steps", type=int, default=1000, help="of each run")
+    membership.add_argument("--out", type=Path, default=Path("results/membership/tables"))
+    membership.add_argument("--figures", type=Path, default=Path("figures/membership"))
+    membership.set_defaults(verb=_membership)
     for question in (calibrate, epsilon, audit):
         _setting_arguments(question, AUDITED if question is audit else {})
         if question is not audit:
@@ -248,6 +256,19 @@ def _audit(options: argparse.Namespace) -> dict:
     with _refusals():
         counts = {"transcripts": options.transcripts, "noise_factor": options.noise_factor}
         return audit(options.method, _setting(options), options.epsilon, **counts)
+
+
+def _membership(options: argparse.Namespace) -> dict:
+    from .experiment.membership import membership
+    from .experiment.record import write_whole
+    from .report.membership import write_membership
+
+    game = {"runs": options.runs, "steps": options.steps}
+    found = membership(options.task, options.model, **game, log=_say)
+    result = options.out / "membership.json"
+    write_whole(result, json.dumps(found, indent=1) + "\n")
+    files = write_membership(result, options.out, options.figures)
+    return {"result": str(result), "files": [str(file) for file in files]}
 
 
 def _setting(options: argparse.Namespace):
