@@ -17,10 +17,11 @@ sys.path.insert(0, workflow.basedir)
 
 from dpzero.errors import UsageError
 from dpzero.experiment import sweep
-from dpzero.report import FIGURES, FIGURE_FILES, TABLES, TABLE_FILES
+from dpzero.report import KINDS, figure_files, table_files
 
 SWEEP = str(config.get("sweep", "quick"))
 try:
+    KIND = sweep.kind(SWEEP)
     CELLS = sweep.load(
         SWEEP, **{key: value for key, value in config.items() if key != "sweep"}
     )
@@ -33,8 +34,10 @@ FIGURE_FOLDER = f"figures/{SWEEP}"
 CAPTIONS = f"{workflow.basedir}/dpzero/report/captions"
 DPZERO = f"{sys.executable} -m dpzero"
 RECORDS = [f"{RESULTS}/runs/{run}.json" for run in CELLS]
-TABLE_PATHS = [f"{RESULTS}/tables/{name}" for name in TABLE_FILES]
-FIGURE_PATHS = [f"{FIGURE_FOLDER}/{name}" for name in FIGURE_FILES]
+LANGUAGE = KIND == "language"  # the kind that needs weights, data and a GPU
+TABLES, FIGURES, _ = KINDS[KIND]
+TABLE_PATHS = [f"{RESULTS}/tables/{name}" for name in table_files(KIND)]
+FIGURE_PATHS = [f"{FIGURE_FOLDER}/{name}" for name in figure_files(KIND)]
 
 
 localrules:
@@ -67,7 +70,7 @@ rule assets:
 
 rule run:
     input:
-        ancient(f"{RESULTS}/assets.json"),
+        [ancient(f"{RESULTS}/assets.json")] if LANGUAGE else [],
     output:
         f"{RESULTS}/runs/{{run}}.json",
     log:
@@ -76,7 +79,7 @@ rule run:
         run=r".+/seed-\d+",
     threads: 1
     resources:
-        gpu=1,
+        gpu=1 if LANGUAGE else 0,
         mem_mb=4000,
         runtime=lambda wildcards, attempt: 60 * attempt,
     params:
@@ -152,7 +155,7 @@ onstart:
 
 
 onsuccess:
-    table = Path(f"{RESULTS}/tables/accuracy.md")
+    table = Path(f"{RESULTS}/tables/{TABLES[0]}.md")
     if table.exists():
         print(f"\n{table.read_text()}\nTables:  {RESULTS}/tables")
         print(

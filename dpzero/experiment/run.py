@@ -14,6 +14,8 @@ import torch
 from ..errors import UsageError
 from ..language import assets, examples, losses, models, tasks
 from ..privacy import Budget, RunKey, Setting
+from ..privacy.as_published import AsPublished
+from ..privacy.published import PRACTICES, Published
 from ..privacy.sampling import SAMPLERS
 from . import memory, record
 from .checkpoint import Checkpoint
@@ -85,14 +87,16 @@ class Run:
     def make_budget(self, key: RunKey, ledger: Path | None) -> Budget | None:
         if not self.card.private:
             return None
-        names = ("mechanism", "sampling", "adjacency", "batch_size", "steps", "delta")
+        epsilon, size = float(self.cell["epsilon"]), len(self.examples["train"])
+        sizes = {name: self.settings[name] for name in ("batch_size", "steps", "delta")}
+        kinds = {name: self.settings.get(name) for name in ("mechanism", "sampling", "adjacency")}
         try:
-            setting = Setting(
-                dataset_size=len(self.examples["train"]), **{k: self.settings[k] for k in names}
-            )
+            if self.settings.get("as_published"):
+                practice = PRACTICES[self.card.file]
+                return AsPublished(Published(practice, epsilon, dataset_size=size, **sizes), key, ledger)
+            setting = Setting(dataset_size=size, **sizes, **kinds)
         except ValueError as error:
             raise UsageError(f"{self.name}: {error}") from error
-        epsilon = float(self.cell["epsilon"])
         scale = setting.cached_noise_scale(epsilon, assets.cache_folder() / "calibrations")
         return Budget(setting, scale, key, ledger, noise_arithmetic=self.settings["noise_arithmetic"])
 

@@ -1,5 +1,6 @@
 """A sweep file becomes cells: one for each run. Imports no torch, so that planning is instant.
 
+experiment: KIND            `language` where none is named; another kind says itself what else its file holds (see `kinds`)
 extends: NAME               start from another sweep
 tasks, models, epsilons, seeds:      the axes; any of them, and `methods`, narrows on the command line
 settings:                   of every run
@@ -21,6 +22,9 @@ import yaml
 
 from ..errors import UsageError
 from ..language import catalogues
+from ..privacy.accounting import Setting
+from ..privacy.published import PRACTICES
+from . import kinds
 from .methods import TYPES, Card, card
 
 FOLDER = Path(__file__).with_name("sweeps")
@@ -29,8 +33,9 @@ CHOICES = {
     "tune": ("full", "bias", "lora", "head"),
     "split": ("test", "dev"),
     "noise_key": ("published", "secret"),
+    "noise_arithmetic": ("float", "exact"),
     "mechanism": ("gaussian", "laplace"),
-    "sampling": ("poisson", "full_batch"),
+    "sampling": ("poisson", "without_replacement", "full_batch"),
     "adjacency": ("add_remove", "replace_one"),
 }
 # What every run has, beside the settings of its method: name -> (type, default)
@@ -44,11 +49,16 @@ RUN_SETTINGS = {
     "curve_examples": ("int", 256),  # dev examples for the curve
     "split": ("str", "test"),  # what the metric is taken on; dev for choosing settings
     "noise_key": ("str", "published"),
+    "noise_arithmetic": (
+        "str",
+        "float",
+    ),  # exact: integer sums and discrete noise, for methods that release scalars
     "delta": ("float", 1e-5),
     "mechanism": ("str", "gaussian"),
     "sampling": ("str", "poisson"),
     "adjacency": ("str", "add_remove"),
     "version": ("int", 1),  # raise it to rerun a method after its code changed
+    "as_published": ("bool", False),  # sample, add and divide as the method's public code does
 }
 STANZA = ("use", "title")
 
@@ -75,7 +85,18 @@ def load(name: str, **narrowed: object) -> dict[str, dict]:
     for axis in narrowed:
         if axis not in AXES:
             raise UsageError(unknown("axis", axis, AXES))
-    return _expand(sweep, {axis: _list(value) for axis, value in narrowed.items()}, str(name))
+    chosen = {axis: _list(value) for axis, value in narrowed.items()}
+    experiment = kinds.kind_of(sweep)
+    if experiment == kinds.LANGUAGE:
+        return _expand(sweep, chosen, str(name))
+    module = kinds.module_of(experiment)
+    _check_keys(sweep, str(name), module.KEYS)
+    return kinds.narrow(module.cells(sweep), chosen)
+
+
+def kind(name: str) -> str:
+    """The kind of experiment that a sweep is."""
+    return kinds.kind_of(_read(str(name)))
 
 
 def _read(name: str) -> dict:
@@ -88,7 +109,7 @@ def _read(name: str) -> dict:
     base = _read(sweep.pop("extends")) if "extends" in sweep else {}
     whole = {**base, **sweep}
     _check_overrides(sweep.get("overrides") or {}, whole.get("methods") or {})
-    for part in ("settings", "overrides"):
+    for part in {"settings", "overrides"} & whole.keys():
         whole[part] = {**(base.get(part) or {}), **(sweep.get(part) or {})}
     return whole
 
@@ -135,6 +156,8 @@ def complete(spec: object) -> dict:
     for key in needed:
         if key not in spec:
             raise UsageError(f"the cell has no {key!r}: it needs {', '.join(needed)}")
+    if kinds.kind_of(spec) != kinds.LANGUAGE:
+        return kinds.module_of(kinds.kind_of(spec)).check(spec)
     stanza = {key: spec[key] for key in STANZA if key in spec} | spec["settings"]
     axes = {axis: [spec[axis.removesuffix("s")]] for axis in ("tasks", "models", "epsilons", "seeds")}
     (cell,) = _expand({**axes, "methods": {spec["method"]: stanza}}, {}, "of one cell").values()
@@ -179,10 +202,14 @@ def _cell(
             f"method {method} needs the setting {missing[0]!r}: add it to its stanza in the sweep"
         )
     if not method_card.private:
-        for key in ("delta", "mechanism", "adjacency", "noise_key"):
+        for key in ("delta", "mechanism", "adjacency", "noise_key", "noise_arithmetic"):
             settings.pop(key)
-    use = (sweep["methods"][method] or {}).get("use", method)
-    title = (sweep["methods"][method] or {}).get("title", method_card.title)
+    else:
+        _check_promise(method, method_card, settings)
+    _as_published(method, method_card, settings)
+    own = sweep["methods"][method] or {}
+    use = own.get("use", method)
+    title = own.get("title", method_card.title if use == method else f"{method_card.title} ({method})")
     return {
         "task": task,
         "model": model,
@@ -193,6 +220,34 @@ def _cell(
         "seed": seed,
         "settings": dict(sorted(settings.items())),
     }
+
+
+def _check_promise(method: str, method_card: Card, settings: dict) -> None:
+    """What no proof covers is refused before anything runs, whatever the size of the data."""
+    size = settings["batch_size"]
+    names = ("mechanism", "sampling", "adjacency", "steps", "delta")
+    try:
+        Setting(dataset_size=size, batch_size=size, **{name: settings[name] for name in names})
+    except ValueError as error:
+        raise UsageError(f"method {method}: {error}") from error
+    if settings["noise_arithmetic"] == "exact" and method_card.order == 1:
+        raise UsageError(
+            f"method {method}: exact noise is offered for methods that release scalars: use noise_arithmetic float"
+        )
+
+
+def _as_published(method: str, method_card: Card, settings: dict) -> None:
+    """Where it is not asked for, a cell does not name it; where it is, it decides the rest itself."""
+    if not settings["as_published"]:
+        settings.pop("as_published")
+        return
+    if method_card.file not in PRACTICES:
+        raise UsageError(
+            f"method {method}: as_published is offered for {', '.join(PRACTICES)}, so leave it out"
+        )
+    for key in ("mechanism", "sampling", "adjacency", "noise_arithmetic"):
+        if settings.pop(key) != RUN_SETTINGS[key][1]:
+            raise UsageError(f"method {method}: as_published decides {key} itself, so leave {key} out")
 
 
 def _some_method_has(key: str, sweep: dict) -> bool:
@@ -233,8 +288,8 @@ def _typed(key: str, value: object, type_name: str, method: str) -> object:
     return converted
 
 
-def _check_keys(sweep: dict, name: str) -> None:
-    allowed = (*AXES, "settings", "overrides", "description", "selection", "core_seconds")
+def _check_keys(sweep: dict, name: str, own: Iterable[str] = (*AXES, "settings", "overrides")) -> None:
+    allowed = (*own, "experiment", "description", "selection", "core_seconds")
     for key in sweep:
         if key not in allowed:
             raise UsageError(f"sweep {name}: " + unknown("key", key, allowed))

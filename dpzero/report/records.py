@@ -142,7 +142,10 @@ def _fault(record: Any) -> str | None:
         return "method needs a title and private: true or false"
     if method.get("order") not in (0, 1, None):
         return f"method order is {method['order']!r}, not 0, 1 or null"
-    if record["status"] == "ok" and _score(record)[0] is None:
+    language = (
+        cell.get("experiment", "language") == "language"
+    )  # other kinds of experiment have results of their own
+    if record["status"] == "ok" and language and _score(record)[0] is None:
         return f"status is ok but metrics has no finite {' or '.join(METRICS)}"
     if not isinstance(record.get("curve") or [], list):
         return "curve is no list"
@@ -179,7 +182,7 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
     row["metric"], row["score"] = _score(record)
     row["curve"] = record.get("curve") or []
     row |= _flatten("settings", cell.get("settings") or {})
-    for section in ("metrics", "privacy", "memory", "time", "provenance"):
+    for section in ("metrics", "privacy", "memory", "time", "provenance", "guarantee"):
         row |= _flatten(section, record.get(section) or {})
     for name in METRICS:
         row.pop(f"metrics.{name}", None)  # already there as metric and score
