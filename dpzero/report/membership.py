@@ -97,6 +97,7 @@ def notes(found: dict[str, Any]) -> list[str]:
         "refuted where the whole interval lies above the ceiling at the upper end of the measured FPR, for either attack taken alone.",
         "Members redrawn: the same models, asked for members that nobody trained on. An attack that finds more than 1 % there cheats.",
         "Labels learnt: members to which the trained model gives the label it was trained with. The control's are MeZO's.",
+        "Steps, step sizes and clip were set by first trials on the same pool with other draws, MeZO's so that it memorises; not accounted.",
         "That an attack finds little proves nothing: stronger attackers (of the transcript, or with chosen texts) exist.",
         f"Keys are {found['noise_key']} and the data {found['data']}: valid release: {'yes' if found['valid_release'] else 'no'}.",
     ]
@@ -150,5 +151,7 @@ def _panel(axis: Axes, rows: list[dict[str, Any]], target: float) -> None:
     axis.set_yticks([0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1])
     axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:g} %"))
     axis.yaxis.set_minor_formatter(NullFormatter())
-    axis.set_xticks(range(len(titles)), [fill(title, 8, break_long_words=False) for title in titles])
+    axis.set_xticks(
+        range(len(titles)), [fill(title, 8, break_long_words=False) for title in titles], fontsize=6
+    )
     axis.grid(axis="y", color="#dddddd", linewidth=0.4, zorder=0)
