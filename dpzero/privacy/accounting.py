@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 DISCRETISATION = 1e-4
-ANSWERS = 2  # raised when a change of this code may change an answer, were it by a rounding: kept answers are of one version
+ANSWERS = 3  # raised when a change of this code may change an answer, were it by a rounding: kept answers are of one version
 OFFERED = (
     "gaussian or laplace with poisson sampling and add_remove, with without_replacement and replace_one, and with full_batch "
     "and either adjacency; gaussian with poisson sampling and replace_one; delta 0 with laplace; several directions with gaussian"
@@ -57,8 +57,11 @@ class Setting:
         if not self._proven():
             raise ValueError(
                 f"no proven accounting for {self.mechanism} with {self.sampling} sampling, {self.adjacency}, "
-                f"delta {self.delta:g} and {self.directions} directions: offered are {OFFERED}"
+                f"delta {self.delta:g}{self._several()}: offered are {OFFERED}"
             )
+
+    def _several(self) -> str:
+        return f" and {self.directions} directions" if self.directions > 1 else ""
 
     def _proven(self) -> bool:
         pair = (self.sampling, self.adjacency)
@@ -84,15 +87,20 @@ class Setting:
 
     def epsilon(self, noise_scale: float, discretisation: float = DISCRETISATION) -> float:
         """The epsilon that `steps` releases with this noise give at delta (inf for no noise)."""
-        if not noise_scale >= 0:
-            raise ValueError(f"noise_scale is {noise_scale}: it must be a number of at least 0")
-        if noise_scale == 0:
+        if _is_none(noise_scale):
             return math.inf
         if self.delta == 0:
-            return self.steps * math.log1p(self.rate * math.expm1(self.sensitivity() / noise_scale))
-        return float(self.loss_distribution(noise_scale, discretisation).get_epsilon_for_delta(self.delta))
+            return self.steps * _sampled(self.sensitivity() / noise_scale, self.rate)
+        import numpy as np
 
-    def loss_distribution(self, noise_scale: float, discretisation: float = DISCRETISATION) -> PrivacyLossDistribution:
+        with np.errstate(over="ignore"):  # dp-accounting divides by masses that may be all but nothing
+            return float(
+                self.loss_distribution(noise_scale, discretisation).get_epsilon_for_delta(self.delta)
+            )
+
+    def loss_distribution(
+        self, noise_scale: float, discretisation: float = DISCRETISATION
+    ) -> PrivacyLossDistribution:
         """dp-accounting's privacy loss distribution of all steps."""
         from . import profiles
 
@@ -110,12 +118,14 @@ class Setting:
 
     def epsilon_rdp(self, noise_scale: float) -> float | None:
         """The looser Renyi bound, for comparison with older papers; None where no library offers one that is proven."""
-        event = self.event(noise_scale)
-        if event is None or self.delta == 0 or noise_scale <= 0:
+        event = None if _is_none(noise_scale) else self.event(noise_scale)
+        if event is None or self.delta == 0:
             return None
         from dp_accounting.rdp import RdpAccountant
 
-        return float(RdpAccountant(neighboring_relation=self.relation()).compose(event).get_epsilon(self.delta))
+        return float(
+            RdpAccountant(neighboring_relation=self.relation()).compose(event).get_epsilon(self.delta)
+        )
 
     def event(self, noise_scale: float) -> DpEvent | None:
         """The run as dp-accounting's Renyi accountant reads it: there replace_one does not double the sensitivity, so the
@@ -142,14 +152,14 @@ class Setting:
     def gdp_mu(self, noise_scale: float) -> float:
         """The least mu whose Gaussian mechanism loses at least as much at every epsilon where the run's delta is at least
         `delta` (Gaussian differential privacy, Dong, Roth and Su 2022, down to delta). For delta 0 the mu of pure epsilon."""
-        from scipy.special import ndtri
+        from scipy.special import log_expit, ndtri_exp
 
         from .gdp import least_mu
 
-        if noise_scale <= 0:
+        if _is_none(noise_scale):
             return math.inf
         if self.delta == 0:
-            return float(-2 * ndtri(1 / (1 + math.exp(self.epsilon(noise_scale)))))
+            return float(-2 * ndtri_exp(log_expit(-self.epsilon(noise_scale))))
         return least_mu(self.loss_distribution(noise_scale), self.delta)
 
     # -- noise ---------------------------------------------------------------------------------------------------------
@@ -159,9 +169,9 @@ class Setting:
         if not 0 < epsilon < math.inf:
             raise ValueError(f"epsilon is {epsilon}: it must be a positive number")
         if self.delta == 0:
-            return self.sensitivity() / math.log1p(math.expm1(epsilon / self.steps) / self.rate)
+            return self.sensitivity() / _sampled(epsilon / self.steps, 1 / self.rate)
         ever_drawn = -math.expm1(self.steps * math.log1p(-self.rate)) if self.rate < 1 else 1.0
-        if self.delta * (1 + 1e-9) >= ever_drawn:  # any noise would do: the search for the least would not end
+        if self.delta * (1 + 1e-9) >= ever_drawn:  # any noise would do: there is no least
             raise ValueError(
                 f"delta is {self.delta:g}, but an example is ever in a batch with probability {ever_drawn:g} only: give a "
                 "smaller delta"
@@ -178,6 +188,22 @@ class Setting:
         if self.delta == 0:
             return "closed form, basic composition of pure epsilon"
         return f"dp-accounting {version('dp-accounting')} PLD, pessimistic, discretisation {DISCRETISATION:g}"
+
+
+def _is_none(noise_scale: float) -> bool:
+    if not noise_scale >= 0:
+        raise ValueError(f"noise_scale is {noise_scale}: it must be a number of at least 0")
+    return noise_scale == 0
+
+
+def _sampled(loss: float, rate: float) -> float:
+    """The largest loss of a release that an example takes part in with probability `rate`, from that where it surely does.
+
+    With 1 / rate it is its own inverse.
+    """
+    if loss > 700:  # beyond the range of exp
+        return loss + math.log(rate)
+    return math.log1p(rate * math.expm1(loss))
 
 
 def calibrate_noise(

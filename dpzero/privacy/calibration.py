@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 
 TOLERANCE = 2e-5  # relative, of the noise scale
+FAR = 20.0  # a ratio of epsilons beyond which it does not matter how far
 
 
 def least_scale(epsilon_of: Callable[[float, float], float], epsilon: float, grid: float) -> float:
@@ -18,30 +19,31 @@ def least_scale(epsilon_of: Callable[[float, float], float], epsilon: float, gri
     epsilon falls smoothly with the scale, nearly a straight line in logarithms. Coarse grids are cheap, fine ones take up to
     a second where the scale is small: each grid starts from the answer of the one before.
     """
-    coarse = 100 * grid
-    high = 1.0
-    while epsilon_of(high, coarse) > epsilon:
-        high *= 2
-    low = high / 2
-    while epsilon_of(low, coarse) <= epsilon:
-        low, high = low / 2, low
-    x, slope = math.log(high), math.log(epsilon_of(high, coarse) / epsilon_of(low, coarse)) / math.log(2)
-    for finer, tolerance in ((coarse, 1e-2), (10 * grid, 1e-3), (grid, TOLERANCE)):
-        x, slope = _secant(lambda x, h=finer: math.log(epsilon_of(math.exp(x), h) / epsilon), x, slope, tolerance)
+
+    def excess(x: float, grid: float) -> float:
+        ratio = epsilon_of(math.exp(x), grid) / epsilon
+        return math.log(min(max(ratio, 1 / FAR), FAR))  # epsilon may be 0 for much noise, infinite for little
+
+    x, slope = 0.0, -1.0
+    for finer, near in ((100 * grid, 1e-2), (10 * grid, 1e-3), (grid, TOLERANCE)):
+        x, slope = _crossing(lambda x, finer=finer: excess(x, finer), x, slope, near)
     return math.exp(x)
 
 
-def _secant(excess: Callable[[float], float], x: float, slope: float, tolerance: float) -> tuple[float, float]:
-    """x with excess(x) <= 0, at most `tolerance` above the root of a falling function; and the slope there."""
+def _crossing(excess: Callable[[float], float], x: float, slope: float, near: float) -> tuple[float, float]:
+    """x with excess(x) <= 0, at most `near` above where a falling function crosses 0; and the slope there."""
+    low, high = -math.inf, math.inf
     y = excess(x)
-    for _ in range(50):
-        if 0 <= -y <= -slope * tolerance:
+    for _ in range(100):
+        low, high = (x, high) if y > 0 else (low, x)
+        if y <= 0 and (-y <= -slope * near or high - low <= near):
             return x, slope
-        step = -y / slope + tolerance / 2  # aims just above: the answer must not spend more
-        new = excess(x + step)
-        if new != y:
-            slope = min((new - y) / step, -1e-3)
-        x, y = x + step, new
+        # A secant, aimed just above the crossing: the answer must not spend more.
+        new = x + min(max(near / 2 - y / slope, -1.0), 1.0)
+        if not low < new < high:
+            new = (low + high) / 2
+        x, y, before = new, excess(new), (x, y)
+        slope = min((y - before[1]) / (x - before[0]), -0.1)
     raise ArithmeticError("the search for the noise scale did not settle: give a larger delta or fewer steps")
 
 

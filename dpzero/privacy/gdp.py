@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
-from scipy.special import ndtr
+from scipy.special import log_ndtr, ndtr
 
 POINTS = 200  # epsilons at which two profiles are compared
 
@@ -16,7 +16,7 @@ POINTS = 200  # epsilons at which two profiles are compared
 def gaussian_delta(mu: float, epsilon: ArrayLike) -> NDArray[np.float64]:
     """delta(epsilon) of a Gaussian mechanism with sensitivity mu and standard deviation 1 (their corollary 1)."""
     e = np.asarray(epsilon, dtype=np.float64)
-    return ndtr(mu / 2 - e / mu) - np.exp(e) * ndtr(-mu / 2 - e / mu)
+    return ndtr(mu / 2 - e / mu) - np.exp(e + log_ndtr(-mu / 2 - e / mu))
 
 
 def mu_at(epsilon: float, delta: float) -> float:
@@ -34,7 +34,10 @@ def epsilon_of_mu(mu: float, delta: float) -> float:
 
 
 def least_mu(loss_distribution, delta: float) -> float:
-    """Of a privacy loss distribution, down to delta."""
-    epsilons: Sequence[float] = list(np.linspace(0, loss_distribution.get_epsilon_for_delta(delta), POINTS))
+    """Of a privacy loss distribution, from delta up to where its delta is 1 to nine digits."""
+    last = loss_distribution.get_epsilon_for_delta(delta)
+    if last == math.inf:
+        return math.inf
+    epsilons: Sequence[float] = list(np.linspace(0, last, POINTS))
     deltas = loss_distribution.get_delta_for_epsilon(epsilons)
-    return max(mu_at(e, d) for e, d in zip(epsilons, np.atleast_1d(deltas), strict=True))
+    return max(mu_at(e, d) for e, d in zip(epsilons, np.atleast_1d(deltas), strict=True) if d < 1 - 1e-9)

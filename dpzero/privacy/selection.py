@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 from .accounting import Setting
 from .calibration import least_scale
 from .streams import RunKey
 
 SHAPES = {"logarithmic": 0.0, "truncated_negative_binomial": 0.5, "geometric": 1.0, "poisson": math.inf}
+MOST = 500  # tries on average: below exp(-500) the walk through the law would lose its first terms
 MANY = 10**7  # tries beyond which no draw goes
 
 
@@ -29,8 +31,11 @@ class Tries:
     def __post_init__(self) -> None:
         if self.law not in SHAPES:
             raise ValueError(f"the law of tries is {self.law!r}: give one of {', '.join(SHAPES)}")
-        if not (self.mean > 0 if self.law == "poisson" else self.mean > 1):
-            raise ValueError(f"the mean number of tries is {self.mean:g}: it must be above 1")
+        least = 0 if self.law == "poisson" else 1
+        if not least < self.mean <= MOST:
+            raise ValueError(
+                f"the mean number of tries is {self.mean:g}: with the {self.law} law it must be above {least} and at most {MOST}"
+            )
 
     def epsilon(self, setting: Setting, noise_scale: float) -> float:
         """Of all tries and the choice together, where each try is a run of `setting` with this noise scale."""
@@ -68,7 +73,7 @@ class Tries:
         """The least number of tries and its probability."""
         if self.law == "poisson":
             return 0, math.exp(-self.mean)
-        shape, gamma = SHAPES[self.law], self._gamma()
+        shape, gamma = SHAPES[self.law], self._gamma
         if shape == 0:
             return 1, (1 - gamma) / math.log(1 / gamma)
         return 1, (1 - gamma) * shape / (gamma**-shape - 1)
@@ -77,8 +82,9 @@ class Tries:
         """P(number + 1) / P(number)."""
         if self.law == "poisson":
             return self.mean / (number + 1)
-        return (1 - self._gamma()) * (number + SHAPES[self.law]) / (number + 1)
+        return (1 - self._gamma) * (number + SHAPES[self.law]) / (number + 1)
 
+    @cached_property
     def _gamma(self) -> float:
         """The parameter of the (truncated) negative binomial law that has this mean (their definition 1)."""
         from scipy.optimize import brentq
