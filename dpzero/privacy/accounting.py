@@ -187,7 +187,8 @@ class Setting:
     def accountant(self) -> str:
         if self.delta == 0:
             return "closed form, basic composition of pure epsilon"
-        return f"dp-accounting {version('dp-accounting')} PLD, pessimistic, discretisation {DISCRETISATION:g}"
+        grid = f"{DISCRETISATION:g} (finer for small losses, at most 200,000 cells a release)"
+        return f"dp-accounting {version('dp-accounting')} PLD, pessimistic, discretisation {grid}"
 
 
 def _is_none(noise_scale: float) -> bool:

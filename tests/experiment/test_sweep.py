@@ -427,3 +427,26 @@ def test_a_setting_with_listed_values_takes_no_other(monkeypatch):
     whole["methods"] = {"sgd": whole["methods"]["sgd"] | {"optimizer": "sdg"}}
     with pytest.raises(UsageError, match="method sgd: unknown value of optimizer 'sdg': did you mean 'sgd'"):
         sweep._expand(whole, {}, "smoke")
+
+
+@pytest.mark.parametrize(
+    "method, promise, words",
+    [
+        (
+            "dpzero",
+            {"sampling": "without_replacement"},
+            "no proven accounting for gaussian with without_replacement",
+        ),
+        (
+            "dp_zo",
+            {"mechanism": "laplace", "adjacency": "replace_one"},
+            "offered are gaussian or laplace with poisson",
+        ),
+        ("dpzero", {"delta": 0}, "delta 0"),
+        ("dp_sgd", {"noise_arithmetic": "exact"}, "exact noise is offered for methods that release scalars"),
+    ],
+)
+def test_a_promise_without_a_proof_is_refused_before_anything_runs(method, promise, words):
+    spec = {"task": "toy", "model": "tiny-encoder", "method": method, "epsilon": 2, "seed": 0}
+    with pytest.raises(UsageError, match=words):
+        sweep.complete(spec | {"settings": {"steps": 5, "learning_rate": 0.1, "clip": 1, **promise}})
