@@ -92,6 +92,9 @@ class Published:
     steps: int
     assumed_size: int | None = None
 
+    def __post_init__(self) -> None:
+        _ = self.setting  # refuses what makes no sense
+
     @property
     def noise_scale(self) -> float:
         """Standard deviation of the noise on the sum of a full batch over the clip bound, by the practice's own accountant."""

@@ -28,7 +28,7 @@ class Epochs:
     and there it changes `last_growth` times as much (a mean over fewer rows, with the noise of a full batch)."""
 
     shift: float
-    batches: int  # of an epoch, at least 2
+    batches: int  # of an epoch
     epochs: int
     last_share: float
     last_growth: float = 1.0
@@ -56,6 +56,8 @@ class Epochs:
         without = 0 the likelihood ratio itself. Its law is a convolution. Seeing less lowers the bound, rounding, clipping
         and wrapping around included; the floating-point error lies far below the digits that are printed.
         """
+        if self.batches < 2:
+            raise ValueError("an epoch of one batch is no shuffled epoch: give batches smaller than the data")
         tilt = without + self.shift
         present, absent = self._law(tilt, tilt), self._law(without, tilt)
         seen = (present > NEGLIGIBLE) & (absent > NEGLIGIBLE)
