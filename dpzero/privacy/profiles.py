@@ -138,7 +138,8 @@ def _spacing(grid: float, span: float, total_variation: float) -> float:
 def _connect_the_dots(profile: Profile, bottom: float, top: float, grid: float) -> pld_pmf.PLDPmf:
     first, last = -math.ceil(bottom / grid - 1e-9), math.ceil(top / grid - 1e-9)
     deltas = np.minimum.accumulate(profile(np.arange(first, last + 1) * grid))
-    return pld_pmf.create_pmf_pessimistic_connect_dots_fixed_gap(grid, first, last, np.clip(deltas, 0.0, 1.0))
+    deltas = np.clip(deltas, 0.0, 1 - 2**-53)  # an infinite loss that is certain is not foreseen there
+    return pld_pmf.create_pmf_pessimistic_connect_dots_fixed_gap(grid, first, last, deltas)
 
 
 def _end(profile: Profile) -> float:
