@@ -84,7 +84,8 @@ def guarantees(runs: pandas.DataFrame) -> Table:
         found = {key.partition(".")[2]: value for key, value in row.items() if key.startswith("guarantee.")}
         sizes = {key: row.get(f"settings.{key}") for key in ("dataset_size", "batch_size", "steps")}
         assumed = row.get("settings.assumed_size")
-        size = number(sizes["dataset_size"], ".0f") + (f" (told {assumed:.0f})" if assumed else "")
+        told = f" (told {assumed:.0f})" if pandas.notna(assumed) and assumed else ""
+        size = number(sizes["dataset_size"], ".0f") + told
         names = {key: row[key] for key in ("task", "model", "method", "title", "status")}
         values = names | sizes | {"assumed_size": assumed, **found, "verdict": verdict(row)}
         shown = {"paper": row["title"], "task": row["task"], "model": row["model"], "n": size}
@@ -154,7 +155,7 @@ def _draw_row(axis: Axes, place: int, row: dict[str, Any]) -> None:
         row[f"guarantee.{key}"] for key in ("claimed_epsilon", "epsilon_at_least", "epsilon_at_most")
     )
     if row["guarantee.sampling"] == "poisson":  # the two differ by their rounding alone
-        axis.plot([low], [place], **GIVEN)
+        axis.plot([high], [place], **GIVEN)
     else:
         axis.plot([low, high], [place, place], **BETWEEN)
         axis.plot([low], [place], **AT_LEAST)

@@ -1,0 +1,208 @@
+"""The table and the figure of the sweep `guarantees`, from records with made-up numbers."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import dpzero.report
+from dpzero.report import KINDS, figure_files, guarantees, table_files, writers
+
+TITLES = {"dpzero": "DPZero", "dp_aggzo": "DP-AggZO", "dp_zoso": "DP-ZOSO, DP-ZOPO"}
+
+
+def made(method="dpzero", epsilon="2", task="sst2", low=1.5, high=9.0, size=1024, last=64) -> dict:
+    """A record of the sweep."""
+    poisson = method == "dp_aggzo"
+    settings = {"dataset_size": size, "assumed_size": 0, "batch_size": 64, "steps": 1000, "delta": 1e-5}
+    cell = {"task": task, "model": "roberta-large", "method": method, "epsilon": epsilon, "seed": 0}
+    found = {
+        "source": f"paper of {method}",
+        "claimed_epsilon": float(epsilon),
+        "claimed_delta": 1e-5,
+        "claimed_accountant": "opacus RDP",
+        "sampling": "poisson" if poisson else "shuffled_epochs",
+        "batches_per_epoch": 16,
+        "last_batch": last,
+        "divisor": "own size, then noise",
+        "noise_scale": 27.0312,
+        "noise_source": "drawn in the open",
+        "as_it_is": "none",
+        "adjacency": "add_remove" if poisson else "replace_one",
+        "epsilon_at_least": low,
+        "epsilon_at_most": high,
+        "bound": "PLD",
+        "our_accountant": "PLD",
+        "our_noise_scale": 12.5,
+        "ratio": 2.1625,
+    }
+    if not poisson:
+        found |= {"our_noise_scale_replace_one": 25.67, "ratio_replace_one": 1.053}
+    return {
+        "version": 1,
+        "run": f"{task}/roberta-large/{method}/eps-{epsilon}/seed-0",
+        "cell": cell | {"settings": settings, "experiment": "guarantees"},
+        "method": {"title": TITLES[method], "private": True, "order": 0},
+        "status": "ok",
+        "error": None,
+        "metrics": None,
+        "guarantee": found,
+        "time": {"wall_seconds": 1.0},
+        "provenance": {"git": "abc1234", "dirty": False, "device": "A CPU", "packages": {"opacus": "1.6.0"}},
+    }
+
+
+SEVERAL = [
+    made(),
+    made(task="rte"),
+    made(epsilon="6", low=7.0, high=31.0, size=2646, last=22, task="trec"),
+    made("dp_aggzo", low=1.775, high=1.776),
+    made("dp_zoso", "8", low=26.4, high=85.4),
+]
+
+
+@pytest.fixture
+def tables(written, tmp_path):
+    """tables(records) -> {file name: content}."""
+
+    def build(records, expected=None) -> dict[str, str]:
+        guarantees.write_tables(written(records), tmp_path / "tables", "guarantees", expected)
+        return {path.name: path.read_text() for path in (tmp_path / "tables").iterdir()}
+
+    return build
+
+
+def rows(markdown: str) -> list[dict[str, str]]:
+    lines = [line.strip("| ").split("|") for line in markdown.splitlines() if line.startswith("|")]
+    heading, _, *body = [[cell.strip() for cell in line] for line in lines]
+    return [dict(zip(heading, line, strict=True)) for line in body]
+
+
+# Kinds ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_writers_and_captions(kind):
+    write_tables, write_figures = writers(kind)
+    assert write_tables.__name__ == "write_tables" and write_figures.__name__ == "write_figures"
+    captions = {path.stem for path in (Path(dpzero.report.__file__).parent / "captions").glob("*.rst")}
+    assert set(KINDS[kind][1]) <= captions
+
+
+def test_it_needs_no_torch():
+    code = "import sys, dpzero.report.guarantees; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "opacus", "dp_accounting", "matplotlib.pyplot"} & set(done.stdout.split())
+
+
+# Table ------------------------------------------------------------------------------------------------------------------
+
+
+def test_one_line_a_setting_in_the_order_of_the_papers(tables):
+    files = tables(SEVERAL[::-1])
+    assert set(files) == set(table_files("guarantees"))
+    shown = rows(files["guarantees.md"])
+    assert [(row["paper"], row["task"]) for row in shown] == [
+        *[("DPZero", "rte"), ("DPZero", "sst2"), ("DPZero", "trec")],
+        *[("DP-AggZO", "sst2"), ("DP-ZOSO, DP-ZOPO", "sst2")],
+    ]
+    assert {row["code as it is"] for row in shown} == {"none"}
+
+
+def test_the_verdict_says_where_the_claim_lies(tables):
+    verdicts = [row["claim"] for row in rows(tables(SEVERAL)["guarantees.md"])]
+    assert verdicts == ["open", "open", "refuted", "held", "refuted"]
+
+
+def test_a_line_says_what_runs_and_what_it_gives(tables):
+    files = tables([made(epsilon="6", low=7.0, high=31.0, size=2646, last=22, task="trec")])
+    (row,) = rows(files["guarantees.md"])
+    assert row["batches"] == "shuffled epochs of 16, the last of 22" and row["neighbours"] == "replace one"
+    assert (row["ε at least"], row["ε at most"], row["noise / clip"]) == ("7.00", "31.00", "27.031")
+    assert (row["ours"], row["ratio"], row["ours, replaced"]) == ("12.500", "2.16", "25.670")
+    (values,) = csv.DictReader(io.StringIO(files["guarantees.csv"]))
+    assert float(values["epsilon_at_least"]) == 7 and values["verdict"] == "refuted"
+    assert values["dataset_size"] == "2646" and float(values["ratio"]) == 2.1625
+
+
+def test_poisson_batches_have_no_epochs_and_no_comparison_under_replacement(tables):
+    (row,) = rows(tables([made("dp_aggzo", low=1.775, high=1.776)])["guarantees.md"])
+    assert row["batches"] == "Poisson" and row["ours, replaced"] == row["ratio, replaced"] == "–"
+
+
+def test_what_an_accountant_was_told_stands_beside_what_is_true(tables):
+    record = made()
+    record["cell"]["settings"] |= {"dataset_size": 2646, "assumed_size": 3072}
+    assert rows(tables([record])["guarantees.md"])[0]["n"] == "2646 (told 3072)"
+
+
+def test_the_notes_name_why_the_noise_is_no_secret(tables):
+    text = tables(SEVERAL)["guarantees.md"]
+    assert "- DPZero (paper of dpzero): noise drawn in the open." in text
+    assert text.count("noise drawn in the open") == 3
+
+
+def test_a_run_without_a_record_is_a_hole_that_shows(tables):
+    missing = "mnli/roberta-large/dpzero/eps-2/seed-0"
+    files = tables(SEVERAL, [*(record["run"] for record in SEVERAL), missing])
+    hole = next(row for row in rows(files["guarantees.md"]) if row["task"] == "mnli")
+    assert hole["paper"] == "DPZero" and hole["claim"] == hole["ε at most"] == hole["n"] == "–"
+    assert "partial: 5 of 6 runs" in files["guarantees.md"]
+    assert json.loads(files["provenance.json"])["missing"] == [missing]
+
+
+def test_the_same_records_make_the_same_bytes(tables):
+    assert tables(SEVERAL) == tables(SEVERAL[::-1])
+
+
+def test_latex_holds_no_raw_symbol(tables):
+    body = "\n".join(
+        line for line in tables(SEVERAL)["guarantees.tex"].splitlines() if not line.startswith("%")
+    )
+    assert body.isascii() and r"\toprule" in body
+
+
+# Figure -----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_figure_is_drawn_the_same_each_time(written, tmp_path):
+    drawn = []
+    for name, records in (("a", SEVERAL), ("b", SEVERAL[::-1])):
+        files = guarantees.write_figures(written(records), tmp_path / name, "guarantees")
+        assert {path.name for path in files} == set(figure_files("guarantees"))
+        drawn.append([path.read_bytes() for path in sorted(files)])
+    assert drawn[0] == drawn[1]
+    width, height = Image.open(tmp_path / "a" / "guarantees.png").size
+    assert width > height > 100
+
+
+def test_settings_that_differ_in_their_task_alone_share_a_line():
+    def lines(records) -> list[str]:
+        frame = dpzero.report.records.to_frame(records)
+        return [label.get_text() for axis in guarantees.draw(frame).axes for label in axis.get_yticklabels()]
+
+    assert lines(SEVERAL[:3]) == ["rte, sst2 (roberta-large), ε = 2", "trec (roberta-large), ε = 6"]
+    assert len(lines(SEVERAL)) == 4
+
+
+def test_claim_bounds_and_words_stand_where_they_belong():
+    (axis,) = guarantees.draw(dpzero.report.records.to_frame([made(low=3.0, high=9.0)])).axes
+    assert [line.get_xdata().tolist() for line in axis.lines] == [[3.0, 9.0], [3.0], [9.0], [2.0]]
+    assert {"none", "refuted"} <= {text.get_text() for text in axis.texts}
+    (axis,) = guarantees.draw(dpzero.report.records.to_frame([made("dp_aggzo", low=1.7, high=1.8)])).axes
+    assert [line.get_xdata().tolist() for line in axis.lines] == [[1.8], [2.0]]
+
+
+def test_a_figure_of_half_a_sweep_shows_what_there_is(written, tmp_path):
+    missing = "mnli/roberta-large/dp_zoso/eps-2/seed-0"
+    files = guarantees.write_figures(
+        written(SEVERAL[:1]), tmp_path, "guarantees", [SEVERAL[0]["run"], missing]
+    )
+    assert all(path.stat().st_size > 1000 for path in files)
