@@ -39,7 +39,7 @@ class Tries:
 
     def epsilon(self, setting: Setting, noise_scale: float) -> float:
         """Of all tries and the choice together, where each try is a run of `setting` with this noise scale."""
-        from dp_accounting import RepeatAndSelectDpEvent
+        from dp_accounting.dp_event import RepeatAndSelectDpEvent
         from dp_accounting.rdp import RdpAccountant
 
         event = setting.event(noise_scale)
