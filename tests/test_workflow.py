@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from dpzero.report import FIGURE_FILES, FIGURES, TABLE_FILES
+from dpzero.report import FIGURE_FILES, FIGURES, TABLE_FILES, figure_files, table_files
 
 pytestmark = pytest.mark.slow
 
@@ -23,6 +23,7 @@ PREFIX = "toy/tiny-encoder"
 ZERO_SHOT, MEZO, DPZERO = (
     f"{PREFIX}/{run}/seed-0" for run in ("zero_shot/eps-0", "mezo/eps-inf", "dpzero/eps-2")
 )
+RTE = "rte/roberta-large/dp_aggzo/eps-6/seed-0"
 NARROW = ["sweep=smoke", "methods=[zero_shot, mezo, dpzero]", "epsilons=[2]"]
 
 
@@ -213,6 +214,30 @@ def test_the_report_is_one_file_with_every_figure(house):
     assert done.returncode == 0, done.stderr
     report = (house.folder / "report.html").read_text()
     assert all(f"{figure}.png" in report for figure in FIGURES) and "accuracy.md" in report
+
+
+# --- another kind of experiment
+
+
+def test_a_sweep_of_another_kind_has_its_own_tables_and_figures_and_needs_no_assets(
+    untouched, tmp_path, cache
+):
+    shutil.copytree(untouched.folder, tmp_path / "house")
+    house = House(tmp_path / "house", cache)
+    narrowed = ["sweep=guarantees", "methods=[dp_aggzo]", "tasks=[rte]", "epsilons=[6]"]
+    assert house.planned(*narrowed) == {RTE}
+    done = house.snakemake(config=narrowed)
+    assert done.returncode == 0, done.stderr
+    made = {Path(name) for name in house.made("results", "figures")}
+    assert {path.name for path in made if path.suffix != ".log"} == {
+        *table_files("guarantees"),
+        *figure_files("guarantees"),
+        *("cells.txt", "seed-0.json"),
+    }
+    said = done.stdout + done.stderr
+    assert (house.folder / "results" / "guarantees" / "tables" / "guarantees.md").read_text() in said
+    assert "Figure:  figures/guarantees/guarantees.png" in said
+    assert house.planned(*narrowed) == set()
 
 
 # --- failures

@@ -34,7 +34,7 @@ def narrow(cells: Iterable[dict], chosen: dict[str, list]) -> dict[str, dict]:
     """{run id: cell} of those listed cells that are asked for; `chosen`: values for axes, as from the command line."""
     from .sweep import canonical_epsilon, run_id, unknown
 
-    cells = list(cells)
+    cells = kept = list(cells)
     for axis, values in chosen.items():
         key = axis.removesuffix("s")
         known = list(dict.fromkeys(str(cell[key]) for cell in cells))
@@ -44,5 +44,7 @@ def narrow(cells: Iterable[dict], chosen: dict[str, list]) -> dict[str, dict]:
         for value in spelt:
             if value not in known:
                 raise UsageError(unknown(key, value, known))
-        cells = [cell for cell in cells if str(cell[key]) in spelt]
-    return {run_id(cell): cell for cell in cells}
+        kept = [cell for cell in kept if str(cell[key]) in spelt]
+    if not kept:
+        raise UsageError(f"no run of the sweep has all of {', '.join(chosen)} as given: narrow it less")
+    return {run_id(cell): cell for cell in kept}

@@ -23,6 +23,7 @@ COLUMNS = (
     (1.155, "claim, were\nnoise secret"),
 )  # right of the panels: place, heading
 
+BOUNDS = {"poisson": "PLD with the count", "shuffled_epochs": "a bad pair; epochs composed by PLD"}
 CLAIM = {"marker": "o", "color": style.BLACK, "mfc": "white", "markersize": 5, "linestyle": "", "zorder": 4}
 BETWEEN = {"color": style.BLUE, "linewidth": 2.2, "solid_capstyle": "butt", "zorder": 2}
 AT_LEAST = {"marker": 9, "color": style.BLUE, "markersize": 6, "linestyle": "", "zorder": 3}
@@ -99,6 +100,7 @@ def guarantees(runs: pandas.DataFrame) -> Table:
         shown |= {
             "ε at least": number(found.get("epsilon_at_least"), ".2f"),
             "ε at most": number(found.get("epsilon_at_most"), ".2f"),
+            "bounded by": BOUNDS.get(found.get("sampling"), ABSENT),
             "claim": values["verdict"],
             "ours": number(found.get("our_noise_scale"), ".3f"),
             "ratio": number(found.get("ratio"), ".2f"),

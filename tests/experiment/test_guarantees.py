@@ -52,11 +52,11 @@ def test_an_axis_narrows_by_leaving_out():
         ({"methods": ["dpzreo"]}, "unknown method 'dpzreo': did you mean 'dpzero'?"),
         ({"tasks": ["trek"]}, "unknown task 'trek': did you mean 'trec'?"),
         ({"models": ["roberta"]}, "unknown model 'roberta': did you mean 'roberta-large'?"),
-        ({"epsilons": [3]}, "unknown epsilon '3': known are 2, 6"),
+        ({"epsilons": [3]}, "unknown epsilon '3': known are 2, 6, 0.5"),
         ({"epsilons": ["inf"]}, "is not a positive number"),
         ({"seeds": [1]}, "unknown seed '1': known are 0"),
         ({"tasks": []}, "the axis tasks is empty"),
-        ({"methods": ["dp_aggzo"], "epsilons": [8]}, "unknown epsilon '8'"),
+        ({"methods": ["dp_aggzo"], "epsilons": [8]}, "no run of the sweep has all of methods, epsilons"),
         ({"method": ["dpzero"]}, "unknown axis 'method': did you mean 'methods'?"),
     ],
 )

@@ -126,6 +126,7 @@ def test_a_line_says_what_runs_and_what_it_gives(tables):
     (row,) = rows(files["guarantees.md"])
     assert row["batches"] == "shuffled epochs of 16, the last of 22" and row["neighbours"] == "replace one"
     assert (row["ε at least"], row["ε at most"], row["noise / clip"]) == ("7.00", "31.00", "27.031")
+    assert row["bounded by"] == "a bad pair; epochs composed by PLD"
     assert (row["ours"], row["ratio"], row["ours, replaced"]) == ("12.500", "2.16", "25.670")
     (values,) = csv.DictReader(io.StringIO(files["guarantees.csv"]))
     assert float(values["epsilon_at_least"]) == 7 and values["verdict"] == "refuted"
