@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 
 TOLERANCE = 2e-5  # relative, of the noise scale
-FAR = 20.0  # a ratio of epsilons beyond which it does not matter how far
+FAR = 3.0  # of logarithms of epsilons: beyond it the distance does not matter
 
 
 def least_scale(epsilon_of: Callable[[float, float], float], epsilon: float, grid: float) -> float:
@@ -21,8 +21,8 @@ def least_scale(epsilon_of: Callable[[float, float], float], epsilon: float, gri
     """
 
     def excess(x: float, grid: float) -> float:
-        ratio = epsilon_of(math.exp(x), grid) / epsilon
-        return math.log(min(max(ratio, 1 / FAR), FAR))  # epsilon may be 0 for much noise, infinite for little
+        ratio = epsilon_of(math.exp(x), grid) / epsilon  # 0, even, for much noise; infinite for little
+        return min(max(math.log(ratio) if ratio else -FAR, -FAR), FAR)
 
     x, slope = 0.0, -1.0
     for finer, near in ((100 * grid, 1e-2), (10 * grid, 1e-3), (grid, TOLERANCE)):
@@ -43,7 +43,8 @@ def _crossing(excess: Callable[[float], float], x: float, slope: float, near: fl
         if not low < new < high:
             new = (low + high) / 2
         x, y, before = new, excess(new), (x, y)
-        slope = min((y - before[1]) / (x - before[0]), -0.1)
+        if max(abs(y), abs(before[1])) < FAR:
+            slope = min((y - before[1]) / (x - before[0]), -0.1)
     raise ArithmeticError("the search for the noise scale did not settle: give a larger delta or fewer steps")
 
 

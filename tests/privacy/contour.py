@@ -6,6 +6,10 @@ privacy losses with moment generating function M therefore
     delta(epsilon) = 1 / (2 pi i) * integral over s from c - i inf to c + i inf of M(s)^T exp(-s epsilon) / (s (s + 1)),
 
 with c > 0 where the integrand is least on the real axis. Continuous in everything: no grid, no tail cut, no pessimism.
+
+Where losses have atoms, or nearly (few draws in all, few Laplace releases), M^T does not decay along the contour. There
+the T-fold convolution is done by FFT on a lattice, 2^20 points wide, to which each loss is spread so that its first three
+moments stay: what that changes has either sign and is of the order of the squared spacing.
 """
 
 from __future__ import annotations
@@ -14,10 +18,14 @@ import math
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import optimize, stats
 from scipy.special import logsumexp
 
 from dpzero.privacy import Setting
+
+Array = NDArray[np.float64]
+Law = tuple[Array, Array]  # losses of one release, and the logarithms of their probabilities
 
 LEGENDRE = np.polynomial.legendre.leggauss(12)
 LAWS = {"gaussian": stats.norm, "laplace": stats.laplace}
@@ -25,39 +33,76 @@ LAWS = {"gaussian": stats.norm, "laplace": stats.laplace}
 
 def delta_for(setting: Setting, noise_scale: float, epsilon: float) -> float:
     """The exact delta of the dominating pairs, the worse of the two directions."""
-    points, weights = panels(_breaks(setting.mechanism, noise_scale), 40)
-    law = LAWS[setting.mechanism]
+    deltas = []
+    for pair, law in enumerate(loss_laws(setting, noise_scale)):
+        try:
+            deltas.append(by_contour(law, setting.steps, epsilon))
+        except ArithmeticError:
+            finer = loss_laws(setting, noise_scale, panels_between=640)[pair]
+            deltas.append(by_lattice(finer, setting.steps, epsilon))
+    return max(deltas)
 
-    def mixture(shift: float) -> np.ndarray:
-        without, present = law.logpdf(points, 0, noise_scale), law.logpdf(points, shift, noise_scale)
-        if setting.rate == 1:
-            return present
-        return np.logaddexp(math.log1p(-setting.rate) + without, math.log(setting.rate) + present)
 
-    absent = law.logpdf(points, 0, noise_scale)
+# The loss of one release -----------------------------------------------------------------------------------------------
+
+
+def loss_laws(setting: Setting, noise_scale: float, panels_between: int = 40) -> list[Law]:
+    """Of each dominating pair, under the first of its two outputs: by Gauss-Legendre quadrature over the output."""
+    scale = noise_scale / math.sqrt(setting.directions)
+    points, weights = panels(_breaks(setting.mechanism, scale), panels_between)
+    weights, rate = np.log(weights), setting.rate
+
+    def density(shift: float) -> Array:
+        return LAWS[setting.mechanism].logpdf(points, shift, scale)
+
+    def mixture(shift: float) -> Array:
+        if rate == 1:
+            return density(shift)
+        return np.logaddexp(math.log1p(-rate) + density(0), math.log(rate) + density(shift))
+
     if setting.adjacency == "add_remove":
-        pairs = [(mixture(1), absent), (absent, mixture(1))]
-    else:
+        pairs = [(mixture(1), density(0)), (density(0), mixture(1))]
+    elif setting.sampling == "poisson":
         pairs = [(mixture(1), mixture(-1))]
-    return max(_delta(p, q, weights, setting.steps, epsilon) for p, q in pairs)
+    elif rate == 1:
+        pairs = [(density(1), density(-1))]
+    else:
+        return [_of_subsets(density(1), density(-1), weights, rate)]
+    return [(p - q, p + weights) for p, q in pairs]
 
 
-def panels(breaks: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _of_subsets(p: Array, q: Array, weights: Array, rate: float) -> Law:
+    """Without replacement, from the pair (p, q) of full batches: the law that P(L > e) = delta(e) - delta'(e) makes of
+    delta(log(1 + rate (exp(u) - 1))) = rate delta_full(u) and of the symmetry of replacement."""
+    more, less, weights = (array[p > q] for array in (p, q, weights))
+    loss = np.logaddexp(math.log1p(-rate), math.log(rate) + more - less)
+    mass = np.logaddexp(math.log1p(-rate) + less, math.log(rate) + more) + weights
+    total_variation = np.exp(more + weights).sum() - np.exp(less + weights).sum()
+    atom = math.log((1 - rate) * total_variation)
+    return np.concatenate([loss, -loss, [0.0]]), np.concatenate([mass, less + weights, [atom]])
+
+
+def panels(breaks: Array, count: int) -> tuple[Array, Array]:
     """Gauss-Legendre points and weights, `count` panels between any two break points."""
     edges = np.unique(np.concatenate([np.linspace(a, b, count + 1) for a, b in pairwise(breaks)]))
     half, middle = np.diff(edges)[:, None] / 2, (edges[:-1] + edges[1:])[:, None] / 2
     return (middle + half * LEGENDRE[0]).ravel(), (half * LEGENDRE[1]).ravel()
 
 
-def _breaks(mechanism: str, scale: float) -> np.ndarray:
+def _breaks(mechanism: str, scale: float) -> Array:
     """Where the densities have kinks, and ends beyond which they are nothing."""
     reach = (13 if mechanism == "gaussian" else 60) * scale
     return np.array([-1 - reach, -1, 0, 1, 1 + reach])
 
 
-def _delta(log_p: np.ndarray, log_q: np.ndarray, weights: np.ndarray, steps: int, epsilon: float) -> float:
-    kept = log_p > -700
-    loss, mass = (log_p - log_q)[kept], (log_p + np.log(weights))[kept]
+# delta of many ---------------------------------------------------------------------------------------------------------
+
+
+def by_contour(law: Law, steps: int, epsilon: float) -> float:
+    """To 1e-7 relative. Raises ArithmeticError where the integrand decays too slowly for that."""
+    loss, mass = (array[law[1] > -700] for array in law)
+    if steps * loss.max() <= epsilon:
+        return 0.0
 
     def cumulant(c: float) -> float:
         return float(logsumexp(mass + c * loss))
@@ -66,30 +111,54 @@ def _delta(log_p: np.ndarray, log_q: np.ndarray, weights: np.ndarray, steps: int
         c = math.exp(u)
         return steps * cumulant(c) - c * epsilon - u - math.log1p(c)
 
-    c = math.exp(
-        optimize.minimize_scalar(exponent, bounds=(-7, 8), method="bounded", options={"xatol": 1e-6}).x
-    )
+    saddle = optimize.minimize_scalar(exponent, bounds=(-7, 8), method="bounded", options={"xatol": 1e-6})
+    c = math.exp(saddle.x)
     tilted = np.exp(mass + c * loss - cumulant(c))
     variance = steps * (tilted @ (loss - tilted @ loss) ** 2) + 1 / c**2 + 1 / (1 + c) ** 2
 
     def integral(start: float, end: float, count: int) -> float:
-        total = 0.0
-        for u, w in zip(*panels(np.array([start, end]), count), strict=True):
-            s = complex(c, u)
-            value = (
-                steps * np.log(tilted @ np.exp(1j * u * loss)) - 1j * u * epsilon - np.log(s) - np.log(1 + s)
-            )
-            total += w * np.exp(value).real
+        half = (end - start) / count / 2
+        offsets, centres = half * LEGENDRE[0], start + half * (2 * np.arange(count) + 1)
+        within, total = tilted * np.exp(1j * np.outer(offsets, loss)), 0.0
+        for some in np.array_split(centres, math.ceil(count / 64)):
+            moments = within @ np.exp(1j * np.outer(loss, some))  # of the tilted law, at every offset
+            s = c + 1j * (offsets[:, None] + some)
+            values = np.exp(steps * np.log(moments) - (s - c) * epsilon) / (s * (s + 1))
+            total += half * float(LEGENDRE[1] @ values.real.sum(1))
         return total
 
-    # Twice as far until nothing is added: losses with near atoms (few draws, Laplace on full batches) decay slowly.
-    end = 30 / math.sqrt(variance)
-    total, added, count = integral(0, end, 30), math.inf, 30
+    # Twice as far until nothing is added.
+    end, count = 30 / math.sqrt(variance), 30
+    total, added = integral(0, end, count), math.inf
     while abs(added) > 1e-7 * total:
+        if count > 1000:
+            raise ArithmeticError("the integrand of the contour decays too slowly")
         added = integral(end, 2 * end, count)
         total, end, count = total + added, 2 * end, 2 * count
-        if count > 4000:
-            raise ArithmeticError(
-                "the contour integral did not settle: choose a setting with more steps or draws"
-            )
     return math.exp(steps * cumulant(c) - c * epsilon) * total / math.pi
+
+
+def by_lattice(law: Law, steps: int, epsilon: float, points: int = 2**20) -> float:
+    loss, mass = law
+    if steps * loss.max() <= epsilon:
+        return 0.0
+    # Chernoff: the sum exceeds `high`, or falls below `low`, with probability at most exp(-36)
+    high, low = (
+        sign * min((steps * logsumexp(mass + sign * c * loss) + 36) / c for c in np.geomspace(1e-3, 1e3, 60))
+        for sign in (1, -1)
+    )
+    spacing = (high - low) / points
+    kept = (loss < high) & (loss > low - high)
+    place, part = np.divmod(loss[kept] / spacing, 1.0)
+    shares = {  # cubic interpolation, transposed
+        -1: -part * (1 - part) * (2 - part) / 6,
+        0: (1 - part**2) * (2 - part) / 2,
+        1: part * (1 + part) * (2 - part) / 2,
+        2: -part * (1 - part**2) / 6,
+    }
+    lattice = np.zeros(points)  # of losses modulo high - low
+    for shift, share in shares.items():
+        lattice += np.bincount((place.astype(int) + shift) % points, np.exp(mass[kept]) * share, points)
+    summed = np.fft.irfft(np.fft.rfft(lattice) ** steps, points)
+    above = np.arange(math.ceil(epsilon / spacing), math.floor(high / spacing))
+    return float(summed[above % points] @ -np.expm1(epsilon - above * spacing))
