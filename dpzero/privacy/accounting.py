@@ -1,7 +1,8 @@
 """Noise for a target epsilon, and epsilon for the noise that was added.
 
-The accountant is dp-accounting's privacy loss distribution (PLD), pessimistic, discretisation 1e-4, on the dominating
-profiles of `profiles`; pure epsilon for the Laplace mechanism has a closed form. What is not proven is refused.
+The accountant is dp-accounting's privacy loss distribution (PLD), pessimistic, on the dominating profiles of `profiles`,
+discretisation 1e-4 (there finer for small losses, coarser for large ones); pure epsilon for the Laplace mechanism has a closed
+form. What is not proven is refused.
 """
 
 from __future__ import annotations
