@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dpzero import __main__ as command_line
 from dpzero.errors import UsageError
 from dpzero.experiment import guarantees, kinds, sweep
 from dpzero.experiment.run import run_cell
@@ -91,6 +92,16 @@ def test_planning_it_loads_nothing_heavy():
     code = "from dpzero.experiment import sweep; assert sweep.load('guarantees'); import sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "numpy", "scipy", "dp_accounting", "opacus", "pandas"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("verb", ["assets", "report"])
+def test_it_needs_no_assets_and_has_no_privacy_statement(verb, capsys):
+    status = command_line.main([verb, "--sweep", "guarantees"])
+    said = capsys.readouterr()
+    if verb == "assets":
+        assert status == 0 and json.loads(said.out) == {"assets": {}, "tokens": {}}
+    else:
+        assert status == 2 and "sweep guarantees trains nothing" in said.err and said.err.count("\n") == 1
 
 
 # A run ------------------------------------------------------------------------------------------------------------------
