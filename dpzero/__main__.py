@@ -180,9 +180,7 @@ def _assets(options: argparse.Namespace) -> dict:
     from .experiment import kinds, sweep
 
     narrowed = {k: v for k, v in (("tasks", options.tasks), ("models", options.models)) if v}
-    cells = [
-        c for c in sweep.load(options.sweep, **narrowed).values() if kinds.kind_of(c) == kinds.LANGUAGE
-    ]
+    cells = [c for c in sweep.load(options.sweep, **narrowed).values() if kinds.kind_of(c) == kinds.LANGUAGE]
     triples = sorted({(c["task"], c["model"], c["settings"]["max_length"]) for c in cells})
     found = prepare.prepare(triples, log=_say)
     if options.out:
@@ -211,7 +209,9 @@ def _report(options: argparse.Namespace) -> dict:
     from .report.statement import statement
 
     if sweep.kind(options.sweep) != kinds.LANGUAGE:
-        raise UsageError(f"sweep {options.sweep} trains nothing, so it has no privacy statement: see its tables")
+        raise UsageError(
+            f"sweep {options.sweep} trains nothing, so it has no privacy statement: see its tables"
+        )
     records, runs = _records(options)
     print(statement(records, options.sweep, runs))
     return {"sweep": options.sweep, "records": len(records), "runs": len(runs)}
