@@ -17,6 +17,9 @@ from dpzero.privacy.sampling import ShuffledEpochs
 from dpzero.privacy.shuffling import Epochs
 
 
+SMALL = {"epsilon": 2.0, "delta": 1e-4, "size": 100, "batch": 16, "steps": 20}
+
+
 def published(name: str, epsilon=2.0, delta=1e-5, size=1024, batch=64, steps=10_000, **more) -> Published:
     return Published(PRACTICES[name], epsilon, delta, size, batch, steps, **more)
 
@@ -216,7 +219,7 @@ def two_batches(epsilon: float, shift: float, without=0.0, last_share=0.5, last_
         last = stats.norm.pdf(y1) * stats.norm.pdf(y2 - higher * last_growth)
         return (1 - last_share) * first + last_share * last
 
-    grid = np.linspace(-9, 14, 1201)
+    grid = np.linspace(-7, 10, 601)
     y1, y2 = np.meshgrid(grid, grid, indexing="ij")
     p, q = density(y1, y2, without + shift), density(y1, y2, without)
 
@@ -238,7 +241,7 @@ def two_batches(epsilon: float, shift: float, without=0.0, last_share=0.5, last_
 )
 def test_both_bounds_hold_for_an_epoch_that_can_be_integrated(shift, without, last_share, last_growth):
     epochs = Epochs(shift, 2, 1, last_share, last_growth)
-    for epsilon in (0.1, 0.5, 1.0):
+    for epsilon in (0.1, 1.0):
         delta = two_batches(epsilon, shift, without, last_share, last_growth)
         lower, upper = epochs.at_least(delta, without), epochs.at_most(delta)
         assert lower <= epsilon + 1e-3 and upper >= epsilon - 1e-3
@@ -270,9 +273,9 @@ def test_epochs_compose():
 
 @pytest.mark.parametrize("name", PRACTICES)
 def test_what_is_given_lies_between_its_bounds(name):
-    theirs = published(name, 2.0, 1e-4, 640, 64, 200)
+    theirs = published(name, **SMALL)
     assert 0 < theirs.at_least() <= theirs.at_most()
-    assert theirs.at_most(100) < theirs.at_most()
+    assert theirs.at_most(7) < theirs.at_most()
 
 
 def test_the_noisy_count_is_paid_for():
@@ -310,7 +313,7 @@ def test_a_short_last_batch_doubles_the_sensitivity_and_not_the_noise():
 
 
 def test_zosos_short_last_batch_has_its_noise_divided_too():
-    budget = AsPublished(published("dp_zoso", **OPT | {"steps": 2000}), RunKey.published(0))
+    budget = AsPublished(published("dp_zoso", **SMALL), RunKey.published(0))
     assert moved(budget, SHORT) == pytest.approx(2 / 8)
     assert noise_of(budget, SHORT) == pytest.approx(2 * noise_of(budget, FULL))
 
@@ -333,7 +336,7 @@ def test_aggzo_divides_by_the_rate_times_a_noisy_count():
 
 @pytest.mark.parametrize("name", PRACTICES)
 def test_a_run_as_published_says_what_it_gives(name):
-    theirs = published(name, 2.0, 1e-4, 32, 8, 20)
+    theirs = published(name, **SMALL)
     budget = AsPublished(theirs, RunKey.secret())
     assert budget.epsilon_spent() == 0
     for step in range(5):
