@@ -16,7 +16,6 @@ from dpzero.privacy.published import PRACTICES, Published, _least_on_grid
 from dpzero.privacy.sampling import ShuffledEpochs
 from dpzero.privacy.shuffling import Epochs
 
-
 SMALL = {"epsilon": 2.0, "delta": 1e-4, "size": 100, "batch": 16, "steps": 20}
 
 
