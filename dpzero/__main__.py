@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.set_defaults(verb=_calibrate)
     epsilon = verbs.add_parser("epsilon", help="epsilon of a noise")
     epsilon.add_argument("--noise-scale", type=float, required=True)
+    epsilon.add_argument("--more", action="store_true", help="the Renyi bound and mu, too")
     epsilon.set_defaults(verb=_epsilon)
     audit = verbs.add_parser("audit", help="transcripts of the real step code against its claim")
     audit.add_argument("--method", default="dpzero", help="dpzero or dp_zo")
@@ -251,8 +252,8 @@ def _epsilon(options: argparse.Namespace) -> dict:
         setting, scale = _setting(options), options.noise_scale
         if options.tries is not None:
             return {"epsilon": _tries(options).epsilon(setting, scale)}
-        others = {"epsilon_rdp": setting.epsilon_rdp(scale), "gdp_mu": setting.gdp_mu(scale)}
-        return {"epsilon": setting.epsilon(scale), **others}
+        others = {"epsilon_rdp": setting.epsilon_rdp, "gdp_mu": setting.gdp_mu} if options.more else {}
+        return {"epsilon": setting.epsilon(scale), **{name: ask(scale) for name, ask in others.items()}}
 
 
 def _audit(options: argparse.Namespace) -> dict:

@@ -120,10 +120,10 @@ class Run:
     # -- the run -------------------------------------------------------------------------------------------------------
 
     def train(self) -> dict:
-        if self.card.private:
-            self.log(f"{self.name}: noise key {self.key.noise_key}: {record.LOGGED[self.key.noise_key]}")
         # first: what an earlier process released counts, however soon this one ends
         self.budget = self.make_budget(self.key, self.checkpoint.ledger)
+        if self.card.private:
+            self.log(f"{self.name}: noise key {self.key.noise_key}: {record.LOGGED[self.key.noise_key]}")
         self.memory = self.measure_memory()
         model = self.make_model()
         memory.reset_resident_peak()
