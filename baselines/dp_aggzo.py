@@ -53,23 +53,20 @@ class DPAggZO(TwoPoint):
     @torch.no_grad()
     def step(self, batch: Sized) -> list[float]:
         """One step on a batch, which may be empty. Returns the K released scalars over the batch size."""
-        means, differences = zip(*(self._both_sides(batch, k) for k in range(self.directions)), strict=True)
+        means, differences = zip(*(self._along(batch, k) for k in range(self.directions)), strict=True)
         self.training_loss = float(torch.stack(means).mean()) if len(batch) else None
         released = self._clipped_sum(torch.stack(differences, dim=1))
         self.budget.release_(self.steps_taken, [released], self.clip)
         gradient = (released / self.batch_size).tolist()
         for k, g in enumerate(gradient):
-            self.direction.add_(self.parameters, self.steps_taken, -self.learning_rate * g, k)
+            self._perturb(-self.learning_rate * g, k)
         self.steps_taken += 1
         return gradient
 
-    def _both_sides(self, batch: Sized, k: int) -> tuple[Tensor, Tensor]:
+    def _along(self, batch: Sized, k: int) -> tuple[Tensor, Tensor]:
         """Along direction k: mean losses [B] and finite differences [B]; the weights are as before."""
-        self.direction.add_(self.parameters, self.steps_taken, self.smoothing, k)
-        plus = self._losses(batch)
-        self.direction.add_(self.parameters, self.steps_taken, -2 * self.smoothing, k)
-        minus = self._losses(batch)
-        self.direction.add_(self.parameters, self.steps_taken, self.smoothing, k)
+        plus, minus = self._both_sides(batch, k)
+        self._perturb(self.smoothing, k)
         return (plus + minus) / 2, (plus - minus) / (2 * self.smoothing)
 
     def _clipped_sum(self, differences: Tensor) -> Tensor:

@@ -74,18 +74,22 @@ class TwoPoint:
             raise ValueError(f"the unit is the {self.unit}: give `users` if it is the user, and only then")
         if users is not None and len(users) != len(batch):
             raise ValueError(f"{len(users)} users for {len(batch)} examples: give the user of each example")
-        self._perturb(self.smoothing)
-        plus = self._losses(batch)
-        self._perturb(-2 * self.smoothing)
-        minus = self._losses(batch)
+        plus, minus = self._both_sides(batch)
         self.training_loss = float((plus + minus).mean() / 2) if len(batch) else None
         gradient = self.projected_gradient(_user_means(plus - minus, users))
         self._perturb(self.smoothing - self.learning_rate * gradient)  # restores and updates at once
         self.steps_taken += 1
         return gradient
 
-    def _perturb(self, scale: float) -> None:
-        self.direction.add_(self.parameters, self.steps_taken, scale)
+    def _both_sides(self, batch: Sized, direction: int = 0) -> tuple[Tensor, Tensor]:
+        """Losses [B] at x + smoothing z and at x - smoothing z, where the weights are left."""
+        self._perturb(self.smoothing, direction)
+        plus = self._losses(batch)
+        self._perturb(-2 * self.smoothing, direction)
+        return plus, self._losses(batch)
+
+    def _perturb(self, scale: float, direction: int = 0) -> None:
+        self.direction.add_(self.parameters, self.steps_taken, scale, direction)
 
     def _losses(self, batch: Sized) -> Tensor:
         if not len(batch):
