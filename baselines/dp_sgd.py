@@ -17,6 +17,7 @@ from torch import Tensor
 from baselines.fine_tuning import FineTuning
 from dpzero.privacy import Budget
 from dpzero.privacy.clipping import clip_factors
+from dpzero.zeroth_order.two_point import check_independence
 
 # Opacus' hooks do not need the gradient of a module's input, which torch warns of where the first layers are frozen.
 warnings.filterwarnings("ignore", message="Full backward hook is firing")
@@ -46,10 +47,11 @@ class DPSGD(FineTuning):
         if not clip > 0:
             raise ValueError(f"clip is {clip}: it must be positive")
         self.budget, self.clip = budget, clip
-        self.per_sample = GradSampleModule(model, loss_reduction="sum")
         # Opacus' hooks sleep in evaluation mode; dropout, which has no parameters, stays off
         for module in model.modules():
             module.training = bool(module._parameters)
+        check_independence(model)
+        self.per_sample = GradSampleModule(model, loss_reduction="sum")
 
     def gradients(self, batch: Sized) -> float:
         sums = [torch.zeros_like(p) for p in self.parameters]

@@ -2,7 +2,8 @@
 
 The accountant is dp-accounting's privacy loss distribution (PLD), pessimistic, on the dominating profiles of `profiles`,
 discretisation 1e-4 (there finer for small losses, coarser for large ones); pure epsilon for the Laplace mechanism has a closed
-form. What is not proven is refused.
+form. What is not proven is refused,
+but for Gaussian noise on Poisson batches with one example replaced: see `profiles.replaced_gaussian`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The profile of a pair of output distributions (P, Q) is delta(epsilon) = sup over S of P(S) - exp(epsilon) Q(S), for epsilon of
 either sign. A pair whose profile is nowhere below that of any two neighbouring data sets dominates the release, and
 composing it T times dominates T adaptive releases (Zhu, Dong and Wang 2022). Each function
-here is a dominating profile in closed form; dp-accounting rounds it (pessimistically) to a grid and composes it.
+here is a dominating profile in closed form (`replaced_gaussian` by numerical check, the others by proof); dp-accounting rounds it (pessimistically) to a grid and composes it.
 
 `noise` is the standard deviation or the Laplace scale over the largest change that one example makes in the sum.
 """
@@ -57,7 +57,8 @@ def added(base: Profile, rate: float) -> Profile:
 def replaced_gaussian(noise: float, rate: float) -> Profile:
     """One example replaced, Poisson sampling: (1 - q) N(0) + q N(1) against (1 - q) N(0) + q N(-1), q the rate.
 
-    `noise` is over the clip bound. For scalars: the loss of any contributions a and b is largest at a = 1, b = -1.
+    `noise` is over the clip bound. That a = 1, b = -1 is worst of all contributions a and b is checked numerically (in the tests, in
+    one and two dimensions), not proven; it is the pair that dp-accounting takes, too.
     """
     log_shift = math.log(rate) - 0.5 / noise**2
 

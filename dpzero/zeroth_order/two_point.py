@@ -43,7 +43,7 @@ class TwoPoint:
         ):
             if not value > 0:
                 raise ValueError(f"{name} is {value}: it must be positive")
-        _check_independence(model)
+        check_independence(model)
         self.model, self.loss = model, loss
         self.batch_size, self.learning_rate, self.smoothing = batch_size, learning_rate, smoothing
         self.parameters = trainable(model.parameters())
@@ -123,7 +123,8 @@ def _user_means(difference: Tensor, users: ArrayLike | None) -> Tensor:
     return sums / torch.bincount(users)
 
 
-def _check_independence(model: nn.Module) -> None:
+def check_independence(model: nn.Module) -> None:
+    """Raises ValueError for a layer that mixes the examples of a batch."""
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and (module.training or not module.track_running_stats):
             raise ValueError(

@@ -574,9 +574,13 @@ def test_p21_a_gradient_that_is_not_per_example_is_refused():
 
 
 @every_method
-def test_p22_a_layer_that_normalises_over_the_batch_is_refused(kind):
-    model = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
-    with pytest.raises((ValueError, NotImplementedError), match=r"normalises over the batch|BatchNorm"):
+@pytest.mark.parametrize("statistics", [True, False])
+def test_p22_a_layer_that_normalises_over_the_batch_is_refused(kind, statistics):
+    layer = nn.BatchNorm1d(3, track_running_stats=statistics).train(
+        statistics
+    )  # without statistics, in evaluation, too
+    model = nn.Sequential(nn.Linear(5, 3), layer, nn.Linear(3, 1))
+    with pytest.raises(ValueError, match="normalises over the batch"):
         make(kind, budget(), model)
 
 
