@@ -23,6 +23,7 @@ from .streams import RunKey
 
 UNITS = ("example", "user")
 CHUNK = 2**18  # numbers of noise drawn at once: 2 MiB
+_SECRETS_IN_USE: set[str] = set()  # names of the secret keys that budgets of this process were made with
 
 
 class Budget:
@@ -49,6 +50,7 @@ class Budget:
         ):
             if value not in known:
                 raise ValueError(f"{name} is {value!r}: give one of {', '.join(known)}")
+        _claim(key)
         self.setting, self.noise_scale, self.key = setting, noise_scale, key
         self.noise_arithmetic, self.unit = noise_arithmetic, unit
         self.sampler = self._make_sampler()
@@ -213,6 +215,17 @@ class Budget:
             return 0.0
         spent = epsilon(replace(self.setting, steps=len(self.ledger)))
         return None if spent is None or math.isnan(spent) else spent
+
+
+def _claim(key: RunKey) -> None:
+    """Two budgets with one secret key would add the same noise to two sums."""
+    if not key.valid_release:
+        return
+    if key.name in _SECRETS_IN_USE:
+        raise ValueError(
+            "this secret key is another budget's, whose noise would be used again: draw a new one"
+        )
+    _SECRETS_IN_USE.add(key.name)
 
 
 def _check_clip(clip: float) -> None:

@@ -3,7 +3,7 @@
 The profile of a pair of output distributions (P, Q) is delta(epsilon) = sup over S of P(S) - exp(epsilon) Q(S), for epsilon of
 either sign. A pair whose profile is nowhere below that of any two neighbouring data sets dominates the release, and
 composing it T times dominates T adaptive releases (Zhu, Dong and Wang 2022). Each function
-here is a dominating profile in closed form (`replaced_gaussian` by numerical check, the others by proof); dp-accounting rounds it (pessimistically) to a grid and composes it.
+here is a dominating profile in closed form; dp-accounting rounds it (pessimistically) to a grid and composes it.
 
 `noise` is the standard deviation or the Laplace scale over the largest change that one example makes in the sum.
 """
@@ -57,8 +57,16 @@ def added(base: Profile, rate: float) -> Profile:
 def replaced_gaussian(noise: float, rate: float) -> Profile:
     """One example replaced, Poisson sampling: (1 - q) N(0) + q N(1) against (1 - q) N(0) + q N(-1), q the rate.
 
-    `noise` is over the clip bound. That a = 1, b = -1 is worst of all contributions a and b is checked numerically (in the tests, in
-    one and two dimensions), not proven; it is the pair that dp-accounting takes, too.
+    `noise` is over the clip bound. The proof, for contributions a and b in the unit ball of any dimension. Given which others
+    were drawn, with their sum as the origin, the two outputs are (1 - q) N(0) + q N(a) and (1 - q) N(0) + q N(b), and delta is
+    jointly convex, so the worst such pair bounds the mixtures. For alpha = exp(epsilon) >= 1 and any set S of outcomes
+
+        P(S) - alpha Q(S) = q N(a)(S) - alpha q N(b)(S) - (alpha - 1) (1 - q) N(0)(S).
+
+    Let T be the half-line that N(1) gives the probability p = N(a)(S). By Neyman and Pearson a set with p under N(a) has at least
+    Phi(Phi^-1(p) - |a - c| / noise) under N(c), which falls with the distance: at most 1 from a to 0 and 2 from a to b. T attains
+    both at once, under N(0) and N(-1). So T does for the pair of a = 1, b = -1 at least what S does for any other. Below
+    epsilon = 0 the profile is a function of that of the reversed pair, which is of the same form.
     """
     log_shift = math.log(rate) - 0.5 / noise**2
 

@@ -40,7 +40,6 @@ class Tries:
     def epsilon(self, setting: Setting, noise_scale: float) -> float:
         """Of all tries and the choice together, where each try is a run of `setting` with this noise scale."""
         from dp_accounting.dp_event import RepeatAndSelectDpEvent
-        from dp_accounting.rdp import RdpAccountant
 
         event = setting.event(noise_scale)
         if event is None:
@@ -49,9 +48,7 @@ class Tries:
                 f"{setting.sampling} sampling and {setting.adjacency}: offered is gaussian with poisson and add_remove, "
                 "without_replacement and replace_one, or full_batch"
             )
-        accountant = RdpAccountant(neighboring_relation=setting.relation())
-        accountant.compose(RepeatAndSelectDpEvent(event, self.mean, SHAPES[self.law]))
-        return float(accountant.get_epsilon(setting.delta))
+        return setting.renyi_epsilon(RepeatAndSelectDpEvent(event, self.mean, SHAPES[self.law]))
 
     def noise_scale(self, setting: Setting, epsilon: float) -> float:
         """The least noise of a try with which all tries and the choice cost at most epsilon."""

@@ -12,8 +12,10 @@ UNIT = {
     "user": "one user: all examples of a user count as one, their mean is what is clipped",
 }
 ADJACENCY = {
-    "add_remove": "add or remove one unit. The number of units is treated as public all the same: the sampling rate needs it",
-    "replace_one": "replace one unit by another; their number is the same in both data sets, and public",
+    "add_remove": "add or remove one unit. The number of units is treated as public all the same: the sampling rate needs it. So are "
+    "the numbers of examples of each label, which few-shot splits fix",
+    "replace_one": "replace one unit by another; their number is the same in both data sets, and public. So are the numbers of examples of "
+    "each label, which few-shot splits fix",
 }
 RELEASED = {
     0: "in each step one noisy scalar a direction, the sum of what the batch's units contribute, each clipped. The directions are public",
@@ -67,7 +69,7 @@ ASSUMED = (
 )
 NOT_COVERED = (
     "Pretraining: what the base model learnt from texts of its own, these among them or not.",
-    "Choices made by people: task, prompt, label words, metric, lengths. Numbers of examples and of labels are public.",
+    "Choices made by people: task, prompt, label words, metric, lengths.",
     "Test data: scores on them are published without noise.",
     "Time: how long steps took, where an interrupted run was cut off, whether it ran out of memory. They follow the sizes of private "
     "batches: the record of a release holds no times, but whoever watches the machine, or the dates of its files, sees them.",

@@ -17,7 +17,7 @@ from dpzero.experiment import checkpoint, record, sweep
 from dpzero.experiment.checkpoint import Checkpoint
 from dpzero.experiment.run import Run, run_cell
 from dpzero.language import examples, losses, models
-from dpzero.privacy import Budget, RunKey
+from dpzero.privacy import Budget, RunKey, budget
 from dpzero.report.figures import write_figures
 from dpzero.report.tables import write_tables
 from dpzero.zeroth_order import TwoPoint
@@ -165,6 +165,7 @@ def world(monkeypatch, number: int) -> Iterator[None]:
         patch.setattr(examples, "data_digest", lambda task: f"{number:064d}")
         patch.setattr(RunKey, "secret", lambda: RunKey("secret", bytes([number]) * 32))
         patch.setattr(RunKey, "name", "the same")  # it tells keys apart, and these must be two
+        patch.setattr(budget, "_claim", lambda key: None)  # and the same ones in several runs
         patch.setattr(Budget, "release", release)
         patch.setattr(Budget, "release_", release_)
         yield

@@ -219,6 +219,14 @@ def test_a_step_repeated_after_a_kill_counts_once_under_the_published_key(tmp_pa
     assert resumed.epsilon_spent() == SETTING.epsilon(SCALE)
 
 
+def test_two_budgets_cannot_share_a_secret_key_and_so_its_noise():
+    key = RunKey.secret()
+    budget(key)
+    with pytest.raises(ValueError, match=r"this secret key is another budget's.*draw a new one"):
+        budget(key)
+    assert budget(RunKey.published(0)) and budget(RunKey.published(0))
+
+
 def test_the_statement_says_what_ran():
     source = budget()
     released(source, steps=3)

@@ -117,7 +117,7 @@ def test_no_small_data_set_loses_more_than_its_setting_says(mechanism, sampling,
 @pytest.mark.parametrize("rate", [0.003, 0.1, 0.6, 1.0])
 @pytest.mark.parametrize("noise", [0.4, 1.0, 5.0])
 def test_no_two_contributions_lose_more_than_the_opposite_ends(noise, rate):
-    """(1 - q) N(0) + q N(a) against (1 - q) N(0) + q N(b), a and b on a grid of [-1, 1]."""
+    """(1 - q) N(0) + q N(a) against (1 - q) N(0) + q N(b), a and b on a grid of [-1, 1]: what the proof says, seen."""
     points, weights = outputs("gaussian", noise, ends=1, count=200)
     without = stats.norm.pdf(points, 0, noise)
     shifts = np.linspace(-1, 1, 11)
