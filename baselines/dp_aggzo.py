@@ -37,6 +37,7 @@ class DPAggZO(TwoPoint):
         directions: int = 4,
         smoothing: float = 1e-3,
         seed: int = 0,
+        **engine,
     ) -> None:
         super().__init__(
             model,
@@ -45,6 +46,7 @@ class DPAggZO(TwoPoint):
             learning_rate=learning_rate,
             smoothing=smoothing,
             seed=seed,
+            **engine,
         )
         if not (clip > 0 and directions > 0 and budget.unit == "example"):
             raise ValueError("clip and directions must be positive, and the unit the example")
@@ -58,15 +60,12 @@ class DPAggZO(TwoPoint):
         released = self._clipped_sum(torch.stack(differences, dim=1))
         self.budget.release_(self.steps_taken, [released], self.clip)
         gradient = (released / self.batch_size).tolist()
-        for k, g in enumerate(gradient):
-            self._perturb(-self.learning_rate * g, k)
-        self.steps_taken += 1
+        self._move(gradient)
         return gradient
 
     def _along(self, batch: Sized, k: int) -> tuple[Tensor, Tensor]:
-        """Along direction k: mean losses [B] and finite differences [B]; the weights are as before."""
+        """Along direction k: mean losses [B] and finite differences [B]."""
         plus, minus = self._both_sides(batch, k)
-        self._perturb(self.smoothing, k)
         return (plus + minus) / 2, (plus - minus) / (2 * self.smoothing)
 
     def _clipped_sum(self, differences: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ class DPZO(TwoPoint):
         clip: float = 0.05,
         smoothing: float = 1e-3,
         seed: int = 0,
+        **engine,
     ) -> None:
         super().__init__(
             model,
@@ -37,6 +38,7 @@ class DPZO(TwoPoint):
             learning_rate=learning_rate,
             smoothing=smoothing,
             seed=seed,
+            **engine,
         )
         if not clip > 0:
             raise ValueError(f"clip is {clip}: it must be positive")

@@ -8,8 +8,8 @@ the weights: so it is here unless asked for.)
 
 from __future__ import annotations
 
-from bisect import bisect
 from collections.abc import Sized
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ class DPZOSO(TwoPoint):
         first_stage: int = 0,
         regularization: float = 0.0,
         seed: int = 0,
+        **engine,
     ) -> None:
         super().__init__(
             model,
@@ -48,13 +49,15 @@ class DPZOSO(TwoPoint):
             learning_rate=learning_rate,
             smoothing=smoothing,
             seed=seed,
+            **engine,
         )
         if not (clip > 0 and stages > 0 and first_stage >= 0 and regularization >= 0):
             raise ValueError("clip and stages must be positive, first_stage and regularization not negative")
         self.budget, self.clip, self.unit = budget, clip, budget.unit
-        self.first_rate, self.regularization = learning_rate, regularization
+        self.regularization = regularization
         first_stage = first_stage or -(-budget.setting.steps // (2**stages - 1))
         self.begins = [first_stage * (2**k - 1) for k in range(stages)]  # the step at which each stage does
+        self.schedule = [(begin, learning_rate / 2**k) for k, begin in enumerate(self.begins)]
         self.start: list[Tensor] = []  # empty where there is no pull
 
     def projected_gradient(self, difference: Tensor) -> float:
@@ -63,13 +66,20 @@ class DPZOSO(TwoPoint):
 
     @torch.no_grad()
     def step(self, batch: Sized, users: Tensor | None = None) -> float:
-        self.learning_rate = self.first_rate / 2 ** (bisect(self.begins, self.steps_taken) - 1)
+        rate = self.learning_rate
         if self.regularization and self.steps_taken in self.begins:
             self.start = [p.clone() for p in self.parameters]
         gradient = super().step(batch, users)
         for p, start in zip(self.parameters, self.start, strict=False):
-            p.lerp_(start, self.learning_rate * self.regularization)
+            p.lerp_(start, rate * self.regularization)
         return gradient
+
+    def write_transcript(self, path: Path) -> None:
+        if self.regularization:
+            raise ValueError(
+                "a pull towards weights that the transcript does not have: none is kept with regularization"
+            )
+        super().write_transcript(path)
 
     def state_dict(self) -> dict:
         return super().state_dict() | ({"start": [s.clone() for s in self.start]} if self.start else {})

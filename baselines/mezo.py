@@ -14,10 +14,24 @@ class MeZO(TwoPoint):
     private = False
 
     def __init__(
-        self, model, loss, batch_size: int, *, learning_rate: float, smoothing: float = 1e-3, seed: int = 0
+        self,
+        model,
+        loss,
+        batch_size: int,
+        *,
+        learning_rate: float,
+        smoothing: float = 1e-3,
+        seed: int = 0,
+        **engine,
     ) -> None:
         super().__init__(
-            model, loss, batch_size=batch_size, learning_rate=learning_rate, smoothing=smoothing, seed=seed
+            model,
+            loss,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            smoothing=smoothing,
+            seed=seed,
+            **engine,
         )
 
     def projected_gradient(self, difference: Tensor) -> float:

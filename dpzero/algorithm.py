@@ -29,6 +29,7 @@ class DPZero(TwoPoint):
         clip: bound on each example's finite difference, after the division by 2 smoothing (the paper's C).
         smoothing: the paper's lambda.
         seed: of the directions, which are public. The noise does not depend on it.
+        engine: `direction_law`, `direction_rank`, `perturb`: see `TwoPoint`.
 
     Raises:
         ValueError: nothing to train, weights in half precision, a setting that makes no sense, a loss that is not per example.
@@ -53,6 +54,7 @@ class DPZero(TwoPoint):
         clip: float,
         smoothing: float = 1e-3,
         seed: int = 0,
+        **engine,
     ) -> None:
         super().__init__(
             model,
@@ -61,6 +63,7 @@ class DPZero(TwoPoint):
             learning_rate=learning_rate,
             smoothing=smoothing,
             seed=seed,
+            **engine,
         )
         if not clip > 0:
             raise ValueError(f"clip is {clip}: it must be positive")

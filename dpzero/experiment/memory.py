@@ -67,6 +67,13 @@ def peak_bytes(model: torch.nn.Module, work: Callable[[], object]) -> int:
     return tracker.peak
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is what torch or the interpreter says when memory runs out."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return any(words in str(error) for words in ("can't allocate memory", "out of memory", "ALLOC_FAILED"))
+
+
 def how(model: torch.nn.Module) -> str:
     on_cuda = next(model.parameters()).device.type == "cuda"
     return "CUDA allocator" if on_cuda else "live tensor storage on the CPU"

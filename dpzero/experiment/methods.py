@@ -65,7 +65,23 @@ def _read(name: str, file: Path) -> Card | None:
             continue
         arguments = list(zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True))
         settings = {a.arg: ast.unparse(a.annotation) for a, _ in arguments if a.arg != "seed"}
+        settings |= _engine() if init.args.kwarg else {}
         required = frozenset(a.arg for a, default in arguments if default is None)
         order = constants.get("order", 0)  # TwoPoint's, for the classes that inherit it
         return Card(name, node.name, constants["title"], constants["private"], order, settings, required)
     return None
+
+
+@cache
+def _engine() -> dict[str, str]:
+    """What every zeroth-order method passes on: the arguments of TwoPoint that have a default."""
+    tree = ast.parse((ROOT / "dpzero" / "zeroth_order" / "two_point.py").read_text())
+    arguments = next(
+        node.args
+        for cls in tree.body
+        if isinstance(cls, ast.ClassDef) and cls.name == "TwoPoint"
+        for node in cls.body
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__"
+    )
+    pairs = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    return {a.arg: ast.unparse(a.annotation) for a, default in pairs if default is not None}

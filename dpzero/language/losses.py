@@ -9,12 +9,19 @@ from torch import Tensor, nn
 
 from .examples import Examples
 
+COMPUTE = ("float32", "bfloat16")
+
 
 class CrossEntropy:
-    """(model, examples) -> losses [B], float32. Each is a function of its own example alone: padding is masked."""
+    """(model, examples) -> losses [B], float32. Each is a function of its own example alone: padding is masked.
 
-    def __init__(self, token_budget: int) -> None:
-        self.token_budget = token_budget
+    With `compute` bfloat16 the model's matrix products are taken in it (torch's autocast); weights, norms and the loss stay float32.
+    """
+
+    def __init__(self, token_budget: int, compute: str = "float32") -> None:
+        if compute not in COMPUTE:
+            raise ValueError(f"compute is {compute!r}: give one of {', '.join(COMPUTE)}")
+        self.token_budget, self.compute = token_budget, compute
 
     def parts(self, batch: Examples) -> Iterator[Examples]:
         """The micro-batches in which a first-order method takes its gradients."""
@@ -33,10 +40,13 @@ class CrossEntropy:
             result[torch.from_numpy(order.copy()).to(result.device)] = values
         return result
 
-    @staticmethod
-    def _losses(model: nn.Module, part: Examples) -> Tensor:
+    def _losses(self, model: nn.Module, part: Examples) -> Tensor:
         ids, mask, labels = part.padded(next(model.parameters()).device)
-        return nn.functional.cross_entropy(model(ids, mask), labels, reduction="none")
+        half = self.compute == "bfloat16"
+        # without its cache, which would keep a copy of all weights
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
+            logits = model(ids, mask)
+        return nn.functional.cross_entropy(logits.float(), labels, reduction="none")
 
 
 @torch.no_grad()

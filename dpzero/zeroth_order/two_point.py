@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence, Sized
+from pathlib import Path
+from typing import Literal
 
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .directions import Gaussian
+from .directions import law_of
+from .passes import Passes, read_numbers
+from .transcript import FORMAT, Transcript, digest, rate_at, read, replay
 
 PerExampleLoss = Callable[[nn.Module, Sized], Tensor]
 """(model, batch of B examples) -> losses [B], float32 or better, none of which depends on another example."""
@@ -20,11 +24,16 @@ class TwoPoint:
 
     A method says in `projected_gradient` what becomes of the per-example loss differences f(x + smoothing z) -
     f(x - smoothing z); the step is then x <- x - learning_rate * projected_gradient * z. Sums are divided by the expected
-    batch size, a constant. Holds the memory of inference: z is generated three times and never stored.
+    batch size, a constant. Holds the memory of inference: z is drawn whenever it is needed and never stored.
+
+    Every method also takes, by name, `direction_law` (gaussian, sphere, rademacher or low_rank, that with a `direction_rank`) and
+    `perturb`: in_place, or on_read, which copies one matrix at a time and never drifts by rounding (see `passes`).
     """
 
+    title = "two-point step"
     order = 0
     unit = "example"
+    directions = 1  # scalars that a step moves by
 
     def __init__(
         self,
@@ -35,6 +44,9 @@ class TwoPoint:
         learning_rate: float,
         smoothing: float,
         seed: int,
+        direction_law: Literal["gaussian", "sphere", "rademacher", "low_rank"] = "gaussian",
+        direction_rank: int = 1,
+        perturb: Literal["in_place", "on_read"] = "in_place",
     ) -> None:
         for name, value in (
             ("learning_rate", learning_rate),
@@ -45,13 +57,22 @@ class TwoPoint:
                 raise ValueError(f"{name} is {value}: it must be positive")
         check_independence(model)
         self.model, self.loss = model, loss
-        self.batch_size, self.learning_rate, self.smoothing = batch_size, learning_rate, smoothing
+        self.batch_size, self.smoothing = batch_size, smoothing
+        self.schedule = [(0, learning_rate)]  # (first step, learning rate)
         self.parameters = trainable(model.parameters())
-        self.direction = Gaussian(seed)
-        self.steps_taken = 0
-        self.training_loss: float | None = (
-            None  # an un-noised function of the batch: only for benchmarks on public data
+        self.seed, self.direction_law, self.direction_rank = seed, direction_law, direction_rank
+        self.law = law_of(direction_law, seed, direction_rank)
+        self.passes = Passes(
+            self.parameters, self.law, read_numbers(model, self.parameters, self.law, perturb)
         )
+        self.steps_taken = 0
+        self.transcript: Transcript | None = None
+        # an un-noised function of the batch: only for benchmarks on public data
+        self.training_loss: float | None = None
+
+    @property
+    def learning_rate(self) -> float:
+        return rate_at(self.schedule, self.steps_taken)
 
     def projected_gradient(self, difference: Tensor) -> float:
         """Loss differences f(x + smoothing z) - f(x - smoothing z), float64 [B], B >= 0 -> the scalar that multiplies z.
@@ -77,19 +98,24 @@ class TwoPoint:
         plus, minus = self._both_sides(batch)
         self.training_loss = float((plus + minus).mean() / 2) if len(batch) else None
         gradient = self.projected_gradient(_user_means(plus - minus, users))
-        self._perturb(self.smoothing - self.learning_rate * gradient)  # restores and updates at once
-        self.steps_taken += 1
+        self._move([gradient])
         return gradient
 
     def _both_sides(self, batch: Sized, direction: int = 0) -> tuple[Tensor, Tensor]:
         """Losses [B] at x + smoothing z and at x - smoothing z, where the weights are left."""
-        self._perturb(self.smoothing, direction)
-        plus = self._losses(batch)
-        self._perturb(-2 * self.smoothing, direction)
-        return plus, self._losses(batch)
+        sides = []
+        for scale in (self.smoothing, -self.smoothing):
+            with self.passes.perturbed(self.steps_taken, direction, scale):
+                sides.append(self._losses(batch))
+        return sides[0], sides[1]
 
-    def _perturb(self, scale: float, direction: int = 0) -> None:
-        self.direction.add_(self.parameters, self.steps_taken, scale, direction)
+    def _move(self, gradients: Sequence[float]) -> None:
+        """x <- x - learning_rate * sum over k of gradients[k] z_k, from wherever the weights are. Ends the step."""
+        if self.transcript is not None:
+            self.transcript.append(gradients)
+        self.passes.update(self.steps_taken, [-self.learning_rate * g for g in gradients])
+        self.passes.flush()
+        self.steps_taken += 1
 
     def _losses(self, batch: Sized) -> Tensor:
         if not len(batch):
@@ -104,6 +130,39 @@ class TwoPoint:
                 f"the loss returned {losses.dtype}, in which the difference of two losses drowns: compute it in float32"
             )
         return losses.double().cpu()
+
+    def write_transcript(self, path: Path) -> None:
+        """Keeps each scalar in a file from here on; with the base model the file is the fine-tuned model (see `transcript`).
+
+        Where the file is there, the steps that it has beyond those taken are taken again from it: nothing is asked of the model.
+
+        Raises:
+            ValueError: a file of another run, a damaged one, or one that has fewer steps than were taken.
+        """
+        base = digest(self.parameters) if self.steps_taken == 0 else read(path)[0]["base_sha256"]
+        self.transcript = Transcript(path, self._header(base))
+        if len(self.transcript) < self.steps_taken:
+            raise ValueError(
+                f"transcript {path} has {len(self.transcript)} of the {self.steps_taken} steps taken: start from the base model"
+            )
+        self.steps_taken = replay(self.parameters, path, self.steps_taken, self.passes)
+
+    def _header(self, base_sha256: str) -> dict:
+        return {
+            "format": FORMAT,
+            "method": self.title,
+            "law": {
+                "name": self.direction_law,
+                "version": self.law.law,
+                "seed": self.seed,
+                "rank": self.direction_rank,
+            },
+            "directions": self.directions,
+            "smoothing": self.smoothing,
+            "schedule": self.schedule,
+            "perturbed_on_read": sorted(self.passes.read),
+            "base_sha256": base_sha256,
+        }
 
     def state_dict(self) -> dict:
         return {"steps_taken": self.steps_taken, "parameters": [p.detach().clone() for p in self.parameters]}

@@ -1,0 +1,248 @@
+"""Which implementation of the directions a tensor takes: compiled on the CPU, Triton on CUDA, plain torch where neither is there.
+
+Fake tensors have no elements: for them a pass is nothing, which is what the compiled ones allocate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensor
+
+from . import reference
+from .reference import Key
+
+try:
+    from . import compiled
+except ImportError:  # numba is not there
+    compiled = None
+
+PIECE = 2**19  # elements that a thread takes at once; whole tiles of either kind
+CHUNK = 2**15  # elements that plain torch takes at once: the temporaries stay below 4 MiB
+_KINDS = {"normals": 0, "signs": 1}
+Scales = Sequence[Sequence[float]]
+
+
+def add_(
+    kind: str,
+    numbered: Iterable[tuple[int, Tensor]],
+    key: Key,
+    steps: list[int],
+    directions: list[int],
+    scales: Scales,
+) -> None:
+    """In place, for each pair (j, tensor): tensor += scales[m][s] * z of (steps[m], directions[m]), for each m and s in turn."""
+    small: list[Callable[[], None]] = []
+    large: list[Callable[[], None]] = []
+    on_cuda: dict[torch.device, list[tuple[int, Tensor]]] = {}
+    for j, tensor in numbered:
+        if isinstance(tensor, FakeTensor) or not tensor.numel():
+            continue
+        if _triton(tensor.device) is not None:
+            on_cuda.setdefault(tensor.device, []).append((j, tensor))
+            continue
+        flat = tensor.detach().view(-1)
+        if not _is_compiled(flat):
+            _plain(kind, flat, key, j, steps, directions, scales)
+            continue
+        array, arguments = flat.numpy(), _arguments(key, j, steps, directions, scales, flat.dtype)
+        work = compiled.add_signs if kind == "signs" else compiled.add_normals
+        for first in range(0, len(array), PIECE):
+            piece = array[first : first + PIECE]
+            (large if len(piece) == PIECE else small).append(_call(work, piece, first, *arguments))
+    _run(large, small)
+    for device, tensors in on_cuda.items():
+        _triton(device).add(kind, tensors, key, _triton(device).table(steps, directions, scales, device))
+
+
+def add_rows_(
+    kind: str,
+    out: Tensor,
+    rows: Tensor,
+    number: int,
+    key: Key,
+    steps: list[int],
+    directions: list[int],
+    scales: Scales,
+) -> None:
+    """In place: out[i] += scales * z of row rows[i] of tensor `number`, whose rows are as long as those of `out` [n, m]."""
+    if isinstance(out, FakeTensor) or not out.numel():
+        return
+    if _is_compiled(out):
+        arguments = _arguments(key, number, steps, directions, scales, out.dtype)
+        compiled.add_rows(out.numpy(), rows.numpy(), _KINDS[kind], *arguments)
+        return
+    if (triton := _triton(out.device)) is not None:
+        triton.add_rows(kind, out, rows, number, key, triton.table(steps, directions, scales, out.device))
+        return
+    make = reference.signs if kind == "signs" else reference.gaussian
+    for target, row in zip(out, rows.tolist(), strict=True):
+        for step, direction, several in zip(steps, directions, scales, strict=True):
+            z = make(key, (number, step, direction), row * out.shape[1], out.shape[1], out.device)
+            for scale in several:
+                target.add_(z.to(out.dtype) * scale)
+
+
+def moved(
+    kind: str,
+    tensor: Tensor,
+    number: int,
+    key: Key,
+    steps: list[int],
+    directions: list[int],
+    scales: Scales,
+) -> Tensor:
+    """A copy at tensor + scales * z."""
+    if not isinstance(tensor, FakeTensor) and (triton := _triton(tensor.device)) is not None:
+        moves = triton.table(steps, directions, scales, tensor.device)
+        return triton.perturbed_copy(kind, tensor, number, key, moves)
+    copy = tensor.detach().clone()
+    add_(kind, [(number, copy)], key, steps, directions, scales)
+    return copy
+
+
+def add_outer_(matrix: Tensor, u: Tensor, v: Tensor, scales: Scales) -> None:
+    """In place: matrix [m, n] += scales[t][s] * U_t V_t^T, for U^T [T, rank, m] and V^T [T, rank, n]."""
+    if isinstance(matrix, FakeTensor):
+        return
+    if _is_compiled(matrix):
+        array, factors = matrix.detach().numpy(), (u.numpy(), v.numpy())
+        table = np.asarray(scales, array.dtype)
+        rows = max(1, PIECE // array.shape[1])
+        calls = [
+            _call(
+                compiled.add_outer,
+                array[i : i + rows],
+                np.ascontiguousarray(factors[0][:, :, i : i + rows]),
+                factors[1],
+                table,
+            )
+            for i in range(0, len(array), rows)
+        ]
+        _run(calls, [])
+        return
+    if (triton := _triton(matrix.device)) is not None:
+        table = torch.tensor(scales, dtype=torch.float64).to(matrix.device, non_blocking=True)
+        triton.add_outer(matrix, u, v, table)
+        return
+    rows = max(1, CHUNK // matrix.shape[1])
+    for i in range(0, len(matrix), rows):
+        target = matrix[i : i + rows]
+        for left, right, several in zip(u, v, scales, strict=True):
+            z = left[0, i : i + rows, None] * right[0]
+            for a, b in zip(left[1:], right[1:], strict=True):
+                z = z + a[i : i + rows, None] * b
+            for scale in several:
+                target.add_(z.to(matrix.dtype) * scale)
+
+
+def normals(
+    count: int, number: int, key: Key, step: int, direction: int, device: torch.device, first: int = 0
+) -> Tensor:
+    """Elements first .. first + count - 1 of z, float32."""
+    z = torch.zeros(count, device=device)
+    if not isinstance(z, FakeTensor) and (triton := _triton(device)) is not None:
+        moves = triton.table([step], [direction], [(1.0,)], device)
+        triton.add_elements("normals", z, number, key, moves, first)
+    elif _is_compiled(z):
+        compiled.add_normals(
+            z.numpy(), first, *_arguments(key, number, [step], [direction], [(1.0,)], z.dtype)
+        )
+    elif not isinstance(z, FakeTensor):
+        z += reference.gaussian(key, (number, step, direction), first, count, device)
+    return z
+
+
+def sum_of_squares(sizes: Sequence[int], key: Key, step: int, direction: int, device: torch.device) -> int:
+    """Of the normals of tensors of these sizes, in units of 2^-20, each rounded: an integer, whatever the order."""
+    if (triton := _triton(device)) is not None:
+        return triton.sum_of_squares(sizes, key, step, direction, device)
+    pieces = [
+        (j, first, min(PIECE, size - first))
+        for j, size in enumerate(sizes)
+        for first in range(0, size, PIECE)
+    ]
+
+    def squares(piece: tuple[int, int, int]) -> int:
+        j, first, count = piece
+        if compiled is not None and device.type == "cpu":
+            return compiled.sum_of_squares(first, count, *map(np.uint32, (*key, j, step, direction)))
+        z = normals(count, j, key, step, direction, device, first).double()
+        return int((z.square_() * 2.0**20).round_().long().sum())
+
+    return sum(_pool(torch.get_num_threads()).map(squares, pieces))
+
+
+def _triton(device: torch.device) -> ModuleType | None:
+    """Its kernels, for a device that takes them."""
+    return _triton_kernels() if device.type == "cuda" else None
+
+
+@cache
+def _triton_kernels() -> ModuleType | None:
+    try:
+        from . import (
+            triton_kernels,
+        )  # when the first CUDA tensor comes: it takes a second, and there may be none
+    except ImportError:
+        return None
+    return triton_kernels
+
+
+def _is_compiled(tensor: Tensor) -> bool:
+    return compiled is not None and tensor.device.type == "cpu" and not isinstance(tensor, FakeTensor)
+
+
+def _arguments(key: Key, number: int, steps, directions, scales: Scales, dtype: torch.dtype) -> tuple:
+    kind = np.float64 if dtype == torch.float64 else np.float32
+    return (
+        np.uint32(key[0]),
+        np.uint32(key[1]),
+        np.uint32(number),
+        np.asarray(steps, np.uint32),
+        np.asarray(directions, np.uint32),
+        np.asarray(scales, kind),
+    )
+
+
+def _plain(
+    kind: str, flat: Tensor, key: Key, number: int, steps: list[int], directions: list[int], scales: Scales
+) -> None:
+    make = reference.signs if kind == "signs" else reference.gaussian
+    for first in range(0, flat.numel(), CHUNK):
+        target = flat[first : first + CHUNK]
+        for step, direction, several in zip(steps, directions, scales, strict=True):
+            z = make(key, (number, step, direction), first, target.numel(), flat.device).to(flat.dtype)
+            for scale in several:
+                target.add_(z * scale)
+
+
+def _call(function, *arguments) -> Callable[[], None]:
+    return lambda: function(*arguments)
+
+
+def _run(large: list[Callable[[], None]], small: list[Callable[[], None]]) -> None:
+    """The compiled functions let go of the interpreter's lock: as many threads as torch has share them."""
+    threads = torch.get_num_threads()
+    if threads == 1 or len(large) + len(small) // 64 < 2:
+        for call in (*large, *small):
+            call()
+        return
+    groups = [[call] for call in large] + [small[i::threads] for i in range(threads)]
+    list(_pool(threads).map(_each, groups))
+
+
+def _each(calls: list[Callable[[], None]]) -> None:
+    for call in calls:
+        call()
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="dpzero")

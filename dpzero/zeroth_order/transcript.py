@@ -1,0 +1,152 @@
+"""A run of a zeroth-order method is the list of scalars by which it moved: with the base model, that list is the fine-tuned model.
+
+The file: one line of JSON, then a row a step: a float64 for each direction, little-endian, and a CRC-32 of the rows so far. A row is
+written before the weights move, so a run that was killed has never moved by what its transcript does not say.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import zlib
+from bisect import bisect_right
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .directions import law_of
+from .passes import Passes
+
+FORMAT = "dpzero transcript 1"
+STEPS_A_PASS = 64  # of a replay: each pass over the weights applies this many steps
+
+
+class Transcript:
+    """Appends to a file, which is made with `header` or, where it is there, must have the same one. See `read`."""
+
+    def __init__(self, path: Path, header: dict) -> None:
+        header = json.loads(json.dumps(header))  # as it will be read
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self.columns = path, header["directions"]
+        self.scalars = np.zeros((0, self.columns))
+        end = 0
+        if path.exists() and path.stat().st_size:
+            found, self.scalars, end = _parse(path)
+            if found != header:
+                raise ValueError(
+                    f"transcript {path} is of another run: remove it, or give its settings and base model"
+                )
+        self._file = path.open("r+b" if end else "wb")
+        if end:
+            self._file.truncate(end)  # a torn row at the end moved nothing
+            self._file.seek(end)
+        else:
+            self._file.write(json.dumps(header).encode() + b"\n")
+        self._sum = zlib.crc32(_rows(self.scalars))
+
+    def __len__(self) -> int:
+        return len(self.scalars)
+
+    def append(self, scalars: Sequence[float]) -> None:
+        """One row; with the operating system before the caller goes on."""
+        row = np.asarray(scalars, "<f8")
+        self._sum = zlib.crc32(row.tobytes(), self._sum)
+        self._file.write(row.tobytes() + struct.pack("<I", self._sum))
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read(path: Path) -> tuple[dict, np.ndarray]:
+    """(header, scalars [steps, directions], float64). A torn last row is left out.
+
+    Raises ValueError for a file that is no transcript or was altered.
+    """
+    header, scalars, _ = _parse(path)
+    return header, scalars
+
+
+def _parse(path: Path) -> tuple[dict, np.ndarray, int]:
+    """Also the position after the last whole row."""
+    data = path.read_bytes()
+    try:
+        line = data[: data.index(b"\n") + 1]
+        header = json.loads(line)
+        columns = header["directions"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"{path} is no transcript: give the file that a run wrote beside its record"
+        ) from None
+    if header.get("format") != FORMAT:
+        raise ValueError(f"{path} has format {header.get('format')!r}: this version reads {FORMAT!r}")
+    size = 8 * columns + 4
+    count = (len(data) - len(line)) // size
+    rows = np.frombuffer(data, np.uint8, count * size, len(line)).reshape(count, size)
+    checksum = 0
+    for step, row in enumerate(rows):
+        checksum = zlib.crc32(row[:-4].tobytes(), checksum)
+        if checksum != int.from_bytes(row[-4:].tobytes(), "little"):
+            raise ValueError(
+                f"transcript {path} is damaged in the row of step {step}: its checksum does not fit"
+            )
+    scalars = np.ascontiguousarray(rows[:, :-4]).view("<f8").reshape(count, columns)
+    return header, scalars.astype(np.float64), len(line) + count * size
+
+
+def _rows(scalars: np.ndarray) -> bytes:
+    return scalars.astype("<f8").tobytes()
+
+
+def digest(parameters: Sequence[Tensor]) -> str:
+    """SHA-256 of tensors: types, shapes and bytes."""
+    found = hashlib.sha256()
+    for p in parameters:
+        found.update(f"{p.dtype} {tuple(p.shape)}\n".encode())
+        found.update(p.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def rate_at(schedule: Sequence[Sequence[float]], step: int) -> float:
+    """The learning rate of a step from pairs (first step, learning rate)."""
+    return schedule[bisect_right([first for first, _ in schedule], step) - 1][1]
+
+
+@torch.no_grad()
+def replay(parameters: Sequence[Tensor], path: Path, start: int = 0, passes: Passes | None = None) -> int:
+    """In place: moves the base model's trained tensors as the run did, to the bit on any device. Returns the number of steps.
+
+    Args:
+        start: steps that were already taken.
+        passes: over these parameters, where they exist; made from the header otherwise.
+
+    Raises:
+        ValueError: a damaged file, or tensors that are not those of the base model.
+    """
+    header, scalars = read(path)
+    if start == 0 and digest(parameters) != header["base_sha256"]:
+        raise ValueError(
+            f"these tensors are not those that the run of {path} started from: give its base model, unchanged"
+        )
+    law = header["law"]
+    if passes is None:
+        passes = Passes(
+            parameters, law_of(law["name"], law["seed"], law["rank"]), header["perturbed_on_read"]
+        )
+    if passes.law.law != law["version"]:
+        raise ValueError(f"{path} was written with directions {law['version']}, here is {passes.law.law}")
+    smoothing = header["smoothing"]
+    for step in range(start, len(scalars)):
+        for k in range(header["directions"]):
+            passes.visit(step, k, smoothing)
+            passes.visit(step, k, -smoothing)
+        rate = rate_at(header["schedule"], step)
+        passes.update(step, [-rate * g for g in scalars[step].tolist()])
+        if (step + 1 - start) % STEPS_A_PASS == 0:
+            passes.flush()
+    passes.flush()
+    return len(scalars)
