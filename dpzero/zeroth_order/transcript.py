@@ -1,7 +1,7 @@
 """A run of a zeroth-order method is the list of scalars by which it moved: with the base model, that list is the fine-tuned model.
 
-The file: one line of JSON, then a row a step: a float64 for each direction, little-endian, and a CRC-32 of the rows so far. A row is
-written before the weights move, so a run that was killed has never moved by what its transcript does not say.
+The file: one line of JSON, then a row a step: a float64 for each direction, little-endian, and a CRC-32 of the line and the rows so far.
+A row is written before the weights move, so a run that was killed has never moved by what its transcript does not say.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class Transcript:
     """Appends to a file, which is made with `header` or, where it is there, must have the same one. See `read`."""
 
     def __init__(self, path: Path, header: dict) -> None:
-        header = json.loads(json.dumps(header))  # as it will be read
+        line = json.dumps(header).encode() + b"\n"
+        header = json.loads(line)  # as it will be read
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.columns = path, header["directions"]
         self.scalars = np.zeros((0, self.columns))
@@ -45,8 +46,9 @@ class Transcript:
             self._file.truncate(end)  # a torn row at the end moved nothing
             self._file.seek(end)
         else:
-            self._file.write(json.dumps(header).encode() + b"\n")
-        self._sum = zlib.crc32(_rows(self.scalars))
+            self._file.write(line)
+            self._file.flush()
+        self._sum = zlib.crc32(_rows(self.scalars), zlib.crc32(line))
 
     def __len__(self) -> int:
         return len(self.scalars)
@@ -87,12 +89,12 @@ def _parse(path: Path) -> tuple[dict, np.ndarray, int]:
     size = 8 * columns + 4
     count = (len(data) - len(line)) // size
     rows = np.frombuffer(data, np.uint8, count * size, len(line)).reshape(count, size)
-    checksum = 0
+    checksum = zlib.crc32(line)
     for step, row in enumerate(rows):
         checksum = zlib.crc32(row[:-4].tobytes(), checksum)
         if checksum != int.from_bytes(row[-4:].tobytes(), "little"):
             raise ValueError(
-                f"transcript {path} is damaged in the row of step {step}: its checksum does not fit"
+                f"transcript {path} is damaged {'in its first line or ' if step == 0 else ''}in the row of step {step}: its checksum does not fit"
             )
     scalars = np.ascontiguousarray(rows[:, :-4]).view("<f8").reshape(count, columns)
     return header, scalars.astype(np.float64), len(line) + count * size
