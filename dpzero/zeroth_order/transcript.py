@@ -109,7 +109,7 @@ def digest(parameters: Sequence[Tensor]) -> str:
     found = hashlib.sha256()
     for p in parameters:
         found.update(f"{p.dtype} {tuple(p.shape)}\n".encode())
-        found.update(p.detach().cpu().contiguous().view(torch.uint8).numpy())
+        found.update(p.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return found.hexdigest()
 
 

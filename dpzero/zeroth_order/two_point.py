@@ -172,6 +172,7 @@ class TwoPoint:
         for mine, saved in zip(self.parameters, state["parameters"], strict=True):
             mine.copy_(saved)
         self.steps_taken = state["steps_taken"]
+        self.passes.at = (self.steps_taken, 0, 0.0)  # wherever a step that failed had left them
 
 
 def _user_means(difference: Tensor, users: ArrayLike | None) -> Tensor:

@@ -42,8 +42,8 @@ def test_stages_double_their_steps_and_halve_their_rate(settings, lengths):
     """The last one takes what is left."""
     optimizer, rates = zoso(model(), **settings), []
     for _ in range(14):
+        rates.append(optimizer.learning_rate)  # of the next step
         optimizer.step(BATCH)
-        rates.append(optimizer.learning_rate)
     assert rates == [0.08 / 2**stage for stage, length in enumerate(lengths) for _ in range(length)]
 
 
@@ -65,8 +65,9 @@ def test_the_pull_is_towards_the_start_of_the_stage():
         with torch.no_grad():
             for p, q in zip(plain.parameters(), pulled.parameters(), strict=True):
                 p.copy_(q)
+        rate = with_pull.learning_rate
         assert without.step(BATCH) == pytest.approx(with_pull.step(BATCH))
-        expected = flat(plain) + with_pull.learning_rate * 2.0 * (start - flat(plain))
+        expected = flat(plain) + rate * 2.0 * (start - flat(plain))
         assert torch.allclose(flat(pulled), expected, atol=1e-12)
 
 

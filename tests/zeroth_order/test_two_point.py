@@ -180,6 +180,74 @@ def test_a_tied_parameter_is_perturbed_once():
     assert torch.allclose(seen[1], start - 1e-3 * z, atol=1e-7)
 
 
+@pytest.mark.parametrize("call", [1, 2])
+def test_the_weights_are_back_when_the_loss_raises(call):
+    """To rounding, and the step can be taken again."""
+    model, calls = Point(torch.float64), []
+    start = model.vector().detach().clone()
+
+    def failing(model, batch):
+        calls.append(1)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return quadratic(model, batch)
+
+    me, other = method(model, loss=failing), method(Point(torch.float64))
+    with pytest.raises(KeyboardInterrupt):
+        me.step(EXAMPLES)
+    assert torch.allclose(model.vector(), start, rtol=0, atol=1e-15) and me.steps_taken == 0
+    assert me.step(EXAMPLES) == pytest.approx(other.step(EXAMPLES), rel=1e-9)
+
+
+def test_a_state_that_is_loaded_after_a_failed_step_is_where_the_weights_are():
+    """A method whose release fails has its weights on the other side of the direction."""
+    model, other = Point(torch.float64), Point(torch.float64)
+    me, untroubled = method(model), method(other)
+    state, working = me.state_dict(), me.projected_gradient
+    me.projected_gradient = None
+    with pytest.raises(TypeError):
+        me.step(EXAMPLES)
+    me.load_state_dict(state)
+    me.projected_gradient = working
+    assert me.step(EXAMPLES) == untroubled.step(EXAMPLES)
+    assert torch.equal(model.vector(), other.vector())
+
+
+@pytest.mark.parametrize(
+    "wrong", [lambda values: values.mean(), lambda values: values.half()], ids=["not per example", "float16"]
+)
+def test_the_weights_are_back_when_the_loss_is_refused(wrong):
+    model = Point()
+    start = model.vector().detach().clone()
+    with pytest.raises(ValueError, match="the loss returned"):
+        method(model, loss=lambda model, batch: wrong(quadratic(model, batch))).step(EXAMPLES)
+    assert torch.allclose(model.vector(), start, rtol=0, atol=1e-6)
+
+
+def test_the_learning_rate_is_that_of_the_next_step():
+    model = Point(torch.float64)
+    me = method(model)
+    me.schedule = [(0, 0.1), (2, 0.05), (3, 0.01)]
+    for step, rate in enumerate([0.1, 0.1, 0.05, 0.01, 0.01]):
+        before = model.vector().detach().clone()
+        assert me.learning_rate == rate
+        gradient = me.step(EXAMPLES)
+        assert torch.allclose(model.vector(), before - rate * gradient * explicit(step).double(), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"direction_law": "cauchy"}, "directions are 'cauchy': give one of gaussian"),
+        ({"direction_law": "low_rank", "direction_rank": 0}, "rank is 0: it must be at least 1"),
+        ({"perturb": "twice"}, "perturb is 'twice': give one of in_place, on_read"),
+    ],
+)
+def test_an_unknown_law_or_way_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        method(Point(), **wrong)
+
+
 # Refusals --------------------------------------------------------------------------------------------------------------
 
 
