@@ -180,19 +180,17 @@ def sum_of_squares(sizes: Sequence[int], key: Key, step: int, direction: int, de
 
 
 def _triton(device: torch.device) -> ModuleType | None:
-    """Its kernels, for a device that takes them."""
-    return _triton_kernels() if device.type == "cuda" else None
+    """Its launches, for a device that takes them. Imported when the first such tensor comes: most machines have none."""
+    return _triton_launch() if device.type == "cuda" else None
 
 
 @cache
-def _triton_kernels() -> ModuleType | None:
+def _triton_launch() -> ModuleType | None:
     try:
-        from . import (
-            triton_kernels,
-        )  # when the first CUDA tensor comes: it takes a second, and there may be none
+        from . import triton_launch
     except ImportError:
         return None
-    return triton_kernels
+    return triton_launch
 
 
 def _is_compiled(tensor: Tensor) -> bool:
