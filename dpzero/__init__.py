@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 
 __version__ = "0.1.0"
-__all__ = ["Budget", "DPZero", "calibrate_noise", "spent_epsilon"]
+__all__ = ["Budget", "DPZero", "calibrate_noise", "replay", "spent_epsilon"]
 
 _HOMES = {
     "DPZero": "dpzero.algorithm",
     "Budget": "dpzero.privacy.budget",
     "calibrate_noise": "dpzero.privacy.accounting",
+    "replay": "dpzero.zeroth_order.transcript",
     "spent_epsilon": "dpzero.privacy.accounting",
 }
 

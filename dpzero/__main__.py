@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"dpzero: {error}", file=sys.stderr)
         return 2
     print(json.dumps(answer))
-    return 0
+    return 0 if answer.get("match", True) else 1
 
 
 class _Parser(argparse.ArgumentParser):
@@ -45,6 +45,12 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
     run.add_argument("--device", help="cpu, cuda, cuda:1 (default: a free GPU if there is one)")
     run.set_defaults(verb=_run)
+
+    replay = verbs.add_parser("replay", help="a record's weights again, from base model and transcript")
+    replay.add_argument("record", type=Path, help="its transcript lies beside it")
+    replay.add_argument("--out", type=Path, help="save the trained tensors by name, as safetensors")
+    replay.add_argument("--device", help="cpu, cuda, cuda:1 (default: a free GPU if there is one)")
+    replay.set_defaults(verb=_replay)
 
     cells = verbs.add_parser("cells", help="the run ids that a sweep expands to")
     cells.add_argument("--sweep", default="quick")
@@ -139,6 +145,24 @@ def _run(options: argparse.Namespace) -> dict:
     made = run_cell(cell, options.out, log=_say, device=options.device)
     answer = {"run": made["run"], "status": made["status"], "record": str(options.out)}
     return answer | {"accuracy": (made["metrics"] or {}).get("accuracy")}
+
+
+def _replay(options: argparse.Namespace) -> dict:
+    _read(options.record)  # before a GPU is waited for
+    if options.device is None:
+        from .experiment import gpu
+
+        gpu.lease(gpu.visible(), log=_say)
+    from .experiment.replay import replay_record  # torch, from here on
+
+    answer = replay_record(options.record, options.out, options.device)
+    if not answer["match"]:
+        print(
+            f"dpzero: the replayed weights are not those of {options.record}: the record was altered, or this code computes otherwise "
+            "than that of its run",
+            file=sys.stderr,
+        )
+    return answer
 
 
 def _cell(options: argparse.Namespace) -> dict:

@@ -135,6 +135,26 @@ def test_a_cell_may_be_a_file_or_text(here, tmp_path):
     assert answers[0] == answers[1] and answers[0]["status"] == "ok" and (tmp_path / "a.json").exists()
 
 
+def test_a_run_is_replayed(here, tmp_path):
+    cell = sweep.load("smoke")["toy/tiny-encoder/mezo/eps-inf/seed-0"]
+    cell["settings"] |= {"steps": 3, "tune": "head"}
+    answer(here("run", "--spec", json.dumps(cell), "--out", "a.json", "--device", "cpu"))
+    record = json.loads((tmp_path / "a.json").read_text())
+    done = answer(here("replay", "a.json", "--out", "w.safetensors", "--device", "cpu"))
+    digest = record["transcript"]["weights_sha256"]
+    assert done == {"match": True, "steps": 3, "weights_sha256": digest, "device": "cpu"}
+    assert (tmp_path / "w.safetensors").exists()
+
+    record["transcript"]["weights_sha256"] = "0" * 64
+    (tmp_path / "a.json").write_text(json.dumps(record))
+    done = here("replay", "a.json", "--device", "cpu")
+    assert done.returncode == 1 and json.loads(done.stdout)["match"] is False
+    assert "the replayed weights are not those of a.json" in done.stderr and done.stderr.count("\n") == 1
+
+    (tmp_path / "a.transcript").unlink()
+    assert "put the transcript beside its record" in refusal(here("replay", "a.json", "--device", "cpu"))
+
+
 def test_assets_of_a_task_that_needs_none(dpzero, tmp_path):
     found = answer(dpzero("assets", "--sweep", "smoke", "--out", "assets.json"))
     assert found == json.loads((tmp_path / "assets.json").read_text())
@@ -167,6 +187,9 @@ def test_assets_of_a_task_that_needs_none(dpzero, tmp_path):
         ("run --spec text.json --out a.json", "--spec is not JSON"),
         ("run --spec list.json --out a.json", "a cell is an object of task, model, method"),
         ("run --sweep smoke --cell x --out a.json --threads two", "invalid int value: 'two'"),
+        ("replay", "arguments are required: record"),
+        ("replay none.json", "cannot read none.json"),
+        ("replay list.json", "list.json is no record"),
         ("tables --sweep smoke --out t", "none of the 16 runs of sweep smoke has a record"),
         ("figures --sweep smoke --out t --cells none.txt", "cannot read none.txt"),
         ("assets minilmm", "did you mean 'minilm'?"),

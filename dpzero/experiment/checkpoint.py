@@ -29,8 +29,8 @@ def folder(out: Path) -> Path:
 class Checkpoint:
     """Belongs to one cell; that of another cell (a changed setting) is thrown away.
 
-    The ledger lies beside the state and outlives a state that was never written or cannot be read: what was released stays
-    released.
+    The ledger and the transcript lie beside the state and outlive a state that was never written or cannot be read: what was
+    released stays released.
     """
 
     def __init__(self, out: Path, cell: dict) -> None:
@@ -47,6 +47,10 @@ class Checkpoint:
     def ledger(self) -> Path:
         return self.folder / "ledger"
 
+    @property
+    def transcript(self) -> Path:
+        return self.folder / "transcript"
+
     def load(self) -> dict | None:
         """The last state; None where there is none or it cannot be read."""
         try:
@@ -61,6 +65,38 @@ class Checkpoint:
             pickle.UnpicklingError,
         ):
             return None
+
+    def resume(self, make: Callable[[], object], state: dict | None, log: Callable[[str], object]) -> object:
+        """The method that `make` makes, where an earlier process left it: at its state, and on by what its transcript has more.
+
+        Those steps ask nothing of the model, so none is released again. The transcript rules: where it does not reach the state
+        (the power failed) its rows are taken from the base model on, and where it is damaged the run starts afresh.
+        """
+        lost = None
+        for saved, afresh in ((state, False), (None, False), (None, True)):
+            if afresh:
+                self.transcript.unlink(missing_ok=True)
+            method = make()
+            if saved is not None:
+                method.load_state_dict(saved["method"])
+            if not hasattr(method, "write_transcript") or (saved and not self.transcript.exists()):
+                return method  # a transcript is kept from the first step on or not at all
+            try:
+                method.write_transcript(self.transcript)
+            except ValueError as error:
+                if not self.transcript.exists():
+                    log(f"no transcript: {error}")
+                    return method
+                if afresh:
+                    raise
+                lost = lost or error
+            else:
+                break
+        if lost:
+            log(
+                f"{lost}. From the base model, {method.steps_taken} steps are taken again from the transcript"
+            )
+        return method
 
     def maybe_save(self, state: Callable[[], dict]) -> None:
         if time.monotonic() - self._saved >= SECONDS:

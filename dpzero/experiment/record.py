@@ -66,6 +66,11 @@ ALLOWED_IN_A_RELEASE: dict[str, str] = {
         ),
         _STAND_IN,
     ),
+    "transcript.file": "the record's own name with another ending",
+    "transcript.sha256": "a function of the releases, which the file lists",
+    "transcript.steps": _LEDGER,
+    "transcript.law": "the name of the public directions' law",
+    "transcript.weights_sha256": "a function of the weights, which are a function of the releases",
     **dict.fromkeys(
         (
             "provenance.git",
@@ -106,6 +111,16 @@ ALLOWED_IN_A_CHECKPOINT: dict[str, str] = {
     "method.parameters[]": "the weights: a function of the base model and the releases",
     "method.optimizer.*": "settings, and moments of the released sums",
     "method.start[]": "the weights of an earlier step",
+}
+
+# The first line of a transcript. The rows below it are the released scalars over the expected batch size: what epsilon covers.
+ALLOWED_IN_A_TRANSCRIPT: dict[str, str] = {
+    "format": "the same in every transcript",
+    "method": "a constant of the method's class",
+    **dict.fromkeys(("law.name", "law.seed", "law.rank", "directions", "smoothing", "schedule[][]"), _INPUT),
+    "law.version": "the name of the public directions' law",
+    "perturbed_on_read[]": "numbers of the model's tensors, by its architecture",
+    "base_sha256": "the public base model",
 }
 
 OUT_OF_MEMORY = "out of memory"  # torch's own words tell a tensor's size: that of a private batch
@@ -177,8 +192,16 @@ def leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
         yield path, value
 
 
-def write(path: Path, record: dict) -> None:
-    """Raises RuntimeError, and writes nothing, if the record is of a release and holds what a release may not."""
+def transcript_of(path: Path) -> Path:
+    """Where the transcript of a record lies: beside it."""
+    return path.with_suffix(".transcript")
+
+
+def write(path: Path, record: dict, transcript: Path | None = None) -> None:
+    """The record, with a copy of its transcript beside it where it has one.
+
+    Raises RuntimeError, and writes nothing, if the record is of a release and holds what a release may not.
+    """
     if is_release(record.get("cell", {})):
         refuse_unlisted(record, ALLOWED_IN_A_RELEASE, WITHHELD_FROM_A_RELEASE)
         error = record.get("error")
@@ -186,16 +209,22 @@ def write(path: Path, record: dict) -> None:
             raise RuntimeError(
                 "a private run was about to write an error that ERRORS_IN_A_RELEASE does not have"
             )
-    write_whole(path, json.dumps(_plain(record), indent=1, allow_nan=False) + "\n")
+    text, beside = json.dumps(_plain(record), indent=1, allow_nan=False) + "\n", transcript_of(path)
+    if transcript is not None or beside.exists():
+        path.unlink(missing_ok=True)  # an older record must never lie beside the transcript of this one
+        beside.unlink(missing_ok=True)
+    if transcript is not None:
+        write_whole(beside, transcript.read_bytes())
+    write_whole(path, text)
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Write through a temporary file beside the target; on any death there is the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("w") as file:
-            file.write(text)
+        with temporary.open("wb" if isinstance(content, bytes) else "w") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import statistics
 import time
@@ -17,6 +18,7 @@ from ..privacy import Budget, RunKey, Setting
 from ..privacy.as_published import AsPublished
 from ..privacy.published import PRACTICES, Published
 from ..privacy.sampling import SAMPLERS
+from ..zeroth_order import transcript
 from . import memory, record
 from .checkpoint import Checkpoint
 from .methods import card as find_card
@@ -46,7 +48,7 @@ def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device
         words = record.OUT_OF_MEMORY if run.release else str(error).splitlines()[0]
         result = {"status": "oom", "error": words, **run.unfinished()}
     made = record.withhold(run.header() | result | {"time": run.time(), "provenance": run.provenance()})
-    record.write(out, made)
+    record.write(out, made, run.checkpoint.transcript if made["transcript"] else None)
     run.checkpoint.remove()
     return made
 
@@ -57,11 +59,16 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return any(words in str(error) for words in ("can't allocate memory", "out of memory", "ALLOC_FAILED"))
 
 
+def base_model(cell: dict, task: tasks.Task, device: str) -> models.Classifier:
+    """Where the run of a cell starts. Made on the CPU: an encoder's head is computed, and other devices round otherwise."""
+    return models.load(cell["model"], task, cell["settings"]["tune"], cell["seed"]).to(device)
+
+
 class Run:
     """The parts of one run, built from its cell."""
 
     def __init__(self, cell: dict, out: Path, log: Callable[[str], object], device: str | None) -> None:
-        self.cell, self.settings, self.log = cell, cell["settings"], log
+        self.cell, self.settings, self.out, self.log = cell, cell["settings"], out, log
         self.release = record.is_release(cell)  # then nothing is written that is not on the lists of `record`
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.started = time.perf_counter()
@@ -72,17 +79,16 @@ class Run:
         self.checkpoint = Checkpoint(out, cell)
         self.loss = losses.CrossEntropy(self.settings["token_budget"])
         self.curve: list[dict] = []
-        self.train_seconds = 0.0
+        self.train_seconds, self.timed_steps = 0.0, 0
         self.timed: list[tuple[float, float]] = []  # (a step, two forwards)
         self.memory: dict | None = None
         self.budget: Budget | None = None
+        self.model = self.method = None
 
     # -- parts ---------------------------------------------------------------------------------------------------------
 
     def make_model(self) -> models.Classifier:
-        return models.load(
-            self.cell["model"], self.task, self.settings["tune"], self.cell["seed"], self.device
-        )
+        return base_model(self.cell, self.task, self.device)
 
     def make_budget(self, key: RunKey, ledger: Path | None) -> Budget | None:
         if not self.card.private:
@@ -125,18 +131,13 @@ class Run:
         if self.card.private:
             self.log(f"{self.name}: noise key {self.key.noise_key}: {record.LOGGED[self.key.noise_key]}")
         self.memory = self.measure_memory()
-        model = self.make_model()
-        memory.reset_resident_peak()
-        self.method = self.make_method(model, self.budget)
         self._resume()
-        if not self.curve:
-            self._add_to_curve(model)
-        self._steps(model)
+        self._steps()
         self._check_finite()
         resident = memory.resident_peak_bytes()
         scored = self.examples[self.settings["split"]]
         self.log(f"{self.name}: evaluating on {len(scored)} {self.settings['split']} examples")
-        result = losses.evaluate(model, scored, self.settings["token_budget"])
+        result = losses.evaluate(self.model, scored, self.settings["token_budget"])
         if not math.isfinite(result["loss"]):  # clipped steps keep the weights of a broken model finite
             raise Diverged(f"the {self.settings['split']} loss is not finite after the last step")
         return {
@@ -150,26 +151,25 @@ class Run:
             "curve": self.curve,
             "privacy": self.statement(),
             "memory": {**self.memory, "peak_resident_bytes": resident},
+            "transcript": self.transcript_part(replayable=True),
         }
 
-    def _steps(self, model: models.Classifier) -> None:
-        total, every = self.settings["steps"], self.settings["evaluate_every"]
+    def _steps(self) -> None:
+        total = self.settings["steps"]
         probes = set(np.linspace(0, max(0, total - 1), TIMED_STEPS).astype(int).tolist())
         last_log = time.perf_counter()
         for step, batch in self.batches(self.method.steps_taken):
             seconds = self._timed_step(batch)
             if step in probes and len(batch) and not self.release:
-                self.timed.append((seconds, self._two_forward_seconds(model, batch)))
-            if step + 1 == total or (every and (step + 1) % every == 0):
-                self._check_finite()
-                self._add_to_curve(model)
+                self.timed.append((seconds, self._two_forward_seconds(batch)))
+            self._add_to_curve()
             self.checkpoint.maybe_save(self._state)
             if self.release:  # at fixed steps, without times: they follow the sizes of the batches
                 if (step + 1) * LOG_LINES // total > step * LOG_LINES // total:
                     self.log(f"{self.name}: step {step + 1} of {total}")
             elif time.perf_counter() - last_log > LOG_SECONDS:
                 last_log = time.perf_counter()
-                left = self.train_seconds / (step + 1) * (total - step - 1)
+                left = self.train_seconds / self.timed_steps * (total - step - 1)
                 self.log(f"{self.name}: step {step + 1} of {total}, about {left:.0f} s of training left")
 
     def _timed_step(self, batch: examples.Examples) -> float:
@@ -178,13 +178,14 @@ class Run:
         self._synchronize()
         seconds = time.perf_counter() - start
         self.train_seconds += seconds
+        self.timed_steps += 1
         return seconds
 
     @torch.no_grad()
-    def _two_forward_seconds(self, model: models.Classifier, batch: examples.Examples) -> float:
+    def _two_forward_seconds(self, batch: examples.Examples) -> float:
         start = time.perf_counter()
-        self.loss(model, batch)
-        self.loss(model, batch)
+        self.loss(self.model, batch)
+        self.loss(self.model, batch)
         self._synchronize()
         return time.perf_counter() - start
 
@@ -198,17 +199,24 @@ class Run:
             if not torch.isfinite(parameter).all():
                 raise Diverged(f"a parameter is not finite after step {self.method.steps_taken}")
 
-    def _add_to_curve(self, model: models.Classifier) -> None:
-        """Losses, dev accuracy and times are functions of private examples: a release has no curve."""
-        if self.release:
+    def _add_to_curve(self) -> None:
+        """At the start, at the end and between. A release has no curve: losses, dev accuracy and times follow private examples."""
+        step, every = self.method.steps_taken, self.settings["evaluate_every"]
+        if step not in (0, self.settings["steps"]) and not (every and step % every == 0):
             return
-        point = {"step": self.method.steps_taken, "train_seconds": self.train_seconds}
+        self._check_finite()
+        if self.release or any(point["step"] == step for point in self.curve):
+            return
+        point = {"step": step, "train_seconds": self.train_seconds}
         size = min(self.settings["curve_examples"], len(self.examples["dev"]))
         if size:
             dev = self.examples["dev"][np.arange(size)]
-            point["dev_accuracy"] = losses.evaluate(model, dev, self.settings["token_budget"])["accuracy"]
+            found = losses.evaluate(self.model, dev, self.settings["token_budget"])
+            point["dev_accuracy"] = found["accuracy"]
             point["train_loss"] = self.method.training_loss
         self.curve.append(point)
+        if step and self.keeps_transcript:  # from which steps may be taken again, but no points
+            self.checkpoint.save(self._state())
 
     def measure_memory(self) -> dict:
         """Of a throw-away model and method on a stand-in batch: says nothing of private data and repeats exactly."""
@@ -245,20 +253,36 @@ class Run:
         return state | {
             "curve": self.curve,
             "timed": self.timed,
+            "timed_steps": self.timed_steps,
             "train_seconds": self.train_seconds,
             "wall_seconds": self.wall_seconds(),
         }
 
     def _resume(self) -> None:
+        """Model and method: the base model's, or where an earlier process left them."""
         state = self.checkpoint.load()
-        if state is None:
-            return
-        self.method.load_state_dict(state["method"])
-        if not self.release:
+        if state is not None and not self.release:
             self.curve, self.timed = state["curve"], [tuple(pair) for pair in state["timed"]]
-            self.train_seconds = state["train_seconds"]
+            self.train_seconds, self.timed_steps = state["train_seconds"], state["timed_steps"]
             self.started -= state["wall_seconds"]
-        self.log(f"{self.name}: resumed at step {self.method.steps_taken} of {self.settings['steps']}")
+        self.checkpoint.resume(self._start, state, lambda line: self.log(f"{self.name}: {line}"))
+        taken = self.method.steps_taken
+        self.curve = [point for point in self.curve if point["step"] <= taken]
+        if taken:
+            self.log(f"{self.name}: resumed at step {taken} of {self.settings['steps']}")
+            self._add_to_curve()  # where the process died between the step and its point
+
+    def _start(self) -> object:
+        self.model = self.method = None
+        self.model = self.make_model()
+        memory.reset_resident_peak()
+        self.method = self.make_method(self.model, self.budget)
+        self._add_to_curve()
+        return self.method
+
+    @property
+    def keeps_transcript(self) -> bool:
+        return getattr(self.method, "transcript", None) is not None
 
     # -- the record ----------------------------------------------------------------------------------------------------
 
@@ -276,19 +300,43 @@ class Run:
 
     def unfinished(self) -> dict:
         """What a run that stopped early still has to say, its spent epsilon among it."""
-        return {"metrics": None, "curve": self.curve, "privacy": self.statement(), "memory": self.memory}
+        part = self.transcript_part(replayable=False)
+        made = {"metrics": None, "curve": self.curve, "privacy": self.statement(), "memory": self.memory}
+        return made | {"transcript": part}
 
     def statement(self) -> dict | None:
         if self.budget is None:
             return None
         return self.budget.statement(self.settings["clip"], float(self.cell["epsilon"]))
 
+    def transcript_part(self, replayable: bool) -> dict | None:
+        """What the record says of the file that `record.write` puts beside it.
+
+        The digest is that of weights that a replay must give again: after running out of memory in the middle of a step there are
+        none, and what diverged is no model.
+        """
+        if self.keeps_transcript:
+            self.method.transcript.close()
+        try:
+            header, scalars = transcript.read(self.checkpoint.transcript)
+        except (OSError, ValueError):
+            return None
+        if self.release:
+            record.refuse_unlisted(header, record.ALLOWED_IN_A_TRANSCRIPT)
+        return {
+            "file": record.transcript_of(self.out).name,
+            "sha256": hashlib.sha256(self.checkpoint.transcript.read_bytes()).hexdigest(),
+            "steps": len(scalars),
+            "law": header["law"]["version"],
+            "weights_sha256": transcript.digest(self.method.parameters) if replayable else None,
+        }
+
     def time(self) -> dict:
         trained = self.train_seconds > 0
         return {
             "wall_seconds": self.wall_seconds(),
             "train_seconds": self.train_seconds,
-            "steps_per_second": self.method.steps_taken / self.train_seconds if trained else None,
+            "steps_per_second": self.timed_steps / self.train_seconds if trained else None,
             "step_seconds": statistics.median(step for step, _ in self.timed) if self.timed else None,
             "two_forward_seconds": statistics.median(two for _, two in self.timed) if self.timed else None,
         }

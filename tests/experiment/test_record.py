@@ -42,6 +42,49 @@ def test_nothing_lies_beside_a_record(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": 2}
 
 
+def test_the_transcript_beside_a_record_is_its_own_or_none(tmp_path):
+    out, beside, kept = tmp_path / "a.json", tmp_path / "a.transcript", tmp_path / "kept"
+    kept.write_bytes(b"\x00 rows \xff")
+    record.write(out, {"a": 1}, kept)
+    assert beside.read_bytes() == kept.read_bytes()
+    record.write(out, {"a": 2})
+    assert json.loads(out.read_text()) == {"a": 2} and not beside.exists()
+
+
+def test_whoever_dies_between_transcript_and_record_leaves_no_record_that_another_transcript_lies_beside(
+    tmp_path, monkeypatch
+):
+    out, kept = tmp_path / "a.json", tmp_path / "kept"
+    kept.write_bytes(b"old")
+    record.write(out, {"a": 1}, kept)
+    kept.write_bytes(b"new")
+    whole = record.write_whole
+
+    def dies_before(fatal):
+        def write_whole(path, content):
+            if path == fatal:
+                raise KeyboardInterrupt
+            whole(path, content)
+
+        return write_whole
+
+    for fatal in (out, out.with_suffix(".transcript")):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(record, "write_whole", dies_before(fatal))
+            record.write(out, {"a": 2}, kept)
+        assert not out.exists()
+
+
+def test_a_release_that_is_refused_leaves_the_old_record_and_its_transcript(tmp_path):
+    out, kept = tmp_path / "a.json", tmp_path / "kept"
+    kept.write_bytes(b"old")
+    record.write(out, RELEASE, kept)
+    kept.write_bytes(b"new")
+    with pytest.raises(RuntimeError, match="train_loss"):
+        record.write(out, RELEASE | {"train_loss": 0.7}, kept)
+    assert json.loads(out.read_text()) == RELEASE and out.with_suffix(".transcript").read_bytes() == b"old"
+
+
 def test_a_record_that_cannot_be_written_leaves_the_old_one(tmp_path):
     record.write(tmp_path / "a.json", {"a": 1})
     with pytest.raises(TypeError):
@@ -169,6 +212,6 @@ def test_a_score_on_private_examples_is_refused():
 
 
 def test_every_listed_key_has_a_reason_and_none_is_withheld_as_well():
-    listed = record.ALLOWED_IN_A_RELEASE | record.ALLOWED_IN_A_CHECKPOINT
+    listed = record.ALLOWED_IN_A_RELEASE | record.ALLOWED_IN_A_CHECKPOINT | record.ALLOWED_IN_A_TRANSCRIPT
     assert all(len(reason) > 10 for reason in (listed | record.WITHHELD_FROM_A_RELEASE).values())
     assert not record.ALLOWED_IN_A_RELEASE.keys() & record.WITHHELD_FROM_A_RELEASE.keys()

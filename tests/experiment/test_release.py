@@ -20,7 +20,7 @@ from dpzero.language import examples, losses, models
 from dpzero.privacy import Budget, RunKey, budget
 from dpzero.report.figures import write_figures
 from dpzero.report.tables import write_tables
-from dpzero.zeroth_order import TwoPoint
+from dpzero.zeroth_order import TwoPoint, transcript
 
 METHODS = ["dpzero", "dp_zo_laplace", "dp_sgd", "dp_adam", "dp_aggzo", "dp_zoso"]
 OTHERS = {  # not in the sweep `smoke`: what they need beside DPZero's settings
@@ -60,13 +60,25 @@ def left_behind(cell: dict, folder: Path, monkeypatch) -> dict:
         "record": json.loads((folder / "record.json").read_text()),
         "lines": lines,
         "states": states,
-        "files": {path.name: path.read_text() for path in folder_of_it.iterdir()},
+        "files": {
+            path.name: path.read_bytes() for path in folder_of_it.iterdir() if path.name != "transcript"
+        },
+        "transcript": said_in(folder / "record.transcript"),
     }
+
+
+def said_in(path: Path) -> dict:
+    """A transcript's header and rows; of a method without one nothing."""
+    if not path.exists():
+        return {}
+    header, scalars = transcript.read(path)
+    return {"header": header, "scalars": scalars.tolist()}
 
 
 def numbers(left: dict) -> set[float]:
     """Every number in the record, in what was said and in the files."""
-    texts = " ".join([*left["lines"], *left["files"].values(), json.dumps(left["record"])])
+    texts = [*left["lines"], *(file.decode() for file in left["files"].values()), json.dumps(left["record"])]
+    texts = " ".join([*texts, json.dumps(left["transcript"])])
     return {float(n) for n in re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[+-]?\d+)?(?![\w.])", texts)}
 
 
@@ -213,15 +225,17 @@ def test_a_benchmark_of_other_data_leaves_other_things(private, tmp_path, monkey
 
 def test_every_key_of_the_lists_is_one_that_a_run_writes(private, tmp_path, monkeypatch):
     """What no run needs would be a hole."""
-    written, saved = set(), set()
-    for method in METHODS:
-        left = left_behind(private(method), tmp_path / method, monkeypatch)
+    written, saved, headers = set(), set(), set()
+    for method, tune in [*((method, "bias") for method in METHODS), ("dpzero", "full")]:
+        left = left_behind(private(method, tune=tune), tmp_path / f"{method}-{tune}", monkeypatch)
         written |= {path for path, _ in record.leaves(left["record"])}
         saved |= {path for state in left["states"] for path, _ in record.leaves(state)}
+        headers |= {path for path, _ in record.leaves(left["transcript"].get("header", {}))}
     for listed, found in (
         (record.ALLOWED_IN_A_RELEASE, written),
         (record.WITHHELD_FROM_A_RELEASE, written),
         (record.ALLOWED_IN_A_CHECKPOINT, saved),
+        (record.ALLOWED_IN_A_TRANSCRIPT, headers),
     ):
         assert [
             p for p in listed if not any(f == p or f.startswith(p.removesuffix("*")) for f in found)
@@ -249,7 +263,42 @@ def test_a_new_key_in_a_checkpoint_is_refused_until_it_is_listed(private, tmp_pa
     monkeypatch.setattr(checkpoint, "SECONDS", 0)
     with pytest.raises(RuntimeError, match=r"method\.loss"):
         run_cell(private("dpzero"), tmp_path / "record.json", lambda line: None, "cpu")
-    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"cell.json", "ledger"}
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {
+        "cell.json",
+        "ledger",
+        "transcript",
+    }
+
+
+def test_a_new_key_in_a_transcript_is_refused_until_it_is_listed(private, tmp_path, monkeypatch):
+    whole = TwoPoint._header
+    monkeypatch.setattr(TwoPoint, "_header", lambda self, base: whole(self, base) | {"examples": 240})
+    with pytest.raises(RuntimeError, match="examples"):
+        run_cell(private("dpzero"), tmp_path / "record.json", lambda line: None, "cpu")
+    assert [path.name for path in tmp_path.iterdir()] == ["record.checkpoint"]
+
+
+@pytest.mark.parametrize("method", ["dpzero", "dp_zo_laplace", "dp_aggzo"])
+def test_the_rows_of_a_transcript_are_the_releases_over_the_batch_size(
+    private, tmp_path, monkeypatch, method
+):
+    cell, released = private(method), []
+    whole, whole_ = Budget.release, Budget.release_
+
+    def release(self, step, clipped, clip):
+        released.append([whole(self, step, clipped, clip)])
+        return released[-1][0]
+
+    def release_(self, step, sums, clip):
+        whole_(self, step, sums, clip)
+        released.append(sums[0].tolist())
+
+    monkeypatch.setattr(Budget, "release", release)
+    monkeypatch.setattr(Budget, "release_", release_)
+    rows = np.array(left_behind(cell, tmp_path, monkeypatch)["transcript"]["scalars"])
+    settings = cell["settings"]
+    divisor = settings["batch_size"] * (2 * settings["smoothing"] if method == "dp_zo_laplace" else 1)
+    assert np.allclose(rows, np.array(released[-20:]) / divisor, rtol=1e-14, atol=0)
 
 
 # --- how a release ends, and what it says of itself

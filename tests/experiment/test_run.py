@@ -47,6 +47,8 @@ def repeatable(record: dict) -> dict:
         key: record["provenance"][key] for key in ("model", "data", "packages", "device", "threads")
     }
     same = {k: v for k, v in record.items() if k != "time"}
+    if record["transcript"]:
+        same["transcript"] = record["transcript"] | {"file": "the record's own name"}
     return same | {"curve": curve, "memory": memory, "provenance": provenance}
 
 
@@ -200,8 +202,10 @@ def test_steps_after_the_last_checkpoint_are_the_same_release_under_a_published_
     assert repeatable(run(cell)) == repeatable(run(cell, tmp_path / "whole.json"))
 
 
-def test_under_a_secret_key_they_are_further_releases_and_cost_more(run, smoke, monkeypatch):
-    cell = smoke("dpzero", noise_key="secret")
+def test_without_a_transcript_they_are_further_releases_under_a_secret_key_and_cost_more(
+    run, smoke, monkeypatch
+):
+    cell = smoke("dp_sgd", noise_key="secret")
     with monkeypatch.context() as patch:
         stop_at(patch, 13)
         with pytest.raises(KeyboardInterrupt):
