@@ -114,6 +114,14 @@ def test_the_sphere_is_the_gaussian_over_its_norm():
     assert equal(direction(shapes, ("sphere", 1), step=5), scaled)
 
 
+def test_a_law_of_the_sphere_that_meets_other_tensors_takes_their_norm():
+    law = law_of("sphere", 0)
+    for shapes in ([(40,)], [(8, 9), (7,)], [(40,)]):
+        z = [torch.zeros(shape) for shape in shapes]
+        law.add_(z, 0, 1.0)
+        assert equal(z, direction(shapes, ("sphere", 1)))
+
+
 @every_law
 def test_steps_can_be_visited_in_any_order(law):
     shapes = [(33,), (4, 5)]

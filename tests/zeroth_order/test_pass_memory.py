@@ -45,6 +45,16 @@ def test_no_temporary_is_as_large_as_a_big_tensor(law, engine, monkeypatch):
     assert tracker.live - held < MIB // 8  # the factors of low rank
 
 
+def test_low_rank_keeps_the_factors_of_one_step_alone():
+    tracker, law, tensors = LiveStorage(), law_of("low_rank", 0), [torch.zeros(300, 200)]
+    tracker.add(tensors[0])
+    held = tracker.live
+    with tracker:
+        for step in range(20):
+            law.add_(tensors, step, 1.0, direction=step % 2)
+    assert 500 * 4 <= tracker.live - held < 2 * 500 * 4
+
+
 class Tagger(nn.Module):
     """A big table, tied to the head, of which the loss reads two words' rows: 8 MiB of 8.2."""
 

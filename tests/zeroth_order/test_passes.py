@@ -362,6 +362,22 @@ def test_planned_moves_are_done_in_their_order_whenever_they_are_flushed(law):
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
+@pytest.mark.parametrize(
+    "left_at", [(0, 2), (0, 0), (1, 0)], ids=["another direction", "this one", "another step"]
+)
+def test_an_update_restores_from_wherever_the_weights_were_left(left_at):
+    model, law = small(torch.float64), law_of("gaussian", 0)
+    passes_ = read_of(model, law, "in_place")
+    x = [p.detach().clone() for p in trainable(model.parameters())]
+    z = written_out(law, x, 0, 0)
+    with torch.no_grad():
+        passes_.visit(*left_at, 0.5)
+        passes_.update(0, [0.25])
+        passes_.flush()
+    for p, origin, z_ in zip(trainable(model.parameters()), x, z, strict=True):
+        assert torch.allclose(p, origin + 0.25 * z_, rtol=0, atol=1e-12)
+
+
 def test_without_numba_a_step_is_the_same_to_the_bit(monkeypatch):
     ends = []
     for compiled in (kernels.compiled, None):
