@@ -57,9 +57,11 @@ class DPAggZO(TwoPoint):
         """One step on a batch, which may be empty. Returns the K released scalars over the batch size."""
         means, differences = zip(*(self._along(batch, k) for k in range(self.directions)), strict=True)
         self.training_loss = float(torch.stack(means).mean()) if len(batch) else None
-        released = self._clipped_sum(torch.stack(differences, dim=1))
-        self.budget.release_(self.steps_taken, [released], self.clip)
-        gradient = (released / self.batch_size).tolist()
+        with self._restored_on_failure():
+            released = self._clipped_sum(torch.stack(differences, dim=1))
+            self.budget.release_(self.steps_taken, [released], self.clip)
+            gradient = (released / self.batch_size).tolist()
+            self._record(gradient)
         self._move(gradient)
         return gradient
 

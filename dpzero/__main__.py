@@ -100,6 +100,21 @@ def _parser() -> argparse.ArgumentParser:
     membership.add_argument("--out", type=Path, default=Path("results/membership/tables"))
     membership.add_argument("--figures", type=Path, default=Path("figures/membership"))
     membership.set_defaults(verb=_membership)
+    benchmark = verbs.add_parser(
+        "benchmark", help="step time and memory of each method over two forward passes"
+    )
+    benchmark.add_argument("--model", default="roberta-base", help="a shape; its weights are random")
+    benchmark.add_argument("--batch-size", type=int, default=16)
+    benchmark.add_argument("--length", default="short", help="tokens of each text, or short (sentences)")
+    benchmark.add_argument("--token-budget", type=int, default=256, help="padded tokens of a micro-batch")
+    benchmark.add_argument("--rows", nargs="+", help="which methods (default: all)")
+    benchmark.add_argument("--rounds", type=int, default=7)
+    benchmark.add_argument("--compute", choices=("float32", "bfloat16"), default="float32")
+    benchmark.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
+    benchmark.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    benchmark.add_argument("--out", type=Path, default=Path("results/benchmark/tables"))
+    benchmark.add_argument("--figures", type=Path, default=Path("figures/benchmark"))
+    benchmark.set_defaults(verb=_benchmark)
     for question in (calibrate, epsilon, audit):
         _setting_arguments(question, AUDITED if question is audit else {})
         if question is not audit:
@@ -129,11 +144,7 @@ def _setting_arguments(parser: argparse.ArgumentParser, defaults: dict) -> None:
 
 def _run(options: argparse.Namespace) -> dict:
     cell = _cell(options)
-    threads = options.threads or len(os.sched_getaffinity(0))
-    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
-    os.environ.setdefault(
-        "OMP_WAIT_POLICY", "PASSIVE"
-    )  # two runs on two cores must not spin against each other
+    _use_threads(options.threads)
     from .experiment import kinds
 
     kind = kinds.kind_of(cell)
@@ -299,6 +310,34 @@ def _membership(options: argparse.Namespace) -> dict:
     write_whole(result, json.dumps(found, indent=1) + "\n")
     files = write_membership(result, options.out, options.figures)
     return {"result": str(result), "files": [str(file) for file in files]}
+
+
+def _benchmark(options: argparse.Namespace) -> dict:
+    _use_threads(options.threads)
+    import torch
+
+    from .experiment.benchmark import ROWS, Benchmark
+    from .experiment.record import write_whole
+    from .report.benchmark import write_benchmark
+
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    settings = {"token_budget": options.token_budget, "compute": options.compute, "rounds": options.rounds}
+    measured = Benchmark(
+        options.model, options.batch_size, options.length, **settings, device=device, log=_say
+    ).run(options.rows or list(ROWS))
+    name = f"{options.model}-{options.batch_size}x{options.length}-{options.compute}-{device.split(':')[0]}"
+    result = options.out / f"{name}.json"
+    write_whole(result, json.dumps(measured, indent=1) + "\n")
+    files = write_benchmark(result, options.out, options.figures)
+    return {"result": str(result), "files": [str(file) for file in files]}
+
+
+def _use_threads(threads: int) -> None:
+    """Before torch is imported."""
+    count = threads or len(os.sched_getaffinity(0))
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(count)
+    # two runs on two cores must not spin against each other
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _setting(options: argparse.Namespace):

@@ -72,7 +72,7 @@ class House:
         return {
             str(path.relative_to(folder)).removesuffix(".json")
             for path in folder.rglob("*")
-            if path.is_file()
+            if path.is_file() and path.suffix != ".transcript"
         }
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -18,7 +16,6 @@ from ..zeroth_order import transcript
 from ..zeroth_order.two_point import trainable
 from . import sweep
 from .methods import cards
-from .run import base_model
 
 
 def replay_record(file: Path, weights: Path | None = None, device: str | None = None) -> dict:
@@ -30,8 +27,9 @@ def replay_record(file: Path, weights: Path | None = None, device: str | None = 
     made = _read(file)
     cell, path = sweep.complete(made["cell"]), _transcript(file, made)
     _check_base(file, made, cell)
-    with _threads(made["provenance"].get("threads")):
-        model = base_model(cell, tasks.load(cell["task"]), device)
+    model = models.load(
+        cell["model"], tasks.load(cell["task"]), cell["settings"]["tune"], cell["seed"], device
+    )
     parameters = trainable(model.parameters())
     try:
         steps = transcript.replay(parameters, path)
@@ -101,17 +99,6 @@ def _check_base(file: Path, made: dict, cell: dict) -> None:
         raise UsageError(
             f"the model {cell['model']} here is not the one that {file} started from: install the version of that run"
         )
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """An encoder's head is computed, and sums may depend on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _save(file: Path, model: models.Classifier) -> None:

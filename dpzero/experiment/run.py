@@ -43,7 +43,7 @@ def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device
     except Diverged as error:
         result = {"status": "diverged", "error": str(error), **run.unfinished()}
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not memory.is_out_of_memory(error):
             raise
         words = record.OUT_OF_MEMORY if run.release else str(error).splitlines()[0]
         result = {"status": "oom", "error": words, **run.unfinished()}
@@ -51,17 +51,6 @@ def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device
     record.write(out, made, run.checkpoint.transcript if made["transcript"] else None)
     run.checkpoint.remove()
     return made
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return any(words in str(error) for words in ("can't allocate memory", "out of memory", "ALLOC_FAILED"))
-
-
-def base_model(cell: dict, task: tasks.Task, device: str) -> models.Classifier:
-    """Where the run of a cell starts. Made on the CPU: an encoder's head is computed, and other devices round otherwise."""
-    return models.load(cell["model"], task, cell["settings"]["tune"], cell["seed"]).to(device)
 
 
 class Run:
@@ -77,7 +66,7 @@ class Run:
         self.task = tasks.load(cell["task"])
         self.examples = examples.encode(cell["task"], cell["model"], self.settings["max_length"])
         self.checkpoint = Checkpoint(out, cell)
-        self.loss = losses.CrossEntropy(self.settings["token_budget"])
+        self.loss = losses.CrossEntropy(self.settings["token_budget"], self.settings["compute"])
         self.curve: list[dict] = []
         self.train_seconds, self.timed_steps = 0.0, 0
         self.timed: list[tuple[float, float]] = []  # (a step, two forwards)
@@ -88,7 +77,9 @@ class Run:
     # -- parts ---------------------------------------------------------------------------------------------------------
 
     def make_model(self) -> models.Classifier:
-        return base_model(self.cell, self.task, self.device)
+        return models.load(
+            self.cell["model"], self.task, self.settings["tune"], self.cell["seed"], self.device
+        )
 
     def make_budget(self, key: RunKey, ledger: Path | None) -> Budget | None:
         if not self.card.private:

@@ -31,6 +31,7 @@ FOLDER = Path(__file__).with_name("sweeps")
 AXES = ("tasks", "models", "methods", "epsilons", "seeds")
 CHOICES = {
     "tune": ("full", "bias", "lora", "head"),
+    "compute": ("float32", "bfloat16"),
     "split": ("test", "dev"),
     "noise_key": ("published", "secret"),
     "noise_arithmetic": ("float", "exact"),
@@ -45,6 +46,7 @@ RUN_SETTINGS = {
     "steps": ("int", None),
     "max_length": ("int", 64),  # tokens
     "token_budget": ("int", 2048),  # padded tokens of a micro-batch
+    "compute": ("str", "float32"),  # of matrix products; weights and losses are float32 in any case
     "evaluate_every": ("int", 0),  # steps between points of the learning curve; 0: start and end
     "curve_examples": ("int", 256),  # dev examples for the curve
     "split": ("str", "test"),  # what the metric is taken on; dev for choosing settings

@@ -97,13 +97,13 @@ def load(name: str, task: Task, tune: str, seed: int = 0, device: str = "cpu") -
     backbone, output_rows = _backbone(name, stanza, task)
     model = Classifier(backbone, len(task.labels), stanza["kind"], stanza.get("feature_scale", 1.0))
     tuning.select(model, tune)
-    model.eval().to(device)
+    model.eval()
     with torch.no_grad():
         if stanza["kind"] == "causal":
             model.head.weight.copy_(output_rows)
         else:
             model.head.weight.copy_(_embed(model, [tokenizer(name, 64)(word) for word in task.words]))
-    return model
+    return model.to(device)
 
 
 def _backbone(name: str, stanza: dict, task: Task) -> tuple[nn.Module, Tensor | None]:
@@ -142,10 +142,13 @@ def _answer_tokens(name: str, task: Task) -> list[int]:
 
 
 def _embed(model: Classifier, sequences: list[list[int]]) -> Tensor:
-    """Unit-norm features of token sequences: the label words, which are public."""
-    device = next(model.parameters()).device
+    """Unit-norm features of token sequences: the label words, which are public.
+
+    In float64 on the CPU, then rounded: the same bits whatever the machine and its threads, so that a transcript fits its base.
+    """
+    model.double()
     rows = []
-    for ids in sequences:
-        ids = torch.tensor([ids], device=device)
-        rows.append(model.features(ids, torch.ones_like(ids))[0] / model.feature_scale)
-    return torch.stack(rows)
+    for ids in map(torch.tensor, sequences):
+        rows.append(model.features(ids[None], torch.ones_like(ids)[None])[0] / model.feature_scale)
+    model.float()
+    return torch.stack(rows).float()

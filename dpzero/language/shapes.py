@@ -24,30 +24,30 @@ def catalogue() -> dict[str, dict]:
 
 
 class Answering(nn.Module):
-    """A masked or causal language model whose head is taken at one position of each text and for two words only.
+    """A masked or causal language model that is read at one position of each text, by a head of two words.
 
     forward(input_ids [B, L], attention_mask [B, L]) -> logits [B, 2], float32. The position is the text's last one: the mask of a
-    prompt that ends in it, or where a causal model says what comes next.
+    prompt that ends in it, or where a causal model says what comes next. The head starts as the rows of the two words.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        rows = model.get_output_embeddings().weight
+        self.head = nn.Linear(rows.shape[1], len(ANSWERS), bias=False, dtype=rows.dtype, device=rows.device)
+        with torch.no_grad():
+            self.head.weight.copy_(rows[list(ANSWERS)])
+        if "bias" in dict(model.get_output_embeddings().named_parameters()):
+            model.get_output_embeddings().bias.requires_grad_(False)  # of the vocabulary, which is not asked
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         hidden = self.model.base_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         last = attention_mask.sum(1) - 1  # padding is on the right
         hidden = hidden[torch.arange(len(hidden), device=hidden.device), last]
-        head = self.model.get_output_embeddings()
-        if hasattr(self.model, "lm_head") and head is not self.model.lm_head:  # RoBERTa's has a layer before
+        if hasattr(self.model.lm_head, "dense"):  # RoBERTa has a layer before its words
             inner = self.model.lm_head
             hidden = inner.layer_norm(nn.functional.gelu(inner.dense(hidden)))
-        words = torch.tensor(ANSWERS, device=hidden.device)
-        rows = nn.functional.embedding(
-            words, head.weight
-        )  # a look-up: what is not asked for is not perturbed
-        bias = head.bias[words] if head.bias is not None else None
-        return nn.functional.linear(hidden, rows, bias).float()
+        return self.head(hidden).float()
 
 
 def build(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Answering:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from dpzero.errors import UsageError
-from dpzero.report import drawing, style
+from dpzero.report import drawing, provenance, style
 from dpzero.report.render import Table, number
 
 ATTACKS = {"loss": "loss against base", "lira": "LiRA"}
@@ -45,7 +45,9 @@ def write_membership(result: Path, tables: Path, figures: Path) -> list[Path]:
     files[0].write_text(made.csv(), "utf-8")
     files[1].write_text(made.markdown(), "utf-8")
     with style.settings():
-        return files + style.save(figure(found), Path(figures), "membership", provenance(found))
+        return files + style.save(
+            figure(found), Path(figures), "membership", provenance.short(found["provenance"])
+        )
 
 
 def table(found: dict[str, Any]) -> Table:
@@ -75,7 +77,7 @@ def table(found: dict[str, Any]) -> Table:
             line["dev accuracy"] = number(method["dev_accuracy"], ".1%")
     made.shown = list(pairs.values())
     made.notes = notes(found)
-    made.provenance = provenance(found)
+    made.provenance = provenance.short(found["provenance"])
     return made
 
 
@@ -101,15 +103,6 @@ def notes(found: dict[str, Any]) -> list[str]:
         "That an attack finds little proves nothing: stronger attackers (of the transcript, or with chosen texts) exist.",
         f"Keys are {found['noise_key']} and the data {found['data']}: valid release: {'yes' if found['valid_release'] else 'no'}.",
     ]
-
-
-def provenance(found: dict[str, Any]) -> str:
-    """One line, without times."""
-    made = found["provenance"]
-    dirty = " (dirty tree)" if made["dirty"] else ""
-    packages = [f"{name} {version}" for name, version in made["packages"].items()]
-    parts = [f"commit {made['git'][:7]}{dirty}", f"code {made['code'][:12]}", f"device {made['device']}"]
-    return "; ".join([*parts, f"Python {made['python']}", *packages])
 
 
 def figure(found: dict[str, Any]) -> Figure:

@@ -51,6 +51,14 @@ def line(runs: pandas.DataFrame, sweep: str) -> str:
     return " ".join("; ".join(parts).split())
 
 
+def short(made: dict[str, Any]) -> str:
+    """The provenance of one result on one line, without times."""
+    dirty = " (dirty tree)" if made["dirty"] else ""
+    packages = [f"{name} {version}" for name, version in made["packages"].items()]
+    parts = [f"commit {made['git'][:7]}{dirty}", f"code {made['code'][:12]}", f"device {made['device']}"]
+    return "; ".join([*parts, f"Python {made['python']}", *packages])
+
+
 def footnote(runs: pandas.DataFrame, sweep: str) -> str:
     """What fits in the corner of a figure: sweep, runs, commit, device."""
     made = runs[runs["status"] != "missing"]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from . import kernels
 from .reference import Key
@@ -91,16 +92,19 @@ class Sphere(Gaussian):
         sizes = [t.numel() for t in tensors]
         if sizes != self.sizes:
             self.sizes, self._factors = sizes, {}
-        self.device = tensors[0].device
+        self.device, self.fake = tensors[0].device, isinstance(tensors[0], FakeTensor)
         return self
 
     def factor(self, step: int, direction: int) -> float:
         """sqrt(d) over the norm: one more pass of numbers, of none over the weights."""
+        if self.fake:
+            return 1.0
         if (step, direction) not in self._factors:
             squares = kernels.sum_of_squares(self.sizes, self.key, step, direction, self.device)
             if len(self._factors) > 1000:
                 self._factors.clear()
-            self._factors[step, direction] = math.sqrt(sum(self.sizes) / (squares * 2.0**-20))
+            # of a few numbers that all round to zero the norm is taken as the least that does not
+            self._factors[step, direction] = math.sqrt(sum(self.sizes) / (max(squares, 1) * 2.0**-20))
         return self._factors[step, direction]
 
     def _scales(self, move: Move) -> tuple[float, ...]:

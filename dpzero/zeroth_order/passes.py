@@ -47,9 +47,14 @@ class Passes:
             with _Reads(self.read, self.law, Move(step, direction, (scale,))) if self.read else nullcontext():
                 yield
         except BaseException:
-            self.visit(step, direction, 0.0)
-            self.flush()
+            self.restore()
             raise
+
+    def restore(self) -> None:
+        """What is written goes back to x, to rounding."""
+        step, direction, _ = self.at
+        self.visit(step, direction, 0.0)
+        self.flush()
 
     def visit(self, step: int, direction: int, scale: float) -> None:
         """Plans the move of what is written to x + scale z."""
@@ -100,13 +105,29 @@ def read_numbers(model: nn.Module, parameters: Sequence[Tensor], law: Gaussian, 
     """Which tensors to read: tables of embeddings, with low rank the matrices of linear layers; all with `on_read`."""
     if perturb not in PERTURB:
         raise ValueError(f"perturb is {perturb!r}: give one of {', '.join(PERTURB)}")
+    if compiled := _first_compiled(model):
+        if perturb == "on_read" or law.linear:
+            raise ValueError(
+                f"{compiled}, whose reads of weights cannot be seen: perturb in_place with another law than low_rank, or do not compile it"
+            )
+        return []
     if perturb == "on_read":
         return list(range(len(parameters)))
     kinds = (nn.Embedding, nn.Linear) if law.linear else (nn.Embedding,)
-    # an embedding with max_norm rescales the rows that it is asked for, in place
-    readers = [m for m in model.modules() if isinstance(m, kinds) and getattr(m, "max_norm", None) is None]
-    read = {id(m.weight) for m in readers}
+    read = {id(m.weight) for m in model.modules() if isinstance(m, kinds)}
     return [j for j, p in enumerate(parameters) if id(p) in read and p.dim() == 2]
+
+
+def _first_compiled(model: nn.Module) -> str:
+    """Which part of the model torch runs without asking Python for each operation, or for all of it; empty if none."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            return f"layer {name or 'model'} is TorchScript"
+        if type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None):
+            return f"layer {name or 'model'} is compiled"
+        if isinstance(module, nn.DataParallel):
+            return f"layer {name or 'model'} is DataParallel"
+    return ""
 
 
 class _Reads(TorchFunctionMode):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 import zlib
 from bisect import bisect_right
@@ -54,11 +55,12 @@ class Transcript:
         return len(self.scalars)
 
     def append(self, scalars: Sequence[float]) -> None:
-        """One row; with the operating system before the caller goes on."""
+        """One row; on disk before the caller goes on."""
         row = np.asarray(scalars, "<f8")
         self._sum = zlib.crc32(row.tobytes(), self._sum)
         self._file.write(row.tobytes() + struct.pack("<I", self._sum))
         self._file.flush()
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -97,7 +99,9 @@ class TwoPoint:
             raise ValueError(f"{len(users)} users for {len(batch)} examples: give the user of each example")
         plus, minus = self._both_sides(batch)
         self.training_loss = float((plus + minus).mean() / 2) if len(batch) else None
-        gradient = self.projected_gradient(_user_means(plus - minus, users))
+        with self._restored_on_failure():
+            gradient = self.projected_gradient(_user_means(plus - minus, users))
+            self._record([gradient])
         self._move([gradient])
         return gradient
 
@@ -109,10 +113,21 @@ class TwoPoint:
                 sides.append(self._losses(batch))
         return sides[0], sides[1]
 
-    def _move(self, gradients: Sequence[float]) -> None:
-        """x <- x - learning_rate * sum over k of gradients[k] z_k, from wherever the weights are. Ends the step."""
+    @contextmanager
+    def _restored_on_failure(self) -> Iterator[None]:
+        """A refused release leaves the weights where the step found them, to rounding."""
+        try:
+            yield
+        except BaseException:
+            self.passes.restore()
+            raise
+
+    def _record(self, gradients: Sequence[float]) -> None:
         if self.transcript is not None:
             self.transcript.append(gradients)
+
+    def _move(self, gradients: Sequence[float]) -> None:
+        """x <- x - learning_rate * sum over k of gradients[k] z_k, from wherever the weights are. Ends the step."""
         self.passes.update(self.steps_taken, [-self.learning_rate * g for g in gradients])
         self.passes.flush()
         self.steps_taken += 1
@@ -139,6 +154,10 @@ class TwoPoint:
         Raises:
             ValueError: a file of another run, a damaged one, or one that has fewer steps than were taken.
         """
+        if self.steps_taken and not path.exists():
+            raise ValueError(
+                f"{self.steps_taken} steps were taken without a transcript at {path}: begin it before the first step"
+            )
         base = digest(self.parameters) if self.steps_taken == 0 else read(path)[0]["base_sha256"]
         self.transcript = Transcript(path, self._header(base))
         if len(self.transcript) < self.steps_taken:
@@ -191,6 +210,10 @@ def check_independence(model: nn.Module) -> None:
                 f"layer {name} normalises over the batch, so that one example's loss depends on the others: call model.eval() or "
                 "use a layer that normalises each example"
             )
+        if getattr(module, "max_norm", None) is not None:
+            raise ValueError(
+                f"layer {name} has max_norm, which rewrites the rows that a batch asks for, without noise: make it without"
+            )
 
 
 def trainable(parameters: Iterable[Tensor]) -> Sequence[Tensor]:
@@ -207,4 +230,25 @@ def trainable(parameters: Iterable[Tensor]) -> Sequence[Tensor]:
             raise ValueError(
                 f"a trainable parameter is stored in {p.dtype}, in which small zeroth-order updates vanish: use float32 weights"
             )
+        if p.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"a trainable parameter of shape {tuple(p.shape)} is stored in {p.dtype}, which is not perturbed: train float32 weights "
+                "(a quantised model is trained through an adapter)"
+            )
+    _refuse_overlap(chosen)
     return chosen
+
+
+def _refuse_overlap(chosen: Sequence[Tensor]) -> None:
+    """Two parameters on the same memory would be moved twice; one parameter under two names is moved once."""
+    spans = []
+    for p in chosen:
+        start = p.storage_offset() * p.element_size()
+        where = p.untyped_storage()._cdata, start, start + p.numel() * p.element_size(), p.shape
+        spans += [where] if p.numel() else []
+    spans.sort()
+    for (storage, _, end, first), (other, start, _, second) in pairwise(spans):
+        if storage == other and start < end:
+            raise ValueError(
+                f"two parameters of shapes {tuple(first)} and {tuple(second)} share memory: tie them as one nn.Parameter under two names"
+            )

@@ -47,7 +47,7 @@ def test_one_direction_is_dpzero():
 
 def test_a_step_is_the_papers():
     """Differences over K, clipped as a vector (some are), summed, over the expected batch size, along all directions."""
-    mine, directions, smoothing, clip = model(), 3, 1e-3, 2.0
+    mine, directions, smoothing, clip = model(), 3, 1e-3, 3.0
     start, batch = flat(mine), torch.arange(5)
     z = []
     for k in range(directions):

@@ -269,10 +269,31 @@ def test_a_tied_table_and_head_move_as_one(law, perturb):
     )
 
 
-def test_a_table_that_rescales_its_rows_is_written_in_place():
-    table = nn.Embedding(9, 4, max_norm=1.0)
-    model = nn.Sequential(table, nn.Linear(4, 2))
-    assert set(read_of(model, law_of("gaussian", 0), "in_place").written) == {0, 1, 2}
+def test_a_table_that_rescales_its_rows_is_refused():
+    """It would write to the weights what the batch asks for, without noise."""
+    model = nn.Sequential(nn.Embedding(9, 4, max_norm=1.0), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=r"layer 0 has max_norm, which rewrites the rows .* make it without"):
+        method(model, 1)
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    model.compile(backend="eager")
+    return model
+
+
+@pytest.mark.parametrize(
+    ("opaque", "what"),
+    [(compiled, "compiled"), (torch.jit.script, "TorchScript"), (nn.DataParallel, "DataParallel")],
+)
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_where_reads_cannot_be_seen_all_is_written_or_nothing_done(opaque, what):
+    model = opaque(nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 2)))
+    assert method(model, 1).passes.read == {}
+    for settings in ({"perturb": "on_read"}, {"direction_law": "low_rank"}):
+        with pytest.raises(
+            ValueError, match=f"is {what}, whose reads of weights cannot be seen: perturb in_place"
+        ):
+            method(model, 1, **settings)
 
 
 @every_law

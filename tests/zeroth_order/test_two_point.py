@@ -307,3 +307,33 @@ def test_a_parameter_that_is_not_contiguous_is_refused():
 def test_a_setting_that_is_not_positive_is_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} is {value}: it must be positive"):
         method(Point(), **{name: value})
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn])
+def test_a_number_that_is_not_perturbed_is_refused(dtype):
+    model = Point()
+    model.a = nn.Parameter(torch.zeros(2, 3).to(dtype))
+    with pytest.raises(ValueError, match=rf"shape \(2, 3\) is stored in {dtype}, which is not perturbed"):
+        method(model)
+
+
+def test_two_parameters_on_the_same_memory_are_refused():
+    model = Point()
+    model.b = nn.Parameter(model.a.data.view(-1)[25:])
+    with pytest.raises(ValueError, match=r"share memory: tie them as one nn.Parameter under two names"):
+        method(model)
+    whole = torch.zeros(30)
+    model.a, model.b = nn.Parameter(whole[:20]), nn.Parameter(whole[20:])
+    assert len(method(model).parameters) == 2
+
+
+def test_a_refused_release_leaves_the_weights_where_they_were():
+    class Refusing(Plain):
+        def projected_gradient(self, difference):
+            raise ValueError("no")
+
+    model = Point()
+    start, me = model.vector().detach().clone(), method(model, kind=Refusing, smoothing=0.5)
+    with pytest.raises(ValueError, match="no"):
+        me.step(EXAMPLES)
+    assert torch.allclose(model.vector(), start, atol=1e-6) and me.steps_taken == 0
