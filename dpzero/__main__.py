@@ -322,12 +322,14 @@ def _benchmark(options: argparse.Namespace) -> dict:
 
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     settings = {"token_budget": options.token_budget, "compute": options.compute, "rounds": options.rounds}
-    measured = Benchmark(
-        options.model, options.batch_size, options.length, **settings, device=device, log=_say
-    ).run(options.rows or list(ROWS))
     name = f"{options.model}-{options.batch_size}x{options.length}-{options.compute}-{device.split(':')[0]}"
     result = options.out / f"{name}.json"
-    write_whole(result, json.dumps(measured, indent=1) + "\n")
+    benchmark = Benchmark(
+        options.model, options.batch_size, options.length, **settings, device=device, log=_say
+    )
+    benchmark.run(
+        options.rows or list(ROWS), lambda found: write_whole(result, json.dumps(found, indent=1) + "\n")
+    )
     files = write_benchmark(result, options.out, options.figures)
     return {"result": str(result), "files": [str(file) for file in files]}
 

@@ -26,6 +26,7 @@ from .provenance import provenance
 from .public_step import PublicStep
 
 STEP = {"learning_rate": 1e-9}  # so small that the weights stay what they are
+VOCABULARY = 30_000  # tokens of the batch are below it, and so in every shape
 NOISE = {"clip": 1.0, **STEP}
 
 
@@ -69,7 +70,7 @@ def batch_of(size: int, lengths: str, seed: int = 0) -> Examples:
         counts = np.full(size, int(lengths))
     else:
         raise UsageError(f"--length is {lengths!r}: give a number of tokens, or short")
-    return Examples.of([random.integers(5, 30_000, n) for n in counts], random.integers(0, 2, size))
+    return Examples.of([random.integers(5, VOCABULARY, n) for n in counts], random.integers(0, 2, size))
 
 
 class Benchmark:
@@ -93,8 +94,8 @@ class Benchmark:
         self.batch, self.lengths, self.compute = batch_of(batch_size, lengths), lengths, compute
         self.token_budget = token_budget
 
-    def run(self, names: list[str]) -> dict:
-        """Measures the rows. A row that runs out of memory is a row that says so."""
+    def run(self, names: list[str], keep: Callable[[dict], object] = lambda found: None) -> dict:
+        """Measures the rows; after each group `keep` has those that are there. One that runs out of memory says so."""
         unknown = [name for name in names if name not in ROWS]
         if unknown:
             raise UsageError(f"no row {unknown[0]!r}: give some of {', '.join(ROWS)}")
@@ -103,8 +104,9 @@ class Benchmark:
         for group in [shared, *([name] for name in names if name not in shared)]:
             if group:
                 found += self._group(group)
-        order = {name: i for i, name in enumerate(names)}
-        return {**self._header(), "rows": sorted(found, key=lambda row: order[row["name"]])}
+                found.sort(key=lambda row: names.index(row["name"]))
+                keep(made := {**self._header(), "rows": found})
+        return made
 
     # -- measuring -----------------------------------------------------------------------------------------------------
 
@@ -123,17 +125,15 @@ class Benchmark:
         inference = memory.peak_bytes(model, lambda: self._forward(model))
         for name in names:
             self.log(f"{self.name}: memory of {ROWS[name].title}")
-            peak = self._peak(model, name)
-            rows[name] |= {"weights_bytes": weights, "inference_peak_bytes": inference, "peak_bytes": peak}
-            if peak is None:
-                rows[name]["status"] = "oom"
+            rows[name] |= {"weights_bytes": weights, "inference_peak_bytes": inference}
+            rows[name] |= self._peak(model, name)
         able = [name for name in names if rows[name]["status"] == "ok"]
         for name, times in self._times(model, able).items():
             rows[name] |= times
         return list(rows.values())
 
-    def _peak(self, model: shapes.Answering, name: str) -> int | None:
-        """Of two steps: optimiser state is made in the first and is there in the second. None where memory runs out."""
+    def _peak(self, model: shapes.Answering, name: str) -> dict:
+        """Of two steps: optimiser state is made in the first and is there in the second. Or why there is none."""
         if ROWS[name].method not in ON_ONE_MODEL:  # hooks and moments stay off the model that is timed
             model = shapes.build(self.name, device=self.device)
 
@@ -143,11 +143,13 @@ class Benchmark:
             step()
 
         try:
-            return memory.peak_bytes(model, two_steps)
+            return {"peak_bytes": memory.peak_bytes(model, two_steps)}
+        except ValueError as error:  # the method refuses this model
+            return {"status": "refused", "error": str(error)}
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not memory.is_out_of_memory(error):
                 raise
-            return None
+            return {"status": "oom"}
 
     def _times(self, model: shapes.Answering, names: list[str]) -> dict[str, dict]:
         steps = {name: self._step(model, name) for name in names}

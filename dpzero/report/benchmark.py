@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from dpzero.errors import UsageError
 from dpzero.report import drawing, style
@@ -54,7 +55,7 @@ def table(found: dict[str, Any]) -> Table:
                 "tokens/s": number(row.get("tokens_per_second"), ".0f"),
                 "peak over weights (MiB)": _mebibytes(extra(row)),
                 "over that of inference": _over_inference(row),
-                "public-style step is": _times(public, row),
+                "public-style step takes": _times(public, row),
             }
         )
     made.notes = notes(found)
@@ -107,11 +108,11 @@ def _over_inference(row: dict[str, Any]) -> str:
 
 
 def _times(public: dict[str, Any], row: dict[str, Any]) -> str:
-    """How much slower and larger the public-style step is."""
+    """What the public-style step takes in units of this one: time, and memory over the weights."""
     if "step_seconds_median" not in public or "step_seconds_median" not in row or row is public:
         return ABSENT
     slower = public["step_seconds_median"] / row["step_seconds_median"] * row["pairs"]
-    return f"{slower:.1f}× slower, {extra(public) / extra(row):.1f}× larger"
+    return f"{slower:.1f}× the time, {extra(public) / extra(row):.1f}× the memory"
 
 
 def figure(found: dict[str, Any]) -> Figure:
@@ -119,7 +120,7 @@ def figure(found: dict[str, Any]) -> Figure:
     rows = [row for row in found["rows"] if row["status"] == "ok"][::-1]
     drawn, panels = drawing.canvas(1, 2, 0.26 * len(rows) + 0.9, sharey=True)
     time, size = panels[0]
-    _bars(time, rows, [row["ratio_median"] for row in rows], ".2f")
+    _bars(time, rows, [row["ratio_median"] for row in rows], ".2f", [row["ratio_max"] for row in rows])
     time.errorbar(
         [row["ratio_median"] for row in rows],
         range(len(rows)),
@@ -133,9 +134,14 @@ def figure(found: dict[str, Any]) -> Figure:
         capsize=1.5,
     )
     time.axvline(1, color=style.BLACK, linestyle=":", linewidth=0.8)
+    time.set_xscale("log")
+    time.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    time.xaxis.set_minor_locator(NullLocator())
+    time.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     time.set_xlabel("step time / two forward passes")
     time.set_yticks(range(len(rows)), [row["title"] for row in rows])
-    _bars(size, rows, [extra(row) / 2**20 for row in rows], ".0f")
+    sizes = [extra(row) / 2**20 for row in rows]
+    _bars(size, rows, sizes, ".0f", sizes)
     inference = (rows[0]["inference_peak_bytes"] - rows[0]["weights_bytes"]) / 2**20
     size.axvline(inference, color=style.BLACK, linestyle=":", linewidth=0.8)
     size.set_xscale("log")
@@ -147,11 +153,11 @@ def figure(found: dict[str, Any]) -> Figure:
     return drawn
 
 
-def _bars(axis: Axes, rows: list[dict[str, Any]], values: list[float], form: str) -> None:
+def _bars(axis: Axes, rows: list[dict[str, Any]], values: list[float], form: str, ends: list[float]) -> None:
     colours = [COLOURS.get(row["name"], style.VERMILION) for row in rows]
     axis.barh(range(len(rows)), values, color=colours, height=0.65)
-    for y, value in enumerate(values):
+    for y, (value, end) in enumerate(zip(values, ends, strict=True)):
         axis.annotate(
-            format(value, form), (value, y), (10, 0), textcoords="offset points", va="center", fontsize=6
+            format(value, form), (end, y), (4, 0), textcoords="offset points", va="center", fontsize=6
         )
     axis.margins(x=0.18)
