@@ -51,6 +51,9 @@ ROWS = {
     "mezo_sphere": Row("MeZO, sphere", "mezo", STEP | {"direction_law": "sphere"}),
     "mezo_signs": Row("MeZO, signs", "mezo", STEP | {"direction_law": "rademacher"}),
     "mezo_low_rank": Row("MeZO, rank 1", "mezo", STEP | {"direction_law": "low_rank"}),
+    "mezo_low_rank_on_read": Row(
+        "MeZO, rank 1, in the linears", "mezo", STEP | {"direction_law": "low_rank", "perturb": "on_read"}
+    ),
     "dp_aggzo": Row("DP-AggZO, 4 directions", "dp_aggzo", NOISE | {"directions": 4}),
     "public": Row("public-style step", "public"),
     "sgd": Row("SGD", "fine_tuning", STEP | {"optimizer": "sgd"}),

@@ -41,7 +41,7 @@ class Gaussian:
 
     law = "gaussian-philox4x32-10-boxmuller-v2"
     kind = "normals"
-    linear = False  # whether a matrix need not be written out to be applied
+    linear = False  # whether a linear layer can apply it to its input
 
     def __init__(self, seed: int) -> None:
         self.key = key_of(seed)
@@ -121,7 +121,7 @@ class Rademacher(Gaussian):
 
 class LowRank(Gaussian):
     """z = U V^T / sqrt(rank) for a matrix, U and V normal (tensors of more dimensions as matrices of shape [first, rest]); normal
-    for a vector. A linear layer applies it to its input, y += scale (x V) U^T, so that no matrix is written out.
+    for a vector. Read, a linear layer applies it to its input, y += scale (x V) U^T, and no matrix is written.
     """
 
     linear = True

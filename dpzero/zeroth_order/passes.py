@@ -2,7 +2,8 @@
 
 A tensor is perturbed in one of two ways. It is *written*, in place, and restored together with the update; or it is *read*: it stays
 at x, and every operation of the model that takes it gets x + scale z instead. Reading suits a table of embeddings, of which a batch
-needs a few rows, and directions of low rank, which a linear layer applies to its input; read, a weight never drifts by rounding.
+needs a few rows; and directions of low rank, which a linear layer then applies to its input, where a pass over the weights is
+dearer than one over the activations (on a GPU, few tokens). Read, a weight never drifts by rounding.
 """
 
 from __future__ import annotations
@@ -101,20 +102,17 @@ def _joined(moves: Sequence[Move]) -> Iterator[Move]:
         yield Move(step, direction, tuple(scale for move in several for scale in move.scales))
 
 
-def read_numbers(model: nn.Module, parameters: Sequence[Tensor], law: Gaussian, perturb: str) -> list[int]:
-    """Which tensors to read: tables of embeddings, with low rank the matrices of linear layers; all with `on_read`."""
+def read_numbers(model: nn.Module, parameters: Sequence[Tensor], perturb: str) -> list[int]:
+    """Which tensors to read: in_place the tables of embeddings, on_read all."""
     if perturb not in PERTURB:
         raise ValueError(f"perturb is {perturb!r}: give one of {', '.join(PERTURB)}")
     if compiled := _first_compiled(model):
-        if perturb == "on_read" or law.linear:
-            raise ValueError(
-                f"{compiled}, whose reads of weights cannot be seen: perturb in_place with another law than low_rank, or do not compile it"
-            )
+        if perturb == "on_read":
+            raise ValueError(f"{compiled}, whose reads of weights cannot be seen: perturb in_place")
         return []
     if perturb == "on_read":
         return list(range(len(parameters)))
-    kinds = (nn.Embedding, nn.Linear) if law.linear else (nn.Embedding,)
-    read = {id(m.weight) for m in model.modules() if isinstance(m, kinds)}
+    read = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     return [j for j, p in enumerate(parameters) if id(p) in read and p.dim() == 2]
 
 

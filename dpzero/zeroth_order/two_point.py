@@ -64,9 +64,7 @@ class TwoPoint:
         self.parameters = trainable(model.parameters())
         self.seed, self.direction_law, self.direction_rank = seed, direction_law, direction_rank
         self.law = law_of(direction_law, seed, direction_rank)
-        self.passes = Passes(
-            self.parameters, self.law, read_numbers(model, self.parameters, self.law, perturb)
-        )
+        self.passes = Passes(self.parameters, self.law, read_numbers(model, self.parameters, perturb))
         self.steps_taken = 0
         self.transcript: Transcript | None = None
         # an un-noised function of the batch: only for benchmarks on public data

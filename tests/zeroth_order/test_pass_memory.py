@@ -127,7 +127,7 @@ def published(request):
 def peak_of_both_sides(published, law: str, perturb: str) -> int:
     _, model, forward, _, _ = published
     parameters, mine = trainable(model.parameters()), law_of(law, 0)
-    passes = Passes(parameters, mine, read_numbers(model, parameters, mine, perturb))
+    passes = Passes(parameters, mine, read_numbers(model, parameters, perturb))
 
     def both_sides():
         for scale in (1e-3, -1e-3):
@@ -162,7 +162,7 @@ def test_fake_tensors_take_a_whole_step(law, perturb):
     with FakeTensorMode():
         model, words = Tagger().eval(), torch.ones(4, 10, dtype=torch.long)
         parameters, mine = trainable(model.parameters()), law_of(law, 0)
-        passes = Passes(parameters, mine, read_numbers(model, parameters, mine, perturb))
+        passes = Passes(parameters, mine, read_numbers(model, parameters, perturb))
         with passes.perturbed(0, 0, 1e-3), torch.no_grad():
             assert model(words).shape == (4, 2)
         passes.update(0, [0.5])
