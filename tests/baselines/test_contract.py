@@ -368,6 +368,7 @@ def test_one_example_moves_what_is_noised_by_the_bound_at_most(name, train, loud
 def test_no_example_influences_the_loss_of_another(name, tune, token_budget, data):
     """Another text, a longer one, a shorter one, another label, or none at all in its place."""
     model, loss = make_model(tune, name), losses.CrossEntropy(token_budget)
+    rounding = 4e-6  # of losses of about 2, through some hundred float32 operations each
     batch = data[name]["train"][np.arange(6)]
     rows = [batch.ids(i).tolist() for i in range(6)]
     with torch.no_grad():
@@ -377,11 +378,11 @@ def test_no_example_influences_the_loss_of_another(name, tune, token_budget, dat
                 [*rows[:2], other, *rows[3:]], [*batch.labels[:2], 3, *batch.labels[3:]]
             )
             gap = (loss(model, changed) - expected).abs()
-            assert gap[[0, 1, 3, 4, 5]].max() < 1e-6 and gap[2] > 1e-4
+            assert gap[[0, 1, 3, 4, 5]].max() < rounding and gap[2] > 1e-4
         without = loss(model, batch[np.array([0, 1, 3, 4, 5])])
-        assert (without - expected[[0, 1, 3, 4, 5]]).abs().max() < 1e-6
+        assert (without - expected[[0, 1, 3, 4, 5]]).abs().max() < rounding
         alone = torch.cat([loss(model, batch[np.array([i])]) for i in range(6)])
-        assert (alone - expected).abs().max() < 1e-6
+        assert (alone - expected).abs().max() < rounding
 
 
 # Memory ----------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from dpzero.errors import UsageError
 from dpzero.experiment import methods, sweep
+from dpzero.zeroth_order import TwoPoint
 
 SMOKE = sweep.load("smoke")
 POSITIVE = st.decimals(min_value="0.0001", max_value="10000", places=4)
@@ -368,16 +369,19 @@ def test_half_a_cell_is_refused(cell):
 # --- method files
 
 
+def keywords(cls: type) -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(cls.__init__).parameters
+    return {key: p for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+
+
 @pytest.mark.parametrize("name", methods.cards())
 def test_a_card_says_what_the_class_says(name):
     card = methods.card(name)
     cls = card.load()
     assert (card.title, card.private, card.order) == (cls.title, cls.private, cls.order)
-    own = {
-        key: parameter
-        for key, parameter in inspect.signature(cls.__init__).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    }
+    own = keywords(cls)
+    if card.order == 0:  # what it passes on to the engine
+        own |= {key: p for key, p in keywords(TwoPoint).items() if p.default is not p.empty}
     assert {k: p.annotation for k, p in own.items() if k != "seed"} == card.settings
     assert {k for k, p in own.items() if p.default is p.empty} == card.required
 

@@ -198,7 +198,7 @@ def test_p02_under_secret_keys_no_seed_tells_batches_or_noise():
 def test_p02_noise_and_directions_are_unrelated():
     noise = transcript(RunKey.published(0))
     z = torch.zeros(len(noise), 4)
-    law = make(DPZero, budget(), seed=0).direction
+    law = make(DPZero, budget(), seed=0).law
     for step in range(len(noise)):
         law.add_([z[step]], step, 1.0)
     for element in z.T.numpy():  # six standard deviations: 2e-9 by chance
