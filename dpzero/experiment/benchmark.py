@@ -212,14 +212,13 @@ class Benchmark:
         if row.method == "public":
             method = PublicStep(model)
         else:
-            settings = dict(row.settings)
-            share = self._budget(size, row.pairs) if card(row.method).private else size
+            share = self._budget(size) if card(row.method).private else size
             loss = self._loss(self._few_rows(model) if name == "dp_sgd_hooks" else None)
-            method = card(row.method).load()(model, loss, share, seed=0, **settings)
+            method = card(row.method).load()(model, loss, share, seed=0, **row.settings)
         return lambda: method.step(self.batch)
 
     @staticmethod
-    def _budget(size: int, directions: int) -> Budget:
+    def _budget(size: int) -> Budget:
         setting = Setting("gaussian", "poisson", "add_remove", 1000 * size, size, 1000, 1e-9)
         return Budget(setting, 1.0, RunKey.secret())
 

@@ -2,7 +2,8 @@
 and of its number where a step has several.
 
 Directions are public. They share no generator, key or counter with the noise of `dpzero.privacy`. The bits are the same in any order,
-chunking or sharding of the traversal, and on any device: compiled on the CPU and on CUDA, in plain torch (`reference`) elsewhere.
+chunking or sharding of the traversal, compiled on the CPU, in plain torch (`reference`), and in Triton, of which that was seen in its
+interpreter and in the code that it makes, not yet on a GPU.
 """
 
 from __future__ import annotations

@@ -52,6 +52,7 @@ class Transcript:
         self._sum = zlib.crc32(_rows(self.scalars), zlib.crc32(line))
 
     def __len__(self) -> int:
+        """Rows that were there when it was opened."""
         return len(self.scalars)
 
     def append(self, scalars: Sequence[float]) -> None:
@@ -122,7 +123,7 @@ def rate_at(schedule: Sequence[Sequence[float]], step: int) -> float:
 
 @torch.no_grad()
 def replay(parameters: Sequence[Tensor], path: Path, start: int = 0, passes: Passes | None = None) -> int:
-    """In place: moves the base model's trained tensors as the run did, to the bit on any device. Returns the number of steps.
+    """In place: moves the base model's trained tensors as the run did, to the bit. Returns the number of steps.
 
     Args:
         start: steps that were already taken.
