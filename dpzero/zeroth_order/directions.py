@@ -141,11 +141,13 @@ class LowRank(Gaussian):
         numbered = list(numbered)
         super().move_([(j, t) for j, t in numbered if t.dim() < 2], moves)
         scales = [tuple(s / math.sqrt(self.rank) for s in m.scales) for m in moves]
+        factored = []
         for j, tensor in numbered:
             if tensor.dim() >= 2 and tensor.numel():
                 pairs = [self.factors(j, tensor.shape, m.step, m.direction, tensor.device) for m in moves]
                 u, v = (torch.stack(side) for side in zip(*pairs, strict=True))
-                kernels.add_outer_(tensor.view(tensor.shape[0], -1), u, v, scales)
+                factored.append((tensor.view(tensor.shape[0], -1), u, v))
+        kernels.add_outer_(factored, scales)
 
     def moved(self, tensor: Tensor, number: int, move: Move) -> Tensor:
         copy = tensor.detach().clone()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
 
 import numpy as np
@@ -23,10 +23,12 @@ try:
 except ImportError:  # numba is not there
     compiled = None
 
-PIECE = 2**19  # elements that a thread takes at once; whole tiles of either kind
+PIECE = 2**19  # elements, the fewest that a thread is woken for; whole tiles of either kind
+SHARES = 4  # of a pass for each thread, handed out as threads are free
 CHUNK = 2**15  # elements that plain torch takes at once: the temporaries stay below 4 MiB
 _KINDS = {"normals": 0, "signs": 1}
 Scales = Sequence[Sequence[float]]
+Piece = tuple[int, Callable[[], None]]  # how many elements it moves, and the call that moves them
 
 
 def add_(
@@ -38,8 +40,9 @@ def add_(
     scales: Scales,
 ) -> None:
     """In place, for each pair (j, tensor): tensor += scales[m][s] * z of (steps[m], directions[m]), for each m and s in turn."""
-    small: list[Callable[[], None]] = []
-    large: list[Callable[[], None]] = []
+    numbered = list(numbered)
+    most = _most(sum(tensor.numel() for _, tensor in numbered))
+    pieces: list[Piece] = []
     on_cuda: dict[torch.device, list[tuple[int, Tensor]]] = {}
     for j, tensor in numbered:
         if isinstance(tensor, FakeTensor) or not tensor.numel():
@@ -53,10 +56,10 @@ def add_(
             continue
         array, arguments = flat.numpy(), _arguments(key, j, steps, directions, scales, flat.dtype)
         work = compiled.add_signs if kind == "signs" else compiled.add_normals
-        for first in range(0, len(array), PIECE):
-            piece = array[first : first + PIECE]
-            (large if len(piece) == PIECE else small).append(_call(work, piece, first, *arguments))
-    _run(large, small)
+        for first in range(0, len(array), most):
+            piece = array[first : first + most]
+            pieces.append((len(piece), partial(work, piece, first, *arguments)))
+    _run(pieces)
     for device, tensors in on_cuda.items():
         _triton(device).add(kind, tensors, key, _triton(device).table(steps, directions, scales, device))
 
@@ -107,39 +110,25 @@ def moved(
     return copy
 
 
-def add_outer_(matrix: Tensor, u: Tensor, v: Tensor, scales: Scales) -> None:
-    """In place: matrix [m, n] += scales[t][s] * U_t V_t^T, for U^T [T, rank, m] and V^T [T, rank, n]."""
-    if isinstance(matrix, FakeTensor):
-        return
-    if _is_compiled(matrix):
-        array, factors = matrix.detach().numpy(), (u.numpy(), v.numpy())
-        table = np.asarray(scales, array.dtype)
-        rows = max(1, PIECE // array.shape[1])
-        calls = [
-            _call(
-                compiled.add_outer,
-                array[i : i + rows],
-                np.ascontiguousarray(factors[0][:, :, i : i + rows]),
-                factors[1],
-                table,
-            )
-            for i in range(0, len(array), rows)
-        ]
-        _run(calls, [])
-        return
-    if (triton := _triton(matrix.device)) is not None:
-        table = torch.tensor(scales, dtype=torch.float64).to(matrix.device, non_blocking=True)
-        triton.add_outer(matrix, u, v, table)
-        return
-    rows = max(1, CHUNK // matrix.shape[1])
-    for i in range(0, len(matrix), rows):
-        target = matrix[i : i + rows]
-        for left, right, several in zip(u, v, scales, strict=True):
-            z = left[0, i : i + rows, None] * right[0]
-            for a, b in zip(left[1:], right[1:], strict=True):
-                z = z + a[i : i + rows, None] * b
-            for scale in several:
-                target.add_(z.to(matrix.dtype) * scale)
+def add_outer_(factored: Sequence[tuple[Tensor, Tensor, Tensor]], scales: Scales) -> None:
+    """In place, for each (matrix [m, n], U^T [T, rank, m], V^T [T, rank, n]): matrix += scales[t][s] * U_t V_t^T, for t and s in turn."""
+    most = _most(sum(matrix.numel() for matrix, _, _ in factored))
+    pieces: list[Piece] = []
+    for matrix, u, v in factored:
+        if isinstance(matrix, FakeTensor):
+            continue
+        if (triton := _triton(matrix.device)) is not None:
+            table = torch.tensor(scales, dtype=torch.float64).to(matrix.device, non_blocking=True)
+            triton.add_outer(matrix, u, v, table)
+        elif _is_compiled(matrix):
+            array, left, right = matrix.detach().numpy(), u.numpy(), v.numpy()
+            table, rows = np.asarray(scales, array.dtype), max(1, most // array.shape[1])
+            for i in range(0, len(array), rows):
+                part = array[i : i + rows], np.ascontiguousarray(left[:, :, i : i + rows])
+                pieces.append((part[0].size, partial(compiled.add_outer, *part, right, table)))
+        else:
+            _plain_outer(matrix, u, v, scales)
+    _run(pieces)
 
 
 def normals(
@@ -221,19 +210,37 @@ def _plain(
                 target.add_(z * scale)
 
 
-def _call(function, *arguments) -> Callable[[], None]:
-    return lambda: function(*arguments)
+def _plain_outer(matrix: Tensor, u: Tensor, v: Tensor, scales: Scales) -> None:
+    rows = max(1, CHUNK // matrix.shape[1])
+    for i in range(0, len(matrix), rows):
+        target = matrix[i : i + rows]
+        for left, right, several in zip(u, v, scales, strict=True):
+            z = left[0, i : i + rows, None] * right[0]
+            for a, b in zip(left[1:], right[1:], strict=True):
+                z = z + a[i : i + rows, None] * b
+            for scale in several:
+                target.add_(z.to(matrix.dtype) * scale)
 
 
-def _run(large: list[Callable[[], None]], small: list[Callable[[], None]]) -> None:
-    """The compiled functions let go of the interpreter's lock: as many threads as torch has share them."""
-    threads = torch.get_num_threads()
-    if threads == 1 or len(large) + len(small) // 64 < 2:
-        for call in (*large, *small):
-            call()
-        return
-    groups = [[call] for call in large] + [small[i::threads] for i in range(threads)]
-    list(_pool(threads).map(_each, groups))
+def _most(elements: int) -> int:
+    """Elements of the largest piece of a pass over so many: enough pieces for all threads, and no more calls than that takes."""
+    return PIECE * max(1, elements // (SHARES * torch.get_num_threads() * PIECE))
+
+
+def _run(pieces: list[Piece]) -> None:
+    """The compiled functions let go of the interpreter's lock: as many threads as torch has share them.
+
+    Pieces go out in lists of many elements: to wake a thread, and to take the lock again, costs as much as a small piece.
+    """
+    threads, total = torch.get_num_threads(), sum(elements for elements, _ in pieces)
+    if threads == 1 or total < 2 * PIECE:
+        return _each([call for _, call in pieces])
+    share, begun = max(PIECE, total // (SHARES * threads)), 0
+    lists: dict[int, list[Callable[[], None]]] = {}
+    for elements, call in pieces:
+        lists.setdefault(begun // share, []).append(call)
+        begun += elements
+    list(_pool(threads).map(_each, lists.values()))
 
 
 def _each(calls: list[Callable[[], None]]) -> None:

@@ -198,7 +198,7 @@ def test_outer_products(dtype, rank, shape, monkeypatch):
     u, v = random(2, rank, shape[0]), random(2, rank, shape[1])
     matrix = random(*shape, dtype=dtype)
     expected = matrix.cpu().clone()
-    kernels.add_outer_(expected, u.cpu(), v.cpu(), SCALES)
+    kernels.add_outer_([(expected, u.cpu(), v.cpu())], SCALES)
     scales = torch.tensor(SCALES, dtype=torch.float64, device=DEVICE)
     triton_launch.add_outer(matrix, u, v, scales)
     assert_same_bits(matrix, expected)
