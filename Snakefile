@@ -2,6 +2,7 @@
 
 snakemake --cores all                                           the sweep `quick`
 snakemake --cores all --config sweep=quick-lm methods='[dpzero, mezo]' epsilons='[2]' seeds='[0]'
+snakemake --cores all --config sweep=NAME data_dir=FOLDER       task rows from JSON lines (model_dir: weights)
 snakemake --cores all partial                                 tables and figures of the runs that exist
 """
 
@@ -19,6 +20,11 @@ from dpzero.errors import UsageError
 from dpzero.experiment import sweep
 from dpzero.report import KINDS, figure_files, table_files
 
+for place in {
+    "data_dir",
+    "model_dir",
+} & config.keys():  # what runs here reads them, too
+    os.environ[f"DPZERO_{place.upper()}"] = str(Path(config.pop(place)).absolute())
 SWEEP = str(config.get("sweep", "quick"))
 try:
     KIND = sweep.kind(SWEEP)

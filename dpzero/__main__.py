@@ -18,6 +18,9 @@ from .errors import UsageError
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    for place in ("data_dir", "model_dir"):
+        if getattr(options, place, None):
+            os.environ[f"DPZERO_{place.upper()}"] = str(getattr(options, place).absolute())
     try:
         answer = options.verb(options)
     except UsageError as error:
@@ -63,6 +66,10 @@ def _parser() -> argparse.ArgumentParser:
     assets.add_argument("--models", nargs="+", help="in place of the sweep's")
     assets.add_argument("--out", type=Path, help="write what was found, and its digests, to this file")
     assets.set_defaults(verb=_assets)
+
+    for part in (run, replay, cells, assets):
+        part.add_argument("--data-dir", type=Path, help="folder of JSON lines, in place of the hub's rows")
+        part.add_argument("--model-dir", type=Path, help="folder of models, in place of the hub's")
 
     words = {"tables": "tables of the records that exist", "figures": "figures of them"}
     words["report"] = "the privacy statement of a sweep, from its records"
@@ -217,8 +224,8 @@ def _assets(options: argparse.Namespace) -> dict:
 
     narrowed = {k: v for k, v in (("tasks", options.tasks), ("models", options.models)) if v}
     cells = [c for c in sweep.load(options.sweep, **narrowed).values() if kinds.kind_of(c) == kinds.LANGUAGE]
-    triples = sorted({(c["task"], c["model"], c["settings"]["max_length"]) for c in cells})
-    found = prepare.prepare(triples, log=_say)
+    read = {(c["task"], c["model"], c["settings"]["max_length"], sweep.draw_of(c)) for c in cells}
+    found = prepare.prepare(sorted(read), log=_say)
     if options.out:
         from .experiment.record import write_whole
 

@@ -245,7 +245,7 @@ def membership(
             **provenance("dpzero", "cpu"),
             "method_code": {file: method_digest(file) for file in files},
             "model": {"name": model, "sha256": models.digest(model)},
-            "data": {"name": task, "sha256": examples.data_digest(task)},
+            "data": {"name": task, "sha256": tasks.digest(task)},
         },
     }
 

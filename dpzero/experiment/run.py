@@ -23,7 +23,7 @@ from . import memory, record
 from .checkpoint import Checkpoint
 from .methods import card as find_card
 from .provenance import provenance
-from .sweep import RUN_SETTINGS, run_id
+from .sweep import RUN_SETTINGS, check_data, draw_of, run_id
 
 LOG_SECONDS = 10  # between progress lines
 LOG_LINES = 10  # in all, of a release
@@ -63,8 +63,10 @@ class Run:
         self.started = time.perf_counter()
         self.card = find_card(cell["use"])
         self.key = RunKey.of(self.settings.get("noise_key", "published"), cell["seed"])
-        self.task = tasks.load(cell["task"])
-        self.examples = examples.encode(cell["task"], cell["model"], self.settings["max_length"])
+        check_data(cell)
+        draw = draw_of(cell)
+        self.task = tasks.load(cell["task"], draw)
+        self.examples = examples.encode(cell["task"], cell["model"], self.settings["max_length"], draw)
         self.checkpoint = Checkpoint(out, cell)
         self.loss = losses.CrossEntropy(self.settings["token_budget"], self.settings["compute"])
         self.curve: list[dict] = []
@@ -337,5 +339,5 @@ class Run:
             **provenance(self.cell["use"], self.device),
             "threads": torch.get_num_threads(),
             "model": {"name": self.cell["model"], "sha256": models.digest(self.cell["model"])},
-            "data": {"name": self.cell["task"], "sha256": examples.data_digest(self.cell["task"])},
+            "data": {"name": self.cell["task"], "sha256": tasks.digest(self.cell["task"])},
         }

@@ -21,7 +21,8 @@ from pathlib import Path
 import yaml
 
 from ..errors import UsageError
-from ..language import catalogues
+from ..language import catalogues, tasks
+from ..language.rows import ALL, Draw
 from ..privacy.accounting import Setting
 from ..privacy.published import PRACTICES
 from . import kinds
@@ -61,8 +62,15 @@ RUN_SETTINGS = {
     "adjacency": ("str", "add_remove"),
     "version": ("int", 1),  # raise it to rerun a method after its code changed
     "as_published": ("bool", False),  # sample, add and divide as the method's public code does
+    "shots": ("int", 0),  # training rows of each class, drawn as by LM-BFF with the cell's seed; 0: all
+    "train_examples": (
+        "int",
+        0,
+    ),  # training rows in all, drawn as by MeZO on OPT with the cell's seed; 0: all
+    "data": ("str", ""),  # SHA-256 of the task's local files: found, not chosen
 }
 STANZA = ("use", "title")
+UNSAID = ("shots", "train_examples", "data")  # a cell names them where they are not the default
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:
@@ -209,6 +217,7 @@ def _cell(
     else:
         _check_promise(method, method_card, settings)
     _as_published(method, method_card, settings)
+    _data(method, task, settings)
     own = sweep["methods"][method] or {}
     use = own.get("use", method)
     title = own.get("title", method_card.title if use == method else f"{method_card.title} ({method})")
@@ -250,6 +259,35 @@ def _as_published(method: str, method_card: Card, settings: dict) -> None:
     for key in ("mechanism", "sampling", "adjacency", "noise_arithmetic"):
         if settings.pop(key) != RUN_SETTINGS[key][1]:
             raise UsageError(f"method {method}: as_published decides {key} itself, so leave {key} out")
+
+
+def _data(method: str, task: str, settings: dict) -> None:
+    """What the run reads: a cell of other rows is another cell, but in a release, where the digest of private rows would leak."""
+    if settings["shots"] and settings["train_examples"]:
+        raise UsageError(f"method {method}: shots and train_examples both say which rows to draw: give one")
+    release = settings.get("noise_key") == "secret"
+    settings["data"] = "" if release else settings["data"] or tasks.local_digest(task) or ""
+    for key in UNSAID:
+        if not settings[key]:
+            settings.pop(key)
+
+
+def draw_of(cell: dict) -> Draw:
+    """Which rows a cell trains on."""
+    shots, examples = (cell["settings"].get(key, 0) for key in ("shots", "train_examples"))
+    return Draw(shots, examples, cell["seed"]) if shots or examples else ALL
+
+
+def check_data(cell: dict) -> None:
+    """Raises UsageError where the task's rows are not those that the cell was made for."""
+    if cell["settings"].get("noise_key") == "secret":
+        return
+    planned, found = cell["settings"].get("data"), tasks.local_digest(cell["task"])
+    if planned != found:
+        raise UsageError(
+            f"the rows of task {cell['task']} are {found or 'not local'} where the cell was made for {planned or 'those of the hub'}: "
+            "give the data_dir that it was made with"
+        )
 
 
 def _some_method_has(key: str, sweep: dict) -> bool:

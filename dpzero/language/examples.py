@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from . import assets, models, tasks
+from . import assets, models, prompts, tasks, tokens
+from .rows import ALL, Draw, Row
 
 UNLIMITED = 100_000  # tokens: a prompt is shortened by its text, not by its end
 FORMAT = 3  # raise it when the same task and model give other tokens
@@ -65,11 +66,11 @@ class Examples:
         return tuple(torch.from_numpy(a).to(device) for a in (ids, mask, self.labels))
 
 
-def encode(task: str, model: str, max_length: int) -> dict[str, Examples]:
+def encode(task: str, model: str, max_length: int, draw: Draw = ALL) -> dict[str, Examples]:
     """Each split of the task as the model reads it, from the cache where it is there."""
-    path = _cache_file(task, model, max_length)
+    path = _cache_file(task, model, max_length, draw)
     if not path.exists():
-        _tokenize(task, model, max_length, path)
+        _tokenize(tasks.load(task, draw), model, max_length, path)
     with np.load(path) as arrays:
         splits = sorted({key.split("/")[0] for key in arrays.files})
         return {
@@ -77,37 +78,45 @@ def encode(task: str, model: str, max_length: int) -> dict[str, Examples]:
         }
 
 
-def data_digest(task: str) -> str:
-    """SHA-256 of what the examples are made of."""
-    parts = [assets.digest(name) for name in tasks.assets_of(task)] + [
-        json.dumps(tasks.stanza(task), sort_keys=True)
-    ]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _cache_file(task: str, model: str, max_length: int) -> Path:
-    key = [FORMAT, data_digest(task), models.digest(model), models.catalogue()[model]["kind"], max_length]
+def _cache_file(task: str, model: str, max_length: int, draw: Draw) -> Path:
+    key = [FORMAT, tasks.digest(task), models.digest(model), models.catalogue()[model]["kind"], max_length]
+    key += [draw] if draw != ALL else []
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     return assets.cache_folder() / "tokens" / f"{task}-{model}-{max_length}-{name}.npz"
 
 
-def _tokenize(task_name: str, model: str, max_length: int, path: Path) -> None:
-    task = tasks.load(task_name)
-    causal = models.catalogue()[model]["kind"] == "causal"
-    tokenize = models.tokenizer(model, UNLIMITED if causal else max_length)
+def _tokenize(task: tasks.Task, model: str, max_length: int, path: Path) -> None:
+    read = _reader(task, model, max_length)
     arrays = {}
     for split, rows in task.splits.items():
-        texts = [row.text for row in rows]
-        if causal:
-            sequences = [_prompt(task, text, tokenize, max_length) for text in texts]
-        else:
-            sequences = [tokenize(text) for text in texts]
-        examples = Examples.of(sequences, [row.label for row in rows])
+        examples = Examples.of([read(row) for row in rows], [row.label for row in rows])
         arrays |= {f"{split}/{key}": getattr(examples, key) for key in ("tokens", "offsets", "labels")}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.npz")
     np.savez(temporary, **arrays)
     temporary.replace(path)
+
+
+def _reader(task: tasks.Task, model: str, max_length: int) -> Callable[[Row], list[int]]:
+    """row -> token ids, as a model of this kind reads it."""
+    kind, lines = models.catalogue()[model]["kind"], task.stanza
+    if kind == "encoder":
+        tokenize = models.tokenizer(model, max_length)
+        return lambda row: tokenize(row.text)
+    if kind == "causal" and "causal" not in lines:
+        tokenize = models.tokenizer(model, UNLIMITED)
+        return lambda row: _prompt(task, row.text, tokenize, max_length)
+    mark = tokens.marks(model)
+    if kind == "causal":
+        return lambda row: prompts.cut_left(
+            mark.plain(prompts.filled(task.prompt, row.fields).strip(" ")), max_length, mark.first
+        )
+    models.answer_tokens(model, task)  # complains before the work
+    template, limits = lines["masked"]["template"], lines["masked"].get("limits", ())
+    columns = lines["sentences"]
+    return lambda row: prompts.masked(
+        template, [str(row.fields[c]) for c in columns], mark.plain, mark.special, max_length, limits
+    )
 
 
 def _prompt(task: tasks.Task, text: str, tokenize, max_length: int) -> list[int]:

@@ -1,70 +1,45 @@
 """A language model as a classifier: a backbone, one feature per text, and a head with one row per label.
 
-The head starts where no private example is needed: an encoder's rows are the embeddings of the label words, a causal
-model's the output embeddings of the answer tokens. The model is therefore a zero-shot classifier before any training.
+The head starts where no private example is needed: an encoder's rows are the embeddings of the label words, a causal or masked
+model's are those of its own output layer for the answer tokens. The model is therefore a zero-shot classifier before any training.
+The rows are a copy: where a model shares its output layer with its table of embeddings, training does not keep them the same.
 """
 
 from __future__ import annotations
 
-import hashlib
-import zlib
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-
 import torch
-import yaml
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from . import assets
+from . import prompts, sources
+from .sources import catalogue, digest
 from .tasks import Task
+from .tokens import marks, tokenizer
 
-FILE = Path(__file__).with_name("models.yaml")
-
-
-@cache
-def catalogue() -> dict[str, dict]:
-    return yaml.safe_load(FILE.read_text())
-
-
-@dataclass(frozen=True)
-class HashTokenizer:
-    """For models without weights: a word is its checksum modulo the vocabulary."""
-
-    vocabulary: int
-
-    def __call__(self, text: str) -> list[int]:
-        return [3 + zlib.crc32(word.encode()) % (self.vocabulary - 3) for word in text.lower().split()]
-
-
-def tokenizer(name: str, max_length: int):
-    """text -> token ids, at most max_length of them, special tokens included."""
-    stanza = catalogue()[name]
-    if "asset" not in stanza:
-        words = HashTokenizer(stanza["config"]["vocab_size"])
-        return lambda text: [1, *words(text)][:max_length]
-    from transformers import AutoTokenizer
-
-    real = AutoTokenizer.from_pretrained(assets.folder(stanza["asset"]))
-    return lambda text: real(text, truncation=True, max_length=max_length)["input_ids"]
-
-
-def digest(name: str) -> str:
-    """SHA-256 of what the weights are made of."""
-    stanza = catalogue()[name]
-    if "asset" in stanza:
-        return assets.digest(stanza["asset"])
-    return hashlib.sha256(repr(sorted(stanza["config"].items())).encode()).hexdigest()
+__all__ = ["Classifier", "catalogue", "digest", "load", "tokenizer"]
 
 
 class Classifier(nn.Module):
     """forward(input_ids [B, L], attention_mask [B, L]) -> logits [B, labels], float32."""
 
-    def __init__(self, backbone: nn.Module, labels: int, kind: str, feature_scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        labels: int,
+        kind: str,
+        feature_scale: float = 1.0,
+        transform: nn.Module | None = None,
+        mask: int | None = None,
+        width: int | None = None,
+    ) -> None:
+        """`transform` is what a masked model has before its output layer, `mask` its mask token; `width` of a feature, if another
+        than the backbone's."""
         super().__init__()
         self.backbone, self.kind, self.feature_scale = backbone, kind, feature_scale
-        self.head = nn.Linear(backbone.config.hidden_size, labels)
+        if transform is not None:
+            self.transform = transform
+        self.mask = mask
+        self.head = nn.Linear(width or backbone.config.hidden_size, labels)
         nn.init.zeros_(self.head.bias)
 
     def features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -75,9 +50,12 @@ class Classifier(nn.Module):
                 input_ids
             )
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **extra).last_hidden_state
-        if self.kind == "causal":
-            last = attention_mask.sum(1) - 1  # padding is on the right
-            return hidden[torch.arange(len(hidden), device=hidden.device), last]
+        if self.kind != "encoder":
+            # the last token, as padding is on the right, or the first mask: a text might hold another
+            masked = self.kind == "masked"
+            read = (input_ids == self.mask).int().argmax(1) if masked else attention_mask.sum(1) - 1
+            read = hidden[torch.arange(len(hidden), device=hidden.device), read]
+            return self.transform(read) if masked else read
         mask = attention_mask[..., None].to(hidden)
         return nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1) * self.feature_scale
 
@@ -85,57 +63,88 @@ class Classifier(nn.Module):
         return self.head(self.features(input_ids, attention_mask)).float()
 
 
+class WordLayer(nn.Module):
+    """What RoBERTa has between its hidden states and the scores of words, without the words: [B, H] -> [B, H]."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.dense, self.layer_norm = head.dense, head.layer_norm
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.layer_norm(nn.functional.gelu(self.dense(hidden)))
+
+
 def load(name: str, task: Task, tune: str, seed: int = 0, device: str = "cpu") -> Classifier:
     """The classifier for a task, in float32 and evaluation mode, with `requires_grad` set by `tune`.
 
-    Raises UsageError for an asset that is not in the cache and for an answer that is not one token of a causal model.
+    Raises UsageError for weights that cannot be had and for an answer that is not one token of the model.
     """
     from . import tuning
 
-    stanza = catalogue()[name]
+    stanza = sources.stanza(name)
     torch.manual_seed(seed)  # random weights of a tiny model and of LoRA; nothing private is drawn from it
-    backbone, output_rows = _backbone(name, stanza, task)
-    model = Classifier(backbone, len(task.labels), stanza["kind"], stanza.get("feature_scale", 1.0))
+    whole = _pretrained(name, stanza)
+    model = _classifier(name, stanza, whole, task)
+    del whole
     tuning.select(model, tune)
     model.eval()
-    with torch.no_grad():
-        if stanza["kind"] == "causal":
-            model.head.weight.copy_(output_rows)
-        else:
+    if stanza["kind"] == "encoder":
+        with torch.no_grad():
             model.head.weight.copy_(_embed(model, [tokenizer(name, 64)(word) for word in task.words]))
     return model.to(device)
 
 
-def _backbone(name: str, stanza: dict, task: Task) -> tuple[nn.Module, Tensor | None]:
-    """The transformer without its head, and for a causal model the output embeddings of the answer tokens."""
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+def _pretrained(name: str, stanza: dict) -> nn.Module:
+    """The transformer, with the head that it was trained with, if we read it."""
+    import transformers
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    causal = stanza["kind"] == "causal"
-    extra = {} if causal else {"add_pooling_layer": False}
-    maker = AutoModelForCausalLM if causal else AutoModel
-    if "asset" in stanza:
-        model = maker.from_pretrained(assets.folder(stanza["asset"]), dtype=torch.float32, **extra)
-    else:
+    makers = {"encoder": "AutoModel", "causal": "AutoModelForCausalLM", "masked": "AutoModelForMaskedLM"}
+    maker = getattr(transformers, makers[stanza["kind"]])
+    extra = {"add_pooling_layer": False} if stanza["kind"] == "encoder" else {}
+    if "config" in stanza:
         config = dict(stanza["config"])
-        model = maker.from_config(AutoConfig.for_model(config.pop("model_type"), **config), **extra)
-    if not causal:
-        return model, None
-    return model.model, model.get_output_embeddings().weight.detach()[_answer_tokens(name, task)].clone()
+        config = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
+        return maker.from_config(config, **extra)
+    with sources.refusals(name):
+        return maker.from_pretrained(sources.place(name), dtype=torch.float32, **extra)
 
 
-def _answer_tokens(name: str, task: Task) -> list[int]:
-    """The one token that each answer adds to the prompt."""
-    encode = tokenizer(name, 1000)
-    prompt = encode("Answer:")
+def _classifier(name: str, stanza: dict, whole: nn.Module, task: Task) -> Classifier:
+    """With the head at its start, but for an encoder's."""
+    kind, labels = stanza["kind"], len(task.labels)
+    if kind == "encoder":
+        return Classifier(whole, labels, kind, stanza.get("feature_scale", 1.0))
+    output = whole.get_output_embeddings()
+    extra = {"width": output.weight.shape[1]}
+    if kind == "masked":
+        inner = whole.lm_head if hasattr(whole, "lm_head") else whole.cls.predictions.transform
+        extra |= {"transform": WordLayer(inner) if hasattr(whole, "lm_head") else inner}
+        extra |= {"mask": marks(name).special["mask"]}
+    model, tokens = Classifier(whole.base_model, labels, kind, **extra), answer_tokens(name, task)
+    with torch.no_grad():
+        model.head.weight.copy_(output.weight[tokens])
+        if output.bias is not None:
+            model.head.bias.copy_(output.bias[tokens])
+    return model
+
+
+def answer_tokens(name: str, task: Task) -> list[int]:
+    """The one token that each answer adds to the prompt, or that each word is in the place of the mask."""
+    plain, masked = marks(name).plain, sources.stanza(name)["kind"] == "masked"
+    if masked and "masked" not in task.stanza:
+        raise UsageError(
+            f"task {task.name} has no template for masked models such as {name}: add one to its stanza"
+        )
+    before = [] if masked else plain(prompts.tail(task.prompt))
     tokens = []
-    for answer in task.answers:
-        ids = encode("Answer:" + answer)
-        if len(ids) != len(prompt) + 1:
+    for answer in [f" {word}" for word in task.stanza["masked"]["words"]] if masked else task.answers:
+        ids = plain(answer) if masked else plain(prompts.tail(task.prompt) + answer)
+        if len(ids) != len(before) + 1:
             raise UsageError(
-                f"the answer {answer!r} of task {task.name} is {len(ids) - len(prompt)} tokens of {name}: choose a one-token word"
+                f"the answer {answer!r} of task {task.name} is {len(ids) - len(before)} tokens of {name}: choose a one-token word"
             )
         tokens.append(ids[-1])
     return tokens

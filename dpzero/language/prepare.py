@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from . import assets, examples, models, tasks
+from . import assets, examples, models, sources, tasks
+from .rows import ALL, Draw
 
 
 def fetch(names: Iterable[str], log: Callable[[str], object] = print) -> dict[str, str]:
@@ -14,18 +15,20 @@ def fetch(names: Iterable[str], log: Callable[[str], object] = print) -> dict[st
     return {name: assets.digest(name) for name in names}
 
 
-def prepare(triples: Iterable[tuple[str, str, int]], log: Callable[[str], object] = print) -> dict:
-    """For (task, model, max_length): assets in the cache and texts tokenized. Returns digests and counts, no machine's paths."""
-    triples = list(triples)
-    needed = {asset for task, _, _ in triples for asset in tasks.assets_of(task)}
-    needed |= {
-        models.catalogue()[model]["asset"] for _, model, _ in triples if "asset" in models.catalogue()[model]
-    }
+def prepare(readings: Iterable[tuple[str, str, int, Draw]], log: Callable[[str], object] = print) -> dict:
+    """For (task, model, max_length, draw): weights and data in the cache and texts tokenized. Returns digests and counts, no
+    machine's paths."""
+    readings = list(readings)
+    needed = {asset for task, *_ in readings for asset in tasks.assets_of(task)}
+    needed |= {stanza["asset"] for _, m, *_ in readings if "asset" in (stanza := models.catalogue()[m])}
     found = {"assets": fetch(needed, log), "tokens": {}}
-    for task, model, max_length in triples:
+    for model in sorted({model for _, model, *_ in readings}):
+        sources.fetch(model)
+    for task, model, max_length, draw in readings:
         log(f"{task}: tokenizing for {model}, at most {max_length} tokens")
-        splits = examples.encode(task, model, max_length)
-        found["tokens"][f"{task}/{model}/{max_length}"] = {
+        splits = examples.encode(task, model, max_length, draw)
+        drawn = "" if draw == ALL else f"/{draw.shots or draw.train_examples}-{draw.seed}"
+        found["tokens"][f"{task}/{model}/{max_length}{drawn}"] = {
             split: {"examples": len(part), "tokens": len(part.tokens)} for split, part in splits.items()
         }
     return found

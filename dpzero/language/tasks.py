@@ -1,6 +1,6 @@
-"""Tasks: labelled text with a fixed split, a prompt and label words, declared in tasks.yaml.
+"""Tasks: labelled text with a split, prompts and label words, declared in tasks.yaml.
 
-A new task is a stanza there; Python is needed only for a file format that no reader below knows.
+A new task is a stanza there; Python is needed only for a file format that no reader in `rows` knows.
 """
 
 from __future__ import annotations
@@ -8,40 +8,41 @@ from __future__ import annotations
 import difflib
 import functools
 import hashlib
-import html
-from collections.abc import Callable, Iterable
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import yaml
 
 from dpzero.errors import UsageError
-from dpzero.language import assets
-
-
-class Row(NamedTuple):
-    """One labelled text; `label` is an index into the task's labels."""
-
-    text: str
-    label: int
+from dpzero.language import assets, rows
+from dpzero.language.rows import ALL, Draw, Splits
 
 
 @dataclass(frozen=True)
 class Task:
-    """A classification task. `labels`, `words` and `answers` are in the same order: that of the label ids."""
+    """`labels`, `words` and `answers` are in the same order: that of the label ids; empty where answers are free text."""
 
     name: str
     title: str
     labels: tuple[str, ...]  # as in the data
     words: tuple[str, ...]  # a description of each label, for encoders
-    answers: tuple[str, ...]  # what a causal LM says after the prompt, beginning with a space
-    prompt: str  # holds "{text}" once
-    metric: str
+    answers: tuple[str, ...]  # what a causal LM says after the prompt, its leading space included
+    prompt: str  # of a causal LM: columns of a row in braces, as "{text}"
+    metric: str  # accuracy or f1
     max_length: int  # tokens
-    splits: dict[str, list[Row]]  # train, dev, test
     source: str
     split_statement: str
+    draw: Draw = ALL
+
+    @functools.cached_property
+    def splits(self) -> Splits:
+        """train, dev and test. UsageError where the data cannot be had."""
+        return _splits(self.name, self.draw)
+
+    @property
+    def stanza(self) -> dict:
+        return stanza(self.name)
 
     def prompted(self, text: str) -> str:
         """The prompt around a text, whatever braces the text holds."""
@@ -59,27 +60,63 @@ def assets_of(name: str) -> list[str]:
     return [asset] if asset else []
 
 
-def load(name: str) -> Task:
-    """Read a task from the cache. UsageError for an unknown task, or when its asset is not in the cache."""
+def local_digest(name: str) -> str | None:
+    """SHA-256 of the local files that the task is read from; None where it is read from elsewhere."""
+    return rows.local_digest(stanza(name))
+
+
+def digest(name: str) -> str:
+    """SHA-256 of what the task's examples are made of."""
     lines = stanza(name)
-    words = lines["words"]
-    splits = _READERS[lines["reader"]](name, lines)
+    parts = [assets.digest(asset) for asset in assets_of(name)] + [json.dumps(lines, sort_keys=True)]
+    if lines["reader"] == "columns":
+        parts.append(local_digest(name) or rows.hub_digest(lines["hub"]))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def load(name: str, draw: Draw = ALL) -> Task:
+    """A task, whose rows are read when its splits are asked for. UsageError for an unknown one."""
+    lines = stanza(name)
+    words, causal = lines.get("words", {}), lines.get("causal", {})
+    spaced = tuple(f" {answer}" for answer in lines.get("answers", words.values()))
     return Task(
         name=name,
         title=lines["title"],
-        labels=tuple(words),
+        labels=tuple(map(str, words)),
         words=tuple(words.values()),
-        answers=tuple(f" {answer}" for answer in lines.get("answers", words.values())),
-        prompt=lines["prompt"],
+        answers=tuple(causal.get("answers", ())) if causal else spaced,
+        prompt=causal["prompt"] if causal else lines["prompt"],
         metric=lines["metric"],
         max_length=lines["max_length"],
-        splits={
-            split: sorted(splits[split], key=lambda row: _hash(name, row.text))
-            for split in ("train", "dev", "test")
-        },
         source=lines["source"],
-        split_statement=lines["split"],
+        split_statement=_statement(lines, draw),
+        draw=draw,
     )
+
+
+def _statement(lines: dict, draw: Draw) -> str:
+    if draw.shots:
+        return f"{draw.shots} training and {draw.shots} dev rows of each class, drawn as by LM-BFF with seed {draw.seed}; {lines['split']}"
+    if draw.train_examples:
+        return f"{draw.train_examples} training rows, 500 dev and 1000 test rows, drawn as by MeZO with seed {draw.seed}; {lines['split']}"
+    return lines["split"]
+
+
+def _splits(name: str, draw: Draw) -> Splits:
+    """In the order of a hash: some files are sorted by class, so that no prefix of them would be a fair sample."""
+    found = rows.read(name, stanza(name))
+    if draw != ALL:
+        from dpzero.language.splits import drawn
+
+        chosen = drawn([row.label for row in found["train"]], len(found["test"]), draw)
+        sides = {"train": "train", "dev": "train", "test": "test"}
+        found = {split: [found[sides[split]][i] for i in chosen[split]] for split in sides}
+    elif "dev" not in found:
+        found |= {k: v for k, v in rows.by_hash(name, found["train"], test=False).items() if k != "test"}
+    return {
+        split: sorted(found[split], key=lambda row: rows.place(name, row.text))
+        for split in ("train", "dev", "test")
+    }
 
 
 @functools.cache
@@ -93,82 +130,3 @@ def stanza(name: str) -> dict:
         hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(_stanzas())}"
         raise UsageError(f"unknown task '{name}': {hint}")
     return _stanzas()[name]
-
-
-Splits = dict[str, list[Row]]
-
-
-def _hash(name: str, text: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{name}:{text}".encode()).digest(), "big")
-
-
-def _by_hash(name: str, rows: Iterable[Row], test: bool) -> Splits:
-    """One tenth dev, one tenth test (if wanted), the rest train; equal texts always on the same side."""
-    sides = {0: "dev", 1: "test" if test else "train"}
-    splits: Splits = {"train": [], "dev": [], "test": []}
-    for row in rows:
-        splits[sides.get(_hash(name, row.text) % 10, "train")].append(row)
-    return splits
-
-
-def _tab(name: str, stanza: dict) -> Splits:
-    """Orange's .tab with official train and test: three header lines, then `label<TAB>text`."""
-    root, ids = assets.folder(stanza["asset"]), {label: i for i, label in enumerate(stanza["words"])}
-
-    def rows(file: str) -> list[Row]:
-        lines = (root / file).read_text("utf-8").split("\n")[3:]
-        pairs = (line.split("\t", 1) for line in lines if line.strip())
-        return [Row(text.strip(), ids[label]) for label, text in pairs]
-
-    return _by_hash(name, rows(stanza["files"]["train"]), test=False) | {
-        "test": rows(stanza["files"]["test"])
-    }
-
-
-def _vader(name: str, stanza: dict) -> Splits:
-    """`id<TAB>mean valence<TAB>text`: negative below, positive above, near-neutral rows left out."""
-    rows = []
-    # Not splitlines(): it would also break a text at rarer line separators.
-    for line in (assets.folder(stanza["asset"]) / stanza["file"]).read_text("utf-8").split("\n"):
-        if line.strip():
-            _, valence, text = line.split("\t")
-            if abs(float(valence)) >= stanza["threshold"]:
-                text = html.unescape(text).replace("''", '"')  # the file writes & as &amp; and " as ''
-                rows.append(Row(" ".join(text.split()), int(float(valence) > 0)))
-    return _by_hash(name, rows, test=True)
-
-
-def _folders(name: str, stanza: dict) -> Splits:
-    """One folder per label, one text file per row; white space, line ends included, becomes one space."""
-    root, rows = assets.folder(stanza["asset"]), []
-    for label, folder in enumerate(stanza["folders"]):
-        for path in sorted((root / folder).glob("*.txt")):
-            content = path.read_bytes()
-            try:
-                text = content.decode("utf-8")
-            except UnicodeDecodeError:  # one BBC article writes the pound sign in Latin-1
-                text = content.decode("latin-1")
-            rows.append(Row(" ".join(text.split()), label))
-    return _by_hash(name, rows, test=True)
-
-
-def _toy(name: str, stanza: dict) -> Splits:
-    """Every noun in every frame, cut to the same number of rows for each label.
-
-    The hash that cuts is another than the one that orders a split: else the labels of a split would not be mixed.
-    """
-    splits: Splits = {split: [] for split in stanza["sizes"]}
-    for label, nouns in enumerate(stanza["nouns"].values()):
-        texts = (frame.format(noun=noun) for frame in stanza["frames"] for noun in nouns)
-        pool = iter(sorted(texts, key=lambda text: _hash(f"{name} split", text)))
-        for split, size in stanza["sizes"].items():
-            splits[split] += [Row(next(pool), label) for _ in range(size // len(stanza["words"]))]
-    return splits
-
-
-_READERS: dict[str, Callable[[str, dict], Splits]] = {
-    "tab": _tab,
-    "vader": _vader,
-    "folders": _folders,
-    "toy": _toy,
-}

@@ -20,8 +20,9 @@ def select(model: nn.Module, tune: str) -> None:
     if tune not in TUNES:
         raise UsageError(f"tune is {tune!r}: give one of {', '.join(TUNES)}")
     backbone = model.backbone
-    biases = [name for name, _ in backbone.named_parameters() if name.endswith("bias")]
-    for name, parameter in backbone.named_parameters():
+    body = [(name, p) for name, p in model.named_parameters() if not name.startswith("head.")]
+    biases = [name for name, _ in body if name.endswith("bias")]
+    for name, parameter in body:
         parameter.requires_grad_(
             tune == "full" or (tune == "bias" and (name.endswith("bias") if biases else "norm" in name))
         )

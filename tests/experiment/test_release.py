@@ -16,7 +16,7 @@ from dpzero.errors import UsageError
 from dpzero.experiment import checkpoint, record, sweep
 from dpzero.experiment.checkpoint import Checkpoint
 from dpzero.experiment.run import Run, run_cell
-from dpzero.language import examples, losses, models
+from dpzero.language import examples, losses, models, tasks
 from dpzero.privacy import Budget, RunKey, budget
 from dpzero.report.figures import write_figures
 from dpzero.report.tables import write_tables
@@ -174,7 +174,7 @@ def world(monkeypatch, number: int) -> Iterator[None]:
 
     with monkeypatch.context() as patch:
         patch.setattr(examples, "encode", encoded)
-        patch.setattr(examples, "data_digest", lambda task: f"{number:064d}")
+        patch.setattr(tasks, "digest", lambda task: f"{number:064d}")
         patch.setattr(RunKey, "secret", lambda: RunKey("secret", bytes([number]) * 32))
         patch.setattr(RunKey, "name", "the same")  # it tells keys apart, and these must be two
         patch.setattr(budget, "_claim", lambda key: None)  # and the same ones in several runs

@@ -454,3 +454,59 @@ def test_a_promise_without_a_proof_is_refused_before_anything_runs(method, promi
     spec = {"task": "toy", "model": "tiny-encoder", "method": method, "epsilon": 2, "seed": 0}
     with pytest.raises(UsageError, match=words):
         sweep.complete(spec | {"settings": {"steps": 5, "learning_rate": 0.1, "clip": 1, **promise}})
+
+
+# --- local rows and draws
+
+
+@pytest.fixture
+def rows(tmp_path, monkeypatch):
+    """A folder with a small SST-2: (write(texts), the cell of a method, completed)."""
+    monkeypatch.setenv("DPZERO_DATA_DIR", str(tmp_path))
+
+    def write(texts: list[str]) -> None:
+        lines = "".join(json.dumps({"sentence": t, "label": i % 2}) + "\n" for i, t in enumerate(texts))
+        (tmp_path / "sst2").mkdir(exist_ok=True)
+        for file in ("train_sentences.jsonl", "validation.jsonl"):
+            (tmp_path / "sst2" / file).write_text(lines)
+
+    return write
+
+
+def sst2(**settings) -> dict:
+    own = {"steps": 1, "learning_rate": 1e-3, "clip": 1.0, **settings}
+    names = {"task": "sst2", "model": "tiny-encoder", "method": "dpzero", "epsilon": "2", "seed": 42}
+    return sweep.complete({**names, "settings": own})
+
+
+def test_a_cell_of_other_local_rows_is_another_cell(rows):
+    rows(["good", "bad"])
+    first = sst2()
+    assert len(first["settings"]["data"]) == 64 and sweep.complete(first) == first
+    rows(["good", "worse"])
+    assert sst2()["settings"]["data"] != first["settings"]["data"]
+    with pytest.raises(UsageError, match="give the data_dir that it was made with"):
+        sweep.check_data(first)
+
+
+def test_a_release_says_nothing_of_its_rows(rows):
+    """Who knows all rows but one could try the last one until the digest fits."""
+    rows(["good", "bad"])
+    cell = sst2(noise_key="secret")
+    assert "data" not in cell["settings"]
+    sweep.check_data(cell)
+
+
+def test_rows_that_are_not_local_have_no_digest_in_the_cell(monkeypatch):
+    monkeypatch.delenv("DPZERO_DATA_DIR", raising=False)
+    assert "data" not in sst2()["settings"]
+    assert not {"data", "shots", "train_examples"} & set(only(sweep.load("smoke", methods=["zero_shot"])))
+
+
+def test_a_draw_is_of_the_cells_seed(rows):
+    rows(["good", "bad"])
+    assert sweep.draw_of(sst2(shots=512)) == (512, 0, 42)
+    assert sweep.draw_of(sst2(train_examples=1000)) == (0, 1000, 42)
+    assert sweep.draw_of(sst2()) == (0, 0, 0)
+    with pytest.raises(UsageError, match="shots and train_examples both say which rows to draw"):
+        sst2(shots=1, train_examples=1)

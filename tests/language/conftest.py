@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -48,3 +49,13 @@ def cached(request) -> Callable[[str], Path]:
             return assets.ensure([name])[name]
 
     return get
+
+
+@pytest.fixture
+def data() -> Path:
+    """The folder of real task rows, where there is one: $DPZERO_DATA_DIR, or beside the project."""
+    beside = Path(__file__).resolve().parents[3] / "shared" / "data"
+    folder = Path(os.environ.get("DPZERO_DATA_DIR", beside))
+    if not (folder / "trec" / "train.jsonl").is_file():
+        pytest.skip(f"no task rows in {folder}")
+    return folder

@@ -105,9 +105,9 @@ def test_tokens_are_kept_apart_by_all_that_they_depend_on(cache, monkeypatch):
     examples.encode("toy", "tiny-causal", 16)
     assert files() == 3
     changed = {"toy": tasks.stanza("toy") | {"prompt": "{text}\nWhat is it about? It is about"}}
-    before = examples.data_digest("toy")
+    before = tasks.digest("toy")
     monkeypatch.setattr(tasks, "_stanzas", lambda: changed)
-    assert examples.data_digest("toy") != before
+    assert tasks.digest("toy") != before
     examples.encode("toy", "tiny-causal", 16)
     assert files() == 4
 

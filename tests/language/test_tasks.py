@@ -11,6 +11,7 @@ from dpzero.errors import UsageError
 from dpzero.language import tasks
 
 NAMES = ["r8", "r52", "newsgroups", "movies", "tweets", "bbc", "toy"]
+PAPERS = ["sst2", "sst5", "trec", "rte", "snli", "mnli"]
 
 # Rows per class in train, dev and test, and how many distinct texts each split holds.
 CLASSES = {
@@ -75,7 +76,7 @@ def texts(task: tasks.Task, split: str) -> set[str]:
 
 def test_names_and_assets_need_no_data(monkeypatch, tmp_path):
     monkeypatch.setenv("DPZERO_CACHE", str(tmp_path / "empty"))
-    assert tasks.names() == NAMES
+    assert tasks.names() == NAMES + PAPERS
     assert [tasks.assets_of(name) for name in NAMES] == [["reuters"]] * 3 + [["vader"]] * 2 + [["bbc"], []]
 
 
@@ -89,7 +90,7 @@ def test_an_unknown_task_names_the_nearest():
 def test_a_cold_cache_says_what_to_run(monkeypatch, tmp_path):
     monkeypatch.setenv("DPZERO_CACHE", str(tmp_path))
     with pytest.raises(UsageError, match="`python -m dpzero assets reuters`"):
-        tasks.load("r8")
+        print(tasks.load("r8").splits)
 
 
 def test_the_toy_task_needs_no_cache(monkeypatch, tmp_path):
@@ -101,11 +102,11 @@ def test_the_toy_task_needs_no_cache(monkeypatch, tmp_path):
 def test_one_word_tells_the_toy_topic():
     toy = tasks.load("toy")
     seen = collections.defaultdict(collections.Counter)
-    for text, label in toy.splits["train"]:
+    for text, label, _ in toy.splits["train"]:
         for word in text.rstrip(".?").split():
             seen[word][label] += 1
     telling = {word: labels.most_common(1)[0][0] for word, labels in seen.items() if len(labels) == 1}
-    for text, label in toy.splits["test"]:
+    for text, label, _ in toy.splits["test"]:
         assert label in {telling[word] for word in text.rstrip(".?").split() if word in telling}
 
 
@@ -142,7 +143,7 @@ def test_no_text_is_on_two_sides_of_our_split(task):
 def test_texts_are_one_clean_line(task):
     for rows in task.splits.values():
         assert all(
-            text and text == text.strip() and "\n" not in text and "\t" not in text for text, _ in rows
+            text and text == text.strip() and "\n" not in text and "\t" not in text for text, *_ in rows
         )
 
 
@@ -157,7 +158,7 @@ def test_a_prefix_of_a_split_is_a_fair_sample(task):
 def test_the_splits_never_change(task):
     state = hashlib.sha256()
     for split in ("train", "dev", "test"):
-        for text, label in task.splits[split]:
+        for text, label, _ in task.splits[split]:
             state.update(f"{split}\t{label}\t{text}\n".encode())
     assert state.hexdigest()[:16] == DIGESTS[task.name]
 
