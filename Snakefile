@@ -20,10 +20,8 @@ from dpzero.errors import UsageError
 from dpzero.experiment import sweep
 from dpzero.report import KINDS, figure_files, table_files
 
-for place in {
-    "data_dir",
-    "model_dir",
-} & config.keys():  # what runs here reads them, too
+PLACES = {"data_dir", "model_dir"}  # the jobs find them in the environment
+for place in PLACES & config.keys():
     os.environ[f"DPZERO_{place.upper()}"] = str(Path(config.pop(place)).absolute())
 SWEEP = str(config.get("sweep", "quick"))
 try:
