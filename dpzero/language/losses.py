@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -39,6 +41,17 @@ class CrossEntropy:
         for order, values in losses:
             result[torch.from_numpy(order.copy()).to(result.device)] = values
         return result
+
+    def both_sides(
+        self, model: nn.Module, batch: Examples, pairs: Callable[[int], AbstractContextManager]
+    ) -> tuple[Tensor, Tensor]:
+        """Losses [B] at either point of a two-point step, in one pass through the model (see `TwoPoint`)."""
+        sides = torch.empty(2, len(batch), device=next(model.parameters()).device)
+        for order, part in batch.parts(self.token_budget // 2):
+            with pairs(len(part)):
+                losses = self._losses(model, part[np.tile(np.arange(len(part)), 2)])
+            sides[:, torch.from_numpy(order.copy()).to(sides.device)] = losses.view(2, -1)
+        return sides[0], sides[1]
 
     def _losses(self, model: nn.Module, part: Examples) -> Tensor:
         ids, mask, labels = part.padded(next(model.parameters()).device)

@@ -3,24 +3,23 @@
 A tensor is perturbed in one of two ways. It is *written*, in place, and restored together with the update; or it is *read*: it stays
 at x, and every operation of the model that takes it gets x + scale z instead. Reading suits a table of embeddings, of which a batch
 needs a few rows; and directions of low rank, which a linear layer then applies to its input, where a pass over the weights is
-dearer than one over the activations (on a GPU, few tokens). Read, a weight never drifts by rounding.
+dearer than one over the activations (on a GPU, few tokens). Read, a weight never drifts by rounding. With both signs in one batch
+(`both_signs`) it is read at both points at once, and its numbers are drawn once for the two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import groupby
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from .directions import Gaussian, Move
+from .reads import BothSigns, Reads
 
-PERTURB = ("in_place", "on_read")
-LARGEST_COPY = 2**24  # elements of a read weight that are perturbed at once: 64 MiB
+PERTURB = ("in_place", "on_read", "both_signs")
 
 
 class Passes:
@@ -45,11 +44,16 @@ class Passes:
         self.visit(step, direction, scale)
         self.flush()
         try:
-            with _Reads(self.read, self.law, Move(step, direction, (scale,))) if self.read else nullcontext():
+            with Reads(self.read, self.law, Move(step, direction, (scale,))) if self.read else nullcontext():
                 yield
         except BaseException:
             self.restore()
             raise
+
+    def pairs(self, step: int, direction: int, scale: float) -> Callable[[int], AbstractContextManager]:
+        """A function of n: a context in which the model computes the first n of a batch of 2 n at x + scale z, the others at x - scale z."""
+        self.flush()
+        return lambda rows: BothSigns(self.read, self.law, Move(step, direction, (scale,)), rows)
 
     def restore(self) -> None:
         """What is written goes back to x, to rounding."""
@@ -103,14 +107,14 @@ def _joined(moves: Sequence[Move]) -> Iterator[Move]:
 
 
 def read_numbers(model: nn.Module, parameters: Sequence[Tensor], perturb: str) -> list[int]:
-    """Which tensors to read: in_place the tables of embeddings, on_read all."""
+    """Which tensors to read: in_place the tables of embeddings, else all."""
     if perturb not in PERTURB:
         raise ValueError(f"perturb is {perturb!r}: give one of {', '.join(PERTURB)}")
     if compiled := _first_compiled(model):
-        if perturb == "on_read":
+        if perturb != "in_place":
             raise ValueError(f"{compiled}, whose reads of weights cannot be seen: perturb in_place")
         return []
-    if perturb == "on_read":
+    if perturb != "in_place":
         return list(range(len(parameters)))
     read = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     return [j for j, p in enumerate(parameters) if id(p) in read and p.dim() == 2]
@@ -126,87 +130,3 @@ def _first_compiled(model: nn.Module) -> str:
         if isinstance(module, nn.DataParallel):
             return f"layer {name or 'model'} is DataParallel"
     return ""
-
-
-class _Reads(TorchFunctionMode):
-    """Gives each operation x + scale z in place of the tensors that are read."""
-
-    def __init__(self, read: dict[int, Tensor], law: Gaussian, move: Move) -> None:
-        super().__init__()
-        self.numbers = {id(p): j for j, p in read.items()}
-        self.law, self.move = law, move
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if not self._any_read(args) and not (kwargs and self._any_read(kwargs.values())):
-            return function(*args, **kwargs)
-        if function is functional.embedding:
-            return self._embedding(*args, **kwargs)
-        if function is functional.linear:
-            return self._linear(*args, **kwargs)
-        return self._copied(function, args, kwargs)
-
-    def _any_read(self, values) -> bool:
-        for value in values:
-            if isinstance(value, Tensor):
-                if id(value) in self.numbers:
-                    return True
-            elif isinstance(value, (list, tuple)) and self._any_read(value):
-                return True
-        return False
-
-    def _number(self, value) -> int | None:
-        return self.numbers.get(id(value))
-
-    def _embedding(self, input: Tensor, weight: Tensor, *args, **kwargs) -> Tensor:
-        out = functional.embedding(input, weight, *args, **kwargs)
-        if self._number(weight) is None:
-            return out
-        rows = out.view(-1, weight.shape[1])
-        self.law.add_rows_(rows, input.reshape(-1), self.numbers[id(weight)], weight.shape, self.move)
-        return out
-
-    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        number, bias = self._number(weight), self._value(bias)
-        if number is None or weight.dim() < 2:
-            return functional.linear(input, self._value(weight), bias)
-        if self.law.linear:
-            out = functional.linear(input, weight, bias)
-            self.law.add_product_(out, input, number, weight.shape, self.move)
-            return out
-        if weight.numel() <= LARGEST_COPY:
-            return functional.linear(input, self._value(weight), bias)
-        out, count = functional.linear(input, weight, bias), LARGEST_COPY // weight.shape[1]
-        for first in range(0, len(weight), count):
-            rows = torch.arange(first, min(first + count, len(weight)), device=weight.device)
-            z = weight.new_zeros(len(rows), weight.shape[1])
-            self.law.add_rows_(z, rows, number, weight.shape, self.move)
-            out[..., first : first + count] += functional.linear(input, z.to(input.dtype))
-        return out
-
-    def _copied(self, function, args, kwargs):
-        if getattr(function, "__name__", "") == "__get__" or function in _QUESTIONS:
-            answer = function(*args, **kwargs)
-            if not isinstance(answer, Tensor):
-                return answer
-        return function(*self._values(args), **dict(zip(kwargs, self._values(kwargs.values()), strict=True)))
-
-    def _values(self, values) -> list:
-        return [
-            type(value)(self._values(value)) if type(value) in (list, tuple) else self._value(value)
-            for value in values
-        ]
-
-    def _value(self, value):
-        number = self._number(value)
-        return value if number is None else self.law.moved(value, number, self.move)
-
-
-_QUESTIONS = {
-    Tensor.size,
-    Tensor.dim,
-    Tensor.numel,
-    Tensor.stride,
-    Tensor.is_contiguous,
-    Tensor.is_floating_point,
-}

@@ -29,7 +29,8 @@ class TwoPoint:
     batch size, a constant. Holds the memory of inference: z is drawn whenever it is needed and never stored.
 
     Every method also takes, by name, `direction_law` (gaussian, sphere, rademacher or low_rank, that with a `direction_rank`) and
-    `perturb`: in_place, or on_read, which copies one matrix at a time and never drifts by rounding (see `passes`).
+    `perturb`: in_place; on_read, which copies one matrix at a time and never drifts by rounding (see `passes`); or both_signs, the same
+    for both points in one batch of twice the size, which asks the loss for `both_sides(model, batch, pairs)` (see `_both_sides`).
     """
 
     title = "two-point step"
@@ -48,7 +49,7 @@ class TwoPoint:
         seed: int,
         direction_law: Literal["gaussian", "sphere", "rademacher", "low_rank"] = "gaussian",
         direction_rank: int = 1,
-        perturb: Literal["in_place", "on_read"] = "in_place",
+        perturb: Literal["in_place", "on_read", "both_signs"] = "in_place",
     ) -> None:
         for name, value in (
             ("learning_rate", learning_rate),
@@ -58,7 +59,11 @@ class TwoPoint:
             if not value > 0:
                 raise ValueError(f"{name} is {value}: it must be positive")
         check_independence(model)
-        self.model, self.loss = model, loss
+        if perturb == "both_signs" and not hasattr(loss, "both_sides"):
+            raise ValueError(
+                "both_signs needs a loss that takes both points in one batch, and this has no both_sides: perturb on_read"
+            )
+        self.model, self.loss, self.perturb = model, loss, perturb
         self.batch_size, self.smoothing = batch_size, smoothing
         self.schedule = [(0, learning_rate)]  # (first step, learning rate)
         self.parameters = trainable(model.parameters())
@@ -104,7 +109,15 @@ class TwoPoint:
         return gradient
 
     def _both_sides(self, batch: Sized, direction: int = 0) -> tuple[Tensor, Tensor]:
-        """Losses [B] at x + smoothing z and at x - smoothing z, where the weights are left."""
+        """Losses [B] at x + smoothing z and at x - smoothing z, where the weights are left.
+
+        `loss.both_sides(model, batch, pairs)` returns the two itself. It calls the model, inside `pairs(n)`, on n examples twice: first
+        all of them, then all again.
+        """
+        if self.perturb == "both_signs" and len(batch):
+            pairs = self.passes.pairs(self.steps_taken, direction, self.smoothing)
+            plus, minus = self.loss.both_sides(self.model, batch, pairs)
+            return self._checked(plus, batch), self._checked(minus, batch)
         sides = []
         for scale in (self.smoothing, -self.smoothing):
             with self.passes.perturbed(self.steps_taken, direction, scale):
@@ -133,7 +146,9 @@ class TwoPoint:
     def _losses(self, batch: Sized) -> Tensor:
         if not len(batch):
             return torch.zeros(0, dtype=torch.float64)
-        losses = self.loss(self.model, batch)
+        return self._checked(self.loss(self.model, batch), batch)
+
+    def _checked(self, losses: Tensor, batch: Sized) -> Tensor:
         if losses.shape != (len(batch),):
             raise ValueError(
                 f"the loss returned shape {tuple(losses.shape)} for {len(batch)} examples: it must return one value per example"
