@@ -54,6 +54,8 @@ ROWS = {
     "mezo_low_rank_on_read": Row(
         "MeZO, rank 1, in the linears", "mezo", STEP | {"direction_law": "low_rank", "perturb": "on_read"}
     ),
+    "mezo_both_signs": Row("MeZO, both signs in a batch", "mezo", STEP | {"perturb": "both_signs"}),
+    "mezo_cuda_graphs": Row("MeZO, CUDA graphs", "mezo", STEP | {"cuda_graphs": True}),
     "dp_aggzo": Row("DP-AggZO, 4 directions", "dp_aggzo", NOISE | {"directions": 4}),
     "public": Row("public-style step", "public"),
     "sgd": Row("SGD", "fine_tuning", STEP | {"optimizer": "sgd"}),
@@ -102,6 +104,8 @@ class Benchmark:
         unknown = [name for name in names if name not in ROWS]
         if unknown:
             raise UsageError(f"no row {unknown[0]!r}: give some of {', '.join(ROWS)}")
+        if not self.device.startswith("cuda"):
+            names = [name for name in names if not ROWS[name].settings.get("cuda_graphs")]
         found = []
         shared = [name for name in names if ROWS[name].method in ON_ONE_MODEL]
         for group in [shared, *([name] for name in names if name not in shared)]:
@@ -196,8 +200,8 @@ class Benchmark:
 
     # -- what is measured ----------------------------------------------------------------------------------------------
 
-    def _loss(self, token_budget: int | None = None) -> losses.CrossEntropy:
-        return losses.CrossEntropy(token_budget or self.token_budget, self.compute)
+    def _loss(self, token_budget: int | None = None, few_shapes: bool = False) -> losses.CrossEntropy:
+        return losses.CrossEntropy(token_budget or self.token_budget, self.compute, few_shapes)
 
     @torch.no_grad()
     def _forward(self, model: shapes.Answering) -> None:
@@ -213,7 +217,8 @@ class Benchmark:
             method = PublicStep(model)
         else:
             share = self._budget(size) if card(row.method).private else size
-            loss = self._loss(self._few_rows(model) if name == "dp_sgd_hooks" else None)
+            budget = self._few_rows(model) if name == "dp_sgd_hooks" else None
+            loss = self._loss(budget, row.settings.get("cuda_graphs", False))
             method = card(row.method).load()(model, loss, share, seed=0, **row.settings)
         return lambda: method.step(self.batch)
 

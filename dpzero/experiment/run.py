@@ -68,7 +68,9 @@ class Run:
         self.task = tasks.load(cell["task"], draw)
         self.examples = examples.encode(cell["task"], cell["model"], self.settings["max_length"], draw)
         self.checkpoint = Checkpoint(out, cell)
-        self.loss = losses.CrossEntropy(self.settings["token_budget"], self.settings["compute"])
+        self.loss = losses.CrossEntropy(
+            self.settings["token_budget"], self.settings["compute"], self.settings.get("cuda_graphs", False)
+        )
         self.curve: list[dict] = []
         self.train_seconds, self.timed_steps = 0.0, 0
         self.timed: list[tuple[float, float]] = []  # (a step, two forwards)

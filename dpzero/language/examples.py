@@ -47,22 +47,32 @@ class Examples:
     def __getitem__(self, indices: np.ndarray) -> Examples:
         return Examples.of([self.ids(i) for i in indices], self.labels[indices])
 
-    def parts(self, token_budget: int) -> Iterator[tuple[np.ndarray, Examples]]:
-        """Micro-batches of similar length, at most token_budget padded tokens each (or one example): (positions, examples)."""
+    def parts(self, token_budget: int, multiple: int = 1) -> Iterator[tuple[np.ndarray, Examples]]:
+        """Micro-batches of similar length, at most token_budget padded tokens each (or one example): (positions, examples).
+
+        `multiple`: of which the padded length is one.
+        """
         order = np.argsort(self.lengths(), kind="stable")[::-1]
         start = 0
         while start < len(order):
-            count = max(1, token_budget // max(1, int(self.lengths()[order[start]])))
+            longest = max(1, int(self.lengths()[order[start]]))
+            count = max(1, token_budget // (-(-longest // multiple) * multiple))
             yield order[start : start + count], self[order[start : start + count]]
             start += count
 
-    def padded(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """input_ids [n, longest], attention_mask [n, longest], labels [n]; padding on the right."""
-        ids = np.zeros((len(self), int(self.lengths().max())), np.int64)
+    def padded(
+        self, device: torch.device, shape: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """input_ids [n, longest], attention_mask [n, longest], labels [n]; padding on the right.
+
+        With a larger `shape`, ids and mask have it; the rows beyond n are of one token, 0.
+        """
+        ids = np.zeros(shape or (len(self), int(self.lengths().max())), np.int64)
         mask = np.zeros_like(ids)
         for row in range(len(self)):
             sequence = self.ids(row)
             ids[row, : len(sequence)], mask[row, : len(sequence)] = sequence, 1
+        mask[len(self) :, 0] = 1
         return tuple(torch.from_numpy(a).to(device) for a in (ids, mask, self.labels))
 
 

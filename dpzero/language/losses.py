@@ -12,18 +12,20 @@ from torch import Tensor, nn
 from .examples import Examples
 
 COMPUTE = ("float32", "bfloat16")
+LENGTHS = 32  # tokens: padded lengths of few shapes are multiples
 
 
 class CrossEntropy:
     """(model, examples) -> losses [B], float32. Each is a function of its own example alone: padding is masked.
 
     With `compute` bfloat16 the model's matrix products are taken in it (torch's autocast); weights, norms and the loss stay float32.
+    With `few_shapes` micro-batches are padded on to shapes that recur, by examples that nobody reads: for CUDA graphs.
     """
 
-    def __init__(self, token_budget: int, compute: str = "float32") -> None:
+    def __init__(self, token_budget: int, compute: str = "float32", few_shapes: bool = False) -> None:
         if compute not in COMPUTE:
             raise ValueError(f"compute is {compute!r}: give one of {', '.join(COMPUTE)}")
-        self.token_budget, self.compute = token_budget, compute
+        self.token_budget, self.compute, self.few_shapes = token_budget, compute, few_shapes
 
     def parts(self, batch: Examples) -> Iterator[Examples]:
         """The micro-batches in which a first-order method takes its gradients."""
@@ -33,7 +35,8 @@ class CrossEntropy:
     def __call__(self, model: nn.Module, batch: Examples) -> Tensor:
         if not len(batch):
             return torch.zeros(0, device=next(model.parameters()).device)
-        losses = [(order, self._losses(model, part)) for order, part in batch.parts(self.token_budget)]
+        parts = batch.parts(self.token_budget, LENGTHS if self.few_shapes else 1)
+        losses = [(order, self._losses(model, part)) for order, part in parts]
         if len(losses) == 1:
             order, values = losses[0]
             return values[torch.from_numpy(order.argsort()).to(values.device)]
@@ -54,12 +57,19 @@ class CrossEntropy:
         return sides[0], sides[1]
 
     def _losses(self, model: nn.Module, part: Examples) -> Tensor:
-        ids, mask, labels = part.padded(next(model.parameters()).device)
+        shape = self._shape(part) if self.few_shapes else None
+        ids, mask, labels = part.padded(next(model.parameters()).device, shape)
         half = self.compute == "bfloat16"
         # without its cache, which would keep a copy of all weights
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
-            logits = model(ids, mask)
+            logits = model(ids, mask)[: len(part)]
         return nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+
+    def _shape(self, part: Examples) -> tuple[int, int]:
+        """The next power of two of rows, or as many as the token budget takes; the next multiple of LENGTHS of tokens."""
+        length = -(-int(part.lengths().max()) // LENGTHS) * LENGTHS
+        rows = min(1 << (len(part) - 1).bit_length(), max(1, self.token_budget // length))
+        return rows, length
 
 
 @torch.no_grad()

@@ -73,8 +73,12 @@ def add_rows_(
     steps: list[int],
     directions: list[int],
     scales: Scales,
+    table: Tensor | None = None,
 ) -> None:
-    """In place: out[i] += scales * z of row rows[i] of tensor `number`, whose rows are as long as those of `out` [n, m]."""
+    """In place: out[i] += scales * z of row rows[i] of tensor `number`, whose rows are as long as those of `out` [n, m].
+
+    `table`: the same moves on the device, for CUDA (see `triton_launch.table`).
+    """
     if isinstance(out, FakeTensor) or not out.numel():
         return
     if _is_compiled(out):
@@ -82,7 +86,9 @@ def add_rows_(
         compiled.add_rows(out.numpy(), rows.numpy(), _KINDS[kind], *arguments)
         return
     if (triton := _triton(out.device)) is not None:
-        triton.add_rows(kind, out, rows, number, key, triton.table(steps, directions, scales, out.device))
+        if table is None:
+            table = triton.table(steps, directions, scales, out.device)
+        triton.add_rows(kind, out, rows, number, key, table)
         return
     make = reference.signs if kind == "signs" else reference.gaussian
     for target, row in zip(out, rows.tolist(), strict=True):
@@ -100,11 +106,13 @@ def moved(
     steps: list[int],
     directions: list[int],
     scales: Scales,
+    table: Tensor | None = None,
 ) -> Tensor:
-    """A copy at tensor + scales * z."""
+    """A copy at tensor + scales * z. `table` as in `add_rows_`."""
     if not isinstance(tensor, FakeTensor) and (triton := _triton(tensor.device)) is not None:
-        moves = triton.table(steps, directions, scales, tensor.device)
-        return triton.perturbed_copy(kind, tensor, number, key, moves)
+        if table is None:
+            table = triton.table(steps, directions, scales, tensor.device)
+        return triton.perturbed_copy(kind, tensor, number, key, table)
     copy = tensor.detach().clone()
     add_(kind, [(number, copy)], key, steps, directions, scales)
     return copy

@@ -36,6 +36,7 @@ class Passes:
         self.read = {j: parameters[j] for j in read}
         self.written = {j: p for j, p in enumerate(parameters) if j not in self.read}
         self.at = (0, 0, 0.0)  # step, direction, scale of what is written
+        self._table: Tensor | None = None
         self._moves: dict[str, list[Move]] = {"written": [], "read": []}
 
     @contextmanager
@@ -44,11 +45,24 @@ class Passes:
         self.visit(step, direction, scale)
         self.flush()
         try:
-            with Reads(self.read, self.law, Move(step, direction, (scale,))) if self.read else nullcontext():
+            with (
+                Reads(self.read, self.law, self._tabled(step, direction, scale))
+                if self.read
+                else nullcontext()
+            ):
                 yield
         except BaseException:
             self.restore()
             raise
+
+    def _tabled(self, step: int, direction: int, scale: float) -> Move:
+        """The move of what is read; on CUDA at the same address each time, where kernels, and graphs of them, find it."""
+        move, first = Move(step, direction, (scale,)), next(iter(self.read.values()))
+        if first.device.type != "cuda":
+            return move
+        if self._table is None:
+            self._table = first.new_empty(1, 3, dtype=torch.float64)
+        return self.law.tabled(move, self._table)
 
     def pairs(self, step: int, direction: int, scale: float) -> Callable[[int], AbstractContextManager]:
         """A function of n: a context in which the model computes the first n of a batch of 2 n at x + scale z, the others at x - scale z."""

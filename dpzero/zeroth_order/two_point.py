@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .directions import law_of
+from .graphs import Graphed
 from .passes import Passes, read_numbers
 from .transcript import FORMAT, Transcript, digest, rate_at, read, replay
 
@@ -30,7 +31,8 @@ class TwoPoint:
 
     Every method also takes, by name, `direction_law` (gaussian, sphere, rademacher or low_rank, that with a `direction_rank`) and
     `perturb`: in_place; on_read, which copies one matrix at a time and never drifts by rounding (see `passes`); or both_signs, the same
-    for both points in one batch of twice the size, which asks the loss for `both_sides(model, batch, pairs)` (see `_both_sides`).
+    for both points in one batch of twice the size, which asks the loss for `both_sides(model, batch, pairs)` (see `_both_sides`). And
+    `cuda_graphs`, which wants a loss that calls the model with tensors of few shapes (see `graphs`).
     """
 
     title = "two-point step"
@@ -50,6 +52,7 @@ class TwoPoint:
         direction_law: Literal["gaussian", "sphere", "rademacher", "low_rank"] = "gaussian",
         direction_rank: int = 1,
         perturb: Literal["in_place", "on_read", "both_signs"] = "in_place",
+        cuda_graphs: bool = False,
     ) -> None:
         for name, value in (
             ("learning_rate", learning_rate),
@@ -63,7 +66,12 @@ class TwoPoint:
             raise ValueError(
                 "both_signs needs a loss that takes both points in one batch, and this has no both_sides: perturb on_read"
             )
+        if cuda_graphs and (perturb != "in_place" or direction_law == "low_rank"):
+            raise ValueError(
+                "cuda_graphs are of weights perturbed in_place, by a law that is not low_rank: choose these, or no graphs"
+            )
         self.model, self.loss, self.perturb = model, loss, perturb
+        self.forward = Graphed(model) if cuda_graphs else model
         self.batch_size, self.smoothing = batch_size, smoothing
         self.schedule = [(0, learning_rate)]  # (first step, learning rate)
         self.parameters = trainable(model.parameters())
@@ -146,7 +154,7 @@ class TwoPoint:
     def _losses(self, batch: Sized) -> Tensor:
         if not len(batch):
             return torch.zeros(0, dtype=torch.float64)
-        return self._checked(self.loss(self.model, batch), batch)
+        return self._checked(self.loss(self.forward, batch), batch)
 
     def _checked(self, losses: Tensor, batch: Sized) -> Tensor:
         if losses.shape != (len(batch),):

