@@ -7,10 +7,18 @@ from collections.abc import Sized
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from dpzero.zeroth_order.two_point import trainable
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+# The same update at other speeds and peaks: torch takes foreach on CUDA and the loop elsewhere
+IMPLEMENTATIONS = {
+    "default": {},
+    "loop": {"foreach": False},
+    "foreach": {"foreach": True},
+    "fused": {"fused": True},
+}
 
 
 class FineTuning:
@@ -29,30 +37,37 @@ class FineTuning:
         learning_rate: float,
         optimizer: Literal["adamw", "adam", "sgd"] = "adamw",
         weight_decay: float = 0.0,
+        implementation: Literal["default", "loop", "foreach", "fused"] = "default",
         seed: int = 0,
     ) -> None:
         if optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer is {optimizer!r}: give one of {', '.join(OPTIMIZERS)}")
+        if implementation not in IMPLEMENTATIONS:
+            raise ValueError(
+                f"implementation is {implementation!r}: give one of {', '.join(IMPLEMENTATIONS)}"
+            )
         self.model, self.loss, self.batch_size = model, loss, batch_size
         self.parameters = trainable(model.parameters())
-        self.optimizer = OPTIMIZERS[optimizer](self.parameters, lr=learning_rate, weight_decay=weight_decay)
+        self.optimizer = OPTIMIZERS[optimizer](
+            self.parameters, lr=learning_rate, weight_decay=weight_decay, **IMPLEMENTATIONS[implementation]
+        )
         self.steps_taken = 0
         self.training_loss: float | None = None
 
     def step(self, batch: Sized) -> None:
         total = self.gradients(batch)
-        self.training_loss = total / len(batch) if len(batch) else None
+        self.training_loss = total.item() / len(batch) if len(batch) else None
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.steps_taken += 1
 
-    def gradients(self, batch: Sized) -> float:
-        """Leave each parameter's gradient in `grad`; return the sum of the losses."""
+    def gradients(self, batch: Sized) -> Tensor | float:
+        """Leave each parameter's gradient in `grad`; return the sum of the losses, a tensor unless the batch is empty."""
         total = 0.0
         for part in self.loss.parts(batch):
             losses = self.loss(self.model, part)
             (losses.sum() / self.batch_size).backward()
-            total += losses.sum().item()
+            total += losses.detach().sum()
         return total
 
     def state_dict(self) -> dict:

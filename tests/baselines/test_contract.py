@@ -21,9 +21,6 @@ from dpzero.language import examples, losses, models, tasks
 from dpzero.privacy import Budget, RunKey, Setting
 from dpzero.zeroth_order import TwoPoint
 
-# The module's own filter does not reach into pytest
-pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
-
 CARDS = cards()
 BATCH_SIZE, STEPS = 16, 100
 # What a required setting is where a method is of order 0 and of order 1

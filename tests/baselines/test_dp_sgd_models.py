@@ -1,0 +1,200 @@
+"""DP-SGD on the families of the papers, tied and untied, in both ways: against one backward pass an example."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from brute_force import BATCH_SIZE, budget, check_step
+from opacus.grad_sample import GradSampleModule
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+
+from baselines._per_example import Record, trained_layers
+from baselines.dp_sgd import DPSGD
+from dpzero.language import examples, losses, shapes
+
+both_ways = pytest.mark.parametrize("clipping", ["hooks", "ghost"])
+
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 40,
+}
+OPT = SIZES | {"word_embed_proj_dim": 16, "ffn_dim": 24, "dropout": 0.0}
+LLAMA = SIZES | {"intermediate_size": 24, "num_key_value_heads": 1, "head_dim": 8}
+FAMILIES = {
+    "roberta": SIZES
+    | {
+        "intermediate_size": 24,
+        "type_vocab_size": 1,
+        "pad_token_id": 1,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    },
+    "opt": OPT,
+    "opt, norms last, projected": OPT | {"do_layer_norm_before": False, "word_embed_proj_dim": 8},
+    "llama": LLAMA,
+    "qwen2": LLAMA,
+    "gemma2": LLAMA | {"query_pre_attn_scalar": 8},
+}
+ADAPTED = {
+    "opt": [["q_proj", "v_proj"], ["fc1", "fc2"]],
+    "llama": [["q_proj", "v_proj"], ["gate_proj", "down_proj"]],
+    "roberta": [["query", "value"], ["dense"]],
+}
+
+
+def language_model(family: str, tied: bool) -> nn.Module:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        family.split(",")[0], **FAMILIES[family], tie_word_embeddings=tied, initializer_range=0.3
+    )
+    kind = AutoModelForMaskedLM if family == "roberta" else AutoModelForCausalLM
+    return kind.from_config(config).eval()
+
+
+class AtOnePosition(nn.Module):
+    """The words' scores from the model's own output layer, which is its embedding where it is tied, at each text's last token."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, attention_mask):
+        hidden = self.model.base_model(input_ids=input_ids, attention_mask=attention_mask)[0]
+        hidden = hidden[torch.arange(len(hidden)), attention_mask.sum(1) - 1]
+        return self.model.lm_head(hidden).float()
+
+
+@pytest.fixture(scope="module")
+def batch() -> examples.Examples:
+    """Padded texts of 1 to 9 tokens; some hold a token many times, one the padding token (1)."""
+    draw = np.random.default_rng(0)
+    texts = [draw.integers(3, 97, length).tolist() for length in (1, 9, 4, 2)]
+    return examples.Examples.of([*texts, [5, 1, 7], [5, 7, 5, 5, 7, 5], [11] * 9], [0, 1, 0, 1, 1, 0, 1])
+
+
+def freeze_unused(model: nn.Module, batch: examples.Examples) -> nn.Module:
+    """Where nothing is tied, RoBERTa's second bias is not used, nor the vocabulary's rows beside a head of two."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    total = losses.CrossEntropy(2048)(model, batch).sum()
+    for p, gradient in zip(
+        parameters, torch.autograd.grad(total, parameters, allow_unused=True), strict=True
+    ):
+        p.requires_grad_(gradient is not None)
+    return model
+
+
+@both_ways
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_full_fine_tuning_is_exact_through_the_models_own_output_layer(family, tied, clipping, batch):
+    """Tied, one parameter is looked up and scores every word; the labels are words that the texts hold."""
+    words = examples.Examples(batch.tokens, batch.offsets, np.array([5, 11, 5, 7, 3, 5, 11]))
+    for clip, token_budget in ((1.0, 2048), (20.0, 16)):
+        model = AtOnePosition(language_model(family, tied))
+        head, embedding = model.model.get_output_embeddings(), model.model.get_input_embeddings()
+        assert (head.weight is embedding.weight) == tied
+        bitten = check_step(
+            freeze_unused(model, words), losses.CrossEntropy(token_budget), words, clip, clipping
+        )
+        assert bitten == 7 or clip > 1.0
+
+
+@both_ways
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("family", ["roberta", "opt", "llama"])
+def test_full_fine_tuning_is_exact_with_two_words_for_a_head(family, tied, clipping, batch):
+    model = freeze_unused(shapes.Answering(language_model(family, tied)), batch)
+    assert check_step(model, losses.CrossEntropy(24), batch, 0.1, clipping) >= 6
+
+
+@both_ways
+@pytest.mark.parametrize("size", [0, 1])
+@pytest.mark.parametrize("family", ["roberta", "opt", "llama"])
+def test_a_batch_of_one_is_exact_and_an_empty_one_moves_nothing_without_noise(family, size, clipping, batch):
+    for chosen in (batch[np.arange(i, i + size)] for i in (0, 5)):
+        model = AtOnePosition(language_model(family, True))
+        assert check_step(model, losses.CrossEntropy(2048), chosen, 0.1, clipping) == size
+
+
+def adapted(family: str, targets: list[str]) -> shapes.Answering:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    model = shapes.Answering(language_model(family, True))
+    model.model.requires_grad_(False)
+    torch.manual_seed(1)
+    lora = LoraConfig(r=3, target_modules=targets, init_lora_weights=False)
+    inject_adapter_in_model(lora, model.model)
+    return model
+
+
+@both_ways
+@pytest.mark.parametrize(("family", "targets"), [(name, t) for name, both in ADAPTED.items() for t in both])
+def test_lora_on_a_tied_model_is_exact(family, targets, clipping, batch):
+    """OPT hands its feed-forward layers all tokens in a row: an adapter there sees nothing else, and texts are clipped, not tokens."""
+    model = adapted(family, targets)
+    assert check_step(model, losses.CrossEntropy(2048), batch, 0.1, clipping) == 7
+
+
+@both_ways
+def test_lora_on_an_embedding_is_refused(clipping, batch):
+    with pytest.raises(
+        RuntimeError, match=r"lora_embedding_A\.default is used 1 times .*, 0 of them by its layer"
+    ):
+        method = DPSGD(
+            adapted("opt", ["embed_tokens"]),
+            losses.CrossEntropy(2048),
+            budget(0.0),
+            learning_rate=1.0,
+            clip=1.0,
+            clipping=clipping,
+        )
+        method.step(batch)
+
+
+def test_opt_is_refused_where_a_loss_runs_it_on_part_of_a_batch(batch):
+    """Half the texts of twice the length have as many tokens: what is one text must not be guessed from their number."""
+
+    class Halves(losses.CrossEntropy):
+        def __call__(self, model, batch):
+            halves = np.array_split(np.arange(len(batch)), 2)
+            return torch.cat([super(Halves, self).__call__(model, batch[half]) for half in halves])
+
+    me = DPSGD(adapted("opt", ["fc1", "fc2"]), Halves(2048), budget(0.0), learning_rate=1.0, clip=1.0)
+    even = examples.Examples.of([[5, 6, 7, 8]] * 4, [0] * 4)
+    with pytest.raises(RuntimeError, match=r"has 2 rows for 4 examples"):
+        me.step(even)
+
+
+@pytest.mark.parametrize("family", ["roberta", "llama"])
+def test_per_sample_gradients_are_those_of_opacus(family, batch):
+    """Where it has them: neither tied, nor OPT, nor a padding token, whose row it would train."""
+    batch = batch[np.array([0, 1, 2, 3, 5, 6])]
+    model = freeze_unused(shapes.Answering(language_model(family, False)), batch)
+    loss = losses.CrossEntropy(2048)
+    record = Record(len(batch), ghost=False)
+    with record.watching(model, trained_layers(model)):
+        values = loss(model, batch)
+    record.backward(values)
+    other = GradSampleModule(model.train(), loss_reduction="sum")
+    loss(other, batch).sum().backward()
+    for p in model.parameters():
+        if p.requires_grad:
+            assert torch.allclose(record.gradients[p], p.grad_sample, rtol=1e-4, atol=1e-5)
+
+
+def test_ghost_norms_are_refused_where_a_sum_would_be_rounded_to_half_precision(batch):
+    """The sum of a batch is rounded as one number, by more than what one example may move it; of single gradients each is clipped."""
+    loss = losses.CrossEntropy(2048, compute="bfloat16")
+    model = AtOnePosition(language_model("opt", True))
+    with pytest.raises(RuntimeError, match=r"computes in torch\.bfloat16.*: set clipping to hooks"):
+        DPSGD(model, loss, budget(0.0), learning_rate=1.0, clip=0.1, clipping="ghost").step(batch)
+    start = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+    one = batch[np.array([6])]
+    DPSGD(model, loss, budget(0.0), learning_rate=1.0, clip=0.1).step(one)
+    moved = (nn.utils.parameters_to_vector(model.parameters()).detach() - start).norm() * BATCH_SIZE
+    assert moved == pytest.approx(0.1, rel=1e-3)
