@@ -121,7 +121,7 @@ class Record:
     norms [examples] are in `squared`. uses: how many layers used a parameter. output: the model's last one. The first dimension of
     what a layer reads must be the examples'.
 
-    Raises RuntimeError where what is seen is not each example's gradient.
+    Raises RuntimeError where what is seen is not each example's gradient, and ValueError for half precision with `ghost`.
     """
 
     def __init__(self, size: int, ghost: bool) -> None:
@@ -198,7 +198,7 @@ class Record:
                 raise RuntimeError(f"{layer.title} does more than map one tensor to one: freeze it")
             read, edge = inputs[0], get_gradient_edge(output)
         if self.ghost and output.dtype in (torch.float16, torch.bfloat16):
-            raise RuntimeError(
+            raise ValueError(
                 f"{layer.title} computes in {output.dtype}, in which a sum of clipped gradients is rounded by more than one example's "
                 "share: set clipping to hooks, or compute to float32"
             )
