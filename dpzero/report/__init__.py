@@ -14,6 +14,7 @@ TABLES = ("accuracy", "memory", "time", "privacy")
 KINDS = {
     "language": (TABLES, FIGURES, ("runs.csv", "times.csv", "provenance.json", "privacy_statement.md")),
     "guarantees": (("guarantees",), ("guarantees",), ("provenance.json",)),
+    "quadratic": (("exponents", "norms"), ("quadratic", "quadratic_steps"), ("provenance.json",)),
 }
 
 
