@@ -182,7 +182,7 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
     row["metric"], row["score"] = _score(record)
     row["curve"] = record.get("curve") or []
     row |= _flatten("settings", cell.get("settings") or {})
-    for section in ("metrics", "privacy", "memory", "time", "provenance", "guarantee"):
+    for section in ("metrics", "privacy", "memory", "time", "provenance", "guarantee", "quadratic"):
         row |= _flatten(section, record.get(section) or {})
     for name in METRICS:
         row.pop(f"metrics.{name}", None)  # already there as metric and score

@@ -1,0 +1,297 @@
+"""The sweep `quadratic`: records -> exponents of the dimension with a verdict, gradient norms, two figures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+import pandas
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dpzero.report import drawing, exponents, provenance, style
+from dpzero.report.exponents import Fit
+from dpzero.report.records import load
+from dpzero.report.render import ABSENT, Table, number
+from dpzero.report.statistics import Summary, summarise
+
+RANKS = {
+    "rank_d": "O(d)",
+    "rank_sqrt_d": "O(√d)",
+    "rank_log_d": "O(log d)",
+    "rank_log_d_one_coordinate": "O(log d), data in one coordinate",
+}
+METHODS = ("dpzero", "dpgd_0th", "dp_sgd", "mezo", "sgd")  # in this order
+PUBLISHED = {  # in words: the paper draws its figures 1 and 2 and prints no number
+    ("dpzero", "rank_d"): "grows with d",
+    ("dpzero", "rank_log_d"): "nearly independent of d",
+    ("dp_sgd", "rank_d"): "grows with d",
+    ("dp_sgd", "rank_log_d"): "nearly independent of d",
+    **{("dpgd_0th", rank): "grows strongly with d, the worst" for rank in list(RANKS)[:3]},
+}
+Draw = Callable[[Axes, list, dict], tuple[float, float, str]]
+LABEL_GAP = 0.075  # of the height of a panel
+CONVERGED = 1e-8  # of the norm at the start: below it what is left is rounding, and has no exponent
+NO_EXPONENT = "No exponent: the method converged to rounding, or has fewer than three dimensions."
+GRIDS = ("steps", "learning_rates", "clips")
+
+READING = (
+    "Best of grid: the setting (steps, learning rate, clip) with the least mean gradient norm over the seeds, chosen for each rank "
+    "law, dimension and method on the very norms that are shown, and for test on those of test, as published. Epsilon does not cover "
+    "that choice.",
+    "Exponent p: least squares of the mean log norm on log d, norm ~ d^p, over the dimensions, with a 95 % t-interval. It holds the "
+    "scatter of the means about a straight line, whether chance or curvature.",
+    "Norm: of the gradient of the mean loss at the last iterate; train: over the examples, what is descended. Mean and 95 % "
+    "t-interval of the seeds.",
+    "Private: ε = 2 at δ = 1e-6 by this project's accountant (PLD of T full batches, one of 10,000 examples replaced); sums of clipped "
+    "values with Gaussian noise over 10,000. DPGD-0th: the paper's algorithm 1, clip and noise on the whole zeroth-order vector. "
+    "DP-SGD (the paper's DP-GD) has a part of the grid: steps to 1280, learning rates 0.3 and 1. Noise and directions are of published "
+    "seeds: no private release.",
+    "Data in one coordinate: the paper says that its experiment is based on the code of Li et al. (2022, arXiv 2207.00160), where the "
+    "data differ from 0 in the first coordinate alone, so that the distance to the minimum does not grow with d; its text says that "
+    "every coordinate is N(1, 1), as in the other laws here.",
+)
+
+
+@dataclass(frozen=True)
+class Best:
+    """Of one rank law, dimension and method: the norms of its best setting, one a seed, and what that setting is."""
+
+    rank: str
+    dimension: int
+    method: str
+    title: str
+    private: bool
+    start: float
+    effective_rank: float
+    train: tuple[float, ...]
+    test: tuple[float, ...]
+    setting: dict[str, float]
+    at_edge: tuple[str, ...]
+    by_steps: dict[int, float]  # steps -> mean norm of the best setting with so many
+
+    @property
+    def seeds(self) -> Summary:
+        return summarise(self.train)
+
+
+def best(runs: pandas.DataFrame) -> list[Best]:
+    """One for each rank law, dimension and method that has a run, in the order of the tables."""
+    done = runs[runs["status"] == "ok"]
+    groups = dict(list(done.groupby(["task", "settings.dimension", "method"])))
+    order = {name: place for place, name in enumerate((*RANKS, *METHODS))}
+    keys = sorted(groups, key=lambda key: (order.get(key[0], 99), key[1], order.get(key[2], 99)))
+    return [_best(*key, groups[key]) for key in keys]
+
+
+def _best(rank: str, dimension: int, method: str, rows: pandas.DataFrame) -> Best:
+    first = rows.iloc[0]
+    grids = [json.loads(first[f"settings.{name}"]) for name in GRIDS if _given(first, f"settings.{name}")]
+    train, test = (_norms(rows[f"quadratic.{split}"]) for split in ("train", "test"))
+    means = train.mean(0)
+    place = numpy.unravel_index(means.argmin(), means.shape)
+    chosen = dict(zip(GRIDS, zip(place, grids, strict=False), strict=False))
+    return Best(
+        rank=rank,
+        dimension=int(dimension),
+        method=method,
+        title=first["title"],
+        private=bool(first["private"]),
+        start=float(rows["quadratic.start"].mean()),
+        effective_rank=float(first["quadratic.effective_rank"]),
+        train=tuple(train[(slice(None), *place)].tolist()),
+        test=tuple(test[(slice(None), *numpy.unravel_index(test.mean(0).argmin(), means.shape))].tolist()),
+        setting={name: grid[index] for name, (index, grid) in chosen.items()},
+        at_edge=tuple(name for name, (index, grid) in chosen.items() if index in (0, len(grid) - 1)),
+        by_steps=dict(zip(grids[0], means.min((1, 2)).tolist(), strict=True)),
+    )
+
+
+def _norms(column: pandas.Series) -> numpy.ndarray:
+    """[seeds, steps, learning rates, clips]; what diverged is infinite."""
+    norms = numpy.array([json.loads(text) for text in column], dtype=float)  # null: not a number
+    return numpy.where(numpy.isnan(norms), numpy.inf, norms)
+
+
+def _given(row: pandas.Series, key: str) -> bool:
+    return isinstance(row.get(key), str)
+
+
+def fits(found: Sequence[Best], split: str = "train") -> dict[tuple[str, str], Fit | None]:
+    """(rank law, method) -> the fit of its norms; None where there are too few dimensions, or it converged to rounding."""
+    series: dict[tuple[str, str], dict[int, float]] = {}
+    for one in found:
+        norms = getattr(one, split)
+        logs = numpy.log(norms).mean() if min(norms) > CONVERGED * one.start else math.nan
+        series.setdefault((one.rank, one.method), {})[one.dimension] = logs
+    return {key: exponents.power(logs) if exponents.enough(logs) else None for key, logs in series.items()}
+
+
+def write_tables(records: list[Path], folder: Path, sweep: str, expected: list[str] | None = None) -> str:
+    """Write exponents and norms (.csv, .md, .tex) and provenance.json into `folder`; return the exponents, Markdown.
+
+    Arguments and errors as for `dpzero.report.tables.write_tables`.
+    """
+    runs = load(records, expected)
+    found = best(runs)
+    union = json.dumps(provenance.union(runs, sweep), indent=2, ensure_ascii=False) + "\n"
+    contents = {"provenance.json": union}
+    for name, table in (("exponents", exponents_table(found)), ("norms", norms_table(found))):
+        table.notes += provenance.warnings(runs)
+        table.provenance = provenance.line(runs, sweep)
+        contents |= {f"{name}.csv": table.csv(), f"{name}.md": table.markdown(), f"{name}.tex": table.latex()}
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        (folder / name).write_text(content, encoding="utf-8", newline="\n")
+    return contents["exponents.md"]
+
+
+def exponents_table(found: Sequence[Best]) -> Table:
+    """One line a rank law and method; the verdict is the first of its notes."""
+    table = Table("Exponent of the dimension d in the best-of-grid gradient norm")
+    train, test = fits(found), fits(found, "test")
+    for (rank, method), fit in train.items():
+        ones = [one for one in found if (one.rank, one.method) == (rank, method)]
+        first, last, of_test = ones[0], ones[-1], test[rank, method]
+        published = PUBLISHED.get((method, rank), ABSENT)
+        ends = {"dimension_first": first.dimension, "dimension_last": last.dimension}
+        ends |= {"norm_first": first.seeds.mean, "norm_last": last.seeds.mean}
+        values = {"task": rank, "method": method, "published": published, "seeds": first.seeds.n, **ends}
+        for split, some in (("train", fit), ("test", of_test)):
+            for part in ("exponent", "low", "high"):
+                values[f"{split}_{part}"] = getattr(some, part) if some else None
+        shown = {"effective rank": RANKS.get(rank, rank)}
+        shown |= {"Tr A": f"{first.effective_rank:.3g} to {last.effective_rank:.4g}", "method": first.title}
+        shown |= {"exponent, best of grid": str(fit) if fit else ABSENT}
+        shown |= {"exponent on test, best of grid": str(of_test) if of_test else ABSENT}
+        for end, one in (("smallest", first), ("largest", last)):
+            shown[f"norm at the {end} d"] = f"{number(one.seeds.mean, '.2g')} at {one.dimension}"
+        table.add(values, shown | {"seeds": str(first.seeds.n), "published": published})
+    table.notes = [*exponents.verdict(train, RANKS), *READING, NO_EXPONENT]
+    return table
+
+
+def norms_table(found: Sequence[Best]) -> Table:
+    """One line a rank law, dimension and method."""
+    table = Table("Best-of-grid gradient norm, and the setting that has it")
+    for one in found:
+        train, test = one.seeds, summarise(one.test)
+        values = {"task": one.rank, "dimension": one.dimension, "method": one.method, "start": one.start}
+        values |= {"train": train.mean, "train_low": train.low, "train_high": train.high, "seeds": train.n}
+        values |= {"test": test.mean} | one.setting | {"at_edge": " ".join(one.at_edge)}
+        shown = {"effective rank": RANKS.get(one.rank, one.rank), "d": str(one.dimension)}
+        shown |= {"method": one.title, "norm at the start": number(one.start, ".3g")}
+        shown |= {"best of grid": _interval(train), "best of grid on test": _interval(test)}
+        for name in GRIDS:
+            edge = "*" if name in one.at_edge else ""
+            shown[name.replace("_", " ").removesuffix("s")] = number(one.setting.get(name), "g") + edge
+        table.add(values, shown)
+    table.notes = ["*: the first or the last value of that grid.", *READING]
+    return table
+
+
+def _interval(summary: Summary) -> str:
+    half = (summary.high - summary.low) / 2
+    return number(summary.mean, ".3g") + ("" if math.isnan(half) else f" ± {half:.1g}")
+
+
+def write_figures(
+    records: list[Path], folder: Path, sweep: str, expected: list[str] | None = None
+) -> list[Path]:
+    """Draw the norms against the dimension, and against the steps, into `folder`, as PDF and PNG; return the files."""
+    runs = load(records, expected)
+    found, paths = best(runs), []
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with style.settings():
+        for name, figure in (("quadratic", by_dimension(found)), ("quadratic_steps", by_steps(found))):
+            note = provenance.footnote(runs, sweep)
+            figure.supxlabel(note, x=0.995, ha="right", fontsize=5, color=style.GREY)
+            paths += style.save(figure, Path(folder), name, provenance.line(runs, sweep))
+    return paths
+
+
+def by_dimension(found: Sequence[Best]) -> Figure:
+    """Best-of-grid norm against d: a panel a rank law, the exponent at the end of each line."""
+    fitted = fits(found)
+
+    def draw(axis: Axes, ones: list[Best], strokes: dict) -> tuple[float, float, str]:
+        x, seeds = [one.dimension for one in ones], [one.seeds for one in ones]
+        y = [some.mean for some in seeds]
+        enough = [some.n >= drawing.SMALLEST_N_WITH_BAR for some in seeds]
+        up = [(some.high - some.mean) * bar for some, bar in zip(seeds, enough, strict=True)]
+        down = [min(half, 0.9 * middle) for half, middle in zip(up, y, strict=True)]  # the axis has no zero
+        axis.errorbar(x, y, [down, up], elinewidth=0.7, capsize=1.5, **strokes)
+        fit = fitted[ones[0].rank, ones[0].method]
+        return x[-1], y[-1], f"{fit.exponent:.2f}".replace("-", "−") if fit else ""
+
+    return _panels(found, draw, "dimension d (line ends: exponent of d)")
+
+
+def by_steps(found: Sequence[Best]) -> Figure:
+    """At the largest d: the norm of the best setting with so many steps."""
+
+    def draw(axis: Axes, ones: list[Best], strokes: dict) -> tuple[float, float, str]:
+        last = ones[-1]
+        x, y = zip(*last.by_steps.items(), strict=True)
+        axis.plot(x, y, **strokes)
+        return x[-1], y[-1], ""
+
+    return _panels(found, draw, f"steps T, at d = {max(one.dimension for one in found)}")
+
+
+def _panels(found: Sequence[Best], draw: Draw, label: str) -> Figure:
+    """One panel a rank law, each method drawn by `draw`, which says where its line ends and what is written there."""
+    ranks = list(dict.fromkeys(one.rank for one in found))
+    columns = min(2, len(ranks))
+    rows = -(-len(ranks) // columns)
+    figure, axes = drawing.canvas(rows, columns, 2.0, sharex=True)
+    for axis, rank in zip(axes.flat, ranks, strict=False):
+        axis.set(xscale="log", yscale="log", title=f"effective rank {RANKS.get(rank, rank)}")
+        ends = []
+        for method in METHODS:
+            ones = [one for one in found if (one.rank, one.method) == (rank, method)]
+            if ones:
+                look, face = style.look(method), None if ones[0].private else "white"
+                strokes = {"color": look.colour, "marker": look.marker, "linestyle": look.line}
+                strokes |= {"label": ones[0].title, "markerfacecolor": face or look.colour}
+                ends.append((*draw(axis, ones, strokes), look.colour))
+        _frame(axis, [one for one in found if one.rank == rank])
+        _label_ends(axis, ends)
+    for axis in axes.flat[len(ranks) :]:
+        axis.remove()
+    for axis in axes[-1]:
+        axis.set_xlabel(label)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("gradient norm, best of grid")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), handlelength=2.4)
+    return figure
+
+
+def _frame(axis: Axes, ones: Sequence[Best]) -> None:
+    """Room for the private methods; what converges without privacy leaves the panel."""
+    kept = [norm for one in ones if one.private for norm in (*one.train, one.start)]
+    axis.set_ylim(0.4 * min(kept or [1e-3]), 2 * max(kept or [1.0]))
+
+
+def _label_ends(axis: Axes, ends: list[tuple[float, float, str, str]]) -> None:
+    """The text of each line at its end, moved up or down where two would touch."""
+    low, high = numpy.log(axis.get_ylim())
+    shown = [end for end in ends if end[2] and low < math.log(end[1]) < high]
+    heights = [(math.log(y) - low) / (high - low) for _, y, _, _ in shown]
+    for (x, _, text, colour), height in zip(shown, drawing.spread(heights, LABEL_GAP), strict=True):
+        axis.annotate(
+            text,
+            (x, height),
+            (6, 0),
+            ("data", "axes fraction"),
+            "offset points",
+            va="center",
+            size=6.5,
+            color=colour,
+        )
