@@ -110,6 +110,7 @@ ALLOWED_IN_A_CHECKPOINT: dict[str, str] = {
     "method.steps_taken": "counts releases (where the clock cut, which is not protected)",
     "method.parameters[]": "the weights: a function of the base model and the releases",
     "method.optimizer.*": "settings, and moments of the released sums",
+    "method.second_moment[]": "of the released scalars",
     "method.start[]": "the weights of an earlier step",
 }
 
@@ -117,7 +118,10 @@ ALLOWED_IN_A_CHECKPOINT: dict[str, str] = {
 ALLOWED_IN_A_TRANSCRIPT: dict[str, str] = {
     "format": "the same in every transcript",
     "method": "a constant of the method's class",
-    **dict.fromkeys(("law.name", "law.seed", "law.rank", "directions", "smoothing", "schedule[][]"), _INPUT),
+    **dict.fromkeys(
+        ("law.name", "law.seed", "law.rank", "directions", "smoothing", "schedule[][]", "second_moment"),
+        _INPUT,
+    ),
     "law.version": "the name of the public directions' law",
     "perturbed_on_read[]": "numbers of the model's tensors, by its architecture",
     "base_sha256": "the public base model",

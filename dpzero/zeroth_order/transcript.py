@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import struct
 import zlib
@@ -22,7 +23,7 @@ from torch import Tensor
 from .directions import law_of
 from .passes import Passes
 
-FORMAT = "dpzero transcript 1"
+FORMAT = "dpzero transcript 2"
 STEPS_A_PASS = 64  # of a replay: each pass over the weights applies this many steps
 
 
@@ -121,6 +122,29 @@ def rate_at(schedule: Sequence[Sequence[float]], step: int) -> float:
     return schedule[bisect_right([first for first, _ in schedule], step) - 1][1]
 
 
+class SecondMoment:
+    """Divides the scalars of a step by the root of Adam's second moment of the scalars so far, its bias corrected.
+
+    Of the optimisers' states it is one that needs the transcript alone. A decay of 0 divides by nothing.
+    """
+
+    def __init__(self, decay: float, scalars: np.ndarray | Sequence = ()) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"second_moment is {decay}: it must be at least 0 and below 1")
+        self.decay, self.mean, self.steps = decay, 0.0, 0
+        for row in scalars:
+            self.scaled(row)
+
+    def scaled(self, gradients: Sequence[float]) -> list[float]:
+        """The scalars of the next step, scaled."""
+        if self.decay == 0:
+            return list(gradients)
+        square = math.fsum(g * g for g in gradients) / len(gradients)
+        self.mean, self.steps = self.decay * self.mean + (1 - self.decay) * square, self.steps + 1
+        size = math.sqrt(self.mean / (1 - self.decay**self.steps))
+        return [g / size if size else 0.0 for g in gradients]
+
+
 @torch.no_grad()
 def replay(parameters: Sequence[Tensor], path: Path, start: int = 0, passes: Passes | None = None) -> int:
     """In place: moves the base model's trained tensors as the run did, to the bit. Returns the number of steps.
@@ -144,13 +168,13 @@ def replay(parameters: Sequence[Tensor], path: Path, start: int = 0, passes: Pas
         )
     if passes.law.law != law["version"]:
         raise ValueError(f"{path} was written with directions {law['version']}, here is {passes.law.law}")
-    smoothing = header["smoothing"]
+    smoothing, moment = header["smoothing"], SecondMoment(header["second_moment"], scalars[:start].tolist())
     for step in range(start, len(scalars)):
         for k in range(header["directions"]):
             passes.visit(step, k, smoothing)
             passes.visit(step, k, -smoothing)
         rate = rate_at(header["schedule"], step)
-        passes.update(step, [-rate * g for g in scalars[step].tolist()])
+        passes.update(step, [-rate * g for g in moment.scaled(scalars[step].tolist())])
         if (step + 1 - start) % STEPS_A_PASS == 0:
             passes.flush()
     passes.flush()

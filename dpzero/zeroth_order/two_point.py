@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .directions import law_of
 from .graphs import Graphed
 from .passes import Passes, read_numbers
-from .transcript import FORMAT, Transcript, digest, rate_at, read, replay
+from .transcript import FORMAT, SecondMoment, Transcript, digest, rate_at, read, replay
 
 PerExampleLoss = Callable[[nn.Module, Sized], Tensor]
 """(model, batch of B examples) -> losses [B], float32 or better, none of which depends on another example."""
@@ -32,7 +32,8 @@ class TwoPoint:
     Every method also takes, by name, `direction_law` (gaussian, sphere, rademacher or low_rank, that with a `direction_rank`) and
     `perturb`: in_place; on_read, which copies one matrix at a time and never drifts by rounding (see `passes`); or both_signs, the same
     for both points in one batch of twice the size, which asks the loss for `both_sides(model, batch, pairs)` (see `_both_sides`). And
-    `cuda_graphs`, which wants a loss that calls the model with tensors of few shapes (see `graphs`).
+    `cuda_graphs`, which wants a loss that calls the model with tensors of few shapes (see `graphs`). With `second_moment`, a decay such as
+    .99, a step's scalars are divided by the root of Adam's second moment of those released so far (see `transcript`).
     """
 
     title = "two-point step"
@@ -53,6 +54,7 @@ class TwoPoint:
         direction_rank: int = 1,
         perturb: Literal["in_place", "on_read", "both_signs"] = "in_place",
         cuda_graphs: bool = False,
+        second_moment: float = 0.0,
     ) -> None:
         for name, value in (
             ("learning_rate", learning_rate),
@@ -74,6 +76,7 @@ class TwoPoint:
         self.forward = Graphed(model) if cuda_graphs else model
         self.batch_size, self.smoothing = batch_size, smoothing
         self.schedule = [(0, learning_rate)]  # (first step, learning rate)
+        self.moment = SecondMoment(second_moment)
         self.parameters = trainable(model.parameters())
         self.seed, self.direction_law, self.direction_rank = seed, direction_law, direction_rank
         self.law = law_of(direction_law, seed, direction_rank)
@@ -146,8 +149,9 @@ class TwoPoint:
             self.transcript.append(gradients)
 
     def _move(self, gradients: Sequence[float]) -> None:
-        """x <- x - learning_rate * sum over k of gradients[k] z_k, from wherever the weights are. Ends the step."""
-        self.passes.update(self.steps_taken, [-self.learning_rate * g for g in gradients])
+        """x <- x - learning_rate * sum over k of gradients[k] z_k (scaled), from wherever the weights are. Ends the step."""
+        scaled = self.moment.scaled(gradients)
+        self.passes.update(self.steps_taken, [-self.learning_rate * g for g in scaled])
         self.passes.flush()
         self.steps_taken += 1
 
@@ -186,6 +190,7 @@ class TwoPoint:
                 f"transcript {path} has {len(self.transcript)} of the {self.steps_taken} steps taken: start from the base model"
             )
         self.steps_taken = replay(self.parameters, path, self.steps_taken, self.passes)
+        self.moment = SecondMoment(self.moment.decay, self.transcript.scalars.tolist())
 
     def _header(self, base_sha256: str) -> dict:
         return {
@@ -200,18 +205,24 @@ class TwoPoint:
             "directions": self.directions,
             "smoothing": self.smoothing,
             "schedule": self.schedule,
+            "second_moment": self.moment.decay,
             "perturbed_on_read": sorted(self.passes.read),
             "base_sha256": base_sha256,
         }
 
     def state_dict(self) -> dict:
-        return {"steps_taken": self.steps_taken, "parameters": [p.detach().clone() for p in self.parameters]}
+        return {
+            "steps_taken": self.steps_taken,
+            "parameters": [p.detach().clone() for p in self.parameters],
+            "second_moment": [self.moment.mean, self.moment.steps],
+        }
 
     @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
         for mine, saved in zip(self.parameters, state["parameters"], strict=True):
             mine.copy_(saved)
         self.steps_taken = state["steps_taken"]
+        self.moment.mean, self.moment.steps = state["second_moment"]
         self.passes.at = (self.steps_taken, 0, 0.0)  # wherever a step that failed had left them
 
 

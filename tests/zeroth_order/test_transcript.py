@@ -209,6 +209,46 @@ def test_a_replay_has_the_trained_weights_to_the_bit(name, law, perturb, tmp_pat
             assert same(x, end)
 
 
+@pytest.mark.parametrize("name", ["dpzero", "dp_aggzo"])
+def test_adams_second_moment_of_the_scalars_is_computed_from_the_transcript(name, tmp_path):
+    """Step by step the formula; whole, from a checkpoint, from the file of a killed run, and in a replay, the same bits."""
+    path, model, x = tmp_path / "t", base(torch.float64), weights(base(torch.float64))
+    me = make(name, model, second_moment=0.9)
+    me.write_transcript(path)
+    mean = 0.0
+    for step in range(STEPS):
+        if step == 3:
+            state = copy.deepcopy(me.state_dict())
+        before, scalars = weights(model), np.atleast_1d(me.step(BATCHES[step]))
+        mean = 0.9 * mean + 0.1 * (scalars**2).mean()
+        for k, g in enumerate(scalars / np.sqrt(mean / (1 - 0.9 ** (step + 1)))):
+            me.law.add_(before, step, -0.01 * g, k)
+        # after a cycle of perturbations in double precision
+        assert all(
+            torch.allclose(p, b, rtol=0, atol=1e-12) for p, b in zip(weights(model), before, strict=True)
+        )
+    assert replay(x, path) == STEPS and same(x, weights(model))
+
+    other = make(name, base(torch.float64), second_moment=0.9)
+    other.load_state_dict(state)
+    train(other)
+    assert all(torch.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip(weights(other.model), x, strict=True))
+
+    header, _ = rows_of(path)
+    (tmp_path / "killed").write_bytes(path.read_bytes()[: header + 4 * (8 * me.directions + 4)])
+    late = make(name, base(torch.float64), second_moment=0.9)
+    late.write_transcript(tmp_path / "killed")
+    assert late.steps_taken == 4
+    train(late)
+    assert same(weights(late.model), weights(model))
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0])
+def test_a_decay_that_is_none_is_refused(decay):
+    with pytest.raises(ValueError, match="it must be at least 0 and below 1"):
+        make("mezo", base(), second_moment=decay)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_replay_in_double_precision_has_the_trained_weights_to_the_bit(name, tmp_path):
     model, path, x = base(torch.float64), tmp_path / "t", weights(base(torch.float64))
