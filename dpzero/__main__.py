@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import UsageError
+from .experiment import memory_verbs
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -122,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     benchmark.add_argument("--out", type=Path, default=Path("results/benchmark/tables"))
     benchmark.add_argument("--figures", type=Path, default=Path("figures/benchmark"))
     benchmark.set_defaults(verb=_benchmark)
+    memory_verbs.add(verbs)
     for question in (calibrate, epsilon, audit):
         _setting_arguments(question, AUDITED if question is audit else {})
         if question is not audit:

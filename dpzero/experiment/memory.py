@@ -1,4 +1,4 @@
-"""Peak memory of a step, measured: the allocator's on CUDA, live tensor storage on the CPU.
+"""Peak memory of a step and of its phases: the allocator's on CUDA, live tensor storage on the CPU or of fake tensors.
 
 Both count what tensors hold, in blocks of 512 bytes, and neither the interpreter nor kernels' own scratch. The batch is a
 stand-in of the expected size and the full length, so the figure says nothing of private data and repeats exactly.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import resource
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -19,15 +20,71 @@ from torch.utils._pytree import tree_iter
 BLOCK = 512  # bytes: the rounding of the CUDA caching allocator
 
 
-class LiveStorage(TorchDispatchMode):
+class Phases:
+    """Peaks of the parts of a step, bytes by name. What lies in no named part counts as `rest`."""
+
+    def __init__(self, rest: str = "") -> None:
+        self.current, self.peaks = rest, {}
+
+    @property
+    def phase_of_peak(self) -> str:
+        return max(self.peaks, key=self.peaks.__getitem__, default="")
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        self.mark()
+        outer, self.current = self.current, name
+        try:
+            self.mark()
+            yield
+            self.mark()
+        finally:
+            self.current = outer
+
+    def mark(self) -> None:
+        """Where one phase ends and another begins."""
+        raise NotImplementedError
+
+    def note(self, size: int) -> None:
+        self.peaks[self.current] = max(self.peaks.get(self.current, 0), size)
+
+
+class AllocatorPeaks(Phases):
+    """Of CUDA's caching allocator, whose peak is read and forgotten at each mark."""
+
+    def __init__(self, device: torch.device, rest: str = "") -> None:
+        super().__init__(rest)
+        self.device, self.operation = device, ""
+
+    def __enter__(self) -> AllocatorPeaks:
+        torch.cuda.synchronize(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.mark()
+
+    @property
+    def peak(self) -> int:
+        return max(self.peaks.values(), default=0)
+
+    def mark(self) -> None:
+        torch.cuda.synchronize(self.device)
+        self.note(torch.cuda.max_memory_allocated(self.device))
+        torch.cuda.reset_peak_memory_stats(self.device)
+
+
+class LiveStorage(TorchDispatchMode, Phases):
     """Counts the bytes of every storage that the dispatcher sees, from its creation to its end."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, rest: str = "") -> None:
+        TorchDispatchMode.__init__(self)
+        Phases.__init__(self, rest)
         self.live = self.peak = 0
+        self.operation = ""  # whose result made the peak
         self._known: dict[int, weakref.ref] = {}
 
-    def add(self, tensor: torch.Tensor) -> None:
+    def add(self, tensor: torch.Tensor, operation: object = "") -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._known or tensor.device.type == "meta":
@@ -40,13 +97,22 @@ class LiveStorage(TorchDispatchMode):
 
         self._known[key] = weakref.ref(storage, gone)
         self.live += size
-        self.peak = max(self.peak, self.live)
+        if self.live > self.peak:
+            self.peak, self.operation = self.live, str(operation)
+        self.mark()
+
+    def add_model(self, model: torch.nn.Module) -> None:
+        for tensor in [*model.parameters(), *model.buffers()]:
+            self.add(tensor)
+
+    def mark(self) -> None:
+        self.note(self.live)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for tensor in tree_iter(out):
             if isinstance(tensor, torch.Tensor):
-                self.add(tensor)
+                self.add(tensor, func)
         return out
 
 
@@ -60,8 +126,7 @@ def peak_bytes(model: torch.nn.Module, work: Callable[[], object]) -> int:
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device)
     tracker = LiveStorage()
-    for tensor in [*model.parameters(), *model.buffers()]:
-        tracker.add(tensor)
+    tracker.add_model(model)
     with tracker:
         work()
     return tracker.peak

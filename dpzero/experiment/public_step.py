@@ -31,13 +31,16 @@ class PublicStep:
         minus = self._losses(batch)
         gradient = ((plus - minus) / (2 * self.smoothing)).mean().item()
         self._perturb(1)
-        for p, z in self._directions():
-            p.data = p.data - self.learning_rate * (gradient * z)
+        self._update(gradient)
         self.seed += 1
 
     def _perturb(self, times: int) -> None:
         for p, z in self._directions():
             p.data = p.data + times * z * self.smoothing
+
+    def _update(self, gradient: float) -> None:
+        for p, z in self._directions():
+            p.data = p.data - self.learning_rate * (gradient * z)
 
     def _directions(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
         torch.manual_seed(self.seed)

@@ -5,6 +5,7 @@ No weights are needed, so a laptop builds RoBERTa-base and fake tensors build OP
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from ..errors import UsageError
 
 FILE = Path(__file__).with_name("shapes.yaml")
 ANSWERS = (2, 3)  # rows of the vocabulary: any two words
+MASKED = ("roberta", "xlm-roberta", "camembert")  # encoders, whose configurations would make a causal model, too
 
 
 @cache
@@ -37,28 +39,79 @@ class Answering(nn.Module):
         self.head = nn.Linear(rows.shape[1], len(ANSWERS), bias=False, dtype=rows.dtype, device=rows.device)
         with torch.no_grad():
             self.head.weight.copy_(rows[list(ANSWERS)])
-        if "bias" in dict(model.get_output_embeddings().named_parameters()):
-            model.get_output_embeddings().bias.requires_grad_(False)  # of the vocabulary, which is not asked
+        self.freeze_vocabulary()
+
+    def freeze_vocabulary(self) -> None:
+        """What is the vocabulary's output alone, which is not asked, is not trained."""
+        tied = self.model.get_input_embeddings().weight
+        for parameter in self.model.get_output_embeddings().parameters():
+            if parameter is not tied:
+                parameter.requires_grad_(False)
+
+    @property
+    def backbone(self) -> nn.Module:
+        """What `tuning.select` chooses from; the head is always trained."""
+        return self.model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         hidden = self.model.base_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         last = attention_mask.sum(1) - 1  # padding is on the right
         hidden = hidden[torch.arange(len(hidden), device=hidden.device), last]
-        if hasattr(self.model.lm_head, "dense"):  # RoBERTa has a layer before its words
+        if hasattr(getattr(self.model, "lm_head", None), "dense"):  # RoBERTa has a layer before its words
             inner = self.model.lm_head
             hidden = inner.layer_norm(nn.functional.gelu(inner.dense(hidden)))
         return self.head(hidden).float()
 
 
 def build(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Answering:
-    """Random weights in evaluation mode; all of them are trained. Raises UsageError for a name that is not in shapes.yaml."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+    """Random weights in evaluation mode; all that the answer depends on is trained.
 
-    if name not in catalogue():
-        raise UsageError(f"no shape {name!r}: give one of {', '.join(catalogue())}")
-    config = dict(catalogue()[name])
-    kind = AutoModelForMaskedLM if config["model_type"] == "roberta" else AutoModelForCausalLM
+    Args:
+        name: of shapes.yaml, or the path of a config.json of transformers.
+
+    Raises:
+        UsageError: a name that is not in shapes.yaml, a file that transformers cannot make a language model of.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    config = config_of(name)
+    masked = config.model_type in MASKED or "MaskedLM" in "".join(config.architectures or [])
     torch.manual_seed(0)
-    with torch.device(device):
-        model = kind.from_config(AutoConfig.for_model(config.pop("model_type"), **config), dtype=dtype)
+    try:
+        with torch.device(device):
+            model = (AutoModelForMaskedLM if masked else AutoModelForCausalLM).from_config(config, dtype=dtype)
+    except ValueError as error:
+        raise UsageError(f"{name} is of type {config.model_type!r}, no language model of transformers") from error
     return Answering(model).eval()
+
+
+def config_of(name: str):
+    """The configuration of transformers, without dropout and without a cache of keys, which one pass over whole texts has no use for."""
+    from transformers import AutoConfig
+
+    stanza = dict(catalogue()[name] if name in catalogue() else _read(name))
+    stanza.pop("parameters", None)
+    kind = stanza.pop("model_type", None)
+    try:
+        config = AutoConfig.for_model(kind, **stanza).get_text_config()
+    except (ValueError, TypeError, LookupError) as error:
+        raise UsageError(
+            f"{name} has model_type {kind!r}, which transformers does not know: give another config.json"
+        ) from error
+    config.use_cache = False
+    for key, value in config.to_dict().items():
+        if key.endswith(("dropout", "pdrop", "layerdrop")) and value:
+            setattr(config, key, 0.0)
+    return config
+
+
+def _read(name: str) -> dict:
+    if not name.endswith(".json"):
+        raise UsageError(f"no shape {name!r}: give one of {', '.join(catalogue())}, or a config.json")
+    try:
+        found = json.loads(Path(name).read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{name} cannot be read as a configuration ({error}): give a config.json") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{name} holds no configuration: give a config.json of transformers")
+    return found
