@@ -11,7 +11,9 @@ def add(verbs) -> None:
     """To the subparsers of the command line."""
     predict = verbs.add_parser("predict-memory", help="peak memory of a step, without weights, data or GPU")
     predict.add_argument("--model", required=True, help="a shape, or the path of a config.json")
-    predict.add_argument("--method", required=True, help="dpzero, adamw, dp_sgd_ghost, ... (a wrong one lists all)")
+    predict.add_argument(
+        "--method", required=True, help="dpzero, adamw, dp_sgd_ghost, ... (a wrong one lists all)"
+    )
     _sizes(predict, 8, 512, "float32")
     predict.set_defaults(verb=_predict)
     measure = verbs.add_parser("measure-memory", help="the same, measured: random weights, this machine")
@@ -20,12 +22,18 @@ def add(verbs) -> None:
     _sizes(measure, 8, 64, "float32")
     measure.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     measure.set_defaults(verb=_measure)
-    fits = verbs.add_parser("fits", help="what can be tuned in so much memory: the largest model, or the largest batch")
+    fits = verbs.add_parser(
+        "fits", help="what can be tuned in so much memory: the largest model, or the largest batch"
+    )
     fits.add_argument("--gpu-memory", required=True, help="24GiB, 80GB, 512MiB")
-    fits.add_argument("--model", help="one model: the largest batch of each method (default: the largest model)")
+    fits.add_argument(
+        "--model", help="one model: the largest batch of each method (default: the largest model)"
+    )
     fits.add_argument("--methods", nargs="+", help="which (default: the common ones)")
     fits.add_argument("--models", nargs="+", help="to choose from (default: OPT)")
-    fits.add_argument("--reserve", default="1GiB", help="for context, workspaces and fragments, which no prediction counts")
+    fits.add_argument(
+        "--reserve", default="1GiB", help="for context, workspaces and fragments, which no prediction counts"
+    )
     _sizes(fits, 8, 512, "float32")
     fits.set_defaults(verb=_fits)
 
@@ -36,7 +44,9 @@ def _sizes(parser: argparse.ArgumentParser, batch_size: int, length: int, dtype:
     parser.add_argument("--dtype", default=dtype, help="of the stored weights: float32, bfloat16, float16")
     parser.add_argument("--compute", default="float32", help="bfloat16: products in it over float32 weights")
     parser.add_argument("--tune", default="", help="full, bias, lora, head (default: what the method says)")
-    parser.add_argument("--token-budget", type=int, default=0, help="padded tokens of a micro-batch (default: all)")
+    parser.add_argument(
+        "--token-budget", type=int, default=0, help="padded tokens of a micro-batch (default: all)"
+    )
 
 
 def _settings(options: argparse.Namespace) -> dict:

@@ -59,7 +59,9 @@ class Unpredictable(UsageError):
         self.analytic = analytic(workload)
         size = self.analytic["peak_bytes"] / 2**30
         by_formula = f"by formula it takes at least {size:.2f} GiB" if size else "there is no formula for it"
-        super().__init__(f"{workload.method} cannot be predicted for {workload.model} ({self.reason}): {by_formula}")
+        super().__init__(
+            f"{workload.method} cannot be predicted for {workload.model} ({self.reason}): {by_formula}"
+        )
 
 
 def header(workload: Workload) -> dict:
@@ -80,7 +82,9 @@ def _peaks(workload: Workload) -> dict:
     with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _give_storage(model)
-        with patch.object(nn.Module, "to", lambda module, *_, **__: module):  # Opacus moves copies to `meta`: fake ones are as empty
+        with patch.object(
+            nn.Module, "to", lambda module, *_, **__: module
+        ):  # Opacus moves copies to `meta`: fake ones are as empty
             loaded = Loaded(workload, model)
         parameters, trained = counts(loaded.model)
         inference = FakeStorage("forward")
@@ -92,7 +96,10 @@ def _peaks(workload: Workload) -> dict:
         with tracker:
             loaded.steps(tracker)
         weights = memory.weights_bytes(loaded.model)
-    return figures(weights, inference.peak, tracker) | {"parameters": parameters, "trained_parameters": trained}
+    return figures(weights, inference.peak, tracker) | {
+        "parameters": parameters,
+        "trained_parameters": trained,
+    }
 
 
 def _give_storage(model: nn.Module) -> None:
@@ -105,7 +112,9 @@ def _give_storage(model: nn.Module) -> None:
                     if id(tensor) not in made:
                         empty = torch.empty_like(tensor, device="cpu")
                         grad = tensor.requires_grad
-                        made[id(tensor)] = nn.Parameter(empty, grad) if tensors is module._parameters else empty
+                        made[id(tensor)] = (
+                            nn.Parameter(empty, grad) if tensors is module._parameters else empty
+                        )
                     tensors[name] = made[id(tensor)]
 
 
@@ -129,5 +138,8 @@ def analytic(workload: Workload) -> dict:
         examples = max(1, min(workload.batch_size, found["token_budget"] // workload.sequence_length))
         kept = found["trained_parameters"] * found["weights_bytes"] // found["parameters"] * (examples + 1)
     peak = {"peak_bytes": found["inference_peak_bytes"] + kept if kept else 0}
-    same = {key: found[key] for key in ("parameters", "trained_parameters", "weights_bytes", "inference_peak_bytes")}
+    same = {
+        key: found[key]
+        for key in ("parameters", "trained_parameters", "weights_bytes", "inference_peak_bytes")
+    }
     return header(workload) | same | peak | {"how": ANALYTIC, "phases": {}, "phase": "", "operation": ""}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,14 +55,20 @@ class Workload:
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}: it must be at least 1")
         if self.token_budget < 0:
-            raise UsageError(f"token_budget is {self.token_budget}: give 0 for the whole batch, or a number of tokens")
+            raise UsageError(
+                f"token_budget is {self.token_budget}: give 0 for the whole batch, or a number of tokens"
+            )
         if self.batch_size * self.sequence_length > MOST_TOKENS:
-            raise UsageError(f"{self.batch_size} x {self.sequence_length} tokens are no batch: give smaller sizes")
+            raise UsageError(
+                f"{self.batch_size} x {self.sequence_length} tokens are no batch: give smaller sizes"
+            )
         for name, value, known in (("dtype", self.dtype, DTYPES), ("compute", self.compute, losses.COMPUTE)):
             if value not in known:
                 raise UsageError(f"{name} is {value!r}: give one of {', '.join(known)}")
         if self.compute != "float32" and self.dtype != "float32":
-            raise UsageError(f"compute {self.compute} is for float32 weights: leave it out with dtype {self.dtype}")
+            raise UsageError(
+                f"compute {self.compute} is for float32 weights: leave it out with dtype {self.dtype}"
+            )
         if self.tune and self.tune not in tuning.TUNES:
             raise UsageError(f"tune is {self.tune!r}: give one of {', '.join(tuning.TUNES)}")
         variant(self.method)
@@ -94,7 +101,7 @@ class Quiet(Budget):
         return np.zeros(count)
 
     def release_(self, step: int, clipped_sums, clip: float) -> None:
-        super().release_(step, [total.view(-1)[:2**18] for total in clipped_sums], clip)
+        super().release_(step, [total.view(-1)[: 2**18] for total in clipped_sums], clip)
 
 
 def tuned_model(workload: Workload, device: str) -> shapes.Answering:
@@ -115,8 +122,9 @@ class Loaded:
         self.workload, self.variant, self.model = workload, variant(workload.method), model
         size, length = workload.batch_size, workload.sequence_length
         self.batch = _stand_in(size, length)
-        self.loss = losses.CrossEntropy(workload.token_budget or size * length, workload.compute)
+        self.loss = Watched(workload.token_budget or size * length, workload.compute)
         self.method = None if self.variant.method == "zero_shot" else self._method()
+        self._watch()
         if workload.dtype != "float32":  # which no method takes: so after it is made
             for tensor in [*self.model.parameters(), *self.model.buffers()]:
                 if tensor.dtype == torch.float32:
@@ -150,23 +158,30 @@ class Loaded:
 
     def steps(self, phases: Phases) -> None:
         """Two steps of a first-order method, whose optimizer makes its state in the first; one of another."""
+        self.loss.phases = phases
         if self.method is None:
-            with phases.phase("forward"):
-                return self.forward()
-        self._watch(phases)
+            return self.forward()
         for _ in range(2 if self.rest == "backward" else 1):
             self.method.step(self.batch)
 
-    def _watch(self, phases: Phases) -> None:
+    def _watch(self) -> None:
+        """The method's own functions, as phases of whatever `steps` was given last."""
         if self.variant.method == "public":
-            self.method._losses = _within(phases, "forward", self.method._losses)
-            self.method._update = _within(phases, "update", self.method._update)
-            return
-        self.method.loss = Watched(self.loss, phases)
-        if self.rest == "backward":
-            self.method.optimizer.step = _within(phases, "update", self.method.optimizer.step)
-        else:
-            self.method._move = _within(phases, "update", self.method._move)
+            self._name("forward", self.method, "_losses")
+            self._name("update", self.method, "_update")
+        elif self.rest == "backward":
+            self._name("update", self.method.optimizer, "step")
+        elif self.method is not None:
+            self._name("update", self.method, "_move")
+
+    def _name(self, phase: str, owner: object, attribute: str) -> None:
+        work = getattr(owner, attribute)
+
+        def watched(*arguments, **named):
+            with self.loss.phases.phase(phase):
+                return work(*arguments, **named)
+
+        setattr(owner, attribute, watched)
 
 
 def _stand_in(size: int, length: int) -> Examples:
@@ -175,22 +190,14 @@ def _stand_in(size: int, length: int) -> Examples:
     return Examples.of([np.ones(n, np.int32) for n in lengths], np.zeros(size, np.int64))
 
 
-class Watched:
-    """A loss whose calls are the phase `forward`."""
+class Watched(losses.CrossEntropy):
+    """A loss whose passes through the model are the phase `forward`, once there are phases."""
 
-    def __init__(self, loss: losses.CrossEntropy, phases: Phases) -> None:
-        self.parts, self._call = loss.parts, _within(phases, "forward", loss)
+    phases: Phases | None = None
 
-    def __call__(self, model: nn.Module, batch: Examples) -> Tensor:
-        return self._call(model, batch)
-
-
-def _within(phases: Phases, name: str, work: Callable) -> Callable:
-    def watched(*arguments, **named):
-        with phases.phase(name):
-            return work(*arguments, **named)
-
-    return watched
+    def _losses(self, model: nn.Module, part: Examples) -> Tensor:
+        with self.phases.phase("forward") if self.phases else nullcontext():
+            return super()._losses(model, part)
 
 
 def _checkpoint(model: shapes.Answering) -> None:

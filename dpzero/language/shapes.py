@@ -17,7 +17,11 @@ from ..errors import UsageError
 
 FILE = Path(__file__).with_name("shapes.yaml")
 ANSWERS = (2, 3)  # rows of the vocabulary: any two words
-MASKED = ("roberta", "xlm-roberta", "camembert")  # encoders, whose configurations would make a causal model, too
+MASKED = (
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+)  # encoders, whose configurations would make a causal model, too
 
 
 @cache
@@ -79,9 +83,13 @@ def build(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") ->
     torch.manual_seed(0)
     try:
         with torch.device(device):
-            model = (AutoModelForMaskedLM if masked else AutoModelForCausalLM).from_config(config, dtype=dtype)
+            model = (AutoModelForMaskedLM if masked else AutoModelForCausalLM).from_config(
+                config, dtype=dtype
+            )
     except ValueError as error:
-        raise UsageError(f"{name} is of type {config.model_type!r}, no language model of transformers") from error
+        raise UsageError(
+            f"{name} is of type {config.model_type!r}, no language model of transformers"
+        ) from error
     return Answering(model).eval()
 
 
