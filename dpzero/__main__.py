@@ -222,11 +222,11 @@ def _assets(options: argparse.Namespace) -> dict:
 
     if options.names:
         return {"assets": prepare.fetch(options.names, log=_say)}
-    from .experiment import kinds, sweep
+    from .experiment import data, kinds, sweep
 
     narrowed = {k: v for k, v in (("tasks", options.tasks), ("models", options.models)) if v}
     cells = [c for c in sweep.load(options.sweep, **narrowed).values() if kinds.kind_of(c) == kinds.LANGUAGE]
-    read = {(c["task"], c["model"], c["settings"]["max_length"], sweep.draw_of(c)) for c in cells}
+    read = {(c["task"], c["model"], c["settings"]["max_length"], data.draw_of(c)) for c in cells}
     found = prepare.prepare(sorted(read), log=_say)
     if options.out:
         from .experiment.record import write_whole

@@ -36,7 +36,7 @@ ALLOWED_IN_A_RELEASE: dict[str, str] = {
     ),
     "cell.settings.*": _INPUT,  # the sweep's reader knows every name
     **dict.fromkeys(("method.title", "method.private", "method.order"), "a constant of the method's class"),
-    **dict.fromkeys(("metrics.accuracy", "metrics.loss"), _WEIGHTS),
+    **dict.fromkeys(("metrics.accuracy", "metrics.f1", "metrics.loss"), _WEIGHTS),
     "metrics.split": "test: dev is part of the private data and is refused before anything runs",
     "metrics.examples": "the size of the public test data",
     "metrics.selection": "a constant of this code",

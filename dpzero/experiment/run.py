@@ -6,24 +6,24 @@ import hashlib
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from ..errors import UsageError
-from ..language import assets, examples, losses, models, tasks
+from ..language import assets, models, objective, tasks
 from ..privacy import Budget, RunKey, Setting
 from ..privacy.as_published import AsPublished
 from ..privacy.published import PRACTICES, Published
 from ..privacy.sampling import SAMPLERS
 from ..zeroth_order import transcript
-from . import memory, record
+from . import data, memory, record
 from .checkpoint import Checkpoint
 from .methods import card as find_card
 from .provenance import provenance
-from .sweep import RUN_SETTINGS, check_data, draw_of, run_id
+from .sweep import RUN_SETTINGS, run_id
 
 LOG_SECONDS = 10  # between progress lines
 LOG_LINES = 10  # in all, of a release
@@ -63,14 +63,17 @@ class Run:
         self.started = time.perf_counter()
         self.card = find_card(cell["use"])
         self.key = RunKey.of(self.settings.get("noise_key", "published"), cell["seed"])
-        check_data(cell)
-        draw = draw_of(cell)
+        data.check(cell)
+        draw = data.draw_of(cell)
         self.task = tasks.load(cell["task"], draw)
-        self.examples = examples.encode(cell["task"], cell["model"], self.settings["max_length"], draw)
+        self.examples = objective.encode(cell["task"], cell["model"], self.settings["max_length"], draw)
         self.checkpoint = Checkpoint(out, cell)
-        self.loss = losses.CrossEntropy(
-            self.settings["token_budget"], self.settings["compute"], self.settings.get("cuda_graphs", False)
+        sizes = (
+            self.settings["token_budget"],
+            self.settings["compute"],
+            self.settings.get("cuda_graphs", False),
         )
+        self.loss = objective.loss(cell["task"], cell["model"], *sizes)
         self.curve: list[dict] = []
         self.train_seconds, self.timed_steps = 0.0, 0
         self.timed: list[tuple[float, float]] = []  # (a step, two forwards)
@@ -132,13 +135,12 @@ class Run:
         resident = memory.resident_peak_bytes()
         scored = self.examples[self.settings["split"]]
         self.log(f"{self.name}: evaluating on {len(scored)} {self.settings['split']} examples")
-        result = losses.evaluate(self.model, scored, self.settings["token_budget"])
+        result = self.loss.evaluate(self.model, scored)
         if not math.isfinite(result["loss"]):  # clipped steps keep the weights of a broken model finite
             raise Diverged(f"the {self.settings['split']} loss is not finite after the last step")
         return {
             "metrics": {
-                "accuracy": result["accuracy"],
-                "loss": result["loss"],
+                **result,
                 "split": self.settings["split"],
                 "examples": len(scored),
                 "selection": "last iterate",
@@ -167,7 +169,7 @@ class Run:
                 left = self.train_seconds / self.timed_steps * (total - step - 1)
                 self.log(f"{self.name}: step {step + 1} of {total}, about {left:.0f} s of training left")
 
-    def _timed_step(self, batch: examples.Examples) -> float:
+    def _timed_step(self, batch: Sized) -> float:
         start = time.perf_counter()
         self.method.step(batch)
         self._synchronize()
@@ -177,7 +179,7 @@ class Run:
         return seconds
 
     @torch.no_grad()
-    def _two_forward_seconds(self, batch: examples.Examples) -> float:
+    def _two_forward_seconds(self, batch: Sized) -> float:
         start = time.perf_counter()
         self.loss(self.model, batch)
         self.loss(self.model, batch)
@@ -206,8 +208,8 @@ class Run:
         size = min(self.settings["curve_examples"], len(self.examples["dev"]))
         if size:
             dev = self.examples["dev"][np.arange(size)]
-            found = losses.evaluate(self.model, dev, self.settings["token_budget"])
-            point["dev_accuracy"] = found["accuracy"]
+            found = self.loss.evaluate(self.model, dev)
+            point |= {f"dev_{metric}": found[metric] for metric in ("accuracy", "f1") if metric in found}
             point["train_loss"] = self.method.training_loss
         self.curve.append(point)
         if step and self.keeps_transcript:  # from which steps may be taken again, but no points
@@ -216,7 +218,7 @@ class Run:
     def measure_memory(self) -> dict:
         """Of a throw-away model and method on a stand-in batch: says nothing of private data and repeats exactly."""
         size, length = self.settings["batch_size"], self.settings["max_length"]
-        batch = examples.Examples.of([[1] * length] * size, [0] * size)
+        batch = self.loss.stand_in(size, length)
         model = self.make_model()
 
         def forward() -> None:

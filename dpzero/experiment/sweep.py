@@ -21,11 +21,10 @@ from pathlib import Path
 import yaml
 
 from ..errors import UsageError
-from ..language import catalogues, tasks
-from ..language.rows import ALL, Draw
+from ..language import catalogues
 from ..privacy.accounting import Setting
 from ..privacy.published import PRACTICES
-from . import kinds
+from . import data, kinds
 from .methods import TYPES, Card, card
 
 FOLDER = Path(__file__).with_name("sweeps")
@@ -70,7 +69,6 @@ RUN_SETTINGS = {
     "data": ("str", ""),  # SHA-256 of the task's local files: found, not chosen
 }
 STANZA = ("use", "title")
-UNSAID = ("shots", "train_examples", "data")  # a cell names them where they are not the default
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:
@@ -217,7 +215,7 @@ def _cell(
     else:
         _check_promise(method, method_card, settings)
     _as_published(method, method_card, settings)
-    _data(method, task, settings)
+    data.settle(method, task, settings)
     own = sweep["methods"][method] or {}
     use = own.get("use", method)
     title = own.get("title", method_card.title if use == method else f"{method_card.title} ({method})")
@@ -259,35 +257,6 @@ def _as_published(method: str, method_card: Card, settings: dict) -> None:
     for key in ("mechanism", "sampling", "adjacency", "noise_arithmetic"):
         if settings.pop(key) != RUN_SETTINGS[key][1]:
             raise UsageError(f"method {method}: as_published decides {key} itself, so leave {key} out")
-
-
-def _data(method: str, task: str, settings: dict) -> None:
-    """What the run reads: a cell of other rows is another cell, but in a release, where the digest of private rows would leak."""
-    if settings["shots"] and settings["train_examples"]:
-        raise UsageError(f"method {method}: shots and train_examples both say which rows to draw: give one")
-    release = settings.get("noise_key") == "secret"
-    settings["data"] = "" if release else settings["data"] or tasks.local_digest(task) or ""
-    for key in UNSAID:
-        if not settings[key]:
-            settings.pop(key)
-
-
-def draw_of(cell: dict) -> Draw:
-    """Which rows a cell trains on."""
-    shots, examples = (cell["settings"].get(key, 0) for key in ("shots", "train_examples"))
-    return Draw(shots, examples, cell["seed"]) if shots or examples else ALL
-
-
-def check_data(cell: dict) -> None:
-    """Raises UsageError where the task's rows are not those that the cell was made for."""
-    if cell["settings"].get("noise_key") == "secret":
-        return
-    planned, found = cell["settings"].get("data"), tasks.local_digest(cell["task"])
-    if planned != found:
-        raise UsageError(
-            f"the rows of task {cell['task']} are {found or 'not local'} where the cell was made for {planned or 'those of the hub'}: "
-            "give the data_dir that it was made with"
-        )
 
 
 def _some_method_has(key: str, sweep: dict) -> bool:

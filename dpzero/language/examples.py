@@ -35,11 +35,18 @@ class Examples:
         tokens = np.concatenate([np.asarray(s, np.int32) for s in sequences] or [np.zeros(0, np.int32)])
         return cls(tokens, offsets, np.asarray(labels, np.int64))
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {"tokens": self.tokens, "offsets": self.offsets, "labels": self.labels}
+
     def __len__(self) -> int:
         return len(self.labels)
 
     def ids(self, i: int) -> np.ndarray:
         return self.tokens[self.offsets[i] : self.offsets[i + 1]]
+
+    @property
+    def token_count(self) -> int:
+        return len(self.tokens)
 
     def lengths(self) -> np.ndarray:
         return np.diff(self.offsets)
@@ -78,33 +85,42 @@ class Examples:
 
 def encode(task: str, model: str, max_length: int, draw: Draw = ALL) -> dict[str, Examples]:
     """Each split of the task as the model reads it, from the cache where it is there."""
-    path = _cache_file(task, model, max_length, draw)
+    path = cache_file(task, model, max_length, draw)
     if not path.exists():
-        _tokenize(tasks.load(task, draw), model, max_length, path)
-    with np.load(path) as arrays:
-        splits = sorted({key.split("/")[0] for key in arrays.files})
-        return {
-            s: Examples(arrays[f"{s}/tokens"], arrays[f"{s}/offsets"], arrays[f"{s}/labels"]) for s in splits
+        loaded = tasks.load(task, draw)
+        read = _reader(loaded, model, max_length)
+        parts = {
+            split: Examples.of([read(row) for row in rows], [row.label for row in rows])
+            for split, rows in loaded.splits.items()
         }
+        write(path, {split: part.arrays() for split, part in parts.items()})
+    return {split: Examples(**arrays) for split, arrays in read_arrays(path).items()}
 
 
-def _cache_file(task: str, model: str, max_length: int, draw: Draw) -> Path:
+def write(path: Path, splits: dict[str, dict[str, np.ndarray]]) -> None:
+    """The arrays of each split; on any death there is the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.npz")
+    np.savez(
+        temporary, **{f"{split}/{key}": a for split, arrays in splits.items() for key, a in arrays.items()}
+    )
+    temporary.replace(path)
+
+
+def read_arrays(path: Path) -> dict[str, dict[str, np.ndarray]]:
+    splits: dict[str, dict[str, np.ndarray]] = {}
+    with np.load(path) as file:
+        for name in sorted(file.files):
+            split, key = name.split("/")
+            splits.setdefault(split, {})[key] = file[name]
+    return splits
+
+
+def cache_file(task: str, model: str, max_length: int, draw: Draw) -> Path:
     key = [FORMAT, tasks.digest(task), models.digest(model), models.catalogue()[model]["kind"], max_length]
     key += [draw] if draw != ALL else []
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     return assets.cache_folder() / "tokens" / f"{task}-{model}-{max_length}-{name}.npz"
-
-
-def _tokenize(task: tasks.Task, model: str, max_length: int, path: Path) -> None:
-    read = _reader(task, model, max_length)
-    arrays = {}
-    for split, rows in task.splits.items():
-        examples = Examples.of([read(row) for row in rows], [row.label for row in rows])
-        arrays |= {f"{split}/{key}": getattr(examples, key) for key in ("tokens", "offsets", "labels")}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.npz")
-    np.savez(temporary, **arrays)
-    temporary.replace(path)
 
 
 def _reader(task: tasks.Task, model: str, max_length: int) -> Callable[[Row], list[int]]:

@@ -56,6 +56,14 @@ class CrossEntropy:
             sides[:, torch.from_numpy(order.copy()).to(sides.device)] = losses.view(2, -1)
         return sides[0], sides[1]
 
+    def evaluate(self, model: nn.Module, batch: Examples) -> dict[str, float]:
+        """Accuracy and mean loss over all examples, in float32."""
+        return evaluate(model, batch, self.token_budget)
+
+    def stand_in(self, size: int, length: int) -> Examples:
+        """Examples of full length that say nothing of private ones."""
+        return Examples.of([[1] * length] * size, [0] * size)
+
     def _losses(self, model: nn.Module, part: Examples) -> Tensor:
         shape = self._shape(part) if self.few_shapes else None
         ids, mask, labels = part.padded(next(model.parameters()).device, shape)

@@ -16,7 +16,7 @@ from .sources import catalogue, digest
 from .tasks import Task
 from .tokens import marks, tokenizer
 
-__all__ = ["Classifier", "catalogue", "digest", "load", "tokenizer"]
+__all__ = ["Classifier", "Continuer", "catalogue", "digest", "load", "tokenizer"]
 
 
 class Classifier(nn.Module):
@@ -74,17 +74,40 @@ class WordLayer(nn.Module):
         return self.layer_norm(nn.functional.gelu(self.dense(hidden)))
 
 
-def load(name: str, task: Task, tune: str, seed: int = 0, device: str = "cpu") -> Classifier:
-    """The classifier for a task, in float32 and evaluation mode, with `requires_grad` set by `tune`.
+class Continuer(nn.Module):
+    """A causal model that scores text: forward(input_ids [B, L], attention_mask [B, L], positions [B, A]) -> logits [B, A, V], float32,
+    of what follows each position. The output layer is asked at these positions alone."""
 
-    Raises UsageError for weights that cannot be had and for an answer that is not one token of the model.
+    def __init__(self, whole: nn.Module) -> None:
+        super().__init__()
+        self.whole = whole
+
+    @property
+    def backbone(self) -> nn.Module:
+        return self.whole.base_model
+
+    @property
+    def head(self) -> nn.Module:
+        return self.whole.get_output_embeddings()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+        hidden = self.backbone(**given).last_hidden_state
+        read = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[2]))
+        return self.head(read).float()
+
+
+def load(name: str, task: Task, tune: str, seed: int = 0, device: str = "cpu") -> Classifier | Continuer:
+    """The model for a task, in float32 and evaluation mode, with `requires_grad` set by `tune`.
+
+    Raises UsageError for weights that cannot be had, and for a task that this kind of model cannot be asked.
     """
     from . import tuning
 
     stanza = sources.stanza(name)
     torch.manual_seed(seed)  # random weights of a tiny model and of LoRA; nothing private is drawn from it
     whole = _pretrained(name, stanza)
-    model = _classifier(name, stanza, whole, task)
+    model = Continuer(whole) if continues(name, task) else _classifier(name, stanza, whole, task)
     del whole
     tuning.select(model, tune)
     model.eval()
@@ -131,23 +154,39 @@ def _classifier(name: str, stanza: dict, whole: nn.Module, task: Task) -> Classi
     return model
 
 
+def continues(name: str, task: Task) -> bool:
+    """Whether the model is asked for text: where answers are free, or one of a causal model's is more than one token.
+
+    Raises UsageError for a free answer of a model that is not causal.
+    """
+    causal = sources.stanza(name)["kind"] == "causal"
+    if not task.labels and not causal:
+        raise UsageError(f"task {task.name} asks for text, which {name} does not write: give a causal model")
+    return causal and (not task.labels or any(len(ids) != 1 for ids in _answers(name, task)))
+
+
 def answer_tokens(name: str, task: Task) -> list[int]:
     """The one token that each answer adds to the prompt, or that each word is in the place of the mask."""
-    plain, masked = marks(name).plain, sources.stanza(name)["kind"] == "masked"
-    if masked and "masked" not in task.stanza:
+    found = _answers(name, task)
+    for label, ids in zip(task.labels, found, strict=True):
+        if len(ids) != 1:
+            raise UsageError(
+                f"the word for {label!r} of task {task.name} is {len(ids)} tokens of {name}: choose a one-token word"
+            )
+    return [ids[0] for ids in found]
+
+
+def _answers(name: str, task: Task) -> list[list[int]]:
+    """The tokens of each answer."""
+    plain = marks(name).plain
+    if sources.stanza(name)["kind"] == "causal":
+        end = prompts.tail(task.prompt).strip(" ")
+        return [plain(end + answer)[len(plain(end)) :] for answer in task.answers]
+    if "masked" not in task.stanza:
         raise UsageError(
             f"task {task.name} has no template for masked models such as {name}: add one to its stanza"
         )
-    before = [] if masked else plain(prompts.tail(task.prompt))
-    tokens = []
-    for answer in [f" {word}" for word in task.stanza["masked"]["words"]] if masked else task.answers:
-        ids = plain(answer) if masked else plain(prompts.tail(task.prompt) + answer)
-        if len(ids) != len(before) + 1:
-            raise UsageError(
-                f"the answer {answer!r} of task {task.name} is {len(ids) - len(before)} tokens of {name}: choose a one-token word"
-            )
-        tokens.append(ids[-1])
-    return tokens
+    return [plain(f" {word}") for word in task.stanza["masked"]["words"]]
 
 
 def _embed(model: Classifier, sequences: list[list[int]]) -> Tensor:

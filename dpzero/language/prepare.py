@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from . import assets, examples, models, sources, tasks
+from . import assets, models, objective, sources, tasks
 from .rows import ALL, Draw
 
 
@@ -26,9 +26,9 @@ def prepare(readings: Iterable[tuple[str, str, int, Draw]], log: Callable[[str],
         sources.fetch(model)
     for task, model, max_length, draw in readings:
         log(f"{task}: tokenizing for {model}, at most {max_length} tokens")
-        splits = examples.encode(task, model, max_length, draw)
+        splits = objective.encode(task, model, max_length, draw)
         drawn = "" if draw == ALL else f"/{draw.shots or draw.train_examples}-{draw.seed}"
         found["tokens"][f"{task}/{model}/{max_length}{drawn}"] = {
-            split: {"examples": len(part), "tokens": len(part.tokens)} for split, part in splits.items()
+            split: {"examples": len(part), "tokens": part.token_count} for split, part in splits.items()
         }
     return found

@@ -12,10 +12,10 @@ LORA_RANK, LORA_ALPHA = 8, 16  # as in MeZO and DPZero
 
 
 def select(model: nn.Module, tune: str) -> None:
-    """Set `requires_grad` on the parameters of a Classifier; its head is always trained.
+    """Set `requires_grad` on the parameters of a Classifier, whose head is always trained, or of a Continuer.
 
     full: all. bias: every bias (in a model without biases, the gains of its norms). lora: rank-8 adapters on query and value.
-    head: the head alone.
+    head: the head alone; a Continuer's is its output layer, which may be its table of embeddings, too.
     """
     if tune not in TUNES:
         raise UsageError(f"tune is {tune!r}: give one of {', '.join(TUNES)}")
@@ -26,6 +26,8 @@ def select(model: nn.Module, tune: str) -> None:
         parameter.requires_grad_(
             tune == "full" or (tune == "bias" and (name.endswith("bias") if biases else "norm" in name))
         )
+    if tune == "head":
+        model.head.requires_grad_(True)
     if tune == "lora":
         from peft import LoraConfig, inject_adapter_in_model
 

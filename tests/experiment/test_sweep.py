@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpzero.errors import UsageError
-from dpzero.experiment import methods, sweep
+from dpzero.experiment import data, methods, sweep
 from dpzero.zeroth_order import TwoPoint
 
 SMOKE = sweep.load("smoke")
@@ -486,7 +486,7 @@ def test_a_cell_of_other_local_rows_is_another_cell(rows):
     rows(["good", "worse"])
     assert sst2()["settings"]["data"] != first["settings"]["data"]
     with pytest.raises(UsageError, match="give the data_dir that it was made with"):
-        sweep.check_data(first)
+        data.check(first)
 
 
 def test_a_release_says_nothing_of_its_rows(rows):
@@ -494,7 +494,7 @@ def test_a_release_says_nothing_of_its_rows(rows):
     rows(["good", "bad"])
     cell = sst2(noise_key="secret")
     assert "data" not in cell["settings"]
-    sweep.check_data(cell)
+    data.check(cell)
 
 
 def test_rows_that_are_not_local_have_no_digest_in_the_cell(monkeypatch):
@@ -505,8 +505,8 @@ def test_rows_that_are_not_local_have_no_digest_in_the_cell(monkeypatch):
 
 def test_a_draw_is_of_the_cells_seed(rows):
     rows(["good", "bad"])
-    assert sweep.draw_of(sst2(shots=512)) == (512, 0, 42)
-    assert sweep.draw_of(sst2(train_examples=1000)) == (0, 1000, 42)
-    assert sweep.draw_of(sst2()) == (0, 0, 0)
+    assert data.draw_of(sst2(shots=512)) == (512, 0, 42)
+    assert data.draw_of(sst2(train_examples=1000)) == (0, 1000, 42)
+    assert data.draw_of(sst2()) == (0, 0, 0)
     with pytest.raises(UsageError, match="shots and train_examples both say which rows to draw"):
         sst2(shots=1, train_examples=1)

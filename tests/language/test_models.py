@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from byte_level import byte_level_bpe
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from dpzero.errors import UsageError
-from dpzero.language import catalogues, models, tasks
+from dpzero.language import catalogues, models, sources, tasks
 
 TINY = ["tiny-encoder", "tiny-causal"]
 
@@ -107,11 +111,110 @@ def test_a_feature_of_a_causal_model_is_that_of_its_last_token(toy):
     )
 
 
-def test_an_answer_of_two_tokens_is_refused(toy):
+def test_an_answer_of_two_tokens_is_read_as_text(toy):
     two = dataclasses.replace(toy, answers=(" wild animals", *toy.answers[1:]))
-    with pytest.raises(UsageError, match="' wild animals' of task toy is 2 tokens of tiny-causal"):
-        models.load("tiny-causal", two, "full")
-    models.load("tiny-encoder", two, "full")  # which reads no answers
+    assert isinstance(models.load("tiny-causal", two, "full"), models.Continuer)
+    assert isinstance(models.load("tiny-encoder", two, "full"), models.Classifier)  # which reads no answers
+
+
+def test_free_answers_are_for_causal_models():
+    squad = tasks.load("squad")
+    assert isinstance(models.load("tiny-causal", squad, "full"), models.Continuer)
+    for name in ("tiny-encoder", "tiny-masked"):
+        with pytest.raises(UsageError, match=f"task squad asks for text, which {name} does not write"):
+            models.load(name, squad, "full")
+
+
+# --- masked models
+
+
+@pytest.fixture(scope="module")
+def trec() -> tasks.Task:
+    return tasks.load("trec")
+
+
+def prompted(text: str, mask_at: int = 1) -> torch.Tensor:
+    words = models.tokenizer("tiny-masked", 64)(text)
+    return torch.tensor([[*words[:mask_at], 2, *words[mask_at:], 1]])
+
+
+def test_a_masked_model_starts_as_its_own_output_layer_restricted_to_the_words(trec):
+    model = models.load("tiny-masked", trec, "full", seed=3)
+    torch.manual_seed(3)
+    config = dict(models.catalogue()["tiny-masked"]["config"])
+    whole = AutoModelForMaskedLM.from_config(AutoConfig.for_model(config.pop("model_type"), **config)).eval()
+    ids = prompted("What is a film ?")
+    words = [models.tokenizer("tiny-masked", 9)(word)[1] for word in trec.stanza["masked"]["words"]]
+    with torch.no_grad():
+        expected = whole(input_ids=ids).logits[:, 1, words]
+        torch.testing.assert_close(model(ids, torch.ones_like(ids)), expected, atol=1e-6, rtol=0)
+
+
+def test_a_masked_model_reads_its_first_mask_wherever_it_is(trec):
+    model = models.load("tiny-masked", trec, "full")
+    ids = prompted("What is a film ?", mask_at=4)
+    ids[0, 6] = 2  # a text that holds a mask
+    feature = model.features(ids, torch.ones_like(ids))
+    hidden = model.backbone(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    torch.testing.assert_close(feature, model.transform(hidden[:, 4]), atol=1e-6, rtol=0)
+
+
+def test_a_task_without_a_template_is_refused(toy):
+    with pytest.raises(UsageError, match="task toy has no template for masked models such as tiny-masked"):
+        models.load("tiny-masked", toy, "full")
+
+
+# --- weights from a local folder, and from a hub that does not answer
+
+
+def test_a_saved_model_is_found_by_its_name(tmp_path, monkeypatch, trec):
+    """What save_pretrained writes, with a tokenizer of the papers' kind."""
+    from transformers import PreTrainedTokenizerFast
+
+    made = AutoModelForMaskedLM.from_config(
+        AutoConfig.for_model(
+            "roberta", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+            vocab_size=600, max_position_embeddings=66,
+        )
+    )  # fmt: skip
+    words = list(trec.stanza["masked"]["words"])
+    special = {"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>", "pad_token": "<pad>"}
+    read = PreTrainedTokenizerFast(tokenizer_object=byte_level_bpe(words), **special)
+    for part in (made, read):
+        part.save_pretrained(tmp_path / "roberta-base")
+    monkeypatch.setenv("DPZERO_MODEL_DIR", str(tmp_path))
+    monkeypatch.setenv("DPZERO_CACHE", str(tmp_path / "cache"))
+    model = models.load("roberta-base", trec, "full")
+    chosen = [read.convert_tokens_to_ids("Ġ" + word) for word in words]
+    assert torch.equal(model.head.weight, made.get_output_embeddings().weight[chosen])
+    assert model.mask == read.mask_token_id == 4
+    before = models.digest("roberta-base")
+    (tmp_path / "roberta-base" / "added.txt").write_text("another file")
+    sources._folder_digest.cache_clear()
+    assert models.digest("roberta-base") != before
+
+
+def test_a_folder_that_lacks_the_model_is_named(tmp_path, monkeypatch, trec):
+    monkeypatch.setenv("DPZERO_MODEL_DIR", str(tmp_path))
+    with pytest.raises(UsageError, match=f"model opt-125m is not in {tmp_path}/opt-125m"):
+        models.load("opt-125m", trec, "full")
+
+
+def test_a_hub_that_does_not_answer_is_told_in_one_sentence(tmp_path, trec):
+    """In a process of its own: the libraries read HF_HUB_OFFLINE once."""
+    code = (
+        "from dpzero.language import models, tasks\n"
+        "from dpzero.errors import UsageError\n"
+        "try: models.load('opt-125m', tasks.load('sst2'), 'full')\n"
+        "except UsageError as error: print(error)"
+    )
+    here = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "DPZERO_MODEL_DIR": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **here}
+    )
+    assert done.stdout.startswith("cannot load model opt-125m ("), done.stderr
+    assert done.stdout.endswith("give a folder of models as model_dir, or a hub that answers\n")
+    assert done.stdout.count("\n") == 1
 
 
 # --- tokens and digests

@@ -11,7 +11,8 @@ from dpzero.errors import UsageError
 from dpzero.language import tasks
 
 NAMES = ["r8", "r52", "newsgroups", "movies", "tweets", "bbc", "toy"]
-PAPERS = ["sst2", "sst5", "trec", "rte", "snli", "mnli"]
+PAPERS = ["sst2", "sst5", "trec", "rte", "snli", "mnli", "boolq", "cb", "wsc", "wic", "multirc"]
+FREE = ["copa", "record", "record-question", "squad", "drop"]
 
 # Rows per class in train, dev and test, and how many distinct texts each split holds.
 CLASSES = {
@@ -76,7 +77,7 @@ def texts(task: tasks.Task, split: str) -> set[str]:
 
 def test_names_and_assets_need_no_data(monkeypatch, tmp_path):
     monkeypatch.setenv("DPZERO_CACHE", str(tmp_path / "empty"))
-    assert tasks.names() == NAMES + PAPERS
+    assert tasks.names() == NAMES + PAPERS + FREE
     assert [tasks.assets_of(name) for name in NAMES] == [["reuters"]] * 3 + [["vader"]] * 2 + [["bbc"], []]
 
 
@@ -187,7 +188,7 @@ def test_movies_keep_the_rows_at_least_half_a_point_from_neutral(cached):
 
 @pytest.mark.network
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES + PAPERS)
 def test_each_answer_is_one_token_of_its_own(name, cached):
     from transformers import AutoTokenizer
 

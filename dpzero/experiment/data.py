@@ -1,0 +1,38 @@
+"""Which rows a cell reads: its draw, and the digest of local files, by which a cell of other rows is another cell. Imports no torch."""
+
+from __future__ import annotations
+
+from ..errors import UsageError
+from ..language import tasks
+from ..language.rows import ALL, Draw
+
+UNSAID = ("shots", "train_examples", "data")  # a cell names them where they are not the default
+
+
+def settle(method: str, task: str, settings: dict) -> None:
+    """Name the rows in a cell's settings. A release does not: who knows all rows but one could try the last until the digest fits."""
+    if settings["shots"] and settings["train_examples"]:
+        raise UsageError(f"method {method}: shots and train_examples both say which rows to draw: give one")
+    release = settings.get("noise_key") == "secret"
+    settings["data"] = "" if release else settings["data"] or tasks.local_digest(task) or ""
+    for key in UNSAID:
+        if not settings[key]:
+            settings.pop(key)
+
+
+def draw_of(cell: dict) -> Draw:
+    """Which rows a cell trains on."""
+    shots, examples = (cell["settings"].get(key, 0) for key in ("shots", "train_examples"))
+    return Draw(shots, examples, cell["seed"]) if shots or examples else ALL
+
+
+def check(cell: dict) -> None:
+    """Raises UsageError where the task's rows are not those that the cell was made for."""
+    if cell["settings"].get("noise_key") == "secret":
+        return
+    planned, found = cell["settings"].get("data"), tasks.local_digest(cell["task"])
+    if planned != found:
+        raise UsageError(
+            f"the rows of task {cell['task']} are {found or 'not local'} where the cell was made for {planned or 'those of the hub'}: "
+            "give the data_dir that it was made with"
+        )

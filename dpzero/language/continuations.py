@@ -1,0 +1,229 @@
+"""Answers that are continued text: candidates of any length by their likelihood, and answers that a model writes itself.
+
+For tasks whose candidates differ from row to row, and for label words of more than one token. A candidate's score is the mean
+log-probability of its tokens behind the prompt (Malladi et al., 2023).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import UsageError
+from . import generation, prompts, tasks
+from .examples import Examples, cache_file, read_arrays, write
+from .losses import COMPUTE
+from .rows import ALL, Draw, Row
+from .tokens import Marks, marks
+
+
+@dataclass(frozen=True)
+class Continuations:
+    """n examples of one or more candidates each. Indexing with an index array gives a batch."""
+
+    candidates: Examples  # prompt and candidate of all examples, one after the other; `labels`: how many tokens are the candidate's
+    first: np.ndarray  # int64 [n + 1]: where each example's candidates begin
+    right: np.ndarray  # bool, one for each candidate
+    references: np.ndarray  # str [n]: the right answers' texts, as JSON
+
+    @classmethod
+    def of(cls, examples: Sequence[Sequence[tuple[Sequence[int], int, bool]]], references: Sequence[str]):
+        """`examples`: of each, its candidates as (token ids, how many are the candidate's, whether it is right)."""
+        flat = [candidate for example in examples for candidate in example]
+        first = np.concatenate([[0], np.cumsum([len(example) for example in examples])]).astype(np.int64)
+        sequences = Examples.of([ids for ids, _, _ in flat], [count for _, count, _ in flat])
+        right = np.array([is_right for _, _, is_right in flat], bool)
+        return cls(sequences, first, right, np.array(references, str))
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> Continuations:
+        own = {key: arrays[key] for key in ("first", "right", "references")}
+        return cls(Examples(**{key: array for key, array in arrays.items() if key not in own}), **own)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        own = {"first": self.first, "right": self.right, "references": self.references}
+        return {**self.candidates.arrays(), **own}
+
+    @property
+    def token_count(self) -> int:
+        return self.candidates.token_count
+
+    def __len__(self) -> int:
+        return len(self.references)
+
+    def __getitem__(self, indices: np.ndarray) -> Continuations:
+        chosen = [np.arange(self.first[i], self.first[i + 1]) for i in indices]
+        rows = np.concatenate([*chosen, np.zeros(0, np.int64)]).astype(np.int64)
+        first = np.concatenate([[0], np.cumsum([len(c) for c in chosen])]).astype(np.int64)
+        return Continuations(self.candidates[rows], first, self.right[rows], self.references[indices])
+
+    def parts(self, token_budget: int) -> Iterator[tuple[np.ndarray, Continuations]]:
+        """Micro-batches of whole examples, at most token_budget padded tokens each (or one example): (positions, examples)."""
+        lengths, counts = self.candidates.lengths(), np.diff(self.first)
+        longest = np.array([lengths[a:b].max() for a, b in zip(self.first, self.first[1:], strict=False)])
+        chosen: list[int] = []
+        for i in np.argsort(longest, kind="stable")[::-1]:
+            if chosen and (counts[chosen].sum() + counts[i]) * longest[chosen[0]] > token_budget:
+                yield np.array(chosen), self[np.array(chosen)]
+                chosen = []
+            chosen.append(int(i))
+        if chosen:
+            yield np.array(chosen), self[np.array(chosen)]
+
+    def gold(self) -> np.ndarray:
+        """The position, among its own candidates, of each example's first right one, int64 [n]."""
+        spans = zip(self.first, self.first[1:], strict=False)
+        return np.array([int(self.right[a:b].argmax()) for a, b in spans], np.int64)
+
+
+class ContinuationLoss:
+    """(model, examples) -> losses [B], float32: of one candidate its mean negative log-probability a token, of several the cross
+    entropy over their scores. `generate`: the tokens that a model may write where F1 is the metric."""
+
+    def __init__(
+        self, token_budget: int, compute: str = "float32", mark: Marks | None = None, generate: int = 0
+    ) -> None:
+        if compute not in COMPUTE:
+            raise ValueError(f"compute is {compute!r}: give one of {', '.join(COMPUTE)}")
+        self.token_budget, self.compute, self.mark, self.generate = token_budget, compute, mark, generate
+
+    def parts(self, batch: Continuations) -> Iterator[Continuations]:
+        """The micro-batches in which a first-order method takes its gradients."""
+        for _, part in batch.parts(self.token_budget):
+            yield part
+
+    def __call__(self, model: nn.Module, batch: Continuations) -> Tensor:
+        found = torch.empty(len(batch), device=next(model.parameters()).device)
+        values = [
+            (order, _losses(self.scores(model, part), part)) for order, part in batch.parts(self.token_budget)
+        ]
+        if not values:
+            return found
+        orders = np.concatenate([order for order, _ in values])
+        return torch.cat([v for _, v in values])[torch.from_numpy(orders.argsort()).to(found.device)]
+
+    def scores(self, model: nn.Module, part: Continuations) -> Tensor:
+        """The mean log-probability of each candidate, float32, one after the other."""
+        device = next(model.parameters()).device
+        ids, mask, counts = part.candidates.padded(device)
+        steps = torch.arange(int(counts.max()), device=device)
+        answer = steps < counts[:, None]
+        positions = (mask.sum(1) - counts)[
+            :, None
+        ] + steps  # of the answer's tokens; each is foretold by the one before it
+        positions = torch.where(answer, positions, 1)
+        half = self.compute == "bfloat16"
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
+            logits = model(ids, mask, positions - 1)
+        likely = logits.float().log_softmax(-1).gather(2, ids.gather(1, positions)[..., None])[..., 0]
+        return (likely * answer).sum(1) / counts
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, examples: Continuations) -> dict[str, float]:
+        """Mean loss of the first right answers, and accuracy of the likeliest candidate or, where a model writes, F1."""
+        right, loss, f1 = 0, 0.0, 0.0
+        for _, part in examples.parts(self.token_budget):
+            groups = self.scores(model, part).split(np.diff(part.first).tolist())
+            for scores, start, gold in zip(groups, part.first, part.gold(), strict=False):
+                loss -= float(scores[gold])
+                right += bool(part.right[start + int(scores.argmax())])
+        if not self.generate:
+            return {"accuracy": right / len(examples), "loss": loss / len(examples)}
+        for i in range(len(examples)):
+            ids, count = examples.candidates.ids(i), int(examples.candidates.labels[i])
+            written = generation.greedy(model, ids[: len(ids) - count], self.generate, self.mark)
+            f1 += generation.f1(written, json.loads(str(examples.references[i])))
+        return {"f1": f1 / len(examples), "loss": loss / len(examples)}
+
+    def stand_in(self, size: int, length: int) -> Continuations:
+        """Examples of full length that say nothing of private ones."""
+        return Continuations.of([[([1] * length, 1, True)]] * size, [""] * size)
+
+
+def _losses(scores: Tensor, part: Continuations) -> Tensor:
+    groups = zip(scores.split(np.diff(part.first).tolist()), part.gold(), strict=True)
+    return torch.stack(
+        [-group[gold] if len(group) == 1 else group.logsumexp(0) - group[gold] for group, gold in groups]
+    )
+
+
+def encode(task: str, model: str, max_length: int, draw: Draw = ALL) -> dict[str, Continuations]:
+    """Each split of the task as the model reads it, from the cache where it is there."""
+    path = cache_file(task, model, max_length, draw)
+    if not path.exists():
+        loaded, mark = tasks.load(task, draw), marks(model)
+        made = {
+            split: encoded(loaded, rows, mark, max_length, split == "train")
+            for split, rows in loaded.splits.items()
+        }
+        write(path, {split: part.arrays() for split, part in made.items()})
+    return {split: Continuations.from_arrays(arrays) for split, arrays in read_arrays(path).items()}
+
+
+# -- from rows -----------------------------------------------------------------------------------------------------------
+
+
+def answers_of(task: tasks.Task, row: Row) -> list[tuple[str, bool]]:
+    """(what a candidate appends to the prompt, whether it is right), in the order of the data.
+
+    Raises UsageError for a row that has no right one.
+    """
+    if task.answers:
+        return [(answer, i == row.label) for i, answer in enumerate(task.answers)]
+    causal = task.stanza["causal"]
+    right = _column(row.fields, causal["right"])
+    if isinstance(causal["candidates"], list):
+        templates = causal["candidates"]
+        found = [(prompts.filled(each, row.fields), i == right) for i, each in enumerate(templates)]
+    else:
+        names = _column(row.fields, causal["candidates"])
+        found = [(_filled(causal["each"], row.fields, name), name in right) for name in names]
+    if not any(is_right for _, is_right in found):
+        raise UsageError(
+            f"a row of task {task.name} has no right answer among its candidates: {row.text[:60]!r}"
+        )
+    return found
+
+
+def _column(fields: Mapping, path: str):
+    """answers.text -> fields["answers"]["text"]."""
+    value = fields
+    for key in path.split("."):
+        value = value[key]
+    return value
+
+
+def _filled(template: str, fields: Mapping, candidate: str) -> str:
+    """ReCoRD's queries have a place for the candidate."""
+    return prompts.filled(template, {**fields, "candidate": candidate}).replace("@placeholder", candidate)
+
+
+def encoded(
+    task: tasks.Task, rows: Sequence[Row], mark: Marks, max_length: int, training: bool
+) -> Continuations:
+    """All candidates of each row, or where its own candidates are trained on, or a model writes, the first right one alone."""
+    causal, made, references = task.stanza.get("causal", {}), [], []
+    generate = causal.get("generate", 0)
+    for row in rows:
+        prompt, answers = prompts.filled(task.prompt, row.fields or {"text": row.text}), answers_of(task, row)
+        references.append(json.dumps(_column(row.fields, causal["right"])) if generate else "")
+        if generate or (training and not task.answers):
+            answers = [next(answer for answer in answers if answer[1])]
+        made.append(
+            [(*_cut(prompt, text, mark, max_length - generate), is_right) for text, is_right in answers]
+        )
+    return Continuations.of(made, references)
+
+
+def _cut(prompt: str, text: str, mark: Marks, max_length: int) -> tuple[list[int], int]:
+    ids, count = prompts.answered(prompt, text, mark.plain)
+    if not 0 < count < max_length - len(mark.first):
+        raise UsageError(
+            f"the answer {text!r} is {count} tokens where there is room for {max_length}: raise max_length"
+        )
+    return prompts.cut_left(ids, max_length, mark.first), count

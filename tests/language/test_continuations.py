@@ -1,0 +1,252 @@
+"""Candidates by their likelihood and answers that a model writes: scores, losses, micro-batches, F1."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dpzero.errors import UsageError
+from dpzero.language import continuations, generation, models, objective, tasks
+from dpzero.language.continuations import ContinuationLoss, Continuations
+from dpzero.language.rows import Row
+from dpzero.language.tokens import Marks, marks
+
+ROUNDING = 3e-6
+ROWS = {
+    "copa": [
+        {"premise": "It rained.", "question": "effect", "choice1": "The street was wet.", "choice2": "It was I.", "label": 0},
+        {"premise": "He fell.", "question": "cause", "choice1": "The floor.", "choice2": "I pushed him.", "label": 1},
+    ],
+    "record": [
+        {"passage": "A b c.\n@highlight\nD", "query": "It is @placeholder now.", "entities": ["Rome", "New York", "Rome"],
+         "answers": ["Rome"]},
+    ],
+    "squad": [
+        {"title": "T", "context": "The film was fun", "question": "How was it?", "answers": {"text": ["fun", "very fun"]}},
+        {"title": "T", "context": "In 1999 a war", "question": "When?", "answers": {"text": ["1999"]}},
+    ],
+    "drop": [
+        {"passage": "Two and two", "question": "How many?", "answers_spans": {"spans": ["4", "four"]}},
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch) -> Path:
+    """Small files of each task."""
+    for name, fields in ROWS.items():
+        (tmp_path / name).mkdir()
+        for split, count in (("train", 10), ("validation", 3)):
+            lines = "".join(json.dumps(f | {"idx": i}) + "\n" for i in range(count) for f in fields)
+            (tmp_path / name / f"{split}.jsonl").write_text(lines)
+    monkeypatch.setenv("DPZERO_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("DPZERO_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def model() -> models.Continuer:
+    return models.load("tiny-causal", tasks.load("squad"), "full")
+
+
+@pytest.fixture
+def batch() -> Continuations:
+    """Six examples of one to three candidates of one to five tokens."""
+    draw = np.random.default_rng(0)
+    made = []
+    for _ in range(6):
+        counts = draw.integers(1, 6, draw.integers(1, 4))
+        right = draw.integers(len(counts))
+        made.append(
+            [(draw.integers(1, 1000, n + draw.integers(1, 9)), n, i == right) for i, n in enumerate(counts)]
+        )
+    return Continuations.of(made, [""] * 6)
+
+
+def by_hand(model: models.Continuer, batch: Continuations, i: int) -> torch.Tensor:
+    """Mean log-probabilities of the candidates of one example, from the whole model's logits at every position."""
+    found = []
+    for c in range(batch.first[i], batch.first[i + 1]):
+        ids = torch.from_numpy(batch.candidates.ids(c).astype(np.int64))[None]
+        likely = model.whole(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        count = int(batch.candidates.labels[c])
+        found.append(likely.gather(1, ids[0, 1:, None])[-count:, 0].mean())
+    return torch.stack(found)
+
+
+# --- scores and losses
+
+
+@torch.no_grad()
+def test_a_score_is_the_mean_log_probability_of_the_candidates_tokens(model, batch):
+    scores = ContinuationLoss(10_000).scores(model, batch)
+    expected = torch.cat([by_hand(model, batch, i) for i in range(len(batch))])
+    torch.testing.assert_close(scores, expected, atol=ROUNDING, rtol=0)
+    assert scores.dtype == torch.float32
+
+
+@torch.no_grad()
+def test_the_loss_of_one_candidate_is_its_own_and_of_several_their_cross_entropy(model, batch):
+    losses = ContinuationLoss(10_000)(model, batch)
+    counts = np.diff(batch.first)
+    assert losses.shape == (6,) and 1 in counts and counts.max() > 1
+    for i in range(6):
+        scores, gold = by_hand(model, batch, i), int(batch.gold()[i])
+        alone = -scores[0] if counts[i] == 1 else -scores.log_softmax(0)[gold]
+        assert losses[i].item() == pytest.approx(alone.item(), abs=ROUNDING)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("budget", [1, 20, 40, 70])
+def test_any_cut_into_micro_batches_gives_the_same_losses(model, batch, budget):
+    parts = list(ContinuationLoss(budget).parts(batch))
+    assert len(parts) > 1 and sum(len(part) for part in parts) == 6
+    for part in parts:
+        assert len(part) == 1 or len(part.candidates) * part.candidates.lengths().max() <= budget
+    whole = ContinuationLoss(10_000)(model, batch)
+    torch.testing.assert_close(ContinuationLoss(budget)(model, batch), whole, atol=ROUNDING, rtol=0)
+
+
+@torch.no_grad()
+def test_one_example_changes_no_loss_but_its_own(model, batch):
+    before = ContinuationLoss(60)(model, batch)
+    others = batch[np.array([0, 1, 2, 3, 5])]
+    torch.testing.assert_close(
+        ContinuationLoss(60)(model, others), before[[0, 1, 2, 3, 5]], atol=ROUNDING, rtol=0
+    )
+
+
+def test_no_example_has_no_loss(model, batch):
+    assert ContinuationLoss(60)(model, batch[np.zeros(0, np.int64)]).shape == (0,)
+
+
+def test_the_output_layer_is_asked_at_the_answers_positions_alone(model, batch, monkeypatch):
+    seen = []
+    handle = model.head.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[:2]))
+    ContinuationLoss(10_000)(model, batch)
+    handle.remove()
+    assert seen == [(len(batch.candidates), batch.candidates.labels.max())]
+
+
+def test_one_token_candidates_of_a_classifier_and_of_text_have_the_same_loss():
+    """The normaliser of the vocabulary cancels, so that label words need no softmax over it."""
+    toy = tasks.load("toy")
+    classifier, text = (
+        models.load("tiny-causal", toy, "full", 3),
+        models.load("tiny-causal", tasks.load("squad"), "full", 3),
+    )
+    row, mark = toy.splits["dev"][0], marks("tiny-causal")
+    choice = continuations.encoded(toy, [row], mark, 64, training=True)
+    assert len(choice.candidates) == 4
+    ids = torch.from_numpy(choice.candidates.ids(0)[:-1].astype(np.int64))[None]
+    expected = torch.nn.functional.cross_entropy(
+        classifier(ids, torch.ones_like(ids)), torch.tensor([row.label])
+    )
+    assert ContinuationLoss(512)(text, choice).item() == pytest.approx(expected.item(), abs=ROUNDING)
+
+
+# --- what rows become
+
+
+def shown(task: str, split: str, i: int = 0) -> list[tuple[str, bool]]:
+    """What each candidate appends."""
+    return continuations.answers_of(tasks.load(task), Row("", 0, ROWS[task][i]))
+
+
+def test_candidates_of_copa_begin_in_lower_case_but_for_i():
+    assert shown("copa", "train", 0) == [(" the street was wet.", True), (" it was I.", False)]
+    assert shown("copa", "train", 1) == [(" the floor.", False), (" I pushed him.", True)]
+
+
+def test_a_candidate_of_record_stands_in_the_query():
+    assert shown("record", "train") == [
+        (" It is Rome now.", True), (" It is New York now.", False), (" It is Rome now.", True)
+    ]  # fmt: skip
+
+
+def test_an_answer_of_squad_ends_its_line():
+    assert shown("squad", "train") == [(" fun\n", True), (" very fun\n", True)]
+    assert shown("drop", "train") == [(" 4\n", True), (" four\n", True)]
+
+
+def test_free_answers_are_trained_on_alone_and_chosen_among_all():
+    splits = objective.encode("copa", "tiny-causal", 64)
+    assert np.diff(splits["train"].first).tolist() == [1] * len(splits["train"])
+    assert np.diff(splits["test"].first).tolist() == [2] * 6 and splits["test"].right.sum() == 6
+    again = objective.encode("copa", "tiny-causal", 64)  # from the cache
+    assert np.array_equal(again["test"].candidates.tokens, splits["test"].candidates.tokens)
+
+
+def test_the_prompt_is_cut_from_its_left_and_leaves_room_for_what_is_written():
+    splits = objective.encode("squad", "tiny-causal", 56)
+    assert splits["test"].candidates.lengths().max() <= 6
+    assert json.loads(str(splits["test"].references[0])) in (["fun", "very fun"], ["1999"])
+    with pytest.raises(UsageError, match="raise max_length"):
+        objective.encode("squad", "tiny-causal", 51)
+
+
+def test_a_row_without_a_right_candidate_is_refused():
+    fields = ROWS["record"][0] | {"answers": ["Paris"]}
+    with pytest.raises(UsageError, match="a row of task record has no right answer among its candidates"):
+        continuations.answers_of(tasks.load("record"), Row("", 0, fields))
+
+
+# --- metrics
+
+
+@torch.no_grad()
+def test_accuracy_asks_for_the_likeliest_candidate_and_several_may_be_right(model, batch):
+    found = ContinuationLoss(40).evaluate(model, batch)
+    likeliest = [int(by_hand(model, batch, i).argmax()) for i in range(6)]
+    right = [bool(batch.right[batch.first[i] + likeliest[i]]) for i in range(6)]
+    gold = [by_hand(model, batch, i)[batch.gold()[i]].item() for i in range(6)]
+    assert found["accuracy"] == pytest.approx(np.mean(right))
+    assert found["loss"] == pytest.approx(-np.mean(gold), abs=ROUNDING)
+    both = dataclasses.replace(batch, right=np.ones_like(batch.right))
+    assert ContinuationLoss(40).evaluate(model, both)["accuracy"] == 1
+
+
+@pytest.mark.parametrize(
+    "written, references, expected",
+    [
+        ("fun", ["fun"], 1.0),
+        ("The Fun!", ["fun"], 1.0),  # case, punctuation and articles do not count
+        ("it was fun", ["fun"], 0.5),
+        ("fun fun", ["fun"], 2 / 3),
+        ("it was fun", ["no", "was fun"], 0.8),  # the best of the references
+        ("", ["fun"], 0.0),
+        ("no answer", ["no answer"], 1.0),
+        ("answer", ["no answer"], 0.0),
+    ],
+)
+def test_f1(written, references, expected):
+    assert generation.f1(written, references) == pytest.approx(expected)
+
+
+def test_greedy_decoding_takes_the_likeliest_token_until_the_line_ends(model):
+    mark = marks("tiny-causal")
+    prompt = np.array([1, 50, 60])
+    ids = torch.from_numpy(prompt)[None]
+    expected = []
+    with torch.no_grad():
+        for _ in range(5):
+            expected.append(int(model.whole(input_ids=ids).logits[0, -1].argmax()))
+            ids = torch.cat([ids, torch.tensor([[expected[-1]]])], 1)
+    said = dataclasses.replace(mark, plain=lambda text: [1023] if text == "\n" else mark.plain(text))
+    assert generation.greedy(model, prompt, 5, said) == mark.decode(expected)
+    ends = Marks(lambda text: [expected[2]], {}, (), mark.decode)
+    assert generation.greedy(model, prompt, 5, ends) == mark.decode(
+        expected[: expected.index(expected[2]) + 1]
+    )
+
+
+def test_a_model_that_writes_is_scored_by_f1(model):
+    splits = objective.encode("squad", "tiny-causal", 80)
+    loss = objective.loss("squad", "tiny-causal", 256)
+    found = loss.evaluate(model, splits["test"][np.arange(2)])
+    assert set(found) == {"f1", "loss"} and 0 <= found["f1"] <= 1 and loss.generate == 50

@@ -1,0 +1,242 @@
+"""Prompts as token ids, checked by hand: LM-BFF's for RoBERTa and MeZO's for OPT.
+
+The tokenizer is byte-level BPE, of the papers' kind, with a handful of merges; what a piece of text is in it can be read.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from byte_level import byte_level_bpe
+
+from dpzero.errors import UsageError
+from dpzero.language import prompts, tasks
+
+WORDS = [
+    "It",
+    "was",
+    "great",
+    "terrible",
+    "okay",
+    "bad",
+    "good",
+    "Yes",
+    "No",
+    "Maybe",
+    "fun",
+    "film",
+    "Answer",
+]
+SPECIAL = {"cls": 0, "sep": 2, "mask": 4}  # of <s>, </s>, <mask>
+
+
+BPE = byte_level_bpe(WORDS)
+
+
+def plain(text: str) -> list[int]:
+    return BPE.encode(text, add_special_tokens=False).ids
+
+
+def shown(ids: list[int]) -> str:
+    """Tokens with | between them, as they stand in the vocabulary."""
+    return "|".join(BPE.id_to_token(i) for i in ids)
+
+
+def masked(task: str, *sentences: str, max_length: int = 256) -> list[int]:
+    lines = tasks.stanza(task)["masked"]
+    limits = lines.get("limits", ())
+    return prompts.masked(lines["template"], sentences, plain, SPECIAL, max_length, limits)
+
+
+# --- masked
+
+
+@pytest.mark.parametrize("task", ["sst2", "sst5"])
+def test_sentiment_of_a_sentence_ends_in_a_mask_and_a_full_stop(task):
+    assert shown(masked(task, "fun film")) == "<s>|fun|Ġfilm|ĠIt|Ġwas|<mask>|.|</s>"
+
+
+@pytest.mark.parametrize("task", ["snli", "mnli", "rte"])
+def test_a_premise_loses_its_full_stop_and_a_hypothesis_its_capital(task):
+    ids = masked(task, "It was fun.", "Good film.")
+    assert shown(ids) == "<s>|It|Ġwas|Ġfun|?|<mask>|,|Ġgood|Ġfilm|.|</s>"
+
+
+def test_a_premise_without_a_full_stop_loses_its_last_character_all_the_same():
+    assert shown(masked("rte", "fun", "It")) == "<s>|fu|?|<mask>|,|Ġ|i|t|</s>"
+
+
+def test_the_question_of_trec_follows_the_mask():
+    assert shown(masked("trec", "It was ?")) == "<s>|<mask>|:|ĠIt|Ġwas|Ġ|?|</s>"
+
+
+@pytest.mark.parametrize(
+    "task, words",
+    [
+        ("sst2", {"negative": "terrible", "positive": "great"}),
+        ("sst5", dict(zip(["very negative", "negative", "neutral", "positive", "very positive"],
+                          ["terrible", "bad", "okay", "good", "great"], strict=True))),
+        ("rte", {"entailment": "Yes", "not_entailment": "No"}),
+        ("snli", {"entailment": "Yes", "neutral": "Maybe", "contradiction": "No"}),
+        ("mnli", {"entailment": "Yes", "neutral": "Maybe", "contradiction": "No"}),
+        ("trec", {w.lower(): w for w in ("Description", "Entity", "Expression", "Human", "Location", "Number")}),
+    ],
+)  # fmt: skip
+def test_label_words_are_lm_bffs_by_name(task, words):
+    assert dict(zip(tasks.load(task).labels, tasks.stanza(task)["masked"]["words"], strict=True)) == words
+
+
+def test_a_first_sentence_is_cut_at_its_limit_and_the_rest_stays():
+    ids = masked("sst5", "fun" + " fun" * 200)
+    assert len(ids) == 1 + 110 + 5 and shown(ids).endswith("|ĠIt|Ġwas|<mask>|.|</s>")
+    ids = masked("mnli", "fun" + " fun" * 300 + ".", "Film.")
+    assert len(ids) == 1 + 240 + 3 + 2 + 1 and shown(ids).endswith("|Ġfun|?|<mask>|,|Ġfilm|.|</s>")
+
+
+def test_a_text_that_is_too_long_is_cut_at_its_end_while_the_mask_stays():
+    whole = masked("trec", "fun" + " fun" * 50)
+    assert masked("trec", "fun" + " fun" * 50, max_length=20) == whole[:20]
+
+
+@pytest.mark.parametrize("max_length", [7, 9, 30])
+def test_a_mask_is_never_cut_off(max_length):
+    ids = masked("sst2", "fun" + " fun" * 50, max_length=max_length)
+    assert len(ids) == max_length and shown(ids).endswith("|ĠIt|Ġwas|<mask>|.|</s>")
+
+
+def test_a_template_that_does_not_fit_is_refused():
+    with pytest.raises(UsageError, match=r"max_length is 5, but the prompt .* is longer without its first"):
+        masked("sst2", "fun film", max_length=5)
+
+
+# --- causal
+
+
+ROWS = {
+    "sst2": ({"sentence": " fun film "}, "fun film It was", " great"),
+    "boolq": (
+        {"passage": "It was {fun}.", "question": "was it good"},
+        "It was {fun}. Was it good?\n",
+        "Yes",
+    ),
+    "cb": (
+        {"premise": "It was fun.", "hypothesis": "good"},
+        'Suppose It was fun. Can we infer that "good"? Yes, No, or Maybe?\n',
+        "Maybe",
+    ),
+    "rte": (
+        {"sentence1": "It was fun.", "sentence2": "It was good."},
+        'It was fun.\nDoes this mean that "It was good." is true? Yes or No?\n',
+        "No",
+    ),
+    "wsc": (
+        {"text": "Mark saw him.", "span1_text": "Mark", "span2_text": "Him"},
+        'Mark saw him.\nIn the previous sentence, does the pronoun "him" refer to Mark? Yes or No?\n',
+        "Yes",
+    ),
+    "wic": (
+        {"word": "film", "sentence1": "A film.", "sentence2": "To film."},
+        'Does the word "film" have the same meaning in these two sentences? Yes, No?\nA film.\nTo film.\n',
+        "No",
+    ),
+    "multirc": (
+        {"paragraph": "It was.", "question": "What?", "answer": "fun"},
+        'It was.\nQuestion: What?\nI found this answer "fun". Is that correct? Yes or No?\n',
+        "Yes",
+    ),
+    "copa": (
+        {"premise": "It was fun. ", "question": "cause"},
+        "It was fun because",
+        None,
+    ),
+    "record": (
+        {"passage": "Text.\n@highlight\nOne\n@highlight\nTwo"},
+        "Text.\n- One\n- Two\n-",
+        None,
+    ),
+    "record-question": (
+        {"passage": "Text.", "query": "It was @placeholder."},
+        'Text.\nIt was @placeholder.\nQuestion: what is the "@placeholder"\nAnswer:',
+        None,
+    ),
+    "squad": (
+        {"title": "Film", "context": "It was.", "question": " What? "},
+        "Title: Film\nContext: It was.\nQuestion: What?\nAnswer:",
+        None,
+    ),
+    "drop": (
+        {"passage": "It was.", "question": "What? "},
+        "Passage: It was.\nQuestion: What?\nAnswer:",
+        None,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", ROWS)
+def test_a_causal_prompt_is_mezos(task):
+    fields, prompt, answer = ROWS[task]
+    found = tasks.load(task)
+    assert prompts.filled(found.prompt, fields) == prompt
+    assert answer is None or answer in found.answers
+
+
+@pytest.mark.parametrize(
+    "task, answers",
+    [
+        ("sst2", {"negative": " terrible", "positive": " great"}),
+        ("boolq", {"yes": "Yes", "no": "No"}),
+        ("cb", {"entailment": "Yes", "contradiction": "No", "neutral": "Maybe"}),
+        ("rte", {"entailment": "Yes", "not_entailment": "No"}),
+        ("wsc", {"no": "No", "yes": "Yes"}),
+        ("wic", {"no": "No", "yes": "Yes"}),
+        ("multirc", {"no": "No", "yes": "Yes"}),
+    ],
+)
+def test_answers_are_mezos_by_name(task, answers):
+    found = tasks.load(task)
+    assert dict(zip(found.labels, found.answers, strict=True)) == answers
+
+
+def test_an_answer_is_what_the_prompt_alone_is_shorter():
+    ids, count = prompts.answered("fun film It was", " great", plain)
+    assert shown(ids) == "fun|Ġfilm|ĠIt|Ġwas|Ġgreat" and count == 1
+    ids, count = prompts.answered("It was?\n", "Yes", plain)
+    assert shown(ids) == "It|Ġwas|?|Ċ|Yes" and count == 1
+    ids, count = prompts.answered("Answer:", " fun film\n", plain)
+    assert shown(ids[-count:]) == "Ġfun|Ġfilm|Ċ"
+
+
+def test_a_long_causal_prompt_loses_its_beginning_but_for_the_first_token():
+    ids = plain("bad bad bad fun film It was")
+    assert shown(prompts.cut_left(ids, 5, [2])) == "</s>|fun|Ġfilm|ĠIt|Ġwas".replace("fun", "Ġfun")
+    assert prompts.cut_left(ids, 7, []) == ids and prompts.cut_left(ids, 8, [2]) == [2, *ids]
+
+
+@pytest.mark.parametrize(
+    "change, text, expected",
+    [
+        ("question", "is it", "Is it?"),
+        ("question", "Is it?", "Is it?"),
+        ("without_period", "It was. ", "It was"),
+        ("without_period", "It was!", "It was!"),
+        ("lower_first_word", "The Film was", "the Film was"),
+        ("lower_first_word", "I was", "I was"),
+        ("conjunction", "effect", "so"),
+    ],
+)
+def test_changes(change, text, expected):
+    assert prompts.filled("{x:" + change + "}", {"x": text}) == expected
+
+
+def test_every_prompt_of_the_catalogue_can_be_read():
+    """No misspelt change or column: a row that has every column fills each of them."""
+    for name in tasks.names():
+        lines = tasks.stanza(name)
+        if lines["reader"] == "columns":
+            fields = dict.fromkeys(("sentence", "text", "word", "passage", "premise", "hypothesis", "paragraph", "title",
+                                    "context", "answer", "query", "sentence1", "sentence2", "span1_text", "span2_text"), "x")  # fmt: skip
+            filled = prompts.filled(tasks.load(name).prompt, fields | {"question": "cause"})
+            assert "{" not in filled and "x" in filled, name
+            assert set(lines["sentences"]) <= {*fields, "question", "choice1", "choice2"}
+    assert json.dumps(prompts.tail("{a} It was")) == '" It was"' and prompts.tail("{a}{b}") == ""
