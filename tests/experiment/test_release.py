@@ -223,11 +223,27 @@ def test_a_benchmark_of_other_data_leaves_other_things(private, tmp_path, monkey
 # --- the lists
 
 
-def test_every_key_of_the_lists_is_one_that_a_run_writes(private, tmp_path, monkeypatch):
+@pytest.fixture
+def writing(private, tmp_path, monkeypatch) -> dict:
+    """A cell whose model is scored by the F1 of what it writes, on a small SQuAD."""
+    answer = {"title": "T", "context": "It was fun", "question": "Was it?", "answers": {"text": ["fun"]}}
+    (tmp_path / "squad").mkdir()
+    for split, count in (("train", 60), ("validation", 2)):
+        rows = [json.dumps(answer | {"question": f"Was number {i}?"}) for i in range(count)]
+        (tmp_path / "squad" / f"{split}.jsonl").write_text("\n".join(rows))
+    monkeypatch.setenv("DPZERO_DATA_DIR", str(tmp_path))
+    cell = private("dpzero", max_length=72, batch_size=10)
+    return sweep.complete(cell | {"task": "squad", "model": "tiny-causal"})
+
+
+def test_every_key_of_the_lists_is_one_that_a_run_writes(private, writing, tmp_path, monkeypatch):
     """What no run needs would be a hole."""
     written, saved, headers = set(), set(), set()
-    for method, tune in [*((method, "bias") for method in METHODS), ("dpzero", "full")]:
-        left = left_behind(private(method, tune=tune), tmp_path / f"{method}-{tune}", monkeypatch)
+    cells = [
+        private(method, tune=tune) for method, tune in [*((m, "bias") for m in METHODS), ("dpzero", "full")]
+    ]
+    for number, cell in enumerate([*cells, writing]):
+        left = left_behind(cell, tmp_path / str(number), monkeypatch)
         written |= {path for path, _ in record.leaves(left["record"])}
         saved |= {path for state in left["states"] for path, _ in record.leaves(state)}
         headers |= {path for path, _ in record.leaves(left["transcript"].get("header", {}))}
