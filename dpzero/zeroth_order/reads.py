@@ -28,7 +28,7 @@ class Reads(TorchFunctionMode):
             return self._embedding(*args, **kwargs)
         if function is functional.linear:
             return self._linear(*args, **kwargs)
-        return self._copied(function, args, kwargs)
+        return self._other(function, args, kwargs)
 
     def _any_read(self, values) -> bool:
         for value in values:
@@ -68,11 +68,14 @@ class Reads(TorchFunctionMode):
             out[..., first : first + count] += functional.linear(input, z.to(input.dtype))
         return out
 
-    def _copied(self, function, args, kwargs):
+    def _other(self, function, args, kwargs):
         if getattr(function, "__name__", "") == "__get__" or function in _QUESTIONS:
             answer = function(*args, **kwargs)
             if not isinstance(answer, Tensor):
                 return answer
+        return self._moved(function, args, kwargs)
+
+    def _moved(self, function, args, kwargs):
         return function(*self._values(args), **dict(zip(kwargs, self._values(kwargs.values()), strict=True)))
 
     def _values(self, values) -> list:
@@ -123,20 +126,13 @@ class BothSigns(Reads):
             out = functional.linear(input, weight)
             for half, (inputs, move) in zip(out.chunk(2), halves, strict=True):
                 self.law.add_product_(half, inputs, number, weight.shape, move)
-            return out if bias is None else self._halves(Tensor.add, (out, bias), {})
+            return out if bias is None else self._moved(Tensor.add, (out, bias), {})
         if number is not None and weight.numel() > LARGEST_COPY:
             one = [Reads(self.read, self.law, move)._linear(inputs, weight, bias) for inputs, move in halves]
             return torch.cat(one)
-        return self._halves(functional.linear, (input, weight, bias), {})
+        return self._moved(functional.linear, (input, weight, bias), {})
 
-    def _copied(self, function, args, kwargs):
-        if getattr(function, "__name__", "") == "__get__" or function in _QUESTIONS:
-            answer = function(*args, **kwargs)
-            if not isinstance(answer, Tensor):
-                return answer
-        return self._halves(function, args, kwargs)
-
-    def _halves(self, function, args, kwargs) -> Tensor:
+    def _moved(self, function, args, kwargs) -> Tensor:
         batches = [a for a in args if isinstance(a, Tensor) and not isinstance(a, nn.Parameter)]
         if function not in _BY_EXAMPLE or len(batches) != 1:
             raise ValueError(
