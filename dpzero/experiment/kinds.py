@@ -14,7 +14,7 @@ from types import ModuleType
 from ..errors import UsageError
 
 LANGUAGE = "language"
-KINDS = {LANGUAGE: ".run", "guarantees": ".guarantees", "quadratic": ".quadratic"}
+KINDS = {LANGUAGE: ".run", "memory": ".memory_sweep", "guarantees": ".guarantees", "quadratic": ".quadratic"}
 
 
 def kind_of(sweep_or_cell: dict) -> str:

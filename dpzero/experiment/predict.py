@@ -25,14 +25,11 @@ aten = torch.ops.aten
 
 
 class FakeStorage(memory.LiveStorage):
-    """Answers for fake tensors what only data could: a number is one (true), and no row of an index occurs twice."""
+    """Answers for fake tensors what only data could: a number is one, a truth value true."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is aten._local_scalar_dense.default:
             return args[0].dtype == torch.bool or 1
-        if func is aten.unique_dim.default:
-            index = torch.arange(args[0].shape[args[1]])
-            return args[0].clone(), index, torch.ones_like(index)
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
