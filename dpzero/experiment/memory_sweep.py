@@ -19,11 +19,17 @@ from .variants import VARIANTS, canonical, variant
 KEYS = ("series", "settings")
 AXES = ("models", "methods", "sizes")
 # name -> (type, default)
-SETTINGS = {"dtype": (str, "float32"), "compute": (str, "float32"), "measure": (bool, False), "version": (int, 1)}
+SETTINGS = {
+    "dtype": (str, "float32"),
+    "compute": (str, "float32"),
+    "measure": (bool, False),
+    "version": (int, 1),
+}
 
 
 def cells(found: dict) -> Iterator[dict]:
-    """Of a sweep file; a run that several series name is one run."""
+    """Of a sweep file; a run that several series name is what the first says."""
+    seen = set()
     for series in found.get("series") or []:
         for key in AXES:
             if not series.get(key):
@@ -34,7 +40,9 @@ def cells(found: dict) -> Iterator[dict]:
                     measure = model in (series.get("measure") or [])
                     settings = (found.get("settings") or {}) | {"measure": measure}
                     cell = {"task": size, "model": model, "method": method, "settings": settings}
-                    yield check(cell | {"epsilon": "0", "seed": 0, "experiment": "memory"})
+                    if (size, model, method) not in seen:
+                        seen.add((size, model, method))
+                        yield check(cell | {"epsilon": "0", "seed": 0, "experiment": "memory"})
 
 
 def check(cell: dict) -> dict:

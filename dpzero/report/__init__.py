@@ -14,6 +14,11 @@ TABLES = ("accuracy", "memory", "time", "privacy")
 KINDS = {
     "language": (TABLES, FIGURES, ("runs.csv", "times.csv", "provenance.json", "privacy_statement.md")),
     "guarantees": (("guarantees",), ("guarantees",), ("provenance.json",)),
+    "memory": (
+        ("growth", "peaks", "published"),
+        ("memory_by_size", "memory_by_batch"),
+        ("provenance.json",),
+    ),
     "quadratic": (("exponents", "norms"), ("quadratic", "quadratic_steps"), ("provenance.json",)),
 }
 
