@@ -51,11 +51,17 @@ def difference(of: Fit, less: Fit) -> Fit:
     return power({dimension: of.logs[dimension] - less.logs[dimension] for dimension in shared})
 
 
-def verdict(fits: Mapping[tuple[str, str], Fit | None], names: Mapping[str, str]) -> list[str]:
-    """On the claim, one sentence a part of it that the fits can decide; `names` of the rank laws, the widest first.
+def verdict(
+    fits: Mapping[tuple[str, str], Fit | None], names: Mapping[str, str], without_privacy: Mapping[str, float]
+) -> list[str]:
+    """On the claim, one sentence a part of it that the fits can decide.
 
     The claim: DPZero's exponent falls with the effective rank, at O(log d) lies below that of the vector-noise baseline, and is
     nearly zero.
+
+    Args:
+        names: of the rank laws.
+        without_privacy: rank law -> MeZO's norm over DPZero's at the largest dimension.
     """
     said = []
     wide, low = fits.get(("rank_d", "dpzero")), fits.get(("rank_log_d", "dpzero"))
@@ -64,12 +70,14 @@ def verdict(fits: Mapping[tuple[str, str], Fit | None], names: Mapping[str, str]
         said.append(_decided("DPZero's exponent falls with the effective rank", difference(wide, low), lead))
     for rank in (name for name in names if name.startswith("rank_log_d")):
         ours, theirs = fits.get((rank, "dpzero")), fits.get((rank, "dpgd_0th"))
-        if not ours:
-            continue
-        if theirs:
-            claim = f"At rank {names[rank]} DPZero's exponent lies below DPGD-0th's"
-            said.append(_decided(claim, difference(theirs, ours), f"{ours} against {theirs}"))
-        said.append(_independence(ours, fits.get((rank, "mezo")), names[rank]))
+        if ours and theirs:
+            claim, gap = (
+                f"At rank {names[rank]} DPZero's exponent lies below DPGD-0th's",
+                difference(theirs, ours),
+            )
+            said.append(_decided(claim, gap, f"{ours} against {theirs}") + _ratios(gap))
+        if ours:
+            said.append(_independence(ours, without_privacy.get(rank), names[rank]))
     return [f"Verdict. {sentence}" for sentence in said]
 
 
@@ -78,21 +86,26 @@ def _decided(claim: str, gap: Fit, lead: str) -> str:
     return f"{claim}: {answer} ({lead}; difference {gap})."
 
 
-def _independence(ours: Fit, without_privacy: Fit | None, rank: str) -> str:
-    """Whether the exponent may be zero, and if not whether privacy is the reason."""
-    if ours.low <= 0 <= ours.high:
-        return f"At rank {rank} DPZero is independent of d as far as the interval tells: {ours}."
-    said = f"At rank {rank} DPZero is not independent of d: {ours}."
-    if not without_privacy:
+def _ratios(gap: Fit) -> str:
+    """How the ratio of the norms runs with the dimension: at the first, where it is largest, at the last."""
+    places = dict.fromkeys((min(gap.logs), max(gap.logs, key=lambda d: gap.logs[d]), max(gap.logs)))
+    ratios = ", ".join(f"{math.exp(gap.logs[d]):.1f} at d = {d}" for d in places)
+    return f" DPGD-0th's norm over DPZero's is {ratios}."
+
+
+def _independence(ours: Fit, share: float | None, rank: str) -> str:
+    """Whether the exponent may be zero, and whether optimisation or privacy sets the norm at the largest dimension."""
+    may_be = ours.low <= 0 <= ours.high
+    answer = "is independent of d as far as the interval tells" if may_be else "is not independent of d"
+    said = f"At rank {rank} DPZero {answer}: {ours}."
+    if share is None:
         return said
-    largest = max(ours.logs)
-    share = math.exp(without_privacy.logs[largest] - ours.logs[largest])
-    return (
-        f"{said} MeZO, without clip and noise, grows by {without_privacy} and has {100 * share:.0f} % of DPZero's norm at "
-        f"d = {largest}: "
-        + (
-            "the reason is the optimisation, which does not finish within the grid's steps, more than the privacy."
-            if share > 0.5
-            else "the larger part is the privacy's."
-        )
+    reason = (
+        "what is left there is optimisation that the grid's steps do not finish, more than the price of privacy."
+        if share > 0.5
+        else "the larger part of it is the price of privacy."
     )
+    said += (
+        f" At d = {max(ours.logs)} MeZO, without clip and noise, has {100 * share:.0f} % of DPZero's norm: "
+    )
+    return said + reason

@@ -172,8 +172,18 @@ def exponents_table(found: Sequence[Best]) -> Table:
         for end, one in (("smallest", first), ("largest", last)):
             shown[f"norm at the {end} d"] = f"{number(one.seeds.mean, '.2g')} at {one.dimension}"
         table.add(values, shown | {"seeds": str(first.seeds.n), "published": published})
-    table.notes = [*exponents.verdict(train, RANKS), *READING, NO_EXPONENT]
+    table.notes = [*exponents.verdict(train, RANKS, _without_privacy(found)), *READING, NO_EXPONENT]
     return table
+
+
+def _without_privacy(found: Sequence[Best]) -> dict[str, float]:
+    """Rank law -> MeZO's norm over DPZero's at the largest dimension that both have."""
+    means = {(one.rank, one.method, one.dimension): one.seeds.mean for one in found}  # ascending in d
+    return {
+        rank: means[rank, "mezo", dimension] / mean
+        for (rank, method, dimension), mean in means.items()
+        if method == "dpzero" and (rank, "mezo", dimension) in means
+    }
 
 
 def norms_table(found: Sequence[Best]) -> Table:

@@ -44,14 +44,14 @@ def test_two_dimensions_or_a_norm_that_is_none_are_not_enough():
     assert not enough({20: 0.0, 50: 1.0}) and not enough(law(1) | {20: math.nan})
 
 
-def said(wide: float, low: float, theirs: float, scatter: float = 0.01, mezo: float | None = None) -> str:
+def said(wide: float, low: float, theirs: float, scatter: float = 0.01, share: float | None = None) -> str:
     fits: dict[tuple[str, str], Fit | None] = {
         ("rank_d", "dpzero"): power(law(wide, scatter=scatter)),
         ("rank_log_d", "dpzero"): power(law(low, scatter=scatter, seed=1)),
         ("rank_log_d", "dpgd_0th"): power(law(theirs, scatter=scatter, seed=2)),
-        ("rank_log_d", "mezo"): None if mezo is None else power(law(low, mezo)),
+        ("rank_log_d", "mezo"): None,
     }
-    return "\n".join(verdict(fits, NAMES))
+    return "\n".join(verdict(fits, NAMES, {} if share is None else {"rank_log_d": share}))
 
 
 def test_the_verdict_is_yes_where_the_intervals_are_apart():
@@ -67,9 +67,19 @@ def test_the_verdict_is_no_where_it_is_the_other_way_round_and_open_where_the_in
 
 def test_an_exponent_that_is_not_zero_has_its_reason_in_what_is_left_without_privacy():
     assert "is not independent of d: 0.4" in said(1.0, 0.4, 0.6)
-    assert "more than the privacy" in said(1.0, 0.4, 0.6, mezo=0.8)
-    assert "the larger part is the privacy's" in said(1.0, 0.4, 0.6, mezo=0.1)
+    unfinished = said(1.0, 0.4, 0.6, share=0.8)
+    assert "At d = 2000 MeZO, without clip and noise, has 80 % of DPZero's norm" in unfinished
+    assert "optimisation that the grid's steps do not finish" in unfinished
+    assert "the larger part of it is the price of privacy" in said(1.0, 0.4, 0.6, share=0.1)
+
+
+def test_the_ratio_of_the_norms_is_told_at_both_ends_and_where_it_is_largest():
+    bent = law(0.5) | {200: 9.0}
+    fits = {("rank_log_d", "dpzero"): power(law(0.5)), ("rank_log_d", "dpgd_0th"): power(bent)}
+    text = "\n".join(verdict(fits, NAMES, {}))
+    largest = math.exp(9.0 - 0.5 * math.log(200))
+    assert f"over DPZero's is 1.0 at d = 20, {largest:.1f} at d = 200, 1.0 at d = 2000." in text
 
 
 def test_of_methods_that_did_not_run_nothing_is_said():
-    assert verdict({("rank_log_d", "dpgd_0th"): power(law(1))}, NAMES) == []
+    assert verdict({("rank_log_d", "dpgd_0th"): power(law(1))}, NAMES, {}) == []
