@@ -154,7 +154,8 @@ class ClippedGradients:
         self.problem = problem
         offsets = problem.curvature * problem.examples  # A x_i
         self.squares = (offsets**2).sum(1)
-        self.offsets = offsets.astype(np.float32)
+        self.filled = np.flatnonzero(offsets.any(0))  # coordinates that the products need
+        self.offsets = offsets[:, self.filled].astype(np.float32)
 
     def means(self, points: NDArray, clips: NDArray) -> NDArray:
         """Points [K, d] and bounds [K] -> [K, d]."""
@@ -164,10 +165,10 @@ class ClippedGradients:
         # where even the triangle inequality reaches no bound, nothing is clipped
         clipped = np.flatnonzero(np.sqrt(squares) + np.sqrt(self.squares.max()) > clips)
         if len(clipped):
-            norms = -2 * (curved[clipped].astype(np.float32) @ self.offsets.T)
+            norms = -2 * (curved[np.ix_(clipped, self.filled)].astype(np.float32) @ self.offsets.T)
             norms += (squares[clipped, None] + self.squares).astype(np.float32)
             np.sqrt(np.maximum(norms, np.finfo(np.float32).tiny, out=norms), out=norms)
             factors = np.minimum(1, clips[clipped, None].astype(np.float32) / norms)
-            total = factors.sum(1, dtype=np.float64)[:, None]
-            means[clipped] = (total * curved[clipped] - factors @ self.offsets) / len(self.offsets)
+            means[clipped] = factors.mean(1, dtype=np.float64)[:, None] * curved[clipped]
+            means[np.ix_(clipped, self.filled)] -= factors @ self.offsets / len(self.offsets)
         return means

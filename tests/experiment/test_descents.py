@@ -94,12 +94,14 @@ def test_every_setting_with_noise_on_the_vector_is_algorithm_1():
         np.testing.assert_allclose(point, x, rtol=1e-9, atol=1e-9 * abs(point).max())
 
 
-def test_every_setting_of_first_order_is_DP_SGD_on_the_full_batch():
-    points = first_order(PROBLEM, GRID, normals(DIMENSION))
+@pytest.mark.parametrize("informative", [0, 2])
+def test_every_setting_of_first_order_is_DP_SGD_on_the_full_batch(informative):
+    problem = Quadratic.drawn(SIZE, DIMENSION, 0.5, informative, SEED)
+    points = first_order(problem, GRID, normals(DIMENSION))
     for point, (steps, rate, clip) in zip(points, SETTINGS, strict=True):
         x, share = np.zeros(DIMENSION), budget(steps)
         for step in range(steps):
-            gradients = PROBLEM.curvature * (x - PROBLEM.examples)
+            gradients = problem.curvature * (x - problem.examples)
             x = x - rate * vector_release(share, step, gradients, clip)
         # products over the examples are float32
         np.testing.assert_allclose(point, x, rtol=1e-5, atol=1e-5 * abs(point).max())
