@@ -30,7 +30,7 @@ from .methods import TYPES, Card, card
 FOLDER = Path(__file__).with_name("sweeps")
 AXES = ("tasks", "models", "methods", "epsilons", "seeds")
 CHOICES = {
-    "tune": ("full", "bias", "lora", "head"),
+    "tune": ("full", "bias", "lora", "prefix", "head"),
     "compute": ("float32", "bfloat16"),
     "split": ("test", "dev"),
     "noise_key": ("published", "secret"),

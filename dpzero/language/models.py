@@ -109,7 +109,7 @@ def load(name: str, task: Task, tune: str, seed: int = 0, device: str = "cpu") -
     whole = _pretrained(name, stanza)
     model = Continuer(whole) if continues(name, task) else _classifier(name, stanza, whole, task)
     del whole
-    tuning.select(model, tune)
+    tuning.select(model, tune, seed)
     model.eval()
     if stanza["kind"] == "encoder":
         with torch.no_grad():

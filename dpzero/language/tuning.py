@@ -6,16 +6,16 @@ from torch import nn
 
 from ..errors import UsageError
 
-TUNES = ("full", "bias", "lora", "head")
+TUNES = ("full", "bias", "lora", "prefix", "head")
 LORA_TARGETS = {"bert": ["query", "value"], "roberta": ["query", "value"]}  # others: q_proj and v_proj
 LORA_RANK, LORA_ALPHA = 8, 16  # as in MeZO and DPZero
 
 
-def select(model: nn.Module, tune: str) -> None:
+def select(model: nn.Module, tune: str, seed: int = 0) -> None:
     """Set `requires_grad` on the parameters of a Classifier, whose head is always trained, or of a Continuer.
 
     full: all. bias: every bias (in a model without biases, the gains of its norms). lora: rank-8 adapters on query and value.
-    head: the head alone; a Continuer's is its output layer, which may be its table of embeddings, too.
+    prefix: five keys and values before every layer's (`prefix`). head: the head alone; a Continuer's is its output layer, which may be its table of embeddings, too.
     """
     if tune not in TUNES:
         raise UsageError(f"tune is {tune!r}: give one of {', '.join(TUNES)}")
@@ -26,6 +26,10 @@ def select(model: nn.Module, tune: str) -> None:
         parameter.requires_grad_(
             tune == "full" or (tune == "bias" and (name.endswith("bias") if biases else "norm" in name))
         )
+    if tune == "prefix":
+        from . import prefix
+
+        prefix.attach(backbone, seed)
     if tune == "head":
         model.head.requires_grad_(True)
     if tune == "lora":

@@ -51,5 +51,84 @@ def test_lora_is_a_pair_of_rank_8_beside_query_and_value(name, targets):
 
 
 def test_another_word_is_refused():
-    with pytest.raises(UsageError, match="tune is 'some': give one of full, bias, lora, head"):
+    with pytest.raises(UsageError, match="tune is 'some': give one of full, bias, lora, prefix, head"):
         models.load("tiny-encoder", tasks.load("toy"), "some")
+
+
+# --- prefix
+
+
+@pytest.mark.parametrize(
+    "name, task", [("tiny-encoder", "toy"), ("tiny-causal", "toy"), ("tiny-masked", "trec")]
+)
+def test_a_prefix_is_five_keys_and_values_in_every_layer(name, task):
+    model = models.load(name, tasks.load(task), "prefix")
+    shapes = {key: p.shape for key, p in model.named_parameters() if p.requires_grad and key not in HEAD}
+    assert len(shapes) == 2 and all("prefix" in key for key in shapes)
+    assert set(shapes.values()) == {torch.Size([5, 2 * 32])}
+
+
+@torch.no_grad()
+def test_a_prefix_starts_as_the_keys_and_values_of_random_tokens_before_the_text():
+    """To a causal model these tokens, read first, are the same as ever; the text's own positions do not move."""
+    model, plain = (
+        models.load("tiny-causal", tasks.load("toy"), tune, seed=4) for tune in ("prefix", "head")
+    )
+    random = torch.randint(1024, (1, 5), generator=torch.Generator().manual_seed(4))
+    text = torch.tensor([[1, 20, 30, 40, 50, 60]])
+    positions = torch.cat([torch.arange(5), torch.arange(6)])[None]
+    both = torch.cat([random, text], 1)
+    hidden = plain.backbone(input_ids=both, attention_mask=torch.ones_like(both), position_ids=positions)
+    feature = model.features(text, torch.ones_like(text))
+    torch.testing.assert_close(feature, hidden.last_hidden_state[:, -1], atol=2e-6, rtol=0)
+    assert not torch.allclose(feature, plain.features(text, torch.ones_like(text)), atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "name, task", [("tiny-encoder", "toy"), ("tiny-causal", "toy"), ("tiny-masked", "trec")]
+)
+def test_with_a_prefix_each_text_is_read_alone(name, task):
+    model = models.load(name, tasks.load(task), "prefix")
+    ids = torch.tensor([[1, 2, 30, 40, 50, 60], [1, 2, 70, 0, 0, 0]])
+    mask = torch.tensor([[1] * 6, [1] * 3 + [0] * 3])
+    alone = model(ids[1:, :3], mask[1:, :3])
+    torch.testing.assert_close(model(ids, mask)[1:], alone, atol=3e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_a_model_with_a_prefix_writes_what_it_scores():
+    """With its cache of earlier tokens, too, every new token sees the prefix once."""
+    model = models.load("tiny-causal", tasks.load("squad"), "prefix")
+    ids = torch.tensor([[1, 20, 30, 40]])
+    written = model.whole.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=4, pad_token_id=0)  # fmt: skip
+    for end in range(4, written.shape[1]):
+        read = written[:, :end]
+        logits = model(read, torch.ones_like(read), torch.tensor([[end - 1]]))
+        assert logits.argmax() == written[0, end]
+
+
+@pytest.mark.parametrize("clipping", ["hooks", "ghost"])
+def test_the_gradient_of_a_prefix_is_clipped_for_each_example(clipping):
+    from baselines.dp_sgd import DPSGD
+    from dpzero.language.examples import Examples
+    from dpzero.language.losses import CrossEntropy
+    from dpzero.privacy import Budget, RunKey, Setting
+
+    texts = Examples.of([[1, 20, 30], [1, 40, 50, 60, 70], [1, 80]], [0, 1, 2])
+    setting = Setting("gaussian", "poisson", "add_remove", 10, 3, 5, 1e-5)
+    clip, moved = 1e-3, []
+    for examples in (texts[[0]], texts[[1]], texts[[2]], texts):
+        model = models.load("tiny-causal", tasks.load("toy"), "prefix")
+        start = [p.detach().clone() for p in model.parameters() if p.requires_grad]
+        budget = Budget(setting, 1e-9, RunKey.published(0))
+        DPSGD(model, CrossEntropy(512), budget, learning_rate=1.0, clip=clip, clipping=clipping).step(
+            examples
+        )
+        after = [p for p in model.parameters() if p.requires_grad]
+        moved.append(
+            torch.cat([(b - a).flatten().double() for a, b in zip(start, after, strict=True)]).detach()
+        )
+    for one in moved[:3]:
+        assert one.norm().item() == pytest.approx(clip / 3, rel=0.02)  # float32 weights round what moves them
+    torch.testing.assert_close(sum(moved[:3]), moved[3], atol=2e-7, rtol=0)
