@@ -5,14 +5,25 @@ from __future__ import annotations
 from ..errors import UsageError
 from ..language import tasks
 from ..language.rows import ALL, Draw
+from .methods import Card
 
-UNSAID = ("shots", "train_examples", "data")  # a cell names them where they are not the default
+UNSAID = (
+    "shots",
+    "train_examples",
+    "demonstrations",
+    "data",
+)  # a cell names them where they are not the default
 
 
-def settle(method: str, task: str, settings: dict) -> None:
+def settle(method: str, card: Card, task: str, settings: dict) -> None:
     """Name the rows in a cell's settings. A release does not: who knows all rows but one could try the last until the digest fits."""
     if settings["shots"] and settings["train_examples"]:
         raise UsageError(f"method {method}: shots and train_examples both say which rows to draw: give one")
+    if settings["demonstrations"] and card.order is not None:
+        raise UsageError(
+            f"method {method}: demonstrations are private examples that stand in every prompt, for a method that trains nothing: leave "
+            "them out"
+        )
     release = settings.get("noise_key") == "secret"
     settings["data"] = "" if release else settings["data"] or tasks.local_digest(task) or ""
     for key in UNSAID:
@@ -22,8 +33,8 @@ def settle(method: str, task: str, settings: dict) -> None:
 
 def draw_of(cell: dict) -> Draw:
     """Which rows a cell trains on."""
-    shots, examples = (cell["settings"].get(key, 0) for key in ("shots", "train_examples"))
-    return Draw(shots, examples, cell["seed"]) if shots or examples else ALL
+    found = {key: cell["settings"].get(key, 0) for key in ("shots", "train_examples", "demonstrations")}
+    return Draw(**found, seed=cell["seed"]) if any(found.values()) else ALL
 
 
 def check(cell: dict) -> None:

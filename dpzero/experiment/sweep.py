@@ -66,6 +66,7 @@ RUN_SETTINGS = {
         "int",
         0,
     ),  # training rows in all, drawn as by MeZO on OPT with the cell's seed; 0: all
+    "demonstrations": ("int", 0),  # training rows before each prompt, for a method that trains nothing
     "data": ("str", ""),  # SHA-256 of the task's local files: found, not chosen
 }
 STANZA = ("use", "title")
@@ -144,9 +145,10 @@ def _expand(sweep: dict, narrowed: dict[str, list], name: str) -> dict[str, dict
                 epsilons = (
                     [canonical_epsilon(e) for e in axes["epsilons"]] if method_card.private else ["inf"]
                 )
+                shown = stanza.get("demonstrations")
                 if method_card.order is None:
-                    epsilons = ["0"]  # reads no private example
-                seeds = axes["seeds"] if method_card.order is not None else [0]
+                    epsilons = ["inf" if shown else "0"]  # without demonstrations it reads no private example
+                seeds = axes["seeds"] if shown or method_card.order is not None else [0]
                 for epsilon in epsilons:
                     for seed in seeds:
                         cell = _cell(sweep, task, model, method, method_card, epsilon, int(seed))
@@ -215,7 +217,7 @@ def _cell(
     else:
         _check_promise(method, method_card, settings)
     _as_published(method, method_card, settings)
-    data.settle(method, task, settings)
+    data.settle(method, method_card, task, settings)
     own = sweep["methods"][method] or {}
     use = own.get("use", method)
     title = own.get("title", method_card.title if use == method else f"{method_card.title} ({method})")

@@ -7,7 +7,7 @@ log-probability of its tokens behind the prompt (Malladi et al., 2023).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from . import generation, prompts, tasks
+from . import generation, tasks
 from .examples import Examples, cache_file, read_arrays, write
 from .losses import COMPUTE
+from .prompts import answered, cut_left
+from .questions import answers_of, column, prompt_of, shown
 from .rows import ALL, Draw, Row
 from .tokens import Marks, marks
 
@@ -168,50 +170,15 @@ def encode(task: str, model: str, max_length: int, draw: Draw = ALL) -> dict[str
 # -- from rows -----------------------------------------------------------------------------------------------------------
 
 
-def answers_of(task: tasks.Task, row: Row) -> list[tuple[str, bool]]:
-    """(what a candidate appends to the prompt, whether it is right), in the order of the data.
-
-    Raises UsageError for a row that has no right one.
-    """
-    if task.answers:
-        return [(answer, i == row.label) for i, answer in enumerate(task.answers)]
-    causal = task.stanza["causal"]
-    right = _column(row.fields, causal["right"])
-    if isinstance(causal["candidates"], list):
-        templates = causal["candidates"]
-        found = [(prompts.filled(each, row.fields), i == right) for i, each in enumerate(templates)]
-    else:
-        names = _column(row.fields, causal["candidates"])
-        found = [(_filled(causal["each"], row.fields, name), name in right) for name in names]
-    if not any(is_right for _, is_right in found):
-        raise UsageError(
-            f"a row of task {task.name} has no right answer among its candidates: {row.text[:60]!r}"
-        )
-    return found
-
-
-def _column(fields: Mapping, path: str):
-    """answers.text -> fields["answers"]["text"]."""
-    value = fields
-    for key in path.split("."):
-        value = value[key]
-    return value
-
-
-def _filled(template: str, fields: Mapping, candidate: str) -> str:
-    """ReCoRD's queries have a place for the candidate."""
-    return prompts.filled(template, {**fields, "candidate": candidate}).replace("@placeholder", candidate)
-
-
 def encoded(
     task: tasks.Task, rows: Sequence[Row], mark: Marks, max_length: int, training: bool
 ) -> Continuations:
     """All candidates of each row, or where its own candidates are trained on, or a model writes, the first right one alone."""
-    causal, made, references = task.stanza.get("causal", {}), [], []
+    causal, made, references, before = task.stanza.get("causal", {}), [], [], shown(task)
     generate = causal.get("generate", 0)
     for row in rows:
-        prompt, answers = prompts.filled(task.prompt, row.fields or {"text": row.text}), answers_of(task, row)
-        references.append(json.dumps(_column(row.fields, causal["right"])) if generate else "")
+        prompt, answers = before + prompt_of(task, row), answers_of(task, row)
+        references.append(json.dumps(column(row.fields, causal["right"])) if generate else "")
         if generate or (training and not task.answers):
             answers = [next(answer for answer in answers if answer[1])]
         made.append(
@@ -221,9 +188,9 @@ def encoded(
 
 
 def _cut(prompt: str, text: str, mark: Marks, max_length: int) -> tuple[list[int], int]:
-    ids, count = prompts.answered(prompt, text, mark.plain)
+    ids, count = answered(prompt, text, mark.plain)
     if not 0 < count < max_length - len(mark.first):
         raise UsageError(
             f"the answer {text!r} is {count} tokens where there is room for {max_length}: raise max_length"
         )
-    return prompts.cut_left(ids, max_length, mark.first), count
+    return cut_left(ids, max_length, mark.first), count

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from . import assets, models, prompts, tasks, tokens
+from . import assets, models, prompts, questions, tasks, tokens
 from .rows import ALL, Draw, Row
 
 UNLIMITED = 100_000  # tokens: a prompt is shortened by its text, not by its end
@@ -126,16 +126,19 @@ def cache_file(task: str, model: str, max_length: int, draw: Draw) -> Path:
 def _reader(task: tasks.Task, model: str, max_length: int) -> Callable[[Row], list[int]]:
     """row -> token ids, as a model of this kind reads it."""
     kind, lines = models.catalogue()[model]["kind"], task.stanza
+    if kind != "causal" and task.draw.demonstrations:
+        raise UsageError(f"demonstrations are for causal models, which {model} is not: leave them out")
     if kind == "encoder":
         tokenize = models.tokenizer(model, max_length)
         return lambda row: tokenize(row.text)
-    if kind == "causal" and "causal" not in lines:
+    if kind == "causal" and "causal" not in lines and not task.demonstrations:
         tokenize = models.tokenizer(model, UNLIMITED)
         return lambda row: _prompt(task, row.text, tokenize, max_length)
     mark = tokens.marks(model)
     if kind == "causal":
+        before = questions.shown(task)
         return lambda row: prompts.cut_left(
-            mark.plain(prompts.filled(task.prompt, row.fields).strip(" ")), max_length, mark.first
+            mark.plain((before + questions.prompt_of(task, row)).strip(" ")), max_length, mark.first
         )
     models.answer_tokens(model, task)  # complains before the work
     template, limits = lines["masked"]["template"], lines["masked"].get("limits", ())

@@ -27,7 +27,7 @@ def prepare(readings: Iterable[tuple[str, str, int, Draw]], log: Callable[[str],
     for task, model, max_length, draw in readings:
         log(f"{task}: tokenizing for {model}, at most {max_length} tokens")
         splits = objective.encode(task, model, max_length, draw)
-        drawn = "" if draw == ALL else f"/{draw.shots or draw.train_examples}-{draw.seed}"
+        drawn = "" if draw == ALL else "/" + "-".join(map(str, draw))
         found["tokens"][f"{task}/{model}/{max_length}{drawn}"] = {
             split: {"examples": len(part), "tokens": part.token_count} for split, part in splits.items()
         }

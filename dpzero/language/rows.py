@@ -29,11 +29,15 @@ Splits = dict[str, list[Row]]
 
 
 class Draw(NamedTuple):
-    """Which rows are trained on: `shots` of each class or `train_examples` in all, as `seed` says; with neither, all. See `splits`."""
+    """Which rows are trained on: `shots` of each class or `train_examples` in all, as `seed` says; with neither, all. See `splits`.
+
+    `demonstrations`: training rows that stand, with their answers, before each prompt (in-context learning).
+    """
 
     shots: int = 0
     train_examples: int = 0
     seed: int = 0
+    demonstrations: int = 0
 
 
 ALL = Draw()

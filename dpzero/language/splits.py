@@ -45,12 +45,13 @@ def drawn(labels: Sequence[Hashable], test_rows: int, draw: Draw) -> dict[str, n
     """
     if draw.shots:
         train, dev = few_shot_split(labels, draw.shots, draw.seed)
-        test = np.arange(test_rows) if test_rows <= TEST_ROWS else _first(test_rows, TEST_ROWS, TEST_SEED)
+        test = np.arange(test_rows) if test_rows <= TEST_ROWS else first_rows(test_rows, TEST_ROWS, TEST_SEED)
         return {"train": train, "dev": dev, "test": test}
-    order = _first(len(labels), draw.train_examples + DEV_ROWS, draw.seed)
-    test = _first(test_rows, TEST_ROWS, draw.seed)
+    order = first_rows(len(labels), draw.train_examples + DEV_ROWS, draw.seed)
+    test = first_rows(test_rows, TEST_ROWS, draw.seed)
     return {"train": order[: draw.train_examples], "dev": order[draw.train_examples :], "test": test}
 
 
-def _first(rows: int, count: int, seed: int) -> np.ndarray:
+def first_rows(rows: int, count: int, seed: int) -> np.ndarray:
+    """The first of a permutation of the rows, by NumPy's legacy generator."""
     return np.random.RandomState(seed).permutation(rows)[:count]

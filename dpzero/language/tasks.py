@@ -40,6 +40,16 @@ class Task:
         """train, dev and test. UsageError where the data cannot be had."""
         return _splits(self.name, self.draw)
 
+    @functools.cached_property
+    def demonstrations(self) -> list[rows.Row]:
+        """The training rows that MeZO's `sample_subset` takes for in-context learning."""
+        if not self.draw.demonstrations:
+            return []
+        from dpzero.language.splits import first_rows
+
+        train = rows.read(self.name, self.stanza)["train"]
+        return [train[i] for i in first_rows(len(train), self.draw.demonstrations, self.draw.seed)]
+
     @property
     def stanza(self) -> dict:
         return stanza(self.name)
@@ -105,7 +115,7 @@ def _statement(lines: dict, draw: Draw) -> str:
 def _splits(name: str, draw: Draw) -> Splits:
     """In the order of a hash: some files are sorted by class, so that no prefix of them would be a fair sample."""
     found = rows.read(name, stanza(name))
-    if draw != ALL:
+    if draw.shots or draw.train_examples:
         from dpzero.language.splits import drawn
 
         chosen = drawn([row.label for row in found["train"]], len(found["test"]), draw)

@@ -505,8 +505,23 @@ def test_rows_that_are_not_local_have_no_digest_in_the_cell(monkeypatch):
 
 def test_a_draw_is_of_the_cells_seed(rows):
     rows(["good", "bad"])
-    assert data.draw_of(sst2(shots=512)) == (512, 0, 42)
-    assert data.draw_of(sst2(train_examples=1000)) == (0, 1000, 42)
-    assert data.draw_of(sst2()) == (0, 0, 0)
+    assert data.draw_of(sst2(shots=512)) == (512, 0, 42, 0)
+    assert data.draw_of(sst2(train_examples=1000)) == (0, 1000, 42, 0)
+    assert data.draw_of(sst2()) == (0, 0, 0, 0)
     with pytest.raises(UsageError, match="shots and train_examples both say which rows to draw"):
         sst2(shots=1, train_examples=1)
+
+
+def test_in_context_learning_reads_private_examples_and_depends_on_the_seed(write):
+    cells = write(
+        "one", ONE.replace("seeds: [0]", "seeds: [0, 1]") + "  icl: {use: zero_shot, demonstrations: 32}\n"
+    )
+    assert {run for run in cells if "/icl/" in run} == {
+        f"toy/tiny-encoder/icl/eps-inf/seed-{s}" for s in (0, 1)
+    }
+    assert data.draw_of(cells["toy/tiny-encoder/icl/eps-inf/seed-1"]) == (0, 0, 1, 32)
+
+
+def test_no_method_that_trains_has_private_examples_in_its_prompts(write):
+    with pytest.raises(UsageError, match="demonstrations are private examples that stand in every prompt"):
+        write("one", ONE + "  mezo: {learning_rate: 1.0e-3, demonstrations: 4}\n")

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from dpzero.errors import UsageError
-from dpzero.language import continuations, generation, models, objective, tasks
+from dpzero.language import continuations, examples, generation, models, objective, questions, tasks
 from dpzero.language.continuations import ContinuationLoss, Continuations
-from dpzero.language.rows import Row
+from dpzero.language.rows import Draw, Row
 from dpzero.language.tokens import Marks, marks
 
 ROUNDING = 3e-6
@@ -155,7 +155,7 @@ def test_one_token_candidates_of_a_classifier_and_of_text_have_the_same_loss():
 
 def shown(task: str, split: str, i: int = 0) -> list[tuple[str, bool]]:
     """What each candidate appends."""
-    return continuations.answers_of(tasks.load(task), Row("", 0, ROWS[task][i]))
+    return questions.answers_of(tasks.load(task), Row("", 0, ROWS[task][i]))
 
 
 def test_candidates_of_copa_begin_in_lower_case_but_for_i():
@@ -193,7 +193,41 @@ def test_the_prompt_is_cut_from_its_left_and_leaves_room_for_what_is_written():
 def test_a_row_without_a_right_candidate_is_refused():
     fields = ROWS["record"][0] | {"answers": ["Paris"]}
     with pytest.raises(UsageError, match="a row of task record has no right answer among its candidates"):
-        continuations.answers_of(tasks.load("record"), Row("", 0, fields))
+        questions.answers_of(tasks.load("record"), Row("", 0, fields))
+
+
+# --- in-context learning
+
+
+def test_demonstrations_stand_before_the_prompt_with_their_answers_and_a_blank_line():
+    task = tasks.load("copa", Draw(seed=7, demonstrations=3))
+    texts = {0: "It rained so the street was wet.", 1: "He fell because I pushed him."}
+    order = np.random.RandomState(7).permutation(20)[:3]
+    assert questions.shown(task) == "".join(texts[i % 2] + "\n\n" for i in order)
+    assert questions.shown(tasks.load("copa")) == ""
+
+
+def test_demonstrations_are_read_by_label_words_and_by_candidates_alike():
+    toy, draw = tasks.load("toy", Draw(seed=3, demonstrations=2)), Draw(seed=3, demonstrations=2)
+    before = [1, *models.tokenizer("tiny-causal", 1000)(questions.shown(toy))[1:]]
+    found = examples.encode("toy", "tiny-causal", 200, draw)["test"].ids(0)
+    row = toy.splits["test"][0]
+    assert found.tolist() == before + marks("tiny-causal").plain(toy.prompted(row.text))
+    assert questions.shown(toy).count("The topic of this sentence is") == 2
+    copa = objective.encode("copa", "tiny-causal", 200, draw)["test"]
+    alone = objective.encode("copa", "tiny-causal", 200)["test"]
+    assert copa.candidates.labels.tolist() == alone.candidates.labels.tolist()
+    assert copa.candidates.ids(0)[-3:].tolist() == alone.candidates.ids(0)[-3:].tolist()
+    assert copa.candidates.lengths().min() > alone.candidates.lengths().max()
+
+
+@pytest.mark.parametrize("task, model", [("toy", "tiny-encoder"), ("trec", "tiny-masked")])
+def test_demonstrations_are_for_causal_models(task, model, folder):
+    (folder / "trec").mkdir()
+    for split in ("train", "test"):
+        (folder / "trec" / f"{split}.jsonl").write_text('{"text": "What?", "coarse_label": 1}')
+    with pytest.raises(UsageError, match=f"demonstrations are for causal models, which {model} is not"):
+        examples.encode(task, model, 64, Draw(seed=3, demonstrations=2))
 
 
 # --- metrics
