@@ -47,11 +47,11 @@ def finished(rows: pandas.DataFrame) -> str:
 
 
 def score(summary: Summary, rows: pandas.DataFrame) -> str:
-    """`74.0 ± 1.2` in per cent; one seed is a value, never a mean; what trains nothing has no seed."""
+    """`74.0 ± 1.2` in per cent; one seed is a value, never a mean; what reads no private example has no seed."""
     if not summary.n:
         return failure(rows)
     mean = number(100 * summary.mean, ".1f")
-    if rows["order"].isna().all():
+    if rows["epsilon"].eq("0").all():
         return f"{mean} (no seed)"
     return f"{mean} (one seed)" if summary.n == 1 else f"{mean} ± {number(100 * summary.std, '.1f')}"
 

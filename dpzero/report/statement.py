@@ -237,7 +237,7 @@ def _composition(released: list[Run]) -> Iterator[str]:
 
 def _without_noise(runs: pandas.DataFrame) -> list[str]:
     """A row of the same table may have read the same data unprotected."""
-    others = runs[~runs["private"] & runs["order"].notna() & (runs["status"] != "missing")]
+    others = runs[~runs["private"] & runs["epsilon"].ne("0") & (runs["status"] != "missing")]
     if others.empty:
         return []
     names = ", ".join(dict.fromkeys(others["title"]))

@@ -26,7 +26,7 @@ REFERENCES = {"zero_shot": "zero-shot", "mezo": "MeZO"}  # each row is compared 
 
 SEED_CHANGES = (
     "A seed changes the batches, the directions, the noise, any random initial weights and the examples that a few-shot "
-    "task draws; the scored examples stay the same."
+    "task draws; the scored examples stay the same, but where train_examples draws them, too."
 )
 COMPOSITION = (
     "An epsilon holds for one run. If the data were private, k seeds would compose, to at most k times that epsilon "
@@ -235,10 +235,10 @@ def privacy(runs: pandas.DataFrame) -> Table:
 
 
 def _by_seed(rows: pandas.DataFrame, others: pandas.DataFrame | None = None) -> dict[int, float]:
-    """Score by seed. What trains nothing has one score: that of every seed of the rows that it is compared with."""
+    """Score by seed. What reads no private example has one score: that of every seed of the rows that it is compared with."""
     ok = rows[rows["status"] == "ok"]
     scores = dict(zip(ok["seed"], ok["score"], strict=True))
-    if others is not None and len(scores) == 1 and rows["order"].isna().all():
+    if others is not None and len(scores) == 1 and rows["epsilon"].eq("0").all():
         return dict.fromkeys(others["seed"], *scores.values())
     return scores
 

@@ -12,6 +12,7 @@ import pytest
 
 METHODS = {
     "zero_shot": ("Zero-shot", False, None),
+    "in_context": ("In-context learning", False, None),
     "adamw": ("AdamW", False, 1),
     "sgd": ("SGD", False, 1),
     "mezo": ("MeZO", False, 0),

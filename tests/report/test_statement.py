@@ -257,6 +257,11 @@ def test_runs_without_noise_on_the_same_data_are_named(record):
     assert "2 runs of this sweep without noise (AdamW, MeZO)" in text
 
 
+def test_prompts_that_hold_private_examples_are_without_noise_though_nothing_is_trained(record):
+    text = said([record(), record("in_context", "inf"), record("zero_shot", "0")])
+    assert "1 run of this sweep without noise (In-context learning)" in text
+
+
 def test_a_score_on_private_examples_is_not_covered(record):
     tuned = changed(record(), "cell", settings={"split": "dev", "steps": 150})
     assert "Not covered: the score on dev" in said([tuned])
