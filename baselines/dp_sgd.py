@@ -1,7 +1,8 @@
 """DP-SGD and DP-Adam (Abadi et al., 2016, arXiv 1607.00133): clip every example's gradient, add noise to the sum.
 
-Sampler, clip, noise and accountant are the same as those of the zeroth-order methods. Adam's moments are computed from the noisy
-sums alone.
+Opacus supplies the per-sample gradients, or with ghost clipping (Li et al., 2022, arXiv 2110.05679) their norms, and nothing
+else: sampler, clip, noise and accountant are the same as those of the zeroth-order methods. Adam's moments are computed from the
+noisy sums alone.
 """
 
 from __future__ import annotations
@@ -13,9 +14,8 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import is_fake
 
-from baselines._per_example import Record, trained_layers
+from baselines._opacus import GhostNorms, PerSampleGradients, watching
 from baselines.fine_tuning import FineTuning
 from dpzero.privacy import Budget
 from dpzero.privacy.clipping import clip_factors
@@ -61,35 +61,42 @@ class DPSGD(FineTuning):
             if isinstance(module, nn.Embedding):
                 # it divides by how often the batch, and not the example, has a token
                 module.scale_grad_by_freq = False
-        self.layers = trained_layers(model)
 
     def gradients(self, batch: Sized) -> Tensor | float:
-        self.optimizer.zero_grad()
+        sums: dict[nn.Parameter, Tensor] = {}
         add = self._add_ghost if self.clipping == "ghost" else self._add_clipped
-        total = sum(map(add, self.loss.parts(batch)))
+        with watching(self.model, self.clipping) as hooks:
+            total = sum(add(hooks, sums, part) for part in self.loss.parts(batch))
         for p in self.parameters:
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            p.grad = sums[p] if p in sums else torch.zeros_like(p)
         self.budget.release_(self.steps_taken, [p.grad for p in self.parameters], self.clip)
         for p in self.parameters:
             p.grad.div_(self.batch_size)
         return total
 
-    def _add_clipped(self, part: Sized) -> Tensor:
-        """Add the clipped gradients of a micro-batch to `grad`; return the sum of its losses."""
-        losses, record = self._losses(part)
-        record.backward(losses)
-        factors = clip_factors(record.squared_norms(), self.clip)
+    def _add_clipped(
+        self, hooks: PerSampleGradients, sums: dict[nn.Parameter, Tensor], part: Sized
+    ) -> Tensor:
+        """Add the clipped gradients of a micro-batch; return the sum of its losses."""
+        losses = self._losses(hooks, part)
+        losses.sum().backward()
+        squared = torch.zeros(len(part), dtype=torch.float64, device=losses.device)
+        for name, p in zip(self.names, self.parameters, strict=True):
+            p.grad = None  # of the whole batch
+            check_examples(name, p.grad_sample, len(part))
+            squared += torch.linalg.vector_norm(p.grad_sample.flatten(1), dim=1).double().square()
+        factors = clip_factors(squared, self.clip)
         for p in self.parameters:
             # a gradient that is not finite has factor 0, but 0 * inf is not a number
-            gradients = record.gradients.pop(p).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-            clipped = torch.tensordot(factors.to(gradients), gradients, dims=1)
-            p.grad = clipped if p.grad is None else p.grad.add_(clipped)
+            gradients = p.grad_sample.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+            add_to(sums, p, torch.tensordot(factors.to(gradients), gradients, dims=1))
+            p.grad_sample = gradients = None
         return losses.detach().sum()
 
-    def _add_ghost(self, part: Sized) -> Tensor:
+    def _add_ghost(self, hooks: GhostNorms, sums: dict[nn.Parameter, Tensor], part: Sized) -> Tensor:
         """The same without the gradients of single examples."""
-        losses, record = self._losses(part)
-        output = record.output
+        losses = self._losses(hooks, part)
+        output, hooks.output = hooks.output, None
         if not isinstance(output, Tensor):
             raise RuntimeError(
                 f"the model's output is no tensor but {type(output).__name__}: set clipping to hooks"
@@ -100,32 +107,61 @@ class DPSGD(FineTuning):
             raise RuntimeError(
                 f"the model's output has {len(output)} rows for {len(part)} examples: set clipping to hooks"
             )
-        [gradient] = record.backward(losses, output)
-        squared = record.squared_norms()
-        if all_finite(squared):
+        losses.sum().backward(retain_graph=True)
+        squared = torch.zeros(len(part), dtype=torch.float64, device=losses.device)
+        for name, p in zip(self.names, self.parameters, strict=True):
+            p.grad, norms = None, p.__dict__.pop("_norm_sample", None)
+            check_examples(name, norms, len(part))
+            squared += norms.double().square()
+        finite = squared.isfinite()
+        if finite.all():
             # norms have the order of the model's rows, and a loss may give its values in another: so weigh the rows
             factors = clip_factors(squared, self.clip).to(output).view(-1, *[1] * (output.dim() - 1))
-            torch.autograd.backward(output, factors * gradient, inputs=self.parameters)
-        elif squared.isfinite().any():
+            hooks.disable_hooks()
+            for p, gradient in zip(
+                self.parameters,
+                torch.autograd.grad(output, self.parameters, factors * output.grad),
+                strict=True,
+            ):
+                add_to(sums, p, gradient)
+            hooks.enable_hooks()
+        elif finite.any():
             # a gradient that is not finite has factor 0, but 0 * inf is not a number: halve until it is alone
             for half in np.array_split(np.arange(len(part)), 2):
-                self._add_ghost(part[half])
+                self._add_ghost(hooks, sums, part[half])
         return losses.detach().sum()
 
-    def _losses(self, part: Sized) -> tuple[Tensor, Record]:
-        """The losses of a micro-batch, if every use of every parameter was seen."""
-        record = Record(len(part), ghost=self.clipping == "ghost")
-        with record.watching(self.model, self.layers):
-            losses = self.loss(self.model, part)
+    def _losses(self, hooks: PerSampleGradients, part: Sized) -> Tensor:
+        """The losses of a micro-batch, if Opacus saw every use of every parameter."""
+        hooks.size = len(part)
+        hooks.uses.clear()
+        losses = self.loss(self.model, part)
         uses = graph_uses(losses)
         for name, p in zip(self.names, self.parameters, strict=True):
-            used, seen = uses[id(p)], record.uses[p]
+            used, seen = uses[id(p)], len(hooks.uses[p])
             if used != seen or not seen:
                 raise RuntimeError(
                     f"{name} is used {used} times in a forward pass, {seen} of them by its layer, so that its gradient would not be "
                     "clipped as a whole: freeze it, or use it through its layer alone"
                 )
-        return losses, record
+            if self.clipping == "ghost" and not hooks.knows(p):
+                raise RuntimeError(
+                    f"{name} is used {seen} times in a forward pass, and its ghost norm is known of one use: set clipping to hooks"
+                )
+        return losses
+
+
+def add_to(sums: dict[nn.Parameter, Tensor], p: nn.Parameter, clipped: Tensor) -> None:
+    sums[p] = sums[p].add_(clipped) if p in sums else clipped
+
+
+def check_examples(name: str, values: Tensor | None, size: int) -> None:
+    """Raises RuntimeError where what a backward pass left of a parameter is not one gradient or norm for each example."""
+    if values is None or len(values) != size:
+        found = "none" if values is None else len(values)
+        raise RuntimeError(
+            f"a backward pass leaves {found} for {size} examples in {name}: freeze layers that are run in vain"
+        )
 
 
 def graph_uses(result: Tensor, below: Tensor | None = None) -> Counter[int]:
@@ -140,8 +176,3 @@ def graph_uses(result: Tensor, below: Tensor | None = None) -> Counter[int]:
                 known.add(node)
                 rest.append(node)
     return uses
-
-
-def all_finite(values: Tensor) -> bool:
-    """Whether all values are finite; fake tensors, on which memory is predicted, have none and count as finite."""
-    return is_fake(values) or bool(values.isfinite().all())

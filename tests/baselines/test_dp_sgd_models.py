@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 from brute_force import BATCH_SIZE, budget, check_step
-from opacus.grad_sample import GradSampleModule
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
-from baselines._per_example import Record, trained_layers
+from baselines._opacus import watching
 from baselines.dp_sgd import DPSGD
 from dpzero.language import examples, losses, shapes
 
@@ -171,21 +170,22 @@ def test_opt_is_refused_where_a_loss_runs_it_on_part_of_a_batch(batch):
         me.step(even)
 
 
-@pytest.mark.parametrize("family", ["roberta", "llama"])
-def test_per_sample_gradients_are_those_of_opacus(family, batch):
-    """Where it has them: neither tied, nor OPT, nor a padding token, whose row it would train."""
-    batch = batch[np.array([0, 1, 2, 3, 5, 6])]
-    model = freeze_unused(shapes.Answering(language_model(family, False)), batch)
-    loss = losses.CrossEntropy(2048)
-    record = Record(len(batch), ghost=False)
-    with record.watching(model, trained_layers(model)):
-        values = loss(model, batch)
-    record.backward(values)
-    other = GradSampleModule(model.train(), loss_reduction="sum")
-    loss(other, batch).sum().backward()
-    for p in model.parameters():
-        if p.requires_grad:
-            assert torch.allclose(record.gradients[p], p.grad_sample, rtol=1e-4, atol=1e-5)
+@both_ways
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_watched_model_computes_what_it_did_to_the_bit(family, clipping, batch):
+    """And has its names and classes again afterwards: OPT's positions and Gemma's words look rows up through a plain layer."""
+    model = shapes.Answering(language_model(family, True))
+    loss, names, kinds = (
+        losses.CrossEntropy(2048),
+        list(model.state_dict()),
+        [type(m) for m in model.modules()],
+    )
+    expected = loss(model, batch)
+    with watching(model, clipping) as hooks:
+        hooks.size = len(batch)
+        assert torch.equal(loss(model, batch), expected)
+    assert torch.equal(loss(model, batch), expected)
+    assert list(model.state_dict()) == names and [type(m) for m in model.modules()] == kinds
 
 
 def test_ghost_norms_are_refused_where_a_sum_would_be_rounded_to_half_precision(batch):

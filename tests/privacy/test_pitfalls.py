@@ -562,12 +562,12 @@ class Positions(nn.Module):
 
 def test_p21_a_gradient_that_is_not_per_example_is_refused():
     share = budget()
-    with pytest.raises(RuntimeError, match="returned 1 gradients for 6 examples"):
+    with pytest.raises(RuntimeError, match="has 1 rows for 6 examples"):
         make(DPSGD, share, Positions()).step(np.arange(6))
     assert len(share.ledger) == 0
 
 
-# Flattened batches: baselines/test_dp_sgd.py::test_a_model_that_would_be_clipped_per_token_is_refused
+# Flattened batches: baselines/test_opacus.py::test_a_model_that_would_be_clipped_per_token_is_refused
 
 
 # P22: layers that mix examples -----------------------------------------------------------------------------------------

@@ -1,0 +1,251 @@
+"""Opacus' per-sample gradients and ghost norms, made exact on the models here or refused in a sentence.
+
+Opacus 1.6 fails on RoBERTa's output layer and on OPT's positions, clips tokens in place of texts where OPT flattens them, and takes a
+norm in the precision of what cancels. What is added puts that right through Opacus' own hooks. The model is as it was outside of
+`watching`: no forward pass of it is replaced.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from opacus.grad_sample import GradSampleHooks
+from opacus.grad_sample.embedding_norm_sample import compute_embedding_norm_sample
+from opacus.grad_sample.functorch import ft_compute_per_sample_gradient, prepare_layer
+from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSampleHooksFastGradientClipping
+from opacus.grad_sample.layer_norm import compute_layer_norm_grad_sample
+from torch import Tensor, nn
+
+# Layers that hand these of their parts all texts of a batch one after another, as [batch * length, width]
+FLATTENED = {"OPTDecoderLayer": ("final_layer_norm", "fc1", "fc2")}
+PLAIN = (nn.Linear, nn.Embedding)
+OF_EXAMPLES = ("activations", "max_batch_len"), ("_norm_sample", "_tied")  # on layers, on parameters
+
+
+@contextmanager
+def watching(model: nn.Module, clipping: str) -> Iterator[PerSampleGradients]:
+    """Passes through the model inside leave per-sample gradients (`hooks`) or norms (`ghost`) on the trained parameters."""
+    with plain_look_ups(model), warnings.catch_warnings():
+        # the gradient of a layer's input, which torch misses where the first layers are frozen, is not asked for
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        hooks = (GhostNorms if clipping == "ghost" else PerSampleGradients)(model)
+        try:
+            yield hooks
+        finally:
+            hooks.cleanup()
+
+
+@contextmanager
+def plain_look_ups(model: nn.Module) -> Iterator[None]:
+    """Inside, an embedding of a class of its own (OPT's positions, Gemma's scaled words) looks its rows up through a plain one.
+
+    Opacus has no rule for such a class, whose forward pass computes positions or scales rows around torch's.
+    """
+    own = [m for m in model.modules() if isinstance(m, nn.Embedding) and type(m) is not nn.Embedding]
+    kinds = [type(m) for m in own]
+    for module, kind in zip(own, kinds, strict=True):
+        module.rows = nn.Embedding(*module.weight.shape, module.padding_idx, device="meta")
+        module.rows.weight = module.weight
+        module.__class__ = type(kind.__name__, (kind, LooksUp), {})
+    try:
+        yield
+    finally:
+        for module, kind in zip(own, kinds, strict=True):
+            module.__class__ = kind
+            del module.rows
+
+
+class LooksUp(nn.Embedding):
+    """What `super().forward` of an embedding's subclass is inside `plain_look_ups`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.rows(input)
+
+
+def layer_norm_gradients(
+    layer: nn.LayerNorm, activations: list[Tensor], backprops: Tensor
+) -> dict[nn.Parameter, Tensor]:
+    """Opacus' rule, which wants a bias; its general way, by running the layer again, where there is none."""
+    rule = ft_compute_per_sample_gradient if layer.bias is None else compute_layer_norm_grad_sample
+    return rule(layer, activations, backprops)
+
+
+class PerSampleGradients(GradSampleHooks):
+    """After a backward pass from a sum of losses, `grad_sample` [size, *shape] of each trained parameter, all its uses added up.
+
+    size: how many examples the micro-batch has; to be set before a forward pass. uses: the kinds of the layers that have read a
+    parameter since `uses` was cleared. Layers that are not in GRAD_SAMPLERS are run again for each example.
+
+    Raises RuntimeError in a forward pass where a layer's gradients would not be those of single examples.
+    """
+
+    GRAD_SAMPLERS = {kind: GradSampleHooks.GRAD_SAMPLERS[kind] for kind in (*PLAIN, nn.RMSNorm)} | {
+        nn.LayerNorm: layer_norm_gradients
+    }
+
+    def __init__(self, model: nn.Module) -> None:
+        plain = (m for m in model.modules() if type(m) in PLAIN)
+        self.size, self.shared = 0, {p for m in plain for p in m.parameters(recurse=False)}
+        self.uses: dict[nn.Parameter, list[type]] = defaultdict(list)
+        self.texts: dict[nn.Module, torch.Size] = {}
+        self.titles = {
+            m: f"layer {name or 'model'} ({type(m).__name__})" for name, m in model.named_modules()
+        }
+        super().__init__(model, loss_reduction="sum", strict=False)
+
+    def iterate_submodules(self, module: nn.Module) -> Iterator[nn.Module]:
+        """What a module shares with a plain layer is used there: RoBERTa's output bias, and the rows of `plain_look_ups`."""
+        own = {p for p in module.parameters(recurse=False) if p.requires_grad}
+        if (type(module) in PLAIN and own) or own - self.shared:
+            yield module
+        else:
+            for child in module.children():
+                yield from self.iterate_submodules(child)
+
+    def add_hooks(self, **settings) -> None:
+        layers = list(self.iterate_submodules(self._module))
+        for module in layers:
+            if type(module) is nn.LayerNorm and module.bias is None:
+                prepare_layer(module)  # by a copy, which is to have no hooks
+        super().add_hooks(**settings)
+        handles = self.autograd_grad_sample_hooks
+        for module in layers:
+            handles.append(module.register_forward_pre_hook(self._check_inputs, with_kwargs=True))
+        for module in self._module.modules():
+            if names := FLATTENED.get(type(module).__name__):
+                parts = [part for name in names for part in module.get_submodule(name).modules()]
+                keep = partial(self._keep_texts, parts)
+                handles.append(module.register_forward_pre_hook(keep, with_kwargs=True))
+
+    def cleanup(self) -> None:
+        super().cleanup()
+        for things, names in zip(
+            (self._module.modules(), self._module.parameters()), OF_EXAMPLES, strict=True
+        ):
+            for thing in things:
+                for name in names:
+                    thing.__dict__.pop(name, None)
+
+    def capture_activations_hook(self, module: nn.Module, forward_input: tuple, output: Tensor) -> None:
+        if not torch.is_grad_enabled():
+            return
+        [read] = forward_input
+        if module in self.texts and read.dim() == 2:
+            read = read.unflatten(0, self.texts[module])
+        if len(read) != self.size:
+            raise RuntimeError(
+                f"{self.titles[module]} has {len(read)} rows for {self.size} examples, so that rows would be clipped and not "
+                "examples: this model needs a patch before DP-SGD is private on it"
+            )
+        for p in module.parameters():
+            self.uses[p].append(type(module))
+        was, module.training = module.training, True  # Opacus' hook sleeps in evaluation mode
+        GradSampleHooks.capture_activations_hook(self, module, (read,), output)
+        module.training = was
+
+    def rearrange_grad_samples(self, *, module: nn.Module, **settings) -> tuple[list[Tensor], Tensor]:
+        """What the layer read and the gradient of its output, both [size, ..., width] in the precision of its weights."""
+        [read], backprops = super().rearrange_grad_samples(module=module, **settings)
+        dtype = next(module.parameters()).dtype
+        read, backprops = (
+            read.to(dtype) if read.is_floating_point() else read.contiguous(),
+            backprops.to(dtype),
+        )
+        if module in self.texts and backprops.dim() < read.dim():
+            backprops = backprops.unflatten(0, read.shape[:2])
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            # the one row that autograd leaves as it is
+            backprops = backprops.masked_fill((read == module.padding_idx)[..., None], 0.0)
+        return [read], backprops
+
+    def _check_inputs(self, module: nn.Module, arguments: tuple, named: dict) -> None:
+        if len(arguments) != 1 or named or not isinstance(arguments[0], Tensor):
+            raise RuntimeError(f"{self.titles[module]} does more than map one tensor to one: freeze it")
+
+    def _keep_texts(self, parts: list[nn.Module], _, arguments: tuple, named: dict) -> None:
+        hidden = arguments[0] if arguments else named["hidden_states"]
+        self.texts |= dict.fromkeys(parts, hidden.shape[:2])
+
+
+def linear_norms(
+    layer: nn.Linear, activations: list[Tensor], backprops: Tensor
+) -> dict[nn.Parameter, Tensor]:
+    """Each example's norm of sum_t g_t a_t^T, whose square is sum_st <g_s, g_t> <a_s, a_t>, without the gradient itself.
+
+    In float64: where tokens cancel, Opacus' float32 leaves a norm that is too small, even 0, and the example is not clipped.
+    """
+    read, backprops = (x[:, None] if x.dim() == 2 else x.flatten(1, -2) for x in (activations[0], backprops))
+    norms = {}
+    if layer.weight.requires_grad:
+        a, g = read.double(), backprops.double()
+        squared, size = ((a @ a.mT) * (g @ g.mT)).sum((1, 2)), (a.norm(dim=2) * g.norm(dim=2)).sum(1)
+        norms[layer.weight] = with_rounding(squared, size)
+        if layer.weight._forward_counter > 1:  # the embedding's turn comes next
+            layer.weight._tied = squared, size, read, backprops
+    if layer.bias is not None and layer.bias.requires_grad:
+        norms[layer.bias] = backprops.sum(1).double().norm(dim=1)
+    return norms
+
+
+def embedding_norms(
+    layer: nn.Embedding, activations: list[Tensor], backprops: Tensor
+) -> dict[nn.Parameter, Tensor]:
+    """Opacus' norms, which add up the tokens that an example repeats.
+
+    Where the output layer reads the same weight, the square of the sum has the inner product of the two gradients in it, twice:
+    sum_st <h_s, a_t> g_t[token_s] over the tokens s of the text, with gradients h, and what the output layer read, a, and gave, g.
+    """
+    tokens, h = activations[0].flatten(1), backprops.flatten(1, -2).double()
+    [norms] = compute_embedding_norm_sample(layer, [tokens], h).values()
+    squared, size = norms.square(), h.norm(dim=2).sum(1)
+    if tied := layer.weight.__dict__.pop("_tied", None):
+        squared_there, size_there, a, g = tied
+        g = g.gather(2, tokens[:, None].expand(-1, g.shape[1], -1)).double()
+        squared = squared + squared_there + 2 * ((a.double() @ h.mT) * g).sum((1, 2))
+        size = size + size_there
+    return {layer.weight: with_rounding(squared, size)}
+
+
+def with_rounding(squared: Tensor, size: Tensor) -> Tensor:
+    """Norms [examples] of sums of a size (the sum of the summands' norms) that are taken in float32.
+
+    Where summands cancel all but exactly, the rounding of the sum is what remains to be clipped.
+    """
+    return (squared.clamp_min(0.0) + (torch.finfo(torch.float32).eps * size).square()).sqrt()
+
+
+class GhostNorms(PerSampleGradients, GradSampleHooksFastGradientClipping):
+    """`_norm_sample` [size], float64, in place of `grad_sample`. Keeps the model's last output, and its gradient.
+
+    Raises ValueError for a layer in half precision.
+    """
+
+    NORM_SAMPLERS = {nn.Linear: linear_norms, nn.Embedding: embedding_norms}
+
+    def add_hooks(self, **settings) -> None:
+        super().add_hooks(**settings)
+        self.output: object = None
+        self.autograd_grad_sample_hooks.append(self._module.register_forward_hook(self._keep_output))
+
+    def capture_activations_hook(self, module: nn.Module, forward_input: tuple, output: Tensor) -> None:
+        if output.dtype in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"{self.titles[module]} computes in {output.dtype}, in which a sum of clipped gradients is rounded by more than one "
+                "example's share: set clipping to hooks, or compute to float32"
+            )
+        super().capture_activations_hook(module, forward_input, output)
+
+    def knows(self, p: nn.Parameter) -> bool:
+        """Whether the norm is that of all uses: of one, of an embedding's and the output layer's, or of layers that are run again."""
+        uses = self.uses[p]
+        return len(uses) == 1 or uses == [nn.Embedding, nn.Linear] or not set(uses) & set(self.NORM_SAMPLERS)
+
+    def _keep_output(self, _module: nn.Module, _arguments: tuple, output: object) -> None:
+        self.output = output
+        if isinstance(output, Tensor) and output.requires_grad:
+            output.retain_grad()
