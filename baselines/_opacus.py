@@ -200,10 +200,12 @@ def embedding_norms(
     Where the output layer reads the same weight, the square of the sum has the inner product of the two gradients in it, twice:
     sum_st <h_s, a_t> g_t[token_s] over the tokens s of the text, with gradients h, and what the output layer read, a, and gave, g.
     """
-    tokens, h = activations[0].flatten(1), backprops.flatten(1, -2).double()
+    tokens, h = activations[0].flatten(1), backprops.flatten(1, -2)
+    tied = layer.weight.__dict__.pop("_tied", None)
+    h = h.double() if tied else h
     [norms] = compute_embedding_norm_sample(layer, [tokens], h).values()
-    squared, size = norms.square(), h.norm(dim=2).sum(1)
-    if tied := layer.weight.__dict__.pop("_tied", None):
+    squared, size = norms.double().square(), h.norm(dim=2).sum(1)
+    if tied:
         squared_there, size_there, a, g = tied
         g = g.gather(2, tokens[:, None].expand(-1, g.shape[1], -1)).double()
         squared = squared + squared_there + 2 * ((a.double() @ h.mT) * g).sum((1, 2))
