@@ -182,14 +182,20 @@ def linear_norms(
     read, backprops = (x[:, None] if x.dim() == 2 else x.flatten(1, -2) for x in (activations[0], backprops))
     norms = {}
     if layer.weight.requires_grad:
-        a, g = read.double(), backprops.double()
-        squared, size = ((a @ a.mT) * (g @ g.mT)).sum((1, 2)), (a.norm(dim=2) * g.norm(dim=2)).sum(1)
+        a, g = products(read), products(backprops)
+        squared, size = (a * g).sum((1, 2)), (a.diagonal(0, 1, 2) * g.diagonal(0, 1, 2)).sqrt().sum(1)
         norms[layer.weight] = with_rounding(squared, size)
         if layer.weight._forward_counter > 1:  # the embedding's turn comes next
             layer.weight._tied = squared, size, read, backprops
     if layer.bias is not None and layer.bias.requires_grad:
         norms[layer.bias] = backprops.sum(1).double().norm(dim=1)
     return norms
+
+
+def products(tokens: Tensor) -> Tensor:
+    """[examples, tokens, width] -> float64 [examples, tokens, tokens], of every two tokens of an example."""
+    tokens = tokens.double()
+    return tokens @ tokens.mT
 
 
 def embedding_norms(
