@@ -18,7 +18,7 @@ LATEX_SYMBOLS = {
     "ε": r"$\varepsilon$",
     "δ": r"$\delta$",
 }
-LATEX_SYMBOLS |= {"μ": r"$\mu$", "×": r"$\times$"}
+LATEX_SYMBOLS |= {"μ": r"$\mu$", "×": r"$\times$", "√": r"$\surd$"}
 
 
 @dataclass
