@@ -246,12 +246,12 @@ def by_steps(found: Sequence[Best]) -> Figure:
     """At the largest d: the norm of the best setting with so many steps."""
 
     def draw(axis: Axes, ones: list[Best], strokes: dict) -> tuple[float, float, str]:
-        last = ones[-1]
-        x, y = zip(*last.by_steps.items(), strict=True)
+        x, y = zip(*ones[-1].by_steps.items(), strict=True)
         axis.plot(x, y, **strokes)
         return x[-1], y[-1], ""
 
-    return _panels(found, draw, f"steps T, at d = {max(one.dimension for one in found)}")
+    largest = max(one.dimension for one in found)
+    return _panels([one for one in found if one.dimension == largest], draw, f"steps T, at d = {largest}")
 
 
 def _panels(found: Sequence[Best], draw: Draw, label: str) -> Figure:
@@ -278,9 +278,19 @@ def _panels(found: Sequence[Best], draw: Draw, label: str) -> Figure:
         axis.set_xlabel(label)
     for axis in axes[:, 0]:
         axis.set_ylabel("gradient norm, best of grid")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
+    named = {
+        label: stroke
+        for axis in axes.flat
+        for stroke, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    labels = [one for one in dict.fromkeys(one.title for one in sorted(found, key=_place)) if one in named]
+    handles = [named[label] for label in labels]
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), handlelength=2.4)
     return figure
+
+
+def _place(one: Best) -> int:
+    return METHODS.index(one.method)
 
 
 def _frame(axis: Axes, ones: Sequence[Best]) -> None:
