@@ -78,7 +78,7 @@ def layer_norm_gradients(
 class PerSampleGradients(GradSampleHooks):
     """After a backward pass from a sum of losses, `grad_sample` [size, *shape] of each trained parameter, all its uses added up.
 
-    size: how many examples the micro-batch has; to be set before a forward pass. uses: the kinds of the layers that have read a
+    size: how many rows the model is given for a micro-batch, one for each example unless the loss says otherwise; to be set before a forward pass. uses: the kinds of the layers that have read a
     parameter since `uses` was cleared. Layers that are not in GRAD_SAMPLERS are run again for each example.
 
     Raises RuntimeError in a forward pass where a layer's gradients would not be those of single examples.

@@ -83,7 +83,9 @@ class DPSGD(FineTuning):
         squared = torch.zeros(len(part), dtype=torch.float64, device=losses.device)
         for name, p in zip(self.names, self.parameters, strict=True):
             p.grad = None  # of the whole batch
-            check_examples(name, p.grad_sample, len(part))
+            check_examples(name, p.grad_sample, hooks.size)
+            if hooks.size != len(part):
+                p.grad_sample = self._by_owner(p.grad_sample, part)
             squared += torch.linalg.vector_norm(p.grad_sample.flatten(1), dim=1).double().square()
         factors = clip_factors(squared, self.clip)
         for p in self.parameters:
@@ -131,9 +133,18 @@ class DPSGD(FineTuning):
                 self._add_ghost(hooks, sums, part[half])
         return losses.detach().sum()
 
+    def _by_owner(self, gradients: Tensor, part: Sized) -> Tensor:
+        """Gradients of the model's rows, as of candidates -> those of the examples, whose rows `loss.owners` tells."""
+        owners = torch.from_numpy(self.loss.owners(part)).to(gradients.device)
+        return gradients.new_zeros(len(part), *gradients.shape[1:]).index_add_(0, owners, gradients)
+
     def _losses(self, hooks: PerSampleGradients, part: Sized) -> Tensor:
         """The losses of a micro-batch, if Opacus saw every use of every parameter."""
-        hooks.size = len(part)
+        hooks.size = len(self.loss.owners(part)) if hasattr(self.loss, "owners") else len(part)
+        if self.clipping == "ghost" and hooks.size != len(part):
+            raise RuntimeError(
+                f"{len(part)} examples are {hooks.size} rows of the model, and a ghost norm is that of a row: set clipping to hooks"
+            )
         hooks.uses.clear()
         losses = self.loss(self.model, part)
         uses = graph_uses(losses)

@@ -109,6 +109,11 @@ class ContinuationLoss:
         orders = np.concatenate([order for order, _ in values])
         return torch.cat([v for _, v in values])[torch.from_numpy(orders.argsort()).to(found.device)]
 
+    def owners(self, part: Continuations) -> np.ndarray:
+        """Whose each row is that the model is given for a micro-batch of `parts`: positions in it, int64 [rows]."""
+        [(order, inner)] = part.parts(self.token_budget)
+        return np.repeat(order, np.diff(inner.first))
+
     def scores(self, model: nn.Module, part: Continuations) -> Tensor:
         """The mean log-probability of each candidate, float32, one after the other."""
         device = next(model.parameters()).device

@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from baselines._opacus import watching
 from baselines.dp_sgd import DPSGD
-from dpzero.language import examples, losses, shapes
+from dpzero.language import examples, losses, models, shapes
+from dpzero.language.continuations import ContinuationLoss, Continuations
 
 both_ways = pytest.mark.parametrize("clipping", ["hooks", "ghost"])
 
@@ -168,6 +169,36 @@ def test_opt_is_refused_where_a_loss_runs_it_on_part_of_a_batch(batch):
     even = examples.Examples.of([[5, 6, 7, 8]] * 4, [0] * 4)
     with pytest.raises(RuntimeError, match=r"has 2 rows for 4 examples"):
         me.step(even)
+
+
+def continuations(candidates: list[int]) -> Continuations:
+    """Examples of so many candidates, of one to three tokens behind prompts of one to six."""
+    draw = np.random.default_rng(0)
+    counts = [[int(n) for n in draw.integers(1, 4, many)] for many in candidates]
+    made = [
+        [(draw.integers(3, 97, n + draw.integers(1, 7)), n, i == 0) for i, n in enumerate(c)] for c in counts
+    ]
+    return Continuations.of(made, [""] * len(made))
+
+
+@pytest.mark.parametrize("token_budget", [2048, 24])
+@pytest.mark.parametrize("family", ["opt", "llama"])
+def test_an_example_of_several_candidates_is_clipped_as_one(family, token_budget):
+    """Its rows are added up before the bound is put on them, however the loss orders examples; ghost norms are of single rows."""
+    batch, loss = continuations([2, 1, 3, 2, 1, 4]), ContinuationLoss(token_budget)
+    model = models.Continuer(language_model(family, True))
+    assert check_step(model, loss, batch, 1.0, "hooks") > 0
+    with pytest.raises(RuntimeError, match=r"rows of the model, .*: set clipping to hooks"):
+        check_step(model, loss, batch, 1.0, "ghost")
+
+
+@both_ways
+@pytest.mark.parametrize("family", ["opt", "llama"])
+def test_an_answer_of_several_tokens_is_clipped_with_its_prompt(family, clipping):
+    """The tied matrix scores every word at each token of the answer."""
+    batch = continuations([1] * 6)
+    model = models.Continuer(language_model(family, True))
+    assert check_step(model, ContinuationLoss(2048), batch, 1.0, clipping) > 0
 
 
 @both_ways
