@@ -16,15 +16,13 @@ from functools import partial
 import torch
 from opacus.grad_sample import GradSampleHooks
 from opacus.grad_sample.embedding_norm_sample import compute_embedding_norm_sample
-from opacus.grad_sample.functorch import ft_compute_per_sample_gradient, prepare_layer
 from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSampleHooksFastGradientClipping
-from opacus.grad_sample.layer_norm import compute_layer_norm_grad_sample
 from torch import Tensor, nn
 
 # Layers that hand these of their parts all texts of a batch one after another, as [batch * length, width]
 FLATTENED = {"OPTDecoderLayer": ("final_layer_norm", "fc1", "fc2")}
 PLAIN = (nn.Linear, nn.Embedding)
-OF_EXAMPLES = ("activations", "max_batch_len"), ("_norm_sample", "_tied")  # on layers, on parameters
+OF_EXAMPLES = ("activations", "max_batch_len", "_norm_sample", "_tied")  # on layers and parameters
 
 
 @contextmanager
@@ -67,35 +65,25 @@ class LooksUp(nn.Embedding):
         return self.rows(input)
 
 
-def layer_norm_gradients(
-    layer: nn.LayerNorm, activations: list[Tensor], backprops: Tensor
-) -> dict[nn.Parameter, Tensor]:
-    """Opacus' rule, which wants a bias; its general way, by running the layer again, where there is none."""
-    rule = ft_compute_per_sample_gradient if layer.bias is None else compute_layer_norm_grad_sample
-    return rule(layer, activations, backprops)
-
-
 class PerSampleGradients(GradSampleHooks):
     """After a backward pass from a sum of losses, `grad_sample` [size, *shape] of each trained parameter, all its uses added up.
 
-    size: how many rows the model is given for a micro-batch, one for each example unless the loss says otherwise; to be set before a forward pass. uses: the kinds of the layers that have read a
-    parameter since `uses` was cleared. Layers that are not in GRAD_SAMPLERS are run again for each example.
+    size: how many rows the model is given, one an example unless the loss tells their owners; to be set before a forward pass.
+    uses: the kinds of the layers that have read a parameter since `uses` was cleared. Layers of other kinds than GRAD_SAMPLERS'
+    are run again for each example, by Opacus.
 
     Raises RuntimeError in a forward pass where a layer's gradients would not be those of single examples.
     """
-
-    GRAD_SAMPLERS = {kind: GradSampleHooks.GRAD_SAMPLERS[kind] for kind in (*PLAIN, nn.RMSNorm)} | {
-        nn.LayerNorm: layer_norm_gradients
-    }
 
     def __init__(self, model: nn.Module) -> None:
         plain = (m for m in model.modules() if type(m) in PLAIN)
         self.size, self.shared = 0, {p for m in plain for p in m.parameters(recurse=False)}
         self.uses: dict[nn.Parameter, list[type]] = defaultdict(list)
         self.texts: dict[nn.Module, torch.Size] = {}
-        self.titles = {
-            m: f"layer {name or 'model'} ({type(m).__name__})" for name, m in model.named_modules()
-        }
+        self.names = {m: f"{name or 'model'} ({type(m).__name__})" for name, m in model.named_modules()}
+        bare = any(type(m) is nn.LayerNorm and m.bias is None for m in model.modules())
+        kinds = PLAIN if bare else (*PLAIN, nn.LayerNorm)  # whose rule wants a bias
+        self.GRAD_SAMPLERS = {kind: GradSampleHooks.GRAD_SAMPLERS[kind] for kind in kinds}
         super().__init__(model, loss_reduction="sum", strict=False)
 
     def iterate_submodules(self, module: nn.Module) -> Iterator[nn.Module]:
@@ -108,13 +96,9 @@ class PerSampleGradients(GradSampleHooks):
                 yield from self.iterate_submodules(child)
 
     def add_hooks(self, **settings) -> None:
-        layers = list(self.iterate_submodules(self._module))
-        for module in layers:
-            if type(module) is nn.LayerNorm and module.bias is None:
-                prepare_layer(module)  # by a copy, which is to have no hooks
         super().add_hooks(**settings)
         handles = self.autograd_grad_sample_hooks
-        for module in layers:
+        for module in self.iterate_submodules(self._module):
             handles.append(module.register_forward_pre_hook(self._check_inputs, with_kwargs=True))
         for module in self._module.modules():
             if names := FLATTENED.get(type(module).__name__):
@@ -124,12 +108,9 @@ class PerSampleGradients(GradSampleHooks):
 
     def cleanup(self) -> None:
         super().cleanup()
-        for things, names in zip(
-            (self._module.modules(), self._module.parameters()), OF_EXAMPLES, strict=True
-        ):
-            for thing in things:
-                for name in names:
-                    thing.__dict__.pop(name, None)
+        for thing in (*self._module.modules(), *self._module.parameters()):
+            for name in OF_EXAMPLES:
+                thing.__dict__.pop(name, None)
 
     def capture_activations_hook(self, module: nn.Module, forward_input: tuple, output: Tensor) -> None:
         if not torch.is_grad_enabled():
@@ -139,7 +120,7 @@ class PerSampleGradients(GradSampleHooks):
             read = read.unflatten(0, self.texts[module])
         if len(read) != self.size:
             raise RuntimeError(
-                f"{self.titles[module]} has {len(read)} rows for {self.size} examples, so that rows would be clipped and not "
+                f"layer {self.names[module]} has {len(read)} rows for {self.size} examples, so that rows would be clipped and not "
                 "examples: this model needs a patch before DP-SGD is private on it"
             )
         for p in module.parameters():
@@ -152,10 +133,8 @@ class PerSampleGradients(GradSampleHooks):
         """What the layer read and the gradient of its output, both [size, ..., width] in the precision of its weights."""
         [read], backprops = super().rearrange_grad_samples(module=module, **settings)
         dtype = next(module.parameters()).dtype
-        read, backprops = (
-            read.to(dtype) if read.is_floating_point() else read.contiguous(),
-            backprops.to(dtype),
-        )
+        read = read.to(dtype) if read.is_floating_point() else read.contiguous()
+        backprops = backprops.to(dtype)
         if module in self.texts and backprops.dim() < read.dim():
             backprops = backprops.unflatten(0, read.shape[:2])
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:
@@ -165,7 +144,7 @@ class PerSampleGradients(GradSampleHooks):
 
     def _check_inputs(self, module: nn.Module, arguments: tuple, named: dict) -> None:
         if len(arguments) != 1 or named or not isinstance(arguments[0], Tensor):
-            raise RuntimeError(f"{self.titles[module]} does more than map one tensor to one: freeze it")
+            raise RuntimeError(f"layer {self.names[module]} does more than map one tensor to one: freeze it")
 
     def _keep_texts(self, parts: list[nn.Module], _, arguments: tuple, named: dict) -> None:
         hidden = arguments[0] if arguments else named["hidden_states"]
@@ -243,7 +222,7 @@ class GhostNorms(PerSampleGradients, GradSampleHooksFastGradientClipping):
     def capture_activations_hook(self, module: nn.Module, forward_input: tuple, output: Tensor) -> None:
         if output.dtype in (torch.float16, torch.bfloat16):
             raise ValueError(
-                f"{self.titles[module]} computes in {output.dtype}, in which a sum of clipped gradients is rounded by more than one "
+                f"layer {self.names[module]} computes in {output.dtype}, in which a sum of clipped gradients is rounded by more than one "
                 "example's share: set clipping to hooks, or compute to float32"
             )
         super().capture_activations_hook(module, forward_input, output)

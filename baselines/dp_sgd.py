@@ -21,6 +21,8 @@ from dpzero.privacy import Budget
 from dpzero.privacy.clipping import clip_factors
 from dpzero.zeroth_order.two_point import check_independence
 
+Sums = dict[nn.Parameter, Tensor]  # of clipped gradients
+
 
 class DPSGD(FineTuning):
     """`clip` bounds the Euclidean norm of one example's gradient over all trained parameters together.
@@ -63,7 +65,7 @@ class DPSGD(FineTuning):
                 module.scale_grad_by_freq = False
 
     def gradients(self, batch: Sized) -> Tensor | float:
-        sums: dict[nn.Parameter, Tensor] = {}
+        sums: Sums = {}
         add = self._add_ghost if self.clipping == "ghost" else self._add_clipped
         with watching(self.model, self.clipping) as hooks:
             total = sum(add(hooks, sums, part) for part in self.loss.parts(batch))
@@ -74,69 +76,62 @@ class DPSGD(FineTuning):
             p.grad.div_(self.batch_size)
         return total
 
-    def _add_clipped(
-        self, hooks: PerSampleGradients, sums: dict[nn.Parameter, Tensor], part: Sized
-    ) -> Tensor:
+    def _add_clipped(self, hooks: PerSampleGradients, sums: Sums, part: Sized) -> Tensor:
         """Add the clipped gradients of a micro-batch; return the sum of its losses."""
         losses = self._losses(hooks, part)
         losses.sum().backward()
-        squared = torch.zeros(len(part), dtype=torch.float64, device=losses.device)
-        for name, p in zip(self.names, self.parameters, strict=True):
-            p.grad = None  # of the whole batch
-            check_examples(name, p.grad_sample, hooks.size)
-            if hooks.size != len(part):
-                p.grad_sample = self._by_owner(p.grad_sample, part)
-            squared += torch.linalg.vector_norm(p.grad_sample.flatten(1), dim=1).double().square()
-        factors = clip_factors(squared, self.clip)
+        if hooks.size != len(part):
+            owners = torch.from_numpy(self.loss.owners(part)).to(losses.device)
+            for p in self.parameters:
+                folded = p.new_zeros(len(part), *p.shape)
+                p.grad_sample = folded.index_add_(0, owners, p.grad_sample)
+        factors = clip_factors(self._squared_norms("grad_sample", losses), self.clip)
         for p in self.parameters:
             # a gradient that is not finite has factor 0, but 0 * inf is not a number
             gradients = p.grad_sample.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-            add_to(sums, p, torch.tensordot(factors.to(gradients), gradients, dims=1))
+            clipped = torch.tensordot(factors.to(gradients), gradients, dims=1)
+            sums[p] = sums[p].add_(clipped) if p in sums else clipped
             p.grad_sample = gradients = None
         return losses.detach().sum()
 
-    def _add_ghost(self, hooks: GhostNorms, sums: dict[nn.Parameter, Tensor], part: Sized) -> Tensor:
+    def _add_ghost(self, hooks: GhostNorms, sums: Sums, part: Sized) -> Tensor:
         """The same without the gradients of single examples."""
         losses = self._losses(hooks, part)
         output, hooks.output = hooks.output, None
-        if not isinstance(output, Tensor):
+        if not isinstance(output, Tensor) or len(output) != len(part):
             raise RuntimeError(
-                f"the model's output is no tensor but {type(output).__name__}: set clipping to hooks"
+                f"the model's output is no tensor of {len(part)} rows, one an example: set clipping to hooks"
             )
         if graph_uses(losses, output):
             raise RuntimeError("a loss is more than a function of the model's output: set clipping to hooks")
-        if len(output) != len(part):
-            raise RuntimeError(
-                f"the model's output has {len(output)} rows for {len(part)} examples: set clipping to hooks"
-            )
         losses.sum().backward(retain_graph=True)
-        squared = torch.zeros(len(part), dtype=torch.float64, device=losses.device)
-        for name, p in zip(self.names, self.parameters, strict=True):
-            p.grad, norms = None, p.__dict__.pop("_norm_sample", None)
-            check_examples(name, norms, len(part))
-            squared += norms.double().square()
+        squared = self._squared_norms("_norm_sample", losses)
         finite = squared.isfinite()
         if finite.all():
             # norms have the order of the model's rows, and a loss may give its values in another: so weigh the rows
             factors = clip_factors(squared, self.clip).to(output).view(-1, *[1] * (output.dim() - 1))
             hooks.disable_hooks()
-            for p, gradient in zip(
-                self.parameters,
-                torch.autograd.grad(output, self.parameters, factors * output.grad),
-                strict=True,
-            ):
-                add_to(sums, p, gradient)
+            gradients = torch.autograd.grad(output, self.parameters, factors * output.grad)
             hooks.enable_hooks()
+            for p, clipped in zip(self.parameters, gradients, strict=True):
+                sums[p] = sums[p].add_(clipped) if p in sums else clipped
         elif finite.any():
             # a gradient that is not finite has factor 0, but 0 * inf is not a number: halve until it is alone
             for half in np.array_split(np.arange(len(part)), 2):
                 self._add_ghost(hooks, sums, part[half])
         return losses.detach().sum()
 
-    def _by_owner(self, gradients: Tensor, part: Sized) -> Tensor:
-        """Gradients of the model's rows, as of candidates -> those of the examples, whose rows `loss.owners` tells."""
-        owners = torch.from_numpy(self.loss.owners(part)).to(gradients.device)
-        return gradients.new_zeros(len(part), *gradients.shape[1:]).index_add_(0, owners, gradients)
+    def _squared_norms(self, kept: str, losses: Tensor) -> Tensor:
+        """Of each example's gradient over all parameters, float64, from the gradients or norms that a backward pass kept of each."""
+        squared = torch.zeros(len(losses), dtype=torch.float64, device=losses.device)
+        for name, p in zip(self.names, self.parameters, strict=True):
+            values, p.grad = getattr(p, kept, None), None  # `grad` is that of the whole batch
+            if values is None or len(values) != len(losses):
+                raise RuntimeError(
+                    f"a backward pass left no {kept} of {len(losses)} examples in {name}: freeze layers that are run in vain"
+                )
+            squared += torch.linalg.vector_norm(values.reshape(len(values), -1), dim=1).double().square()
+        return squared
 
     def _losses(self, hooks: PerSampleGradients, part: Sized) -> Tensor:
         """The losses of a micro-batch, if Opacus saw every use of every parameter."""
@@ -160,19 +155,6 @@ class DPSGD(FineTuning):
                     f"{name} is used {seen} times in a forward pass, and its ghost norm is known of one use: set clipping to hooks"
                 )
         return losses
-
-
-def add_to(sums: dict[nn.Parameter, Tensor], p: nn.Parameter, clipped: Tensor) -> None:
-    sums[p] = sums[p].add_(clipped) if p in sums else clipped
-
-
-def check_examples(name: str, values: Tensor | None, size: int) -> None:
-    """Raises RuntimeError where what a backward pass left of a parameter is not one gradient or norm for each example."""
-    if values is None or len(values) != size:
-        found = "none" if values is None else len(values)
-        raise RuntimeError(
-            f"a backward pass leaves {found} for {size} examples in {name}: freeze layers that are run in vain"
-        )
 
 
 def graph_uses(result: Tensor, below: Tensor | None = None) -> Counter[int]:
