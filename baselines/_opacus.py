@@ -22,7 +22,7 @@ from torch import Tensor, nn
 # Layers that hand these of their parts all texts of a batch one after another, as [batch * length, width]
 FLATTENED = {"OPTDecoderLayer": ("final_layer_norm", "fc1", "fc2")}
 PLAIN = (nn.Linear, nn.Embedding)
-OF_EXAMPLES = ("activations", "max_batch_len", "_norm_sample", "_tied")  # on layers and parameters
+Norms = dict[nn.Parameter, Tensor]
 
 
 @contextmanager
@@ -44,16 +44,15 @@ def plain_look_ups(model: nn.Module) -> Iterator[None]:
 
     Opacus has no rule for such a class, whose forward pass computes positions or scales rows around torch's.
     """
-    own = [m for m in model.modules() if isinstance(m, nn.Embedding) and type(m) is not nn.Embedding]
-    kinds = [type(m) for m in own]
-    for module, kind in zip(own, kinds, strict=True):
+    own = {m: type(m) for m in model.modules() if isinstance(m, nn.Embedding) and type(m) is not nn.Embedding}
+    for module, kind in own.items():
         module.rows = nn.Embedding(*module.weight.shape, module.padding_idx, device="meta")
         module.rows.weight = module.weight
         module.__class__ = type(kind.__name__, (kind, LooksUp), {})
     try:
         yield
     finally:
-        for module, kind in zip(own, kinds, strict=True):
+        for module, kind in own.items():
             module.__class__ = kind
             del module.rows
 
@@ -109,12 +108,10 @@ class PerSampleGradients(GradSampleHooks):
     def cleanup(self) -> None:
         super().cleanup()
         for thing in (*self._module.modules(), *self._module.parameters()):
-            for name in OF_EXAMPLES:
+            for name in ("activations", "max_batch_len", "_norm_sample", "_tied"):
                 thing.__dict__.pop(name, None)
 
     def capture_activations_hook(self, module: nn.Module, forward_input: tuple, output: Tensor) -> None:
-        if not torch.is_grad_enabled():
-            return
         [read] = forward_input
         if module in self.texts and read.dim() == 2:
             read = read.unflatten(0, self.texts[module])
@@ -151,9 +148,7 @@ class PerSampleGradients(GradSampleHooks):
         self.texts |= dict.fromkeys(parts, hidden.shape[:2])
 
 
-def linear_norms(
-    layer: nn.Linear, activations: list[Tensor], backprops: Tensor
-) -> dict[nn.Parameter, Tensor]:
+def linear_norms(layer: nn.Linear, activations: list[Tensor], backprops: Tensor) -> Norms:
     """Each example's norm of sum_t g_t a_t^T, whose square is sum_st <g_s, g_t> <a_s, a_t>, without the gradient itself.
 
     In float64: where tokens cancel, Opacus' float32 leaves a norm that is too small, even 0, and the example is not clipped.
@@ -177,9 +172,7 @@ def products(tokens: Tensor) -> Tensor:
     return tokens @ tokens.mT
 
 
-def embedding_norms(
-    layer: nn.Embedding, activations: list[Tensor], backprops: Tensor
-) -> dict[nn.Parameter, Tensor]:
+def embedding_norms(layer: nn.Embedding, activations: list[Tensor], backprops: Tensor) -> Norms:
     """Opacus' norms, which add up the tokens that an example repeats.
 
     Where the output layer reads the same weight, the square of the sum has the inner product of the two gradients in it, twice:

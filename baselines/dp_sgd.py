@@ -136,15 +136,12 @@ class DPSGD(FineTuning):
     def _losses(self, hooks: PerSampleGradients, part: Sized) -> Tensor:
         """The losses of a micro-batch, if Opacus saw every use of every parameter."""
         hooks.size = len(self.loss.owners(part)) if hasattr(self.loss, "owners") else len(part)
-        if self.clipping == "ghost" and hooks.size != len(part):
-            raise RuntimeError(
-                f"{len(part)} examples are {hooks.size} rows of the model, and a ghost norm is that of a row: set clipping to hooks"
-            )
         hooks.uses.clear()
         losses = self.loss(self.model, part)
         uses = graph_uses(losses)
         for name, p in zip(self.names, self.parameters, strict=True):
             used, seen = uses[id(p)], len(hooks.uses[p])
+            p._norm_sample = None  # that of the micro-batch before
             if used != seen or not seen:
                 raise RuntimeError(
                     f"{name} is used {used} times in a forward pass, {seen} of them by its layer, so that its gradient would not be "
