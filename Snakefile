@@ -3,6 +3,8 @@
 snakemake --cores all                                           the sweep `quick`
 snakemake --cores all --config sweep=quick-lm methods='[dpzero, mezo]' epsilons='[2]' seeds='[0]'
 snakemake --cores all --config sweep=NAME data_dir=FOLDER       task rows from JSON lines (model_dir: weights)
+snakemake --cores all --config gpu_share=3                      up to three runs on one GPU, where its memory allows
+snakemake --workflow-profile dpzero/experiment/profiles/slurm   on a cluster
 snakemake --cores all partial                                 tables and figures of the runs that exist
 """
 
@@ -17,7 +19,7 @@ min_version("9.0")
 sys.path.insert(0, workflow.basedir)
 
 from dpzero.errors import UsageError
-from dpzero.experiment import sweep
+from dpzero.experiment import gpu, sweep
 from dpzero.report import KINDS, figure_files, table_files
 
 PLACES = {"data_dir", "model_dir"}  # the jobs find them in the environment
@@ -26,6 +28,8 @@ for place in PLACES & config.keys():
 SWEEP = str(config.get("sweep", "quick"))
 try:
     KIND = sweep.kind(SWEEP)
+    os.environ[gpu.SHARE] = str(config.pop("gpu_share", sweep.gpu_share(SWEEP)))
+    gpu.share()
     CELLS = sweep.load(
         SWEEP, **{key: value for key, value in config.items() if key != "sweep"}
     )
@@ -84,8 +88,8 @@ rule run:
     threads: 1
     resources:
         gpu=1 if LANGUAGE else 0,
-        mem_mb=4000,
-        runtime=lambda wildcards, attempt: 60 * attempt,
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,  # minutes
     params:
         cell=lambda wildcards: json.dumps(CELLS[wildcards.run], sort_keys=True),
     message:

@@ -154,15 +154,17 @@ def _setting_arguments(parser: argparse.ArgumentParser, defaults: dict) -> None:
 def _run(options: argparse.Namespace) -> dict:
     cell = _cell(options)
     _use_threads(options.threads)
-    from .experiment import kinds
+    from .experiment import gpu, kinds
 
     kind = kinds.kind_of(cell)
     if options.device is None and kind == kinds.LANGUAGE:
-        from .experiment import gpu
-
         gpu.lease(gpu.visible(), log=_say)
     run_cell = kinds.module_of(kind).run_cell  # torch, from here on
-    made = run_cell(cell, options.out, log=_say, device=options.device)
+    try:
+        made = run_cell(cell, options.out, log=_say, device=options.device)
+    except gpu.Crowded:
+        _say(f"{options.out}: out of memory on a shared GPU, which is no result: again on one of its own")
+        gpu.start_again_alone()
     answer = {"run": made["run"], "status": made["status"], "record": str(options.out)}
     return answer | {"accuracy": (made["metrics"] or {}).get("accuracy")}
 

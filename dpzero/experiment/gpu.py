@@ -1,17 +1,33 @@
-"""One GPU, one run: a file lock taken before torch is imported, dropped by the kernel on any death of its holder."""
+"""One GPU, one run, or a few small ones: file locks taken before torch is imported, dropped by the kernel on any death of a holder.
+
+A run that has a GPU to itself holds the GPU's lock alone. Runs that share it hold that lock together, and each a slot of its own.
+Inside the job of a batch system the locks are that job's: the numbers of its GPUs may be those of other jobs, too.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
-from itertools import takewhile
+from itertools import product, takewhile
 from pathlib import Path
+from typing import NoReturn
+
+from ..errors import UsageError
 
 NONE = ("", "-1", "NoDevFiles")
+SHARE = "DPZERO_GPU_SHARE"  # how many runs may be on one GPU
+JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")  # a batch system's number of this job
 _held = []  # open files: a lock lives as long as its process
+_listed: list[str | None] = []  # CUDA_VISIBLE_DEVICES before each lease
+
+
+class Crowded(Exception):
+    """Out of memory on a GPU with other runs on it: that says nothing of the run."""
 
 
 def visible() -> list[str]:
@@ -23,25 +39,95 @@ def visible() -> list[str]:
     return sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
 
 
+def share() -> int:
+    """How many runs may be on one GPU: 1 unless the environment says otherwise. Raises UsageError for what is no such number."""
+    asked = os.environ.get(SHARE, "1")
+    if not asked.isdecimal() or int(asked) < 1:
+        raise UsageError(
+            f"gpu_share is {asked!r}, but must be a whole number of at least 1: how many runs may be on one GPU"
+        )
+    return int(asked)
+
+
 def lease(gpus: list[str], log: Callable[[str], object] = print) -> str | None:
-    """Wait for a free GPU among `gpus` and make it the only visible one; None, at once, where there is none."""
+    """Wait for a place on one of `gpus` and make that GPU the only visible one; None, at once, where there is none.
+
+    The emptiest GPU is taken first. A shared one is entered only while its `share`-th part of memory is free, and where that
+    cannot be asked for, no GPU is shared. A run that wants a GPU to itself waits until all who share it are gone.
+    """
     if not gpus:
         return None
-    folder = Path(tempfile.gettempdir()) / f"dpzero-gpus-{os.getuid()}"
-    folder.mkdir(exist_ok=True)
-    waiting = False
+    places, folder, waiting = share(), _folder(), False
+    if places > 1 and _free_part(gpus[0]) is None:
+        log("nvidia-smi does not say how much memory is free: no GPU is shared")
+        places = 1
     while True:
-        for gpu in gpus:
-            file = (folder / f"{gpu.replace('/', '-')}.lock").open("w")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        for slot, gpu in product(range(places), gpus):
+            files = _lock(folder / gpu.replace("/", "-"), slot, places)
+            if files and (places == 1 or (_free_part(gpu) or 0) >= 1 / places):
+                _held.append(files)
+                _listed.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
+                os.environ["CUDA_VISIBLE_DEVICES"], os.environ[SHARE] = gpu, str(places)
+                log(f"on GPU {gpu}" + (f", which up to {places} runs share" if places > 1 else ""))
+                return gpu
+            for file in files:
                 file.close()
-                continue
-            _held.append(file)
-            os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-            return gpu
         if not waiting:
             log(f"waiting for one of {len(gpus)} GPUs")
             waiting = True
         time.sleep(0.5)
+
+
+def shared() -> bool:
+    """Whether this process may have company on its GPU."""
+    return bool(_held) and share() > 1
+
+
+def start_again_alone() -> NoReturn:
+    """This command from its start, on a GPU of its own. Locks go with the old program; a checkpoint stays."""
+    before = _listed.pop()
+    if before is None:
+        del os.environ["CUDA_VISIBLE_DEVICES"]
+    else:
+        os.environ["CUDA_VISIBLE_DEVICES"] = before
+    os.environ[SHARE] = "1"
+    sys.stdout.flush()
+    os.execv(sys.executable, sys.orig_argv)
+
+
+def _folder() -> Path:
+    job = next((os.environ[name] for name in JOBS if os.environ.get(name)), None)
+    folder = Path(tempfile.gettempdir()) / "-".join(filter(None, (f"dpzero-gpus-{os.getuid()}", job)))
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _lock(gpu: Path, slot: int, places: int) -> list:
+    """The two open files that hold this slot; none where one of them is taken."""
+    files = []
+    kinds = {".lock": fcntl.LOCK_EX if places == 1 else fcntl.LOCK_SH, f".{slot}.lock": fcntl.LOCK_EX}
+    for ending, kind in kinds.items():
+        files.append(gpu.with_name(gpu.name + ending).open("w"))
+        try:
+            fcntl.flock(files[-1], kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            for file in files:
+                file.close()
+            return []
+    return files
+
+
+def _free_part(gpu: str) -> float | None:
+    """Which part of the GPU's memory is free, from 0 to 1; None where nvidia-smi does not say."""
+    command = [
+        "nvidia-smi",
+        f"--id={gpu}",
+        "--query-gpu=memory.free,memory.total",
+        "--format=csv,noheader,nounits",
+    ]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+        free, total = (float(number) for number in said.split(","))
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+    return free / total

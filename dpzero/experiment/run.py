@@ -19,7 +19,7 @@ from ..privacy.as_published import AsPublished
 from ..privacy.published import PRACTICES, Published
 from ..privacy.sampling import SAMPLERS
 from ..zeroth_order import transcript
-from . import data, memory, record
+from . import data, gpu, memory, record
 from .checkpoint import Checkpoint
 from .methods import card as find_card
 from .provenance import provenance
@@ -45,6 +45,8 @@ def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not memory.is_out_of_memory(error):
             raise
+        if gpu.shared():
+            raise gpu.Crowded from error
         words = record.OUT_OF_MEMORY if run.release else str(error).splitlines()[0]
         result = {"status": "oom", "error": words, **run.unfinished()}
     made = record.withhold(run.header() | result | {"time": run.time(), "provenance": run.provenance()})
@@ -339,8 +341,11 @@ class Run:
         }
 
     def provenance(self) -> dict:
+        found = provenance(self.cell["use"], self.device)
+        if gpu.shared():  # so that its times stand in a row of their own
+            found["device"] += f", shared by up to {gpu.share()} runs"
         return {
-            **provenance(self.cell["use"], self.device),
+            **found,
             "threads": torch.get_num_threads(),
             "model": {"name": self.cell["model"], "sha256": models.digest(self.cell["model"])},
             "data": {"name": self.cell["task"], "sha256": tasks.digest(self.cell["task"])},

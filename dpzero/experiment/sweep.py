@@ -4,6 +4,7 @@ experiment: KIND            `language` where none is named; another kind says it
 extends: NAME               start from another sweep
 tasks, models, epsilons, seeds:      the axes; any of them, and `methods`, narrows on the command line
 settings:                   of every run
+gpu_share:                  how many runs may be on one GPU where its memory allows; 1 where it is not said
 methods: {NAME: {use: FILE, title: ..., version: N, SETTING: value}}
 overrides: {TASK/MODEL/METHOD: {SETTING: value}}      `*` for any; the most specific wins
 """
@@ -106,6 +107,11 @@ def load(name: str, **narrowed: object) -> dict[str, dict]:
 def kind(name: str) -> str:
     """The kind of experiment that a sweep is."""
     return kinds.kind_of(_read(str(name)))
+
+
+def gpu_share(name: str) -> int:
+    """How many runs of this sweep may be on one GPU."""
+    return _read(name).get("gpu_share", 1)
 
 
 def _read(name: str) -> dict:
@@ -300,7 +306,7 @@ def _typed(key: str, value: object, type_name: str, method: str) -> object:
 
 
 def _check_keys(sweep: dict, name: str, own: Iterable[str] = (*AXES, "settings", "overrides")) -> None:
-    allowed = (*own, "experiment", "description", "selection", "core_seconds")
+    allowed = (*own, "experiment", "description", "selection", "core_seconds", "gpu_share")
     for key in sweep:
         if key not in allowed:
             raise UsageError(f"sweep {name}: " + unknown("key", key, allowed))

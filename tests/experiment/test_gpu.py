@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from dpzero.errors import UsageError
 from dpzero.experiment import gpu
+from tests.house import House
 
 HOLDER = """
 import os, sys, time
@@ -31,8 +36,8 @@ def hold(tmp_path):
     """hold(seconds, devices) starts a process that leases one of the devices and keeps it for some seconds."""
     started = []
 
-    def start(seconds: float, devices: str) -> subprocess.Popen:
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": devices, "TMPDIR": str(tmp_path)}
+    def start(seconds: float, devices: str, **further: str) -> subprocess.Popen:
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": devices, "TMPDIR": str(tmp_path), **further}
         command = [sys.executable, "-c", HOLDER, str(seconds), str(tmp_path / "log")]
         started.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
         return started[-1]
@@ -41,6 +46,20 @@ def hold(tmp_path):
     for process in started:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def card(tmp_path) -> Callable[[int], dict[str, str]]:
+    """card(free) -> the environment of a machine whose every GPU has so much of 80,000 MiB free."""
+
+    def make(free: int) -> dict[str, str]:
+        program = tmp_path / "bin" / "nvidia-smi"
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\necho '{free}, 80000'\n")
+        program.chmod(0o755)
+        return {"PATH": f"{program.parent}:{os.environ['PATH']}"}
+
+    return make
 
 
 def lines(folder: Path) -> list[list[str]]:
@@ -74,6 +93,121 @@ def test_a_killed_holder_frees_its_gpu(hold, tmp_path):
     os.kill(first.pid, signal.SIGKILL)
     assert second.wait(60) == 0
     assert [line[1:] for line in lines(tmp_path)[1:]] == [[str(second.pid), w] for w in ("begin", "end")]
+
+
+# --- several runs on one GPU
+
+
+def most_at_once(folder: Path) -> dict[str, int]:
+    """GPU -> how many held it at the same time."""
+    now, most = Counter(), Counter()
+    for name, _, what in lines(folder):
+        now[name] += 1 if what == "begin" else -1
+        most[name] = max(most[name], now[name])
+    return dict(most)
+
+
+def test_no_more_runs_share_a_gpu_than_may_and_the_emptiest_is_taken_first(hold, card, tmp_path):
+    machine = card(70_000) | {gpu.SHARE: "2"}
+    first = hold(1000, "0,1", **machine)
+    wait_for(lambda: lines(tmp_path))
+    hold(1000, "0,1", **machine)
+    wait_for(lambda: len(lines(tmp_path)) == 2)
+    assert most_at_once(tmp_path) == {"0": 1, "1": 1}
+    racing = [hold(0.3, "0,1", **machine) for _ in range(4)]
+    assert [process.wait(60) for process in racing] == [0] * 4
+    assert most_at_once(tmp_path) == {"0": 2, "1": 2}
+    assert first.stdout.readline() == "on GPU 0, which up to 2 runs share\n"
+
+
+def test_a_run_that_wants_a_gpu_alone_waits_for_all_who_share_it_and_keeps_them_out(hold, card, tmp_path):
+    shares = card(70_000) | {gpu.SHARE: "3"}
+    sharing = [hold(1000, "0", **shares) for _ in range(2)]
+    wait_for(lambda: len(lines(tmp_path)) == 2)
+    alone = hold(1000, "0")
+    assert alone.stdout.readline() == "waiting for one of 1 GPUs\n"
+    sharing[0].kill()
+    time.sleep(0.8)
+    assert len(lines(tmp_path)) == 2
+    sharing[1].kill()
+    wait_for(lambda: len(lines(tmp_path)) == 3)
+    assert hold(0, "0", **shares).stdout.readline() == "waiting for one of 1 GPUs\n"
+
+
+def test_a_gpu_is_not_entered_while_its_memory_is_taken(hold, card, tmp_path):
+    waiting = hold(0, "0", **card(39_999), **{gpu.SHARE: "2"})
+    assert waiting.stdout.readline() == "waiting for one of 1 GPUs\n"
+    time.sleep(0.8)
+    assert not lines(tmp_path)
+    card(40_000)
+    assert waiting.wait(60) == 0
+
+
+def test_where_memory_cannot_be_asked_for_no_gpu_is_shared(hold, tmp_path):
+    processes = [hold(0.3, "0", PATH="/nowhere", **{gpu.SHARE: "4"}) for _ in range(3)]
+    assert [process.wait(60) for process in processes] == [0] * 3
+    assert most_at_once(tmp_path) == {"0": 1}
+    assert "no GPU is shared" in processes[0].stdout.readline()
+
+
+def test_the_same_number_in_two_jobs_of_a_batch_system_is_two_gpus(hold, tmp_path):
+    for job in ("17", "18"):
+        hold(1000, "0", SLURM_JOB_ID=job)
+    wait_for(lambda: len(lines(tmp_path)) == 2)
+    assert hold(0, "0", SLURM_JOB_ID="17").stdout.readline() == "waiting for one of 1 GPUs\n"
+
+
+@pytest.mark.parametrize("asked", ["0", "-1", "1.5", "two", ""])
+def test_a_share_that_is_no_number_of_runs_is_refused(monkeypatch, asked):
+    monkeypatch.setenv(gpu.SHARE, asked)
+    with pytest.raises(UsageError, match="must be a whole number of at least 1"):
+        gpu.share()
+
+
+GREEDY = """
+import os
+
+import torch
+
+from dpzero.zeroth_order import TwoPoint
+
+
+class Greedy(TwoPoint):
+    title = "Greedy"
+    private = False
+
+    def __init__(self, model, loss, batch_size: int, *, learning_rate: float, seed: int = 0) -> None:
+        super().__init__(
+            model, loss, batch_size=batch_size, learning_rate=learning_rate, smoothing=1e-3, seed=seed
+        )
+
+    def projected_gradient(self, difference):
+        if self.steps_taken == 3 and os.environ["DPZERO_GPU_SHARE"] != "1":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 0.0
+"""
+
+
+@pytest.mark.slow
+def test_out_of_memory_beside_others_is_no_result_but_a_reason_to_run_alone(card, tmp_path):
+    house = House.build(tmp_path / "house", tmp_path / "cache")
+    (house.folder / "baselines" / "greedy.py").write_text(GREEDY)
+    house.environment |= card(80_000) | {
+        "CUDA_VISIBLE_DEVICES": "0,1",
+        gpu.SHARE: "2",
+        "TMPDIR": str(tmp_path),
+    }
+    cell = {"task": "toy", "model": "tiny-encoder", "method": "greedy", "epsilon": "inf", "seed": 0}
+    spec = json.dumps(cell | {"settings": {"learning_rate": 1, "steps": 5}})
+    done = house.call("-m", "dpzero", "run", "--spec", spec, "--out", "greedy.json", "--threads", 1)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    shared, alone = said.index("on GPU 0, which up to 2 runs share"), said.index("on GPU 0")
+    assert shared < alone and "again on one of its own" in done.stdout
+    assert json.loads((house.folder / "greedy.json").read_text())["status"] == "ok"
+
+
+# --- which GPUs there are
 
 
 @pytest.mark.parametrize(
