@@ -157,7 +157,7 @@ rule partial:
 onstart:
     missing = sum(not Path(f"{RESULTS}/runs/{run}.json").exists() for run in CELLS)
     print(
-        f"{SWEEP}: {len(CELLS)} runs, {missing} of them new{sweep.estimate(SWEEP, missing, workflow.cores)}",
+        f"{SWEEP}: {len(CELLS)} runs, {missing} of them new{sweep.estimate(SWEEP, missing, workflow.resource_settings.cores)}",
         file=sys.stderr,
     )
 

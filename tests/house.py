@@ -43,6 +43,17 @@ class House:
             text=True,
         )
 
+    def start(self, *command: object) -> subprocess.Popen:
+        """The same, while the test goes on."""
+        return subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
     def snakemake(self, *arguments: str, config=NARROW) -> subprocess.CompletedProcess:
         return self.call("-m", "snakemake", "--cores", 2, *arguments, "--config", *config)
 

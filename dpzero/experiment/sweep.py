@@ -17,6 +17,7 @@ import math
 import re
 from collections.abc import Iterable
 from decimal import Decimal, InvalidOperation
+from itertools import product
 from pathlib import Path
 
 import yaml
@@ -155,10 +156,11 @@ def _expand(sweep: dict, narrowed: dict[str, list], name: str) -> dict[str, dict
                 if method_card.order is None:
                     epsilons = ["inf" if shown else "0"]  # without demonstrations it reads no private example
                 seeds = axes["seeds"] if shown or method_card.order is not None else [0]
-                for epsilon in epsilons:
-                    for seed in seeds:
-                        cell = _cell(sweep, task, model, method, method_card, epsilon, int(seed))
-                        cells.setdefault(run_id(cell), cell)
+                shared = _cell(sweep, task, model, method, method_card)
+                for epsilon, seed in product(epsilons, seeds):
+                    own = {"epsilon": epsilon, "seed": int(seed), "settings": dict(shared["settings"])}
+                    cell = shared | own
+                    cells.setdefault(run_id(cell), cell)
     if not cells:
         raise UsageError(f"sweep {name} has no runs: give every axis at least one value")
     return cells
@@ -197,9 +199,8 @@ def canonical_epsilon(value: object) -> str:
     return format(number.normalize(), "f")
 
 
-def _cell(
-    sweep: dict, task: str, model: str, method: str, method_card: Card, epsilon: str, seed: int
-) -> dict:
+def _cell(sweep: dict, task: str, model: str, method: str, method_card: Card) -> dict:
+    """A cell but for its epsilon and its seed, on which no setting depends."""
     stanza = {k: v for k, v in (sweep["methods"][method] or {}).items() if k not in STANZA}
     layers = [sweep.get("settings") or {}, stanza, *_overrides(sweep, (task, model, method))]
     known = {**{k: t for k, (t, _) in RUN_SETTINGS.items()}, **method_card.settings}
@@ -233,8 +234,8 @@ def _cell(
         "method": method,
         "use": use,
         "title": title,
-        "epsilon": epsilon,
-        "seed": seed,
+        "epsilon": None,  # these two hold their places
+        "seed": None,
         "settings": dict(sorted(settings.items())),
     }
 
@@ -346,9 +347,9 @@ def _check_axes(axes: dict, known: dict[str, list[str]]) -> None:
             raise UsageError(f"seed {seed!r} is not a whole number of at least 0: write seeds='[0, 1, 2]'")
 
 
-def estimate(name: str, runs: int, cores: int) -> str:
-    """How long so many runs take, from the sweep's `core_seconds` (of one run, measured); empty where it has none."""
+def estimate(name: str, runs: int, cores: int | None) -> str:
+    """How long so many runs take, from the sweep's `core_seconds` (of one run, measured); empty where it has none, or on a cluster."""
     seconds = _read(name).get("core_seconds")
-    if not seconds or not runs:
+    if not (seconds and runs and cores):
         return ""
     return f", about {max(1, round(runs * seconds / min(cores, runs) / 60))} minutes on {cores} CPU cores"

@@ -70,17 +70,23 @@ def running(folder: Path) -> Iterator[None]:
         paths = {"key-file": "munge.key", "socket": "munge.socket", "pid-file": "munged.pid"}
         paths |= {"log-file": "munged.log", "seed-file": "munged.seed"}
         started.append("munged")
-        _call("munged", "--force", *(f"--{name}={folder / file}" for name, file in paths.items()))
+        call("munged", "--force", *(f"--{name}={folder / file}" for name, file in paths.items()))
         for name, *options in (("slurmctld", "-c"), ("slurmd", "-N", "localhost")):
             started.append(name)
-            _call(name, *options)
-        wait_for(lambda: _call("sinfo", "-h", "-o", "%T") == "idle", 60)
+            call(name, *options)
+        wait_for(lambda: call("sinfo", "-h", "-o", "%T") == "idle", 60)
         yield
     finally:
         for name in reversed(started):
             _stop(folder / f"{name}.pid", name)
         for link in (ETC / "slurm.conf", ETC / "gres.conf"):
             link.unlink(missing_ok=True)
+
+
+def call(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return done.stdout.strip()
 
 
 def wait_for(condition, seconds: float) -> None:
@@ -105,12 +111,6 @@ def _configure(folder: Path) -> None:
     ETC.mkdir(exist_ok=True)
     for name in ("slurm.conf", "gres.conf"):
         (ETC / name).symlink_to(folder / name)
-
-
-def _call(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-    return done.stdout.strip()
 
 
 def _stop(pid_file: Path, name: str) -> None:
