@@ -42,6 +42,7 @@ FIGURE_FOLDER = f"figures/{SWEEP}"
 CAPTIONS = f"{workflow.basedir}/dpzero/report/captions"
 DPZERO = f"{sys.executable} -m dpzero"
 RECORDS = [f"{RESULTS}/runs/{run}.json" for run in CELLS]
+PLAN = f"{RESULTS}/cells.txt"  # by name: rules.plan.output beside RECORDS takes Snakemake time quadratic in the runs
 LANGUAGE = KIND == "language"  # the kind that needs weights, data and a GPU
 TABLES, FIGURES, _ = KINDS[KIND]
 TABLE_PATHS = [f"{RESULTS}/tables/{name}" for name in table_files(KIND)]
@@ -100,7 +101,7 @@ rule run:
 
 rule plan:
     output:
-        f"{RESULTS}/cells.txt",
+        PLAN,
     params:
         runs=list(CELLS),
     run:
@@ -109,7 +110,7 @@ rule plan:
 
 rule tables:
     input:
-        cells=rules.plan.output,
+        cells=PLAN,
         records=RECORDS,
     output:
         report(
@@ -126,7 +127,7 @@ rule tables:
 
 rule figures:
     input:
-        cells=rules.plan.output,
+        cells=PLAN,
         records=RECORDS,
     output:
         [
@@ -146,7 +147,7 @@ rule figures:
 
 rule partial:
     input:
-        cells=rules.plan.output,
+        cells=PLAN,
     message:
         "tables and figures of the runs that exist"
     shell:

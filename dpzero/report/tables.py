@@ -99,6 +99,7 @@ def accuracy(runs: pandas.DataFrame) -> Table:
     table = Table("")
     metrics = provenance.distinct(runs["metric"])
     metric = metrics[0] if len(metrics) == 1 else "score"
+    of_method = dict(list(runs.groupby(METHOD, sort=False)))
     for (task, model, method, epsilon), rows in runs.groupby(CELL, sort=False):
         score = summarise(_by_seed(rows).values())
         values = cells.identity(rows) | {"epsilon": epsilon, "metric": cells.common(rows["metric"], "")}
@@ -107,7 +108,7 @@ def accuracy(runs: pandas.DataFrame) -> Table:
         shown = cells.names(rows) | {"ε": cells.epsilon(rows), f"{metric} (%)": cells.score(score, rows)}
         shown |= {"seeds": cells.finished(rows), "95 % interval": cells.interval(score)}
         for reference, title in REFERENCES.items():
-            theirs = runs[(runs["method"] == reference) & (runs["task"] == task) & (runs["model"] == model)]
+            theirs = of_method.get((task, model, reference), runs[:0])
             apart = paired_difference(
                 _by_seed(rows, theirs), {} if reference == method else _by_seed(theirs, rows)
             )

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 TOOLS = ("munged", "slurmctld", "slurmd", "sbatch")
@@ -54,6 +55,8 @@ def obstacle() -> str | None:
     absent = [tool for tool in TOOLS if shutil.which(tool) is None]
     if absent:
         return f"no {', '.join(absent)}: install slurmctld slurmd slurm-client munge"
+    if find_spec("snakemake_executor_plugin_slurm") is None:
+        return "no Slurm plugin for Snakemake: pip install -e '.[cluster]'"
     if os.getuid():
         return "a Slurm of one machine is started by root alone"
     if (ETC / "slurm.conf").exists():
