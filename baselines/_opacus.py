@@ -108,7 +108,7 @@ class PerSampleGradients(GradSampleHooks):
     def cleanup(self) -> None:
         super().cleanup()
         for thing in (*self._module.modules(), *self._module.parameters()):
-            for name in ("activations", "max_batch_len", "_norm_sample", "_tied"):
+            for name in ("activations", "max_batch_len", "_norm_sample", "_tied", "_read"):
                 thing.__dict__.pop(name, None)
 
     def capture_activations_hook(self, module: nn.Module, forward_input: tuple, output: Tensor) -> None:
@@ -173,12 +173,16 @@ def products(tokens: Tensor) -> Tensor:
 
 
 def embedding_norms(layer: nn.Embedding, activations: list[Tensor], backprops: Tensor) -> Norms:
-    """Opacus' norms, which add up the tokens that an example repeats.
+    """Opacus' norms, which add up the tokens that an example repeats; tokens of an earlier look-up in the same weight among them.
 
     Where the output layer reads the same weight, the square of the sum has the inner product of the two gradients in it, twice:
     sum_st <h_s, a_t> g_t[token_s] over the tokens s of the text, with gradients h, and what the output layer read, a, and gave, g.
     """
     tokens, h = activations[0].flatten(1), backprops.flatten(1, -2)
+    if earlier := layer.weight.__dict__.pop("_read", None):
+        tokens, h = (torch.cat(pair, 1) for pair in zip(earlier, (tokens, h), strict=True))
+    if layer.weight._forward_counter > 1:  # another look-up's turn comes
+        layer.weight._read = tokens, h
     tied = layer.weight.__dict__.pop("_tied", None)
     h = h.double() if tied else h
     [norms] = compute_embedding_norm_sample(layer, [tokens], h).values()
@@ -221,9 +225,10 @@ class GhostNorms(PerSampleGradients, GradSampleHooksFastGradientClipping):
         super().capture_activations_hook(module, forward_input, output)
 
     def knows(self, p: nn.Parameter) -> bool:
-        """Whether the norm is that of all uses: of one, of an embedding's and the output layer's, or of layers that are run again."""
+        """Whether the norm is that of all uses: of one, of look-ups, of a look-up and the output layer, or of layers that are run again."""
         uses = self.uses[p]
-        return len(uses) == 1 or uses == [nn.Embedding, nn.Linear] or not set(uses) & set(self.NORM_SAMPLERS)
+        known = len(uses) == 1 or set(uses) == {nn.Embedding} or uses == [nn.Embedding, nn.Linear]
+        return known or not set(uses) & set(self.NORM_SAMPLERS)
 
     def _keep_output(self, _module: nn.Module, _arguments: tuple, output: object) -> None:
         self.output = output

@@ -55,10 +55,15 @@ def test_the_example_method_is_found_and_takes_a_private_step(data, tmp_path, mo
     assert method.steps_taken == len(budget.ledger) == 3
 
 
-def test_the_example_stanza_is_one_that_a_sweep_takes():
-    (stanza,) = blocks("baselines/README.md", "yaml")
-    (settings,) = yaml.safe_load(stanza).values()
+def test_the_example_stanzas_are_ones_that_a_sweep_takes():
+    own, others = blocks("baselines/README.md", "yaml")
+    (settings,) = yaml.safe_load(own).values()
     assert set(settings) <= {"learning_rate", "smoothing"}
+    place = {"task": "r8", "model": "smollm2-135m", "epsilon": "2", "seed": 0}
+    for name, stanza in yaml.safe_load(others).items():
+        named = {key: stanza.pop(key) for key in ("use", "title")}
+        cell = sweep.complete(place | {"method": name, **named, "settings": {"steps": 9} | stanza})
+        assert cell["epsilon"] == "inf" and stanza.items() <= cell["settings"].items()
 
 
 def test_every_sweep_and_cell_that_the_readme_names_exists():

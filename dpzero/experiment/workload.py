@@ -72,7 +72,7 @@ class Workload:
         if self.tune and self.tune not in tuning.TUNES:
             raise UsageError(f"tune is {self.tune!r}: give one of {', '.join(tuning.TUNES)}")
         variant(self.method)
-        longest = _positions(shapes.config_of(self.model))
+        longest = shapes.positions(shapes.config_of(self.model))
         if self.sequence_length > longest:
             raise UsageError(
                 f"sequence_length is {self.sequence_length}, but {self.model} knows {longest} positions: give a shorter one"
@@ -86,12 +86,6 @@ class Workload:
     def notes(self) -> list[str]:
         half = self.dtype != "float32" and self.method != "inference"
         return [NOT_TRAINED_SO.format(dtype=self.dtype)] if half else []
-
-
-def _positions(config) -> int:
-    """Longest text, in tokens. RoBERTa's first position is the one after its padding token's."""
-    offset = config.pad_token_id + 1 if config.model_type in shapes.MASKED else 0
-    return getattr(config, "max_position_embeddings", 2**31) - offset
 
 
 class Quiet(Budget):

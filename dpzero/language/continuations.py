@@ -139,13 +139,16 @@ class ContinuationLoss:
             for scores, start, gold in zip(groups, part.first, part.gold(), strict=False):
                 loss -= float(scores[gold])
                 right += bool(part.right[start + int(scores.argmax())])
-        if not self.generate:
-            return {"accuracy": right / len(examples), "loss": loss / len(examples)}
-        for i in range(len(examples)):
-            ids, count = examples.candidates.ids(i), int(examples.candidates.labels[i])
-            written = generation.greedy(model, ids[: len(ids) - count], self.generate, self.mark)
-            f1 += generation.f1(written, json.loads(str(examples.references[i])))
-        return {"f1": f1 / len(examples), "loss": loss / len(examples)}
+            f1 += self._f1(model, part) if self.generate else 0.0
+        metric = {"f1": f1} if self.generate else {"accuracy": right}
+        return {key: value / len(examples) for key, value in (metric | {"loss": loss}).items()}
+
+    def _f1(self, model: nn.Module, part: Continuations) -> float:
+        """The sum over examples of one candidate each."""
+        prompts = [part.candidates.ids(i)[: -int(count)] for i, count in enumerate(part.candidates.labels)]
+        written = generation.greedy(model, prompts, self.generate, self.mark)
+        pairs = zip(written, part.references, strict=True)
+        return sum(generation.f1(text, json.loads(str(right))) for text, right in pairs)
 
     def stand_in(self, size: int, length: int) -> Continuations:
         """Examples of full length that say nothing of private ones."""

@@ -15,21 +15,31 @@ from .tokens import Marks
 
 
 @torch.no_grad()
-def greedy(model: nn.Module, prompt: np.ndarray, most: int, marks: Marks) -> str:
-    """What the model writes behind the prompt, int [L], token by likeliest token, until a line or the text ends or `most` are
-    written."""
-    whole, device = model.whole, next(model.parameters()).device
-    ids = torch.from_numpy(np.asarray(prompt, np.int64))[None].to(device)
-    ends = {marks.plain("\n")[:1][0] if marks.plain("\n") else -1, *_ends(whole)}
+def greedy(model: nn.Module, prompts: Sequence[np.ndarray], most: int, marks: Marks) -> list[str]:
+    """What the model writes behind each prompt, int [L], token by likeliest token, until a line or the text ends or `most` are
+    written. Prompts of one batch: padding stands on the left."""
+    whole, longest = model.whole, max(len(prompt) for prompt in prompts)
+    ids = np.zeros((len(prompts), longest), np.int64)
+    mask = np.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :], mask[row, longest - len(prompt) :] = prompt, 1
+    ids, mask = (torch.from_numpy(a).to(next(model.parameters()).device) for a in (ids, mask))
+    stops = sorted({*marks.plain("\n")[:1], *_ends(whole)})
     made = whole.generate(
         input_ids=ids,
-        attention_mask=torch.ones_like(ids),
+        attention_mask=mask,
         do_sample=False,
         max_new_tokens=most,
-        eos_token_id=sorted(end for end in ends if end >= 0),
+        eos_token_id=stops,
         pad_token_id=0,
     )
-    return marks.decode(made[0, ids.shape[1] :].tolist()).strip()
+    return [_said(row, stops, marks) for row in made[:, longest:].tolist()]
+
+
+def _said(tokens: list[int], ends: Sequence[int], marks: Marks) -> str:
+    """Up to the first end and with it; behind it is padding."""
+    end = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
+    return marks.decode(tokens[: end + 1]).strip()
 
 
 def _ends(whole: nn.Module) -> list[int]:

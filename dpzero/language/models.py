@@ -2,7 +2,7 @@
 
 The head starts where no private example is needed: an encoder's rows are the embeddings of the label words, a causal or masked
 model's are those of its own output layer for the answer tokens. The model is therefore a zero-shot classifier before any training.
-The rows are a copy: where a model shares its output layer with its table of embeddings, training does not keep them the same.
+Trained in full, a model whose output layer is its table of embeddings keeps them one (`heads`); otherwise the head is its own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from . import prompts, sources
+from . import prompts, shapes, sources
+from .heads import WordLayer, head_of, own_head
 from .sources import catalogue, digest
 from .tasks import Task
 from .tokens import marks, tokenizer
@@ -25,22 +26,19 @@ class Classifier(nn.Module):
     def __init__(
         self,
         backbone: nn.Module,
-        labels: int,
+        head: nn.Module,
         kind: str,
         feature_scale: float = 1.0,
         transform: nn.Module | None = None,
         mask: int | None = None,
-        width: int | None = None,
     ) -> None:
-        """`transform` is what a masked model has before its output layer, `mask` its mask token; `width` of a feature, if another
-        than the backbone's."""
+        """`transform` is what a masked model has before its output layer, `mask` its mask token."""
         super().__init__()
         self.backbone, self.kind, self.feature_scale = backbone, kind, feature_scale
         if transform is not None:
             self.transform = transform
         self.mask = mask
-        self.head = nn.Linear(width or backbone.config.hidden_size, labels)
-        nn.init.zeros_(self.head.bias)
+        self.head = head
 
     def features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         extra = {}
@@ -61,17 +59,6 @@ class Classifier(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         return self.head(self.features(input_ids, attention_mask)).float()
-
-
-class WordLayer(nn.Module):
-    """What RoBERTa has between its hidden states and the scores of words, without the words: [B, H] -> [B, H]."""
-
-    def __init__(self, head: nn.Module) -> None:
-        super().__init__()
-        self.dense, self.layer_norm = head.dense, head.layer_norm
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.layer_norm(nn.functional.gelu(self.dense(hidden)))
 
 
 class Continuer(nn.Module):
@@ -107,7 +94,7 @@ def load(name: str, task: Task, tune: str, seed: int = 0, device: str = "cpu") -
     stanza = sources.stanza(name)
     torch.manual_seed(seed)  # random weights of a tiny model and of LoRA; nothing private is drawn from it
     whole = _pretrained(name, stanza)
-    model = Continuer(whole) if continues(name, task) else _classifier(name, stanza, whole, task)
+    model = Continuer(whole) if continues(name, task) else _classifier(name, stanza, whole, task, tune)
     del whole
     tuning.select(model, tune, seed)
     model.eval()
@@ -128,30 +115,37 @@ def _pretrained(name: str, stanza: dict) -> nn.Module:
     maker = getattr(transformers, makers[stanza["kind"]])
     extra = {"add_pooling_layer": False} if stanza["kind"] == "encoder" else {}
     if "config" in stanza:
-        config = dict(stanza["config"])
-        config = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
-        return maker.from_config(config, **extra)
+        return maker.from_config(_config(name), **extra)
     with sources.refusals(name):
         return maker.from_pretrained(sources.place(name), dtype=torch.float32, **extra)
 
 
-def _classifier(name: str, stanza: dict, whole: nn.Module, task: Task) -> Classifier:
+def _config(name: str):
+    """The configuration of transformers."""
+    from transformers import AutoConfig
+
+    if own := dict(sources.stanza(name).get("config", {})):
+        return AutoConfig.for_model(own.pop("model_type"), **own)
+    with sources.refusals(name):
+        return AutoConfig.from_pretrained(sources.place(name))
+
+
+def positions(name: str) -> int:
+    """Tokens of the longest text that the model reads. UsageError for a model that cannot be had."""
+    return shapes.positions(_config(name).get_text_config())
+
+
+def _classifier(name: str, stanza: dict, whole: nn.Module, task: Task, tune: str) -> Classifier:
     """With the head at its start, but for an encoder's."""
-    kind, labels = stanza["kind"], len(task.labels)
+    kind = stanza["kind"]
     if kind == "encoder":
-        return Classifier(whole, labels, kind, stanza.get("feature_scale", 1.0))
-    output = whole.get_output_embeddings()
-    extra = {"width": output.weight.shape[1]}
-    if kind == "masked":
-        inner = whole.lm_head if hasattr(whole, "lm_head") else whole.cls.predictions.transform
-        extra |= {"transform": WordLayer(inner) if hasattr(whole, "lm_head") else inner}
-        extra |= {"mask": marks(name).special["mask"]}
-    model, tokens = Classifier(whole.base_model, labels, kind, **extra), answer_tokens(name, task)
-    with torch.no_grad():
-        model.head.weight.copy_(output.weight[tokens])
-        if output.bias is not None:
-            model.head.bias.copy_(output.bias[tokens])
-    return model
+        head = own_head(whole.config.hidden_size, len(task.labels))
+        return Classifier(whole, head, kind, stanza.get("feature_scale", 1.0))
+    head = head_of(whole, answer_tokens(name, task), tied=tune == "full")
+    if kind == "causal":
+        return Classifier(whole.base_model, head, kind)
+    inner = WordLayer(whole.lm_head) if hasattr(whole, "lm_head") else whole.cls.predictions.transform
+    return Classifier(whole.base_model, head, kind, transform=inner, mask=marks(name).special["mask"])
 
 
 def continues(name: str, task: Task) -> bool:

@@ -14,7 +14,14 @@ Loss = CrossEntropy | ContinuationLoss
 
 
 def encode(task: str, model: str, max_length: int, draw: Draw = ALL) -> dict:
-    """Each split of the task as the model reads it: `Examples` or `Continuations`, from the cache where it is there."""
+    """Each split of the task as the model reads it: `Examples` or `Continuations`, from the cache where it is there.
+
+    Raises UsageError for texts longer than the model has positions.
+    """
+    if max_length > (longest := models.positions(model)):
+        raise UsageError(
+            f"max_length is {max_length}, but {model} knows {longest} positions: give a smaller one"
+        )
     if models.continues(model, tasks.load(task)):
         return continuations.encode(task, model, max_length, draw)
     return examples.encode(task, model, max_length, draw)

@@ -113,6 +113,12 @@ def config_of(name: str):
     return config
 
 
+def positions(config) -> int:
+    """Longest text, in tokens. RoBERTa's first position is the one after its padding token's."""
+    offset = config.pad_token_id + 1 if config.model_type in MASKED else 0
+    return getattr(config, "max_position_embeddings", 2**31) - offset
+
+
 def _read(name: str) -> dict:
     if not name.endswith(".json"):
         raise UsageError(f"no shape {name!r}: give one of {', '.join(catalogue())}, or a config.json")

@@ -14,8 +14,10 @@ LORA_RANK, LORA_ALPHA = 8, 16  # as in MeZO and DPZero
 def select(model: nn.Module, tune: str, seed: int = 0) -> None:
     """Set `requires_grad` on the parameters of a Classifier, whose head is always trained, or of a Continuer.
 
-    full: all. bias: every bias (in a model without biases, the gains of its norms). lora: rank-8 adapters on query and value.
-    prefix: five keys and values before every layer's (`prefix`). head: the head alone; a Continuer's is its output layer, which may be its table of embeddings, too.
+    full: all; the head is the table of embeddings where the model's own output layer is. With any other a Classifier's head is its own:
+    bias: every bias (in a model without biases, the gains of its norms). lora: rank-8 adapters on query and value. prefix: five keys and
+    values before every layer's (`prefix`). head: the head alone; a Continuer's is its output layer, which may be its table of embeddings,
+    too.
     """
     if tune not in TUNES:
         raise UsageError(f"tune is {tune!r}: give one of {', '.join(TUNES)}")

@@ -59,7 +59,7 @@ LOOKS = {
     "dp_zo_gaussian": Look(BLUE, "^", "-"),
     "dp_zo_laplace": Look(SKY, "v", "-"),
     "dp_zo_laplace_pure": Look(PURPLE, "D", "-"),
-    "dpgd_0th": Look(BLUE, "^", "-"),
+    "dpgd_0th": Look(BLUE, "D", "-"),
     "dp_sgd": Look(GREEN, "s", "-"),
     "dp_adam": Look(ORANGE, "P", "-"),
 }

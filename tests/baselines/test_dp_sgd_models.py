@@ -13,6 +13,7 @@ from baselines._opacus import watching
 from baselines.dp_sgd import DPSGD
 from dpzero.language import examples, losses, models, shapes
 from dpzero.language.continuations import ContinuationLoss, Continuations
+from dpzero.language.heads import WordLayer, head_of
 
 both_ways = pytest.mark.parametrize("clipping", ["hooks", "ghost"])
 
@@ -110,6 +111,22 @@ def test_full_fine_tuning_is_exact_through_the_models_own_output_layer(family, t
 def test_full_fine_tuning_is_exact_with_two_words_for_a_head(family, tied, clipping, batch):
     model = freeze_unused(shapes.Answering(language_model(family, tied)), batch)
     assert check_step(model, losses.CrossEntropy(24), batch, 0.1, clipping) >= 6
+
+
+@both_ways
+@pytest.mark.parametrize("family", FAMILIES)
+def test_full_fine_tuning_is_exact_with_label_words_from_the_table_of_embeddings(family, clipping, batch):
+    """Texts hold the words, once or many times: the same row is read and scored, and its two gradients are one."""
+    for clip, token_budget in ((0.1, 2048), (20.0, 16)):
+        whole = language_model(family, True)
+        inner = WordLayer(whole.lm_head) if family == "roberta" else None
+        kind = "causal" if inner is None else "masked"
+        head = head_of(whole, [5, 11], tied=True)
+        model = models.Classifier(whole.base_model, head, kind, transform=inner, mask=7)
+        assert head.rows.weight is whole.get_input_embeddings().weight
+        loss = losses.CrossEntropy(token_budget)
+        bitten = check_step(freeze_unused(model, batch), loss, batch, clip, clipping)
+        assert bitten >= 4 or clip > 0.1
 
 
 @both_ways

@@ -272,11 +272,38 @@ def test_greedy_decoding_takes_the_likeliest_token_until_the_line_ends(model):
             expected.append(int(model.whole(input_ids=ids).logits[0, -1].argmax()))
             ids = torch.cat([ids, torch.tensor([[expected[-1]]])], 1)
     said = dataclasses.replace(mark, plain=lambda text: [1023] if text == "\n" else mark.plain(text))
-    assert generation.greedy(model, prompt, 5, said) == mark.decode(expected)
+    assert generation.greedy(model, [prompt], 5, said) == [mark.decode(expected)]
     ends = Marks(lambda text: [expected[2]], {}, (), mark.decode)
-    assert generation.greedy(model, prompt, 5, ends) == mark.decode(
-        expected[: expected.index(expected[2]) + 1]
-    )
+    until = expected[: expected.index(expected[2]) + 1]
+    assert generation.greedy(model, [prompt], 5, ends) == [mark.decode(until)]
+
+
+@pytest.mark.parametrize("tune", ["full", "prefix"])
+def test_a_model_writes_to_each_prompt_of_a_batch_what_it_writes_to_it_alone(tune):
+    """A short prompt's text may end before a long one's."""
+    model, mark = models.load("tiny-causal", tasks.load("squad"), tune), marks("tiny-causal")
+    prompts = [np.array([1, *range(50, 50 + length)]) for length in (3, 11, 1, 6)]
+    free = Marks(lambda text: [], {}, (), mark.decode)
+    third = int(generation.greedy(model, prompts[:1], 8, free)[0].split()[2])
+    ends = Marks(lambda text: [third], {}, (), mark.decode)
+    alone = [generation.greedy(model, [prompt], 8, ends)[0] for prompt in prompts]
+    assert generation.greedy(model, prompts, 8, ends) == alone
+    assert len({len(text.split()) for text in alone}) > 1
+
+
+@pytest.mark.parametrize("model, longest", [("tiny-encoder", 64), ("tiny-masked", 67)])
+def test_texts_longer_than_the_model_has_positions_are_refused(model, longest):
+    """RoBERTa's positions begin behind that of its padding token."""
+    with pytest.raises(
+        UsageError, match=f"max_length is {longest + 1}, but {model} knows {longest} positions"
+    ):
+        objective.encode("toy", model, longest + 1)
+    loaded = models.load(model, tasks.load("trec"), "full")
+    ids = torch.full((1, longest), 9)
+    loaded(ids, torch.ones_like(ids))
+    with pytest.raises((IndexError, RuntimeError)):
+        ids = torch.full((1, longest + 1), 9)
+        loaded(ids, torch.ones_like(ids))
 
 
 def test_a_model_that_writes_is_scored_by_f1(model):

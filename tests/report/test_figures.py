@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -108,6 +108,7 @@ def test_known_methods_look_different_and_new_ones_like_none_of_them():
     assert style.look("a_new_one").marker in style.SPARE_MARKERS
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # of a busy machine
 @given(st.lists(st.floats(0, 1), max_size=8), st.floats(0.01, 0.2))
 def test_labels_are_apart_and_keep_their_order(places, gap):
     moved = drawing.spread(places, gap)

@@ -1,0 +1,104 @@
+"""The label words' scores: where a model reads and writes words with one table, training in full keeps it one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from baselines.fine_tuning import FineTuning
+from baselines.mezo import MeZO
+from dpzero.experiment import memory
+from dpzero.language import examples, models, tasks
+from dpzero.language.heads import TiedHead
+from dpzero.language.losses import CrossEntropy
+from dpzero.zeroth_order.directions import LAWS, Move
+
+MASK = 2
+
+
+@pytest.fixture(scope="module")
+def batch() -> examples.Examples:
+    """Each text has a mask; some hold label words, one twice."""
+    words = models.answer_tokens("tiny-masked", tasks.load("trec"))
+    texts = [[1, MASK, 40, 1], [1, words[2], 50, words[2], MASK, 1], [1, MASK, words[0], 1], [1, 60, MASK]]
+    return examples.Examples.of(texts, [0, 2, 4, 5])
+
+
+def make(tune: str = "full") -> models.Classifier:
+    return models.load("tiny-masked", tasks.load("trec"), tune)
+
+
+def table(model: models.Classifier) -> torch.Tensor:
+    return model.backbone.get_input_embeddings().weight
+
+
+def test_trained_in_full_the_head_is_the_table_of_embeddings():
+    model = make()
+    assert isinstance(model.head, TiedHead) and model.head.rows.weight is table(model)
+    assert model.head.shift.bias.shape == (6,)
+    assert len(list(model.parameters())) == len({p.data_ptr() for p in model.parameters()})
+
+
+@pytest.mark.parametrize("tune", ["head", "bias", "lora", "prefix"])
+def test_trained_in_part_the_head_is_its_own_and_the_table_stays(tune, batch):
+    model = make(tune)
+    assert isinstance(model.head, torch.nn.Linear) and not table(model).requires_grad
+    start = table(model).clone()
+    texts = batch.padded(torch.device("cpu"))[:2]
+    if tune != "prefix":  # which is read before the text
+        torch.testing.assert_close(model(*texts), make()(*texts), atol=1e-6, rtol=0)
+    FineTuning(model, CrossEntropy(2048), 4, learning_rate=0.1).step(batch)
+    assert torch.equal(table(model), start)
+
+
+def test_a_model_that_is_not_tied_has_a_head_of_its_own():
+    model = models.load("tiny-causal", tasks.load("toy"), "full")
+    assert isinstance(model.head, torch.nn.Linear)
+
+
+def test_a_step_moves_a_word_where_it_is_read_and_where_it_is_scored(batch):
+    """A text without the word pulls its row through the scores alone; the row then reads otherwise in another text."""
+    model, word = make(), models.answer_tokens("tiny-masked", tasks.load("trec"))[0]
+    start = table(model).detach()[word].clone()
+    FineTuning(model, CrossEntropy(2048), 1, learning_rate=0.1, optimizer="sgd").step(batch[[0]])
+    assert not torch.equal(table(model).detach()[word], start)
+    assert torch.equal(model.head.rows.weight[word], table(model)[word])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("perturb", ["in_place", "on_read", "both_signs"])
+def test_a_perturbed_model_scores_and_reads_with_the_same_perturbed_rows(perturb, law, batch):
+    model, loss = make(), CrossEntropy(64)
+    me = MeZO(model, loss, 4, learning_rate=1e-3, smoothing=1e-2, seed=3, perturb=perturb, direction_law=law)
+    expected = []
+    for scale in (1e-2, -1e-2):
+        other = make()
+        for j, p in enumerate(other.parameters()):
+            p.copy_(me.law.moved(p, j, Move(0, 0, (scale,))))
+        expected.append(loss(other, batch).double())
+    for found, wanted in zip(me._both_sides(batch), expected, strict=True):
+        torch.testing.assert_close(found, wanted, atol=2e-6, rtol=0)
+    assert not torch.allclose(*expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("perturb", ["in_place", "on_read"])
+def test_a_zeroth_order_step_takes_the_memory_of_inference(perturb):
+    """And inference that of a head of its own, to 1 %: the table is neither copied nor perturbed as a whole."""
+    long = examples.Examples.of([[1, MASK] + [9] * 60] * 64, [0] * 64)
+    loss = CrossEntropy(2**20)
+
+    def inference(model: models.Classifier) -> int:
+        with torch.no_grad():
+            return memory.peak_bytes(model, lambda: loss(model, long))
+
+    model = make()
+    floor = inference(model)
+    assert floor <= 1.01 * inference(make("head"))
+
+    def two_steps() -> None:
+        me = MeZO(model, loss, 64, learning_rate=1e-3, smoothing=1e-2, seed=0, perturb=perturb)
+        me.step(long)
+        me.step(long)
+
+    assert memory.peak_bytes(model, two_steps) <= 1.01 * floor
