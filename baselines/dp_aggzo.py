@@ -56,12 +56,11 @@ class DPAggZO(TwoPoint):
     def step(self, batch: Sized) -> list[float]:
         """One step on a batch, which may be empty. Returns the K released scalars over the batch size."""
         means, differences = zip(*(self._along(batch, k) for k in range(self.directions)), strict=True)
-        self.training_loss = float(torch.stack(means).mean()) if len(batch) else None
+        self.training_loss = self._mean(torch.stack(means))
         with self._restored_on_failure():
             released = self._clipped_sum(torch.stack(differences, dim=1))
             self.budget.release_(self.steps_taken, [released], self.clip)
-            gradient = (released / self.batch_size).tolist()
-            self._record(gradient)
+            gradient = self._record((released / self.batch_size).tolist())
         self._move(gradient)
         return gradient
 
@@ -74,4 +73,5 @@ class DPAggZO(TwoPoint):
         """Finite differences [B, K], float64 -> the sum of the clipped vectors [K]. What is not finite counts as absent."""
         vectors = differences / self.directions
         factors = clip_factors(vectors.square().sum(1), self.clip)
-        return factors @ torch.nan_to_num(vectors, nan=0.0, posinf=0.0, neginf=0.0)
+        clipped = factors[:, None] * torch.nan_to_num(vectors, nan=0.0, posinf=0.0, neginf=0.0)
+        return torch.tensor(self.total(clipped), dtype=torch.float64)

@@ -35,4 +35,4 @@ class MeZO(TwoPoint):
         )
 
     def projected_gradient(self, difference: Tensor) -> float:
-        return difference.sum().item() / (2 * self.smoothing * self.batch_size)
+        return self.total(difference[:, None])[0] / (2 * self.smoothing * self.batch_size)

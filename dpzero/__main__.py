@@ -6,6 +6,7 @@ Each verb prints one JSON object as the last line of standard output. Bad argume
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -13,8 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import UsageError
+from .errors import RankFailure, UsageError
 from .experiment import memory_verbs
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, limit of a file
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,6 +30,19 @@ def main(arguments: list[str] | None = None) -> int:
     except UsageError as error:
         print(f"dpzero: {error}", file=sys.stderr)
         return 2
+    except RankFailure as error:
+        print(f"dpzero: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(
+            f"dpzero: {error.strerror}: make room and run it again; a run goes on where it was",
+            file=sys.stderr,
+        )
+        return 1
+    if answer is None:  # another rank answers
+        return 0
     print(json.dumps(answer))
     return 0 if answer.get("match", True) else 1
 
@@ -47,7 +63,16 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--spec", help="a cell as a JSON file or as JSON text, in place of --sweep and --cell")
     run.add_argument("--out", required=True, type=Path, help="where the record goes")
     run.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
-    run.add_argument("--device", help="cpu, cuda, cuda:1 (default: a free GPU if there is one)")
+    run.add_argument(
+        "--device",
+        help="cpu, cuda, cuda:1; cuda:0,cuda:1 spreads the layers (default: a free GPU if there is one)",
+    )
+    run.add_argument(
+        "--backend", choices=("gloo", "nccl"), default="gloo", help="what joins ranks that torchrun starts"
+    )
+    run.add_argument(
+        "--rank-timeout", type=float, default=600, metavar="SECONDS", help="for which a rank is waited for"
+    )
     run.set_defaults(verb=_run)
 
     replay = verbs.add_parser("replay", help="a record's weights again, from base model and transcript")
@@ -151,20 +176,26 @@ def _setting_arguments(parser: argparse.ArgumentParser, defaults: dict) -> None:
     parser.add_argument("--directions", type=int, default=1)
 
 
-def _run(options: argparse.Namespace) -> dict:
+def _run(options: argparse.Namespace) -> dict | None:
     cell = _cell(options)
     _use_threads(options.threads)
     from .experiment import gpu, kinds
 
-    kind = kinds.kind_of(cell)
+    kind, ranks = kinds.kind_of(cell), {}
     if options.device is None and kind == kinds.LANGUAGE:
-        gpu.lease(gpu.visible(), log=_say)
+        gpu.lease(gpu.of_this_rank(), log=_say)
     run_cell = kinds.module_of(kind).run_cell  # torch, from here on
+    if kind == kinds.LANGUAGE:
+        from .zeroth_order.ranks import joined
+
+        ranks["ranks"] = joined(options.backend, options.rank_timeout)
     try:
-        made = run_cell(cell, options.out, log=_say, device=options.device)
+        made = run_cell(cell, options.out, log=_say, device=options.device, **ranks)
     except gpu.Crowded:
         _say(f"{options.out}: out of memory on a shared GPU, which is no result: again on one of its own")
         gpu.start_again_alone()
+    if made is None:
+        return None
     answer = {"run": made["run"], "status": made["status"], "record": str(options.out)}
     return answer | {"accuracy": (made["metrics"] or {}).get("accuracy")}
 
@@ -347,7 +378,8 @@ def _benchmark(options: argparse.Namespace) -> dict:
 
 def _use_threads(threads: int) -> None:
     """Before torch is imported."""
-    count = threads or len(os.sched_getaffinity(0))
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    count = threads or max(1, len(os.sched_getaffinity(0)) // ranks)
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(count)
     # two runs on two cores must not spin against each other
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

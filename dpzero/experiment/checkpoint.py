@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from .record import write_whole
+from ..errors import UsageError
+from .record import is_release, write_whole
 
 SECONDS = 15  # a killed run loses at most about this much
 
@@ -27,21 +28,38 @@ def folder(out: Path) -> Path:
 
 
 class Checkpoint:
-    """Belongs to one cell; that of another cell (a changed setting) is thrown away.
+    """Belongs to one cell and one version of the code; that of another is thrown away, unless it holds releases of private data.
 
     The ledger and the transcript lie beside the state and outlive a state that was never written or cannot be read: what was
     released stays released.
     """
 
-    def __init__(self, out: Path, cell: dict) -> None:
+    def __init__(self, out: Path, cell: dict, code: str = "", log: Callable[[str], object] = print) -> None:
+        """`code`: digest of the source that decides a run's numbers.
+
+        Raises UsageError for a checkpoint of another cell or code that holds releases of private data: they count.
+        """
         self.folder = folder(out)
-        text = json.dumps(cell, sort_keys=True)
+        text = json.dumps({"cell": cell, "code": code}, sort_keys=True)
         mark = self.folder / "cell.json"
-        if not mark.exists() or mark.read_text() != text:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        found = mark.read_text() if mark.exists() else None
+        if found != text:
+            self._make_room(found, cell, code, log)
             write_whole(mark, text)
         self._file = self.folder / "state.pt"
         self._saved = time.monotonic()
+
+    def _make_room(self, found: str | None, cell: dict, code: str, log: Callable[[str], object]) -> None:
+        releases = len(self.ledger.read_bytes().splitlines()) - 1 if self.ledger.exists() else 0
+        of, secret = _difference(found, cell, code)
+        if releases > 0 and secret:
+            raise UsageError(
+                f"{self.folder} holds {releases} releases of private data, made with {of}: end that run as it began or, to begin anew, "
+                "move the folder away and add what it spent"
+            )
+        if releases > 0 or self.folder.exists():
+            log(f"the checkpoint {self.folder} was made with {of}: begun anew")
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
     def ledger(self) -> Path:
@@ -98,15 +116,41 @@ class Checkpoint:
             )
         return method
 
+    def check_ledger(self, released: set[int], taken: int) -> None:
+        """A step is in the ledger before it is taken. Raises UsageError where one of those taken is not: epsilon would be too small."""
+        if missing := set(range(taken)) - released:
+            raise UsageError(
+                f"{self.ledger} lacks {len(missing)} of the {taken} releases by which the run moved, so that epsilon cannot be told: bring "
+                f"the file back, or move {self.folder} away to begin anew and add what was spent"
+            )
+
     def maybe_save(self, state: Callable[[], dict]) -> None:
         if time.monotonic() - self._saved >= SECONDS:
             self.save(state())
 
     def save(self, state: dict) -> None:
         temporary = self.folder / f"state.{os.getpid()}"
-        torch.save(state, temporary)
-        temporary.replace(self._file)
+        try:
+            with temporary.open("wb") as file:  # given a path, torch would not say that the disk is full
+                torch.save(state, file)
+            temporary.replace(self._file)
+        finally:
+            temporary.unlink(missing_ok=True)
         self._saved = time.monotonic()
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _difference(found: str | None, cell: dict, code: str) -> tuple[str, bool]:
+    """In words, how a mark differs from the cell and code at hand; and whether either cell is of a release."""
+    try:
+        old = json.loads(found or "")
+        theirs, other_code = old["cell"], old["code"] != code
+        changed = [k for k in {**theirs, **cell} if k != "settings" and theirs.get(k) != cell.get(k)]
+        mine, before = cell["settings"], theirs["settings"]
+        changed += [k for k in {**before, **mine} if before.get(k) != mine.get(k)]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return "settings that cannot be read any more", is_release(cell)
+    words = [f"another {', '.join(changed)}"] * bool(changed) + ["another version of this code"] * other_code
+    return " and ".join(words), is_release(cell) or is_release(theirs)

@@ -49,6 +49,19 @@ def share() -> int:
     return int(asked)
 
 
+def of_this_rank() -> list[str]:
+    """Those among which to choose: of several ranks each has one to itself, by torchrun's number on this machine."""
+    gpus, ranks = visible(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if not gpus or ranks == 1:
+        return gpus
+    if ranks > len(gpus):
+        raise UsageError(
+            f"{ranks} ranks on a machine with {len(gpus)} GPUs: start one for each GPU, or give --device cpu"
+        )
+    os.environ[SHARE] = "1"  # one that waits for the others must not leave its GPU for another
+    return [gpus[int(os.environ["LOCAL_RANK"])]]
+
+
 def lease(gpus: list[str], log: Callable[[str], object] = print) -> str | None:
     """Wait for a place on one of `gpus` and make that GPU the only visible one; None, at once, where there is none.
 

@@ -118,13 +118,14 @@ class LiveStorage(TorchDispatchMode, Phases):
 
 def peak_bytes(model: torch.nn.Module, work: Callable[[], object]) -> int:
     """Peak of allocated bytes, the model's weights included, while `work` runs."""
-    device = next(model.parameters()).device
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
+    if devices := _cuda_devices(model):
+        for device in devices:
+            torch.cuda.synchronize(device)
+            torch.cuda.reset_peak_memory_stats(device)
         work()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device)
+        for device in devices:
+            torch.cuda.synchronize(device)
+        return sum(map(torch.cuda.max_memory_allocated, devices))
     tracker = LiveStorage()
     tracker.add_model(model)
     with tracker:
@@ -146,8 +147,13 @@ def how(model: torch.nn.Module) -> str:
 
 def reserved_bytes(model: torch.nn.Module) -> int | None:
     """What the CUDA allocator took from the device, fragments included; None on the CPU."""
-    device = next(model.parameters()).device
-    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
+    devices = _cuda_devices(model)
+    return sum(map(torch.cuda.max_memory_reserved, devices)) if devices else None
+
+
+def _cuda_devices(model: torch.nn.Module) -> list[torch.device]:
+    """Several where a model's layers are spread: peaks are then summed, although they need not come together."""
+    return [d for d in dict.fromkeys(p.device for p in model.parameters()) if d.type == "cuda"]
 
 
 def weights_bytes(model: torch.nn.Module) -> int:

@@ -12,17 +12,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..errors import UsageError
+from ..errors import RankFailure, UsageError
 from ..language import assets, models, objective, tasks
 from ..privacy import Budget, RunKey, Setting
 from ..privacy.as_published import AsPublished
 from ..privacy.published import PRACTICES, Published
 from ..privacy.sampling import SAMPLERS
 from ..zeroth_order import transcript
-from . import data, gpu, memory, record
+from ..zeroth_order.ranks import Ranks
+from . import data, gpu, memory, record, together
 from .checkpoint import Checkpoint
 from .methods import card as find_card
-from .provenance import provenance
+from .provenance import core_digest, method_digest, provenance
 from .sweep import RUN_SETTINGS, run_id
 
 LOG_SECONDS = 10  # between progress lines
@@ -34,14 +35,27 @@ class Diverged(Exception):
     """A trained parameter, or the loss at the end, is not finite any more."""
 
 
-def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device: str | None = None) -> dict:
-    """Run the cell, write its record to `out` and return it. A bug raises and leaves no record."""
+def run_cell(
+    cell: dict,
+    out: Path,
+    log: Callable[[str], object] = print,
+    device: str | None = None,
+    ranks: Ranks = together.ALONE,
+) -> dict | None:
+    """Run the cell, write its record to `out` and return it. A bug raises and leaves no record.
+
+    One of several ranks, but for rank 0, takes the steps alone and returns None.
+    """
     record.refuse_private_scores(cell)
-    run = Run(cell, out, log, device)
+    run = Run(cell, out, log, device, ranks)
+    if ranks.rank:
+        return together.follow(run)
     try:
         result = {"status": "ok", "error": None, **run.train()}
     except Diverged as error:
         result = {"status": "diverged", "error": str(error), **run.unfinished()}
+    except RankFailure as error:
+        raise together.cut_back(run, error) from error
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not memory.is_out_of_memory(error):
             raise
@@ -49,6 +63,8 @@ def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device
             raise gpu.Crowded from error
         words = record.OUT_OF_MEMORY if run.release else str(error).splitlines()[0]
         result = {"status": "oom", "error": words, **run.unfinished()}
+    if result["status"] != "ok":
+        ranks.dismiss()
     made = record.withhold(run.header() | result | {"time": run.time(), "provenance": run.provenance()})
     record.write(out, made, run.checkpoint.transcript if made["transcript"] else None)
     run.checkpoint.remove()
@@ -58,24 +74,36 @@ def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device
 class Run:
     """The parts of one run, built from its cell."""
 
-    def __init__(self, cell: dict, out: Path, log: Callable[[str], object], device: str | None) -> None:
+    def __init__(
+        self,
+        cell: dict,
+        out: Path,
+        log: Callable[[str], object],
+        device: str | None,
+        ranks: Ranks = together.ALONE,
+    ) -> None:
         self.cell, self.settings, self.out, self.log = cell, cell["settings"], out, log
         self.release = record.is_release(cell)  # then nothing is written that is not on the lists of `record`
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.started = time.perf_counter()
         self.card = find_card(cell["use"])
-        self.key = RunKey.of(self.settings.get("noise_key", "published"), cell["seed"])
+        self.ranks = together.checked(cell, self.card, ranks)
+        self.key = together.one_key(
+            RunKey.of(self.settings.get("noise_key", "published"), cell["seed"]), ranks
+        )
         data.check(cell)
         draw = data.draw_of(cell)
         self.task = tasks.load(cell["task"], draw)
         self.examples = objective.encode(cell["task"], cell["model"], self.settings["max_length"], draw)
-        self.checkpoint = Checkpoint(out, cell)
+        code = core_digest() + method_digest(cell["use"])
+        self.checkpoint = Checkpoint(out, cell, code, self._say) if ranks.rank == 0 else None
         sizes = (
             self.settings["token_budget"],
             self.settings["compute"],
             self.settings.get("cuda_graphs", False),
         )
         self.loss = objective.loss(cell["task"], cell["model"], *sizes)
+        self.loss.share = ranks.rank, ranks.size
         self.curve: list[dict] = []
         self.train_seconds, self.timed_steps = 0.0, 0
         self.timed: list[tuple[float, float]] = []  # (a step, two forwards)
@@ -101,10 +129,10 @@ class Run:
                 practice = PRACTICES[self.card.file]
                 return AsPublished(Published(practice, epsilon, dataset_size=size, **sizes), key, ledger)
             setting = Setting(dataset_size=size, **sizes, **kinds)
+            scale = setting.cached_noise_scale(epsilon, assets.cache_folder() / "calibrations")
+            return Budget(setting, scale, key, ledger, noise_arithmetic=self.settings["noise_arithmetic"])
         except ValueError as error:
             raise UsageError(f"{self.name}: {error}") from error
-        scale = setting.cached_noise_scale(epsilon, assets.cache_folder() / "calibrations")
-        return Budget(setting, scale, key, ledger, noise_arithmetic=self.settings["noise_arithmetic"])
 
     def make_method(self, model: models.Classifier, budget: Budget | None):
         own = {k: v for k, v in self.settings.items() if k in self.card.settings and k not in RUN_SETTINGS}
@@ -132,7 +160,9 @@ class Run:
             self.log(f"{self.name}: noise key {self.key.noise_key}: {record.LOGGED[self.key.noise_key]}")
         self.memory = self.measure_memory()
         self._resume()
+        together.lead(self)
         self._steps()
+        together.part(self)
         self._check_finite()
         resident = memory.resident_peak_bytes()
         scored = self.examples[self.settings["split"]]
@@ -264,8 +294,10 @@ class Run:
             self.curve, self.timed = state["curve"], [tuple(pair) for pair in state["timed"]]
             self.train_seconds, self.timed_steps = state["train_seconds"], state["timed_steps"]
             self.started -= state["wall_seconds"]
-        self.checkpoint.resume(self._start, state, lambda line: self.log(f"{self.name}: {line}"))
+        self.checkpoint.resume(self._start, state, self._say)
         taken = self.method.steps_taken
+        if self.budget is not None:
+            self.checkpoint.check_ledger({step for step, _ in self.budget.ledger}, taken)
         self.curve = [point for point in self.curve if point["step"] <= taken]
         if taken:
             self.log(f"{self.name}: resumed at step {taken} of {self.settings['steps']}")
@@ -284,6 +316,9 @@ class Run:
         return getattr(self.method, "transcript", None) is not None
 
     # -- the record ----------------------------------------------------------------------------------------------------
+
+    def _say(self, line: str) -> None:
+        self.log(f"{self.name}: {line}")
 
     @property
     def name(self) -> str:
@@ -346,6 +381,7 @@ class Run:
             found["device"] += f", shared by up to {gpu.share()} runs"
         return {
             **found,
+            **together.provenance(self.ranks, self.timed_steps),
             "threads": torch.get_num_threads(),
             "model": {"name": self.cell["model"], "sha256": models.digest(self.cell["model"])},
             "data": {"name": self.cell["task"], "sha256": tasks.digest(self.cell["task"])},

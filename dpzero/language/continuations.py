@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..errors import UsageError
 from . import generation, tasks
 from .examples import Examples, cache_file, read_arrays, write
-from .losses import COMPUTE
+from .losses import COMPUTE, shared
 from .prompts import answered, cut_left
 from .questions import answers_of, column, prompt_of, shown
 from .rows import ALL, Draw, Row
@@ -87,6 +87,8 @@ class ContinuationLoss:
     """(model, examples) -> losses [B], float32: of one candidate its mean negative log-probability a token, of several the cross
     entropy over their scores. `generate`: the tokens that a model may write where F1 is the metric."""
 
+    share = 0, 1  # as of `CrossEntropy`
+
     def __init__(
         self, token_budget: int, compute: str = "float32", mark: Marks | None = None, generate: int = 0
     ) -> None:
@@ -100,14 +102,10 @@ class ContinuationLoss:
             yield part
 
     def __call__(self, model: nn.Module, batch: Continuations) -> Tensor:
-        found = torch.empty(len(batch), device=next(model.parameters()).device)
-        values = [
-            (order, _losses(self.scores(model, part), part)) for order, part in batch.parts(self.token_budget)
-        ]
-        if not values:
-            return found
-        orders = np.concatenate([order for order, _ in values])
-        return torch.cat([v for _, v in values])[torch.from_numpy(orders.argsort()).to(found.device)]
+        found = torch.zeros(len(batch), device=next(model.parameters()).device)
+        for order, part in shared(self.share, batch.parts(self.token_budget)):
+            found[torch.from_numpy(order.copy()).to(found.device)] = _losses(self.scores(model, part), part)
+        return found
 
     def owners(self, part: Continuations) -> np.ndarray:
         """Whose each row is that the model is given for a micro-batch of `parts`: positions in it, int64 [rows]."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from itertools import islice
 
 import numpy as np
 import torch
@@ -20,7 +21,11 @@ class CrossEntropy:
 
     With `compute` bfloat16 the model's matrix products are taken in it (torch's autocast); weights, norms and the loss stay float32.
     With `few_shapes` micro-batches are padded on to shapes that recur, by examples that nobody reads: for CUDA graphs.
+    With a `share` of (r, n) losses are taken of every n-th micro-batch from number r on, and those of other examples are 0: they are
+    another process's. The micro-batches are the same for any n, and so are the bits of a loss.
     """
+
+    share = 0, 1
 
     def __init__(self, token_budget: int, compute: str = "float32", few_shapes: bool = False) -> None:
         if compute not in COMPUTE:
@@ -35,12 +40,12 @@ class CrossEntropy:
     def __call__(self, model: nn.Module, batch: Examples) -> Tensor:
         if not len(batch):
             return torch.zeros(0, device=next(model.parameters()).device)
-        parts = batch.parts(self.token_budget, LENGTHS if self.few_shapes else 1)
+        parts = shared(self.share, batch.parts(self.token_budget, LENGTHS if self.few_shapes else 1))
         losses = [(order, self._losses(model, part)) for order, part in parts]
-        if len(losses) == 1:
+        if len(losses) == 1 and len(losses[0][0]) == len(batch):
             order, values = losses[0]
             return values[torch.from_numpy(order.argsort()).to(values.device)]
-        result = torch.empty(len(batch), device=losses[0][1].device)
+        result = torch.zeros(len(batch), device=next(model.parameters()).device)
         for order, values in losses:
             result[torch.from_numpy(order.copy()).to(result.device)] = values
         return result
@@ -49,8 +54,8 @@ class CrossEntropy:
         self, model: nn.Module, batch: Examples, pairs: Callable[[int], AbstractContextManager]
     ) -> tuple[Tensor, Tensor]:
         """Losses [B] at either point of a two-point step, in one pass through the model (see `TwoPoint`)."""
-        sides = torch.empty(2, len(batch), device=next(model.parameters()).device)
-        for order, part in batch.parts(self.token_budget // 2):
+        sides = torch.zeros(2, len(batch), device=next(model.parameters()).device)
+        for order, part in shared(self.share, batch.parts(self.token_budget // 2)):
             with pairs(len(part)):
                 losses = self._losses(model, part[np.tile(np.arange(len(part)), 2)])
             sides[:, torch.from_numpy(order.copy()).to(sides.device)] = losses.view(2, -1)
@@ -78,6 +83,11 @@ class CrossEntropy:
         length = -(-int(part.lengths().max()) // LENGTHS) * LENGTHS
         rows = min(1 << (len(part) - 1).bit_length(), max(1, self.token_budget // length))
         return rows, length
+
+
+def shared(share: tuple[int, int], parts: Iterator) -> Iterator:
+    first, every = share
+    return islice(parts, first, None, every)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from . import prompts, shapes, sources
+from . import prompts, shapes, sources, spread
 from .heads import WordLayer, head_of, own_head
 from .sources import catalogue, digest
 from .tasks import Task
@@ -52,7 +52,7 @@ class Classifier(nn.Module):
             # the last token, as padding is on the right, or the first mask: a text might hold another
             masked = self.kind == "masked"
             read = (input_ids == self.mask).int().argmax(1) if masked else attention_mask.sum(1) - 1
-            read = hidden[torch.arange(len(hidden), device=hidden.device), read]
+            read = hidden[torch.arange(len(hidden), device=hidden.device), read.to(hidden.device)]
             return self.transform(read) if masked else read
         mask = attention_mask[..., None].to(hidden)
         return nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1) * self.feature_scale
@@ -80,7 +80,7 @@ class Continuer(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
         hidden = self.backbone(**given).last_hidden_state
-        read = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[2]))
+        read = hidden.gather(1, positions.to(hidden.device)[..., None].expand(-1, -1, hidden.shape[2]))
         return self.head(read).float()
 
 
@@ -101,7 +101,7 @@ def load(name: str, task: Task, tune: str, seed: int = 0, device: str = "cpu") -
     if stanza["kind"] == "encoder":
         with torch.no_grad():
             model.head.weight.copy_(_embed(model, [tokenizer(name, 64)(word) for word in task.words]))
-    return model.to(device)
+    return spread.place(model, device)
 
 
 def _pretrained(name: str, stanza: dict) -> nn.Module:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,6 +73,8 @@ class Budget:
                 stacklevel=2,
             )
         self._noise = key.stream("noise")
+        # float64 [batch, directions] -> for each direction numbers whose exact sum is released: on several ranks those of all
+        self.terms: Callable[[Tensor], list[list[float]]] = lambda values: values.T.tolist()
 
     @classmethod
     def calibrated(
@@ -141,15 +143,25 @@ class Budget:
     def _float_sums(self, step: int, values: Tensor, clip: float) -> list[float]:
         noise = self._unit_noise(self.setting.directions, step, 0, 0)
         return [
-            float(s) + self.noise_scale * clip * float(z) for s, z in zip(values.sum(0), noise, strict=True)
+            self._sum(terms, clip) + self.noise_scale * clip * float(z)
+            for terms, z in zip(self.terms(values), noise, strict=True)
         ]
 
     def _exact_sums(self, step: int, values: Tensor, clip: float) -> list[float]:
         """Integers in units of clip * 2^-GRID_BITS up to the last line, which is a function of the released integers."""
-        whole = torch.round(values / clip * 2.0**GRID_BITS).long().sum(0).tolist()
+        whole = self.terms(torch.round(values / clip * 2.0**GRID_BITS))
         draw = MECHANISMS[self.setting.mechanism].grid_noise
-        noisy = [w + draw(self._noise, self.noise_scale, step, k) for k, w in enumerate(whole)]
+        noisy = [
+            sum(map(int, terms)) + draw(self._noise, self.noise_scale, step, k)
+            for k, terms in enumerate(whole)
+        ]
         return [n * 2.0**-GRID_BITS * clip for n in noisy]
+
+    def _sum(self, terms: list[float], clip: float) -> float:
+        total = math.fsum(terms)
+        if not abs(total) <= clip * self.setting.dataset_size:
+            raise ValueError("the clipped sum over all ranks is beyond its bound: a rank sent garbage")
+        return total
 
     def release_(self, step: int, clipped_sums: Sequence[Tensor], clip: float) -> None:
         """In place: a list of tensors that together are one sum of vectors with norms of at most clip."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,10 +40,15 @@ class Ledger:
 
     def _open(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
         whole = [line for line in lines if line.endswith("\n")]
         if whole:
-            if json.loads(whole[0]) != asdict(self.event):
+            found = _event(whole[0])
+            if found is None or not all(re.fullmatch(r"\d+ [0-9a-f]{16}\n", line) for line in whole[1:]):
+                raise ValueError(
+                    f"ledger {path} is damaged, so that epsilon cannot be told: bring the file back, or move its folder away to begin anew"
+                )
+            if found != asdict(self.event):
                 raise ValueError(
                     f"ledger {path} is of another setting: remove its folder to start the run anew"
                 )
@@ -78,3 +84,10 @@ class Ledger:
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
         return iter(sorted(self._releases))
+
+
+def _event(line: str) -> dict | None:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None

@@ -56,9 +56,9 @@ class Passes:
             raise
 
     def _tabled(self, step: int, direction: int, scale: float) -> Move:
-        """The move of what is read; on CUDA at the same address each time, where kernels, and graphs of them, find it."""
+        """The move of what is read; on one CUDA device at the same address each time, where kernels, and graphs of them, find it."""
         move, first = Move(step, direction, (scale,)), next(iter(self.read.values()))
-        if first.device.type != "cuda":
+        if first.device.type != "cuda" or any(p.device != first.device for p in self.read.values()):
             return move
         if self._table is None:
             self._table = first.new_empty(1, 3, dtype=torch.float64)

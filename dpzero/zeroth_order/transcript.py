@@ -77,6 +77,13 @@ def read(path: Path) -> tuple[dict, np.ndarray]:
     return header, scalars
 
 
+def cut(path: Path, steps: int) -> None:
+    """Keeps the first rows alone."""
+    header, scalars, end = _parse(path)
+    with path.open("r+b") as file:
+        file.truncate(end - (len(scalars) - min(steps, len(scalars))) * (8 * header["directions"] + 4))
+
+
 def _parse(path: Path) -> tuple[dict, np.ndarray, int]:
     """Also the position after the last whole row."""
     data = path.read_bytes()

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .directions import law_of
 from .graphs import Graphed
 from .passes import Passes, read_numbers
+from .ranks import CHECK_EVERY, Ranks, exact_sum
 from .transcript import FORMAT, SecondMoment, Transcript, digest, rate_at, read, replay
 
 PerExampleLoss = Callable[[nn.Module, Sized], Tensor]
@@ -40,6 +41,7 @@ class TwoPoint:
     order = 0
     unit = "example"
     directions = 1  # scalars that a step moves by
+    ranks = Ranks()  # this process alone: see `join`
 
     def __init__(
         self,
@@ -93,9 +95,33 @@ class TwoPoint:
     def projected_gradient(self, difference: Tensor) -> float:
         """Loss differences f(x + smoothing z) - f(x - smoothing z), float64 [B], B >= 0 -> the scalar that multiplies z.
 
-        One value a unit: where the unit is the user, each is the mean over the user's examples.
+        One value a unit: where the unit is the user, each is the mean over the user's examples. Sums are by `total` (or the budget's),
+        which knows of other ranks.
         """
         raise NotImplementedError
+
+    def join(self, ranks: Ranks) -> None:
+        """From here on `step` takes this rank's share of each batch, or the whole with a loss that is 0 for the other ranks' examples. Any
+        sharing gives the same step, bit for bit, if it leaves the bits of each example's loss as they are.
+
+        Raises:
+            ValueError: the unit is the user, whose examples might lie with two ranks.
+            RankFailure: the ranks are not at the same step with the same weights. Also from `step`, see `ranks`.
+        """
+        if self.unit == "user":
+            raise ValueError("the unit is the user, whose examples may lie with several ranks: use one rank")
+        self.ranks = ranks
+        if hasattr(self, "budget"):
+            self.budget.terms = ranks.terms
+        self.check_ranks()
+
+    def check_ranks(self) -> None:
+        if self.ranks.size > 1:
+            self.ranks.check(self.steps_taken, digest(self.parameters))
+
+    def total(self, values: Tensor) -> list[float]:
+        """float64 [B, K] -> the K sums over all ranks' examples, each rounded once."""
+        return [exact_sum(terms) for terms in self.ranks.terms(values)]
 
     @torch.no_grad()
     def step(self, batch: Sized, users: ArrayLike | None = None) -> float:
@@ -112,12 +138,15 @@ class TwoPoint:
         if users is not None and len(users) != len(batch):
             raise ValueError(f"{len(users)} users for {len(batch)} examples: give the user of each example")
         plus, minus = self._both_sides(batch)
-        self.training_loss = float((plus + minus).mean() / 2) if len(batch) else None
+        self.training_loss = self._mean((plus + minus) / 2)
         with self._restored_on_failure():
-            gradient = self.projected_gradient(_user_means(plus - minus, users))
-            self._record([gradient])
-        self._move([gradient])
-        return gradient
+            gradients = self._record([self.projected_gradient(_user_means(plus - minus, users))])
+        self._move(gradients)
+        return gradients[0]
+
+    def _mean(self, losses: Tensor) -> float | None:
+        """None for an empty batch, and where this rank has a share alone."""
+        return float(losses.mean()) if losses.numel() and self.ranks.size == 1 else None
 
     def _both_sides(self, batch: Sized, direction: int = 0) -> tuple[Tensor, Tensor]:
         """Losses [B] at x + smoothing z and at x - smoothing z, where the weights are left.
@@ -144,9 +173,11 @@ class TwoPoint:
             self.passes.restore()
             raise
 
-    def _record(self, gradients: Sequence[float]) -> None:
+    def _record(self, gradients: Sequence[float]) -> list[float]:
+        """The scalars of rank 0, which the others learn when they are on its disk."""
         if self.transcript is not None:
             self.transcript.append(gradients)
+        return self.ranks.agreed(gradients)
 
     def _move(self, gradients: Sequence[float]) -> None:
         """x <- x - learning_rate * sum over k of gradients[k] z_k (scaled), from wherever the weights are. Ends the step."""
@@ -154,6 +185,8 @@ class TwoPoint:
         self.passes.update(self.steps_taken, [-self.learning_rate * g for g in scaled])
         self.passes.flush()
         self.steps_taken += 1
+        if self.steps_taken % CHECK_EVERY == 0:
+            self.check_ranks()
 
     def _losses(self, batch: Sized) -> Tensor:
         if not len(batch):

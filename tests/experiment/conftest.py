@@ -90,6 +90,6 @@ def cache(tmp_path_factory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DPZERO_CACHE", str(folder))
-        for question in ("epsilon", "epsilon_rdp"):
+        for question in ("epsilon", "epsilon_rdp", "gdp_mu"):
             patch.setattr(Setting, question, functools.cache(getattr(Setting, question)))
         yield folder

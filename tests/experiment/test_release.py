@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dpzero.errors import UsageError
-from dpzero.experiment import checkpoint, record, sweep
+from dpzero.experiment import checkpoint, record, sweep, together
 from dpzero.experiment.checkpoint import Checkpoint
 from dpzero.experiment.run import Run, run_cell
 from dpzero.language import examples, losses, models, tasks
@@ -21,6 +21,7 @@ from dpzero.privacy import Budget, RunKey, budget
 from dpzero.report.figures import write_figures
 from dpzero.report.tables import write_tables
 from dpzero.zeroth_order import TwoPoint, transcript
+from dpzero.zeroth_order.ranks import Ranks
 
 METHODS = ["dpzero", "dp_zo_laplace", "dp_sgd", "dp_adam", "dp_aggzo", "dp_zoso"]
 OTHERS = {  # not in the sweep `smoke`: what they need beside DPZero's settings
@@ -247,6 +248,9 @@ def test_every_key_of_the_lists_is_one_that_a_run_writes(private, writing, tmp_p
         written |= {path for path, _ in record.leaves(left["record"])}
         saved |= {path for state in left["states"] for path, _ in record.leaves(state)}
         headers |= {path for path, _ in record.leaves(left["transcript"].get("header", {}))}
+    several = Ranks()
+    several.size = 2
+    written |= {f"provenance.{path}" for path, _ in record.leaves(together.provenance(several, 20))}
     for listed, found in (
         (record.ALLOWED_IN_A_RELEASE, written),
         (record.WITHHELD_FROM_A_RELEASE, written),
