@@ -39,8 +39,8 @@ def cut(model: nn.Module, count: int) -> dict[str, int]:
 
 
 def units(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """What is not cut: a layer of a stack, a module without parts, or with parameters of its own beside them."""
-    own = any(True for _ in module.parameters(recurse=False))
+    """What is not cut: a layer of a stack, a module without parts, or with tensors of its own beside them."""
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     parts = list(module.named_children())
     if own or not parts:
         yield name, module
