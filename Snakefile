@@ -19,7 +19,7 @@ min_version("9.0")
 sys.path.insert(0, workflow.basedir)
 
 from dpzero.errors import UsageError
-from dpzero.experiment import gpu, sweep
+from dpzero.experiment import cost, gpu, sweep
 from dpzero.report import KINDS, figure_files, table_files
 
 PLACES = {"data_dir", "model_dir"}  # the jobs find them in the environment
@@ -45,8 +45,21 @@ RECORDS = [f"{RESULTS}/runs/{run}.json" for run in CELLS]
 PLAN = f"{RESULTS}/cells.txt"  # by name: rules.plan.output beside RECORDS takes Snakemake time quadratic in the runs
 LANGUAGE = KIND == "language"  # the kind that needs weights, data and a GPU
 TABLES, FIGURES, _ = KINDS[KIND]
-TABLE_PATHS = [f"{RESULTS}/tables/{name}" for name in table_files(KIND)]
+TABLE_PATHS = [f"{RESULTS}/tables/{name}" for name in table_files(KIND, CELLS)]
 FIGURE_PATHS = [f"{FIGURE_FOLDER}/{name}" for name in figure_files(KIND)]
+
+
+if workflow.is_main_process:  # here and not in `onstart`, which a dry run leaves out
+    missing = [
+        cell
+        for run, cell in CELLS.items()
+        if not Path(f"{RESULTS}/runs/{run}.json").exists()
+    ]
+    time = cost.estimate(SWEEP, missing, workflow.resource_settings.cores)
+    print(
+        f"{SWEEP}: {len(CELLS)} runs, {len(missing)} of them new{time}",
+        file=sys.stderr,
+    )
 
 
 localrules:
@@ -153,14 +166,6 @@ rule partial:
     shell:
         "{DPZERO} tables --sweep {SWEEP} --cells {input.cells} --records {RESULTS}/runs --out {RESULTS}/tables && "
         "{DPZERO} figures --sweep {SWEEP} --cells {input.cells} --records {RESULTS}/runs --out {FIGURE_FOLDER}"
-
-
-onstart:
-    missing = sum(not Path(f"{RESULTS}/runs/{run}.json").exists() for run in CELLS)
-    print(
-        f"{SWEEP}: {len(CELLS)} runs, {missing} of them new{sweep.estimate(SWEEP, missing, workflow.resource_settings.cores)}",
-        file=sys.stderr,
-    )
 
 
 onsuccess:

@@ -269,9 +269,12 @@ def _assets(options: argparse.Namespace) -> dict:
 
 
 def _tables(options: argparse.Namespace) -> dict:
+    from .experiment import kinds, sweep
+
     records, runs = _records(options)
     write_tables, _ = _writers(options)
-    print(write_tables(records, options.out, options.sweep, runs))
+    rule = {"chosen": sweep.chosen(options.sweep)} if sweep.kind(options.sweep) == kinds.LANGUAGE else {}
+    print(write_tables(records, options.out, options.sweep, runs, **rule))
     return {"tables": str(options.out), "records": len(records), "runs": len(runs)}
 
 

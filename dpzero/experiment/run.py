@@ -20,7 +20,7 @@ from ..privacy.published import PRACTICES, Published
 from ..privacy.sampling import SAMPLERS
 from ..zeroth_order import transcript
 from ..zeroth_order.ranks import Ranks
-from . import data, gpu, memory, record, together
+from . import data, gpu, iterate, memory, record, together
 from .checkpoint import Checkpoint
 from .methods import card as find_card
 from .provenance import core_digest, method_digest, provenance
@@ -110,6 +110,7 @@ class Run:
         self.memory: dict | None = None
         self.budget: Budget | None = None
         self.model = self.method = None
+        self.best = iterate.BestDev() if self.settings.get("iterate") == "best_dev" else None
 
     # -- parts ---------------------------------------------------------------------------------------------------------
 
@@ -165,6 +166,9 @@ class Run:
         together.part(self)
         self._check_finite()
         resident = memory.resident_peak_bytes()
+        kept = self.transcript_part(replayable=True)  # of the last iterate, whichever is reported
+        if self.best:
+            self.best.restore(self.method.parameters)
         scored = self.examples[self.settings["split"]]
         self.log(f"{self.name}: evaluating on {len(scored)} {self.settings['split']} examples")
         result = self.loss.evaluate(self.model, scored)
@@ -175,12 +179,13 @@ class Run:
                 **result,
                 "split": self.settings["split"],
                 "examples": len(scored),
-                "selection": "last iterate",
+                "selection": iterate.RULES[self.settings.get("iterate", "last")],
+                **({"selected_step": self.best.step} if self.best else {}),
             },
             "curve": self.curve,
             "privacy": self.statement(),
             "memory": {**self.memory, "peak_resident_bytes": resident},
-            "transcript": self.transcript_part(replayable=True),
+            "transcript": kept,
         }
 
     def _steps(self) -> None:
@@ -243,6 +248,9 @@ class Run:
             found = self.loss.evaluate(self.model, dev)
             point |= {f"dev_{metric}": found[metric] for metric in ("accuracy", "f1") if metric in found}
             point["train_loss"] = self.method.training_loss
+            if self.best:
+                point["dev_loss"] = found["loss"]
+                self.best.offer(step, found["loss"], self.method.parameters)
         self.curve.append(point)
         if step and self.keeps_transcript:  # from which steps may be taken again, but no points
             self.checkpoint.save(self._state())
@@ -280,6 +288,7 @@ class Run:
             record.refuse_unlisted(state, record.ALLOWED_IN_A_CHECKPOINT)
             return state
         return state | {
+            **({"best": self.best.state_dict()} if self.best else {}),
             "curve": self.curve,
             "timed": self.timed,
             "timed_steps": self.timed_steps,
@@ -294,6 +303,8 @@ class Run:
             self.curve, self.timed = state["curve"], [tuple(pair) for pair in state["timed"]]
             self.train_seconds, self.timed_steps = state["train_seconds"], state["timed_steps"]
             self.started -= state["wall_seconds"]
+            if self.best:
+                self.best.load_state_dict(state["best"])
         self.checkpoint.resume(self._start, state, self._say)
         taken = self.method.steps_taken
         if self.budget is not None:

@@ -2,10 +2,11 @@
 
 experiment: KIND            `language` where none is named; another kind says itself what else its file holds (see `kinds`)
 extends: NAME               start from another sweep
+chosen: RULE                how the settings were chosen, one of CHOSEN: a heading of the tables; `selection` has the words
 tasks, models, epsilons, seeds:      the axes; any of them, and `methods`, narrows on the command line
 settings:                   of every run
 gpu_share:                  how many runs may be on one GPU where its memory allows; 1 where it is not said
-methods: {NAME: {use: FILE, title: ..., version: N, SETTING: value}}
+methods: {NAME: {use: FILE, title: ..., version: N, SETTING: value, grid: {SETTING: [values]}}}      grid: see `grids`
 overrides: {TASK/MODEL/METHOD: {SETTING: value}}      `*` for any; the most specific wins
 """
 
@@ -26,7 +27,7 @@ from ..errors import UsageError
 from ..language import catalogues
 from ..privacy.accounting import Setting
 from ..privacy.published import PRACTICES
-from . import data, kinds
+from . import data, grids, kinds
 from .methods import TYPES, Card, card
 
 FOLDER = Path(__file__).with_name("sweeps")
@@ -35,6 +36,7 @@ CHOICES = {
     "tune": ("full", "bias", "lora", "prefix", "head"),
     "compute": ("float32", "bfloat16"),
     "split": ("test", "dev"),
+    "iterate": ("last", "best_dev"),
     "noise_key": ("published", "secret"),
     "noise_arithmetic": ("float", "exact"),
     "mechanism": ("gaussian", "laplace"),
@@ -52,6 +54,7 @@ RUN_SETTINGS = {
     "evaluate_every": ("int", 0),  # steps between points of the learning curve; 0: start and end
     "curve_examples": ("int", 256),  # dev examples for the curve
     "split": ("str", "test"),  # what the metric is taken on; dev for choosing settings
+    "iterate": ("str", "last"),  # which one is reported; best_dev: of the curve's, that of the least dev loss
     "noise_key": ("str", "published"),
     "noise_arithmetic": (
         "str",
@@ -72,6 +75,12 @@ RUN_SETTINGS = {
     "data": ("str", ""),  # SHA-256 of the task's local files: found, not chosen
 }
 STANZA = ("use", "title")
+CHOSEN = {
+    "fixed": "settings fixed beforehand",
+    "dev": "settings chosen on dev (not accounted)",
+    "published": "published settings (chosen there, not accounted)",
+    "tries": "every try of a grid, none chosen",
+}
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:
@@ -115,6 +124,21 @@ def gpu_share(name: str) -> int:
     return _read(name).get("gpu_share", 1)
 
 
+def chosen(name: str) -> str:
+    """By which rule the settings of a sweep were chosen, in words."""
+    return CHOSEN[_read(name).get("chosen", "fixed")]
+
+
+def core_seconds(name: str) -> float | None:
+    """Of one run on one CPU core, measured; None where the sweep does not say."""
+    return _read(name).get("core_seconds")
+
+
+def tokens(name: str) -> dict[str, float]:
+    """Mean tokens of a prompt, by task; empty where the sweep does not say."""
+    return _read(name).get("tokens", {})
+
+
 def _read(name: str) -> dict:
     if name not in names():
         raise UsageError(unknown("sweep", name, names()))
@@ -123,6 +147,10 @@ def _read(name: str) -> dict:
     except yaml.YAMLError as error:
         raise UsageError(f"sweep {name}: not valid YAML ({' '.join(str(error).split())})") from error
     base = _read(sweep.pop("extends")) if "extends" in sweep else {}
+    if sweep.get("chosen", "fixed") not in CHOSEN:
+        raise UsageError(f"sweep {name}: " + unknown("rule of choice", sweep["chosen"], CHOSEN))
+    if isinstance(sweep.get("methods"), dict):
+        sweep["methods"] = grids.spread(sweep["methods"])
     whole = {**base, **sweep}
     _check_overrides(sweep.get("overrides") or {}, whole.get("methods") or {})
     for part in {"settings", "overrides"} & whole.keys():
@@ -212,7 +240,7 @@ def _cell(sweep: dict, task: str, model: str, method: str, method_card: Card) ->
             elif number > 0 or not _some_method_has(key, sweep):
                 raise UsageError(f"method {method}: " + unknown("setting", key, known))
     if method_card.order is None:
-        settings["steps"] = 0
+        settings |= {"steps": 0, "iterate": "last"}
     missing = [k for k in [*method_card.required, "steps"] if settings.get(k) is None and k != "seed"]
     if missing:
         raise UsageError(
@@ -224,6 +252,7 @@ def _cell(sweep: dict, task: str, model: str, method: str, method_card: Card) ->
     else:
         _check_promise(method, method_card, settings)
     _as_published(method, method_card, settings)
+    _iterate(method, settings)
     data.settle(method, method_card, task, settings)
     own = sweep["methods"][method] or {}
     use = own.get("use", method)
@@ -268,6 +297,19 @@ def _as_published(method: str, method_card: Card, settings: dict) -> None:
             raise UsageError(f"method {method}: as_published decides {key} itself, so leave {key} out")
 
 
+def _iterate(method: str, settings: dict) -> None:
+    """A cell names it where it is not the last. Dev rows are private, so a release reports no iterate that was chosen on them."""
+    if settings["iterate"] == "last":
+        settings.pop("iterate")
+    elif settings.get("noise_key") == "secret":
+        raise UsageError(
+            f"method {method}: iterate best_dev with noise_key secret, but dev rows are private and the choice is not accounted: leave "
+            "iterate out"
+        )
+    elif not settings["curve_examples"]:
+        raise UsageError(f"method {method}: iterate best_dev needs dev examples: give curve_examples")
+
+
 def _some_method_has(key: str, sweep: dict) -> bool:
     """A setting shared by all runs may be meant for some methods only."""
     return any(key in card((stanza or {}).get("use", m)).settings for m, stanza in sweep["methods"].items())
@@ -307,7 +349,8 @@ def _typed(key: str, value: object, type_name: str, method: str) -> object:
 
 
 def _check_keys(sweep: dict, name: str, own: Iterable[str] = (*AXES, "settings", "overrides")) -> None:
-    allowed = (*own, "experiment", "description", "selection", "core_seconds", "gpu_share")
+    known = ("experiment", "description", "selection", "chosen", "core_seconds", "tokens", "gpu_share")
+    allowed = (*own, *known)
     for key in sweep:
         if key not in allowed:
             raise UsageError(f"sweep {name}: " + unknown("key", key, allowed))
@@ -345,11 +388,3 @@ def _check_axes(axes: dict, known: dict[str, list[str]]) -> None:
     for seed in axes["seeds"]:
         if not re.fullmatch(r"\d+", str(seed)):
             raise UsageError(f"seed {seed!r} is not a whole number of at least 0: write seeds='[0, 1, 2]'")
-
-
-def estimate(name: str, runs: int, cores: int | None) -> str:
-    """How long so many runs take, from the sweep's `core_seconds` (of one run, measured); empty where it has none, or on a cluster."""
-    seconds = _read(name).get("core_seconds")
-    if not (seconds and runs and cores):
-        return ""
-    return f", about {max(1, round(runs * seconds / min(cores, runs) / 60))} minutes on {cores} CPU cores"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 
 # Adding a figure: one function of that name in figures.py, its caption in captions/NAME.rst, and its name here.
 FIGURES = ("accuracy_vs_epsilon", "memory_by_method", "accuracy_vs_time", "learning_curves")
 TABLES = ("accuracy", "memory", "time", "privacy")
+COMPARED = ("published", "discrepancies")  # beside them where a run has a published number
 
 # Kinds of experiment: tables (the first is printed at the end of a sweep), figures, further files beside the tables.
 # Another kind than language has a module of its name here, with write_tables and write_figures.
@@ -23,8 +24,13 @@ KINDS = {
 }
 
 
-def table_files(kind: str) -> tuple[str, ...]:
+def table_files(kind: str, runs: Iterable[str] = ()) -> tuple[str, ...]:
+    """The names of the files that these runs are tabulated in."""
+    from .published import any_of
+
     tables, _, further = KINDS[kind]
+    if kind == "language" and any_of(runs):
+        tables = (*tables, *COMPARED)
     return (*further, *(f"{name}.{suffix}" for name in tables for suffix in ("csv", "md", "tex")))
 
 

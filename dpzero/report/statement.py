@@ -102,13 +102,17 @@ def _answers(released: list[Run], runs: pandas.DataFrame) -> dict[str, list[str]
         + _by_key(released, "Secrecy of batches and noise", "noise_key", words.SECRECY)
         + _bullets(words.ASSUMED),
         "What each run promises": [*_promises(released)],
-        "Tuning": _bullets(words.TUNING),
+        "Tuning": _bullets(words.TUNING) + _bullets(_chosen_on_dev(released)),
         "Noise": _by_key(released, "Key", "noise_key", words.KEY)
         + _by_key(released, "Arithmetic", "noise_arithmetic", words.ARITHMETIC)
         + _bullets(words.ROUNDING),
         "Runs that compose": [*_composition(released)],
         "Not covered": _bullets(words.NOT_COVERED) + _bullets(_without_noise(runs)),
     }
+
+
+def _chosen_on_dev(released: list[Run]) -> tuple[str, ...]:
+    return words.CHOSEN_ON_DEV if any("dev" in run.get("metrics.selection", "") for run in released) else ()
 
 
 # -- answers that runs may share ---------------------------------------------------------------------------------------

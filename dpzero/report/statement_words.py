@@ -54,6 +54,10 @@ TUNING = (
     "Not accounted. Learning rates, clips, steps and what is trained were chosen outside the stated ε. Were they chosen on the private "
     "data, every try would be one more run on them; `python -m dpzero epsilon --tries` says what a random number of tries costs.",
 )
+CHOSEN_ON_DEV = (
+    "The reported iterate was chosen by its loss on dev rows, as published code does. No dev row is a training row, so ε still holds for "
+    "the training rows; dev rows have no protection.",
+)
 CONSTRUCTION = (
     "the sampler that is accounted is the one that draws; each unit is clipped by itself; a sum is divided by the batch size of the "
     "settings, never by the actual one; noise is drawn apart from the public directions."

@@ -1,4 +1,4 @@
-"""What is said about a handful of seeds: mean, spread, 95 % interval, paired differences."""
+"""What is said about a handful of seeds: mean, spread, 95 % interval, paired differences, differences from others' means."""
 
 from __future__ import annotations
 
@@ -34,10 +34,32 @@ def summarise(values: Iterable[float]) -> Summary:
     if n < 2:
         return Summary(n, mean, math.nan, math.nan, math.nan)
     std = float(numbers.std(ddof=1))
-    half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * std / math.sqrt(n)
+    half = quantile(n - 1) * std / math.sqrt(n)
     return Summary(n, mean, std, mean - half, mean + half)
 
 
 def paired_difference(values: Mapping[int, float], reference: Mapping[int, float]) -> Summary:
     """Summary of value - reference over the seeds that both have: a seed's split and luck cancel."""
     return summarise(values[seed] - reference[seed] for seed in sorted(values.keys() & reference.keys()))
+
+
+def quantile(degrees: float) -> float:
+    """Of Student's t, two-sided at 95 %."""
+    return float(stdtrit(degrees, (1 + CONFIDENCE) / 2))
+
+
+def welch_half_width(error: float, n: int, other_error: float, m: int) -> float:
+    """Half of the 95 % interval of a difference of two means of n and m independent values, by Welch (1947).
+
+    `error`, `other_error`: standard errors of the means. Degrees of freedom by Satterthwaite. 0 where both are 0.
+    """
+    ours, theirs = error**2, other_error**2
+    if ours + theirs == 0:
+        return 0.0
+    degrees = (ours + theirs) ** 2 / (ours**2 / (n - 1) + theirs**2 / (m - 1))
+    return quantile(degrees) * math.sqrt(ours + theirs)
+
+
+def prediction_half_width(std: float, n: int) -> float:
+    """Half of the 95 % interval around the mean of n values in which one more value of their law falls."""
+    return quantile(n - 1) * std * math.sqrt(1 + 1 / n)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas
 
-from dpzero.report import cells, provenance
+from dpzero.report import cells, comparison, provenance, published
 from dpzero.report.records import INTERNAL, load
 from dpzero.report.render import ABSENT, Table, csv_text, mebibytes, number
 from dpzero.report.statement import statement
@@ -63,10 +63,16 @@ STABLE_PROVENANCE = tuple(
 )
 
 
-def write_tables(records: list[Path], folder: Path, sweep: str, expected: list[str] | None = None) -> str:
-    """Write every table of a sweep into `folder` (`dpzero.report.TABLE_FILES`); return the accuracy table, Markdown.
+def write_tables(
+    records: list[Path],
+    folder: Path,
+    sweep: str,
+    expected: list[str] | None = None,
+    chosen: str | None = None,
+) -> str:
+    """Write every table of a sweep into `folder` (`dpzero.report.table_files`); return the accuracy table, Markdown.
 
-    `records` are the files of these runs and no others. `expected` are the run ids that the sweep should have: one
+    `chosen` is the rule by which the settings were chosen: it stands in every heading. `records` are the files of these runs and no others. `expected` are the run ids that the sweep should have: one
     without a record is a dash in the tables and named in a note. Raises UsageError for a file that is no record.
     """
     runs = load(records, expected)
@@ -74,7 +80,11 @@ def write_tables(records: list[Path], folder: Path, sweep: str, expected: list[s
         "provenance.json": json.dumps(provenance.union(runs, sweep), indent=2, ensure_ascii=False) + "\n"
     }
     contents |= run_files(runs) | {"privacy_statement.md": statement(runs, sweep)}
-    for name, table in {f.__name__: f(runs) for f in (accuracy, memory, time, privacy)}.items():
+    made = {f.__name__: f(runs) for f in (accuracy, memory, time, privacy)}
+    if published.any_of(runs["run"]):
+        made |= {f.__name__: f(runs) for f in (comparison.published, comparison.discrepancies)}
+    for name, table in made.items():
+        table.title = "; ".join(filter(None, (table.title, chosen)))
         used = runs[runs["private"]] if name == "privacy" and runs["private"].any() else runs
         table.notes += provenance.warnings(used)
         table.provenance = provenance.line(used, sweep)

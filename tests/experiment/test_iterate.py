@@ -1,0 +1,122 @@
+"""The reported iterate: the last one, or that of the least dev loss; never the latter in a release."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from dpzero.errors import UsageError
+from dpzero.experiment import sweep
+from dpzero.experiment.iterate import BestDev
+from dpzero.experiment.run import Run, run_cell
+
+WORDS = "best dev checkpoint (published practice, not accounted)"
+
+
+def quiet(line: str) -> None: ...
+
+
+def best(cell: dict) -> dict:
+    return cell | {"settings": cell["settings"] | {"iterate": "best_dev"}}
+
+
+def test_the_least_loss_counts_and_the_earliest_of_equals():
+    kept, weights = BestDev(), torch.zeros(3)
+    for step, loss in enumerate((2.0, 1.0, 1.0, float("nan"), 3.0)):
+        kept.offer(step, loss, [weights + step])
+    assert (kept.step, kept.loss) == (1, 1.0)
+    kept.restore([weights])
+    assert torch.equal(weights, torch.ones(3))
+
+
+def test_a_resumed_one_is_the_same():
+    kept, again = BestDev(), BestDev()
+    kept.offer(4, 0.5, [torch.ones(2)])
+    again.load_state_dict(kept.state_dict())
+    assert (again.step, again.loss) == (4, 0.5) and torch.equal(again.parameters[0], torch.ones(2))
+
+
+def test_without_a_point_the_weights_stay():
+    weights = torch.ones(2)
+    BestDev().restore([weights])
+    assert torch.equal(weights, torch.ones(2))
+
+
+@pytest.mark.parametrize("method, rate", [("mezo", 0.3), ("adamw", 0.5)])
+def test_a_run_that_gets_worse_reports_its_best_point(cache, smoke, tmp_path, method, rate):
+    """Steps that are far too long: the start is the best point, so what is reported is what zero-shot reports."""
+    cell = smoke(method, learning_rate=rate, steps=20, evaluate_every=10)
+    last = run_cell(copy.deepcopy(cell), tmp_path / "last.json", quiet, "cpu")
+    made = run_cell(best(cell), tmp_path / "best.json", quiet, "cpu")
+    start = run_cell(smoke("zero_shot", steps=0), tmp_path / "start.json", quiet, "cpu")
+    losses = {point["step"]: point["dev_loss"] for point in made["curve"]}
+    assert made["metrics"]["selected_step"] == min(losses, key=losses.get) == 0
+    assert made["metrics"]["selection"] == WORDS and last["metrics"]["selection"] == "last iterate"
+    assert made["metrics"]["loss"] == pytest.approx(start["metrics"]["loss"])
+    assert made["metrics"]["loss"] < last["metrics"]["loss"]
+    if made["transcript"]:  # which is of all steps, for the last iterate
+        assert made["transcript"]["weights_sha256"] == last["transcript"]["weights_sha256"]
+
+
+def test_a_killed_run_reports_the_same_point(cache, smoke, tmp_path, monkeypatch):
+    cell = best(smoke("adamw", learning_rate=5e-2, steps=30, evaluate_every=10))
+    whole = run_cell(copy.deepcopy(cell), tmp_path / "whole.json", quiet, "cpu")
+
+    class Killed(BaseException): ...
+
+    def die(self, batch):
+        if self.method.steps_taken == 25:
+            self.checkpoint.save(self._state())
+            raise Killed
+        return timed(self, batch)
+
+    timed = Run._timed_step
+    monkeypatch.setattr(Run, "_timed_step", die)
+    with pytest.raises(Killed):
+        run_cell(copy.deepcopy(cell), tmp_path / "killed.json", quiet, "cpu")
+    monkeypatch.undo()
+    monkeypatch.setenv("DPZERO_CACHE", str(cache))
+    again = run_cell(copy.deepcopy(cell), tmp_path / "killed.json", quiet, "cpu")
+    assert again["metrics"] == whole["metrics"]
+
+
+# --- planning
+
+
+def test_a_cell_names_the_iterate_only_where_it_is_not_the_last(write):
+    cells = write(
+        "one",
+        "extends: smoke\nmethods: {mezo: {learning_rate: 1.0}, dpzero: {learning_rate: 1.0, clip: 1}}\n",
+    )
+    assert not any("iterate" in cell["settings"] for cell in cells.values())
+    cells = write("two", "extends: smoke\nsettings: {iterate: best_dev}\n")
+    assert {c["settings"].get("iterate") for c in cells.values() if c["method"] != "zero_shot"} == {
+        "best_dev"
+    }
+    (zero_shot,) = (c for c in cells.values() if c["method"] == "zero_shot")
+    assert "iterate" not in zero_shot["settings"]
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ("{iterate: best_dev, noise_key: secret}", "dev rows are private and the choice is not accounted"),
+        (
+            "{iterate: best_dev, curve_examples: 0}",
+            "iterate best_dev needs dev examples: give curve_examples",
+        ),
+        ("{iterate: best}", "unknown value of iterate 'best': did you mean 'best_dev'"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_runs(write, settings, words):
+    with pytest.raises(UsageError, match=words):
+        write("one", f"extends: smoke\nsettings: {settings}\n", methods="dpzero")
+
+
+def test_a_cell_by_hand_may_not_choose_on_dev_in_a_release():
+    (cell,) = sweep.load("smoke", methods="dpzero", epsilons="2").values()
+    cell["settings"] |= {"iterate": "best_dev", "noise_key": "secret"}
+    with pytest.raises(UsageError, match="leave iterate out"):
+        sweep.complete(cell)

@@ -1,0 +1,128 @@
+"""Published numbers: what the file holds, to which cell each belongs, and in what a run may differ from it."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+
+from dpzero.report import published
+
+DPZERO = "sst2/roberta-large/dpzero/eps-2"
+
+
+def raw() -> list[dict[str, str]]:
+    with published.FILE.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def number(run: str, paper: str, table: str, **wanted) -> published.Published:
+    (found,) = [
+        n
+        for n in published.of(run)
+        if (n.paper, n.table) == (paper, table) and all(getattr(n, k) == v for k, v in wanted.items())
+    ]
+    return found
+
+
+def test_every_published_number_has_its_source():
+    rows = raw()
+    assert len(rows) == 659
+    assert all(row["paper"] and row["table"] for row in rows)
+    assert {row["paper"] for row in rows if not row["arxiv"]} == {"DP-AggZO"}  # USENIX Security 2025
+
+
+def test_a_number_is_left_out_only_for_a_reason():
+    left = {row["method"] for row in raw() if row["method"] not in published.METHODS}
+    assert left == {
+        *("DP-AggZO K=16 non-DP", "DP-AggZO K=64 non-DP", "DP-AggZO K=256 non-DP"),
+        *("DP-ZO", "DP-ZOPO minus DPZero"),  # differences of two methods
+        *("DP-ZOPO", "DP full FT", "DP prefix-tuning"),  # methods that are not here
+        *("MeZO-Adam", "MeZO (accuracy objective)", "MeZO (cross entropy)", "FT (cross entropy)"),
+        *("DPGD-0th (Algorithm 1; d-dim noise)", "DP fine-tuning", "DP fine-tuning (PEFT)", "non-private"),
+    }
+    known = [row for row in raw() if row["method"] in published.METHODS]
+    unread = [row for row in known if not row["value"]]
+    assert {row["model"] for row in unread if "OOM" not in row["notes"]} == {
+        "opt-66b"
+    }  # "needs further tuning"
+    heat_map = [row for row in known if row["table"] == "figure 6"]
+    assert all("sensitivity study" in row["notes"] for row in heat_map)
+    assert len(published.read()) == len(known) - len(unread) - len(heat_map)
+
+
+@pytest.mark.parametrize(
+    "run, paper, table, shown",
+    [
+        (DPZERO, "DPZero", "2", "91.8 ± 0.1 (standard error, 3 seeds)"),
+        ("trec/roberta-large/dpzero/eps-6", "DPZero", "2", "87.6 ± 0.9 (standard error, 3 seeds)"),
+        ("drop/opt-6.7b/dpzero/eps-2", "DPZero", "5", "27.6 ± 0.7 (standard error, 3 seeds)"),
+        ("rte/roberta-large/zero_shot/eps-0", "DPZero", "2", "51.4 (one value, seeds not said)"),
+        ("sst2/roberta-large/dpzero_sphere/eps-6", "DPZero", "7", "91.8 ± 0.1 (standard error, 3 seeds)"),
+        ("trec/roberta-large/dpzero/eps-2", "DP-AggZO", "1", "83.8 (one seed)"),
+        ("sst2/roberta-large/dpzero/eps-4", "DP-ZOPO", "repo figure roberta-acc.png", "93.1 (digitised)"),
+    ],
+)
+def test_a_number_says_what_its_plus_minus_is(run, paper, table, shown):
+    assert number(run, paper, table).shown == shown
+
+
+def test_mezos_deviations_are_of_five_seeds():
+    few = number("sst2/roberta-large/mezo/eps-inf", "MeZO", "18", shots=16)
+    assert few.shown == "90.5 ± 1.2 (standard deviation, 5 seeds)" and few.steps == 100_000
+    assert few.standard_error == pytest.approx(1.2 / 5**0.5)
+
+
+def test_what_a_later_paper_copied_stands_once():
+    """DP-AggZO's DPZO rows are DPZero's, but for TREC at epsilon 2."""
+    papers = {
+        task: {n.paper for n in published.of(f"{task}/roberta-large/dpzero/eps-2")}
+        for task in ("sst2", "rte", "trec")
+    }
+    assert papers == {
+        "sst2": {"DPZero", "DP-ZOPO"},
+        "rte": {"DPZero"},
+        "trec": {"DPZero", "DP-AggZO", "DP-ZOPO"},
+    }
+    assert [n.table for n in published.of(DPZERO) if n.paper == "DPZero"] == ["2"]
+
+
+def test_a_run_as_its_public_code_stands_beside_the_same_numbers():
+    assert published.of(DPZERO.replace("dpzero", "dpzero_as_published")) == published.of(DPZERO)
+
+
+def test_nothing_is_published_for_what_is_embedded():
+    assert published.of("r8/minilm/dpzero/eps-2/seed-0") == []
+    assert not published.any_of(["r8/minilm/dpzero/eps-2/seed-0"])
+    assert published.any_of(["r8/minilm/dpzero/eps-2/seed-0", f"{DPZERO}/seed-5"])
+
+
+# --- differences
+
+
+SAME = {"settings.tune": "full", "settings.shots": 512, "settings.steps": 10000, "metric": "accuracy"}
+SAME |= {"metrics.split": "test", "privacy.delta": 1e-5, "memory.weights_bytes": 4 * 355e6}
+
+
+@pytest.mark.parametrize(
+    "changed, words",
+    [
+        ({}, []),
+        ({"settings.direction_law": "gaussian"}, []),
+        ({"settings.shots": None}, ["shots not set, theirs 512"]),
+        ({"settings.tune": "lora"}, ["tune lora, theirs full"]),
+        ({"settings.direction_law": "sphere"}, ["direction law sphere, theirs gaussian"]),
+        ({"settings.steps": 500.0}, ["steps 500.0, theirs 10000"]),
+        ({"metrics.split": "dev"}, ["split dev, theirs test"]),
+        ({"privacy.delta": 1e-4}, ["δ 0.0001, theirs 1e-05"]),
+        ({"memory.weights_bytes": float("nan")}, []),
+        ({"memory.weights_bytes": 4e5}, ["a stand-in of 0.1 M parameters, theirs 355 M"]),
+    ],
+)
+def test_a_run_of_other_settings_says_in_what_it_differs(changed, words):
+    assert published.differences(SAME | changed, number(DPZERO, "DPZero", "2")) == words
+
+
+def test_an_epsilon_at_another_delta_is_not_the_same_epsilon():
+    digitised = number(DPZERO, "DP-ZOPO", "repo figure roberta-acc.png")
+    assert published.differences(SAME, digitised) == ["δ 1e-05, theirs not printed"]
