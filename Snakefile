@@ -55,9 +55,9 @@ if workflow.is_main_process:  # here and not in `onstart`, which a dry run leave
         for run, cell in CELLS.items()
         if not Path(f"{RESULTS}/runs/{run}.json").exists()
     ]
-    time = cost.estimate(SWEEP, missing, workflow.resource_settings.cores)
+    takes = cost.estimate(SWEEP, missing, workflow.resource_settings.cores)
     print(
-        f"{SWEEP}: {len(CELLS)} runs, {len(missing)} of them new{time}",
+        f"{SWEEP}: {len(CELLS)} runs, {len(missing)} of them new{takes}",
         file=sys.stderr,
     )
 

@@ -235,6 +235,7 @@ def stand_in(tmp_path) -> Path:
     return tmp_path / "models"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (ROWS / "sst2" / "validation.jsonl").is_file(), reason=f"no task rows in {ROWS}")
 def test_one_cell_runs_on_real_rows_with_a_stand_in_for_the_model_and_says_so(
     stand_in, cache, tmp_path, monkeypatch

@@ -22,7 +22,7 @@ def test_records_come_out_in_the_order_of_their_run_ids(record, written):
 def test_methods_are_ordered_by_what_they_are_not_by_their_names(sweep):
     frame = to_frame(sweep(seeds=1))
     assert list(dict.fromkeys(frame["method"])) == [
-        *("zero_shot", "adamw", "sgd", "mezo"),
+        *("in_context", "zero_shot", "adamw", "sgd", "mezo"),
         *("dp_zo_gaussian", "dp_zo_laplace", "dp_zo_laplace_pure", "dpzero", "dp_adam", "dp_sgd"),
     ]
 
