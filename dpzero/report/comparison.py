@@ -37,6 +37,8 @@ READING = (
     "a difference there may be. One verdict in twenty is wrong by chance.",
     "Not compared: a setting is not that of the published run, beside those that no paper states. What a later paper copied to the digit "
     "stands once.",
+    "At one ε two runs may have different noise: what the accountants and samplers of papers are is in discrepancies.md; rows as its code "
+    "have the published one.",
 )
 
 
