@@ -151,6 +151,8 @@ def line(x: numpy.ndarray, y: numpy.ndarray) -> tuple[float | None, float | None
     """Slope of the least-squares line with errors relative to y, and its largest relative miss; none through two points or fewer."""
     if len(x) < 3:
         return None, None
+    if numpy.ptp(y) < 1e-6 * y.max():  # blocks of an allocator, not growth
+        return 0.0, 0.0
     slope, offset = numpy.polyfit(x, y, 1, w=1 / y)
     return float(slope), float(numpy.abs((slope * x + offset) / y - 1).max())
 
@@ -250,12 +252,14 @@ def by_batch(runs: pandas.DataFrame) -> Figure:
     """RoBERTa-large: by batch at 128 tokens, by length at 8 texts."""
     figure, panels = drawing.canvas(1, 2, 2.6, sharey=True)
     words = {"batch_size": "batch size (128 tokens each)", "length": "tokens of each text (batch of 8)"}
+    points = {"batch_size": (4, 8, 16, 64), "length": (64, 128, 256, 512)}
     for axis, (key, label) in zip(panels[0], words.items(), strict=True):
         _draw(axis, runs, key)
         axis.set_xlabel(label)
-    panels[0, 0].set_ylabel("peak of a step (GiB)")
-    figure.suptitle("RoBERTa-large, float32 weights", fontsize=8)
-    _legend(figure, runs)
+        axis.set_xticks(points[key], points[key])
+        axis.minorticks_off()
+    panels[0, 0].set_ylabel("peak of a step (GiB),\nRoBERTa-large, float32 weights")
+    _legend(figure, runs, measured=False)
     return figure
 
 
@@ -281,7 +285,7 @@ def _draw(axis: Axes, runs: pandas.DataFrame, key: str) -> None:
                 )
 
 
-def _legend(figure: Figure, runs: pandas.DataFrame) -> None:
+def _legend(figure: Figure, runs: pandas.DataFrame, measured: bool = True) -> None:
     handles = []
     for method, some in sorted(
         runs.groupby("method"), key=lambda pair: list(LOOKS).index(pair[0]) if pair[0] in LOOKS else 99
@@ -289,7 +293,7 @@ def _legend(figure: Figure, runs: pandas.DataFrame) -> None:
         look = LOOKS.get(method, style.look(method))
         strokes = {"color": look.colour, "linestyle": look.line, "marker": look.marker, "mfc": "white"}
         handles.append(Line2D([], [], label=some["title"].iloc[0], **strokes))
-    handles.append(
-        Line2D([], [], color=style.BLACK, marker="o", linestyle="", label="filled: measured (CPU)")
-    )
+    if measured:
+        filled = {"color": style.BLACK, "marker": "o", "linestyle": ""}
+        handles.append(Line2D([], [], label="filled: measured (CPU)", **filled))
     figure.legend(handles=handles, loc="outside upper center", ncols=4, columnspacing=1.2)
