@@ -94,12 +94,11 @@ class Star(Ranks):
             tuple[dist.Work, Tensor]
         ] = []  # sent to rank 0, which may not have asked for it yet
         try:
-            dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+            _join(backend, self.rank, self.size, timedelta(seconds=timeout_seconds))
         except (RuntimeError, ValueError) as error:
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             raise RankFailure(
-                f"rank {self.rank} found no {self.size} ranks at {where} within {timeout_seconds:g} s ({_first_line(error)}): start them "
-                "together, by torchrun"
+                f"rank {self.rank} found no {self.size} ranks at {where} ({_first_line(error)}): start them together, by torchrun"
             ) from error
 
     def terms(self, values: Tensor) -> list[list[float]]:
@@ -200,6 +199,14 @@ def joined(backend: str = "gloo", timeout_seconds: float = 600) -> Ranks:
     """The ranks of this process: several under torchrun, else itself."""
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ
     return Star(backend, timeout_seconds) if several else Ranks()
+
+
+def _join(backend: str, rank: int, size: int, timeout: timedelta) -> None:
+    """torchrun keeps one store over its restarts, in which addresses of ranks that are gone would be found."""
+    store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timeout))
+    store.set_timeout(timeout)
+    start = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group(backend, store=start, rank=rank, world_size=size, timeout=timeout)
 
 
 def _tensor(data: bytes) -> Tensor:
