@@ -85,6 +85,17 @@ def _parser() -> argparse.ArgumentParser:
     cells.add_argument("--sweep", default="quick")
     cells.set_defaults(verb=_cells)
 
+    cost = verbs.add_parser(
+        "estimate", help="device hours, disk and money of a sweep, from measured step times"
+    )
+    cost.add_argument("--sweep", default="quick")
+    cost.add_argument(
+        "--gpu", help="a part of the device's name, as in H100 (default: the device with most cells)"
+    )
+    cost.add_argument("--price", type=float, default=0.0, help="of a device hour, in any currency")
+    cost.add_argument("--results", type=Path, default=Path("results"), help="folder of the measured tables")
+    cost.set_defaults(verb=_estimate)
+
     assets = verbs.add_parser("assets", help="download, verify and convert weights and data, once")
     assets.add_argument("names", nargs="*", help="assets (default: those of the sweep)")
     assets.add_argument("--sweep", default="quick")
@@ -248,6 +259,21 @@ def _cells(options: argparse.Namespace) -> dict:
     cells = sweep.load(options.sweep)
     print("\n".join(cells))
     return {"sweep": options.sweep, "cells": len(cells)}
+
+
+def _estimate(options: argparse.Namespace) -> dict:
+    from .experiment import estimate, kinds, sweep
+
+    cells = sweep.load(options.sweep)
+    if sweep.kind(options.sweep) != kinds.LANGUAGE:
+        raise UsageError(
+            f"sweep {options.sweep} trains no language model: snakemake -n says how long it takes"
+        )
+    if options.price < 0:
+        raise UsageError(f"--price is {options.price:g}, but a device hour costs at least 0")
+    return {"sweep": options.sweep} | estimate.estimate(
+        cells.values(), options.results, options.gpu, options.price
+    )
 
 
 def _assets(options: argparse.Namespace) -> dict:
