@@ -102,8 +102,8 @@ rule run:
     threads: 1
     resources:
         gpu=1 if LANGUAGE else 0,
-        mem_mb=lambda wildcards, attempt: 4000 * attempt,
-        runtime=lambda wildcards, attempt: 60 * attempt,  # minutes
+        mem_mb=4000,  # these two grow with the attempt in the profiles of clusters
+        runtime=60,  # minutes
     params:
         cell=lambda wildcards: json.dumps(CELLS[wildcards.run], sort_keys=True),
     message:

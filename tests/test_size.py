@@ -1,0 +1,84 @@
+"""Large sweeps: planning and tables take time in proportion to the runs. Processor time, so that company on the machine matters little."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.house import House
+
+pytestmark = pytest.mark.slow
+GROWTH = (
+    1.6  # of the cost of one more run, from the small sweep to the large one; a quadratic step shows as 4
+)
+
+
+@pytest.fixture
+def house(tmp_path) -> House:
+    """A house with sweeps of many seeds: 9 runs a seed, and zero-shot."""
+    house = House.build(tmp_path / "house", tmp_path / "cache")
+    for runs in (0, 1000, 4000):
+        text = (
+            f"extends: quick\ndescription: many\nepsilons: ['2']\nseeds: {list(range(max(1, runs // 9)))}\n"
+        )
+        (house.sweeps / f"many-{runs}.yaml").write_text(text)
+    return house
+
+
+def cost(house: House, *command: object) -> float:
+    """Seconds of processor time."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=house.folder,
+        env=house.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def in_proportion(costs: list[float]) -> bool:
+    """Of 0, 1000 and 4000 runs."""
+    start, small, large = costs
+    return (large - start) / 4 < GROWTH * max(small - start, 0.5)
+
+
+def test_planning_takes_time_in_proportion_to_the_runs(house):
+    plan = ["-m", "snakemake", "--dry-run", "--quiet", "all", "--cores", 2, "--config"]
+    costs = [cost(house, *plan, f"sweep=many-{runs}") for runs in (0, 1000, 4000)]
+    assert in_proportion(costs), costs
+
+
+def test_tables_take_time_in_proportion_to_the_records(house):
+    spec = "toy/tiny-encoder/dpzero/eps-2/seed-0"
+    assert (
+        house.call("-m", "dpzero", "run", "--sweep", "smoke", "--cell", spec, "--out", "one.json").returncode
+        == 0
+    )
+    one = json.loads((house.folder / "one.json").read_text())
+    costs = []
+    for runs in (0, 1000, 4000):
+        listed = house.call("-m", "dpzero", "cells", "--sweep", f"many-{runs}").stdout.split("\n{")[0].split()
+        for run in listed:
+            write(house.folder / "records" / f"{run}.json", one, run)
+        (house.folder / "cells.txt").write_text("\n".join(listed))
+        places = ["--cells", "cells.txt", "--records", "records", "--out", "tables"]
+        costs.append(cost(house, "-m", "dpzero", "tables", "--sweep", f"many-{runs}", *places))
+    assert in_proportion(costs), costs
+
+
+def write(path: Path, record: dict, run: str) -> None:
+    task, model, method, epsilon, seed = run.split("/")
+    cell = {"task": task, "model": model, "method": method, "use": method}
+    cell |= {"epsilon": epsilon.removeprefix("eps-"), "seed": int(seed.removeprefix("seed-"))}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record | {"run": run, "cell": record["cell"] | cell}))
