@@ -117,6 +117,8 @@ def test_a_micro_batch_and_a_choice_of_what_is_tuned_lower_the_peak(tiny):
         ("roberta-large", "dpzero", 64, 128, "float32", 1.67, 1.67),
         ("roberta-large", "adamw", 64, 128, "float32", 1.67, 16.26),
         ("roberta-large", "adamw_checkpointing", 64, 128, "float32", 1.67, 6.62),
+        ("roberta-large", "dp_sgd_ghost", 64, 128, "float32", 1.67, 14.93),
+        ("roberta-large", "dp_sgd_hooks", 64, 128, "float32", 1.67, 99.52),
         ("opt-13b", "dpzero", 8, 512, "bfloat16", 24.41, 24.41),
     ],
 )
