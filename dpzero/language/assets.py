@@ -7,7 +7,6 @@ network; `folder` and `digest` read the cache. An asset is in the cache complete
 from __future__ import annotations
 
 import contextlib
-import difflib
 import fcntl
 import fnmatch
 import functools
@@ -29,6 +28,7 @@ from pathlib import Path, PurePosixPath
 import yaml
 
 from dpzero.errors import UsageError
+from dpzero.language import catalogues
 
 
 @functools.cache
@@ -80,11 +80,7 @@ def ensure(names: Iterable[str], log: Callable[[str], object] = print) -> dict[s
 
 
 def _stanza(name: str) -> dict:
-    if name not in catalogue():
-        near = difflib.get_close_matches(name, catalogue(), n=1, cutoff=0.4)
-        hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(catalogue())}"
-        raise UsageError(f"unknown asset '{name}': {hint}")
-    return catalogue()[name]
+    return catalogues.entry("asset", name, catalogue())
 
 
 def _target(name: str) -> Path:

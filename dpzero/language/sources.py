@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from ..errors import UsageError
-from . import assets
+from . import assets, catalogues
 
 FILE = Path(__file__).with_name("models.yaml")
 MODEL_FOLDER = "DPZERO_MODEL_DIR"  # environment variable: a folder with a folder for each model of the hub
@@ -26,11 +25,7 @@ def catalogue() -> dict[str, dict]:
 
 
 def stanza(name: str) -> dict:
-    if name not in catalogue():
-        near = difflib.get_close_matches(name, catalogue(), n=1, cutoff=0.4)
-        hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(catalogue())}"
-        raise UsageError(f"unknown model '{name}': {hint}")
-    return catalogue()[name]
+    return catalogues.entry("model", name, catalogue())
 
 
 def place(name: str) -> str:

@@ -5,7 +5,6 @@ A new task is a stanza there; Python is needed only for a file format that no re
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import json
@@ -14,8 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from dpzero.errors import UsageError
-from dpzero.language import assets, rows
+from dpzero.language import assets, catalogues, rows
 from dpzero.language.rows import ALL, Draw, Splits
 
 
@@ -135,8 +133,4 @@ def _stanzas() -> dict[str, dict]:
 
 
 def stanza(name: str) -> dict:
-    if name not in _stanzas():
-        near = difflib.get_close_matches(name, _stanzas(), n=1, cutoff=0.4)
-        hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(_stanzas())}"
-        raise UsageError(f"unknown task '{name}': {hint}")
-    return _stanzas()[name]
+    return catalogues.entry("task", name, _stanzas())
