@@ -14,6 +14,25 @@ PREFIX = "toy/tiny-encoder"
 ZERO_SHOT, MEZO, DPZERO = (
     f"{PREFIX}/{run}/seed-0" for run in ("zero_shot/eps-0", "mezo/eps-inf", "dpzero/eps-2")
 )
+# a method of baselines/ that fails
+BROKEN = """
+from dpzero.zeroth_order import TwoPoint
+
+
+class Broken(TwoPoint):
+    title = "Broken"
+    private = False
+
+    def __init__(self, model, loss, batch_size: int, *, learning_rate: float, seed: int = 0) -> None:
+        super().__init__(
+            model, loss, batch_size=batch_size, learning_rate=learning_rate, smoothing=1e-3, seed=seed
+        )
+
+    def projected_gradient(self, difference):
+        if self.steps_taken == 3:
+            raise RuntimeError("a bug in the fourth step")
+        return 0.0
+"""
 NARROW = ["sweep=smoke", "methods=[zero_shot, mezo, dpzero]", "epsilons=[2]"]
 
 

@@ -6,6 +6,7 @@ import json
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,16 +14,15 @@ import pytest
 from tests.house import House
 
 pytestmark = pytest.mark.slow
-GROWTH = (
-    1.6  # of the cost of one more run, from the small sweep to the large one; a quadratic step shows as 4
-)
+GROWTH = 2  # of the cost of one more run, from the small sweep to the large one; a quadratic step shows as 4
+SIZES = (0, 1000, 4000)
 
 
 @pytest.fixture
 def house(tmp_path) -> House:
     """A house with sweeps of many seeds: 9 runs a seed, and zero-shot."""
     house = House.build(tmp_path / "house", tmp_path / "cache")
-    for runs in (0, 1000, 4000):
+    for runs in SIZES:
         text = (
             f"extends: quick\ndescription: many\nepsilons: ['2']\nseeds: {list(range(max(1, runs // 9)))}\n"
         )
@@ -46,16 +46,20 @@ def cost(house: House, *command: object) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def in_proportion(costs: list[float]) -> bool:
-    """Of 0, 1000 and 4000 runs."""
-    start, small, large = costs
-    return (large - start) / 4 < GROWTH * max(small - start, 0.5)
+def assert_in_proportion(measure: Callable[[int], float]) -> None:
+    """The least of up to three measurements counts: company on the machine only ever adds to them."""
+    costs = [float("inf")] * len(SIZES)
+    for _ in range(3):
+        costs = [min(cost, measure(runs)) for cost, runs in zip(costs, SIZES, strict=True)]
+        start, small, large = costs
+        if (large - start) / 4 < GROWTH * max(small - start, 0.5):
+            return
+    raise AssertionError(f"processor seconds of {SIZES} runs: {costs}")
 
 
 def test_planning_takes_time_in_proportion_to_the_runs(house):
     plan = ["-m", "snakemake", "--dry-run", "--quiet", "all", "--cores", 2, "--config"]
-    costs = [cost(house, *plan, f"sweep=many-{runs}") for runs in (0, 1000, 4000)]
-    assert in_proportion(costs), costs
+    assert_in_proportion(lambda runs: cost(house, *plan, f"sweep=many-{runs}"))
 
 
 def test_tables_take_time_in_proportion_to_the_records(house):
@@ -65,15 +69,16 @@ def test_tables_take_time_in_proportion_to_the_records(house):
         == 0
     )
     one = json.loads((house.folder / "one.json").read_text())
-    costs = []
-    for runs in (0, 1000, 4000):
+
+    def tables(runs: int) -> float:
         listed = house.call("-m", "dpzero", "cells", "--sweep", f"many-{runs}").stdout.split("\n{")[0].split()
         for run in listed:
             write(house.folder / "records" / f"{run}.json", one, run)
         (house.folder / "cells.txt").write_text("\n".join(listed))
         places = ["--cells", "cells.txt", "--records", "records", "--out", "tables"]
-        costs.append(cost(house, "-m", "dpzero", "tables", "--sweep", f"many-{runs}", *places))
-    assert in_proportion(costs), costs
+        return cost(house, "-m", "dpzero", "tables", "--sweep", f"many-{runs}", *places)
+
+    assert_in_proportion(tables)
 
 
 def write(path: Path, record: dict, run: str) -> None:

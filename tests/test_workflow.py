@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dpzero.report import FIGURE_FILES, FIGURES, TABLE_FILES, figure_files, table_files
-from tests.house import DPZERO, MEZO, NARROW, PREFIX, ZERO_SHOT, House
+from tests.house import BROKEN, DPZERO, MEZO, NARROW, PREFIX, ZERO_SHOT, House
 
 pytestmark = pytest.mark.slow
 
@@ -182,25 +182,6 @@ def test_a_sweep_of_another_kind_has_its_own_tables_and_figures_and_needs_no_ass
 
 
 # --- failures
-
-BROKEN = """
-from dpzero.zeroth_order import TwoPoint
-
-
-class Broken(TwoPoint):
-    title = "Broken"
-    private = False
-
-    def __init__(self, model, loss, batch_size: int, *, learning_rate: float, seed: int = 0) -> None:
-        super().__init__(
-            model, loss, batch_size=batch_size, learning_rate=learning_rate, smoothing=1e-3, seed=seed
-        )
-
-    def projected_gradient(self, difference):
-        if self.steps_taken == 3:
-            raise RuntimeError("a bug in the fourth step")
-        return 0.0
-"""
 
 
 def test_a_run_that_fails_costs_no_other_and_leaves_a_hole_that_shows(house):

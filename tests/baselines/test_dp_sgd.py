@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from brute_force import BATCH_SIZE, CLIP, brute_force, budget, check_step
 from torch import nn
 
 from baselines.dp_sgd import DPSGD
 from dpzero.experiment import memory
 from dpzero.language import examples, losses, models, tasks
+from tests.baselines.brute_force import BATCH_SIZE, CLIP, brute_force, budget, check_step
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from brute_force import BATCH_SIZE, budget, check_step
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
@@ -14,6 +13,7 @@ from baselines.dp_sgd import DPSGD
 from dpzero.language import examples, losses, models, shapes
 from dpzero.language.continuations import ContinuationLoss, Continuations
 from dpzero.language.heads import WordLayer, head_of
+from tests.baselines.brute_force import BATCH_SIZE, budget, check_step
 
 both_ways = pytest.mark.parametrize("clipping", ["hooks", "ghost"])
 

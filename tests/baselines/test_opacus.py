@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from brute_force import BATCH_SIZE, CLIP, Calling, Plain, budget, check_step, method
 from torch import nn
 
 from baselines.dp_sgd import DPSGD
+from tests.baselines.brute_force import BATCH_SIZE, CLIP, Calling, Plain, budget, check_step, method
 
 both_ways = pytest.mark.parametrize("clipping", ["hooks", "ghost"])
 

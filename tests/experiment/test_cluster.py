@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator
 
 import pytest
-import slurm
 
-from tests.house import DPZERO, MEZO, PREFIX, ZERO_SHOT, House
+from tests.experiment import slurm
+from tests.house import BROKEN, DPZERO, MEZO, PREFIX, ZERO_SHOT, House
 
 pytestmark = [
     pytest.mark.slow,
@@ -62,24 +62,6 @@ def jobs() -> list[dict[str, str]]:
     return [dict(re.findall(r"(\S+?)=(\S*)", job)) for job in text.split("\n\n") if "JobId" in job]
 
 
-BROKEN = """
-from dpzero.zeroth_order import TwoPoint
-
-
-class Broken(TwoPoint):
-    title = "Broken"
-    private = False
-
-    def __init__(self, model, loss, batch_size: int, *, learning_rate: float, seed: int = 0) -> None:
-        super().__init__(
-            model, loss, batch_size=batch_size, learning_rate=learning_rate, smoothing=1e-3, seed=seed
-        )
-
-    def projected_gradient(self, difference):
-        raise RuntimeError("a bug in the first step")
-"""
-
-
 def test_runs_go_through_slurm_with_one_gpu_each_and_a_failing_one_costs_no_other(cluster):
     done = cluster.call(*command("slurm", *QUICKLY, methods="broken, zero_shot, mezo"))
     assert done.returncode == 1, done.stderr
@@ -87,7 +69,7 @@ def test_runs_go_through_slurm_with_one_gpu_each_and_a_failing_one_costs_no_othe
     for run in (ZERO_SHOT, MEZO):
         (gpu,) = gpus(cluster, run)
         assert gpu in ("0", "1")
-    assert "a bug in the first step" in log(cluster, f"{PREFIX}/broken/eps-inf/seed-0")
+    assert "a bug in the fourth step" in log(cluster, f"{PREFIX}/broken/eps-inf/seed-0")
     asked = [(job["JobState"], job["TimeLimit"], job["MinMemoryNode"]) for job in jobs()]
     assert sorted(asked) == [
         *[("COMPLETED", "01:00:00", "4000M")] * 2,

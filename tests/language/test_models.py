@@ -9,11 +9,11 @@ import sys
 
 import pytest
 import torch
-from byte_level import byte_level_bpe
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from dpzero.errors import UsageError
 from dpzero.language import catalogues, models, sources, tasks
+from tests.language.byte_level import byte_level_bpe
 
 TINY = ["tiny-encoder", "tiny-causal"]
 

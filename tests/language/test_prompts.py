@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from byte_level import byte_level_bpe
 
 from dpzero.errors import UsageError
 from dpzero.language import prompts, tasks
+from tests.language.byte_level import byte_level_bpe
 
 WORDS = [
     "It",

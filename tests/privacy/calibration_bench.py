@@ -1,4 +1,4 @@
-"""The noise of 50 settings beside the exact one, as a table: python tests/privacy/calibration_bench.py FILE.csv
+"""The noise of 50 settings beside the exact one, as a table: python -m tests.privacy.calibration_bench FILE.csv
 
 relative_distance is (noise_scale - exact_scale) / exact_scale, where the exact scale is that at which the second accountant's
 delta is the setting's. seconds is the time of the calibration alone; the first one also loads the accountant.
@@ -14,10 +14,10 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from contour import delta_for
 from scipy import optimize
 
 from dpzero.privacy import Setting
+from tests.privacy.contour import delta_for
 
 EXAMPLES = 67_000
 KINDS = [

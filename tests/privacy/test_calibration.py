@@ -7,14 +7,14 @@ import math
 from dataclasses import replace
 
 import pytest
-from calibration_bench import EXAMPLES, targets
-from contour import delta_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpzero import calibrate_noise, spent_epsilon
 from dpzero.privacy import Setting, accounting
 from dpzero.privacy.calibration import least_scale
+from tests.privacy.calibration_bench import EXAMPLES, targets
+from tests.privacy.contour import delta_for
 
 COMMON = Setting("gaussian", "poisson", "add_remove", 1024, 64, 1000, 1e-5)
 LAPLACE = replace(COMMON, mechanism="laplace")

@@ -9,11 +9,11 @@ from itertools import combinations, product
 import dp_accounting as dp
 import numpy as np
 import pytest
-from contour import LAWS, by_contour, by_lattice, delta_for, loss_laws, panels
 from dp_accounting.pld import PLDAccountant
 from scipy import stats
 
 from dpzero.privacy import Setting, profiles
+from tests.privacy.contour import LAWS, by_contour, by_lattice, delta_for, loss_laws, panels
 
 EPSILONS = np.concatenate([-np.geomspace(1e-3, 4, 12)[::-1], [0.0], np.geomspace(1e-3, 4, 12)])
 BASES = {"gaussian": profiles.gaussian, "laplace": profiles.laplace}
