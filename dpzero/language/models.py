@@ -78,8 +78,7 @@ class Continuer(nn.Module):
         return self.whole.get_output_embeddings()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
-        given = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
-        hidden = self.backbone(**given).last_hidden_state
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         read = hidden.gather(1, positions.to(hidden.device)[..., None].expand(-1, -1, hidden.shape[2]))
         return self.head(read).float()
 
@@ -115,9 +114,12 @@ def _pretrained(name: str, stanza: dict) -> nn.Module:
     maker = getattr(transformers, makers[stanza["kind"]])
     extra = {"add_pooling_layer": False} if stanza["kind"] == "encoder" else {}
     if "config" in stanza:
-        return maker.from_config(_config(name), **extra)
-    with sources.refusals(name):
-        return maker.from_pretrained(sources.place(name), dtype=torch.float32, **extra)
+        whole = maker.from_config(_config(name), **extra)
+    else:
+        with sources.refusals(name):
+            whole = maker.from_pretrained(sources.place(name), dtype=torch.float32, **extra)
+    whole.config.use_cache = False  # of keys and values, which one pass over whole texts has no use for
+    return whole
 
 
 def _config(name: str):

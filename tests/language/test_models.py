@@ -111,6 +111,12 @@ def test_a_feature_of_a_causal_model_is_that_of_its_last_token(toy):
     )
 
 
+def test_a_causal_model_keeps_no_keys_and_values_of_a_pass(toy):
+    model = models.load("tiny-causal", toy, "full")
+    ids = read("tiny-causal", "the dog and the cat")
+    assert model.backbone(input_ids=ids, attention_mask=torch.ones_like(ids)).past_key_values is None
+
+
 def test_an_answer_of_two_tokens_is_read_as_text(toy):
     two = dataclasses.replace(toy, answers=(" wild animals", *toy.answers[1:]))
     assert isinstance(models.load("tiny-causal", two, "full"), models.Continuer)
