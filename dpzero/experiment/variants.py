@@ -15,7 +15,7 @@ class Variant:
     """One line of a comparison. `method` is a method's file, or `public`: the step that public code takes.
 
     Args:
-        tune: full, bias, lora or head.
+        tune: full, bias, lora, prefix or head.
         checkpointing: whether a layer's activations are computed again in the backward pass.
         implementation: of torch's optimizer: foreach, which CUDA takes by default, or fused.
     """

@@ -151,11 +151,11 @@ class Loaded:
         self.loss(self.model, self.batch)
 
     def steps(self, phases: Phases) -> None:
-        """Two steps of a first-order method, whose optimizer makes its state in the first; one of another."""
+        """Two steps where an optimizer makes its state in the first; one of another."""
         self.loss.phases = phases
         if self.method is None:
             return self.forward()
-        for _ in range(2 if self.rest == "backward" else 1):
+        for _ in range(1 if self.variant.settings.get("optimizer", "sgd") == "sgd" else 2):
             self.method.step(self.batch)
 
     def _watch(self) -> None:
