@@ -1,4 +1,4 @@
-"""A model whose body is frozen is its head on features: computed once, then each step costs what the head costs."""
+"""The games of membership are played on a head alone: its loss on features, and the texts that may be members."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from ..language import examples, models
-
-TOKEN_BUDGET = 4096  # of a micro-batch
+from ..language import examples
 
 
 class FeatureLoss:
@@ -39,13 +37,3 @@ def distinct(texts: examples.Examples, count: int) -> NDArray[np.int64]:
             f"the pool is to hold {count} distinct training texts, of {len(first)}: make it smaller"
         )
     return np.array(list(first.values())[:count])
-
-
-@torch.no_grad()
-def features(model: models.Classifier, texts: examples.Examples) -> NDArray[np.float32]:
-    """What the head is given, [n, H]."""
-    found = np.empty((len(texts), model.head.in_features), np.float32)
-    for order, part in texts.parts(TOKEN_BUDGET):
-        ids, mask, _ = part.padded(torch.device("cpu"))
-        found[order] = model.features(ids, mask).numpy()
-    return found

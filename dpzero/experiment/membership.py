@@ -30,10 +30,11 @@ from torch import nn
 
 from ..errors import UsageError
 from ..language import assets, examples, models, tasks
+from ..language.frozen import features
 from ..privacy import Budget, RunKey, Setting
 from ..privacy.sampling import SAMPLERS
 from . import attacks
-from .features import FeatureLoss, distinct, features
+from .features import FeatureLoss, distinct
 from .methods import card
 from .provenance import method_digest, provenance
 

@@ -43,7 +43,9 @@ def _sizes(parser: argparse.ArgumentParser, batch_size: int, length: int, dtype:
     parser.add_argument("--sequence-length", type=int, default=length, help="tokens of each text")
     parser.add_argument("--dtype", default=dtype, help="of the stored weights: float32, bfloat16, float16")
     parser.add_argument("--compute", default="float32", help="bfloat16: products in it over float32 weights")
-    parser.add_argument("--tune", default="", help="full, bias, lora, prefix, head (default: what the method says)")
+    parser.add_argument(
+        "--tune", default="", help="full, bias, lora, prefix, head (default: what the method says)"
+    )
     parser.add_argument(
         "--token-budget", type=int, default=0, help="padded tokens of a micro-batch (default: all)"
     )

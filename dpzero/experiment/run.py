@@ -13,14 +13,14 @@ import numpy as np
 import torch
 
 from ..errors import RankFailure, UsageError
-from ..language import assets, models, objective, tasks
+from ..language import assets, frozen, models, objective, tasks
 from ..privacy import Budget, RunKey, Setting
 from ..privacy.as_published import AsPublished
 from ..privacy.published import PRACTICES, Published
 from ..privacy.sampling import SAMPLERS
 from ..zeroth_order import transcript
 from ..zeroth_order.ranks import Ranks
-from . import data, gpu, iterate, memory, record, together
+from . import data, gpu, iterate, memory, record, step_memory, together
 from .checkpoint import Checkpoint
 from .methods import card as find_card
 from .provenance import core_digest, method_digest, provenance
@@ -119,6 +119,19 @@ class Run:
             self.cell["model"], self.task, self.settings["tune"], self.cell["seed"], self.device
         )
 
+    def freeze(self, model: models.Classifier) -> None:
+        """Where the head alone is trained, examples become what it reads of them: those that this run will look at."""
+        if isinstance(self.examples["train"], frozen.Features) or not frozen.applies(model, self.settings):
+            return
+        split, points = self.settings["split"], self.settings["curve_examples"]
+        if split != "dev":
+            dev = self.examples["dev"]
+            self.examples["dev"] = dev[np.arange(0 if self.release else min(points, len(dev)))]
+        for part in dict.fromkeys(("train", "dev", split)):
+            texts = self.examples[part]
+            self.log(f"{self.name}: the features of {len(texts)} {part} texts, made once")
+            self.examples[part] = frozen.read(self.cell["model"], model, texts)
+
     def make_budget(self, key: RunKey, ledger: Path | None) -> Budget | None:
         if not self.card.private:
             return None
@@ -159,7 +172,7 @@ class Run:
         self.budget = self.make_budget(self.key, self.checkpoint.ledger)
         if self.card.private:
             self.log(f"{self.name}: noise key {self.key.noise_key}: {record.LOGGED[self.key.noise_key]}")
-        self.memory = self.measure_memory()
+        self.memory = step_memory.of(self)
         self._resume()
         together.lead(self)
         self._steps()
@@ -255,31 +268,6 @@ class Run:
         if step and self.keeps_transcript:  # from which steps may be taken again, but no points
             self.checkpoint.save(self._state())
 
-    def measure_memory(self) -> dict:
-        """Of a throw-away model and method on a stand-in batch: says nothing of private data and repeats exactly."""
-        size, length = self.settings["batch_size"], self.settings["max_length"]
-        batch = self.loss.stand_in(size, length)
-        model = self.make_model()
-
-        def forward() -> None:
-            with torch.no_grad():
-                self.loss(model, batch)
-
-        def two_steps() -> None:  # optimiser state is made in the first and is there in the second
-            method = self.make_method(model, self.make_budget(RunKey.secret(), ledger=None))
-            method.step(batch)
-            method.step(batch)
-
-        inference = memory.peak_bytes(model, forward)
-        step = inference if self.card.order is None else memory.peak_bytes(model, two_steps)
-        return {
-            "peak_allocated_bytes": step,
-            "inference_peak_bytes": inference,
-            "weights_bytes": memory.weights_bytes(model),
-            "peak_reserved_bytes": memory.reserved_bytes(model),
-            "how": f"{memory.how(model)}, a step on a stand-in batch of {size} x {length} tokens",
-        }
-
     # -- checkpoint ----------------------------------------------------------------------------------------------------
 
     def _state(self) -> dict:
@@ -317,6 +305,7 @@ class Run:
     def _start(self) -> object:
         self.model = self.method = None
         self.model = self.make_model()
+        self.freeze(self.model)
         memory.reset_resident_peak()
         self.method = self.make_method(self.model, self.budget)
         self._add_to_curve()

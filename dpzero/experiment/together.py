@@ -56,6 +56,7 @@ def follow(run: Run) -> None:
     try:
         run.budget = run.make_budget(run.key, ledger=None)
         run.model = run.make_model()
+        run.freeze(run.model)
         run.method = run.make_method(run.model, run.budget)
         _start(run)
         for _, batch in run.batches(run.method.steps_taken):

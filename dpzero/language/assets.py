@@ -73,7 +73,7 @@ def ensure(names: Iterable[str], log: Callable[[str], object] = print) -> dict[s
     for name, target in targets.items():
         if _is_whole(target):
             continue
-        with _locked(name):
+        with locked(name):
             if not _is_whole(target):  # another process may have filled it while this one waited
                 _fetch(name, target, log)
     return targets
@@ -97,7 +97,7 @@ def _is_whole(target: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _locked(name: str) -> Iterator[None]:
+def locked(name: str) -> Iterator[None]:
     """One process at a time downloads an asset; the operating system drops the lock of a killed one."""
     cache = cache_folder()
     try:

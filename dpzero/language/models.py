@@ -21,7 +21,7 @@ __all__ = ["Classifier", "Continuer", "catalogue", "digest", "load", "tokenizer"
 
 
 class Classifier(nn.Module):
-    """forward(input_ids [B, L], attention_mask [B, L]) -> logits [B, labels], float32."""
+    """forward(input_ids [B, L] or features [B, H], attention_mask [B, L]) -> logits [B, labels], float32."""
 
     def __init__(
         self,
@@ -58,7 +58,8 @@ class Classifier(nn.Module):
         return nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1) * self.feature_scale
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.head(self.features(input_ids, attention_mask)).float()
+        made = input_ids.is_floating_point()  # features that were made before (see `frozen`)
+        return self.head(input_ids if made else self.features(input_ids, attention_mask)).float()
 
 
 class Continuer(nn.Module):

@@ -200,6 +200,7 @@ def time(runs: pandas.DataFrame) -> Table:
         "These figures depend on the machine and on what else it does; they change with each rerun.",
         "Means over the runs that finished; resident memory is the highest of them, of the whole process.",
         "Two forwards: the floor of a two-point step, timed in the same run beside the steps.",
+        "Where the head alone is trained, both begin at features that were made once, before the training that is timed.",
     ]
     return table
 

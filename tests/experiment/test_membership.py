@@ -13,10 +13,11 @@ from baselines.mezo import MeZO
 from dpzero.algorithm import DPZero
 from dpzero.errors import UsageError
 from dpzero.experiment import membership as game
-from dpzero.experiment.features import FeatureLoss, distinct, features
+from dpzero.experiment.features import FeatureLoss, distinct
 from dpzero.experiment.membership import Contestant, make_world, members, membership, play
 from dpzero.language import examples, losses, models, tasks
 from dpzero.language.examples import Examples
+from dpzero.language.frozen import features
 from dpzero.privacy import Budget, RunKey, Setting
 
 SMALL = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dpzero.experiment import memory
+from dpzero.experiment import memory, step_memory
 from dpzero.experiment.memory import LiveStorage
 from dpzero.experiment.run import Run
 
@@ -98,9 +98,24 @@ def test_the_resident_peak_is_forgotten_and_found_again():
 def measured(cache, smoke, tmp_path):
     def measure(method: str, **settings: object) -> dict:
         run = Run(smoke(method, **settings), tmp_path / "a.json", lambda line: None, "cpu")
-        return run.measure_memory()
+        return step_memory.of(run)
 
     return measure
+
+
+def test_runs_of_the_same_settings_share_a_measurement_and_no_others_do(cache, smoke, tmp_path, monkeypatch):
+    taken = []
+    monkeypatch.setattr(step_memory, "FOLDER", "of this test")
+    monkeypatch.setattr(memory, "peak_bytes", lambda model, work: taken.append(work()) or len(taken))
+
+    def measure(cell: dict) -> int:
+        step_memory.of(Run(cell, tmp_path / "a.json", lambda line: None, "cpu"))
+        return len(taken) // 2
+
+    cell = smoke("dpzero")
+    same = cell | {"epsilon": "6", "seed": 3}
+    others = [smoke("dpzero", clip=3.0), smoke("dpzero", batch_size=9), smoke("mezo")]
+    assert [measure(c) for c in (cell, cell, same, *others)] == [1, 1, 1, 2, 3, 4]
 
 
 def test_a_zeroth_order_step_has_the_memory_of_inference(measured):

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dpzero.errors import UsageError
-from dpzero.experiment import checkpoint, record, sweep, together
+from dpzero.experiment import checkpoint, record, step_memory, sweep, together
 from dpzero.experiment.checkpoint import Checkpoint
 from dpzero.experiment.run import Run, run_cell
 from dpzero.language import examples, losses, models, tasks
@@ -393,6 +393,7 @@ def test_one_that_ends_at_once_when_it_is_resumed_still_says_what_was_spent(priv
     cell, out = private("dpzero"), tmp_path / "record.json"
     interrupted(monkeypatch, cell, out, lambda line: None)
     monkeypatch.setattr(models.Classifier, "forward", no_memory)
+    monkeypatch.setattr(step_memory, "FOLDER", "of no run yet")
     made = run_cell(cell, out, lambda line: None, "cpu")
     assert made["status"] == "oom" and made["memory"] is None
     assert made["privacy"]["steps"] == 13 and 0 < made["privacy"]["epsilon_spent"] < 2

@@ -11,9 +11,9 @@ import torch
 
 from dpzero import __main__ as command_line
 from dpzero.errors import UsageError
-from dpzero.experiment import checkpoint
+from dpzero.experiment import checkpoint, step_memory
 from dpzero.experiment.run import Run, run_cell
-from dpzero.language import models
+from dpzero.language import frozen, models
 from dpzero.report import records
 from dpzero.zeroth_order import TwoPoint
 
@@ -102,6 +102,19 @@ def test_the_metric_is_taken_on_the_split_that_is_asked_for(run, smoke):
 def test_every_part_of_a_model_can_be_trained(run, smoke, method, tune):
     record = run(smoke(method, tune=tune))
     assert record["status"] == "ok" and record["privacy"]["steps"] == 20
+
+
+@pytest.mark.parametrize("method", ["dpzero", "dp_adam", "adamw"])
+def test_a_head_trained_alone_learns_from_features_what_it_learns_from_texts(run, smoke, monkeypatch, method):
+    """Weights can differ in their last digits, and the loss on test with them."""
+    cell = smoke(method, tune="head")
+    on_features = run(cell)
+    monkeypatch.setattr(frozen, "applies", lambda *_: False)
+    on_texts = run(cell)
+    for record in (on_features, on_texts):
+        assert record["metrics"]["examples"] == 120 and len(record["curve"]) == 3
+    assert on_features["metrics"]["loss"] == pytest.approx(on_texts["metrics"]["loss"], rel=1e-4)
+    assert on_features["memory"]["peak_allocated_bytes"] == on_texts["memory"]["peak_allocated_bytes"]
 
 
 @pytest.mark.parametrize("method", ["dpzero", "dp_sgd", "adamw"])
@@ -237,6 +250,7 @@ def out_of_memory_after(monkeypatch, calls: int, error: BaseException) -> None:
         return whole(self, *arguments)
 
     monkeypatch.setattr(models.Classifier, "forward", forward)
+    monkeypatch.setattr(step_memory, "FOLDER", f"of {id(error)}")  # where no earlier run left its measurement
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,68 @@
+"""Peak memory of a run's step on a stand-in batch: it says nothing of private data and repeats exactly, so it is measured once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..language import assets, frozen
+from ..privacy import RunKey
+from . import memory
+from .provenance import provenance
+
+if TYPE_CHECKING:
+    from .run import Run
+
+FOLDER = "memory"  # of the cache
+
+
+def of(run: Run) -> dict:
+    """Bytes of the weights, of plain inference and of a step, and how they were taken; kept for runs of the same settings."""
+    cell = {key: run.cell[key] for key in ("task", "model", "use", "settings")}
+    found = provenance(run.cell["use"], run.device)
+    source = hashlib.sha256(Path(memory.__file__).read_bytes() + Path(__file__).read_bytes())
+    key = [cell, found["code"], found["method_code"], found["device"], found["packages"], source.hexdigest()]
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    path = assets.cache_folder() / FOLDER / f"{name}.json"
+    if not path.exists():
+        measured = json.dumps(_measure(run))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(measured)
+        temporary.replace(path)
+    return json.loads(path.read_text())
+
+
+def _measure(run: Run) -> dict:
+    """Of a throw-away model and method."""
+    size, length = run.settings["batch_size"], run.settings["max_length"]
+    batch, model = run.loss.stand_in(size, length), run.make_model()
+    from_features = frozen.applies(model, run.settings)
+    read = frozen.stand_in(model, size) if from_features else batch
+
+    def forward() -> None:
+        with torch.no_grad():
+            run.loss(model, batch)
+
+    def two_steps() -> None:  # optimiser state is made in the first and is there in the second
+        method = run.make_method(model, run.make_budget(RunKey.secret(), ledger=None))
+        method.step(read)
+        method.step(read)
+
+    inference = memory.peak_bytes(model, forward)
+    step = inference if run.card.order is None else memory.peak_bytes(model, two_steps)
+    on = "on its features, which inference makes" if from_features else "on it"
+    return {
+        # a step from features comes after the inference that makes them
+        "peak_allocated_bytes": max(step, inference) if from_features else step,
+        "inference_peak_bytes": inference,
+        "weights_bytes": memory.weights_bytes(model),
+        "peak_reserved_bytes": memory.reserved_bytes(model),
+        "how": f"{memory.how(model)}, inference on a stand-in batch of {size} x {length} tokens and a step {on}, taken once for all runs "
+        "of these settings",
+    }
