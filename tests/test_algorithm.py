@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
+from opacus.accountants.utils import get_noise_multiplier
 from torch import nn
 
 import dpzero
 from baselines.dp_zo import DPZO
 from baselines.mezo import MeZO
+from dpzero.language import examples, models, tasks
 from dpzero.privacy import Budget, RunKey, Setting
+from dpzero.privacy.as_published import AsPublished
+from dpzero.privacy.published import PRACTICES, Published
 from dpzero.privacy.sampling import Users
 from dpzero.zeroth_order import Gaussian
 
@@ -101,6 +107,48 @@ def test_the_released_scalar_is_the_formula_of_the_paper(clip):
         assert me.step(batch) == pytest.approx(g, rel=1e-7)
         assert torch.allclose(weights(model), x - LEARNING_RATE * g * u, rtol=1e-9, atol=1e-12)
     assert (clipped > 0) == (clip == 0.2)
+
+
+def test_a_step_in_the_published_setting_is_the_formula_of_the_published_code():
+    """DPZero on SST-2: 1,024 examples, batches of 64 from shuffled epochs, clip 200, 10,000 steps at epsilon 2."""
+    clip, smoothing, learning_rate, sizes = 200.0, 1e-3, 1e-6, {"dataset_size": 1024, "batch_size": 64}
+    multiplier = get_noise_multiplier(
+        target_epsilon=2.0, target_delta=1e-5, sample_rate=1 / 16, steps=10_000, accountant="rdp"
+    )
+    assert multiplier == pytest.approx(13.516, abs=0.002)
+    theirs = Published(PRACTICES["dpzero"], 2.0, delta=1e-5, steps=10_000, **sizes)
+    share = AsPublished(theirs, RunKey.published(0))
+    model = models.load("tiny-encoder", tasks.load("toy"), "full").double()
+    rows = examples.encode("toy", "tiny-encoder", 24)["train"]
+
+    def loss(model, batch):
+        ids, mask, labels = rows[batch % len(rows)].padded(torch.device("cpu"))
+        return nn.functional.cross_entropy(model.head(model.features(ids, mask)), labels, reduction="none")
+
+    settings = {"learning_rate": learning_rate, "smoothing": smoothing, "seed": 42}
+    me = dpzero.DPZero(model, loss, share, clip=clip, **settings)
+    noise = RunKey.published(0).stream("noise")
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for step, batch in zip(range(3), share.batches(), strict=False):
+        assert len(batch) == 64
+        x, z = weights(model), [torch.zeros(p.shape) for p in trained]
+        Gaussian(42).add_(z, step, 1.0)
+        u = torch.cat([part.flatten() for part in z]).double()
+        other = copy.deepcopy(model)
+
+        def at(point, other=other, batch=batch):
+            nn.utils.vector_to_parameters(point, other.parameters())
+            return loss(other, batch).detach()
+
+        g = (
+            ((at(x + smoothing * u) - at(x - smoothing * u)) / (2 * smoothing))
+            .clamp(-clip, clip)
+            .mean()
+            .item()
+        )
+        added = 2 * multiplier * clip / 64 * noise.normals(1, step, 0, 0)[0]
+        assert me.step(batch) - added == pytest.approx(g, rel=1e-6)
+        assert torch.allclose(weights(model), x - learning_rate * (g + added) * u, rtol=1e-9, atol=1e-12)
 
 
 class Scalar(nn.Module):
