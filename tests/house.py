@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,12 @@ class Broken(TwoPoint):
         return 0.0
 """
 NARROW = ["sweep=smoke", "methods=[zero_shot, mezo, dpzero]", "epsilons=[2]"]
+
+
+def cluster_commands() -> list[list[str]]:
+    """The README's commands from the laptop to the cluster, as words."""
+    text = (ROOT / "README.md").read_text().split("## From your laptop to a cluster")[1]
+    return [shlex.split(line, comments=True) for line in text.split("```")[1].splitlines()[1:]]
 
 
 class House:

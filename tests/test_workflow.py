@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dpzero.report import FIGURE_FILES, FIGURES, TABLE_FILES, figure_files, table_files
-from tests.house import BROKEN, DPZERO, MEZO, NARROW, PREFIX, ZERO_SHOT, House
+from tests.house import BROKEN, DPZERO, MEZO, NARROW, PREFIX, ROOT, ZERO_SHOT, House, cluster_commands
 
 pytestmark = pytest.mark.slow
 
@@ -179,6 +179,28 @@ def test_a_sweep_of_another_kind_has_its_own_tables_and_figures_and_needs_no_ass
     assert (house.folder / "results" / "guarantees" / "tables" / "guarantees.md").read_text() in said
     assert "Figure:  figures/guarantees/guarantees.png" in said
     assert house.planned(*narrowed) == set()
+
+
+# --- the README, from the laptop to the cluster
+
+
+def test_the_commands_from_the_laptop_to_the_cluster_are_these():
+    """The first two run below, the last two in tests/experiment/test_cluster.py, for the sweep smoke; .ci/run installs so."""
+    estimate, shared, install, slurm, array = cluster_commands()
+    assert estimate[:4] == ["python", "-m", "dpzero", "estimate"] and shared[0] == "snakemake"
+    assert " ".join(install[2:]) in (ROOT / ".ci" / "run").read_text().replace("-q ", "").replace("'", "")
+    assert slurm[0] == array[0] == "snakemake" and slurm[1] == array[1] == "--workflow-profile"
+
+
+def test_the_shared_gpu_and_the_estimate_of_the_readme(house):
+    estimate, shared, *_ = cluster_commands()
+    house.record(MEZO).unlink()
+    done = house.call("-m", *["sweep=smoke" if w == "sweep=quick" else w for w in shared], *NARROW[1:])
+    assert done.returncode == 0 and house.record(MEZO).exists(), done.stderr
+    done = house.call(*["smoke" if word == "quick-tasks" else word for word in estimate[1:]])
+    assert done.returncode == 0 and json.loads(done.stdout.splitlines()[-1])["price_an_hour"] == 2, (
+        done.stderr
+    )
 
 
 # --- failures

@@ -9,13 +9,12 @@ from collections.abc import Iterator
 import pytest
 
 from tests.experiment import slurm
-from tests.house import BROKEN, DPZERO, MEZO, PREFIX, ZERO_SHOT, House
+from tests.house import BROKEN, DPZERO, MEZO, PREFIX, ZERO_SHOT, House, cluster_commands
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(slurm.obstacle() is not None, reason=str(slurm.obstacle())),
 ]
-PROFILES = "dpzero/experiment/profiles"
 QUICKLY = ["--slurm-init-seconds-before-status-checks", 3, "--latency-wait", 10]  # here jobs take seconds
 
 
@@ -38,9 +37,15 @@ def cluster(tmp_path_factory) -> Iterator[House]:
         yield house
 
 
-def command(profile: str, *options: object, methods: str) -> list[object]:
+def command(methods: str, array: bool = False) -> list[object]:
+    """The README's, but for the sweep."""
+    (words,) = (
+        words
+        for words in cluster_commands()
+        if "dpzero/experiment/profiles/slurm" in words and ("--slurm-array-jobs" in words) == array
+    )
     config = ["sweep=smoke", f"methods=[{methods}]", "epsilons=[2]"]
-    return ["-m", "snakemake", "--workflow-profile", f"{PROFILES}/{profile}", *options, "--config", *config]
+    return ["-m", *words[: words.index("--config")], *QUICKLY, "--config", *config]
 
 
 def log(house: House, run: str) -> str:
@@ -63,7 +68,7 @@ def jobs() -> list[dict[str, str]]:
 
 
 def test_runs_go_through_slurm_with_one_gpu_each_and_a_failing_one_costs_no_other(cluster):
-    done = cluster.call(*command("slurm", *QUICKLY, methods="broken, zero_shot, mezo"))
+    done = cluster.call(*command("broken, zero_shot, mezo"))
     assert done.returncode == 1, done.stderr
     assert cluster.runs() == {ZERO_SHOT, MEZO}, done.stderr
     for run in (ZERO_SHOT, MEZO):
@@ -83,7 +88,7 @@ def test_runs_go_through_slurm_with_one_gpu_each_and_a_failing_one_costs_no_othe
 
 def test_one_submission_holds_many_runs_and_the_tables_are_made_where_it_was_called(cluster):
     before = len(jobs())
-    done = cluster.call(*command("slurm", *QUICKLY, "--slurm-array-jobs", "run", methods="sgd, dpzero"))
+    done = cluster.call(*command("sgd, dpzero", array=True))
     assert done.returncode == 0, done.stderr
     made = jobs()[before:]
     assert len(made) == 2 and len({job["ArrayJobId"] for job in made}) == 1
@@ -95,7 +100,7 @@ def test_one_submission_holds_many_runs_and_the_tables_are_made_where_it_was_cal
 def test_a_run_that_is_requeued_goes_on_where_it_was(cluster):
     run = f"{PREFIX}/long/eps-2/seed-0"
     folder = cluster.folder / "results" / "smoke" / "checkpoints" / run
-    snakemake = cluster.start(*command("slurm", *QUICKLY, methods="long"))
+    snakemake = cluster.start(*command("long"))
     slurm.wait_for(lambda: (folder / "state.pt").exists() or snakemake.poll() is not None, 200)
     (job,) = (job["JobId"] for job in jobs() if job["JobState"] == "RUNNING")
     slurm.call("scontrol", "requeue", job)
