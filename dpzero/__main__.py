@@ -10,12 +10,10 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import RankFailure, UsageError
-from .experiment import memory_verbs
+from .errors import RankFailure, UsageError, unknown
+from .experiment import memory_verbs, privacy_verbs
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, limit of a file
 
@@ -121,21 +119,6 @@ def _parser() -> argparse.ArgumentParser:
             part.add_argument("--out", type=Path, required=True)
         part.set_defaults(verb=verb)
 
-    calibrate = verbs.add_parser("calibrate", help="noise for an epsilon")
-    calibrate.add_argument("--epsilon", type=float, required=True)
-    calibrate.set_defaults(verb=_calibrate)
-    epsilon = verbs.add_parser("epsilon", help="epsilon of a noise")
-    epsilon.add_argument("--noise-scale", type=float, required=True)
-    epsilon.add_argument("--more", action="store_true", help="the Renyi bound and mu, too")
-    epsilon.set_defaults(verb=_epsilon)
-    audit = verbs.add_parser("audit", help="transcripts of the real step code against its claim")
-    audit.add_argument("--method", default="dpzero", help="dpzero or dp_zo")
-    audit.add_argument("--epsilon", type=float, default=4.0, help="the claim")
-    audit.add_argument("--transcripts", type=int, default=20_000, help="of each of the two worlds")
-    audit.add_argument(
-        "--noise-factor", type=float, default=1.0, help="run with this times the noise: a planted bug"
-    )
-    audit.set_defaults(verb=_audit)
     membership = verbs.add_parser("membership", help="membership inference beside the ceiling of the claims")
     membership.add_argument("--task", default="r8")
     membership.add_argument("--model", default="minilm")
@@ -160,31 +143,8 @@ def _parser() -> argparse.ArgumentParser:
     benchmark.add_argument("--figures", type=Path, default=Path("figures/benchmark"))
     benchmark.set_defaults(verb=_benchmark)
     memory_verbs.add(verbs)
-    for question in (calibrate, epsilon, audit):
-        _setting_arguments(question, AUDITED if question is audit else {})
-        if question is not audit:
-            question.add_argument(
-                "--tries", type=float, help="mean of a random number of runs, of which the best counts"
-            )
-            question.add_argument(
-                "--tries-law", default="geometric", help="geometric, logarithmic, poisson, ..."
-            )
+    privacy_verbs.add(verbs)
     return parser
-
-
-# A short run with large batches: its trade-off curve is near a Gaussian one, and the lower bound through mu near the claim.
-AUDITED = {"dataset_size": 10, "batch_size": 9, "steps": 8, "delta": 1e-5}
-
-
-def _setting_arguments(parser: argparse.ArgumentParser, defaults: dict) -> None:
-    samplings, adjacencies = ("poisson", "without_replacement", "full_batch"), ("add_remove", "replace_one")
-    parser.add_argument("--mechanism", choices=("gaussian", "laplace"), default="gaussian")
-    parser.add_argument("--sampling", choices=samplings, default="poisson")
-    parser.add_argument("--adjacency", choices=adjacencies, default="add_remove")
-    for name, kind in (("delta", float), ("dataset_size", int), ("batch_size", int), ("steps", int)):
-        option = "--" + name.replace("_", "-")
-        parser.add_argument(option, type=kind, default=defaults.get(name), required=not defaults)
-    parser.add_argument("--directions", type=int, default=1)
 
 
 def _run(options: argparse.Namespace) -> dict | None:
@@ -242,7 +202,7 @@ def _cell(options: argparse.Namespace) -> dict:
         raise UsageError("run needs --sweep and --cell, or --spec")
     cells = sweep.load(options.sweep)
     if options.cell not in cells:
-        raise UsageError(sweep.unknown(f"cell of sweep {options.sweep}", options.cell, cells))
+        raise UsageError(unknown(f"cell of sweep {options.sweep}", options.cell, cells))
     return cells[options.cell]
 
 
@@ -345,31 +305,6 @@ def _records(options: argparse.Namespace) -> tuple[list[Path], list[str]]:
     return records, runs
 
 
-def _calibrate(options: argparse.Namespace) -> dict:
-    with _refusals():
-        setting = _setting(options)
-        if options.tries is not None:
-            return {"noise_scale": _tries(options).noise_scale(setting, options.epsilon)}
-        return {"noise_scale": setting.noise_scale(options.epsilon)}
-
-
-def _epsilon(options: argparse.Namespace) -> dict:
-    with _refusals():
-        setting, scale = _setting(options), options.noise_scale
-        if options.tries is not None:
-            return {"epsilon": _tries(options).epsilon(setting, scale)}
-        others = {"epsilon_rdp": setting.epsilon_rdp, "gdp_mu": setting.gdp_mu} if options.more else {}
-        return {"epsilon": setting.epsilon(scale), **{name: ask(scale) for name, ask in others.items()}}
-
-
-def _audit(options: argparse.Namespace) -> dict:
-    from .experiment.canary import audit
-
-    with _refusals():
-        counts = {"transcripts": options.transcripts, "noise_factor": options.noise_factor}
-        return audit(options.method, _setting(options), options.epsilon, **counts)
-
-
 def _membership(options: argparse.Namespace) -> dict:
     from .experiment.membership import membership
     from .experiment.record import write_whole
@@ -412,29 +347,6 @@ def _use_threads(threads: int) -> None:
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(count)
     # two runs on two cores must not spin against each other
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
-def _setting(options: argparse.Namespace):
-    from dataclasses import fields
-
-    from .privacy.accounting import Setting
-
-    return Setting(**{field.name: getattr(options, field.name) for field in fields(Setting)})
-
-
-def _tries(options: argparse.Namespace):
-    from .privacy.selection import Tries
-
-    return Tries(options.tries_law, options.tries)
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """What the privacy core refuses is a bad argument here."""
-    try:
-        yield
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
 def _say(line: str) -> None:

@@ -1,5 +1,8 @@
 """The errors that are printed on one line: the user's to mend, exit status 2, and a lost rank, exit status 1."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UsageError(ValueError):
     """What was wrong, where, and what to do, in one sentence."""
@@ -12,3 +15,12 @@ class RankFailure(RuntimeError):
     """
 
     sound: int | None = None
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> str:
+    """One line that names the nearest right name."""
+    known = [str(k) for k in known]
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    return f"unknown {kind} {name!r}: " + (
+        f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+    )

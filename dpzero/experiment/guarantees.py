@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import UsageError
+from ..errors import UsageError, unknown
 from ..privacy.published import DIVISORS, PRACTICES, Published
 from . import record, sweep
 from .provenance import provenance
@@ -45,11 +45,11 @@ def cells(found: dict) -> Iterator[dict]:
 def check(cell: dict) -> dict:
     """The cell with its settings complete. Raises UsageError for one that is not known or not of its type."""
     if cell["method"] not in PRACTICES:
-        raise UsageError(sweep.unknown("method with a public practice", cell["method"], PRACTICES))
+        raise UsageError(unknown("method with a public practice", cell["method"], PRACTICES))
     where, settings = f"method {cell['method']}", {}
     for key in cell["settings"]:
         if key not in SETTINGS:
-            raise UsageError(f"{where}: " + sweep.unknown("setting", key, SETTINGS))
+            raise UsageError(f"{where}: " + unknown("setting", key, SETTINGS))
     for key, (kind, default) in SETTINGS.items():
         value = cell["settings"].get(key, default)
         try:

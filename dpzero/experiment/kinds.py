@@ -11,15 +11,13 @@ from collections.abc import Iterable
 from importlib import import_module
 from types import ModuleType
 
-from ..errors import UsageError
+from ..errors import UsageError, unknown
 
 LANGUAGE = "language"
 KINDS = {LANGUAGE: ".run", "memory": ".memory_sweep", "guarantees": ".guarantees", "quadratic": ".quadratic"}
 
 
 def kind_of(sweep_or_cell: dict) -> str:
-    from .sweep import unknown
-
     kind = sweep_or_cell.get("experiment", LANGUAGE)
     if kind not in KINDS:
         raise UsageError(unknown("kind of experiment", kind, KINDS))
@@ -32,7 +30,7 @@ def module_of(kind: str) -> ModuleType:
 
 def narrow(cells: Iterable[dict], chosen: dict[str, list]) -> dict[str, dict]:
     """{run id: cell} of those listed cells that are asked for; `chosen`: values for axes, as from the command line."""
-    from .sweep import canonical_epsilon, run_id, unknown
+    from .sweep import canonical_epsilon, run_id
 
     cells = kept = list(cells)
     for axis, values in chosen.items():

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ..errors import UsageError
+from ..errors import UsageError, unknown
 from . import record, sweep
 from .provenance import provenance
 from .variants import VARIANTS, canonical, variant
@@ -53,7 +53,7 @@ def check(cell: dict) -> dict:
     settings = {}
     for key in cell["settings"]:
         if key not in SETTINGS:
-            raise UsageError(sweep.unknown("setting", key, SETTINGS))
+            raise UsageError(unknown("setting", key, SETTINGS))
     for key, (kind, default) in SETTINGS.items():
         settings[key] = cell["settings"].get(key, default)
         if type(settings[key]) is not kind:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ..errors import UsageError
+from ..errors import UsageError, unknown
 
 ROOT = Path(__file__).resolve().parents[2]
 TYPES = {"int": int, "float": float, "str": str, "bool": bool}
@@ -43,8 +43,6 @@ def cards() -> dict[str, Card]:
 
 def card(name: str) -> Card:
     if name not in cards():
-        from .sweep import unknown
-
         raise UsageError(unknown("method file", name, cards()))
     return cards()[name]
 

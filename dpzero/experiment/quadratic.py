@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UsageError
+from ..errors import UsageError, unknown
 from . import record, sweep
 from .provenance import provenance
 
@@ -69,12 +69,12 @@ def cells(found: dict) -> Iterator[dict]:
 def check(cell: dict) -> dict:
     """The cell with its settings complete. Raises UsageError for one that is not known or not of its type."""
     if cell["method"] not in METHODS:
-        raise UsageError(sweep.unknown("method of the quadratic", cell["method"], METHODS))
+        raise UsageError(unknown("method of the quadratic", cell["method"], METHODS))
     private, where = METHODS[cell["method"]].private, f"method {cell['method']}"
     numbers, grids = dict(SETTINGS), dict(GRIDS)
     for key in cell["settings"]:
         if key not in (known := {**numbers, **grids, **OF_PRIVATE[0], **OF_PRIVATE[1]}):
-            raise UsageError(f"{where}: " + sweep.unknown("setting", key, known))
+            raise UsageError(f"{where}: " + unknown("setting", key, known))
     if private:
         numbers, grids = numbers | OF_PRIVATE[0], grids | OF_PRIVATE[1]
     settings: dict[str, object] = {

@@ -24,7 +24,8 @@ from . import data, gpu, iterate, memory, record, step_memory, together
 from .checkpoint import Checkpoint
 from .methods import card as find_card
 from .provenance import core_digest, method_digest, provenance
-from .sweep import RUN_SETTINGS, run_id
+from .settings import RUN_SETTINGS
+from .sweep import run_id
 
 LOG_SECONDS = 10  # between progress lines
 LOG_LINES = 10  # in all, of a release

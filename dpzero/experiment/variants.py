@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..errors import UsageError
+from ..errors import UsageError, unknown
 
 STEP = {"learning_rate": 1e-9}  # so small that the weights stay what they are
 NOISE = {"clip": 1.0, **STEP}
@@ -75,8 +75,6 @@ def variant(name: str) -> Variant:
 
 
 def canonical(name: str) -> str:
-    from .sweep import unknown
-
     key = str(name).replace("-", "_")
     if key not in VARIANTS:
         raise UsageError(unknown("method", name, VARIANTS))

@@ -1,0 +1,99 @@
+"""The verbs of the command line that ask of privacy: calibrate, epsilon, audit. torch is imported when one needs it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..errors import UsageError
+
+# A short run with large batches: its trade-off curve is near a Gaussian one, and the lower bound through mu near the claim.
+AUDITED = {"dataset_size": 10, "batch_size": 9, "steps": 8, "delta": 1e-5}
+
+
+def add(verbs) -> None:
+    """To the subparsers of the command line."""
+    calibrate = verbs.add_parser("calibrate", help="noise for an epsilon")
+    calibrate.add_argument("--epsilon", type=float, required=True)
+    calibrate.set_defaults(verb=_calibrate)
+    epsilon = verbs.add_parser("epsilon", help="epsilon of a noise")
+    epsilon.add_argument("--noise-scale", type=float, required=True)
+    epsilon.add_argument("--more", action="store_true", help="the Renyi bound and mu, too")
+    epsilon.set_defaults(verb=_epsilon)
+    audit = verbs.add_parser("audit", help="transcripts of the real step code against its claim")
+    audit.add_argument("--method", default="dpzero", help="dpzero or dp_zo")
+    audit.add_argument("--epsilon", type=float, default=4.0, help="the claim")
+    audit.add_argument("--transcripts", type=int, default=20_000, help="of each of the two worlds")
+    audit.add_argument(
+        "--noise-factor", type=float, default=1.0, help="run with this times the noise: a planted bug"
+    )
+    audit.set_defaults(verb=_audit)
+    for question in (calibrate, epsilon, audit):
+        _setting_arguments(question, AUDITED if question is audit else {})
+        if question is not audit:
+            question.add_argument(
+                "--tries", type=float, help="mean of a random number of runs, of which the best counts"
+            )
+            question.add_argument(
+                "--tries-law", default="geometric", help="geometric, logarithmic, poisson, ..."
+            )
+
+
+def _setting_arguments(parser: argparse.ArgumentParser, defaults: dict) -> None:
+    samplings, adjacencies = ("poisson", "without_replacement", "full_batch"), ("add_remove", "replace_one")
+    parser.add_argument("--mechanism", choices=("gaussian", "laplace"), default="gaussian")
+    parser.add_argument("--sampling", choices=samplings, default="poisson")
+    parser.add_argument("--adjacency", choices=adjacencies, default="add_remove")
+    for name, kind in (("delta", float), ("dataset_size", int), ("batch_size", int), ("steps", int)):
+        option = "--" + name.replace("_", "-")
+        parser.add_argument(option, type=kind, default=defaults.get(name), required=not defaults)
+    parser.add_argument("--directions", type=int, default=1)
+
+
+def _calibrate(options: argparse.Namespace) -> dict:
+    with _refusals():
+        setting = _setting(options)
+        if options.tries is not None:
+            return {"noise_scale": _tries(options).noise_scale(setting, options.epsilon)}
+        return {"noise_scale": setting.noise_scale(options.epsilon)}
+
+
+def _epsilon(options: argparse.Namespace) -> dict:
+    with _refusals():
+        setting, scale = _setting(options), options.noise_scale
+        if options.tries is not None:
+            return {"epsilon": _tries(options).epsilon(setting, scale)}
+        others = {"epsilon_rdp": setting.epsilon_rdp, "gdp_mu": setting.gdp_mu} if options.more else {}
+        return {"epsilon": setting.epsilon(scale), **{name: ask(scale) for name, ask in others.items()}}
+
+
+def _audit(options: argparse.Namespace) -> dict:
+    from .canary import audit
+
+    with _refusals():
+        counts = {"transcripts": options.transcripts, "noise_factor": options.noise_factor}
+        return audit(options.method, _setting(options), options.epsilon, **counts)
+
+
+def _setting(options: argparse.Namespace):
+    from dataclasses import fields
+
+    from ..privacy.accounting import Setting
+
+    return Setting(**{field.name: getattr(options, field.name) for field in fields(Setting)})
+
+
+def _tries(options: argparse.Namespace):
+    from ..privacy.selection import Tries
+
+    return Tries(options.tries_law, options.tries)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What the privacy core refuses is a bad argument here."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(str(error)) from error
