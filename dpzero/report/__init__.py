@@ -7,7 +7,7 @@ from importlib import import_module
 
 # Adding a figure: one function of that name in figures.py, its caption in captions/NAME.rst, and its name here.
 FIGURES = ("accuracy_vs_epsilon", "memory_by_method", "accuracy_vs_time", "learning_curves")
-TABLES = ("accuracy", "memory", "time", "privacy")
+TABLES = ("accuracy", "memory", "time", "privacy", "order")
 COMPARED = ("published", "discrepancies")  # beside them where a run has a published number
 
 # Kinds of experiment: tables (the first is printed at the end of a sweep), figures, further files beside the tables.

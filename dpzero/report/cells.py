@@ -70,6 +70,15 @@ def difference(summary: Summary) -> str:
     return f"{number(100 * summary.mean, '+.1f')} {'(one seed)' if summary.n == 1 else interval(summary)}"
 
 
+def by_seed(rows: pandas.DataFrame, others: pandas.DataFrame | None = None) -> dict[int, float]:
+    """Score by seed. What reads no private example has one score: that of every seed of the rows that it is compared with."""
+    ok = rows[rows["status"] == "ok"]
+    scores = dict(zip(ok["seed"], ok["score"], strict=True))
+    if others is not None and len(scores) == 1 and rows["epsilon"].eq("0").all():
+        return dict.fromkeys(others["seed"], *scores.values())
+    return scores
+
+
 def common(values: pandas.Series, form: str) -> str:
     """What a row's runs agree on, as text; all of it, with slashes, where they do not."""
     return " / ".join(sorted({_text(value, form) for value in values.dropna()})) or ABSENT

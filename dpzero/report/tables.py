@@ -1,4 +1,4 @@
-"""The four tables of a sweep, the run-by-run CSV files under them, and the privacy statement beside them.
+"""The tables of a sweep, the run-by-run CSV files under them, and the privacy statement beside them.
 
 Only `time.*` and `times.csv` hold what a rerun changes (times, resident memory, the machine); every other file
 is the same to the byte for the same results from the same checkout.
@@ -15,6 +15,7 @@ from typing import Any
 import pandas
 
 from dpzero.report import cells, comparison, provenance, published
+from dpzero.report.order import order
 from dpzero.report.records import INTERNAL, load
 from dpzero.report.render import ABSENT, Table, csv_text, mebibytes, number
 from dpzero.report.statement import statement
@@ -80,7 +81,7 @@ def write_tables(
         "provenance.json": json.dumps(provenance.union(runs, sweep), indent=2, ensure_ascii=False) + "\n"
     }
     contents |= run_files(runs) | {"privacy_statement.md": statement(runs, sweep)}
-    made = {f.__name__: f(runs) for f in (accuracy, memory, time, privacy)}
+    made = {f.__name__: f(runs) for f in (accuracy, memory, time, privacy, order)}
     if published.any_of(runs["run"]):
         made |= {f.__name__: f(runs) for f in (comparison.published, comparison.discrepancies)}
     for name, table in made.items():
@@ -111,7 +112,7 @@ def accuracy(runs: pandas.DataFrame) -> Table:
     metric = metrics[0] if len(metrics) == 1 else "score"
     of_method = dict(list(runs.groupby(METHOD, sort=False)))
     for (task, model, method, epsilon), rows in runs.groupby(CELL, sort=False):
-        score = summarise(_by_seed(rows).values())
+        score = summarise(cells.by_seed(rows).values())
         values = cells.identity(rows) | {"epsilon": epsilon, "metric": cells.common(rows["metric"], "")}
         values |= {k: cells.common(rows[f"metrics.{k}"], ".0f") for k in ("split", "examples", "selection")}
         values |= _flat("score", asdict(score))
@@ -120,7 +121,7 @@ def accuracy(runs: pandas.DataFrame) -> Table:
         for reference, title in REFERENCES.items():
             theirs = of_method.get((task, model, reference), runs[:0])
             apart = paired_difference(
-                _by_seed(rows, theirs), {} if reference == method else _by_seed(theirs, rows)
+                cells.by_seed(rows, theirs), {} if reference == method else cells.by_seed(theirs, rows)
             )
             values |= _flat(f"vs_{reference}", asdict(apart))
             shown[f"vs {title}"] = "reference" if reference == method else cells.difference(apart)
@@ -244,15 +245,6 @@ def privacy(runs: pandas.DataFrame) -> Table:
         *([PUBLISHED] if (private["privacy.noise_key"] == "published").any() else []),
     ]
     return table
-
-
-def _by_seed(rows: pandas.DataFrame, others: pandas.DataFrame | None = None) -> dict[int, float]:
-    """Score by seed. What reads no private example has one score: that of every seed of the rows that it is compared with."""
-    ok = rows[rows["status"] == "ok"]
-    scores = dict(zip(ok["seed"], ok["score"], strict=True))
-    if others is not None and len(scores) == 1 and rows["epsilon"].eq("0").all():
-        return dict.fromkeys(others["seed"], *scores.values())
-    return scores
 
 
 def _flat(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
