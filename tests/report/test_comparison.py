@@ -135,7 +135,7 @@ def test_every_heading_names_the_rule_of_the_settings(tables, paper):
         for name, text in files.items()
         if name.endswith(".md") and "statement" not in name
     ]
-    assert len(headings) == 6 and all(RULE in heading for heading in headings)
+    assert len(headings) == 7 and all(RULE in heading for heading in headings)
 
 
 def test_another_setting_is_named_in_place_of_a_verdict(tables, paper):
