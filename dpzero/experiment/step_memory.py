@@ -56,13 +56,12 @@ def _measure(run: Run) -> dict:
 
     inference = memory.peak_bytes(model, forward)
     step = inference if run.card.order is None else memory.peak_bytes(model, two_steps)
-    on = "on its features, which inference makes" if from_features else "on it"
+    read_by_head = ", of whose features the head reads" if from_features else ""
     return {
         # a step from features comes after the inference that makes them
         "peak_allocated_bytes": max(step, inference) if from_features else step,
         "inference_peak_bytes": inference,
         "weights_bytes": memory.weights_bytes(model),
         "peak_reserved_bytes": memory.reserved_bytes(model),
-        "how": f"{memory.how(model)}, inference on a stand-in batch of {size} x {length} tokens and a step {on}, taken once for all runs "
-        "of these settings",
+        "how": f"{memory.how(model)}, a step on a stand-in batch of {size} x {length} tokens{read_by_head}",
     }

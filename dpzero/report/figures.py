@@ -16,6 +16,7 @@ from dpzero.report import FIGURES, drawing, provenance, style, tables
 from dpzero.report.records import load
 
 WIDE_RANGE = 20  # highest / lowest value from which an axis is logarithmic
+LONG_RUNS = 8  # longest / shortest run, likewise
 DODGE = 0.4  # the methods of one epsilon take this part of the way to the next epsilon
 
 
@@ -119,6 +120,8 @@ def learning_curves(runs: pandas.DataFrame) -> Figure:
     columns += drawing.epsilons(runs)
     panels = list(drawing.panels(runs))
     figure, axes = drawing.canvas(len(panels), len(columns), 2.2, sharey="row")
+    for axis, (label, _) in zip(axes[0], columns, strict=True):
+        axis.set_title(label)
     for line, (title, rows) in zip(axes, panels, strict=True):
         for axis, (label, epsilon) in zip(line, columns, strict=True):
             private = label != "not private"
@@ -126,13 +129,12 @@ def learning_curves(runs: pandas.DataFrame) -> Figure:
             here = here[here["epsilon_value"] == epsilon] if private else here
             lengths = [_draw_curve(axis, method, some) for method, some in here.groupby("method", sort=False)]
             lengths = [length for length in lengths if length > 0]
-            if lengths and max(lengths) / min(lengths) > WIDE_RANGE:
+            if lengths and max(lengths) / min(lengths) > LONG_RUNS:
                 axis.set_xscale("symlog", linthresh=min(lengths))
                 decades = [10.0**power for power in range(10) if min(lengths) <= 10**power <= max(lengths)]
                 axis.set_xticks([0, *decades])
             drawing.settle(axis, here)
-            axis.set(title=f"{title}, {label}")
-        line[0].set_ylabel(drawing.score_label(rows, "dev"))
+        line[0].set_ylabel(f"{title}\n{drawing.score_label(rows, 'dev')}")
     for axis in axes[-1]:
         axis.set_xlabel("step")
     drawing.legend(figure, trained[trained["status"] == "ok"])

@@ -173,6 +173,7 @@ def memory(runs: pandas.DataFrame) -> Table:
     table.notes = [
         "Over weights: peak allocated minus the loaded weights. Inference: the peak of a plain forward pass in the same run.",
         "Ratios: method / inference, without and with the weights. Each row is the run with the highest peak.",
+        "A stand-in batch repeats exactly, so it is measured once on a machine for all runs of equal settings and code.",
     ]
     return table
 
