@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from ..language import assets, frozen
 from ..privacy import RunKey
 from . import memory
 from .provenance import provenance
+from .record import write_whole
 
 if TYPE_CHECKING:
     from .run import Run
@@ -30,11 +30,7 @@ def of(run: Run) -> dict:
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = assets.cache_folder() / FOLDER / f"{name}.json"
     if not path.exists():
-        measured = json.dumps(_measure(run))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(measured)
-        temporary.replace(path)
+        write_whole(path, json.dumps(_measure(run)))
     return json.loads(path.read_text())
 
 
