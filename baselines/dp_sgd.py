@@ -19,7 +19,7 @@ from baselines._opacus import GhostNorms, PerSampleGradients, watching
 from baselines.fine_tuning import FineTuning
 from dpzero.privacy import Budget
 from dpzero.privacy.clipping import clip_factors
-from dpzero.zeroth_order.two_point import check_independence
+from dpzero.zeroth_order.checks import check_independence
 
 Sums = dict[nn.Parameter, Tensor]  # of clipped gradients
 

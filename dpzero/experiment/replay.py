@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from ..errors import UsageError
 from ..language import models, tasks
 from ..zeroth_order import transcript
-from ..zeroth_order.two_point import trainable
+from ..zeroth_order.checks import trainable
 from . import sweep
 from .methods import cards
 

@@ -23,8 +23,8 @@ from dpzero.experiment.replay import replay_record
 from dpzero.experiment.run import Run, run_cell
 from dpzero.language import examples, losses, models, tasks
 from dpzero.zeroth_order import transcript
+from dpzero.zeroth_order.checks import trainable
 from dpzero.zeroth_order.transcript import Transcript
-from dpzero.zeroth_order.two_point import trainable
 
 OTHERS = {"dp_aggzo": {"directions": 3}, "dp_zoso": {}}  # not in the sweep `smoke`
 STEPS = 20

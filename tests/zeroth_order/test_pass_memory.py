@@ -13,9 +13,9 @@ from torch.nn import functional
 from baselines.mezo import MeZO
 from dpzero.experiment.memory import LiveStorage, peak_bytes, weights_bytes
 from dpzero.zeroth_order import kernels
+from dpzero.zeroth_order.checks import trainable
 from dpzero.zeroth_order.directions import LAWS, Move, law_of
 from dpzero.zeroth_order.passes import PERTURB, Passes, read_numbers
-from dpzero.zeroth_order.two_point import trainable
 
 MIB = 2**20
 

@@ -13,9 +13,9 @@ from baselines.dp_aggzo import DPAggZO
 from baselines.mezo import MeZO
 from dpzero.privacy import Budget, RunKey, Setting
 from dpzero.zeroth_order import kernels, reads
+from dpzero.zeroth_order.checks import trainable
 from dpzero.zeroth_order.directions import LAWS, Move, law_of
 from dpzero.zeroth_order.passes import PERTURB, Passes, read_numbers
-from dpzero.zeroth_order.two_point import trainable
 
 WORDS, WIDTH, LENGTH = 23, 8, 6
 SMOOTHING = 1e-3
