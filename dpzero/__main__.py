@@ -255,12 +255,11 @@ def _assets(options: argparse.Namespace) -> dict:
 
 
 def _tables(options: argparse.Namespace) -> dict:
-    from .experiment import kinds, sweep
+    from .experiment import sweep
 
     records, runs = _records(options)
     write_tables, _ = _writers(options)
-    rule = {"chosen": sweep.chosen(options.sweep)} if sweep.kind(options.sweep) == kinds.LANGUAGE else {}
-    print(write_tables(records, options.out, options.sweep, runs, **rule))
+    print(write_tables(records, options.out, options.sweep, runs, sweep.chosen(options.sweep)))
     return {"tables": str(options.out), "records": len(records), "runs": len(runs)}
 
 

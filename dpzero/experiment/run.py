@@ -96,6 +96,7 @@ class Run:
         draw = data.draw_of(cell)
         self.task = tasks.load(cell["task"], draw)
         self.examples = objective.encode(cell["task"], cell["model"], self.settings["max_length"], draw)
+        self._check_rows()
         code = core_digest() + method_digest(cell["use"])
         self.checkpoint = Checkpoint(out, cell, code, self._say) if ranks.rank == 0 else None
         sizes = (
@@ -112,6 +113,15 @@ class Run:
         self.budget: Budget | None = None
         self.model = self.method = None
         self.best = iterate.BestDev() if self.settings.get("iterate") == "best_dev" else None
+
+    def _check_rows(self) -> None:
+        split, needs_dev = self.settings["split"], self.settings.get("iterate") == "best_dev"
+        if needs_dev and not min(len(self.examples["dev"]), self.settings["curve_examples"]):
+            raise UsageError(
+                f"{self.name}: iterate best_dev looks at dev, of which there are no rows: draw fewer training rows, or look at more"
+            )
+        if not len(self.examples[split]):
+            raise UsageError(f"{self.name}: there are no rows of split {split}: evaluate another")
 
     # -- parts ---------------------------------------------------------------------------------------------------------
 
@@ -142,7 +152,10 @@ class Run:
         try:
             if self.settings.get("as_published"):
                 practice = PRACTICES[self.card.file]
-                return AsPublished(Published(practice, epsilon, dataset_size=size, **sizes), key, ledger)
+                # their accountant is told so, though a class may have fewer rows
+                assumed = self.settings.get("shots", 0) * len(self.task.labels) or None
+                published = Published(practice, epsilon, dataset_size=size, assumed_size=assumed, **sizes)
+                return AsPublished(published, key, ledger)
             setting = Setting(dataset_size=size, **sizes, **kinds)
             scale = setting.cached_noise_scale(epsilon, assets.cache_folder() / "calibrations")
             return Budget(setting, scale, key, ledger, noise_arithmetic=self.settings["noise_arithmetic"])
@@ -264,7 +277,8 @@ class Run:
             point["train_loss"] = self.method.training_loss
             if self.best:
                 point["dev_loss"] = found["loss"]
-                self.best.offer(step, found["loss"], self.method.parameters)
+                if step:  # published code evaluates no earlier than after its first steps
+                    self.best.offer(step, found["loss"], self.method.parameters)
         self.curve.append(point)
         if step and self.keeps_transcript:  # from which steps may be taken again, but no points
             self.checkpoint.save(self._state())
@@ -385,5 +399,9 @@ class Run:
             **together.provenance(self.ranks, self.timed_steps),
             "threads": torch.get_num_threads(),
             "model": {"name": self.cell["model"], "sha256": models.digest(self.cell["model"])},
-            "data": {"name": self.cell["task"], "sha256": tasks.digest(self.cell["task"])},
+            "data": {
+                "name": self.cell["task"],
+                "sha256": tasks.digest(self.cell["task"]),
+                **({"departure": departure} if (departure := tasks.departure(self.cell["task"])) else {}),
+            },
         }

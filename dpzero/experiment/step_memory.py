@@ -19,14 +19,24 @@ if TYPE_CHECKING:
     from .run import Run
 
 FOLDER = "memory"  # of the cache
+FACTORS = {"learning_rate", "clip"}  # numbers that a step multiplies by: its memory is the same
 
 
 def of(run: Run) -> dict:
     """Bytes of the weights, of plain inference and of a step, and how they were taken; kept for runs of the same settings."""
-    cell = {key: run.cell[key] for key in ("task", "model", "use", "settings")}
+    cell = {key: run.cell[key] for key in ("task", "model", "use")}
+    settings = {key: value for key, value in run.settings.items() if key not in FACTORS}
     found = provenance(run.cell["use"], run.device)
     source = hashlib.sha256(Path(memory.__file__).read_bytes() + Path(__file__).read_bytes())
-    key = [cell, found["code"], found["method_code"], found["device"], found["packages"], source.hexdigest()]
+    key = [
+        cell,
+        settings,
+        found["code"],
+        found["method_code"],
+        found["device"],
+        found["packages"],
+        source.hexdigest(),
+    ]
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = assets.cache_folder() / FOLDER / f"{name}.json"
     if not path.exists():

@@ -31,8 +31,10 @@ AXES = ("tasks", "models", "methods", "epsilons", "seeds")
 STANZA = ("use", "title")
 CHOSEN = {
     "fixed": "settings fixed beforehand",
+    "nothing": "nothing is chosen",
     "dev": "settings chosen on dev (not accounted)",
-    "published": "published settings (chosen there, not accounted)",
+    "stated": "settings as the paper states them, else defaults of its code or ours (not tuned here; choices not accounted)",
+    "best of grid": "settings best of the grid (not accounted)",
     "tries": "every try of a grid, none chosen",
 }
 
@@ -71,7 +73,7 @@ def gpu_share(name: str) -> int:
 
 def chosen(name: str) -> str:
     """By which rule the settings of a sweep were chosen, in words."""
-    return CHOSEN[_read(name).get("chosen", "fixed")]
+    return CHOSEN[_read(name)["chosen"]]
 
 
 def core_seconds(name: str) -> float | None:
@@ -92,11 +94,15 @@ def _read(name: str) -> dict:
     except yaml.YAMLError as error:
         raise UsageError(f"sweep {name}: not valid YAML ({' '.join(str(error).split())})") from error
     base = _read(sweep.pop("extends")) if "extends" in sweep else {}
-    if sweep.get("chosen", "fixed") not in CHOSEN:
-        raise UsageError(f"sweep {name}: " + unknown("rule of choice", sweep["chosen"], CHOSEN))
     if isinstance(sweep.get("methods"), dict):
         sweep["methods"] = grids.spread(sweep["methods"])
     whole = {**base, **sweep}
+    if "chosen" not in whole:
+        raise UsageError(
+            f"sweep {name} does not say how its settings were chosen: give `chosen`, one of {', '.join(CHOSEN)}"
+        )
+    if whole["chosen"] not in CHOSEN:
+        raise UsageError(f"sweep {name}: " + unknown("rule of choice", whole["chosen"], CHOSEN))
     _check_overrides(sweep.get("overrides") or {}, whole.get("methods") or {})
     for part in {"settings", "overrides"} & whole.keys():
         whole[part] = {**(base.get(part) or {}), **(sweep.get(part) or {})}
@@ -128,8 +134,10 @@ def _expand(sweep: dict, narrowed: dict[str, list], name: str) -> dict[str, dict
                 shown = stanza.get("demonstrations")
                 if method_card.order is None:
                     epsilons = ["inf" if shown else "0"]  # without demonstrations it reads no private example
-                seeds = axes["seeds"] if shown or method_card.order is not None else [0]
                 shared = _cell(sweep, task, model, method, method_card)
+                # a seed changes nothing for what is not trained, unless it draws what is shown or what is scored
+                drawn = shown or shared["settings"].get("train_examples")
+                seeds = axes["seeds"] if drawn or method_card.order is not None else [0]
                 for epsilon, seed in product(epsilons, seeds):
                     own = {"epsilon": epsilon, "seed": int(seed), "settings": dict(shared["settings"])}
                     cell = shared | own

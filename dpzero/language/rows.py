@@ -15,6 +15,7 @@ from dpzero.errors import UsageError
 from dpzero.language import assets
 
 DATA_FOLDER = "DPZERO_DATA_DIR"  # environment variable: the folder of the local files
+DEV_ROWS = 500  # of MeZO's draw, where a task says no other number
 
 
 class Row(NamedTuple):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from .rows import Draw
+from .rows import DEV_ROWS, Draw
 
 TEST_ROWS = 1000  # of a drawn test split, at most
-DEV_ROWS = 500  # of MeZO's draw
 TEST_SEED = 42  # of LM-BFF's test rows, whatever the seed of the training rows
 
 
@@ -37,19 +37,28 @@ def few_shot_split(labels: Sequence[Hashable], shots: int, seed: int) -> tuple[n
     return np.array(train, np.int64), np.array(dev, np.int64)
 
 
-def drawn(labels: Sequence[Hashable], test_rows: int, draw: Draw) -> dict[str, np.ndarray]:
+def drawn(
+    labels: Sequence[Hashable], test_rows: int, draw: Draw, dev_rows: int = DEV_ROWS
+) -> dict[str, np.ndarray]:
     """Indices of train, dev and test: the first two of the training rows, whose labels these are, the last of the test rows.
 
     With `shots`: the published test files of more than 1000 rows are sampled once and for all. With `train_examples`: MeZO's
-    `sample_subset`, in which one seed draws the training, dev and test rows.
+    `sample_subset`, in which one seed draws the training, dev and test rows; where there are fewer training rows than both ask for,
+    dev is served first.
+
+    Raises ValueError where too few rows are there: no class has `shots`, or dev takes all.
     """
     if draw.shots:
+        if max(Counter(labels).values(), default=0) < draw.shots:
+            raise ValueError(f"no class has {draw.shots} training rows")
         train, dev = few_shot_split(labels, draw.shots, draw.seed)
         test = np.arange(test_rows) if test_rows <= TEST_ROWS else first_rows(test_rows, TEST_ROWS, TEST_SEED)
         return {"train": train, "dev": dev, "test": test}
-    order = first_rows(len(labels), draw.train_examples + DEV_ROWS, draw.seed)
+    order = first_rows(len(labels), draw.train_examples + dev_rows, draw.seed)
+    if len(order) <= dev_rows:
+        raise ValueError(f"{len(order)} training rows leave none beside {dev_rows} for dev")
     test = first_rows(test_rows, TEST_ROWS, draw.seed)
-    return {"train": order[: draw.train_examples], "dev": order[draw.train_examples :], "test": test}
+    return {"train": order[:-dev_rows], "dev": order[-dev_rows:], "test": test}
 
 
 def first_rows(rows: int, count: int, seed: int) -> np.ndarray:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import yaml
 
+from dpzero.errors import UsageError
 from dpzero.language import assets, catalogues, rows
-from dpzero.language.rows import ALL, Draw, Splits
+from dpzero.language.rows import ALL, DEV_ROWS, Draw, Splits
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,11 @@ def assets_of(name: str) -> list[str]:
     return [asset] if asset else []
 
 
+def departure(name: str) -> str | None:
+    """In what the local files that the task is read from are not the papers' rows; None where nothing is known of it."""
+    return stanza(name).get("files_differ") if local_digest(name) else None
+
+
 def local_digest(name: str) -> str | None:
     """SHA-256 of the local files that the task is read from; None where it is read from elsewhere."""
     return rows.local_digest(stanza(name))
@@ -104,9 +110,10 @@ def load(name: str, draw: Draw = ALL) -> Task:
 
 def _statement(lines: dict, draw: Draw) -> str:
     if draw.shots:
-        return f"{draw.shots} training and {draw.shots} dev rows of each class, drawn as by LM-BFF with seed {draw.seed}; {lines['split']}"
+        return f"up to {draw.shots} training and {draw.shots} dev rows of each class, drawn as by LM-BFF with seed {draw.seed}; {lines['split']}"
     if draw.train_examples:
-        return f"{draw.train_examples} training rows, 500 dev and 1000 test rows, drawn as by MeZO with seed {draw.seed}; {lines['split']}"
+        dev = lines.get("dev_rows", DEV_ROWS)
+        return f"up to {draw.train_examples} training rows, {dev} dev and up to 1000 test rows, drawn as by MeZO with seed {draw.seed}; {lines['split']}"
     return lines["split"]
 
 
@@ -116,7 +123,11 @@ def _splits(name: str, draw: Draw) -> Splits:
     if draw.shots or draw.train_examples:
         from dpzero.language.splits import drawn
 
-        chosen = drawn([row.label for row in found["train"]], len(found["test"]), draw)
+        labels, dev_rows = [row.label for row in found["train"]], stanza(name).get("dev_rows", DEV_ROWS)
+        try:
+            chosen = drawn(labels, len(found["test"]), draw, dev_rows)
+        except ValueError as error:
+            raise UsageError(f"task {name}: {error}: ask for fewer, or give all of the task's rows") from None
         sides = {"train": "train", "dev": "train", "test": "test"}
         found = {split: [found[sides[split]][i] for i in chosen[split]] for split in sides}
     elif "dev" not in found:

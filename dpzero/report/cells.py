@@ -47,11 +47,11 @@ def finished(rows: pandas.DataFrame) -> str:
 
 
 def score(summary: Summary, rows: pandas.DataFrame) -> str:
-    """`74.0 ± 1.2` in per cent; one seed is a value, never a mean; what reads no private example has no seed."""
+    """`74.0 ± 1.2` in per cent; one seed is a value, never a mean; what no seed changes has none."""
     if not summary.n:
         return failure(rows)
     mean = number(100 * summary.mean, ".1f")
-    if rows["epsilon"].eq("0").all():
+    if without_seed(rows):
         return f"{mean} (no seed)"
     return f"{mean} (one seed)" if summary.n == 1 else f"{mean} ± {number(100 * summary.std, '.1f')}"
 
@@ -70,11 +70,17 @@ def difference(summary: Summary) -> str:
     return f"{number(100 * summary.mean, '+.1f')} {'(one seed)' if summary.n == 1 else interval(summary)}"
 
 
+def without_seed(rows: pandas.DataFrame) -> bool:
+    """Whether a seed changes nothing in these runs: nothing is trained or shown, and the scored rows are not drawn by it."""
+    draws = rows.get("settings.train_examples")
+    return bool(rows["epsilon"].eq("0").all() and (draws is None or draws.isna().all()))
+
+
 def by_seed(rows: pandas.DataFrame, others: pandas.DataFrame | None = None) -> dict[int, float]:
-    """Score by seed. What reads no private example has one score: that of every seed of the rows that it is compared with."""
+    """Score by seed. What has no seed has one score: that of every seed of the rows that it is compared with."""
     ok = rows[rows["status"] == "ok"]
     scores = dict(zip(ok["seed"], ok["score"], strict=True))
-    if others is not None and len(scores) == 1 and rows["epsilon"].eq("0").all():
+    if others is not None and len(scores) == 1 and without_seed(rows):
         return dict.fromkeys(others["seed"], *scores.values())
     return scores
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas
 
-from dpzero.report import cells, provenance
+from dpzero.report import cells
 from dpzero.report import published as numbers
 from dpzero.report.published import Published
 from dpzero.report.render import ABSENT, Table, number
@@ -35,8 +35,9 @@ READING = (
     "0.5 where it is called approximate.",
     "Verdict: higher or lower where the interval leaves 0 out. No difference shown is no proof of equality: the interval says how large "
     "a difference there may be. One verdict in twenty is wrong by chance.",
-    "Not compared: a setting is not that of the published run, beside those that no paper states. What a later paper copied to the digit "
-    "stands once.",
+    "Not compared: rows, model or a setting that the paper states are not those of the published run. What a later paper copied to the "
+    "digit stands once.",
+    "A published cell is the best point of a grid, and no paper says which. Ours is one point, unless the heading says otherwise.",
     "At one ε two runs may have different noise: what the accountants and samplers of papers are is in discrepancies.md; rows as its code "
     "have the published one.",
 )
@@ -76,8 +77,7 @@ def compare(ours: Summary, theirs: Published) -> Comparison:
 def published(runs: pandas.DataFrame) -> Table:
     """One line a published number of a cell that is here, finished or not."""
     shots = set(runs["settings.shots"].dropna()) if "settings.shots" in runs else set()
-    reported = " or ".join(provenance.distinct(runs["metrics.selection"])) or "nothing yet"
-    table = Table(f"Ours beside published numbers, in per cent; reported: {reported}")
+    table = Table("Ours beside published numbers, in per cent")
     for (task, model, method, epsilon), rows in runs.groupby(CELL, sort=False):
         score = summarise(rows["score"][rows["status"] == "ok"])
         for theirs in numbers.of(f"{task}/{model}/{method}/{epsilon}"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 from dpzero.report import provenance, style
 from dpzero.report.records import load
 from dpzero.report.render import ABSENT, Table, number
+from dpzero.report.writing import write
 
 METHODS = ("dpzero", "dp_aggzo", "dp_zoso")  # in this order
 ROW_INCHES = 0.155
@@ -46,23 +46,19 @@ READING = (
 )
 
 
-def write_tables(records: list[Path], folder: Path, sweep: str, expected: list[str] | None = None) -> str:
+def write_tables(
+    records: list[Path],
+    folder: Path,
+    sweep: str,
+    expected: list[str] | None = None,
+    chosen: str | None = None,
+) -> str:
     """Write guarantees.csv, .md, .tex and provenance.json into `folder`; return the table, Markdown.
 
     Arguments and errors as for `dpzero.report.tables.write_tables`.
     """
     runs = _load(records, expected)
-    table = guarantees(runs)
-    table.notes += provenance.warnings(runs)
-    table.provenance = provenance.line(runs, sweep)
-    union = json.dumps(provenance.union(runs, sweep), indent=2, ensure_ascii=False) + "\n"
-    contents = {"provenance.json": union, "guarantees.csv": table.csv()}
-    contents |= {"guarantees.md": table.markdown(), "guarantees.tex": table.latex()}
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in contents.items():
-        (folder / name).write_text(content, encoding="utf-8", newline="\n")
-    return contents["guarantees.md"]
+    return write(folder, {"guarantees": guarantees(runs)}, runs, sweep, chosen)
 
 
 def write_figures(

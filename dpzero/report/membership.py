@@ -54,7 +54,8 @@ def table(found: dict[str, Any]) -> Table:
     """Numbers: a line for each method, group of texts and attack. Text: the two attacks side by side."""
     rate = f"{100 * found['false_positive_rate']:g} %"
     made = Table(
-        f"Membership inference on {found['task']} ({found['model']}, head trained): true positives at {rate} false ones"
+        f"Membership inference on {found['task']} ({found['model']}, head trained): true positives at {rate} false ones; "
+        "last iterate; settings set by first trials on the same pool (not accounted)"
     )
     learnt = {method["name"]: method for method in found["methods"]}
     learnt["control"] = learnt["mezo"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from matplotlib.lines import Line2D
 from dpzero.report import drawing, provenance, style
 from dpzero.report.records import load
 from dpzero.report.render import ABSENT, Table, number
+from dpzero.report.writing import write
 
 GIB, MIB = 2**30, 2**20
 CARDS = (24, 48, 80, 141)  # GiB of common GPUs
@@ -78,22 +78,22 @@ def frame(records: list[Path], expected: list[str] | None = None) -> pandas.Data
     return runs.sort_values(["model", "place", "batch_size", "length"], kind="stable", ignore_index=True)
 
 
-def write_tables(records: list[Path], folder: Path, sweep: str, expected: list[str] | None = None) -> str:
+def write_tables(
+    records: list[Path],
+    folder: Path,
+    sweep: str,
+    expected: list[str] | None = None,
+    chosen: str | None = None,
+) -> str:
     """Write growth, peaks and published (.csv, .md, .tex) and provenance.json into `folder`; return the growth, Markdown.
 
     Arguments and errors as for `dpzero.report.tables.write_tables`.
     """
     runs = frame(records, expected)
-    union = json.dumps(provenance.union(runs, sweep), indent=2, ensure_ascii=False) + "\n"
-    contents = {"provenance.json": union}
-    for name, table in (("growth", growth(runs)), ("peaks", peaks(runs)), ("published", published(runs))):
-        table.notes += [*READING, *provenance.warnings(runs)]
-        table.provenance = provenance.line(runs, sweep)
-        contents |= {f"{name}.csv": table.csv(), f"{name}.md": table.markdown(), f"{name}.tex": table.latex()}
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    for name, content in contents.items():
-        (Path(folder) / name).write_text(content, encoding="utf-8", newline="\n")
-    return contents["growth.md"]
+    made = {"growth": growth(runs), "peaks": peaks(runs), "published": published(runs)}
+    for table in made.values():
+        table.notes += READING
+    return write(folder, made, runs, sweep, chosen)
 
 
 def peaks(runs: pandas.DataFrame) -> Table:

@@ -41,6 +41,27 @@ METHODS: dict[str, tuple[str, dict[str, object]]] = {
 SAME = {"dpzero_as_published": "dpzero"}  # beside the same numbers
 TASKS = {"SST-2": "sst2", "SST-5": "sst5"}  # others: in lower case
 
+# What the papers say of the runs behind their numbers: (paper, family of the model) -> settings of every method that trains, and of the
+# zeroth-order ones. Elsewhere nothing is stated for a whole table
+STATED: dict[tuple[str, str], tuple[dict[str, object], dict[str, object]]] = {
+    ("DPZero", "roberta"): ({"batch_size": 64}, {"smoothing": 1e-3, "learning_rate": 1e-6}),
+    ("DPZero", "opt"): (
+        {"train_examples": 1000},
+        {"batch_size": 8, "smoothing": 1e-3, "steps": 20_000},
+    ),
+    ("MeZO", "opt"): ({"train_examples": 1000}, {"batch_size": 16, "steps": 20_000}),
+}
+TRAINING_ROWS = {
+    "sst2": 1024,
+    "sst5": 2560,
+    "snli": 1536,
+    "mnli": 1536,
+    "rte": 1024,
+    "trec": 2646,
+}  # 512 shots
+TRAINING_ROWS_OF_1000 = {"cb": 150, "copa": 300, "wsc": 54}  # small tasks: what is left beside dev
+TEST_ROWS = {"sst2": 872, "rte": 277, "trec": 500, "cb": 56, "copa": 100, "wsc": 104, "wic": 638}  # else 1000
+
 # Which iterate a paper reports and how its settings were chosen: (paper, table or *) -> words
 ONE_GRID = "settings: best of a grid, by dev or unsaid, not accounted"
 RULES = {
@@ -83,6 +104,8 @@ class Published:
     slack: float  # points by which the number itself may be off
     steps: int | None
     rule: str
+    training_rows: int | None
+    test_rows: int | None
 
     @property
     def standard_error(self) -> float:
@@ -125,10 +148,18 @@ def differences(row: Mapping[str, object], published: Published) -> list[str]:
             found.append(
                 f"{key.replace('_', ' ')} {ours if ours is not None else 'not set'}, theirs {theirs}"
             )
-    for name, theirs in (("split", "test"), ("metric", published.metric)):
-        ours = _of(row, "metric" if name == "metric" else f"metrics.{name}")
-        if ours != theirs:
+    for name, key, theirs in (
+        ("split", "metrics.split", "test"),
+        ("metric", "metric", published.metric),
+        ("training rows", "privacy.dataset_size", published.training_rows),
+        ("test rows", "metrics.examples", published.test_rows),
+    ):
+        ours = _of(row, key)
+        said = ours is not None or name in ("split", "metric")
+        if said and theirs is not None and ours != theirs:
             found.append(f"{name} {ours}, theirs {theirs}")
+    if departure := _of(row, "provenance.data.departure"):
+        found.append(f"rows: {departure}")
     delta = _of(row, "privacy.delta")
     if delta is not None and delta != published.delta:
         theirs = "not printed" if published.delta is None else f"{published.delta:g}"
@@ -183,6 +214,12 @@ def _published(row: dict[str, str]) -> Published:
     if spread is None and seeds != 1:
         kind, seeds = ("digitised" if "DIGITISED" in notes else "one value, seeds not said"), None
     steps = re.search(r"\bT=(\d+)", notes)
+    task = TASKS.get(row["task"], row["task"].lower())
+    family, trained = row["model"].partition("-")[0], method not in ("zero_shot", "in_context")
+    shots = int(row["k_shot"] or 0) if method != "zero_shot" else 0
+    always, zeroth_order = STATED.get((row["paper"], family), ({}, {})) if trained else ({}, {})
+    stated = always | (zeroth_order if method.startswith(("mezo", "dpzero")) else {})
+    rows = TRAINING_ROWS if shots == 512 else TRAINING_ROWS_OF_1000 if family == "opt" and trained else {}
     private = {"zero_shot": "0"}.get(method, "inf")
     return Published(
         paper=row["paper"],
@@ -190,23 +227,25 @@ def _published(row: dict[str, str]) -> Published:
         table=table,
         words=row["method"],
         method=method,
-        expected=expected,
-        task=TASKS.get(row["task"], row["task"].lower()),
+        expected={**expected, **stated},
+        task=task,
         model=row["model"],
         parameters=float(row["params_m"] or "nan"),
         epsilon=row["epsilon"] or private,
         delta=float(row["delta"]) if row["delta"] else None,
-        shots=int(row["k_shot"] or 0) if method != "zero_shot" else 0,
+        shots=shots,
         metric=row["metric"],
         value=float(row["value"]),
         spread=spread,
         kind=kind,
         seeds=seeds,
         slack=0.2 if "DIGITISED" in notes else 0.5 if "approx" in notes else 0.05,
-        steps=int(steps[1]) if steps else None,
+        steps=int(steps[1]) if steps else stated.get("steps"),
         rule="nothing is trained"
         if method == "zero_shot"
         else RULES.get((row["paper"], table), RULES.get((row["paper"], "*"), "not said")),
+        training_rows=rows.get(task, 1000 if family == "opt" and trained else None),
+        test_rows=TEST_ROWS.get(task, 1000),
     )
 
 

@@ -18,6 +18,7 @@ from dpzero.report.exponents import Fit
 from dpzero.report.records import load
 from dpzero.report.render import ABSENT, Table, number
 from dpzero.report.statistics import Summary, summarise
+from dpzero.report.writing import write
 
 RANKS = {
     "rank_d": "O(d)",
@@ -131,24 +132,21 @@ def fits(found: Sequence[Best], split: str = "train") -> dict[tuple[str, str], F
     return {key: exponents.power(logs) if exponents.enough(logs) else None for key, logs in series.items()}
 
 
-def write_tables(records: list[Path], folder: Path, sweep: str, expected: list[str] | None = None) -> str:
+def write_tables(
+    records: list[Path],
+    folder: Path,
+    sweep: str,
+    expected: list[str] | None = None,
+    chosen: str | None = None,
+) -> str:
     """Write exponents and norms (.csv, .md, .tex) and provenance.json into `folder`; return the exponents, Markdown.
 
     Arguments and errors as for `dpzero.report.tables.write_tables`.
     """
     runs = load(records, expected)
     found = best(runs)
-    union = json.dumps(provenance.union(runs, sweep), indent=2, ensure_ascii=False) + "\n"
-    contents = {"provenance.json": union}
-    for name, table in (("exponents", exponents_table(found)), ("norms", norms_table(found))):
-        table.notes += provenance.warnings(runs)
-        table.provenance = provenance.line(runs, sweep)
-        contents |= {f"{name}.csv": table.csv(), f"{name}.md": table.markdown(), f"{name}.tex": table.latex()}
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in contents.items():
-        (folder / name).write_text(content, encoding="utf-8", newline="\n")
-    return contents["exponents.md"]
+    made = {"exponents": exponents_table(found), "norms": norms_table(found)}
+    return write(folder, made, runs, sweep, chosen)
 
 
 def exponents_table(found: Sequence[Best]) -> Table:

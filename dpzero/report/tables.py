@@ -6,7 +6,6 @@ is the same to the byte for the same results from the same checkout.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +19,7 @@ from dpzero.report.records import INTERNAL, load
 from dpzero.report.render import ABSENT, Table, csv_text, mebibytes, number
 from dpzero.report.statement import statement
 from dpzero.report.statistics import paired_difference, summarise
+from dpzero.report.writing import write
 
 METHOD = ["task", "model", "method"]
 CELL = [*METHOD, "epsilon"]
@@ -73,28 +73,17 @@ def write_tables(
 ) -> str:
     """Write every table of a sweep into `folder` (`dpzero.report.table_files`); return the accuracy table, Markdown.
 
-    `chosen` is the rule by which the settings were chosen: it stands in every heading. `records` are the files of these runs and no others. `expected` are the run ids that the sweep should have: one
-    without a record is a dash in the tables and named in a note. Raises UsageError for a file that is no record.
+    `chosen` is the rule by which the settings were chosen: it stands in every heading. `records` are the files of these runs and no
+    others. `expected` are the run ids that the sweep should have: one without a record is a dash in the tables and named in a note.
+    Raises UsageError for a file that is no record.
     """
     runs = load(records, expected)
-    contents = {
-        "provenance.json": json.dumps(provenance.union(runs, sweep), indent=2, ensure_ascii=False) + "\n"
-    }
-    contents |= run_files(runs) | {"privacy_statement.md": statement(runs, sweep)}
     made = {f.__name__: f(runs) for f in (accuracy, memory, time, privacy, order)}
     if published.any_of(runs["run"]):
         made |= {f.__name__: f(runs) for f in (comparison.published, comparison.discrepancies)}
-    for name, table in made.items():
-        table.title = "; ".join(filter(None, (table.title, chosen)))
-        used = runs[runs["private"]] if name == "privacy" and runs["private"].any() else runs
-        table.notes += provenance.warnings(used)
-        table.provenance = provenance.line(used, sweep)
-        contents |= {f"{name}.csv": table.csv(), f"{name}.md": table.markdown(), f"{name}.tex": table.latex()}
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in contents.items():
-        (folder / name).write_text(content, encoding="utf-8", newline="\n")
-    return contents["accuracy.md"]
+    of = {"privacy": runs[runs["private"]]} if runs["private"].any() else None
+    others = run_files(runs) | {"privacy_statement.md": statement(runs, sweep)}
+    return write(folder, made, runs, sweep, chosen, of=of, others=others)
 
 
 def run_files(runs: pandas.DataFrame) -> dict[str, str]:
@@ -127,12 +116,11 @@ def accuracy(runs: pandas.DataFrame) -> Table:
             shown[f"vs {title}"] = "reference" if reference == method else cells.difference(apart)
         table.add(values, shown)
     several = any(row["score_n"] > 1 for row in table.values)
-    selection = " or ".join(provenance.distinct(runs["metrics.selection"])) or "nothing yet"
     what = "mean ± standard deviation over seeds" if several else "one seed"
-    table.title = f"{metric.capitalize()} in per cent, {what}; reported: {selection}"
+    table.title = f"{metric.capitalize()} in per cent, {what}"
     table.notes = [*_scoring(runs), SEED_CHANGES, "Intervals: 95 % t-intervals of the mean over seeds."]
     table.notes.append(
-        "vs: difference in points, paired over the seeds that both methods have; zero-shot has no seed."
+        "vs: difference in points, paired over the seeds that both methods have; zero-shot has none, unless seeds draw the scored examples."
     )
     if runs["status"].isin(["oom", "diverged"]).any():
         table.notes.append(

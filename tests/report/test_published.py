@@ -102,6 +102,8 @@ def test_nothing_is_published_for_what_is_embedded():
 
 SAME = {"settings.tune": "full", "settings.shots": 512, "settings.steps": 10000, "metric": "accuracy"}
 SAME |= {"metrics.split": "test", "privacy.delta": 1e-5, "memory.weights_bytes": 4 * 355e6}
+SAME |= {"settings.batch_size": 64, "settings.smoothing": 1e-3, "settings.learning_rate": 1e-6}
+SAME |= {"privacy.dataset_size": 1024, "metrics.examples": 872}
 
 
 @pytest.mark.parametrize(
@@ -115,6 +117,15 @@ SAME |= {"metrics.split": "test", "privacy.delta": 1e-5, "memory.weights_bytes":
         ({"settings.steps": 500.0}, ["steps 500.0, theirs 10000"]),
         ({"metrics.split": "dev"}, ["split dev, theirs test"]),
         ({"privacy.delta": 1e-4}, ["δ 0.0001, theirs 1e-05"]),
+        ({"settings.batch_size": 1}, ["batch size 1, theirs 64"]),
+        ({"settings.learning_rate": 1.0}, ["learning rate 1.0, theirs 1e-06"]),
+        ({"settings.smoothing": 0.01}, ["smoothing 0.01, theirs 0.001"]),
+        ({"privacy.dataset_size": 48}, ["training rows 48, theirs 1024"]),
+        ({"metrics.examples": 48}, ["test rows 48, theirs 872"]),
+        (
+            {"provenance.data.departure": "whole sentences, theirs GLUE's phrases"},
+            ["rows: whole sentences, theirs GLUE's phrases"],
+        ),
         ({"memory.weights_bytes": float("nan")}, []),
         ({"memory.weights_bytes": 4e5}, ["a stand-in of 0.1 M parameters, theirs 355 M"]),
     ],

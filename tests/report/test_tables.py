@@ -311,3 +311,14 @@ def test_what_trains_nothing_has_no_seed_and_is_compared_with_every_seed(tables,
     assert "60.0 (no seed)" in line(table, "Zero-shot", "no seed")
     assert "+20.0 [−4.8, 44.8]" in line(table, "80.0 ± 10.0")
     assert "−20.0 [−44.8, 4.8]" in line(table, "Zero-shot", "no seed")
+
+
+def test_where_a_seed_draws_the_scored_rows_zero_shot_is_compared_seed_by_seed(tables, record):
+    starts = [record("zero_shot", "0", seed, accuracy=value) for seed, value in enumerate((0.5, 0.6, 0.7))]
+    runs = [record("mezo", "inf", seed, accuracy=value) for seed, value in enumerate((0.6, 0.8, 0.8))]
+    for made in (*starts, *runs):
+        made["cell"]["settings"]["train_examples"] = 1000
+    table = tables([*starts, *runs])["accuracy.md"]
+    assert "60.0 ± 10.0" in line(table, "Zero-shot")
+    assert "+13.3 [−1.0, 27.7]" in line(table, "MeZO", "73.3")  # of 10, 20 and 10 points
+    assert "no seed)" not in table
