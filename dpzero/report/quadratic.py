@@ -37,7 +37,10 @@ PUBLISHED = {  # in words: the paper draws its figures 1 and 2 and prints no num
 Draw = Callable[[Axes, list, dict], tuple[float, float, str]]
 LABEL_GAP = 0.075  # of the height of a panel
 CONVERGED = 1e-8  # of the norm at the start: below it what is left is rounding, and has no exponent
-NO_EXPONENT = "No exponent: the method converged to rounding, or has fewer than three dimensions."
+NO_EXPONENT = (
+    "Dimensions at which a method converged to rounding are left out of its fit, which then says how many it is of; no exponent: fewer than "
+    "three are left."
+)
 GRIDS = ("steps", "learning_rates", "clips")
 
 READING = (
@@ -52,9 +55,11 @@ READING = (
     "values with Gaussian noise over 10,000. DPGD-0th: the paper's algorithm 1, clip and noise on the whole zeroth-order vector. "
     "DP-SGD (the paper's DP-GD) has a part of the grid: steps to 1280, learning rates 0.3 and 1. Noise and directions are of published "
     "seeds: no private release.",
-    "Data in one coordinate: the paper says that its experiment is based on the code of Li et al. (2022, arXiv 2207.00160), where the "
-    "data differ from 0 in the first coordinate alone, so that the distance to the minimum does not grow with d; its text says that "
-    "every coordinate is N(1, 1), as in the other laws here.",
+    "Data in one coordinate: the paper's text says that every coordinate is N(1, 1), as in the other laws here. In its repository's toy "
+    "code (toy/median.py in the history of Liang137/DPZero), as in the code of Li et al. (2022, arXiv 2207.00160) on which it is based, the "
+    "data differ from 0 in the first coordinate alone, so that the distance to the minimum does not grow with d. That code differs from "
+    "the text in more: the loss is the norm and not its square, the running average of the iterates is evaluated, composition is by "
+    "the advanced theorem. Here the text holds.",
 )
 
 
@@ -123,12 +128,13 @@ def _given(row: pandas.Series, key: str) -> bool:
 
 
 def fits(found: Sequence[Best], split: str = "train") -> dict[tuple[str, str], Fit | None]:
-    """(rank law, method) -> the fit of its norms; None where there are too few dimensions, or it converged to rounding."""
+    """(rank law, method) -> the fit of its norms over the dimensions where it did not converge to rounding; None where these are too few."""
     series: dict[tuple[str, str], dict[int, float]] = {}
     for one in found:
         norms = getattr(one, split)
-        logs = numpy.log(norms).mean() if min(norms) > CONVERGED * one.start else math.nan
-        series.setdefault((one.rank, one.method), {})[one.dimension] = logs
+        logs = series.setdefault((one.rank, one.method), {})
+        if min(norms) > CONVERGED * one.start:
+            logs[one.dimension] = numpy.log(norms).mean()
     return {key: exponents.power(logs) if exponents.enough(logs) else None for key, logs in series.items()}
 
 
@@ -165,13 +171,19 @@ def exponents_table(found: Sequence[Best]) -> Table:
                 values[f"{split}_{part}"] = getattr(some, part) if some else None
         shown = {"effective rank": RANKS.get(rank, rank)}
         shown |= {"Tr A": f"{first.effective_rank:.3g} to {last.effective_rank:.4g}", "method": first.title}
-        shown |= {"exponent, best of grid": str(fit) if fit else ABSENT}
-        shown |= {"exponent on test, best of grid": str(of_test) if of_test else ABSENT}
+        shown |= {"exponent, best of grid": _shown(fit, len(ones))}
+        shown |= {"exponent on test, best of grid": _shown(of_test, len(ones))}
         for end, one in (("smallest", first), ("largest", last)):
             shown[f"norm at the {end} d"] = f"{number(one.seeds.mean, '.2g')} at {one.dimension}"
         table.add(values, shown | {"seeds": str(first.seeds.n), "published": published})
     table.notes = [*exponents.verdict(train, RANKS, _without_privacy(found)), *READING, NO_EXPONENT]
     return table
+
+
+def _shown(fit: Fit | None, dimensions: int) -> str:
+    if fit is None:
+        return ABSENT
+    return str(fit) if len(fit.logs) == dimensions else f"{fit} ({len(fit.logs)} of {dimensions} d)"
 
 
 def _without_privacy(found: Sequence[Best]) -> dict[str, float]:
