@@ -219,6 +219,25 @@ def test_an_unknown_rule_is_refused(write):
         write("one", "extends: smoke\nchosen: dve\n")
 
 
+@pytest.mark.parametrize("epsilon, multiplier", [("2", 4.570), ("6", 1.848)])
+def test_trec_as_published_has_the_noise_of_the_published_runs(epsilon, multiplier):
+    """Their accountant is told 3072 examples; one class has 86 of the 512, so that there are 2646."""
+    from dpzero.experiment.methods import card
+    from dpzero.experiment.run import Run
+    from dpzero.language import tasks
+    from dpzero.privacy import RunKey
+
+    (cell,) = sweep.load(
+        "paper-roberta", tasks="trec", methods="dpzero_as_published", epsilons=epsilon, seeds=42
+    ).values()
+    run = Run.__new__(Run)  # but for its rows and weights
+    run.cell, run.settings, run.card = cell, cell["settings"], card(cell["use"])
+    run.task, run.examples = tasks.load("trec"), {"train": range(2646)}
+    budget = run.make_budget(RunKey.of("published", 42), None)
+    assert budget.setting.dataset_size == 2646
+    assert budget.published.noise_scale == pytest.approx(2 * multiplier, abs=1e-3)
+
+
 # --- a dry run, and one cell for real
 
 
