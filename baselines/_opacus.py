@@ -75,15 +75,22 @@ class PerSampleGradients(GradSampleHooks):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        plain = (m for m in model.modules() if type(m) in PLAIN)
+        self.model, modules = model, list(model.modules())
+        plain = (m for m in modules if type(m) in PLAIN)
         self.size, self.shared = 0, {p for m in plain for p in m.parameters(recurse=False)}
         self.uses: dict[nn.Parameter, list[type]] = defaultdict(list)
         self.texts: dict[nn.Module, torch.Size] = {}
-        self.names = {m: f"{name or 'model'} ({type(m).__name__})" for name, m in model.named_modules()}
-        bare = any(type(m) is nn.LayerNorm and m.bias is None for m in model.modules())
+        bare = any(type(m) is nn.LayerNorm and m.bias is None for m in modules)
         kinds = PLAIN if bare else (*PLAIN, nn.LayerNorm)  # whose rule wants a bias
         self.GRAD_SAMPLERS = {kind: GradSampleHooks.GRAD_SAMPLERS[kind] for kind in kinds}
-        super().__init__(model, loss_reduction="sum", strict=False)
+        # Opacus walks what it is given many times, each module's whole depth at each module: in a step of a deep model with little to
+        # train that took longer than the passes. So it is given the layers that are watched, and nothing around them
+        watched = nn.ModuleList(self.iterate_submodules(model))
+        super().__init__(watched, loss_reduction="sum", strict=False)
+
+    def name(self, module: nn.Module) -> str:
+        place = next(place for place, m in self.model.named_modules() if m is module)
+        return f"{place or 'model'} ({type(module).__name__})"
 
     def iterate_submodules(self, module: nn.Module) -> Iterator[nn.Module]:
         """What a module shares with a plain layer is used there: RoBERTa's output bias, and the rows of `plain_look_ups`."""
@@ -99,7 +106,7 @@ class PerSampleGradients(GradSampleHooks):
         handles = self.autograd_grad_sample_hooks
         for module in self.iterate_submodules(self._module):
             handles.append(module.register_forward_pre_hook(self._check_inputs, with_kwargs=True))
-        for module in self._module.modules():
+        for module in self.model.modules():
             if names := FLATTENED.get(type(module).__name__):
                 parts = [part for name in names for part in module.get_submodule(name).modules()]
                 keep = partial(self._keep_texts, parts)
@@ -117,7 +124,7 @@ class PerSampleGradients(GradSampleHooks):
             read = read.unflatten(0, self.texts[module])
         if len(read) != self.size:
             raise RuntimeError(
-                f"layer {self.names[module]} has {len(read)} rows for {self.size} examples, so that rows would be clipped and not "
+                f"layer {self.name(module)} has {len(read)} rows for {self.size} examples, so that rows would be clipped and not "
                 "examples: this model needs a patch before DP-SGD is private on it"
             )
         for p in module.parameters():
@@ -141,7 +148,7 @@ class PerSampleGradients(GradSampleHooks):
 
     def _check_inputs(self, module: nn.Module, arguments: tuple, named: dict) -> None:
         if len(arguments) != 1 or named or not isinstance(arguments[0], Tensor):
-            raise RuntimeError(f"layer {self.names[module]} does more than map one tensor to one: freeze it")
+            raise RuntimeError(f"layer {self.name(module)} does more than map one tensor to one: freeze it")
 
     def _keep_texts(self, parts: list[nn.Module], _, arguments: tuple, named: dict) -> None:
         hidden = arguments[0] if arguments else named["hidden_states"]
@@ -214,12 +221,12 @@ class GhostNorms(PerSampleGradients, GradSampleHooksFastGradientClipping):
     def add_hooks(self, **settings) -> None:
         super().add_hooks(**settings)
         self.output: object = None
-        self.autograd_grad_sample_hooks.append(self._module.register_forward_hook(self._keep_output))
+        self.autograd_grad_sample_hooks.append(self.model.register_forward_hook(self._keep_output))
 
     def capture_activations_hook(self, module: nn.Module, forward_input: tuple, output: Tensor) -> None:
         if output.dtype in (torch.float16, torch.bfloat16):
             raise ValueError(
-                f"layer {self.names[module]} computes in {output.dtype}, in which a sum of clipped gradients is rounded by more than one "
+                f"layer {self.name(module)} computes in {output.dtype}, in which a sum of clipped gradients is rounded by more than one "
                 "example's share: set clipping to hooks, or compute to float32"
             )
         super().capture_activations_hook(module, forward_input, output)
