@@ -21,6 +21,7 @@ TREC = "trec/roberta-large/dpzero/eps-2/seed-0"
 
 ONE = """
 experiment: guarantees
+chosen: nothing
 settings: {delta: 1.0e-3}
 published:
   - {method: dpzero, task: here, model: tiny, dataset_size: 100, batch_size: 10, steps: 20, epsilons: [2]}

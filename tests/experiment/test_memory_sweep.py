@@ -16,6 +16,7 @@ from dpzero.report.records import read_records
 
 ONE = """
 experiment: memory
+chosen: nothing
 series:
   - {models: [tiny], methods: [dpzero, adamw], sizes: [4x16], measure: [tiny]}
   - {models: [tiny], methods: [dpzero], sizes: [4x16, 8x16]}

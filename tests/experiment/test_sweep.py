@@ -19,6 +19,7 @@ SMOKE = sweep.load("smoke")
 POSITIVE = st.decimals(min_value="0.0001", max_value="10000", places=4)
 
 ONE = """
+chosen: fixed
 tasks: [toy]
 models: [tiny-encoder]
 epsilons: ["2"]
