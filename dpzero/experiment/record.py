@@ -92,7 +92,6 @@ ALLOWED_IN_A_RELEASE: dict[str, str] = {
     ),
     **dict.fromkeys(("provenance.model.name", "provenance.model.sha256"), "the public base model"),
     "provenance.data.name": _INPUT,
-    "provenance.data.departure": _INPUT,
 }
 
 # Keys that every record has and that are null in a release.

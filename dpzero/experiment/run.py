@@ -392,6 +392,8 @@ class Run:
 
     def provenance(self) -> dict:
         found = provenance(self.cell["use"], self.device)
+        differs = None if self.release else tasks.departure(self.cell["task"])
+        departure = {"departure": differs} if differs else {}
         if gpu.shared():  # so that its times stand in a row of their own
             found["device"] += f", shared by up to {gpu.share()} runs"
         return {
@@ -399,9 +401,5 @@ class Run:
             **together.provenance(self.ranks, self.timed_steps),
             "threads": torch.get_num_threads(),
             "model": {"name": self.cell["model"], "sha256": models.digest(self.cell["model"])},
-            "data": {
-                "name": self.cell["task"],
-                "sha256": tasks.digest(self.cell["task"]),
-                **({"departure": departure} if (departure := tasks.departure(self.cell["task"])) else {}),
-            },
+            "data": {"name": self.cell["task"], "sha256": tasks.digest(self.cell["task"])} | departure,
         }
