@@ -318,4 +318,5 @@ def test_one_cell_runs_on_real_rows_with_a_stand_in_for_the_model_and_says_so(
     write_tables([out], tmp_path / "tables", "paper-roberta", [made["run"]], sweep.chosen("paper-roberta"))
     text = (tmp_path / "tables" / "published.md").read_text()
     assert "91.8 ± 0.1 (standard error, 3 seeds)" in text
-    assert "not compared: steps 3, theirs 10000; a stand-in of 0.0" in text
+    differences = "steps 3, theirs 10000; rows: whole sentences, theirs GLUE's phrases; a stand-in of 0.0"
+    assert f"not compared: {differences}" in text
