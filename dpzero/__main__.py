@@ -256,17 +256,20 @@ def _assets(options: argparse.Namespace) -> dict:
 
 def _tables(options: argparse.Namespace) -> dict:
     from .experiment import sweep
+    from .report.writing import write_tables
 
     records, runs = _records(options)
-    write_tables, _ = _writers(options)
-    print(write_tables(records, options.out, options.sweep, runs, sweep.chosen(options.sweep)))
+    chosen, kind = sweep.chosen(options.sweep), sweep.kind(options.sweep)
+    print(write_tables(kind, records, options.out, options.sweep, runs, chosen))
     return {"tables": str(options.out), "records": len(records), "runs": len(runs)}
 
 
 def _figures(options: argparse.Namespace) -> dict:
+    from .experiment import sweep
+    from .report.writing import write_figures
+
     records, runs = _records(options)
-    _, write_figures = _writers(options)
-    files = write_figures(records, options.out, options.sweep, runs)
+    files = write_figures(sweep.kind(options.sweep), records, options.out, options.sweep, runs)
     return {"figures": [str(file) for file in files], "records": len(records), "runs": len(runs)}
 
 
@@ -281,13 +284,6 @@ def _report(options: argparse.Namespace) -> dict:
     records, runs = _records(options)
     print(statement(records, options.sweep, runs))
     return {"sweep": options.sweep, "records": len(records), "runs": len(runs)}
-
-
-def _writers(options: argparse.Namespace) -> tuple:
-    from .experiment import sweep
-    from .report import writers
-
-    return writers(sweep.kind(options.sweep))
 
 
 def _records(options: argparse.Namespace) -> tuple[list[Path], list[str]]:

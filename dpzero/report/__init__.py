@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from importlib import import_module
+from collections.abc import Iterable
 
 # Adding a figure: one function of that name in figures.py, its caption in captions/NAME.rst, and its name here.
 FIGURES = ("accuracy_vs_epsilon", "memory_by_method", "accuracy_vs_time", "learning_curves")
@@ -11,7 +10,7 @@ TABLES = ("accuracy", "memory", "time", "privacy", "order")
 COMPARED = ("published", "discrepancies")  # beside them where a run has a published number
 
 # Kinds of experiment: tables (the first is printed at the end of a sweep), figures, further files beside the tables.
-# Another kind than language has a module of its name here, with write_tables and write_figures.
+# Each has a module of its name here, which writing.py reads.
 KINDS = {
     "language": (TABLES, FIGURES, ("runs.csv", "times.csv", "provenance.json", "privacy_statement.md")),
     "guarantees": (("guarantees",), ("guarantees",), ("provenance.json",)),
@@ -36,17 +35,6 @@ def table_files(kind: str, runs: Iterable[str] = ()) -> tuple[str, ...]:
 
 def figure_files(kind: str) -> tuple[str, ...]:
     return tuple(f"{name}.{suffix}" for name in KINDS[kind][1] for suffix in ("pdf", "png"))
-
-
-def writers(kind: str) -> tuple[Callable, Callable]:
-    """write_tables and write_figures of this kind: (records, folder, sweep, expected) -> the main table; the files."""
-    if kind != "language":
-        module = import_module(f".{kind}", __name__)
-        return module.write_tables, module.write_figures
-    from .figures import write_figures
-    from .tables import write_tables
-
-    return write_tables, write_figures
 
 
 FIGURE_FILES, TABLE_FILES = figure_files("language"), table_files("language")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pandas
@@ -12,31 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
-from dpzero.report import FIGURES, drawing, provenance, style, tables
-from dpzero.report.records import load
+from dpzero.report import drawing, style, tables
 
 WIDE_RANGE = 20  # highest / lowest value from which an axis is logarithmic
 LONG_RUNS = 8  # longest / shortest run, likewise
 DODGE = 0.4  # the methods of one epsilon take this part of the way to the next epsilon
-
-
-def write_figures(
-    records: list[Path], folder: Path, sweep: str, expected: list[str] | None = None
-) -> list[Path]:
-    """Draw every figure of `dpzero.report.FIGURES` into `folder`, as PDF and PNG; return the files.
-
-    Arguments as for `write_tables`. Raises UsageError for a file that is no record.
-    """
-    runs = load(records, expected)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    files = []
-    with style.settings():
-        for name in FIGURES:
-            figure = globals()[name](runs)
-            note = provenance.footnote(runs, sweep)
-            figure.supxlabel(note, x=0.995, ha="right", fontsize=5, color=style.GREY)
-            files += style.save(figure, Path(folder), name, provenance.line(runs, sweep))
-    return files
 
 
 def accuracy_vs_epsilon(runs: pandas.DataFrame) -> Figure:

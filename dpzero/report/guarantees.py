@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pandas
@@ -11,10 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
-from dpzero.report import provenance, style
-from dpzero.report.records import load
+from dpzero.report import style
 from dpzero.report.render import ABSENT, Table, number
-from dpzero.report.writing import write
 
 METHODS = ("dpzero", "dp_aggzo", "dp_zoso")  # in this order
 ROW_INCHES = 0.155
@@ -46,32 +43,18 @@ READING = (
 )
 
 
-def write_tables(
-    records: list[Path],
-    folder: Path,
-    sweep: str,
-    expected: list[str] | None = None,
-    chosen: str | None = None,
-) -> str:
-    """Write guarantees.csv, .md, .tex and provenance.json into `folder`; return the table, Markdown.
-
-    Arguments and errors as for `dpzero.report.tables.write_tables`.
-    """
-    runs = _load(records, expected)
-    return write(folder, {"guarantees": guarantees(runs)}, runs, sweep, chosen)
+def tables(runs: pandas.DataFrame) -> dict[str, Table]:
+    return {"guarantees": guarantees(arranged(runs))}
 
 
-def write_figures(
-    records: list[Path], folder: Path, sweep: str, expected: list[str] | None = None
-) -> list[Path]:
-    """Draw claimed against given into `folder`, as PDF and PNG; return the files."""
-    runs = _load(records, expected)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    with style.settings():
-        figure = draw(runs)
-        note = provenance.footnote(runs, sweep)
-        figure.supxlabel(note, x=0.995, ha="right", fontsize=5, color=style.GREY)
-        return style.save(figure, Path(folder), "guarantees", provenance.line(runs, sweep))
+def figures(runs: pandas.DataFrame) -> dict[str, Figure]:
+    return {"guarantees": draw(arranged(runs))}
+
+
+def arranged(runs: pandas.DataFrame) -> pandas.DataFrame:
+    """The runs in the order of METHODS, then of their tasks and epsilons."""
+    place = {method: number for number, method in enumerate(METHODS)}
+    return runs.sort_values("method", key=lambda column: column.map(place).fillna(len(place)), kind="stable")
 
 
 def guarantees(runs: pandas.DataFrame) -> Table:
@@ -199,15 +182,6 @@ def _merged(runs: pandas.DataFrame) -> pandas.DataFrame:
         tasks = ", ".join(some["task"])
         lines.append(first | {"label": f"{tasks} ({first['model']}), ε = {first['epsilon']}"})
     return pandas.DataFrame(lines)
-
-
-def _load(records: list[Path], expected: list[str] | None) -> pandas.DataFrame:
-    """The runs in the order of METHODS, then of their tasks and epsilons."""
-    runs = load(records, expected)
-    order = runs["method"].map({method: place for place, method in enumerate(METHODS)}).fillna(len(METHODS))
-    return (
-        runs.assign(order=order).sort_values("order", kind="stable", ignore_index=True).drop(columns="order")
-    )
 
 
 def _batches(row: dict[str, Any]) -> str:

@@ -11,10 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from dpzero.report import drawing, provenance, style
-from dpzero.report.records import load
+from dpzero.report import drawing, style
 from dpzero.report.render import ABSENT, Table, number
-from dpzero.report.writing import write
 
 GIB, MIB = 2**30, 2**20
 CARDS = (24, 48, 80, 141)  # GiB of common GPUs
@@ -64,9 +62,8 @@ COUNTED = {
 }
 
 
-def frame(records: list[Path], expected: list[str] | None = None) -> pandas.DataFrame:
+def arranged(runs: pandas.DataFrame) -> pandas.DataFrame:
     """The runs with `batch_size` and `length` from their size, in the order of LOOKS."""
-    runs = load(records, expected)
     sizes = runs["task"].str.extract(r"^(\d+)x(\d+)$").astype(float)
     runs = runs.assign(batch_size=sizes[0], length=sizes[1])
     for key in ("predicted_peak_bytes", "measured_peak_bytes", "formula_peak_bytes", "parameters"):
@@ -78,22 +75,17 @@ def frame(records: list[Path], expected: list[str] | None = None) -> pandas.Data
     return runs.sort_values(["model", "place", "batch_size", "length"], kind="stable", ignore_index=True)
 
 
-def write_tables(
-    records: list[Path],
-    folder: Path,
-    sweep: str,
-    expected: list[str] | None = None,
-    chosen: str | None = None,
-) -> str:
-    """Write growth, peaks and published (.csv, .md, .tex) and provenance.json into `folder`; return the growth, Markdown.
-
-    Arguments and errors as for `dpzero.report.tables.write_tables`.
-    """
-    runs = frame(records, expected)
+def tables(runs: pandas.DataFrame) -> dict[str, Table]:
+    runs = arranged(runs)
     made = {"growth": growth(runs), "peaks": peaks(runs), "published": published(runs)}
     for table in made.values():
         table.notes += READING
-    return write(folder, made, runs, sweep, chosen)
+    return made
+
+
+def figures(runs: pandas.DataFrame) -> dict[str, Figure]:
+    runs = arranged(runs)
+    return {"memory_by_size": by_size(runs), "memory_by_batch": by_batch(runs)}
 
 
 def peaks(runs: pandas.DataFrame) -> Table:
@@ -215,20 +207,6 @@ def _gib(value: float | None) -> str:
 
 def _times(value: float | None) -> str:
     return ABSENT if pandas.isna(value) else number(value, ".2f") + "×"
-
-
-def write_figures(
-    records: list[Path], folder: Path, sweep: str, expected: list[str] | None = None
-) -> list[Path]:
-    """Draw peaks against model size, and against batch and length, into `folder`, as PDF and PNG; return the files."""
-    runs, paths = frame(records, expected), []
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    with style.settings():
-        for name, figure in (("memory_by_size", by_size(runs)), ("memory_by_batch", by_batch(runs))):
-            note = provenance.footnote(runs, sweep)
-            figure.supxlabel(note, x=0.995, ha="right", fontsize=5, color=style.GREY)
-            paths += style.save(figure, Path(folder), name, provenance.line(runs, sweep))
-    return paths
 
 
 def by_size(runs: pandas.DataFrame) -> Figure:

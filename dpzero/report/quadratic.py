@@ -6,19 +6,16 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy
 import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dpzero.report import drawing, exponents, provenance, style
+from dpzero.report import drawing, exponents, style
 from dpzero.report.exponents import Fit
-from dpzero.report.records import load
 from dpzero.report.render import ABSENT, Table, number
 from dpzero.report.statistics import Summary, summarise
-from dpzero.report.writing import write
 
 RANKS = {
     "rank_d": "O(d)",
@@ -37,10 +34,7 @@ PUBLISHED = {  # in words: the paper draws its figures 1 and 2 and prints no num
 Draw = Callable[[Axes, list, dict], tuple[float, float, str]]
 LABEL_GAP = 0.075  # of the height of a panel
 CONVERGED = 1e-8  # of the norm at the start: below it what is left is rounding, and has no exponent
-NO_EXPONENT = (
-    "Dimensions at which a method converged to rounding are left out of its fit, which then says how many it is of; no exponent: fewer than "
-    "three are left."
-)
+NO_EXPONENT = "No exponent: the method converged to rounding at some dimension, so that no one power describes its norms, or has fewer than three."
 GRIDS = ("steps", "learning_rates", "clips")
 
 READING = (
@@ -83,6 +77,16 @@ class Best:
     @property
     def seeds(self) -> Summary:
         return summarise(self.train)
+
+
+def tables(runs: pandas.DataFrame) -> dict[str, Table]:
+    found = best(runs)
+    return {"exponents": exponents_table(found), "norms": norms_table(found)}
+
+
+def figures(runs: pandas.DataFrame) -> dict[str, Figure]:
+    found = best(runs)
+    return {"quadratic": by_dimension(found), "quadratic_steps": by_steps(found)}
 
 
 def best(runs: pandas.DataFrame) -> list[Best]:
@@ -128,31 +132,14 @@ def _given(row: pandas.Series, key: str) -> bool:
 
 
 def fits(found: Sequence[Best], split: str = "train") -> dict[tuple[str, str], Fit | None]:
-    """(rank law, method) -> the fit of its norms over the dimensions where it did not converge to rounding; None where these are too few."""
+    """(rank law, method) -> the fit of its norms over the dimensions; None where these are too few, or one converged to rounding."""
     series: dict[tuple[str, str], dict[int, float]] = {}
     for one in found:
         norms = getattr(one, split)
+        converged = min(norms) <= CONVERGED * one.start
         logs = series.setdefault((one.rank, one.method), {})
-        if min(norms) > CONVERGED * one.start:
-            logs[one.dimension] = numpy.log(norms).mean()
+        logs[one.dimension] = -math.inf if converged else numpy.log(norms).mean()
     return {key: exponents.power(logs) if exponents.enough(logs) else None for key, logs in series.items()}
-
-
-def write_tables(
-    records: list[Path],
-    folder: Path,
-    sweep: str,
-    expected: list[str] | None = None,
-    chosen: str | None = None,
-) -> str:
-    """Write exponents and norms (.csv, .md, .tex) and provenance.json into `folder`; return the exponents, Markdown.
-
-    Arguments and errors as for `dpzero.report.tables.write_tables`.
-    """
-    runs = load(records, expected)
-    found = best(runs)
-    made = {"exponents": exponents_table(found), "norms": norms_table(found)}
-    return write(folder, made, runs, sweep, chosen)
 
 
 def exponents_table(found: Sequence[Best]) -> Table:
@@ -171,8 +158,8 @@ def exponents_table(found: Sequence[Best]) -> Table:
                 values[f"{split}_{part}"] = getattr(some, part) if some else None
         shown = {"effective rank": RANKS.get(rank, rank)}
         shown |= {"Tr A": f"{first.effective_rank:.3g} to {last.effective_rank:.4g}", "method": first.title}
-        shown |= {"exponent, best of grid": _shown(fit, len(ones))}
-        shown |= {"exponent on test, best of grid": _shown(of_test, len(ones))}
+        shown |= {"exponent, best of grid": _shown(fit)}
+        shown |= {"exponent on test, best of grid": _shown(of_test)}
         for end, one in (("smallest", first), ("largest", last)):
             shown[f"norm at the {end} d"] = f"{number(one.seeds.mean, '.2g')} at {one.dimension}"
         table.add(values, shown | {"seeds": str(first.seeds.n), "published": published})
@@ -180,10 +167,8 @@ def exponents_table(found: Sequence[Best]) -> Table:
     return table
 
 
-def _shown(fit: Fit | None, dimensions: int) -> str:
-    if fit is None:
-        return ABSENT
-    return str(fit) if len(fit.logs) == dimensions else f"{fit} ({len(fit.logs)} of {dimensions} d)"
+def _shown(fit: Fit | None) -> str:
+    return str(fit) if fit else ABSENT
 
 
 def _without_privacy(found: Sequence[Best]) -> dict[str, float]:
@@ -218,21 +203,6 @@ def norms_table(found: Sequence[Best]) -> Table:
 def _interval(summary: Summary) -> str:
     half = (summary.high - summary.low) / 2
     return number(summary.mean, ".3g") + ("" if math.isnan(half) else f" ± {half:.1g}")
-
-
-def write_figures(
-    records: list[Path], folder: Path, sweep: str, expected: list[str] | None = None
-) -> list[Path]:
-    """Draw the norms against the dimension, and against the steps, into `folder`, as PDF and PNG; return the files."""
-    runs = load(records, expected)
-    found, paths = best(runs), []
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    with style.settings():
-        for name, figure in (("quadratic", by_dimension(found)), ("quadratic_steps", by_steps(found))):
-            note = provenance.footnote(runs, sweep)
-            figure.supxlabel(note, x=0.995, ha="right", fontsize=5, color=style.GREY)
-            paths += style.save(figure, Path(folder), name, provenance.line(runs, sweep))
-    return paths
 
 
 def by_dimension(found: Sequence[Best]) -> Figure:

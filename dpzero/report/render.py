@@ -30,6 +30,7 @@ class Table:
     shown: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     provenance: str = ""
+    of: pandas.DataFrame | None = None  # its runs, where these are not all
 
     def add(self, values: dict[str, Any], shown: dict[str, str]) -> None:
         """Append one line."""

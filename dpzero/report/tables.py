@@ -1,25 +1,16 @@
-"""The tables of a sweep, the run-by-run CSV files under them, and the privacy statement beside them.
-
-Only `time.*` and `times.csv` hold what a rerun changes (times, resident memory, the machine); every other file
-is the same to the byte for the same results from the same checkout.
-"""
+"""The tables of runs that fine-tune a model. A table is one function of the runs; `dpzero.report.TABLES` says which are made."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import pandas
 
-from dpzero.report import cells, comparison, provenance, published
-from dpzero.report.order import order
-from dpzero.report.records import INTERNAL, load
-from dpzero.report.render import ABSENT, Table, csv_text, mebibytes, number
-from dpzero.report.statement import statement
+from dpzero.report import cells, provenance
+from dpzero.report.render import ABSENT, Table, mebibytes, number
 from dpzero.report.statistics import paired_difference, summarise
-from dpzero.report.writing import write
 
 METHOD = ["task", "model", "method"]
 CELL = [*METHOD, "epsilon"]
@@ -58,40 +49,6 @@ SECONDS = (
     ("time.train_seconds", "train (s)", ".1f"),
     ("time.wall_seconds", "wall (s)", ".1f"),
 )
-VOLATILE = ("time.", "provenance.", "memory.peak_resident_bytes", "memory.peak_reserved_bytes", "error")
-STABLE_PROVENANCE = tuple(
-    f"provenance.{key}" for key in ("code", "method_code", "python", "packages.", "model.", "data.")
-)
-
-
-def write_tables(
-    records: list[Path],
-    folder: Path,
-    sweep: str,
-    expected: list[str] | None = None,
-    chosen: str | None = None,
-) -> str:
-    """Write every table of a sweep into `folder` (`dpzero.report.table_files`); return the accuracy table, Markdown.
-
-    `chosen` is the rule by which the settings were chosen: it stands in every heading. `records` are the files of these runs and no
-    others. `expected` are the run ids that the sweep should have: one without a record is a dash in the tables and named in a note.
-    Raises UsageError for a file that is no record.
-    """
-    runs = load(records, expected)
-    made = {f.__name__: f(runs) for f in (accuracy, memory, time, privacy, order)}
-    if published.any_of(runs["run"]):
-        made |= {f.__name__: f(runs) for f in (comparison.published, comparison.discrepancies)}
-    of = {"privacy": runs[runs["private"]]} if runs["private"].any() else None
-    others = run_files(runs) | {"privacy_statement.md": statement(runs, sweep)}
-    return write(folder, made, runs, sweep, chosen, of=of, others=others)
-
-
-def run_files(runs: pandas.DataFrame) -> dict[str, str]:
-    """runs.csv: what is the same after a rerun. times.csv: what is not."""
-    made = runs[runs["status"] != "missing"].drop(columns=list(INTERNAL)).sort_values("run")
-    volatile = [c for c in made.columns if c.startswith(VOLATILE) and not c.startswith(STABLE_PROVENANCE)]
-    times = made[["run", "status", *volatile]]
-    return {"runs.csv": csv_text(made.drop(columns=volatile)), "times.csv": csv_text(times)}
 
 
 def accuracy(runs: pandas.DataFrame) -> Table:
@@ -202,6 +159,7 @@ def privacy(runs: pandas.DataFrame) -> Table:
     same = {heading: value for heading, value in same.items() if " / " not in value}
     accountants = "; ".join(provenance.distinct(private["privacy.accountant"])) or "none"
     table = Table(f"Privacy of each private method; accountant: {accountants}")
+    table.of = private if len(private) else None
     for (*_, epsilon), rows in private.groupby(CELL, sort=False):
         values, shown = {"epsilon": epsilon}, {"ε": cells.epsilon(rows)}
         for heading, key in (PROMISES | SPENT | VALIDITY).items():

@@ -304,7 +304,7 @@ def test_one_cell_runs_on_real_rows_with_a_stand_in_for_the_model_and_says_so(
 ):
     """All as published but for the number of steps: 512 rows of each class, batches of 64, at epsilon 2."""
     from dpzero.experiment.run import run_cell
-    from dpzero.report.tables import write_tables
+    from dpzero.report.writing import write_tables
 
     monkeypatch.setenv("DPZERO_DATA_DIR", str(ROWS))
     monkeypatch.setenv("DPZERO_MODEL_DIR", str(stand_in))
@@ -315,7 +315,8 @@ def test_one_cell_runs_on_real_rows_with_a_stand_in_for_the_model_and_says_so(
     assert made["status"] == "ok" and json.loads(out.read_text())["run"] == made["run"]
     assert (made["privacy"]["dataset_size"], made["privacy"]["batch_size"]) == (1024, 64)
     assert made["metrics"]["examples"] == 872 and made["metrics"]["selection"] == "last iterate"
-    write_tables([out], tmp_path / "tables", "paper-roberta", [made["run"]], sweep.chosen("paper-roberta"))
+    chosen = sweep.chosen("paper-roberta")
+    write_tables("language", [out], tmp_path / "tables", "paper-roberta", [made["run"]], chosen)
     text = (tmp_path / "tables" / "published.md").read_text()
     assert "91.8 ± 0.1 (standard error, 3 seeds)" in text
     differences = "steps 3, theirs 10000; rows: whole sentences, theirs GLUE's phrases; a stand-in of 0.0"

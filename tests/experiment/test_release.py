@@ -18,8 +18,7 @@ from dpzero.experiment.checkpoint import Checkpoint
 from dpzero.experiment.run import Run, run_cell
 from dpzero.language import examples, losses, models, tasks
 from dpzero.privacy import Budget, RunKey, budget
-from dpzero.report.figures import write_figures
-from dpzero.report.tables import write_tables
+from dpzero.report.writing import write_figures, write_tables
 from dpzero.zeroth_order import TwoPoint, transcript
 from dpzero.zeroth_order.ranks import Ranks
 
@@ -402,8 +401,10 @@ def test_one_that_ends_at_once_when_it_is_resumed_still_says_what_was_spent(priv
 def test_its_record_makes_tables_figures_and_a_statement(private, tmp_path, monkeypatch):
     left_behind(private("dpzero"), tmp_path / "a", monkeypatch)
     files = [tmp_path / "a" / "record.json"]
-    write_tables(files, tmp_path / "tables", "smoke")
-    assert all(path.stat().st_size > 1000 for path in write_figures(files, tmp_path / "figures", "smoke"))
+    write_tables("language", files, tmp_path / "tables", "smoke")
+    assert all(
+        path.stat().st_size > 1000 for path in write_figures("language", files, tmp_path / "figures", "smoke")
+    )
     said = (tmp_path / "tables" / "privacy_statement.md").read_text()
     assert (
         "1 private run, 1 of them valid as a private release" in said and "each run is (2, 0.0001)-DP" in said

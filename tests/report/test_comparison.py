@@ -11,7 +11,7 @@ from scipy import stats
 
 from dpzero.report import COMPARED, comparison, published, table_files
 from dpzero.report.statistics import summarise
-from dpzero.report.tables import write_tables
+from dpzero.report.writing import write_tables
 
 RULE = "published settings (chosen there, not accounted)"
 
@@ -36,7 +36,7 @@ def paper(record):
 @pytest.fixture
 def tables(written, tmp_path):
     def build(records: list[dict], expected: list[str] | None = None) -> dict[str, str]:
-        write_tables(written(records), tmp_path / "tables", "paper-roberta", expected, RULE)
+        write_tables("language", written(records), tmp_path / "tables", "paper-roberta", expected, RULE)
         return {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "tables").iterdir()}
 
     return build
@@ -180,6 +180,6 @@ def test_the_discrepancies_are_those_of_the_papers_that_are_compared(tables, pap
 
 
 def test_a_sweep_without_published_numbers_has_neither_table(written, record, tmp_path):
-    write_tables(written([record()]), tmp_path, "quick")
+    write_tables("language", written([record()]), tmp_path, "quick")
     assert not {f"{name}.md" for name in COMPARED} & {path.name for path in tmp_path.iterdir()}
     assert not set(COMPARED) & {name.partition(".")[0] for name in table_files("language", [record()["run"]])}

@@ -9,7 +9,8 @@ import sys
 import pytest
 from PIL import Image
 
-from dpzero.report import figure_files, memory, table_files
+from dpzero.report import figure_files, table_files
+from dpzero.report.writing import write_figures, write_tables
 
 GIB = 2**30
 SIZES = {"opt-125m": 125e6, "opt-1.3b": 1.3e9, "opt-13b": 13e9}
@@ -59,7 +60,7 @@ def several() -> list[dict]:
 @pytest.fixture
 def tables(written, tmp_path):
     def build(records) -> dict[str, str]:
-        memory.write_tables(written(records), tmp_path / "tables", "memory")
+        write_tables("memory", written(records), tmp_path / "tables", "memory")
         return {path.name: path.read_text() for path in (tmp_path / "tables").iterdir()}
 
     return build
@@ -119,7 +120,7 @@ def test_published_figures_stand_beside_ours_as_ratios(tables):
 
 def test_figures_are_drawn_and_the_same_again(written, tmp_path):
     records = [*several(), made("adamw", status="oom", error="out of memory", task="16x512")]
-    files = [memory.write_figures(written(records), tmp_path / name, "memory") for name in ("a", "b")]
+    files = [write_figures("memory", written(records), tmp_path / name, "memory") for name in ("a", "b")]
     assert [file.name for file in files[0]] == list(figure_files("memory"))
     for one, again in zip(*files, strict=True):
         assert one.read_bytes() == again.read_bytes()

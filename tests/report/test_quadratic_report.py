@@ -9,8 +9,9 @@ import json
 import pytest
 from PIL import Image
 
-from dpzero.report import figure_files, quadratic, table_files, writers
+from dpzero.report import figure_files, quadratic, table_files
 from dpzero.report.records import read_records, to_frame
+from dpzero.report.writing import write_figures, write_tables
 
 TITLES = {"dpzero": ("DPZero", 0), "dpgd_0th": ("DPGD-0th", 0), "dp_sgd": ("DP-SGD", 1), "mezo": ("MeZO", 0)}
 STEPS, RATES, CLIPS = [10, 20, 40], [0.1, 0.3, 1.0], [1.0, 3.0, 10.0]
@@ -93,8 +94,7 @@ def test_test_has_its_own_best_setting_and_what_diverged_is_none(written):
 
 
 def test_the_tables_say_best_of_grid_seeds_and_the_verdict(written, tmp_path):
-    write_tables, _ = writers("quadratic")
-    text = write_tables(written(whole()), tmp_path / "tables", "quadratic")
+    text = write_tables("quadratic", written(whole()), tmp_path / "tables", "quadratic")
     assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == sorted(table_files("quadratic"))
     heading = text.splitlines()[2]
     assert "exponent, best of grid" in heading and "seeds" in heading and "published" in heading
@@ -108,17 +108,15 @@ def test_the_tables_say_best_of_grid_seeds_and_the_verdict(written, tmp_path):
 
 
 def test_tables_and_figures_of_what_exists_so_far(written, tmp_path):
-    write_tables, write_figures = writers("quadratic")
     paths = written([made(), made("mezo", norm=0.2), made("dp_sgd", "rank_d", 50)])
     expected = [record["run"] for record in whole()]
-    assert "partial" in write_tables(paths, tmp_path, "quadratic", expected)
-    assert len(write_figures(paths, tmp_path, "quadratic", expected)) == 4
+    assert "partial" in write_tables("quadratic", paths, tmp_path, "quadratic", expected)
+    assert len(write_figures("quadratic", paths, tmp_path, "quadratic", expected)) == 4
 
 
 def test_the_figures_are_the_same_bytes_when_redrawn(written, tmp_path):
-    _, write_figures = writers("quadratic")
     paths = written(whole())
-    first, again = (write_figures(paths, tmp_path / name, "quadratic") for name in "ab")
+    first, again = (write_figures("quadratic", paths, tmp_path / name, "quadratic") for name in "ab")
     assert sorted(path.name for path in first) == sorted(figure_files("quadratic"))
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
     for path in first:

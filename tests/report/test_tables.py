@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from dpzero.errors import UsageError
 from dpzero.report import TABLE_FILES
-from dpzero.report.tables import write_tables
+from dpzero.report.writing import write_tables
 
 VOLATILE_FILES = {"times.csv", "time.csv", "time.md", "time.tex"}
 
@@ -27,7 +27,7 @@ def tables(written):
 
     def build(records: list[dict], expected: list[str] | None = None) -> dict[str, str]:
         with tempfile.TemporaryDirectory() as folder:
-            printed = write_tables(written(records), Path(folder), "quick", expected)
+            printed = write_tables("language", written(records), Path(folder), "quick", expected)
             files = {path.name: path.read_text(encoding="utf-8") for path in Path(folder).iterdir()}
         assert printed == files["accuracy.md"]
         return files
@@ -285,7 +285,7 @@ def test_a_corrupted_record_stops_the_tables(written, record, tmp_path):
     (path,) = written([record()])
     path.write_text(path.read_text()[:100])
     with pytest.raises(UsageError, match=re.escape(str(path))):
-        write_tables([path], tmp_path, "quick")
+        write_tables("language", [path], tmp_path, "quick")
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
