@@ -116,9 +116,9 @@ class Run:
 
     def _check_rows(self) -> None:
         split, needs_dev = self.settings["split"], self.settings.get("iterate") == "best_dev"
-        if needs_dev and not min(len(self.examples["dev"]), self.settings["curve_examples"]):
+        if needs_dev and not len(self.examples["dev"]):
             raise UsageError(
-                f"{self.name}: iterate best_dev looks at dev, of which there are no rows: draw fewer training rows, or look at more"
+                f"{self.name}: iterate best_dev looks at dev, of which there are no rows: draw fewer training rows"
             )
         if not len(self.examples[split]):
             raise UsageError(f"{self.name}: there are no rows of split {split}: evaluate another")

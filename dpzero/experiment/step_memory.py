@@ -27,17 +27,11 @@ def of(run: Run) -> dict:
     cell = {key: run.cell[key] for key in ("task", "model", "use")}
     settings = {key: value for key, value in run.settings.items() if key not in FACTORS}
     found = provenance(run.cell["use"], run.device)
-    source = hashlib.sha256(Path(memory.__file__).read_bytes() + Path(__file__).read_bytes())
-    key = [
-        cell,
-        settings,
-        found["code"],
-        found["method_code"],
-        found["device"],
-        found["packages"],
-        source.hexdigest(),
+    source = hashlib.sha256(Path(memory.__file__).read_bytes() + Path(__file__).read_bytes()).hexdigest()
+    made_by = [found[name] for name in ("code", "method_code", "device", "packages")]
+    name = hashlib.sha256(json.dumps([cell, settings, made_by, source], sort_keys=True).encode()).hexdigest()[
+        :16
     ]
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = assets.cache_folder() / FOLDER / f"{name}.json"
     if not path.exists():
         write_whole(path, json.dumps(_measure(run)))

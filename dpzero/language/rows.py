@@ -127,13 +127,14 @@ def local_digest(stanza: dict) -> str | None:
 
     Raises UsageError for a file that is not there.
     """
-    paths = _local_files(stanza)
+    paths = local_files(stanza)
     if not paths:
         return None
     return hashlib.sha256(b"".join(hashlib.sha256(_bytes(p)).digest() for p in paths.values())).hexdigest()
 
 
-def _local_files(stanza: dict) -> dict[str, Path]:
+def local_files(stanza: dict) -> dict[str, Path]:
+    """Split -> the file of a local folder that it is read from; none where a task is read from elsewhere."""
     folder = os.environ.get(DATA_FOLDER)
     if not folder or stanza["reader"] != "columns":
         return {}
@@ -151,7 +152,7 @@ def _bytes(path: Path) -> bytes:
 
 def _columns(name: str, stanza: dict) -> Splits:
     """Rows with named columns: from the data folder where one is given, else from the hub."""
-    if paths := _local_files(stanza):
+    if paths := local_files(stanza):
         raw = {split: _json_lines(path) for split, path in paths.items()}
         values = stanza.get("values")
     else:

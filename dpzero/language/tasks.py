@@ -71,7 +71,7 @@ def assets_of(name: str) -> list[str]:
 
 def departure(name: str) -> str | None:
     """In what the local files that the task is read from are not the papers' rows; None where nothing is known of it."""
-    return stanza(name).get("files_differ") if local_digest(name) else None
+    return stanza(name).get("files_differ") if rows.local_files(stanza(name)) else None
 
 
 def local_digest(name: str) -> str | None:
