@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import statistics
 import time
 from collections.abc import Callable, Sized
 from pathlib import Path
@@ -22,6 +21,7 @@ from ..zeroth_order import transcript
 from ..zeroth_order.ranks import Ranks
 from . import data, gpu, iterate, memory, record, step_memory, together
 from .checkpoint import Checkpoint
+from .clock import Clock
 from .methods import card as find_card
 from .provenance import core_digest, method_digest, provenance
 from .settings import RUN_SETTINGS
@@ -66,7 +66,9 @@ def run_cell(
         result = {"status": "oom", "error": words, **run.unfinished()}
     if result["status"] != "ok":
         ranks.dismiss()
-    made = record.withhold(run.header() | result | {"time": run.time(), "provenance": run.provenance()})
+    made = record.withhold(
+        run.header() | result | {"time": run.clock.record(), "provenance": run.provenance()}
+    )
     record.write(out, made, run.checkpoint.transcript if made["transcript"] else None)
     run.checkpoint.remove()
     return made
@@ -86,7 +88,7 @@ class Run:
         self.cell, self.settings, self.out, self.log = cell, cell["settings"], out, log
         self.release = record.is_release(cell)  # then nothing is written that is not on the lists of `record`
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.started = time.perf_counter()
+        self.clock = Clock(self.device)
         self.card = find_card(cell["use"])
         self.ranks = together.checked(cell, self.card, ranks)
         self.key = together.one_key(
@@ -107,8 +109,6 @@ class Run:
         self.loss = objective.loss(cell["task"], cell["model"], *sizes)
         self.loss.share = ranks.rank, ranks.size
         self.curve: list[dict] = []
-        self.train_seconds, self.timed_steps = 0.0, 0
-        self.timed: list[tuple[float, float]] = []  # (a step, two forwards)
         self.memory: dict | None = None
         self.budget: Budget | None = None
         self.model = self.method = None
@@ -222,7 +222,7 @@ class Run:
         for step, batch in self.batches(self.method.steps_taken):
             seconds = self._timed_step(batch)
             if step in probes and len(batch) and not self.release:
-                self.timed.append((seconds, self._two_forward_seconds(batch)))
+                self.clock.pairs.append((seconds, self._two_forward_seconds(batch)))
             self._add_to_curve()
             self.checkpoint.maybe_save(self._state)
             if self.release:  # at fixed steps, without times: they follow the sizes of the batches
@@ -230,29 +230,15 @@ class Run:
                     self.log(f"{self.name}: step {step + 1} of {total}")
             elif time.perf_counter() - last_log > LOG_SECONDS:
                 last_log = time.perf_counter()
-                left = self.train_seconds / self.timed_steps * (total - step - 1)
+                left = self.clock.train_seconds / self.clock.steps * (total - step - 1)
                 self.log(f"{self.name}: step {step + 1} of {total}, about {left:.0f} s of training left")
 
     def _timed_step(self, batch: Sized) -> float:
-        start = time.perf_counter()
-        self.method.step(batch)
-        self._synchronize()
-        seconds = time.perf_counter() - start
-        self.train_seconds += seconds
-        self.timed_steps += 1
-        return seconds
+        return self.clock.step(lambda: self.method.step(batch))
 
     @torch.no_grad()
     def _two_forward_seconds(self, batch: Sized) -> float:
-        start = time.perf_counter()
-        self.loss(self.model, batch)
-        self.loss(self.model, batch)
-        self._synchronize()
-        return time.perf_counter() - start
-
-    def _synchronize(self) -> None:
-        if self.device.startswith("cuda"):
-            torch.cuda.synchronize()
+        return self.clock.seconds(lambda: [self.loss(self.model, batch) for _ in range(2)])
 
     def _check_finite(self) -> None:
         """Weights are computed from releases alone, so this reveals nothing more (a look at the loss would)."""
@@ -268,7 +254,7 @@ class Run:
         self._check_finite()
         if self.release or any(point["step"] == step for point in self.curve):
             return
-        point = {"step": step, "train_seconds": self.train_seconds}
+        point = {"step": step, "train_seconds": self.clock.train_seconds}
         size = min(self.settings["curve_examples"], len(self.examples["dev"]))
         if size:
             dev = self.examples["dev"][np.arange(size)]
@@ -293,19 +279,15 @@ class Run:
         return state | {
             **({"best": self.best.state_dict()} if self.best else {}),
             "curve": self.curve,
-            "timed": self.timed,
-            "timed_steps": self.timed_steps,
-            "train_seconds": self.train_seconds,
-            "wall_seconds": self.wall_seconds(),
+            "clock": self.clock.state_dict(),
         }
 
     def _resume(self) -> None:
         """Model and method: the base model's, or where an earlier process left them."""
         state = self.checkpoint.load()
         if state is not None and not self.release:
-            self.curve, self.timed = state["curve"], [tuple(pair) for pair in state["timed"]]
-            self.train_seconds, self.timed_steps = state["train_seconds"], state["timed_steps"]
-            self.started -= state["wall_seconds"]
+            self.curve = state["curve"]
+            self.clock.load_state_dict(state["clock"])
             if self.best:
                 self.best.load_state_dict(state["best"])
         self.checkpoint.resume(self._start, state, self._say)
@@ -338,9 +320,6 @@ class Run:
     @property
     def name(self) -> str:
         return run_id(self.cell)
-
-    def wall_seconds(self) -> float:
-        return time.perf_counter() - self.started
 
     def header(self) -> dict:
         cell = {k: self.cell[k] for k in ("task", "model", "method", "use", "epsilon", "seed", "settings")}
@@ -380,16 +359,6 @@ class Run:
             "weights_sha256": transcript.digest(self.method.parameters) if replayable else None,
         }
 
-    def time(self) -> dict:
-        trained = self.train_seconds > 0
-        return {
-            "wall_seconds": self.wall_seconds(),
-            "train_seconds": self.train_seconds,
-            "steps_per_second": self.timed_steps / self.train_seconds if trained else None,
-            "step_seconds": statistics.median(step for step, _ in self.timed) if self.timed else None,
-            "two_forward_seconds": statistics.median(two for _, two in self.timed) if self.timed else None,
-        }
-
     def provenance(self) -> dict:
         found = provenance(self.cell["use"], self.device)
         differs = None if self.release else tasks.departure(self.cell["task"])
@@ -398,7 +367,7 @@ class Run:
             found["device"] += f", shared by up to {gpu.share()} runs"
         return {
             **found,
-            **together.provenance(self.ranks, self.timed_steps),
+            **together.provenance(self.ranks, self.clock.steps),
             "threads": torch.get_num_threads(),
             "model": {"name": self.cell["model"], "sha256": models.digest(self.cell["model"])},
             "data": {"name": self.cell["task"], "sha256": tasks.digest(self.cell["task"])} | departure,

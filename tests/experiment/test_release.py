@@ -94,7 +94,7 @@ def watched(monkeypatch) -> Iterator[set[float]]:
         seen.update([exact.numel(), float(exact.sum()) / exact.numel() if exact.numel() else 0.0])
 
     def after_step(run: Run, batch: examples.Examples, seconds: float) -> None:
-        seen.update({seconds, run.train_seconds, len(batch), run.method.training_loss or 0.0})
+        seen.update({seconds, run.clock.train_seconds, len(batch), run.method.training_loss or 0.0})
 
     def spy(
         owner: type, name: str, before: Callable = lambda *_: None, after: Callable = lambda *_: None
