@@ -56,6 +56,10 @@ ALLOWED_IN_A_RELEASE: dict[str, str] = {
     "privacy.accountant": _SOFTWARE,
     "privacy.noise_arithmetic": _INPUT,
     **dict.fromkeys(("privacy.noise_key", "privacy.valid_release"), _INPUT),
+    "privacy.choice.mechanism": "a constant of this code",
+    "privacy.choice.epsilon": _LEDGER,
+    "metrics.selected_step": "released by the private choice, whose epsilon covers it",
+    "metrics.candidates": "the number of points of the curve (an interrupted run may lose some to the clock)",
     **dict.fromkeys(
         (
             "memory.peak_allocated_bytes",
@@ -118,6 +122,7 @@ ALLOWED_IN_A_CHECKPOINT: dict[str, str] = {
     "method.optimizer.*": "settings, and moments of the released sums",
     "method.second_moment[]": "of the released scalars",
     "method.start[]": "the weights of an earlier step",
+    "candidates.*": "the weights of earlier steps",
 }
 
 # The first line of a transcript. The rows below it are the released scalars over the expected batch size: what epsilon covers.

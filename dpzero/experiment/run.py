@@ -112,13 +112,18 @@ class Run:
         self.memory: dict | None = None
         self.budget: Budget | None = None
         self.model = self.method = None
-        self.best = iterate.BestDev() if self.settings.get("iterate") == "best_dev" else None
+        self.best = iterate.BestDev() if self.iterate == "best_dev" else None
+        self.candidates = iterate.Candidates() if self.iterate == "accounted" else None
 
     def _check_rows(self) -> None:
-        split, needs_dev = self.settings["split"], self.settings.get("iterate") == "best_dev"
-        if needs_dev and not len(self.examples["dev"]):
+        split = self.settings["split"]
+        if self.iterate != "last" and not len(self.examples["dev"]):
             raise UsageError(
-                f"{self.name}: iterate best_dev looks at dev, of which there are no rows: draw fewer training rows"
+                f"{self.name}: iterate {self.iterate} looks at dev, of which there are no rows: draw fewer training rows"
+            )
+        if self.iterate == "accounted" and self.task.metric != "accuracy":
+            raise UsageError(
+                f"{self.name}: iterate accounted counts right answers, but {self.task.metric} is no such count: leave iterate out"
             )
         if not len(self.examples[split]):
             raise UsageError(f"{self.name}: there are no rows of split {split}: evaluate another")
@@ -137,7 +142,8 @@ class Run:
         split, points = self.settings["split"], self.settings["curve_examples"]
         if split != "dev":
             dev = self.examples["dev"]
-            self.examples["dev"] = dev[np.arange(0 if self.release else min(points, len(dev)))]
+            looks = self.candidates or not self.release
+            self.examples["dev"] = dev[np.arange(min(points, len(dev)) if looks else 0)]
         for part in dict.fromkeys(("train", "dev", split)):
             texts = self.examples[part]
             self.log(f"{self.name}: the features of {len(texts)} {part} texts, made once")
@@ -194,8 +200,7 @@ class Run:
         self._check_finite()
         resident = memory.resident_peak_bytes()
         kept = self.transcript_part(replayable=True)  # of the last iterate, whichever is reported
-        if self.best:
-            self.best.restore(self.method.parameters)
+        selected = self._select()
         scored = self.examples[self.settings["split"]]
         self.log(f"{self.name}: evaluating on {len(scored)} {self.settings['split']} examples")
         result = self.loss.evaluate(self.model, scored)
@@ -206,14 +211,37 @@ class Run:
                 **result,
                 "split": self.settings["split"],
                 "examples": len(scored),
-                "selection": iterate.RULES[self.settings.get("iterate", "last")],
-                **({"selected_step": self.best.step} if self.best else {}),
+                "selection": iterate.RULES[self.iterate],
+                **selected,
             },
             "curve": self.curve,
             "privacy": self.statement(),
             "memory": {**self.memory, "peak_resident_bytes": resident},
             "transcript": kept,
         }
+
+    def _select(self) -> dict:
+        """The iterate that is reported becomes the model; what there is to say of the choice."""
+        if self.best:
+            self.best.restore(self.method.parameters)
+            return {"selected_step": self.best.step}
+        if self.candidates:
+            number, epsilon = len(self.candidates.at), float(self.cell["epsilon"])
+            self.log(
+                f"{self.name}: a private choice among {number} checkpoints on {len(self._dev())} dev examples"
+            )
+            step = self.candidates.choose(self.method.parameters, self._right_on_dev, self.budget, epsilon)
+            return {"selected_step": step, "candidates": number}
+        return {}
+
+    def _right_on_dev(self) -> int:
+        dev = self._dev()
+        return round(self.loss.evaluate(self.model, dev)["accuracy"] * len(dev))
+
+    def _dev(self) -> Sized:
+        """The dev examples that a point of the curve looks at."""
+        dev = self.examples["dev"]
+        return dev[np.arange(min(self.settings["curve_examples"], len(dev)))]
 
     def _steps(self) -> None:
         total = self.settings["steps"]
@@ -252,12 +280,17 @@ class Run:
         if step not in (0, self.settings["steps"]) and not (every and step % every == 0):
             return
         self._check_finite()
-        if self.release or any(point["step"] == step for point in self.curve):
-            return
+        if self.candidates and step:
+            self.candidates.offer(step, self.method.parameters)
+        if not self.release and not any(point["step"] == step for point in self.curve):
+            self.curve.append(self._point(step))
+        looks = self.candidates or not self.release
+        if step and looks and self.keeps_transcript:  # from which steps may be taken again, but no points
+            self.checkpoint.save(self._state())
+
+    def _point(self, step: int) -> dict:
         point = {"step": step, "train_seconds": self.clock.train_seconds}
-        size = min(self.settings["curve_examples"], len(self.examples["dev"]))
-        if size:
-            dev = self.examples["dev"][np.arange(size)]
+        if len(dev := self._dev()):
             found = self.loss.evaluate(self.model, dev)
             point |= {f"dev_{metric}": found[metric] for metric in ("accuracy", "f1") if metric in found}
             point["train_loss"] = self.method.training_loss
@@ -265,14 +298,13 @@ class Run:
                 point["dev_loss"] = found["loss"]
                 if step:  # published code evaluates no earlier than after its first steps
                     self.best.offer(step, found["loss"], self.method.parameters)
-        self.curve.append(point)
-        if step and self.keeps_transcript:  # from which steps may be taken again, but no points
-            self.checkpoint.save(self._state())
+        return point
 
     # -- checkpoint ----------------------------------------------------------------------------------------------------
 
     def _state(self) -> dict:
         state = {"method": self.method.state_dict()}
+        state |= {"candidates": self.candidates.state_dict()} if self.candidates else {}
         if self.release:
             record.refuse_unlisted(state, record.ALLOWED_IN_A_CHECKPOINT)
             return state
@@ -285,6 +317,8 @@ class Run:
     def _resume(self) -> None:
         """Model and method: the base model's, or where an earlier process left them."""
         state = self.checkpoint.load()
+        if state is not None and self.candidates:
+            self.candidates.load_state_dict(state["candidates"])
         if state is not None and not self.release:
             self.curve = state["curve"]
             self.clock.load_state_dict(state["clock"])
@@ -295,6 +329,8 @@ class Run:
         if self.budget is not None:
             self.checkpoint.check_ledger({step for step, _ in self.budget.ledger}, taken)
         self.curve = [point for point in self.curve if point["step"] <= taken]
+        if self.candidates:
+            self.candidates.cut(taken)
         if taken:
             self.log(f"{self.name}: resumed at step {taken} of {self.settings['steps']}")
             self._add_to_curve()  # where the process died between the step and its point
@@ -316,6 +352,10 @@ class Run:
 
     def _say(self, line: str) -> None:
         self.log(f"{self.name}: {line}")
+
+    @property
+    def iterate(self) -> str:
+        return self.settings.get("iterate", "last")
 
     @property
     def name(self) -> str:

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import choice
 from .accounting import Setting
+from .discrete import Bits
 from .ledger import Event, Ledger
 from .mechanisms import ARITHMETICS, GRID_BITS, MECHANISMS
 from .sampling import SAMPLERS, Sampler
@@ -182,6 +184,28 @@ class Budget:
                 noise = torch.from_numpy(self._unit_noise(part.numel(), step, index, chunk))
                 part.add_(noise.to(part), alpha=self.noise_scale * clip)
 
+    def choose(self, counts: Sequence[int], epsilon: float) -> int:
+        """The place of one of the largest counts, by permute and flip. The ledger has the choice before the caller does.
+
+        Args:
+            counts: of each candidate, to which one unit adds 0 or 1; of units apart from those that are trained on. Then each unit has
+                one of two guarantees, that of training or that of the choice, and what is spent is the larger.
+
+        Raises:
+            ValueError: no candidate, or a second choice under a secret key.
+        """
+        if self.key.valid_release and self.key.name in self.ledger.choices:
+            raise ValueError("a choice was made before under this secret key: make a new budget")
+        bits = Bits(self.key.stream("choice"))
+        place = choice.permute_and_flip(counts, epsilon, bits)
+        self.ledger.record_choice(epsilon, self.key.name)
+        return place
+
+    @property
+    def epsilon_of_choices(self) -> float:
+        """Of those in the ledger: more than one where a run with a secret key was interrupted after its choice."""
+        return math.fsum(self.ledger.choices.values())
+
     def _record(self, step: int) -> None:
         if self.key.valid_release and (step, self.key.name) in self.ledger:
             # another sum with the same noise: their difference would be exact. A published key may replay.
@@ -194,12 +218,16 @@ class Budget:
         return MECHANISMS[self.setting.mechanism].unit_noise(self._noise, count, *counter)
 
     def epsilon_spent(self) -> float:
-        """From the ledger: 0 before the first release."""
-        return self._of_what_ran(lambda setting: setting.epsilon(self.noise_scale))
+        """From the ledger: 0 before the first release. The larger of that of training and that of choices, if any."""
+        return self._larger(
+            self._of_what_ran(lambda setting: setting.epsilon(self.noise_scale)), self.epsilon_of_choices
+        )
 
     def statement(self, clip: float, epsilon_target: float) -> dict:
         """The privacy part of a record, computed from the ledger."""
-        setting = self.setting
+        setting, chosen = self.setting, self.epsilon_of_choices
+        renyi = self._of_what_ran(lambda setting: setting.epsilon_rdp(self.noise_scale))
+        mu = self._of_what_ran(lambda setting: setting.gdp_mu(self.noise_scale))
         return {
             "unit": self.unit,
             "adjacency": setting.adjacency,
@@ -214,13 +242,18 @@ class Budget:
             "delta": setting.delta,
             "epsilon_target": epsilon_target,
             "epsilon_spent": self.epsilon_spent(),
-            "epsilon_spent_rdp": self._of_what_ran(lambda setting: setting.epsilon_rdp(self.noise_scale)),
-            "gdp_mu": self._of_what_ran(lambda setting: setting.gdp_mu(self.noise_scale)),
+            "epsilon_spent_rdp": self._larger(renyi, chosen),
+            "gdp_mu": self._larger(mu, choice.gdp_mu(chosen)),
+            **({"choice": {"mechanism": choice.MECHANISM, "epsilon": chosen}} if chosen else {}),
             "accountant": setting.accountant,
             "noise_arithmetic": self.noise_arithmetic,
             "noise_key": self.key.noise_key,
             "valid_release": self.key.valid_release,
         }
+
+    @staticmethod
+    def _larger(of_training: float | None, of_choices: float) -> float | None:
+        return None if of_training is None else max(of_training, of_choices)
 
     def _of_what_ran(self, epsilon) -> float | None:
         if len(self.ledger) == 0:

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+CHOICE = "choice"
+LINE = re.compile(rf"(\d+|{CHOICE} [0-9.e+-]+) [0-9a-f]{{16}}\n")
+
 
 @dataclass(frozen=True)
 class Event:
@@ -28,12 +31,13 @@ class Ledger:
 
     A release is written before it is used, so a killed process has never released more than its ledger says. A step that is
     run again under the same key is the same release, bit for bit, and counts once; under a new key (a resumed run with a
-    secret key) it is a further release.
+    secret key) it is a further release. A choice among candidates has a line of its own (choice, epsilon, key name).
     """
 
     def __init__(self, event: Event, path: Path | None = None) -> None:
         self.event, self.path = event, path
         self._releases: set[tuple[int, str]] = set()
+        self.choices: dict[str, float] = {}  # key name -> epsilon
         self._file = None
         if path is not None:
             self._open(path)
@@ -44,7 +48,7 @@ class Ledger:
         whole = [line for line in lines if line.endswith("\n")]
         if whole:
             found = _event(whole[0])
-            if found is None or not all(re.fullmatch(r"\d+ [0-9a-f]{16}\n", line) for line in whole[1:]):
+            if found is None or not all(map(LINE.fullmatch, whole[1:])):
                 raise ValueError(
                     f"ledger {path} is damaged, so that epsilon cannot be told: bring the file back, or move its folder away to begin anew"
                 )
@@ -52,7 +56,11 @@ class Ledger:
                 raise ValueError(
                     f"ledger {path} is of another setting: remove its folder to start the run anew"
                 )
-            self._releases = {(int(step), key) for step, key in map(str.split, whole[1:])}
+            for words in map(str.split, whole[1:]):
+                if words[0] == CHOICE:
+                    self.choices[words[2]] = float(words[1])
+                else:
+                    self._releases.add((int(words[0]), words[1]))
         self._file = path.open("a")
         if len(whole) < len(lines):  # the last line of a killed process: it never got to use that release
             self._file.truncate(sum(map(len, whole)))
@@ -70,6 +78,12 @@ class Ledger:
         if (step, key_name) not in self._releases:
             self._append(f"{step} {key_name}")
             self._releases.add((step, key_name))
+
+    def record_choice(self, epsilon: float, key_name: str) -> None:
+        """Note a choice, on disk before the caller goes on. The same one again, by the same key, counts once."""
+        if key_name not in self.choices:
+            self._append(f"{CHOICE} {epsilon!r} {key_name}")
+            self.choices[key_name] = epsilon
 
     def close(self) -> None:
         if self._file is not None:

@@ -111,8 +111,13 @@ def _answers(released: list[Run], runs: pandas.DataFrame) -> dict[str, list[str]
     }
 
 
-def _chosen_on_dev(released: list[Run]) -> tuple[str, ...]:
-    return words.CHOSEN_ON_DEV if any("dev" in run.get("metrics.selection", "") for run in released) else ()
+def _chosen_on_dev(released: list[Run]) -> Iterator[str]:
+    with_noise = ["privacy.choice.epsilon" in run for run in released]
+    if any(with_noise):
+        yield from words.CHOSEN_WITH_NOISE
+    without = [run for run, chosen in zip(released, with_noise, strict=True) if not chosen]
+    if any("dev" in run.get("metrics.selection", "") for run in without):
+        yield from words.CHOSEN_ON_DEV
 
 
 # -- answers that runs may share ---------------------------------------------------------------------------------------
@@ -157,6 +162,11 @@ def _released(run: Run) -> str:
 
 def _covered(run: Run) -> str:
     text, split = "every access of one training run to its training data.", run.get("settings.split", "test")
+    if "privacy.choice.epsilon" in run:
+        text += (
+            f" And the choice of the reported iterate among {_text(run.get('metrics.candidates'))} on dev examples, by "
+            f"{run['privacy.choice.mechanism']}, {_text(run['privacy.choice.epsilon'])}-DP for each of them."
+        )
     if split == "test":
         return text
     return f"{text} Not covered: the score on {split}, a part of the same data, reported without noise."

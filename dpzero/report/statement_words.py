@@ -58,6 +58,11 @@ CHOSEN_ON_DEV = (
     "The reported iterate was chosen by its loss on dev rows, as published code does. No dev row is a training row, so ε still holds for "
     "the training rows; dev rows have no protection.",
 )
+CHOSEN_WITH_NOISE = (
+    "The reported iterate was chosen by a private choice (permute and flip) on the numbers of dev examples that each checkpoint answers "
+    "right. No dev example is a training example: a training example has the guarantee of training, a dev example that of the choice, and "
+    "what is stated is the larger.",
+)
 CONSTRUCTION = (
     "the sampler that is accounted is the one that draws; each unit is clipped by itself; a sum is divided by the batch size of the "
     "settings, never by the actual one; noise is drawn apart from the public directions."

@@ -25,6 +25,10 @@ COMPOSITION = (
     "and delta, and so would all methods and epsilons that are run on the same data."
 )
 TUNING = "Tuning: not accounted. Learning rates, clips and steps were chosen outside the stated epsilon."
+CHOICE = (
+    "Where the reported iterate is a private choice, ε and μ are the larger of two: of training, for the training examples, and of the "
+    "choice (permute and flip), for the dev examples, which are others."
+)
 PUBLISHED = (
     "Noise key published: anyone can recompute the noise, so these runs are a benchmark, no private release; their records also "
     "hold losses and dev accuracies without noise."
@@ -186,6 +190,8 @@ def privacy(runs: pandas.DataFrame) -> Table:
         "ε and μ are the highest over the seeds. μ: of the least Gaussian mechanism that loses as much at every ε where the run's δ is "
         "not below the one stated. RDP: the looser Rényi bound, for comparison with older papers."
     )
+    if "privacy.choice.epsilon" in private and private["privacy.choice.epsilon"].notna().any():
+        table.notes.append(CHOICE)
     table.notes += [
         COMPOSITION,
         TUNING,

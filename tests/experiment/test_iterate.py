@@ -1,8 +1,9 @@
-"""The reported iterate: the last one, or that of the least dev loss; never the latter in a release."""
+"""The reported iterate: the last, that of the least dev loss, never in a release, or one that a private choice takes."""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from dpzero.errors import UsageError
 from dpzero.experiment import sweep
 from dpzero.experiment.iterate import BestDev
 from dpzero.experiment.run import Run, run_cell
-from dpzero.language import objective
+from dpzero.language import objective, tasks
+from dpzero.privacy import Budget
 
 WORDS = "best dev checkpoint (published practice, not accounted)"
 
@@ -20,8 +22,8 @@ WORDS = "best dev checkpoint (published practice, not accounted)"
 def quiet(line: str) -> None: ...
 
 
-def best(cell: dict) -> dict:
-    return cell | {"settings": cell["settings"] | {"iterate": "best_dev"}}
+def best(cell: dict, rule: str = "best_dev") -> dict:
+    return cell | {"settings": cell["settings"] | {"iterate": rule}}
 
 
 def test_the_least_loss_counts_and_the_earliest_of_equals():
@@ -77,8 +79,11 @@ def test_no_dev_rows_are_no_choice(cache, smoke, tmp_path, monkeypatch):
         Run(cell, tmp_path / "run.json", quiet, "cpu")
 
 
-def test_a_killed_run_reports_the_same_point(cache, smoke, tmp_path, monkeypatch):
-    cell = best(smoke("adamw", learning_rate=5e-2, steps=30, evaluate_every=10))
+@pytest.mark.parametrize(
+    "rule, method", [("best_dev", "adamw"), ("accounted", "dpzero"), ("accounted", "dp_adam")]
+)
+def test_a_killed_run_reports_the_same_point(cache, smoke, tmp_path, monkeypatch, rule, method):
+    cell = best(smoke(method, learning_rate=5e-2, steps=30, evaluate_every=10), rule)
     whole = run_cell(copy.deepcopy(cell), tmp_path / "whole.json", quiet, "cpu")
 
     class Killed(BaseException): ...
@@ -97,6 +102,47 @@ def test_a_killed_run_reports_the_same_point(cache, smoke, tmp_path, monkeypatch
     monkeypatch.setenv("DPZERO_CACHE", str(cache))
     again = run_cell(copy.deepcopy(cell), tmp_path / "killed.json", quiet, "cpu")
     assert again["metrics"] == whole["metrics"]
+    assert again["privacy"] == whole["privacy"]
+
+
+# --- a private choice
+
+
+def test_a_private_choice_takes_a_point_of_the_curve_and_says_what_it_cost(cache, smoke, tmp_path):
+    cell = best(smoke("dp_adam", learning_rate=5e-2, evaluate_every=5), "accounted")
+    made = run_cell(cell, tmp_path / "record.json", quiet, "cpu")
+    found, privacy = made["metrics"], made["privacy"]
+    assert found["selection"] == "dev checkpoint by a private choice (accounted)"
+    assert found["selected_step"] in (5, 10, 15, 20) and found["candidates"] == 4
+    assert privacy["choice"] == {"mechanism": "permute and flip", "epsilon": 2.0}
+    assert (
+        privacy["epsilon_spent"] == 2.0
+    )  # of the choice, for dev rows; training, for the others, spent as much or less
+    assert privacy["steps"] == 20
+
+
+def test_with_much_epsilon_the_choice_is_the_best_on_dev(cache, smoke, tmp_path, monkeypatch):
+    """And the reported score is that of the weights that were chosen."""
+    asked = []
+    monkeypatch.setattr(
+        Budget, "choose", lambda self, counts, epsilon: asked.append(counts) or counts.index(max(counts))
+    )
+    cell = best(smoke("dp_adam", learning_rate=5e-2, evaluate_every=5), "accounted")
+    cell["settings"]["split"] = "dev"
+    cell["settings"]["curve_examples"] = 10**6
+    made = run_cell(cell, tmp_path / "record.json", quiet, "cpu")
+    ((*counts,),) = asked
+    curve = {point["step"]: point["dev_accuracy"] for point in made["curve"] if point["step"]}
+    assert [accuracy * made["metrics"]["examples"] for accuracy in curve.values()] == pytest.approx(counts)
+    assert made["metrics"]["accuracy"] == max(curve.values()) == curve[made["metrics"]["selected_step"]]
+    assert len(set(counts)) > 1
+
+
+def test_a_task_without_right_answers_has_no_such_choice(cache, smoke, tmp_path, monkeypatch):
+    load = tasks.load
+    monkeypatch.setattr(tasks, "load", lambda *arguments: replace(load(*arguments), metric="f1"))
+    with pytest.raises(UsageError, match="counts right answers, but f1 is no such count"):
+        Run(best(smoke("dpzero"), "accounted"), tmp_path / "run.json", quiet, "cpu")
 
 
 # --- planning
@@ -116,9 +162,33 @@ def test_a_cell_names_the_iterate_only_where_it_is_not_the_last(write):
     assert "iterate" not in zero_shot["settings"]
 
 
+def test_methods_without_noise_choose_without(write):
+    cells = write("one", "extends: smoke\nsettings: {iterate: accounted}\n").values()
+    rules = {
+        (cell["epsilon"] in ("2", "8")): cell["settings"].get("iterate")
+        for cell in cells
+        if cell["epsilon"] != "0"
+    }
+    assert rules == {True: "accounted", False: "best_dev"}
+
+
+def test_a_release_may_choose_with_noise(write):
+    settings = "{iterate: accounted, noise_key: secret}"
+    cells = write("one", f"extends: smoke\nsettings: {settings}\n", methods="dpzero").values()
+    assert {cell["settings"]["iterate"] for cell in cells} == {"accounted"}
+
+
 @pytest.mark.parametrize(
     "settings, words",
     [
+        (
+            "{iterate: accounted, curve_examples: 0}",
+            "iterate accounted needs dev examples: give curve_examples",
+        ),
+        (
+            "{iterate: accounted, as_published: true}",
+            "as_published accounts for no choice: leave iterate out",
+        ),
         ("{iterate: best_dev, noise_key: secret}", "dev rows are private and the choice is not accounted"),
         (
             "{iterate: best_dev, curve_examples: 0}",
@@ -135,5 +205,5 @@ def test_what_cannot_be_is_refused_before_anything_runs(write, settings, words):
 def test_a_cell_by_hand_may_not_choose_on_dev_in_a_release():
     (cell,) = sweep.load("smoke", methods="dpzero", epsilons="2").values()
     cell["settings"] |= {"iterate": "best_dev", "noise_key": "secret"}
-    with pytest.raises(UsageError, match="leave iterate out"):
+    with pytest.raises(UsageError, match="take iterate accounted, or leave it out"):
         sweep.complete(cell)

@@ -113,6 +113,7 @@ def watched(monkeypatch) -> Iterator[set[float]]:
         spy(losses.CrossEntropy, "__call__", after=lambda _, model, batch, values: note(values))
         spy(Budget, "release", before=lambda step, clipped, clip: note(clipped))
         spy(Budget, "release_", before=lambda step, sums, clip: note(torch.cat([s.flatten() for s in sums])))
+        spy(Budget, "choose", before=lambda counts, epsilon: seen.update(map(float, counts)))
         spy(Run, "_timed_step", after=after_step)
         yield seen
 
@@ -132,6 +133,25 @@ def test_no_number_that_is_left_behind_is_a_private_one(private, tmp_path, monke
         left = left_behind(cell, tmp_path, monkeypatch)
     assert len(seen) > 1000 and len(numbers(left)) > 25
     assert not numbers(left) & (seen - public_numbers(cell))
+
+
+def test_a_private_choice_leaves_behind_the_step_that_it_chose_alone(private, tmp_path, monkeypatch):
+    cell = private("dp_adam", learning_rate=5e-2, evaluate_every=5, curve_examples=10**6)
+    cell["settings"]["iterate"] = "accounted"
+    with watched(monkeypatch) as seen:
+        left = left_behind(cell, tmp_path, monkeypatch)
+    assert not numbers(left) & (seen - public_numbers(cell))
+    assert left["record"]["metrics"]["selected_step"] in (5, 10, 15, 20)
+    assert left["record"]["privacy"]["choice"]["epsilon"] == 2
+    assert re.search(rb"^choice 2\.0 [0-9a-f]{16}$", left["files"]["ledger"], re.MULTILINE)
+    write_tables("language", [tmp_path / "record.json"], tmp_path / "tables", "smoke")
+    said = " ".join((tmp_path / "tables" / "privacy_statement.md").read_text().split())
+    assert "the choice of the reported iterate among 4 on dev examples, by permute and flip, 2-DP" in said
+    assert "dev rows have no protection" not in said and "a dev example that of the choice" in said
+    table = (tmp_path / "tables" / "privacy.md").read_text()
+    assert (
+        "reported: dev checkpoint by a private choice (accounted)" in table and "the larger of two" in table
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -242,6 +262,8 @@ def test_every_key_of_the_lists_is_one_that_a_run_writes(private, writing, tmp_p
     cells = [
         private(method, tune=tune) for method, tune in [*((m, "bias") for m in METHODS), ("dpzero", "full")]
     ]
+    cells.append(private("dpzero"))
+    cells[-1]["settings"]["iterate"] = "accounted"
     for number, cell in enumerate([*cells, writing]):
         left = left_behind(cell, tmp_path / str(number), monkeypatch)
         written |= {path for path, _ in record.leaves(left["record"])}
