@@ -1,25 +1,38 @@
-"""How long the runs of a sweep take: from what one took, or from tokens and parameters. Imports no torch."""
+"""How long the runs of a sweep take: from what one took, or from tokens and parameters at the speed of a step on a GPU. Imports no torch."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
 from . import sweep
 from .methods import card
 
-# What a published step makes of a GPU: 64 prompts of SST-2, 17 tokens each, twice through RoBERTa-large in 0.347 s on an RTX 3090
-# (DPZero, table 3), at 2 operations a parameter and token. Padding is in it, as prompts are counted without.
-OPERATIONS_PER_SECOND = 64 * 17 * 2 * 2 * 355e6 / 0.347
 PASSES = {
     0: 2,
     1: 3,
 }  # by a method's order, in forward passes: two, or one and a backward pass of twice its work
 GHOST_PASSES = 5  # a second backward pass
 SHAPES = Path(__file__).parents[1] / "language" / "shapes.yaml"
+BENCHMARKS = Path("results/benchmark/tables")  # where `python -m dpzero benchmark` leaves what it measured
+
+
+class Speed(NamedTuple):
+    """What a two-point step makes of a GPU, at 2 operations a parameter and token of each pass."""
+
+    operations_per_second: float
+    of: str
+
+
+# 64 prompts of SST-2, 17 tokens each, twice through RoBERTa-large in 0.347 s (DPZero, table 3). Padding is in it, as prompts are
+# counted without
+PUBLISHED = Speed(64 * 17 * 2 * 2 * 355e6 / 0.347, "a published step on an RTX 3090; nothing measured here")
 
 
 def estimate(name: str, cells: Sequence[dict], cores: int | None) -> str:
@@ -27,30 +40,54 @@ def estimate(name: str, cells: Sequence[dict], cores: int | None) -> str:
     seconds = sweep.core_seconds(name)
     if seconds and cells and cores:
         return f", about {max(1, round(len(cells) * seconds / min(cores, len(cells)) / 60))} minutes on {cores} CPU cores"
-    hours = gpu_hours(name, cells)
+    pace = speed(cells)
+    hours = gpu_hours(name, cells, pace)
     if not hours:
         return ""
     return (
-        f", about {hours:,.{0 if hours >= 10 else 1}f} GPU hours of training (an estimate from tokens and parameters, at the speed of a "
-        "published step on an RTX 3090; nothing measured, evaluation left out)"
+        f", about {hours:,.{0 if hours >= 10 else 1}f} GPU hours of training (an estimate from tokens and parameters, at the speed of "
+        f"{pace.of}; evaluation left out)"
     )
 
 
-def gpu_hours(name: str, cells: Sequence[dict]) -> float:
+def speed(cells: Sequence[dict], folder: Path = BENCHMARKS) -> Speed:
+    """That of DPZero's step in the benchmark on a GPU whose model is nearest in size to the largest of these; else the published one."""
+    sizes = _parameters()
+    largest = max((sizes.get(cell["model"], 1) for cell in cells), default=1)
+    found = filter(None, map(_measured, sorted(folder.glob("*.json"))))
+    nearest = min(found, key=lambda pair: abs(math.log(pair[0] / largest)), default=None)
+    return nearest[1] if nearest else PUBLISHED
+
+
+def _measured(path: Path) -> tuple[int, Speed] | None:
+    """Parameters and speed of a benchmark; None for another file, a CPU's or one that has no DPZero."""
+    try:
+        bench = json.loads(path.read_text())
+        parameters, device = _parameters()[bench["model"]], bench["provenance"]["device"]
+        rates = [row["tokens_per_second"] for row in bench["rows"] if row["name"] == "dpzero"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    if not rates or "CUDA" not in bench["memory"]:
+        return None
+    of = f"DPZero's step on {device} in the benchmark {path.stem}"
+    return parameters, Speed(2 * parameters * rates[0], of)  # tokens of both passes are counted
+
+
+def gpu_hours(name: str, cells: Sequence[dict], pace: Speed = PUBLISHED) -> float:
     """Hours of training, one run after another; 0 where the sweep does not say how long its prompts are or a model has no known size."""
     tokens, sizes = sweep.tokens(name), _parameters()
     if not all(cell["task"] in tokens and cell["model"] in sizes for cell in cells):
         return 0.0
-    return sum(_seconds(cell, tokens[cell["task"]], sizes[cell["model"]]) for cell in cells) / 3600
+    operations = (_operations(cell, tokens[cell["task"]], sizes[cell["model"]]) for cell in cells)
+    return sum(operations) / pace.operations_per_second / 3600
 
 
-def _seconds(cell: dict, tokens: float, parameters: int) -> float:
+def _operations(cell: dict, tokens: float, parameters: int) -> float:
     settings, order = cell["settings"], card(cell["use"]).order
     passes = PASSES.get(order, 0) * settings.get("directions", 1)
     if settings.get("clipping") == "ghost":
         passes = GHOST_PASSES
-    operations = 2 * parameters * tokens * settings["batch_size"] * settings["steps"] * passes
-    return operations / OPERATIONS_PER_SECOND
+    return 2 * parameters * tokens * settings["batch_size"] * settings["steps"] * passes
 
 
 @cache

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from dpzero.experiment import cost, sweep
@@ -37,6 +40,28 @@ def test_an_estimate_says_that_it_is_one():
     assert (
         "GPU hours of training (an estimate from tokens and parameters" in said and "nothing measured" in said
     )
+
+
+def bench(folder: Path, model: str, tokens_per_second: float, memory: str = "CUDA allocator") -> None:
+    row = {"name": "dpzero", "status": "ok", "tokens_per_second": tokens_per_second}
+    made = {"model": model, "memory": memory, "provenance": {"device": f"card of {model}"}, "rows": [row]}
+    (folder / f"{model}-{memory[:4]}.json").write_text(json.dumps(made))
+
+
+def test_the_benchmark_of_this_gpu_takes_the_place_of_the_published_step(tmp_path):
+    """RoBERTa-large at 20,000 tokens a second, two passes counted: 10,000 steps of 64 x 17 tokens twice take 0.30 hours."""
+    run = cells("paper-roberta", tasks="sst2", methods="dpzero", epsilons=2, seeds=42)
+    assert cost.speed(run, tmp_path) == cost.PUBLISHED
+    bench(tmp_path, "roberta-large", 5.0, "live tensor storage on the CPU")
+    assert cost.speed(run, tmp_path) == cost.PUBLISHED
+    bench(tmp_path, "roberta-large", 20_000.0)
+    bench(tmp_path, "opt-6.7b", 3_000.0)
+    pace = cost.speed(run, tmp_path)
+    assert "card of roberta-large in the benchmark roberta-large-CUDA" in pace.of
+    hours = 10000 * 2 * 64 * 17 / 20_000 / 3600
+    assert cost.gpu_hours("paper-roberta", run, pace) == pytest.approx(hours)
+    large = cells("paper-opt", tasks="sst2", models="opt-6.7b", methods="dpzero", epsilons=2, seeds=0)
+    assert "card of opt-6.7b" in cost.speed(large, tmp_path).of
 
 
 def test_a_sweep_that_was_timed_on_a_cpu_says_minutes():
