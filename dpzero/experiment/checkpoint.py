@@ -69,6 +69,10 @@ class Checkpoint:
     def transcript(self) -> Path:
         return self.folder / "transcript"
 
+    @property
+    def candidates(self) -> Path:
+        return self.folder / "candidates"
+
     def load(self) -> dict | None:
         """The last state; None where there is none or it cannot be read."""
         try:

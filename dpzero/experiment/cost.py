@@ -51,16 +51,26 @@ def estimate(name: str, cells: Sequence[dict], cores: int | None) -> str:
 
 
 def speed(cells: Sequence[dict], folder: Path = BENCHMARKS) -> Speed:
-    """That of DPZero's step in the benchmark on a GPU whose model is nearest in size to the largest of these; else the published one."""
+    """Of DPZero's step in the benchmark on a GPU, else the published one.
+
+    That benchmark whose model is nearest in size to the largest of these; of several, one with its precision, then the nearest batch.
+    """
+    found = [measured for path in sorted(folder.glob("*.json")) if (measured := _measured(path))]
+    if not found or not cells:
+        return PUBLISHED
     sizes = _parameters()
-    largest = max((sizes.get(cell["model"], 1) for cell in cells), default=1)
-    found = filter(None, map(_measured, sorted(folder.glob("*.json"))))
-    nearest = min(found, key=lambda pair: abs(math.log(pair[0] / largest)), default=None)
-    return nearest[1] if nearest else PUBLISHED
+    cell = max(cells, key=lambda cell: sizes.get(cell["model"], 1))
+    size, settings = sizes.get(cell["model"], 1), cell["settings"]
+
+    def distance(bench: dict) -> tuple:
+        apart = math.log(sizes[bench["model"]] / size), math.log(bench["batch_size"] / settings["batch_size"])
+        return abs(apart[0]), bench["compute_dtype"] != settings["compute"], abs(apart[1])
+
+    return min(found, key=lambda pair: distance(pair[0]))[1]
 
 
-def _measured(path: Path) -> tuple[int, Speed] | None:
-    """Parameters and speed of a benchmark; None for another file, a CPU's or one that has no DPZero."""
+def _measured(path: Path) -> tuple[dict, Speed] | None:
+    """A benchmark and its speed; None for another file, a CPU's or one that has no DPZero."""
     try:
         bench = json.loads(path.read_text())
         parameters, device = _parameters()[bench["model"]], bench["provenance"]["device"]
@@ -70,7 +80,7 @@ def _measured(path: Path) -> tuple[int, Speed] | None:
     if not rates or "CUDA" not in bench["memory"]:
         return None
     of = f"DPZero's step on {device} in the benchmark {path.stem}"
-    return parameters, Speed(2 * parameters * rates[0], of)  # tokens of both passes are counted
+    return bench, Speed(2 * parameters * rates[0], of)  # tokens of both passes are counted
 
 
 def gpu_hours(name: str, cells: Sequence[dict], pace: Speed = PUBLISHED) -> float:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..privacy import Budget
+from .record import write_whole
 
 RULES = {
     "last": "last iterate",
@@ -47,39 +50,45 @@ class BestDev:
 
 
 class Candidates:
-    """Holds the trained parameters at each point of the learning curve after the start, for a choice after the last step.
+    """Keeps the trained parameters at each point of the learning curve after the start, a file each, for a choice after the last step.
 
-    Dev examples are asked of none before: what an interrupted run leaves behind are functions of releases alone. No dev example is a
-    training example, so each has the guarantee of the choice, the run's epsilon, and each training example that of training.
+    Dev examples are asked of none before: what an interrupted run leaves behind are functions of releases alone. Which rows are for
+    training and which are dev is fixed and public, so a training example has the guarantee of training and a dev example that of the
+    choice, the run's epsilon.
     """
 
-    def __init__(self) -> None:
-        self.at: dict[int, list[Tensor]] = {}  # step -> parameters, on the CPU
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def steps(self) -> list[int]:
+        return sorted(int(path.stem) for path in self.folder.glob("*.pt"))
 
     def offer(self, step: int, parameters: Sequence[Tensor]) -> None:
-        self.at[step] = [parameter.detach().cpu().clone() for parameter in parameters]
+        """On disk before the run goes on: a resumed one finds it."""
+        content = io.BytesIO()
+        torch.save([parameter.detach().cpu() for parameter in parameters], content)
+        write_whole(self.folder / f"{step}.pt", content.getvalue())
+
+    def cut(self, taken: int) -> None:
+        """Without those after this many steps, which will be taken again."""
+        for step in self.steps():
+            if step > taken:
+                (self.folder / f"{step}.pt").unlink()
 
     def choose(
         self, parameters: Sequence[Tensor], right: Callable[[], int], budget: Budget, epsilon: float
     ) -> int:
         """Write the chosen one's into `parameters`; return its step. `right` counts the dev examples answered right with them."""
-        counts = []
-        for candidate in self.at.values():
-            write(candidate, parameters)
-            counts.append(right())
-        step = list(self.at)[budget.choose(counts, epsilon)]
-        write(self.at[step], parameters)
-        return step
+        counts = {}
+        for step in self.steps():
+            self._write(step, parameters)
+            counts[step] = right()
+        chosen = budget.choose(counts, epsilon)
+        self._write(chosen, parameters)
+        return chosen
 
-    def state_dict(self) -> dict:
-        return self.at
-
-    def load_state_dict(self, state: dict) -> None:
-        self.at = state
-
-    def cut(self, taken: int) -> None:
-        """Without those after this many steps, which will be taken again."""
-        self.at = {step: parameters for step, parameters in self.at.items() if step <= taken}
+    def _write(self, step: int, parameters: Sequence[Tensor]) -> None:
+        write(torch.load(self.folder / f"{step}.pt", weights_only=True), parameters)
 
 
 @torch.no_grad()

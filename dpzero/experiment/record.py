@@ -59,7 +59,7 @@ ALLOWED_IN_A_RELEASE: dict[str, str] = {
     "privacy.choice.mechanism": "a constant of this code",
     "privacy.choice.epsilon": _LEDGER,
     "metrics.selected_step": "released by the private choice, whose epsilon covers it",
-    "metrics.candidates": "the number of points of the curve (an interrupted run may lose some to the clock)",
+    "metrics.candidates": "the number of points of the curve ",
     **dict.fromkeys(
         (
             "memory.peak_allocated_bytes",
@@ -122,8 +122,8 @@ ALLOWED_IN_A_CHECKPOINT: dict[str, str] = {
     "method.optimizer.*": "settings, and moments of the released sums",
     "method.second_moment[]": "of the released scalars",
     "method.start[]": "the weights of an earlier step",
-    "candidates.*": "the weights of earlier steps",
 }
+# Beside it, too, where a choice is to be made: the weights at points of the curve, a function of the releases.
 
 # The first line of a transcript. The rows below it are the released scalars over the expected batch size: what epsilon covers.
 ALLOWED_IN_A_TRANSCRIPT: dict[str, str] = {

@@ -14,14 +14,14 @@ from ..errors import UsageError
 from ..language import models, tasks
 from ..zeroth_order import transcript
 from ..zeroth_order.checks import trainable
-from . import sweep
+from . import iterate, sweep
 from .methods import cards
 
 
 def replay_record(file: Path, weights: Path | None = None, device: str | None = None) -> dict:
-    """{match, steps, weights_sha256, device}: whether the replayed tensors are the record's. If so they are saved in `weights`.
+    """{match, steps, weights_sha256, device}: whether the replayed tensors are the record's.
 
-    Raises UsageError for a record without transcript or digest, for one that does not fit its transcript, for another base model.
+    If so, those of the iterate that the record reports (`selected_step`, else the last) are saved in `weights`. Raises UsageError for a record without transcript or digest, for one that does not fit its transcript, for another base model.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     made = _read(file)
@@ -31,14 +31,18 @@ def replay_record(file: Path, weights: Path | None = None, device: str | None = 
         cell["model"], tasks.load(cell["task"]), cell["settings"]["tune"], cell["seed"], device
     )
     parameters = trainable(model.parameters())
+    selected = (made.get("metrics") or {}).get("selected_step")
     try:
-        steps = transcript.replay(parameters, path)
+        taken = transcript.replay(parameters, path, end=selected)
+        reported = [p.detach().cpu().clone() for p in parameters] if selected is not None else parameters
+        steps = transcript.replay(parameters, path, start=taken)
     except ValueError as error:
         ran = made["provenance"]
         raise UsageError(f"{error} (it ran on {ran.get('device')} with {ran.get('packages')})") from error
     found = transcript.digest(parameters)
     match = found == made["transcript"]["weights_sha256"]
     if match and weights is not None:
+        iterate.write(reported, parameters)
         _save(weights, model)
     return {"match": match, "steps": steps, "weights_sha256": found, "device": device}
 

@@ -113,17 +113,15 @@ class Run:
         self.budget: Budget | None = None
         self.model = self.method = None
         self.best = iterate.BestDev() if self.iterate == "best_dev" else None
-        self.candidates = iterate.Candidates() if self.iterate == "accounted" else None
+        self.candidates = None
+        if self.iterate == "accounted" and self.checkpoint:
+            self.candidates = iterate.Candidates(self.checkpoint.candidates)
 
     def _check_rows(self) -> None:
         split = self.settings["split"]
         if self.iterate != "last" and not len(self.examples["dev"]):
             raise UsageError(
                 f"{self.name}: iterate {self.iterate} looks at dev, of which there are no rows: draw fewer training rows"
-            )
-        if self.iterate == "accounted" and self.task.metric != "accuracy":
-            raise UsageError(
-                f"{self.name}: iterate accounted counts right answers, but {self.task.metric} is no such count: leave iterate out"
             )
         if not len(self.examples[split]):
             raise UsageError(f"{self.name}: there are no rows of split {split}: evaluate another")
@@ -226,10 +224,8 @@ class Run:
             self.best.restore(self.method.parameters)
             return {"selected_step": self.best.step}
         if self.candidates:
-            number, epsilon = len(self.candidates.at), float(self.cell["epsilon"])
-            self.log(
-                f"{self.name}: a private choice among {number} checkpoints on {len(self._dev())} dev examples"
-            )
+            number, epsilon = len(self.candidates.steps()), float(self.cell["epsilon"])
+            self.log(f"{self.name}: a private choice among {number} checkpoints")
             step = self.candidates.choose(self.method.parameters, self._right_on_dev, self.budget, epsilon)
             return {"selected_step": step, "candidates": number}
         return {}
@@ -284,9 +280,8 @@ class Run:
             self.candidates.offer(step, self.method.parameters)
         if not self.release and not any(point["step"] == step for point in self.curve):
             self.curve.append(self._point(step))
-        looks = self.candidates or not self.release
-        if step and looks and self.keeps_transcript:  # from which steps may be taken again, but no points
-            self.checkpoint.save(self._state())
+            if step and self.keeps_transcript:  # from which steps may be taken again, but no points
+                self.checkpoint.save(self._state())
 
     def _point(self, step: int) -> dict:
         point = {"step": step, "train_seconds": self.clock.train_seconds}
@@ -304,7 +299,6 @@ class Run:
 
     def _state(self) -> dict:
         state = {"method": self.method.state_dict()}
-        state |= {"candidates": self.candidates.state_dict()} if self.candidates else {}
         if self.release:
             record.refuse_unlisted(state, record.ALLOWED_IN_A_CHECKPOINT)
             return state
@@ -317,8 +311,6 @@ class Run:
     def _resume(self) -> None:
         """Model and method: the base model's, or where an earlier process left them."""
         state = self.checkpoint.load()
-        if state is not None and self.candidates:
-            self.candidates.load_state_dict(state["candidates"])
         if state is not None and not self.release:
             self.curve = state["curve"]
             self.clock.load_state_dict(state["clock"])

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable
 
 from ..errors import UsageError, unknown
+from ..language import tasks
 from ..privacy.accounting import Setting
 from ..privacy.published import PRACTICES
 from . import data
@@ -36,7 +37,7 @@ RUN_SETTINGS = {
     "curve_examples": ("int", 256),  # dev examples for the curve
     "split": ("str", "test"),  # what the metric is taken on; dev for choosing settings
     # which one is reported, of those at the points of the curve: best_dev that of the least dev loss; accounted one of those that are right
-    # most often on dev, by a private choice, which for methods without noise is best_dev
+    # most often on dev, by a private choice (best_dev for methods without noise), for which each point is kept on disk
     "iterate": ("str", "last"),
     "noise_key": ("str", "published"),
     "noise_arithmetic": (
@@ -87,7 +88,7 @@ def of(
     else:
         _check_promise(method, method_card, settings)
     _as_published(method, method_card, settings)
-    _iterate(method, method_card, settings)
+    _iterate(method, method_card, task, settings)
     data.settle(method, method_card, task, settings)
     return dict(sorted(settings.items()))
 
@@ -120,7 +121,7 @@ def _as_published(method: str, method_card: Card, settings: dict) -> None:
             raise UsageError(f"method {method}: as_published decides {key} itself, so leave {key} out")
 
 
-def _iterate(method: str, method_card: Card, settings: dict) -> None:
+def _iterate(method: str, method_card: Card, task: str, settings: dict) -> None:
     """A cell names it where it is not the last. Dev rows are private, so a release reports none that was chosen on them without noise."""
     if settings["iterate"] == "accounted" and not method_card.private:
         settings["iterate"] = "best_dev"
@@ -134,8 +135,22 @@ def _iterate(method: str, method_card: Card, settings: dict) -> None:
             f"method {method}: iterate best_dev with noise_key secret, but dev rows are private and the choice is not accounted: take "
             "iterate accounted, or leave it out"
         )
-    elif rule == "accounted" and settings.get("as_published"):
+    elif rule == "accounted":
+        _private_choice(method, task, settings)
+
+
+def _private_choice(method: str, task: str, settings: dict) -> None:
+    if settings.get("as_published"):
         raise UsageError(f"method {method}: as_published accounts for no choice: leave iterate out")
+    if not 0 < settings["evaluate_every"] < settings["steps"]:
+        raise UsageError(
+            f"method {method}: iterate accounted chooses among points of the curve: give evaluate_every below {settings['steps']} steps"
+        )
+    metric = tasks.stanza(task)["metric"]
+    if metric != "accuracy":
+        raise UsageError(
+            f"task {task}: iterate accounted counts right answers, but {metric} is no such count: leave iterate out"
+        )
 
 
 def _typed(key: str, value: object, type_name: str, method: str) -> object:

@@ -6,7 +6,7 @@ this project, and is as secret as that is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,6 +42,9 @@ class AsPublished(Budget):
         if self.practice.divisor == "actual":
             return super()._float_sums(step, own * values, clip)
         return [own * noisy for noisy in super()._float_sums(step, values, clip)]
+
+    def choose(self, counts: Mapping[int, int], epsilon: float) -> int:
+        raise ValueError("public code accounts for no choice: use a budget of this project")
 
     def release_(self, step: int, clipped_sums: Sequence[Tensor], clip: float) -> None:
         super().release_(step, clipped_sums, clip)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -184,27 +184,35 @@ class Budget:
                 noise = torch.from_numpy(self._unit_noise(part.numel(), step, index, chunk))
                 part.add_(noise.to(part), alpha=self.noise_scale * clip)
 
-    def choose(self, counts: Sequence[int], epsilon: float) -> int:
-        """The place of one of the largest counts, by permute and flip. The ledger has the choice before the caller does.
+    def choose(self, counts: Mapping[int, int], epsilon: float) -> int:
+        """One of the candidates with the largest counts, by permute and flip. The ledger has it before the caller does, and keeps it.
 
         Args:
-            counts: of each candidate, to which one unit adds 0 or 1; of units apart from those that are trained on. Then each unit has
-                one of two guarantees, that of training or that of the choice, and what is spent is the larger.
+            counts: candidate -> number, to which one example adds 0 or 1. Of examples that are not trained on: then each example has one
+                of two guarantees, that of training or that of the choice, and what is spent is the larger.
 
         Raises:
-            ValueError: no candidate, or a second choice under a secret key.
+            ValueError: no candidate, a choice that was made before at another epsilon, units other than examples.
         """
-        if self.key.valid_release and self.key.name in self.ledger.choices:
-            raise ValueError("a choice was made before under this secret key: make a new budget")
-        bits = Bits(self.key.stream("choice"))
-        place = choice.permute_and_flip(counts, epsilon, bits)
-        self.ledger.record_choice(epsilon, self.key.name)
-        return place
+        if self.unit != "example":
+            raise ValueError(
+                f"a choice is offered for unit example: a {self.unit} adds more than 1 to a count"
+            )
+        if self.ledger.choice is None:
+            candidates, bits = list(counts), Bits(self.key.stream("choice"))
+            place = choice.permute_and_flip([counts[c] for c in candidates], epsilon, bits)
+            self.ledger.record_choice(epsilon, candidates[place])
+        spent, chosen = self.ledger.choice
+        if spent != epsilon:
+            raise ValueError(
+                f"a choice was made before with epsilon {spent:g}, not {epsilon:g}: make a new budget"
+            )
+        return chosen
 
     @property
-    def epsilon_of_choices(self) -> float:
-        """Of those in the ledger: more than one where a run with a secret key was interrupted after its choice."""
-        return math.fsum(self.ledger.choices.values())
+    def epsilon_of_choice(self) -> float:
+        """Of that in the ledger; 0 without one."""
+        return self.ledger.choice[0] if self.ledger.choice else 0.0
 
     def _record(self, step: int) -> None:
         if self.key.valid_release and (step, self.key.name) in self.ledger:
@@ -218,14 +226,14 @@ class Budget:
         return MECHANISMS[self.setting.mechanism].unit_noise(self._noise, count, *counter)
 
     def epsilon_spent(self) -> float:
-        """From the ledger: 0 before the first release. The larger of that of training and that of choices, if any."""
+        """From the ledger: 0 before the first release. The larger of that of training and that of a choice, if any."""
         return self._larger(
-            self._of_what_ran(lambda setting: setting.epsilon(self.noise_scale)), self.epsilon_of_choices
+            self._of_what_ran(lambda setting: setting.epsilon(self.noise_scale)), self.epsilon_of_choice
         )
 
     def statement(self, clip: float, epsilon_target: float) -> dict:
         """The privacy part of a record, computed from the ledger."""
-        setting, chosen = self.setting, self.epsilon_of_choices
+        setting, chosen = self.setting, self.epsilon_of_choice
         renyi = self._of_what_ran(lambda setting: setting.epsilon_rdp(self.noise_scale))
         mu = self._of_what_ran(lambda setting: setting.gdp_mu(self.noise_scale))
         return {
@@ -252,8 +260,8 @@ class Budget:
         }
 
     @staticmethod
-    def _larger(of_training: float | None, of_choices: float) -> float | None:
-        return None if of_training is None else max(of_training, of_choices)
+    def _larger(of_training: float | None, of_choice: float) -> float | None:
+        return None if of_training is None else max(of_training, of_choice)
 
     def _of_what_ran(self, epsilon) -> float | None:
         if len(self.ledger) == 0:

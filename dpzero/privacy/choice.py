@@ -36,4 +36,6 @@ def permute_and_flip(counts: Sequence[int], epsilon: float, bits: Bits) -> int:
 
 def gdp_mu(epsilon: float) -> float:
     """Of the least Gaussian mechanism that loses as much as anything that is epsilon-DP (Dong, Roth and Su 2022: f_epsilon,0 >= G_mu)."""
+    if epsilon > 700:  # beyond the numbers that have an exponential
+        return math.inf
     return -2 * NormalDist().inv_cdf(1 / (1 + math.exp(epsilon)))

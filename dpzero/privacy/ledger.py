@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 CHOICE = "choice"
-LINE = re.compile(rf"(\d+|{CHOICE} [0-9.e+-]+) [0-9a-f]{{16}}\n")
+LINE = re.compile(rf"(\d+ [0-9a-f]{{16}}|{CHOICE} [0-9.e+-]+ \d+)\n")
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,14 @@ class Ledger:
 
     A release is written before it is used, so a killed process has never released more than its ledger says. A step that is
     run again under the same key is the same release, bit for bit, and counts once; under a new key (a resumed run with a
-    secret key) it is a further release. A choice among candidates has a line of its own (choice, epsilon, key name).
+    secret key) it is a further release. A choice among candidates has a line of its
+    own (choice, epsilon, what was chosen), and there is one at the most: asked again it is what was chosen.
     """
 
     def __init__(self, event: Event, path: Path | None = None) -> None:
         self.event, self.path = event, path
         self._releases: set[tuple[int, str]] = set()
-        self.choices: dict[str, float] = {}  # key name -> epsilon
+        self.choice: tuple[float, int] | None = None  # its epsilon, what was chosen
         self._file = None
         if path is not None:
             self._open(path)
@@ -58,7 +59,7 @@ class Ledger:
                 )
             for words in map(str.split, whole[1:]):
                 if words[0] == CHOICE:
-                    self.choices[words[2]] = float(words[1])
+                    self.choice = float(words[1]), int(words[2])
                 else:
                     self._releases.add((int(words[0]), words[1]))
         self._file = path.open("a")
@@ -79,11 +80,10 @@ class Ledger:
             self._append(f"{step} {key_name}")
             self._releases.add((step, key_name))
 
-    def record_choice(self, epsilon: float, key_name: str) -> None:
-        """Note a choice, on disk before the caller goes on. The same one again, by the same key, counts once."""
-        if key_name not in self.choices:
-            self._append(f"{CHOICE} {epsilon!r} {key_name}")
-            self.choices[key_name] = epsilon
+    def record_choice(self, epsilon: float, chosen: int) -> None:
+        """Note the choice, on disk before the caller goes on."""
+        self._append(f"{CHOICE} {epsilon!r} {chosen}")
+        self.choice = epsilon, chosen
 
     def close(self) -> None:
         if self._file is not None:

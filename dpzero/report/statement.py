@@ -157,6 +157,8 @@ _NAMES: tuple[Callable[[Run], str], ...] = (
 
 def _released(run: Run) -> str:
     text = words.RELEASED.get(run.get("order"), "the noisy sums of its steps")
+    if "privacy.choice.epsilon" in run:
+        text += "; and which checkpoint is reported, by a private choice"
     return f"{text}. All else, the weights of every step and the final model among it, is computed from these releases."
 
 
@@ -164,7 +166,7 @@ def _covered(run: Run) -> str:
     text, split = "every access of one training run to its training data.", run.get("settings.split", "test")
     if "privacy.choice.epsilon" in run:
         text += (
-            f" And the choice of the reported iterate among {_text(run.get('metrics.candidates'))} on dev examples, by "
+            " And the choice of the reported iterate on dev examples, by "
             f"{run['privacy.choice.mechanism']}, {_text(run['privacy.choice.epsilon'])}-DP for each of them."
         )
     if split == "test":

@@ -60,8 +60,8 @@ CHOSEN_ON_DEV = (
 )
 CHOSEN_WITH_NOISE = (
     "The reported iterate was chosen by a private choice (permute and flip) on the numbers of dev examples that each checkpoint answers "
-    "right. No dev example is a training example: a training example has the guarantee of training, a dev example that of the choice, and "
-    "what is stated is the larger.",
+    "right. Which rows are for training and which are dev is fixed and public: neighbours differ in one of the two. A training example has "
+    "the guarantee of training, a dev example that of the choice, and what is stated is the larger.",
 )
 CONSTRUCTION = (
     "the sampler that is accounted is the one that draws; each unit is clipped by itself; a sum is divided by the batch size of the "

@@ -26,7 +26,7 @@ COMPOSITION = (
 )
 TUNING = "Tuning: not accounted. Learning rates, clips and steps were chosen outside the stated epsilon."
 CHOICE = (
-    "Where the reported iterate is a private choice, ε and μ are the larger of two: of training, for the training examples, and of the "
+    "Where the reported iterate is a private choice, ε, by RDP too, and μ are the larger of two: of training, for the training examples, and of the "
     "choice (permute and flip), for the dev examples, which are others."
 )
 PUBLISHED = (

@@ -153,11 +153,18 @@ class SecondMoment:
 
 
 @torch.no_grad()
-def replay(parameters: Sequence[Tensor], path: Path, start: int = 0, passes: Passes | None = None) -> int:
-    """In place: moves the base model's trained tensors as the run did, to the bit. Returns the number of steps.
+def replay(
+    parameters: Sequence[Tensor],
+    path: Path,
+    start: int = 0,
+    passes: Passes | None = None,
+    end: int | None = None,
+) -> int:
+    """In place: moves the base model's trained tensors as the run did, to the bit. Returns the number of steps that were taken then.
 
     Args:
         start: steps that were already taken.
+        end: steps to have taken; all where it is not given.
         passes: over these parameters, where they exist; made from the header otherwise.
 
     Raises:
@@ -176,7 +183,8 @@ def replay(parameters: Sequence[Tensor], path: Path, start: int = 0, passes: Pas
     if passes.law.law != law["version"]:
         raise ValueError(f"{path} was written with directions {law['version']}, here is {passes.law.law}")
     smoothing, moment = header["smoothing"], SecondMoment(header["second_moment"], scalars[:start].tolist())
-    for step in range(start, len(scalars)):
+    end = len(scalars) if end is None else min(end, len(scalars))
+    for step in range(start, end):
         for k in range(header["directions"]):
             passes.visit(step, k, smoothing)
             passes.visit(step, k, -smoothing)
@@ -185,4 +193,4 @@ def replay(parameters: Sequence[Tensor], path: Path, start: int = 0, passes: Pas
         if (step + 1 - start) % STEPS_A_PASS == 0:
             passes.flush()
     passes.flush()
-    return len(scalars)
+    return end

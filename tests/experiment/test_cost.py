@@ -42,10 +42,12 @@ def test_an_estimate_says_that_it_is_one():
     )
 
 
-def bench(folder: Path, model: str, tokens_per_second: float, memory: str = "CUDA allocator") -> None:
+def bench(folder: Path, model: str, tokens_per_second: float, memory: str = "CUDA allocator", **how) -> None:
     row = {"name": "dpzero", "status": "ok", "tokens_per_second": tokens_per_second}
-    made = {"model": model, "memory": memory, "provenance": {"device": f"card of {model}"}, "rows": [row]}
-    (folder / f"{model}-{memory[:4]}.json").write_text(json.dumps(made))
+    made = {"model": model, "batch_size": 16, "compute_dtype": "float32", "memory": memory} | how
+    made |= {"provenance": {"device": f"card of {model}"}, "rows": [row]}
+    name = "-".join(map(str, (model, made["batch_size"], made["compute_dtype"], memory[:4])))
+    (folder / f"{name}.json").write_text(json.dumps(made))
 
 
 def test_the_benchmark_of_this_gpu_takes_the_place_of_the_published_step(tmp_path):
@@ -57,11 +59,17 @@ def test_the_benchmark_of_this_gpu_takes_the_place_of_the_published_step(tmp_pat
     bench(tmp_path, "roberta-large", 20_000.0)
     bench(tmp_path, "opt-6.7b", 3_000.0)
     pace = cost.speed(run, tmp_path)
-    assert "card of roberta-large in the benchmark roberta-large-CUDA" in pace.of
+    assert "card of roberta-large in the benchmark roberta-large-16-float32-CUDA" in pace.of
     hours = 10000 * 2 * 64 * 17 / 20_000 / 3600
     assert cost.gpu_hours("paper-roberta", run, pace) == pytest.approx(hours)
     large = cells("paper-opt", tasks="sst2", models="opt-6.7b", methods="dpzero", epsilons=2, seeds=0)
     assert "card of opt-6.7b" in cost.speed(large, tmp_path).of
+    bench(tmp_path, "roberta-large", 80_000.0, compute_dtype="bfloat16", batch_size=64)
+    assert cost.speed(run, tmp_path) == pace  # these cells are float32
+    bench(tmp_path, "roberta-large", 30_000.0, batch_size=64)
+    assert "roberta-large-64-float32" in cost.speed(run, tmp_path).of
+    (tmp_path / "half.json").write_text("{")  # of a benchmark that was killed
+    assert "roberta-large-64-float32" in cost.speed(run, tmp_path).of
 
 
 def test_a_sweep_that_was_timed_on_a_cpu_says_minutes():

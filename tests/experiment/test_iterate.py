@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dpzero.errors import UsageError
 from dpzero.experiment import sweep
 from dpzero.experiment.iterate import BestDev
+from dpzero.experiment.replay import replay_record
 from dpzero.experiment.run import Run, run_cell
-from dpzero.language import objective, tasks
+from dpzero.language import objective
 from dpzero.privacy import Budget
 
 WORDS = "best dev checkpoint (published practice, not accounted)"
@@ -123,26 +124,80 @@ def test_a_private_choice_takes_a_point_of_the_curve_and_says_what_it_cost(cache
 
 def test_with_much_epsilon_the_choice_is_the_best_on_dev(cache, smoke, tmp_path, monkeypatch):
     """And the reported score is that of the weights that were chosen."""
-    asked = []
+    asked, choose = [], Budget.choose
     monkeypatch.setattr(
-        Budget, "choose", lambda self, counts, epsilon: asked.append(counts) or counts.index(max(counts))
+        Budget, "choose", lambda self, counts, epsilon: asked.append(counts) or choose(self, counts, 1e4)
     )
     cell = best(smoke("dp_adam", learning_rate=5e-2, evaluate_every=5), "accounted")
-    cell["settings"]["split"] = "dev"
-    cell["settings"]["curve_examples"] = 10**6
-    made = run_cell(cell, tmp_path / "record.json", quiet, "cpu")
-    ((*counts,),) = asked
-    curve = {point["step"]: point["dev_accuracy"] for point in made["curve"] if point["step"]}
-    assert [accuracy * made["metrics"]["examples"] for accuracy in curve.values()] == pytest.approx(counts)
-    assert made["metrics"]["accuracy"] == max(curve.values()) == curve[made["metrics"]["selected_step"]]
-    assert len(set(counts)) > 1
+    cell["settings"] |= {"split": "dev", "curve_examples": 10**6}
+    found = run_cell(cell, tmp_path / "record.json", quiet, "cpu")
+    (counts,), metrics = asked, found["metrics"]
+    curve = {point["step"]: point["dev_accuracy"] for point in found["curve"] if point["step"]}
+    rows = {step: accuracy * metrics["examples"] for step, accuracy in curve.items()}
+    assert rows == pytest.approx(counts) and len(set(counts.values())) > 1
+    assert metrics["accuracy"] == max(curve.values()) == curve[metrics["selected_step"]]
 
 
-def test_a_task_without_right_answers_has_no_such_choice(cache, smoke, tmp_path, monkeypatch):
-    load = tasks.load
-    monkeypatch.setattr(tasks, "load", lambda *arguments: replace(load(*arguments), metric="f1"))
-    with pytest.raises(UsageError, match="counts right answers, but f1 is no such count"):
-        Run(best(smoke("dpzero"), "accounted"), tmp_path / "run.json", quiet, "cpu")
+@pytest.mark.parametrize("method", ["dpzero", "dp_adam"])
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_run_that_dies_keeps_its_candidates_and_its_choice(
+    cache, smoke, tmp_path, monkeypatch, method, lost
+):
+    """Once in a step, once after the choice; or the state is lost, of which a transcript makes good."""
+    cell = best(smoke(method, learning_rate=5e-2, steps=30, evaluate_every=10), "accounted")
+    whole, out = (
+        run_cell(copy.deepcopy(cell), tmp_path / "whole.json", quiet, "cpu"),
+        tmp_path / "killed.json",
+    )
+
+    class Killed(BaseException): ...
+
+    def die_in_step(self, batch):
+        if self.method.steps_taken == 25:
+            raise Killed
+        return timed(self, batch)
+
+    def die_after_choice(self, *arguments):
+        raise Killed(choose(self, *arguments))
+
+    timed, choose = Run._timed_step, Budget.choose
+    chosen = []
+    for owner, name, instead in ((Run, "_timed_step", die_in_step), (Budget, "choose", die_after_choice)):
+        with monkeypatch.context() as patch, pytest.raises(Killed) as raised:
+            patch.setattr(owner, name, instead)
+            run_cell(copy.deepcopy(cell), out, quiet, "cpu")
+        chosen += raised.value.args
+        if lost:
+            (tmp_path / "killed.checkpoint" / "state.pt").unlink(missing_ok=True)
+    again = run_cell(copy.deepcopy(cell), out, quiet, "cpu")
+    assert again["metrics"] == whole["metrics"] and again["privacy"] == whole["privacy"]
+    assert [again["metrics"]["selected_step"]] == chosen and again["metrics"]["candidates"] == 3
+
+
+@pytest.mark.parametrize("rule", ["accounted", "best_dev"])
+def test_a_replay_gives_the_model_that_is_reported(cache, smoke, tmp_path, monkeypatch, rule):
+    """Not the last one: its score on test is that of the record."""
+    monkeypatch.setattr(Budget, "choose", lambda self, counts, epsilon: 10)
+    monkeypatch.setattr(BestDev, "offer", first_alone(BestDev.offer))
+    out = tmp_path / "record.json"
+    cell = best(smoke("dpzero", learning_rate=5e-2, steps=30, evaluate_every=10), rule)
+    made = run_cell(copy.deepcopy(cell), out, quiet, "cpu")
+    assert made["metrics"]["selected_step"] == 10
+    answer = replay_record(out, tmp_path / "model.safetensors", "cpu")
+    assert answer["match"] and answer["steps"] == 30
+    run = Run(cell, tmp_path / "other.json", quiet, "cpu")
+    run.model = run.make_model()
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert not run.model.load_state_dict(tensors, strict=False).unexpected_keys
+    assert run.loss.evaluate(run.model, run.examples["test"])["loss"] == made["metrics"]["loss"]
+
+
+def first_alone(offer):
+    def first(self, step, loss, parameters):
+        if step == 10:
+            offer(self, step, loss, parameters)
+
+    return first
 
 
 # --- planning
@@ -181,6 +236,8 @@ def test_a_release_may_choose_with_noise(write):
 @pytest.mark.parametrize(
     "settings, words",
     [
+        ("{iterate: accounted, evaluate_every: 0}", "give evaluate_every below 30 steps"),
+        ("{iterate: accounted, evaluate_every: 30}", "give evaluate_every below 30 steps"),
         (
             "{iterate: accounted, curve_examples: 0}",
             "iterate accounted needs dev examples: give curve_examples",
@@ -200,6 +257,17 @@ def test_a_release_may_choose_with_noise(write):
 def test_what_cannot_be_is_refused_before_anything_runs(write, settings, words):
     with pytest.raises(UsageError, match=words):
         write("one", f"extends: smoke\nsettings: {settings}\n", methods="dpzero")
+
+
+def test_a_task_without_right_answers_has_no_such_choice(write):
+    with pytest.raises(
+        UsageError, match="task squad: iterate accounted counts right answers, but f1 is no such"
+    ):
+        write(
+            "one",
+            "extends: smoke\ntasks: [squad]\nmodels: [tiny-causal]\nsettings: {iterate: accounted}\n",
+            methods="dpzero",
+        )
 
 
 def test_a_cell_by_hand_may_not_choose_on_dev_in_a_release():

@@ -61,7 +61,13 @@ def left_behind(cell: dict, folder: Path, monkeypatch) -> dict:
         "lines": lines,
         "states": states,
         "files": {
-            path.name: path.read_bytes() for path in folder_of_it.iterdir() if path.name != "transcript"
+            path.name: path.read_bytes()
+            for path in folder_of_it.iterdir()
+            if path.is_file() and path.name != "transcript"
+        },
+        "candidates": {
+            path.name: [tensor.numpy().tobytes() for tensor in torch.load(path, weights_only=True)]
+            for path in sorted(folder_of_it.glob("candidates/*"))
         },
         "transcript": said_in(folder / "record.transcript"),
     }
@@ -96,6 +102,10 @@ def watched(monkeypatch) -> Iterator[set[float]]:
     def after_step(run: Run, batch: examples.Examples, seconds: float) -> None:
         seen.update({seconds, run.clock.train_seconds, len(batch), run.method.training_loss or 0.0})
 
+    def after_scoring(loss, model: object, scored: examples.Examples, found: dict) -> None:
+        if len(scored) != 120:  # the test examples, which are public
+            seen.update(found.values())
+
     def spy(
         owner: type, name: str, before: Callable = lambda *_: None, after: Callable = lambda *_: None
     ) -> None:
@@ -113,7 +123,8 @@ def watched(monkeypatch) -> Iterator[set[float]]:
         spy(losses.CrossEntropy, "__call__", after=lambda _, model, batch, values: note(values))
         spy(Budget, "release", before=lambda step, clipped, clip: note(clipped))
         spy(Budget, "release_", before=lambda step, sums, clip: note(torch.cat([s.flatten() for s in sums])))
-        spy(Budget, "choose", before=lambda counts, epsilon: seen.update(map(float, counts)))
+        spy(Budget, "choose", before=lambda counts, epsilon: seen.update(map(float, counts.values())))
+        spy(losses.CrossEntropy, "evaluate", after=after_scoring)
         spy(Run, "_timed_step", after=after_step)
         yield seen
 
@@ -143,11 +154,13 @@ def test_a_private_choice_leaves_behind_the_step_that_it_chose_alone(private, tm
     assert not numbers(left) & (seen - public_numbers(cell))
     assert left["record"]["metrics"]["selected_step"] in (5, 10, 15, 20)
     assert left["record"]["privacy"]["choice"]["epsilon"] == 2
-    assert re.search(rb"^choice 2\.0 [0-9a-f]{16}$", left["files"]["ledger"], re.MULTILINE)
+    step = left["record"]["metrics"]["selected_step"]
+    assert left["files"]["ledger"].decode().splitlines()[-1] == f"choice 2.0 {step}"
     write_tables("language", [tmp_path / "record.json"], tmp_path / "tables", "smoke")
     said = " ".join((tmp_path / "tables" / "privacy_statement.md").read_text().split())
-    assert "the choice of the reported iterate among 4 on dev examples, by permute and flip, 2-DP" in said
+    assert "the choice of the reported iterate on dev examples, by permute and flip, 2-DP" in said
     assert "dev rows have no protection" not in said and "a dev example that of the choice" in said
+    assert "and which checkpoint is reported, by a private choice. All else" in said
     table = (tmp_path / "tables" / "privacy.md").read_text()
     assert (
         "reported: dev checkpoint by a private choice (accounted)" in table and "the larger of two" in table
@@ -192,7 +205,12 @@ def world(monkeypatch, number: int) -> Iterator[None]:
         for tensor in sums:
             tensor.copy_(released(step, tensor.numel()).view_as(tensor) * clip)
 
+    def choose(self, counts, epsilon):
+        self.ledger.record_choice(epsilon, 10)
+        return 10
+
     with monkeypatch.context() as patch:
+        patch.setattr(Budget, "choose", choose)
         patch.setattr(examples, "encode", encoded)
         patch.setattr(tasks, "digest", lambda task: f"{number:064d}")
         patch.setattr(RunKey, "secret", lambda: RunKey("secret", bytes([number]) * 32))
@@ -218,13 +236,20 @@ def comparable(left: dict) -> dict:
     return left | {"record": left["record"] | {"provenance": kept}, "states": states}
 
 
+@pytest.mark.parametrize("iterate", ["last", "accounted"])
 @pytest.mark.parametrize("method", METHODS)
-def test_all_that_is_left_behind_is_a_function_of_the_releases(private, tmp_path, monkeypatch, method):
+def test_all_that_is_left_behind_is_a_function_of_the_releases(
+    private, tmp_path, monkeypatch, method, iterate
+):
+    """And of what was chosen."""
     left = []
     for number in (1, 2):
+        cell = private(method)
+        cell["settings"] |= {"iterate": iterate} if iterate == "accounted" else {}
         with world(monkeypatch, number):
-            left.append(comparable(left_behind(private(method), tmp_path / str(number), monkeypatch)))
+            left.append(comparable(left_behind(cell, tmp_path / str(number), monkeypatch)))
     first, second = left
+    assert bool(first["candidates"]) == (iterate == "accounted")
     assert len(first["states"]) == 20 and first["record"]["status"] == "ok"
     assert first == second
 

@@ -9,9 +9,11 @@ import pytest
 from scipy.stats import chi2
 
 from dpzero.privacy import Budget, RunKey
+from dpzero.privacy.as_published import AsPublished
 from dpzero.privacy.choice import gdp_mu, permute_and_flip
 from dpzero.privacy.discrete import Bits
 from dpzero.privacy.gdp import gaussian_delta
+from dpzero.privacy.published import PRACTICES, Published
 
 SIZES = {"epsilon": 1, "delta": 1e-5, "dataset_size": 500, "batch_size": 50, "steps": 10}
 
@@ -78,6 +80,7 @@ def test_its_mu_dominates_randomised_response():
             worst = max(0.0, high - math.exp(e) * (1 - high))
             assert gaussian_delta(gdp_mu(epsilon), e) >= worst - 1e-12
         assert gaussian_delta(gdp_mu(epsilon), 0.0) == pytest.approx(2 * high - 1)
+    assert gdp_mu(1e4) == math.inf and gdp_mu(0.0) == 0
 
 
 # Budget -----------------------------------------------------------------------------------------------------------------
@@ -86,7 +89,7 @@ def test_its_mu_dominates_randomised_response():
 def test_what_is_spent_is_the_larger_of_training_and_the_choice(tmp_path):
     budget = Budget.calibrated(**SIZES)
     assert "choice" not in budget.statement(1.0, 1.0)
-    budget.choose([3, 5], 0.25)
+    budget.choose({10: 3, 20: 5}, 0.25)
     assert budget.epsilon_spent() == 0.25  # nothing was trained
     for step in range(10):
         budget.ledger.record(step, budget.key.name)
@@ -96,37 +99,40 @@ def test_what_is_spent_is_the_larger_of_training_and_the_choice(tmp_path):
     assert said["choice"] == {"mechanism": "permute and flip", "epsilon": 0.25}
 
 
-def test_a_choice_of_the_runs_epsilon_leaves_its_guarantee_where_it_was():
+def test_a_choice_of_the_runs_epsilon_leaves_epsilon_where_it_was_and_raises_mu():
     budget = Budget.calibrated(**SIZES)
     for step in range(10):
         budget.ledger.record(step, budget.key.name)
     trained = budget.statement(1.0, 1.0)
-    budget.choose([3, 5, 5], 1.0)
+    budget.choose({1: 3, 2: 5, 3: 5}, 1.0)
     said = budget.statement(1.0, 1.0)
     assert said["epsilon_spent"] == 1.0 >= trained["epsilon_spent"]
-    assert said["gdp_mu"] == pytest.approx(max(trained["gdp_mu"], gdp_mu(1.0)))
+    assert said["gdp_mu"] == pytest.approx(gdp_mu(1.0)) and said["gdp_mu"] > trained["gdp_mu"]
     assert said["epsilon_spent_rdp"] == max(trained["epsilon_spent_rdp"], 1.0)
 
 
-def test_a_secret_key_chooses_once_and_an_interrupted_choice_counts_again(tmp_path):
-    budget = Budget.calibrated(**SIZES)
-    budget.choose([3, 5], 0.25)
-    with pytest.raises(ValueError, match="a choice was made before under this secret key"):
-        budget.choose([3, 5], 0.25)
-    path, spent = tmp_path / "ledger", []
-    for _ in range(2):  # two processes, each with a key of its own
-        one = Budget(budget.setting, budget.noise_scale, RunKey.secret(), path)
-        one.choose([3, 5], 0.25)
-        one.ledger.close()
-        spent.append(one.epsilon_spent())
-    assert spent == [0.25, 0.5]
-
-
-def test_a_published_key_chooses_the_same_again_and_it_counts_once(tmp_path):
-    path, chosen = tmp_path / "ledger", set()
-    for _ in range(3):
-        one = Budget(Budget.calibrated(**SIZES).setting, 1.0, RunKey.published(3), path)
-        chosen.add(one.choose([4, 5, 5, 3], 0.5))
+@pytest.mark.parametrize("noise_key", ["secret", "published"])
+def test_a_choice_that_was_made_is_kept_whatever_is_asked_later(tmp_path, noise_key):
+    """A process that ended after its choice has released it: the next one, with a key of its own, gets what was chosen."""
+    path, setting, chosen = tmp_path / "ledger", Budget.calibrated(**SIZES).setting, []
+    for counts in ({10: 4, 20: 5, 30: 5, 40: 3}, {10: 100, 20: 0, 30: 0, 40: 0}, {40: 1}):
+        one = Budget(setting, 1.0, RunKey.of(noise_key, 3), path)
+        chosen += [one.choose(counts, 0.5), one.choose({10: 1}, 0.5)]
         one.ledger.close()
         assert one.epsilon_spent() == 0.5
-    assert len(chosen) == 1 and len(path.read_text().splitlines()) == 2
+    assert len(set(chosen)) == 1
+    assert [line.split()[:2] for line in path.read_text().splitlines()[1:]] == [["choice", "0.5"]]
+
+
+def test_a_choice_at_another_epsilon_is_refused_and_so_is_one_that_is_not_accounted(tmp_path):
+    budget = Budget.calibrated(**SIZES)
+    budget.choose({1: 3, 2: 5}, 0.25)
+    with pytest.raises(
+        ValueError, match=r"a choice was made before with epsilon 0\.25, not 4: make a new budget"
+    ):
+        budget.choose({1: 9, 2: 1}, 4.0)
+    with pytest.raises(ValueError, match="a user adds more than 1 to a count"):
+        Budget.calibrated(**SIZES, unit="user").choose({1: 3, 2: 5}, 0.25)
+    published = Published(PRACTICES["dpzero"], 2.0, dataset_size=500, batch_size=50, steps=10, delta=1e-5)
+    with pytest.raises(ValueError, match="public code accounts for no choice"):
+        AsPublished(published, RunKey.published(0)).choose({1: 3, 2: 5}, 0.25)
