@@ -71,7 +71,6 @@ def _module(kind: str) -> ModuleType:
 
 
 def _reported(runs: pandas.DataFrame) -> str | None:
-    """The rule by which the reported iterate was chosen; None for what trains nothing."""
-    if SELECTION not in runs:
-        return None
-    return f"reported: {' or '.join(provenance.distinct(runs[SELECTION])) or 'nothing yet'}"
+    """The rule by which the reported iterate was chosen; None where no run reports one."""
+    rules = provenance.distinct(runs[SELECTION]) if SELECTION in runs else []
+    return f"reported: {' or '.join(rules)}" if rules else None
