@@ -123,7 +123,7 @@ ALLOWED_IN_A_CHECKPOINT: dict[str, str] = {
     "method.second_moment[]": "of the released scalars",
     "method.start[]": "the weights of an earlier step",
 }
-# Beside it, too, where a choice is to be made: the weights at points of the curve, a function of the releases.
+# Beside it, too, where a choice is to be made: the weights at points of the curve, a function of the releases, and what was chosen.
 
 # The first line of a transcript. The rows below it are the released scalars over the expected batch size: what epsilon covers.
 ALLOWED_IN_A_TRANSCRIPT: dict[str, str] = {

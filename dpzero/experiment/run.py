@@ -137,11 +137,10 @@ class Run:
         """Where the head alone is trained, examples become what it reads of them: those that this run will look at."""
         if isinstance(self.examples["train"], frozen.Features) or not frozen.applies(model, self.settings):
             return
-        split, points = self.settings["split"], self.settings["curve_examples"]
+        split = self.settings["split"]
         if split != "dev":
-            dev = self.examples["dev"]
             looks = self.candidates or not self.release
-            self.examples["dev"] = dev[np.arange(min(points, len(dev)) if looks else 0)]
+            self.examples["dev"] = self._dev() if looks else self.examples["dev"][np.arange(0)]
         for part in dict.fromkeys(("train", "dev", split)):
             texts = self.examples[part]
             self.log(f"{self.name}: the features of {len(texts)} {part} texts, made once")
