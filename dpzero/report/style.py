@@ -62,6 +62,9 @@ LOOKS = {
     "dpgd_0th": Look(BLUE, "D", "-"),
     "dp_sgd": Look(GREEN, "s", "-"),
     "dp_adam": Look(ORANGE, "P", "-"),
+    "dp_adamw": Look(ORANGE, "d", "-"),
+    "lora": Look(BLUE, "x", "--"),
+    "dp_lora": Look(BLUE, "x", "-"),
 }
 SPARE_MARKERS = (
     "X",
