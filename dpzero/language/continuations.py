@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from . import generation, tasks
+from . import beginnings, generation, tasks
 from .examples import Examples, cache_file, read_arrays, write
 from .losses import COMPUTE, shared
 from .prompts import answered, cut_left
@@ -132,12 +132,15 @@ class ContinuationLoss:
     def evaluate(self, model: nn.Module, examples: Continuations) -> dict[str, float]:
         """Mean loss of the first right answers, and accuracy of the likeliest candidate or, where a model writes, F1."""
         right, loss, f1 = 0, 0.0, 0.0
-        for _, part in examples.parts(self.token_budget):
-            groups = self.scores(model, part).split(np.diff(part.first).tolist())
-            for scores, start, gold in zip(groups, part.first, part.gold(), strict=False):
-                loss -= float(scores[gold])
-                right += bool(part.right[start + int(scores.argmax())])
-            f1 += self._f1(model, part) if self.generate else 0.0
+        candidates = examples.candidates
+        with beginnings.once(model, candidates, int(candidates.labels.max()) + 1):
+            for _, part in examples.parts(self.token_budget):
+                groups = self.scores(model, part).split(np.diff(part.first).tolist())
+                for scores, start, gold in zip(groups, part.first, part.gold(), strict=False):
+                    loss -= float(scores[gold])
+                    right += bool(part.right[start + int(scores.argmax())])
+        if self.generate:
+            f1 = sum(self._f1(model, part) for _, part in examples.parts(self.token_budget))
         metric = {"f1": f1} if self.generate else {"accuracy": right}
         return {key: value / len(examples) for key, value in (metric | {"loss": loss}).items()}
 

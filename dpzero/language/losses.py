@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from . import beginnings
 from .examples import Examples
 
 COMPUTE = ("float32", "bfloat16")
@@ -95,9 +96,10 @@ def evaluate(model: nn.Module, examples: Examples, token_budget: int) -> dict[st
     """Accuracy and mean loss over all examples."""
     right, total = 0, 0.0
     device = next(model.parameters()).device
-    for _, part in examples.parts(token_budget):
-        ids, mask, labels = part.padded(device)
-        logits = model(ids, mask)
-        right += int((logits.argmax(1) == labels).sum())
-        total += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
+    with beginnings.once(model, examples):
+        for _, part in examples.parts(token_budget):
+            ids, mask, labels = part.padded(device)
+            logits = model(ids, mask)
+            right += int((logits.argmax(1) == labels).sum())
+            total += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
     return {"accuracy": right / len(examples), "loss": total / len(examples)}
