@@ -162,7 +162,7 @@ def _time_axis(axis: Axes, seconds: pandas.Series) -> None:
     """From zero, or logarithmic where the slowest method takes many times as long as the fastest."""
     if seconds.max() > WIDE_RANGE * seconds.min():
         axis.set_xscale("log")
-        axis.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter=FormatStrFormatter("%g"))
+        axis.xaxis.set(major_locator=LogLocator(subs=(1, 3)), major_formatter=FormatStrFormatter("%g"))
         axis.xaxis.set_minor_locator(NullLocator())
     elif len(seconds):
         axis.set_xlim(0, 1.15 * seconds.max())

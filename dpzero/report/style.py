@@ -63,8 +63,8 @@ LOOKS = {
     "dp_sgd": Look(GREEN, "s", "-"),
     "dp_adam": Look(ORANGE, "P", "-"),
     "dp_adamw": Look(ORANGE, "d", "-"),
-    "lora": Look(BLUE, "x", "--"),
-    "dp_lora": Look(BLUE, "x", "-"),
+    "lora": Look(PURPLE, "v", "--"),
+    "dp_lora": Look(PURPLE, "v", "-"),
 }
 SPARE_MARKERS = (
     "X",

@@ -1,8 +1,9 @@
-"""What the features of a frozen encoder tell of RTE, with no training to blame: python tests/language/features_bench.py DATA_FOLDER
+"""What the features of a frozen body tell of RTE, with no training to blame:
+python tests/language/features_bench.py DATA_FOLDER [minilm | smollm2-135m]
 
 Logistic regressions, their weight decay chosen by five-fold cross-validation, on all official training rows: of the one vector that
-the head of the sweep `heads` reads (both sentences as one text), and of the vectors of the two sentences, u and v, as u, v, |u - v|,
-u v. Writes results/heads/tables/rte_features.csv.
+the head of the sweep `heads` or `heads-lm` reads (both sentences as one text), and for the encoder of the vectors of the two
+sentences, u and v, as u, v, |u - v|, u v. Writes results/SWEEP/tables/rte_features.csv.
 """
 
 from __future__ import annotations
@@ -16,17 +17,15 @@ import pandas
 import torch
 from torch import nn
 
-from dpzero.language import frozen, models, rows, tasks, tokens
-from dpzero.language.examples import Examples
+from dpzero.language import examples, frozen, models, rows, tasks, tokens
 
-OUT = Path("results/heads/tables/rte_features.csv")
-MODEL, LENGTH, FOLDS = "minilm", 256, 5
+SWEEPS = {"minilm": "heads", "smollm2-135m": "heads-lm"}
+LENGTH, FOLDS = 256, 5
 DECAYS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
-def vectors(model: models.Classifier, texts: list[str]) -> np.ndarray:
-    read = tokens.tokenizer(MODEL, LENGTH)
-    return frozen.features(model, Examples.of([read(text) for text in texts], [0] * len(texts)))
+def vectors(model: models.Classifier, texts: list[list[int]]) -> np.ndarray:
+    return frozen.features(model, examples.Examples.of(texts, [0] * len(texts)))
 
 
 def regression(features: np.ndarray, labels: np.ndarray, decay: float) -> nn.Linear:
@@ -60,19 +59,29 @@ def cross_validated(features: np.ndarray, labels: np.ndarray, decay: float) -> f
     return float(np.mean(scores))
 
 
-def main(folder: str) -> None:
+def features(name: str, found: dict[str, list[rows.Row]]) -> dict[str, dict[str, np.ndarray]]:
+    """{way: {split: vectors}}."""
+    task = tasks.load("rte")
+    model = models.load(name, task, "head", 0)
+    read, plain = examples._reader(task, name, LENGTH), tokens.tokenizer(name, LENGTH)
+    ways = {
+        "both sentences as one text": {s: vectors(model, [*map(read, some)]) for s, some in found.items()}
+    }
+    if model.kind == "encoder":
+        ways["u, v, |u - v|, u v"] = apart = {}
+        for split, some in found.items():
+            u, v = (vectors(model, [plain(row.fields[f"sentence{i}"]) for row in some]) for i in (1, 2))
+            apart[split] = np.hstack([u, v, np.abs(u - v), u * v])
+    return ways
+
+
+def main(folder: str, name: str = "minilm") -> None:
     os.environ[rows.DATA_FOLDER] = folder
-    model, found = models.load(MODEL, tasks.load("rte"), "head", 0), rows.read("rte", tasks.stanza("rte"))
-    labels = {split: np.array([row.label for row in found[split]]) for split in ("train", "test")}
-    ways: dict[str, dict[str, np.ndarray]] = {"both sentences as one text": {}, "u, v, |u - v|, u v": {}}
-    for split, some in found.items():
-        if split in labels:
-            one = vectors(model, [row.text for row in some])
-            u, v = (vectors(model, [row.fields[f"sentence{i}"] for row in some]) for i in (1, 2))
-            for way, values in zip(ways, (one, np.hstack([u, v, np.abs(u - v), u * v])), strict=True):
-                ways[way][split] = values
+    read = rows.read("rte", tasks.stanza("rte"))
+    found = {split: read[split] for split in ("train", "test")}
+    labels = {split: np.array([row.label for row in some]) for split, some in found.items()}
     lines = []
-    for way, values in ways.items():
+    for way, values in features(name, found).items():
         spread = values["train"].std(0) + 1e-9
         train, test = values["train"] / spread, values["test"] / spread
         scores = {decay: cross_validated(train, labels["train"], decay) for decay in DECAYS}
@@ -93,8 +102,9 @@ def main(folder: str) -> None:
             }
         )
         print(lines[-1], flush=True)
-    pandas.DataFrame(lines).to_csv(OUT, index=False, float_format="%.4g")
+    out = Path("results") / SWEEPS[name] / "tables" / "rte_features.csv"
+    pandas.DataFrame(lines).to_csv(out, index=False, float_format="%.4g")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
