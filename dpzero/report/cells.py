@@ -93,4 +93,6 @@ def common(values: pandas.Series, form: str) -> str:
 def _text(value: Any, form: str) -> str:
     if isinstance(value, str):
         return value
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else format(value, form)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(int(value)) if form and float(value).is_integer() else format(value, form)

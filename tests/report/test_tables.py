@@ -157,6 +157,13 @@ def test_privacy_has_private_methods_only_and_the_worst_seed(tables, record):
         assert words in files["privacy.md"]
 
 
+def test_counts_are_written_whole(tables, record):
+    made = record()
+    made["privacy"] |= {"steps": 10_000, "dataset_size": 67_349, "noise_scale": 23.35444, "clip": 10.0}
+    (line,) = (line for line in tables([made])["privacy.md"].splitlines() if "DPZero" in line and "|" in line)
+    assert {"10000", "67349", "23.35", "10"} <= {part.strip() for part in line.split("|")}
+
+
 def test_mu_stands_beside_epsilon_and_is_that_of_the_worst_seed(tables, record):
     records = [record(seed=0), record(seed=1)]
     records[1]["privacy"]["gdp_mu"] = 0.5432109
