@@ -152,6 +152,9 @@ def test_asked_to_end_it_ends_at_once_and_goes_on_later(cell, tmp_path, by):
     mine, out = cell(), tmp_path / "a.json"
     taken = Run._timed_step
 
+    def as_in_the_foreground() -> None:  # a shell's background jobs, this suite perhaps, ignore SIGINT
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def step_or_end(self, batch):
         if self.method.steps_taken == 5:
             os.kill(os.getpid(), by)
@@ -159,7 +162,7 @@ def test_asked_to_end_it_ends_at_once_and_goes_on_later(cell, tmp_path, by):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "_timed_step", step_or_end)
-        found = in_a_fork(mine, out)
+        found = in_a_fork(mine, out, as_in_the_foreground)
     assert found == by or isinstance(found, KeyboardInterrupt)
     assert not out.exists() and len(transcript.read(checkpoint.folder(out) / "transcript")[1]) == 5
     assert whole(mine, out) == whole(mine, tmp_path / "b.json")
