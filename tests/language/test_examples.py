@@ -112,6 +112,14 @@ def test_tokens_are_kept_apart_by_all_that_they_depend_on(cache, monkeypatch):
     assert files() == 4
 
 
+def test_words_about_the_files_are_not_what_examples_are_made_of(monkeypatch):
+    before = tasks.digest("toy")
+    monkeypatch.setattr(
+        tasks, "_stanzas", lambda: {"toy": tasks.stanza("toy") | {"files_differ": "in a word"}}
+    )
+    assert tasks.digest("toy") == before
+
+
 def test_a_killed_tokenization_is_done_again(monkeypatch):
     def half(path, **arrays):
         path.write_bytes(b"PK half a file")
