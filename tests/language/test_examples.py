@@ -113,10 +113,8 @@ def test_tokens_are_kept_apart_by_all_that_they_depend_on(cache, monkeypatch):
 
 
 def test_words_about_the_files_are_not_what_examples_are_made_of(monkeypatch):
-    before = tasks.digest("toy")
-    monkeypatch.setattr(
-        tasks, "_stanzas", lambda: {"toy": tasks.stanza("toy") | {"files_differ": "in a word"}}
-    )
+    before, changed = tasks.digest("toy"), {"toy": tasks.stanza("toy") | {"files_differ": "in a word"}}
+    monkeypatch.setattr(tasks, "_stanzas", lambda: changed)
     assert tasks.digest("toy") == before
 
 
