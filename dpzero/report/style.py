@@ -52,6 +52,7 @@ class Look:
 
 LOOKS = {
     "zero_shot": Look(BLACK, "|", ":"),
+    "in_context": Look(BLACK, "_", "-."),
     "adamw": Look(ORANGE, "P", "--"),
     "sgd": Look(GREEN, "s", "--"),
     "mezo": Look(VERMILION, "o", "--"),
