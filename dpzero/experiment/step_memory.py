@@ -1,4 +1,7 @@
-"""Peak memory of a run's step on a stand-in batch: it says nothing of private data and repeats exactly, so it is measured once."""
+"""Peak memory of a run's step on a stand-in batch: it says nothing of private data and repeats exactly, so it is measured once.
+
+In-context learning takes no step: what it needs is an evaluation, which keeps the keys and values of the demonstrations.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,13 @@ def _measure(run: Run) -> dict:
         method.step(read)
 
     inference = memory.peak_bytes(model, forward)
-    step = inference if run.card.order is None else memory.peak_bytes(model, two_steps)
+    words = f"a step on a stand-in batch of {size} x {length} tokens"
+    if run.settings.get("demonstrations"):
+        asked = run.loss.stand_in(max(2, run.settings["token_budget"] // length), length)
+        step = memory.peak_bytes(model, lambda: run.loss.evaluate(model, asked))
+        words = f"an evaluation of {len(asked)} stand-in texts of {length} tokens, alike but for the last"
+    else:
+        step = inference if run.card.order is None else memory.peak_bytes(model, two_steps)
     read_by_head = ", of whose features the head reads" if from_features else ""
     return {
         # a step from features comes after the inference that makes them
@@ -63,5 +72,5 @@ def _measure(run: Run) -> dict:
         "inference_peak_bytes": inference,
         "weights_bytes": memory.weights_bytes(model),
         "peak_reserved_bytes": memory.reserved_bytes(model),
-        "how": f"{memory.how(model)}, a step on a stand-in batch of {size} x {length} tokens{read_by_head}",
+        "how": f"{memory.how(model)}, {words}{read_by_head}",
     }

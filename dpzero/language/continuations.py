@@ -153,7 +153,8 @@ class ContinuationLoss:
 
     def stand_in(self, size: int, length: int) -> Continuations:
         """Examples of full length that say nothing of private ones."""
-        return Continuations.of([[([1] * length, 1, True)]] * size, [""] * size)
+        right = json.dumps([""]) if self.generate else ""
+        return Continuations.of([[([1] * length, 1, True)]] * size, [right] * size)
 
 
 def _losses(scores: Tensor, part: Continuations) -> Tensor:

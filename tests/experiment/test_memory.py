@@ -9,6 +9,7 @@ from torch import nn
 from dpzero.experiment import memory, step_memory
 from dpzero.experiment.memory import LiveStorage
 from dpzero.experiment.run import Run
+from dpzero.language import models, tasks
 
 KIB = 256  # float32 numbers
 
@@ -96,8 +97,10 @@ def test_the_resident_peak_is_forgotten_and_found_again():
 
 @pytest.fixture
 def measured(cache, smoke, tmp_path):
-    def measure(method: str, **settings: object) -> dict:
-        run = Run(smoke(method, **settings), tmp_path / "a.json", lambda line: None, "cpu")
+    def measure(method: str, model: str = "tiny-encoder", shown: int = 0, **settings: object) -> dict:
+        cell = smoke(method, **settings) | {"model": model}
+        cell["settings"] |= {"demonstrations": shown} if shown else {}
+        run = Run(cell, tmp_path / "a.json", lambda line: None, "cpu")
         return step_memory.of(run)
 
     return measure
@@ -117,6 +120,18 @@ def test_runs_of_the_same_settings_share_a_measurement_and_no_others_do(cache, s
     tries = [smoke("dpzero", clip=3.0), smoke("dpzero", learning_rate=0.5)]
     others = [smoke("dpzero", batch_size=9), smoke("mezo")]
     assert [measure(c) for c in (cell, cell, same, *tries, *others)] == [1, 1, 1, 1, 1, 2, 3]
+
+
+def test_in_context_learning_holds_the_keys_and_values_of_its_demonstrations(measured):
+    settings = {"model": "tiny-causal", "tune": "full", "batch_size": 1, "max_length": 512}
+    plain = measured("zero_shot", **settings)
+    shown = measured("zero_shot", **settings, shown=32, token_budget=2048)
+    config = models.load("tiny-causal", tasks.load("toy"), "full").backbone.config
+    per_token = 2 * config.num_key_value_heads * config.head_dim * config.num_hidden_layers * 4  # bytes
+    kept = 511 * per_token * (1 + 4)  # once, and once for each of the four texts of a micro-batch
+    assert shown["inference_peak_bytes"] == plain["inference_peak_bytes"] == plain["peak_allocated_bytes"]
+    assert shown["weights_bytes"] + kept <= shown["peak_allocated_bytes"] < shown["weights_bytes"] + 2 * kept
+    assert "an evaluation of 4 stand-in texts of 512 tokens" in shown["how"]
 
 
 def test_a_zeroth_order_step_has_the_memory_of_inference(measured):
