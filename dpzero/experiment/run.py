@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Sized
@@ -17,13 +16,12 @@ from ..privacy import Budget, RunKey, Setting
 from ..privacy.as_published import AsPublished
 from ..privacy.published import PRACTICES, Published
 from ..privacy.sampling import SAMPLERS
-from ..zeroth_order import transcript
 from ..zeroth_order.ranks import Ranks
-from . import data, gpu, iterate, memory, record, step_memory, together
+from . import data, gpu, iterate, memory, outcome, record, step_memory, together
 from .checkpoint import Checkpoint
 from .clock import Clock
 from .methods import card as find_card
-from .provenance import core_digest, method_digest, provenance
+from .provenance import core_digest, method_digest
 from .settings import RUN_SETTINGS
 from .sweep import run_id
 
@@ -54,7 +52,7 @@ def run_cell(
     try:
         result = {"status": "ok", "error": None, **run.train()}
     except Diverged as error:
-        result = {"status": "diverged", "error": str(error), **run.unfinished()}
+        result = {"status": "diverged", "error": str(error), **outcome.unfinished(run)}
     except RankFailure as error:
         raise together.cut_back(run, error) from error
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -63,12 +61,10 @@ def run_cell(
         if gpu.shared():
             raise gpu.Crowded from error
         words = record.OUT_OF_MEMORY if run.release else str(error).splitlines()[0]
-        result = {"status": "oom", "error": words, **run.unfinished()}
+        result = {"status": "oom", "error": words, **outcome.unfinished(run)}
     if result["status"] != "ok":
         ranks.dismiss()
-    made = record.withhold(
-        run.header() | result | {"time": run.clock.record(), "provenance": run.provenance()}
-    )
+    made = outcome.whole(run, result)
     record.write(out, made, run.checkpoint.transcript if made["transcript"] else None)
     run.checkpoint.remove()
     return made
@@ -196,7 +192,7 @@ class Run:
         together.part(self)
         self._check_finite()
         resident = memory.resident_peak_bytes()
-        kept = self.transcript_part(replayable=True)  # of the last iterate, whichever is reported
+        kept = outcome.transcript_part(self, replayable=True)  # of the last iterate, whichever is reported
         selected = self._select()
         scored = self.examples[self.settings["split"]]
         self.log(f"{self.name}: evaluating on {len(scored)} {self.settings['split']} examples")
@@ -212,7 +208,7 @@ class Run:
                 **selected,
             },
             "curve": self.curve,
-            "privacy": self.statement(),
+            "privacy": outcome.statement(self),
             "memory": {**self.memory, "peak_resident_bytes": resident},
             "transcript": kept,
         }
@@ -339,7 +335,7 @@ class Run:
     def keeps_transcript(self) -> bool:
         return getattr(self.method, "transcript", None) is not None
 
-    # -- the record ----------------------------------------------------------------------------------------------------
+    # -- its names -----------------------------------------------------------------------------------------------------
 
     def _say(self, line: str) -> None:
         self.log(f"{self.name}: {line}")
@@ -351,55 +347,3 @@ class Run:
     @property
     def name(self) -> str:
         return run_id(self.cell)
-
-    def header(self) -> dict:
-        cell = {k: self.cell[k] for k in ("task", "model", "method", "use", "epsilon", "seed", "settings")}
-        method = {"title": self.cell["title"], "private": self.card.private, "order": self.card.order}
-        return {"version": record.VERSION, "run": self.name, "cell": cell, "method": method}
-
-    def unfinished(self) -> dict:
-        """What a run that stopped early still has to say, its spent epsilon among it."""
-        part = self.transcript_part(replayable=False)
-        made = {"metrics": None, "curve": self.curve, "privacy": self.statement(), "memory": self.memory}
-        return made | {"transcript": part}
-
-    def statement(self) -> dict | None:
-        if self.budget is None:
-            return None
-        return self.budget.statement(self.settings["clip"], float(self.cell["epsilon"]))
-
-    def transcript_part(self, replayable: bool) -> dict | None:
-        """What the record says of the file that `record.write` puts beside it.
-
-        The digest is that of weights that a replay must give again: after running out of memory in the middle of a step there are
-        none, and what diverged is no model.
-        """
-        if self.keeps_transcript:
-            self.method.transcript.close()
-        try:
-            header, scalars = transcript.read(self.checkpoint.transcript)
-        except (OSError, ValueError):
-            return None
-        if self.release:
-            record.refuse_unlisted(header, record.ALLOWED_IN_A_TRANSCRIPT)
-        return {
-            "file": record.transcript_of(self.out).name,
-            "sha256": hashlib.sha256(self.checkpoint.transcript.read_bytes()).hexdigest(),
-            "steps": len(scalars),
-            "law": header["law"]["version"],
-            "weights_sha256": transcript.digest(self.method.parameters) if replayable else None,
-        }
-
-    def provenance(self) -> dict:
-        found = provenance(self.cell["use"], self.device)
-        differs = None if self.release else tasks.departure(self.cell["task"])
-        departure = {"departure": differs} if differs else {}
-        if gpu.shared():  # so that its times stand in a row of their own
-            found["device"] += f", shared by up to {gpu.share()} runs"
-        return {
-            **found,
-            **together.provenance(self.ranks, self.clock.steps),
-            "threads": torch.get_num_threads(),
-            "model": {"name": self.cell["model"], "sha256": models.digest(self.cell["model"])},
-            "data": {"name": self.cell["task"], "sha256": tasks.digest(self.cell["task"])} | departure,
-        }
