@@ -58,7 +58,7 @@ def score(summary: Summary, rows: pandas.DataFrame) -> str:
 
 def interval(summary: Summary) -> str:
     """`[72.1, 75.9]` in per cent."""
-    if summary.n < 2:
+    if not summary.has_spread:
         return ABSENT
     return f"[{number(100 * summary.low, '.1f')}, {number(100 * summary.high, '.1f')}]"
 
@@ -67,7 +67,8 @@ def difference(summary: Summary) -> str:
     """`+1.2 [0.3, 2.1]` in points."""
     if not summary.n:
         return ABSENT
-    return f"{number(100 * summary.mean, '+.1f')} {'(one seed)' if summary.n == 1 else interval(summary)}"
+    alone = "(one seed)" if summary.n == 1 else "(at each seed)"
+    return f"{number(100 * summary.mean, '+.1f')} {interval(summary) if summary.has_spread else alone}"
 
 
 def without_seed(rows: pandas.DataFrame) -> bool:

@@ -10,6 +10,7 @@ import numpy
 from scipy.special import stdtrit  # Student's t quantile; scipy.stats would take a second to import
 
 CONFIDENCE = 0.95
+ROUNDING = 1e-12  # of scores
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,11 @@ class Summary:
     std: float
     low: float
     high: float
+
+    @property
+    def has_spread(self) -> bool:
+        """Equal values, as counts of few right answers may be, have an interval of no width, which says nothing of other seeds."""
+        return self.n > 1 and self.std > ROUNDING
 
 
 def summarise(values: Iterable[float]) -> Summary:

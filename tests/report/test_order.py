@@ -63,6 +63,7 @@ def test_differences_are_paired_and_zero_shot_stands_beside_every_seed(compared)
         ((0.02, 0.021, 0.022), "shown", "ahead"),
         ((-0.02, -0.021, -0.022), "refuted", "behind"),
         ((0.02, -0.021, 0.022), "open", "open"),
+        ((0.9 - 0.8, 0.8 - 0.7, 0.7 - 0.6), "open", "open"),  # equal but for rounding: no interval
         ((0.02,), "–", "–"),
         ((), "–", "–"),
     ],

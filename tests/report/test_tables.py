@@ -86,10 +86,21 @@ def test_methods_that_are_scored_differently_are_named(tables, record):
 def test_differences_are_paired_by_seed(tables, record):
     luck = (0.0, 0.05, -0.05)
     ours = [record("dpzero", "2", seed, accuracy=0.8 + x) for seed, x in enumerate(luck)]
-    theirs = [record("mezo", "inf", seed, accuracy=0.85 + x) for seed, x in enumerate(luck)]
+    apart = (0.05, 0.06, 0.04)  # of mean 0.05 and standard deviation 0.01
+    theirs = [
+        record("mezo", "inf", seed, accuracy=0.8 + x + y)
+        for seed, (x, y) in enumerate(zip(luck, apart, strict=True))
+    ]
     files = tables(ours + theirs)
-    assert "−5.0 [−5.0, −5.0]" in line(files["accuracy.md"], "DPZero")
+    assert "−5.0 [−7.5, −2.5]" in line(files["accuracy.md"], "DPZero")
     assert "reference" in line(files["accuracy.md"], "MeZO", "∞")
+
+
+def test_equal_values_have_no_interval_but_what_they_are(tables, record):
+    ours = [record("dpzero", "2", seed, accuracy=0.8) for seed in range(3)]
+    theirs = [record("mezo", "inf", seed, accuracy=0.85) for seed in range(3)]
+    table = tables(ours + theirs)["accuracy.md"]
+    assert "80.0 ± 0.0" in table and "−5.0 (at each seed)" in table and "[" not in line(table, "DPZero")
 
 
 def test_running_out_of_memory_is_a_cell(tables, record):
