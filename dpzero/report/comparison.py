@@ -24,7 +24,7 @@ from dpzero.report.statistics import (
 DISCREPANCIES = Path(__file__).with_name("discrepancies.csv")
 CELL = ["task", "model", "method", "epsilon"]
 WELCH, ONE_MORE_OF_OURS, ONE_MORE_OF_THEIRS = "Welch", "one more seed of ours", "one more seed of theirs"
-NO_TEST = "none: one value each"
+NO_TEST, NO_SPREAD = "none: one value each", "none: ours is the same at each seed"
 READING = (
     "Published ±: as its paper gives it, named in the cell. Published interval: 95 % t-interval of the mean, from that standard error or "
     "deviation.",
@@ -62,13 +62,13 @@ def compare(ours: Summary, theirs: Published) -> Comparison:
     if ours.n > 1 and several:
         error = 100 * ours.std / math.sqrt(ours.n)
         half, test = welch_half_width(error, ours.n, theirs.standard_error, theirs.seeds), WELCH
-    elif ours.n > 1:
+    elif ours.has_spread:
         half, test = prediction_half_width(100 * ours.std, ours.n), ONE_MORE_OF_OURS
     elif several and theirs.seeds:
         spread = theirs.standard_error * math.sqrt(theirs.seeds)
         half, test = prediction_half_width(spread, theirs.seeds), ONE_MORE_OF_THEIRS
     else:
-        return Comparison(difference, math.nan, math.nan, NO_TEST, "no test")
+        return Comparison(difference, math.nan, math.nan, NO_SPREAD if ours.n > 1 else NO_TEST, "no test")
     low, high = difference - half - theirs.slack, difference + half + theirs.slack
     verdict = "higher" if low > 0 else "lower" if high < 0 else "no difference shown"
     return Comparison(difference, low, high, test, verdict)

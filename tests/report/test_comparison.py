@@ -102,6 +102,14 @@ def test_two_single_values_are_not_tested():
     assert found.difference == pytest.approx(-41.8)
 
 
+def test_a_single_published_run_is_not_held_against_values_without_spread():
+    found = comparison.compare(summarise([0.9, 0.9, 0.9]), number(91.8, None, "one seed", 1))
+    assert (found.test, found.verdict) == ("none: ours is the same at each seed", "no test")
+    assert (
+        comparison.compare(summarise([0.9, 0.9, 0.9]), number(91.8)).verdict == "lower"
+    )  # theirs has spread
+
+
 def test_what_the_number_may_be_off_by_widens_the_interval():
     narrow, wide = (
         comparison.compare(summarise([0.90, 0.91, 0.92]), number(91, slack=slack)) for slack in (0, 0.2)
