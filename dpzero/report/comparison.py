@@ -84,7 +84,7 @@ def published(runs: pandas.DataFrame) -> Table:
             if theirs.shots and shots and theirs.shots not in shots:
                 continue
             _add(table, rows, score, theirs)
-    tested = sum(row["test"] not in (NO_TEST, ABSENT) for row in table.values)
+    tested = sum(row["test"] not in (NO_TEST, NO_SPREAD, ABSENT) for row in table.values)
     table.notes = [
         *READING,
         f"{len(table.values)} published numbers, {tested} of them tested. All of them: dpzero/report/published.csv.",
