@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy
 import pandas
@@ -15,6 +15,7 @@ from dpzero.report.statistics import Summary, summarise
 
 SMALLEST_N_WITH_BAR = 3  # a t-interval of two seeds is wider than any panel
 EDGE_STEP = 0.012  # of the width of a panel: between the intervals at its right edge
+WIDENED_BY = 0.25  # of the height of a panel: that much, for intervals at its edge
 LABEL_GAP = 0.065  # of the height of a panel: labels of levels are at least so far apart
 
 
@@ -86,20 +87,38 @@ def levels(axis: Axes, rows: pandas.DataFrame, named: bool = True) -> None:
     means = {method: summarise(scores(some)) for method, some in rows.groupby("method", sort=False)}
     means = {method: mean for method, mean in means.items() if mean.n}
     titles = dict(zip(rows["method"], rows["title"], strict=True))
-    for place, (method, mean) in enumerate(means.items()):
+    for method, mean in means.items():
         look = style.look(method)
         axis.axhline(mean.mean, color=look.colour, linestyle=look.line, linewidth=0.9, zorder=1)
-        if named and mean.n >= SMALLEST_N_WITH_BAR:
-            bar = {"color": look.colour, "linewidth": 1.2, "clip_on": False, "solid_capstyle": "butt"}
-            edge = 1 + EDGE_STEP * place
-            axis.plot([edge, edge], [mean.low, mean.high], transform=axis.get_yaxis_transform(), **bar)
-    low, high = axis.get_ylim()
+    barred = {m: mean for m, mean in means.items() if named and mean.n >= SMALLEST_N_WITH_BAR}
+    low, high = _widened(axis.get_ylim(), barred.values())
     axis.set_ylim(low, high)
+    for place, (method, mean) in enumerate(barred.items()):
+        _interval_at_the_edge(axis, 1 + EDGE_STEP * place, mean, style.look(method).colour)
     heights = spread([(mean.mean - low) / (high - low) for mean in means.values()], LABEL_GAP)
     for method, height in zip(means if named else (), heights, strict=False):
         text = {"va": "center", "size": 6.5, "color": style.look(method).colour, "annotation_clip": False}
         edge = 1 + EDGE_STEP * len(means)
         axis.annotate(titles[method], (edge, height), (2, 0), "axes fraction", "offset points", **text)
+
+
+def _widened(limits: tuple[float, float], intervals: Iterable[Summary]) -> tuple[float, float]:
+    """Limits with the ends of the intervals inside, but for those so far out that they would press the rest together."""
+    low, high = limits
+    room = WIDENED_BY * (high - low)
+    near = [end for one in intervals for end in (one.low, one.high) if low - room <= end <= high + room]
+    return min([low, *near]), max([high, *near])
+
+
+def _interval_at_the_edge(axis: Axes, edge: float, interval: Summary, colour: str) -> None:
+    """A bar beside the panel, cut off where the panel ends, with an arrowhead there if the interval goes on."""
+    low, high = axis.get_ylim()
+    stroke = {"color": colour, "clip_on": False, "transform": axis.get_yaxis_transform()}
+    ends = max(interval.low, low), min(interval.high, high)
+    axis.plot([edge, edge], ends, linewidth=1.2, solid_capstyle="butt", **stroke)
+    for end, cut, arrow in zip(ends, (interval.low < low, interval.high > high), "v^", strict=True):
+        if cut:
+            axis.plot([edge], [end], arrow, markersize=3, **stroke)
 
 
 def settle(axis: Axes, rows: pandas.DataFrame) -> None:

@@ -49,12 +49,12 @@ def memory_by_method(runs: pandas.DataFrame) -> Figure:
         lowest, highest = peaks[peaks > 0].min(), peaks.max()
         logarithmic = highest / lowest > WIDE_RANGE
         left = lowest / 2 if logarithmic else 0
+        floor = panel["inference_over_weights_bytes"].astype(float).median() / 2**20
         room = (highest / left) ** 0.35 if logarithmic else 1.35  # for the text beside the longest bar
         axis.set_xscale("log" if logarithmic else "linear")
         axis.set_xlim(left, room * highest if highest > 0 else 1)
         for place, (peak, row) in enumerate(zip(peaks, panel.to_dict("records"), strict=True)):
-            _draw_bar(axis, place, left, peak, row)
-        floor = panel["inference_over_weights_bytes"].astype(float).median() / 2**20
+            _draw_bar(axis, place, left, peak, floor, row)
         if floor > 0:
             axis.axvline(floor, color=style.BLACK, linestyle=":", linewidth=0.9)
             above = {"xy": (floor, 1), "xytext": (0, 2), "xycoords": ("data", "axes fraction")}
@@ -74,17 +74,18 @@ def accuracy_vs_time(runs: pandas.DataFrame) -> Figure:
     trained = runs[(runs["rank"] > 0) & (runs["status"] == "ok") & (runs["time.train_seconds"] > 0)]
     seconds = trained["time.train_seconds"]
     figure, axes = drawing.canvas(len(panels), len(columns), 2.3, sharex=True, sharey="row")
+    for axis, (label, _) in zip(axes[0], columns, strict=True):
+        axis.set_title(label)
     for line, (title, rows) in zip(axes, panels, strict=True):
-        for axis, (label, epsilon) in zip(line, columns, strict=True):
+        for axis, (_, epsilon) in zip(line, columns, strict=True):
             here = trained.loc[trained.index.intersection(rows.index)]
             here = here[~here["private"] | (here["epsilon_value"] == epsilon)]
             for method, some in here.groupby("method", sort=False):
                 drawing.mark(axis, method, some["time.train_seconds"].to_numpy(), some)
-            axis.set(title=", ".join(filter(None, (title, label))))
             drawing.settle(axis, here)
         for axis in line:
             drawing.levels(axis, rows[rows["rank"] == 0], named=axis is line[-1])
-        line[0].set_ylabel(drawing.score_label(rows))
+        line[0].set_ylabel(f"{title}\n{drawing.score_label(rows)}")
     _time_axis(axes[0, 0], seconds)
     for axis in axes[-1]:
         axis.set_xlabel("training time (s)")
@@ -130,15 +131,20 @@ def _one_panel_a_task(runs: pandas.DataFrame, height: float) -> tuple[Figure, li
     return figure, list(axes.flat[:count])
 
 
-def _draw_bar(axis: Axes, place: int, left: float, peak: float, row: dict[str, Any]) -> None:
-    """The bar of one method with its value and its ratio to inference; without a value, why there is none."""
+def _draw_bar(axis: Axes, place: int, left: float, peak: float, floor: float, row: dict[str, Any]) -> None:
+    """The bar of one method with its value and its ratio to inference; without a value, why there is none.
+
+    floor: what inference takes as the panel shows it. A method of other batches has its own, and then says so.
+    """
     text = {"oom": "OOM", "diverged": "diverged"}.get(row["status"], "no record")
     if peak > 0:
         colour = style.look(row["method"]).colour
         face = colour if row["private"] else "white"
         axis.barh(place, peak - left, height=0.62, left=left, facecolor=face, edgecolor=colour)
         ratio = row["ratio_over_weights"]
-        text = _legible(peak) + (f"  ({ratio:.2f}×)" if ratio > 0 else "")
+        own = row["inference_over_weights_bytes"] / 2**20
+        beside = "" if math.isclose(own, floor, rel_tol=0.01) else f" its own {_legible(own)}"
+        text = _legible(peak) + (f"  ({ratio:.2f}×{beside})" if ratio > 0 else "")
     end = peak if peak > 0 else left
     axis.annotate(text, (end, place), (3, 0), textcoords="offset points", va="center", size=6.5)
 

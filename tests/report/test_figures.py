@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import pytest
@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import dpzero.report
-from dpzero.report import FIGURE_FILES, FIGURES, drawing, style
+from dpzero.report import FIGURE_FILES, FIGURES, drawing, figures, style
+from dpzero.report.records import to_frame
 from dpzero.report.writing import write_figures
 
 FOLDER = Path(dpzero.report.__file__).parent
+HAIR = 0.02  # inch
 
 
 @pytest.fixture
@@ -100,6 +102,34 @@ def test_every_kind_of_gap_can_be_drawn(draw, record):
 @pytest.mark.parametrize("method, epsilon, status", [("mezo", "inf", "ok"), ("dp_sgd", "2", "oom")])
 def test_one_record_can_be_drawn(draw, record, method, epsilon, status):
     assert set(draw([record(method, epsilon, status=status)])) == set(FIGURE_FILES)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["accuracy_vs_epsilon", "accuracy_vs_time", "memory_by_method"])
+def test_long_names_and_wide_intervals_stay_in_their_places(record, name):
+    """Five epsilons beside each other, and a method whose three seeds allow 27 to 108 per cent."""
+    cells = [("dpzero", str(epsilon)) for epsilon in (1, 2, 4, 6, 8)] + [
+        ("mezo", "inf"),
+        ("in_context", "inf"),
+    ]
+    wide = {"in_context": (0.49, 0.82, 0.72)}
+    made = [
+        record(method, epsilon, seed, task="sentences", accuracy=wide.get(method, (0.80, 0.82, 0.81))[seed])
+        for method, epsilon in cells
+        for seed in range(3)
+    ]
+    for one in made:
+        if one["cell"]["method"] == "in_context":
+            one["method"]["order"], one["method"]["private"] = None, False
+    with style.settings():
+        figure = getattr(figures, name)(to_frame(made))
+        figure.draw_without_rendering()
+        box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+        titles = [axis.title.get_window_extent() for axis in figure.axes if axis.title.get_text()]
+    assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width + HAIR and box.y1 <= height + HAIR
+    assert not any(a.overlaps(b) for a, b in combinations(titles, 2))
+    limits = [axis.get_ylim() for axis in figure.axes]
+    assert name == "memory_by_method" or all(low > 50 and high < 100 for low, high in limits)
 
 
 def test_known_methods_look_different_and_new_ones_like_none_of_them():
