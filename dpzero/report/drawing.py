@@ -15,7 +15,7 @@ from dpzero.report.statistics import Summary, summarise
 
 SMALLEST_N_WITH_BAR = 3  # a t-interval of two seeds is wider than any panel
 EDGE_STEP = 0.012  # of the width of a panel: between the intervals at its right edge
-WIDENED_BY = 0.25  # of the height of a panel: that much, for intervals at its edge
+WIDENED_BY = 0.25  # of the height of a panel that has points of its own
 LABEL_GAP = 0.065  # of the height of a panel: labels of levels are at least so far apart
 
 
@@ -82,8 +82,11 @@ def mark(
     return middle
 
 
-def levels(axis: Axes, rows: pandas.DataFrame, named: bool = True) -> None:
-    """A line at each method's mean score, its interval and name at the right edge; call it when the panel is full."""
+def levels(axis: Axes, rows: pandas.DataFrame, named: bool = True, room: float = WIDENED_BY) -> None:
+    """A line at each method's mean score, its interval and name at the right edge; call it when the panel is full.
+
+    room: by how much of its height an interval may widen the panel.
+    """
     means = {method: summarise(scores(some)) for method, some in rows.groupby("method", sort=False)}
     means = {method: mean for method, mean in means.items() if mean.n}
     titles = dict(zip(rows["method"], rows["title"], strict=True))
@@ -91,7 +94,7 @@ def levels(axis: Axes, rows: pandas.DataFrame, named: bool = True) -> None:
         look = style.look(method)
         axis.axhline(mean.mean, color=look.colour, linestyle=look.line, linewidth=0.9, zorder=1)
     barred = {m: mean for m, mean in means.items() if named and mean.n >= SMALLEST_N_WITH_BAR}
-    low, high = _widened(axis.get_ylim(), barred.values())
+    low, high = _widened(axis.get_ylim(), barred.values(), room)
     axis.set_ylim(low, high)
     for place, (method, mean) in enumerate(barred.items()):
         _interval_at_the_edge(axis, 1 + EDGE_STEP * place, mean, style.look(method).colour)
@@ -102,11 +105,11 @@ def levels(axis: Axes, rows: pandas.DataFrame, named: bool = True) -> None:
         axis.annotate(titles[method], (edge, height), (2, 0), "axes fraction", "offset points", **text)
 
 
-def _widened(limits: tuple[float, float], intervals: Iterable[Summary]) -> tuple[float, float]:
+def _widened(limits: tuple[float, float], intervals: Iterable[Summary], room: float) -> tuple[float, float]:
     """Limits with the ends of the intervals inside, but for those so far out that they would press the rest together."""
     low, high = limits
-    room = WIDENED_BY * (high - low)
-    near = [end for one in intervals for end in (one.low, one.high) if low - room <= end <= high + room]
+    far = room * (high - low)
+    near = [end for one in intervals for end in (one.low, one.high) if low - far <= end <= high + far]
     return min([low, *near]), max([high, *near])
 
 

@@ -33,7 +33,7 @@ def accuracy_vs_epsilon(runs: pandas.DataFrame) -> Figure:
                 [x for x, _ in cells], means, color=look.colour, linestyle=look.line, linewidth=0.8, alpha=0.7
             )
         axis.set(title=title, ylabel=drawing.score_label(rows))
-        drawing.levels(axis, rows[~rows["private"]])
+        drawing.levels(axis, rows[~rows["private"]], room=drawing.WIDENED_BY if len(private) else math.inf)
         drawing.settle(axis, rows)
     drawing.legend(figure, runs[runs["private"] & (runs["status"] != "missing")])
     return figure
