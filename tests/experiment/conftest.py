@@ -17,6 +17,12 @@ from dpzero.privacy import Setting
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.fixture(autouse=True)
+def _rows_of_the_hub(monkeypatch) -> None:
+    """Where a folder of rows is given, planning wants those of every task."""
+    monkeypatch.delenv("DPZERO_DATA_DIR", raising=False)
+
+
 @pytest.fixture
 def write(tmp_path, monkeypatch) -> Callable[[str, str], dict[str, dict]]:
     """write(name, yaml) -> the cells of a sweep of that name, which may extend those of the house."""
