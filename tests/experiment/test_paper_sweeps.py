@@ -172,7 +172,7 @@ def test_every_language_sweep_names_how_its_settings_were_chosen():
     stated = "settings as the paper states them, else defaults of its code or ours (not tuned here; choices not accounted)"
     tries, dev = "every try of a grid, none chosen", "settings chosen on dev (not accounted)"
     grids = dict.fromkeys((name for name in rules if name.endswith("-grid")), tries)
-    heads = ("heads", "heads-lm", "heads-embedded", "heads-lm-embedded", "lora", "rte-body")
+    heads = ("heads", "heads-lm", "heads-embedded", "heads-lm-embedded", "lora", "rte-body", "full")
     on_dev = dict.fromkeys(("quick", "quick-tasks", *heads), dev)
     wanted = grids | on_dev | dict.fromkeys((*NAMES, *OTHERS, "quick-lm"), stated)
     assert rules == wanted | {"smoke": "settings fixed beforehand"}
