@@ -31,7 +31,8 @@ PAIRS = (
 )
 NOTES = (
     "Difference: first − second, in points, paired over the seeds that both have, with its 95 % t-interval. Shown: the interval is above "
-    "0. Refuted: below. Open: 0 is inside, or the difference is the same at each seed, so that there is no interval; three seeds tell large differences alone. No claim: whether the first is ahead or behind.",
+    "0. Refuted: below. Open: 0 is inside, or the difference is the same at each seed, so that there is no interval; three seeds tell "
+    "large differences alone. No claim: whether the first is ahead or behind.",
     "One verdict in forty is wrong by chance in either direction; the intervals are of seeds, the scored examples stay the same.",
     "Memory: peak of a step of the first over that of the second, weights included.",
 )
