@@ -311,3 +311,6 @@ def test_a_model_that_writes_is_scored_by_f1(model):
     loss = objective.loss("squad", "tiny-causal", 256)
     found = loss.evaluate(model, splits["test"][np.arange(2)])
     assert set(found) == {"f1", "loss"} and 0 <= found["f1"] <= 1 and loss.generate == 50
+    assert (
+        loss.evaluate(model, loss.stand_in(2, 80))["f1"] == 0
+    )  # for the memory of an evaluation: there is nothing to be right about
