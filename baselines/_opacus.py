@@ -70,6 +70,9 @@ class PerSampleGradients(GradSampleHooks):
     size: how many rows the model is given, one an example unless the loss tells their owners; to be set before a forward pass.
     uses: the kinds of the layers that have read a parameter since `uses` was cleared. Layers of other kinds than GRAD_SAMPLERS'
     are run again for each example, by Opacus.
+    asked: parameters whose gradient over the whole batch a backward pass has to be asked for, so that it gets to every layer that
+    has read one since `asked` was cleared. Those of a linear layer that hands a gradient on are not among them, and their product,
+    which nobody reads, is not computed.
 
     Raises RuntimeError in a forward pass where a layer's gradients would not be those of single examples.
     """
@@ -79,6 +82,7 @@ class PerSampleGradients(GradSampleHooks):
         plain = (m for m in modules if type(m) in PLAIN)
         self.size, self.shared = 0, {p for m in plain for p in m.parameters(recurse=False)}
         self.uses: dict[nn.Parameter, list[type]] = defaultdict(list)
+        self.asked: set[nn.Parameter] = set()
         self.texts: dict[nn.Module, torch.Size] = {}
         bare = any(type(m) is nn.LayerNorm and m.bias is None for m in modules)
         kinds = PLAIN if bare else (*PLAIN, nn.LayerNorm)  # whose rule wants a bias
@@ -129,6 +133,8 @@ class PerSampleGradients(GradSampleHooks):
             )
         for p in module.parameters():
             self.uses[p].append(type(module))
+        if type(module) is not nn.Linear or not read.requires_grad:
+            self.asked.update(p for p in module.parameters() if p.requires_grad)
         was, module.training = module.training, True  # Opacus' hook sleeps in evaluation mode
         GradSampleHooks.capture_activations_hook(self, module, (read,), output)
         module.training = was

@@ -79,7 +79,7 @@ class DPSGD(FineTuning):
     def _add_clipped(self, hooks: PerSampleGradients, sums: Sums, part: Sized) -> Tensor:
         """Add the clipped gradients of a micro-batch; return the sum of its losses."""
         losses = self._losses(hooks, part)
-        losses.sum().backward()
+        losses.sum().backward(inputs=[*hooks.asked])
         if hooks.size != len(part):
             owners = torch.from_numpy(self.loss.owners(part)).to(losses.device)
             for p in self.parameters:
@@ -104,7 +104,7 @@ class DPSGD(FineTuning):
             )
         if graph_uses(losses, output):
             raise RuntimeError("a loss is more than a function of the model's output: set clipping to hooks")
-        losses.sum().backward(retain_graph=True)
+        losses.sum().backward(inputs=[*hooks.asked], retain_graph=True)
         squared = self._squared_norms("_norm_sample", losses)
         finite = squared.isfinite()
         if finite.all():
@@ -137,6 +137,7 @@ class DPSGD(FineTuning):
         """The losses of a micro-batch, if Opacus saw every use of every parameter."""
         hooks.size = len(self.loss.owners(part)) if hasattr(self.loss, "owners") else len(part)
         hooks.uses.clear()
+        hooks.asked.clear()
         losses = self.loss(self.model, part)
         uses = graph_uses(losses)
         for name, p in zip(self.names, self.parameters, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from baselines.dp_sgd import DPSGD
 from tests.baselines.brute_force import BATCH_SIZE, CLIP, Calling, Plain, budget, check_step, method
@@ -204,6 +205,20 @@ def test_what_is_not_trained_counts_for_nothing(clipping):
         assert check_step(model, Plain(), tokens, 0.5, clipping) > 0
         for p, start in zip(model.parameters(), before, strict=True):
             assert p.requires_grad or torch.equal(p, start)
+
+
+@pytest.mark.parametrize(("clipping", "products"), [("hooks", 9), ("ghost", 11)])
+def test_no_gradient_of_the_whole_batch_is_computed_to_be_thrown_away(clipping, products):
+    """Three products forward and three backward: two gradients of inputs, and the first layer's own, which has to be asked for.
+
+    Then three clipped sums, or with ghost norms, which are small here, the five of a second backward pass.
+    """
+    layers = {name: nn.Linear(64, 64, bias=False) for name in ("first", "second", "third")}
+    model = Calling(lambda m, x: m.third(m.second(m.first(x).tanh()).tanh()).square().sum(1), **layers)
+    step, texts = method(model, clipping).step, torch.randn(512, 64)
+    with FlopCounterMode(display=False) as counter:
+        step(texts)
+    assert products <= counter.get_total_flops() / (2 * texts.numel() * 64) < products + 0.5
 
 
 @both_ways
