@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+MANY = 45  # names; a sweep has thousands of cells
+
 
 class UsageError(ValueError):
     """What was wrong, where, and what to do, in one sentence."""
@@ -18,9 +20,10 @@ class RankFailure(RuntimeError):
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:
-    """One line that names the nearest right name."""
+    """One line that names the nearest right name, or else all, or of very many the first."""
     known = [str(k) for k in known]
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    listed = known if len(known) <= MANY else [*known[:3], f"{len(known) - 3} more"]
     return f"unknown {kind} {name!r}: " + (
-        f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+        f"did you mean {near[0]!r}?" if near else f"known are {', '.join(listed)}"
     )

@@ -180,6 +180,10 @@ def test_assets_of_a_task_that_needs_none(dpzero, tmp_path):
             "run --sweep smoke --cell toy/tiny-encoder/dpzero/eps-3/seed-0 --out a.json",
             "did you mean 'toy/tiny-encoder/dpzero/eps-8/seed-0'?",
         ),
+        (
+            "run --sweep quick --cell x --out a.json",
+            "are r8/minilm/zero_shot/eps-0/seed-0, r8/minilm/adamw/eps-inf/seed-0, r8/minilm/adamw/eps-inf/seed-1, 43 more\n",
+        ),
         ("run --spec none.json --out a.json", "cannot read none.json (No such file or directory)"),
         ("run --spec {broken --out a.json", "--spec is not JSON"),
         ('run --spec {"task":"toy"} --out a.json', "a cell is an object of task, model, method"),

@@ -15,7 +15,7 @@ import pytest
 
 from dpzero import __main__ as command_line
 from dpzero.errors import UsageError
-from dpzero.experiment import checkpoint, run, sweep
+from dpzero.experiment import checkpoint, run, run_verbs, sweep
 from dpzero.experiment.replay import replay_record
 from dpzero.experiment.run import Run, run_cell
 from dpzero.privacy import Budget
@@ -193,7 +193,7 @@ def test_the_command_says_so_in_a_line(monkeypatch, capsys):
     def full(options):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(command_line, "_cells", full)
+    monkeypatch.setattr(run_verbs, "_cells", full)
     assert command_line.main(["cells"]) == 1
     assert capsys.readouterr().err == (
         "dpzero: No space left on device: make room and run it again; a run goes on where it was\n"

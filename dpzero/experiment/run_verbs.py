@@ -1,0 +1,200 @@
+"""The verbs of the command line that make runs: run, replay, cells, estimate, assets. torch is imported when one needs it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from ..errors import UsageError, unknown
+
+
+def add(verbs) -> None:
+    """To the subparsers of the command line."""
+    for part in (_add_run(verbs), _add_replay(verbs), _add_cells(verbs), _add_assets(verbs)):
+        part.add_argument("--data-dir", type=Path, help="folder of JSON lines, in place of the hub's rows")
+        part.add_argument("--model-dir", type=Path, help="folder of models, in place of the hub's")
+    _add_estimate(verbs)
+
+
+def _add_run(verbs) -> argparse.ArgumentParser:
+    run = verbs.add_parser("run", help="one run: a cell in, a record out")
+    run.add_argument("--sweep", help="name of the sweep that holds the cell")
+    run.add_argument("--cell", metavar="RUN_ID", help="run id, as `cells` lists them")
+    run.add_argument("--spec", help="a cell as a JSON file or as JSON text, in place of --sweep and --cell")
+    run.add_argument("--out", required=True, type=Path, help="where the record goes")
+    run.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
+    run.add_argument(
+        "--device",
+        help="cpu, cuda, cuda:1; cuda:0,cuda:1 spreads the layers (default: a free GPU if there is one)",
+    )
+    run.add_argument(
+        "--backend", choices=("gloo", "nccl"), default="gloo", help="what joins ranks that torchrun starts"
+    )
+    run.add_argument(
+        "--rank-timeout", type=float, default=600, metavar="SECONDS", help="for which a rank is waited for"
+    )
+    run.set_defaults(verb=_run)
+    return run
+
+
+def _add_replay(verbs) -> argparse.ArgumentParser:
+    replay = verbs.add_parser("replay", help="a record's weights again, from base model and transcript")
+    replay.add_argument("record", type=Path, help="its transcript lies beside it")
+    replay.add_argument("--out", type=Path, help="save the trained tensors by name, as safetensors")
+    replay.add_argument("--device", help="cpu, cuda, cuda:1 (default: a free GPU if there is one)")
+    replay.set_defaults(verb=_replay)
+    return replay
+
+
+def _add_cells(verbs) -> argparse.ArgumentParser:
+    cells = verbs.add_parser("cells", help="the run ids that a sweep expands to")
+    cells.add_argument("--sweep", default="quick")
+    cells.set_defaults(verb=_cells)
+    return cells
+
+
+def _add_estimate(verbs) -> None:
+    cost = verbs.add_parser(
+        "estimate", help="device hours, disk and money of a sweep, from measured step times"
+    )
+    cost.add_argument("--sweep", default="quick")
+    cost.add_argument(
+        "--gpu", help="a part of the device's name, as in H100 (default: the device with most cells)"
+    )
+    cost.add_argument("--price", type=float, default=0.0, help="of a device hour, in any currency")
+    cost.add_argument("--results", type=Path, default=Path("results"), help="folder of the measured tables")
+    cost.set_defaults(verb=_estimate)
+
+
+def _add_assets(verbs) -> argparse.ArgumentParser:
+    assets = verbs.add_parser("assets", help="download, verify and convert weights and data, once")
+    assets.add_argument("names", nargs="*", help="assets (default: those of the sweep)")
+    assets.add_argument("--sweep", default="quick")
+    assets.add_argument("--tasks", nargs="+", help="in place of the sweep's")
+    assets.add_argument("--models", nargs="+", help="in place of the sweep's")
+    assets.add_argument("--out", type=Path, help="write what was found, and its digests, to this file")
+    assets.set_defaults(verb=_assets)
+    return assets
+
+
+def _run(options: argparse.Namespace) -> dict | None:
+    cell = _cell(options)
+    use_threads(options.threads)
+    from . import gpu, kinds
+
+    kind, ranks = kinds.kind_of(cell), {}
+    if options.device is None and kind == kinds.LANGUAGE:
+        gpu.lease(gpu.of_this_rank(), log=say)
+    run_cell = kinds.module_of(kind).run_cell  # torch, from here on
+    if kind == kinds.LANGUAGE:
+        from ..zeroth_order.ranks import joined
+
+        ranks["ranks"] = joined(options.backend, options.rank_timeout)
+    try:
+        made = run_cell(cell, options.out, log=say, device=options.device, **ranks)
+    except gpu.Crowded:
+        say(f"{options.out}: out of memory on a shared GPU, which is no result: again on one of its own")
+        gpu.start_again_alone()
+    if made is None:
+        return None
+    answer = {"run": made["run"], "status": made["status"], "record": str(options.out)}
+    return answer | {"accuracy": (made["metrics"] or {}).get("accuracy")}
+
+
+def _replay(options: argparse.Namespace) -> dict:
+    read(options.record)  # before a GPU is waited for
+    if options.device is None:
+        from . import gpu
+
+        gpu.lease(gpu.visible(), log=say)
+    from .replay import replay_record  # torch, from here on
+
+    answer = replay_record(options.record, options.out, options.device)
+    if not answer["match"]:
+        print(
+            f"dpzero: the replayed weights are not those of {options.record}: the record was altered, or this code computes otherwise "
+            "than that of its run",
+            file=sys.stderr,
+        )
+    return answer
+
+
+def _cell(options: argparse.Namespace) -> dict:
+    from . import sweep
+
+    if options.spec:
+        text = options.spec if options.spec.lstrip().startswith("{") else read(Path(options.spec))
+        try:
+            return sweep.complete(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise UsageError(f"--spec is not JSON ({error}): give a cell as a file or as text") from error
+    if not (options.sweep and options.cell):
+        raise UsageError("run needs --sweep and --cell, or --spec")
+    cells = sweep.load(options.sweep)
+    if options.cell not in cells:
+        raise UsageError(unknown(f"cell of sweep {options.sweep}", options.cell, cells))
+    return cells[options.cell]
+
+
+def read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise UsageError(f"cannot read {path} ({error.strerror}): give an existing file") from error
+
+
+def _cells(options: argparse.Namespace) -> dict:
+    from . import sweep
+
+    cells = sweep.load(options.sweep)
+    print("\n".join(cells))
+    return {"sweep": options.sweep, "cells": len(cells)}
+
+
+def _estimate(options: argparse.Namespace) -> dict:
+    from . import estimate, kinds, sweep
+
+    cells = sweep.load(options.sweep)
+    if sweep.kind(options.sweep) != kinds.LANGUAGE:
+        raise UsageError(
+            f"sweep {options.sweep} trains no language model: snakemake -n says how long it takes"
+        )
+    if options.price < 0:
+        raise UsageError(f"--price is {options.price:g}, but a device hour costs at least 0")
+    return {"sweep": options.sweep} | estimate.estimate(
+        cells.values(), options.results, options.gpu, options.price
+    )
+
+
+def _assets(options: argparse.Namespace) -> dict:
+    from ..language import prepare
+
+    if options.names:
+        return {"assets": prepare.fetch(options.names, log=say)}
+    from . import data, kinds, sweep
+
+    narrowed = {k: v for k, v in (("tasks", options.tasks), ("models", options.models)) if v}
+    cells = [c for c in sweep.load(options.sweep, **narrowed).values() if kinds.kind_of(c) == kinds.LANGUAGE]
+    read = {(c["task"], c["model"], c["settings"]["max_length"], data.draw_of(c)) for c in cells}
+    found = prepare.prepare(sorted(read), log=say)
+    if options.out:
+        from .record import write_whole
+
+        write_whole(options.out, json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def use_threads(threads: int) -> None:
+    """Before torch is imported."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    count = threads or max(1, len(os.sched_getaffinity(0)) // ranks)
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(count)
+    # two runs on two cores must not spin against each other
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
