@@ -33,6 +33,7 @@ CHOSEN = {
     "fixed": "settings fixed beforehand",
     "nothing": "nothing is chosen",
     "dev": "settings chosen on dev (not accounted)",
+    "elsewhere": "settings chosen on dev rows of other tasks, or fixed beforehand (not accounted)",
     "stated": "settings as the paper states them, else defaults of its code or ours (not tuned here; choices not accounted)",
     "best of grid": "settings best of the grid (not accounted)",
     "tries": "every try of a grid, none chosen",
