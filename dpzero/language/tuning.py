@@ -12,12 +12,13 @@ LORA_RANK, LORA_ALPHA = 8, 16  # as in MeZO and DPZero
 
 
 def select(model: nn.Module, tune: str, seed: int = 0) -> None:
-    """Set `requires_grad` on the parameters of a Classifier, whose head is always trained, or of a Continuer.
+    """Set `requires_grad` on the parameters of a Classifier or of a Continuer.
 
-    full: all; the head is the table of embeddings where the model's own output layer is. With any other a Classifier's head is its own:
-    bias: every bias (in a model without biases, the gains of its norms). lora: rank-8 adapters on query and value. prefix: five keys and
-    values before every layer's (`prefix`). head: the head alone; a Continuer's is its output layer, which may be its table of embeddings,
-    too.
+    full: all; the head is the table of embeddings where the model's own output layer is. With any other a Classifier's head is its own.
+    lora: rank-8 adapters on query and value. prefix: five keys and values before every layer's (`prefix`). With these two a head that
+    is a copy of the model's output layer stays as it is, as in the code of MeZO; an encoder's, which has none, is trained.
+    bias: every bias (in a model without biases, the gains of its norms), and the head. head: the head alone; a Continuer's is its
+    output layer, which may be its table of embeddings, too.
     """
     if tune not in TUNES:
         raise UsageError(f"tune is {tune!r}: give one of {', '.join(TUNES)}")
@@ -28,6 +29,8 @@ def select(model: nn.Module, tune: str, seed: int = 0) -> None:
         parameter.requires_grad_(
             tune == "full" or (tune == "bias" and (name.endswith("bias") if biases else "norm" in name))
         )
+    if tune in ("lora", "prefix") and getattr(model, "kind", None) in ("masked", "causal"):
+        model.head.requires_grad_(False)
     if tune == "prefix":
         from . import prefix
 

@@ -12,8 +12,8 @@ from dpzero.language.tuning import LORA_RANK
 HEAD = {"head.weight", "head.bias"}
 
 
-def trained(name: str, tune: str) -> dict[str, torch.Size]:
-    model = models.load(name, tasks.load("toy"), tune)
+def trained(name: str, tune: str, task: str = "toy") -> dict[str, torch.Size]:
+    model = models.load(name, tasks.load(task), tune)
     return {key: p.shape for key, p in model.named_parameters() if p.requires_grad}
 
 
@@ -48,6 +48,14 @@ def test_lora_is_a_pair_of_rank_8_beside_query_and_value(name, targets):
         f".{key.split('.lora_')[0].rsplit('.', 1)[1]}" in [f".{t}" for t in targets] for key in adapters
     )
     assert all(min(shape) == LORA_RANK == 8 for shape in adapters.values())
+
+
+@pytest.mark.parametrize("tune", ["lora", "prefix"])
+def test_beside_adapters_a_head_is_trained_where_the_model_brought_none(tune):
+    """As in MeZO's code, which trains nothing without `lora` or `prefix` in its name."""
+    assert trained("tiny-encoder", tune).keys() >= HEAD
+    assert not trained("tiny-causal", tune).keys() & HEAD
+    assert not trained("tiny-masked", tune, "trec").keys() & HEAD
 
 
 def test_another_word_is_refused():
