@@ -138,7 +138,7 @@ def _reader(task: tasks.Task, model: str, max_length: int) -> Callable[[Row], li
     if kind == "causal":
         before = questions.shown(task)
         return lambda row: prompts.cut_left(
-            mark.plain((before + questions.prompt_of(task, row)).strip(" ")), max_length, mark.first
+            mark.plain((before + questions.prompt_of(task, row)).lstrip().rstrip(" ")), max_length, mark.first
         )
     models.answer_tokens(model, task)  # complains before the work
     template, limits = lines["masked"]["template"], lines["masked"].get("limits", ())

@@ -59,7 +59,11 @@ def tail(template: str) -> str:
 
 
 def answered(prompt: str, answer: str, tokenize: Tokenize) -> tuple[list[int], int]:
-    """Token ids of prompt and answer together, and how many of them are the answer's: what the prompt alone is shorter."""
+    """Token ids of prompt and answer together, and how many of them are the answer's: what the prompt alone is shorter.
+
+    White space is dropped as in MeZO's `encode_prompt`: any of it before the prompt, spaces behind the answer.
+    """
+    prompt = prompt.lstrip()
     ids = tokenize((prompt + answer).strip(" "))
     return ids, len(ids) - len(tokenize(prompt.strip(" ")))
 

@@ -1,6 +1,7 @@
 """What OPT reads of each of MeZO's tasks, token by token: through files of rows, the tokenizer's own habits and the encoding of a run.
 
-The stand-in has OPT's marks and its habit of beginning each text with </s>, where MeZO's prompts begin with <s>, id 0.
+The stand-in has OPT's marks and its habit of beginning each text with </s>, where MeZO's prompts begin with <s>, id 0. Its
+words are so chosen that the tokens below are those that GPT-2's own merges make of the same text.
 """
 
 from __future__ import annotations
@@ -9,50 +10,77 @@ import json
 from pathlib import Path
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
-from dpzero.language import objective, tasks, tokens
+from dpzero.language import models, objective, tasks, tokens
+from dpzero.language.continuations import Continuations
 from tests.language.byte_level import byte_level_bpe
 
-WORDS = ["It", "was", "great", "terrible", "Yes", "No", "Maybe", "fun", "film", "Answer", "so", "we", "left"]
+WORDS = [  # one that begins like the middle of another stands behind it
+    "ose", "age", "same", "Supp", "Pass", "Question", "pronoun", "previous", "correct", "meaning", "mean", "Context", "Title",
+    "Answer", "Maybe", "Does", "What", "Film", "Yes", "Fun", "Can", "Was", "It", "We", "In", "No", "To", "Is", "these",
+    "sentences", "sentence", "answer", "terrible", "great", "refer", "infer", "found", "does", "true", "that", "this", "two",
+    "word", "have", "left", "film", "fun", "was", "the", "or", "in", "is", "it", "to", "so", "we", '"', '"?', '".', '."',
+]  # fmt: skip
+STAND_IN = byte_level_bpe(WORDS)
+STAND_IN.post_processor = TemplateProcessing(single="</s> $A", special_tokens=[("</s>", 2)])
 OPT = [f"opt-{size}" for size in ("125m", "350m", "1.3b", "2.7b", "6.7b", "13b", "30b", "66b")]
-CASES = {  # a row as in the data, and the tokens of what OPT reads of it: the prompt, where one position is read; else prompt and answer
-    "sst2": ({"sentence": "fun film ", "label": 1}, "<s>|fun|Ġfilm|ĠIt|Ġwas"),
+CASES = {  # a row as in the data; the tokens of what OPT is asked, then of the right answer and of the wrong ones
+    "sst2": (
+        {"sentence": "fun film ", "label": 1},
+        "<s>|fun|Ġfilm|ĠIt|Ġwas",
+        "Ġgreat", "Ġterrible",
+    ),
     "rte": (
         {"sentence1": "It was fun.", "sentence2": "It was.", "label": 1},
-        "<s>It was fun.\nDoes this mean that \"It was.\" is true? Yes or No?\n",
+        '<s>|It|Ġwas|Ġfun|.|Ċ|Does|Ġthis|Ġmean|Ġthat|Ġ"|It|Ġwas|."|Ġis|Ġtrue|?|ĠYes|Ġor|ĠNo|?|Ċ',
+        "No", "Yes",
     ),
     "cb": (
         {"premise": "It was.", "hypothesis": "fun", "label": 2},
-        '<s>Suppose It was. Can we infer that "fun"? Yes, No, or Maybe?\n',
+        '<s>|Supp|ose|ĠIt|Ġwas|.|ĠCan|Ġwe|Ġinfer|Ġthat|Ġ"|fun|"?|ĠYes|,|ĠNo|,|Ġor|ĠMaybe|?|Ċ',
+        "Maybe", "Yes", "No",
     ),
-    "boolq": ({"passage": "It was.", "question": "was it fun", "answer": True}, "<s>It was. Was it fun?\n"),
+    "boolq": (
+        {"passage": "It was.", "question": "was it fun", "answer": True},
+        "<s>|It|Ġwas|.|ĠWas|Ġit|Ġfun|?|Ċ",
+        "Yes", "No",
+    ),
     "wsc": (
         {"text": "We left.", "span1_text": "we", "span2_text": "We", "label": 0},
-        '<s>We left.\nIn the previous sentence, does the pronoun "we" refer to we? Yes or No?\n',
+        '<s>|We|Ġleft|.|Ċ|In|Ġthe|Ġprevious|Ġsentence|,|Ġdoes|Ġthe|Ġpronoun|Ġ"|we|"|Ġrefer|Ġto|Ġwe|?|ĠYes|Ġor|ĠNo|?|Ċ',
+        "No", "Yes",
     ),
     "wic": (
         {"word": "film", "sentence1": "A film.", "sentence2": "To film.", "label": 0},
-        '<s>Does the word "film" have the same meaning in these two sentences? Yes, No?\nA film.\nTo film.\n',
+        '<s>|Does|Ġthe|Ġword|Ġ"|film|"|Ġhave|Ġthe|Ġsame|Ġmeaning|Ġin|Ġthese|Ġtwo|Ġsentences|?|ĠYes|,|ĠNo|?|Ċ'
+        "|A|Ġfilm|.|Ċ|To|Ġfilm|.|Ċ",
+        "No", "Yes",
     ),
     "multirc": (
         {"paragraph": "It was.", "question": "What?", "answer": "fun", "label": 1},
-        '<s>It was.\nQuestion: What?\nI found this answer "fun". Is that correct? Yes or No?\n',
+        '<s>|It|Ġwas|.|Ċ|Question|:|ĠWhat|?|Ċ|I|Ġfound|Ġthis|Ġanswer|Ġ"|fun|".|ĠIs|Ġthat|Ġcorrect|?|ĠYes|Ġor|ĠNo|?|Ċ',
+        "Yes", "No",
     ),
     "copa": (
         {"premise": "It was fun.", "choice1": "We left.", "choice2": "It was.", "question": "effect", "label": 0},
-        "<s>|It|Ġwas|Ġfun|Ġso|Ġwe|Ġleft|.",
+        "<s>|It|Ġwas|Ġfun|Ġso",
+        "Ġwe|Ġleft|.", "Ġit|Ġwas|.",
     ),
     "record": (
         {"passage": "Fun.\n@highlight\nIt was", "query": "It was @placeholder.", "entities": ["We", "No"], "answers": ["No"]},
-        "<s>Fun.\n- It was\n- It was No.",
+        "<s>|Fun|.|Ċ|-|ĠIt|Ġwas|Ċ|-",
+        "ĠIt|Ġwas|ĠNo|.", "ĠIt|Ġwas|ĠWe|.",
     ),
     "squad": (
         {"title": "Film", "context": "It was.", "question": "What?", "answers": {"text": ["fun film"]}},
-        "<s>Title: Film\nContext: It was.\nQuestion: What?\nAnswer: fun film\n",
+        "<s>|Title|:|ĠFilm|Ċ|Context|:|ĠIt|Ġwas|.|Ċ|Question|:|ĠWhat|?|Ċ|Answer|:",
+        "Ġfun|Ġfilm|Ċ",
     ),
     "drop": (
         {"passage": "It was.", "question": "What?", "answers_spans": {"spans": ["fun"]}},
-        "<s>Passage: It was.\nQuestion: What?\nAnswer: fun\n",
+        "<s>|Pass|age|:|ĠIt|Ġwas|.|Ċ|Question|:|ĠWhat|?|Ċ|Answer|:",
+        "Ġfun|Ċ",
     ),
 }  # fmt: skip
 
@@ -60,12 +88,9 @@ CASES = {  # a row as in the data, and the tokens of what OPT reads of it: the p
 @pytest.fixture(scope="module")
 def places(tmp_path_factory) -> tuple[Path, Path]:
     """Folders of models and rows."""
-    from tokenizers.processors import TemplateProcessing
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
     folder = tmp_path_factory.mktemp("opt")
-    words = byte_level_bpe(WORDS)
-    words.post_processor = TemplateProcessing(single="</s> $A", special_tokens=[("</s>", 2)])
     sizes = {
         "hidden_size": 16,
         "num_hidden_layers": 1,
@@ -75,12 +100,12 @@ def places(tmp_path_factory) -> tuple[Path, Path]:
     }
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("opt", **sizes, vocab_size=600))
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, bos_token="</s>", eos_token="</s>", pad_token="<pad>"
+        tokenizer_object=STAND_IN, bos_token="</s>", eos_token="</s>", pad_token="<pad>"
     )
     for name in OPT:
         for part in (model, tokenizer):
             part.save_pretrained(folder / "models" / name)
-    for task, (row, _) in CASES.items():
+    for task, (row, *_) in CASES.items():
         for file in tasks.stanza(task)["files"].values():
             path = folder / "rows" / file
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,6 +120,24 @@ def _local(places, tmp_path, monkeypatch):
     monkeypatch.setenv("DPZERO_CACHE", str(tmp_path / "cache"))
 
 
+def shown(ids) -> str:
+    """Tokens with | between them, as they stand in the vocabulary."""
+    return "|".join(STAND_IN.id_to_token(int(i)) for i in ids)
+
+
+def asked(task: str) -> list[tuple[str, str]]:
+    """The tokens of the test row's prompt and of each answer to it, the right one first, as a run has them."""
+    read = objective.encode(task, "opt-125m", 2048)["test"]
+    if isinstance(read, Continuations):
+        whole = [(read.candidates.ids(i), count) for i, count in enumerate(read.candidates.labels)]
+        pairs, right = [(ids[:-count], ids[-count:]) for ids, count in whole], read.gold()[0]
+    else:
+        words = models.answer_tokens("opt-125m", tasks.load(task))
+        pairs, right = [(read.ids(0), [word]) for word in words], read.labels[0]
+    pairs.insert(0, pairs.pop(right))
+    return [(shown(prompt), shown(answer)) for prompt, answer in pairs]
+
+
 def test_the_stand_in_has_opts_habit():
     assert tokens.tokenizer("opt-125m", 9)("fun")[0] == 2
 
@@ -106,16 +149,5 @@ def test_each_opt_begins_with_the_token_that_mezos_does(name):
 
 @pytest.mark.parametrize("task", CASES)
 def test_a_row_is_read_as_mezo_reads_it(task):
-    wanted = CASES[task][1]
-    read = objective.encode(task, "opt-125m", 2048)
-    side = next(part for part in read.values() if len(part))
-    if hasattr(side, "gold"):  # of several candidates the right one
-        place = int(side.first[0] + side.gold()[0])
-        ids = side.candidates.ids(place).tolist()
-    else:
-        ids = side.ids(0).tolist()
-    made = byte_level_bpe(WORDS)
-    if "|" in wanted:
-        assert "|".join(made.id_to_token(i) for i in ids) == wanted
-    assert made.decode(ids, skip_special_tokens=False) == wanted.replace("|", "").replace("Ġ", " ")
-    assert ids[0] == 0 and 2 not in ids
+    _, prompt, *answers = CASES[task]
+    assert asked(task) == [(prompt, answer) for answer in answers]

@@ -205,6 +205,10 @@ def test_an_answer_is_what_the_prompt_alone_is_shorter():
     assert shown(ids) == "It|Ġwas|?|Ċ|Yes" and count == 1
     ids, count = prompts.answered("Answer:", " fun film\n", plain)
     assert shown(ids[-count:]) == "Ġfun|Ġfilm|Ċ"
+    ids, count = prompts.answered(
+        "\n It was", " great", plain
+    )  # MeZO's encode_prompt ends in `.lstrip().strip(" ")`
+    assert shown(ids) == "It|Ġwas|Ġgreat" and count == 1
 
 
 def test_a_long_causal_prompt_loses_its_beginning_but_for_the_first_token():
