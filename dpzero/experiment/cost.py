@@ -18,7 +18,7 @@ PASSES = {
     0: 2,
     1: 3,
 }  # by a method's order, in forward passes: two, or one and a backward pass of twice its work
-GHOST_PASSES = 5  # a second backward pass
+GHOST_PASSES = 4  # a backward pass without the products of the weights, and a whole one
 SHAPES = Path(__file__).parents[1] / "language" / "shapes.yaml"
 BENCHMARKS = Path("results/benchmark/tables")  # where `python -m dpzero benchmark` leaves what it measured
 
