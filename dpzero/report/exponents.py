@@ -52,7 +52,9 @@ def difference(of: Fit, less: Fit) -> Fit:
 
 
 def verdict(
-    fits: Mapping[tuple[str, str], Fit | None], names: Mapping[str, str], without_privacy: Mapping[str, float]
+    fits: Mapping[tuple[str, str], Fit | None],
+    names: Mapping[str, str],
+    without_privacy: Mapping[str, Mapping[int, float]],
 ) -> list[str]:
     """On the claim, one sentence a part of it that the fits can decide.
 
@@ -61,7 +63,7 @@ def verdict(
 
     Args:
         names: of the rank laws.
-        without_privacy: rank law -> MeZO's norm over DPZero's at the largest dimension.
+        without_privacy: rank law -> dimension -> MeZO's norm over DPZero's.
     """
     said = []
     wide, low = fits.get(("rank_d", "dpzero")), fits.get(("rank_log_d", "dpzero"))
@@ -93,19 +95,22 @@ def _ratios(gap: Fit) -> str:
     return f" DPGD-0th's norm over DPZero's is {ratios}."
 
 
-def _independence(ours: Fit, share: float | None, rank: str) -> str:
-    """Whether the exponent may be zero, and whether optimisation or privacy sets the norm at the largest dimension."""
+def _independence(ours: Fit, shares: Mapping[int, float] | None, rank: str) -> str:
+    """Whether the exponent may be zero, and where optimisation and not privacy sets the norm."""
     may_be = ours.low <= 0 <= ours.high
     answer = "is independent of d as far as the interval tells" if may_be else "is not independent of d"
     said = f"At rank {rank} DPZero {answer}: {ours}."
-    if share is None:
+    if not shares:
         return said
-    reason = (
-        "what is left there is optimisation that the grid's steps do not finish, more than the price of privacy."
-        if share > 0.5
-        else "the larger part of it is the price of privacy."
+    cents = ", ".join(f"{100 * shares[d]:.0f}" for d in sorted(shares))
+    places = ", ".join(str(d) for d in sorted(shares))
+    unfinished = [d for d in sorted(shares) if shares[d] > 0.5]
+    return (
+        f"{said} MeZO, without clip and noise, has {cents} % of DPZero's norm at d = {places}: "
+        + (f"from d = {unfinished[0]} on " if unfinished and len(unfinished) < len(shares) else "")
+        + (
+            "what is left is optimisation that the grid's steps do not finish, more than the price of privacy."
+            if unfinished
+            else "the larger part of it is the price of privacy."
+        )
     )
-    said += (
-        f" At d = {max(ours.logs)} MeZO, without clip and noise, has {100 * share:.0f} % of DPZero's norm: "
-    )
-    return said + reason

@@ -45,6 +45,8 @@ READING = (
     "scatter of the means about a straight line, whether chance or curvature.",
     "Norm: of the gradient of the mean loss at the last iterate; train: over the examples, what is descended. Mean and 95 % "
     "t-interval of the seeds.",
+    "What is left of the gradient at the best settings, coordinate by coordinate, and why the exponents come near each other: "
+    "unfinished.csv (python tests/experiment/unfinished_bench.py).",
     "Private: ε = 2 at δ = 1e-6 by this project's accountant (PLD of T full batches, one of 10,000 examples replaced); sums of clipped "
     "values with Gaussian noise over 10,000. DPGD-0th: the paper's algorithm 1, clip and noise on the whole zeroth-order vector. "
     "DP-SGD (the paper's DP-GD) has a part of the grid: steps to 1280, learning rates 0.3 and 1. Noise and directions are of published "
@@ -171,14 +173,14 @@ def _shown(fit: Fit | None) -> str:
     return str(fit) if fit else ABSENT
 
 
-def _without_privacy(found: Sequence[Best]) -> dict[str, float]:
-    """Rank law -> MeZO's norm over DPZero's at the largest dimension that both have."""
-    means = {(one.rank, one.method, one.dimension): one.seeds.mean for one in found}  # ascending in d
-    return {
-        rank: means[rank, "mezo", dimension] / mean
-        for (rank, method, dimension), mean in means.items()
-        if method == "dpzero" and (rank, "mezo", dimension) in means
-    }
+def _without_privacy(found: Sequence[Best]) -> dict[str, dict[int, float]]:
+    """Rank law -> dimension -> MeZO's norm over DPZero's, where both have run."""
+    means = {(one.rank, one.method, one.dimension): one.seeds.mean for one in found}
+    shares: dict[str, dict[int, float]] = {}
+    for (rank, method, dimension), mean in means.items():
+        if method == "dpzero" and (rank, "mezo", dimension) in means:
+            shares.setdefault(rank, {})[dimension] = means[rank, "mezo", dimension] / mean
+    return shares
 
 
 def norms_table(found: Sequence[Best]) -> Table:

@@ -44,14 +44,14 @@ def test_two_dimensions_or_a_norm_that_is_none_are_not_enough():
     assert not enough({20: 0.0, 50: 1.0}) and not enough(law(1) | {20: math.nan})
 
 
-def said(wide: float, low: float, theirs: float, scatter: float = 0.01, share: float | None = None) -> str:
+def said(wide: float, low: float, theirs: float, scatter: float = 0.01, shares: dict | None = None) -> str:
     fits: dict[tuple[str, str], Fit | None] = {
         ("rank_d", "dpzero"): power(law(wide, scatter=scatter)),
         ("rank_log_d", "dpzero"): power(law(low, scatter=scatter, seed=1)),
         ("rank_log_d", "dpgd_0th"): power(law(theirs, scatter=scatter, seed=2)),
         ("rank_log_d", "mezo"): None,
     }
-    return "\n".join(verdict(fits, NAMES, {} if share is None else {"rank_log_d": share}))
+    return "\n".join(verdict(fits, NAMES, {"rank_log_d": shares} if shares else {}))
 
 
 def test_the_verdict_is_yes_where_the_intervals_are_apart():
@@ -67,10 +67,10 @@ def test_the_verdict_is_no_where_it_is_the_other_way_round_and_open_where_the_in
 
 def test_an_exponent_that_is_not_zero_has_its_reason_in_what_is_left_without_privacy():
     assert "is not independent of d: 0.4" in said(1.0, 0.4, 0.6)
-    unfinished = said(1.0, 0.4, 0.6, share=0.8)
-    assert "At d = 2000 MeZO, without clip and noise, has 80 % of DPZero's norm" in unfinished
-    assert "optimisation that the grid's steps do not finish" in unfinished
-    assert "the larger part of it is the price of privacy" in said(1.0, 0.4, 0.6, share=0.1)
+    unfinished = said(1.0, 0.4, 0.6, shares={20: 0.0, 200: 0.6, 2000: 0.8})
+    assert "MeZO, without clip and noise, has 0, 60, 80 % of DPZero's norm at d = 20, 200, 2000" in unfinished
+    assert "from d = 200 on what is left is optimisation that the grid's steps do not finish" in unfinished
+    assert "the larger part of it is the price of privacy" in said(1.0, 0.4, 0.6, shares={2000: 0.1})
 
 
 def test_the_ratio_of_the_norms_is_told_at_both_ends_and_where_it_is_largest():
