@@ -35,8 +35,8 @@ READING = (
     "0.5 where it is called approximate.",
     "Verdict: higher or lower where the interval leaves 0 out. No difference shown is no proof of equality: the interval says how large "
     "a difference there may be. One verdict in twenty is wrong by chance.",
-    "Not compared: rows, model or a setting that the paper states are not those of the published run, or the number is a "
-    "misprint. What a later paper copied to the digit stands once.",
+    "Not compared: rows, model, the reported iterate or a setting that the paper states are not those of the published run, or the "
+    "number is a misprint. What a later paper copied to the digit stands once.",
     "A published cell is the best point of a grid, and no paper says which. Ours is one point, unless the heading says otherwise.",
     "At one ε two runs may have different noise: what the accountants and samplers of papers are is in discrepancies.md; rows as its code "
     "have the published one.",

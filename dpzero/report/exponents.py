@@ -102,9 +102,11 @@ def _independence(ours: Fit, shares: Mapping[int, float] | None, rank: str) -> s
     said = f"At rank {rank} DPZero {answer}: {ours}."
     if not shares:
         return said
-    cents = ", ".join(f"{100 * shares[d]:.0f}" for d in sorted(shares))
-    places = ", ".join(str(d) for d in sorted(shares))
-    unfinished = [d for d in sorted(shares) if shares[d] > 0.5]
+    dimensions = sorted(shares)
+    cents = ", ".join(f"{100 * shares[d]:.0f}" for d in dimensions)
+    places = ", ".join(map(str, dimensions))
+    last_finished = max((d for d in dimensions if shares[d] <= 0.5), default=0)
+    unfinished = [d for d in dimensions if d > last_finished]
     return (
         f"{said} MeZO, without clip and noise, has {cents} % of DPZero's norm at d = {places}: "
         + (f"from d = {unfinished[0]} on " if unfinished and len(unfinished) < len(shares) else "")
