@@ -15,7 +15,7 @@ from collections.abc import Sized
 import torch
 from torch import Tensor
 
-from dpzero.privacy import Budget
+from dpzero.privacy import Budget, check_clip
 from dpzero.privacy.clipping import clip_factors
 from dpzero.zeroth_order import TwoPoint
 
@@ -48,30 +48,30 @@ class DPAggZO(TwoPoint):
             seed=seed,
             **engine,
         )
-        if not (clip > 0 and directions > 0 and budget.unit == "example"):
-            raise ValueError("clip and directions must be positive, and the unit the example")
+        check_clip(clip)
+        if not (directions > 0 and budget.unit == "example"):
+            raise ValueError("directions must be positive, and the unit the example")
         self.budget, self.clip, self.directions = budget, clip, directions
 
     @torch.no_grad()
     def step(self, batch: Sized) -> list[float]:
         """One step on a batch, which may be empty. Returns the K released scalars over the batch size."""
-        means, differences = zip(*(self._along(batch, k) for k in range(self.directions)), strict=True)
+        count, _ = self._begin(batch)
+        means, differences = zip(*(self._along(batch, count, k) for k in range(self.directions)), strict=True)
         self.training_loss = self._mean(torch.stack(means))
         with self._restored_on_failure():
-            released = self._clipped_sum(torch.stack(differences, dim=1))
-            self.budget.release_(self.steps_taken, [released], self.clip)
-            gradient = self._record((released / self.batch_size).tolist())
+            released = self.budget.release_vectors(self._clipped(torch.stack(differences, dim=1)), self.clip)
+            gradient = self._record([scalar / self.batch_size for scalar in released])
         self._move(gradient)
         return gradient
 
-    def _along(self, batch: Sized, k: int) -> tuple[Tensor, Tensor]:
+    def _along(self, batch: Sized, count: int, k: int) -> tuple[Tensor, Tensor]:
         """Along direction k: mean losses [B] and finite differences [B]."""
-        plus, minus = self._both_sides(batch, k)
+        plus, minus = self._both_sides(batch, count, k)
         return (plus + minus) / 2, (plus - minus) / (2 * self.smoothing)
 
-    def _clipped_sum(self, differences: Tensor) -> Tensor:
-        """Finite differences [B, K], float64 -> the sum of the clipped vectors [K]. What is not finite counts as absent."""
+    def _clipped(self, differences: Tensor) -> Tensor:
+        """Finite differences [B, K], float64 -> clipped vectors [B, K]. What is not finite counts as absent."""
         vectors = differences / self.directions
         factors = clip_factors(vectors.square().sum(1), self.clip)
-        clipped = factors[:, None] * torch.nan_to_num(vectors, nan=0.0, posinf=0.0, neginf=0.0)
-        return torch.tensor(self.total(clipped), dtype=torch.float64)
+        return factors[:, None] * torch.nan_to_num(vectors, nan=0.0, posinf=0.0, neginf=0.0)

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from baselines._opacus import GhostNorms, PerSampleGradients, watching
 from baselines.fine_tuning import FineTuning
-from dpzero.privacy import Budget
+from dpzero.privacy import Budget, check_clip
 from dpzero.privacy.clipping import clip_factors
-from dpzero.zeroth_order.checks import check_independence
+from dpzero.zeroth_order import batches
+from dpzero.zeroth_order.checks import Watch
+from dpzero.zeroth_order.probe import probe
 
 Sums = dict[nn.Parameter, Tensor]  # of clipped gradients
 
@@ -51,30 +53,59 @@ class DPSGD(FineTuning):
         super().__init__(
             model, loss, budget.batch_size, learning_rate=learning_rate, optimizer=optimizer, seed=seed
         )
-        if not clip > 0:
-            raise ValueError(f"clip is {clip}: it must be positive")
+        check_clip(clip)
         if clipping not in ("hooks", "ghost"):
             raise ValueError(f"clipping is {clipping!r}: give one of hooks, ghost")
+        budget.check_gradients()
         self.budget, self.clip, self.clipping = budget, clip, clipping
         self.names = [name for name, p in model.named_parameters() if p.requires_grad]
-        check_independence(model)
         model.eval()  # no dropout: a layer that is run again gives the same
+        self.watch, self._probed = Watch(model, self.parameters), False
         for module in model.modules():
             if isinstance(module, nn.Embedding):
                 # it divides by how often the batch, and not the example, has a token
                 module.scale_grad_by_freq = False
 
+    def step(self, batch: Sized) -> None:
+        try:
+            super().step(batch)
+        except BaseException:
+            for p in self.parameters:  # gradients without noise
+                p.grad = None
+                p.__dict__.pop("grad_sample", None)
+            raise
+        if self.budget.key.valid_release:
+            self.training_loss = None  # it has no noise
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {"budget": self.budget.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.budget.load_state_dict(state["budget"])
+        super().load_state_dict(state)
+
     def gradients(self, batch: Sized) -> Tensor | float:
+        self.watch.check()
+        count = self.budget.admit(batches.sizes(batch), batches.indices(batch))
+        if count > 1 and self.budget.strict and not self._probed:
+            probe(lambda part: self.loss(self.model, part), batch, count)
+            self._probed = True
+        with self.watch.passes():
+            sums, total = self._clipped_sums(batch)
+        for p in self.parameters:
+            p.grad = sums[p] if p in sums else torch.zeros_like(p)
+        self.budget.release_([p.grad for p in self.parameters], self.clip)
+        for p in self.parameters:
+            p.grad.div_(self.batch_size)
+        return total
+
+    def _clipped_sums(self, batch: Sized) -> tuple[Sums, Tensor | float]:
+        """Also the sum of the losses."""
         sums: Sums = {}
         add = self._add_ghost if self.clipping == "ghost" else self._add_clipped
         with watching(self.model, self.clipping) as hooks:
             total = sum(add(hooks, sums, part) for part in self.loss.parts(batch))
-        for p in self.parameters:
-            p.grad = sums[p] if p in sums else torch.zeros_like(p)
-        self.budget.release_(self.steps_taken, [p.grad for p in self.parameters], self.clip)
-        for p in self.parameters:
-            p.grad.div_(self.batch_size)
-        return total
+        return sums, total
 
     def _add_clipped(self, hooks: PerSampleGradients, sums: Sums, part: Sized) -> Tensor:
         """Add the clipped gradients of a micro-batch; return the sum of its losses."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dpzero.privacy import Budget, clip_scalars
+from dpzero.privacy import Budget, check_clip, clip_scalars
 from dpzero.zeroth_order import TwoPoint
 
 
@@ -40,11 +40,10 @@ class DPZO(TwoPoint):
             seed=seed,
             **engine,
         )
-        if not clip > 0:
-            raise ValueError(f"clip is {clip}: it must be positive")
+        check_clip(clip)
         self.budget, self.clip, self.unit = budget, clip, budget.unit
 
     def projected_gradient(self, difference: Tensor) -> float:
         clipped = clip_scalars(difference, self.clip)
-        released = self.budget.release(self.steps_taken, clipped, self.clip)
+        released = self.budget.release(clipped, self.clip)
         return released / (2 * self.smoothing * self.batch_size)

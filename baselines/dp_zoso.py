@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dpzero.privacy import Budget, clip_scalars
+from dpzero.privacy import Budget, check_clip, clip_scalars
 from dpzero.zeroth_order import TwoPoint
 
 
@@ -51,8 +51,9 @@ class DPZOSO(TwoPoint):
             seed=seed,
             **engine,
         )
-        if not (clip > 0 and stages > 0 and first_stage >= 0 and regularization >= 0):
-            raise ValueError("clip and stages must be positive, first_stage and regularization not negative")
+        check_clip(clip)
+        if not (stages > 0 and first_stage >= 0 and regularization >= 0):
+            raise ValueError("stages must be positive, first_stage and regularization not negative")
         self.budget, self.clip, self.unit = budget, clip, budget.unit
         self.regularization = regularization
         first_stage = first_stage or -(-budget.setting.steps // (2**stages - 1))
@@ -62,7 +63,7 @@ class DPZOSO(TwoPoint):
 
     def projected_gradient(self, difference: Tensor) -> float:
         clipped = clip_scalars(difference / (2 * self.smoothing), self.clip)
-        return self.budget.release(self.steps_taken, clipped, self.clip) / self.batch_size
+        return self.budget.release(clipped, self.clip) / self.batch_size
 
     @torch.no_grad()
     def step(self, batch: Sized, users: Tensor | None = None) -> float:

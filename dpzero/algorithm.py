@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .privacy import Budget, clip_scalars
+from .privacy import Budget, check_clip, clip_scalars
 from .zeroth_order import TwoPoint
 from .zeroth_order.two_point import PerExampleLoss
 
@@ -22,9 +22,9 @@ class DPZero(TwoPoint):
     Args:
         model: any module; the parameters with `requires_grad` are trained, in place. Switch dropout off (`model.eval()`).
         loss: (model, batch) -> one loss per example, float32 or better, each from its own example alone.
-        budget: `Budget.calibrated(epsilon=..., delta=..., dataset_size=..., batch_size=..., steps=...)`. Draw the batches
-            from it (`budget.batches()`): the guarantee holds for its sampler and for no other. If its unit is the user,
-            they are batches of users: give `step` the examples and whose they are (`privacy.sampling.Users`).
+        budget: `Budget.calibrated(epsilon=..., delta=..., dataset_size=..., batch_size=..., steps=...)`. It hands out the batches
+            (`budget.batches()` as indices, `budget.loader(dataset)` as a DataLoader) and `step` takes no other. If its unit is
+            the user, they are batches of users: give `step` the examples and whose they are (`privacy.sampling.Users`).
         learning_rate: step size.
         clip: bound on each example's finite difference, after the division by 2 smoothing (the paper's C).
         smoothing: the paper's lambda.
@@ -65,10 +65,9 @@ class DPZero(TwoPoint):
             seed=seed,
             **engine,
         )
-        if not clip > 0:
-            raise ValueError(f"clip is {clip}: it must be positive")
+        check_clip(clip)
         self.budget, self.clip, self.unit = budget, clip, budget.unit
 
     def projected_gradient(self, difference: Tensor) -> float:
         clipped = clip_scalars(difference / (2 * self.smoothing), self.clip)
-        return self.budget.release(self.steps_taken, clipped, self.clip) / self.batch_size
+        return self.budget.release(clipped, self.clip) / self.batch_size

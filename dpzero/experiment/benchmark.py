@@ -19,7 +19,7 @@ import torch
 from ..errors import UsageError
 from ..language import losses, shapes
 from ..language.examples import Examples
-from ..privacy import Budget, RunKey, Setting
+from ..privacy import Rehearsal, Setting
 from . import memory
 from .methods import card
 from .provenance import provenance
@@ -223,9 +223,9 @@ class Benchmark:
         return lambda: method.step(self.batch)
 
     @staticmethod
-    def _budget(size: int) -> Budget:
+    def _budget(size: int) -> Rehearsal:
         setting = Setting("gaussian", "poisson", "add_remove", 1000 * size, size, 1000, 1e-9)
-        return Budget(setting, 1.0, RunKey.secret())
+        return Rehearsal(setting, 1.0)
 
     def _few_rows(self, model: shapes.Answering) -> int:
         """A micro-batch whose per-sample gradients take at most 0.4 of the memory that is there."""

@@ -31,7 +31,7 @@ from torch import nn
 from ..errors import UsageError
 from ..language import assets, examples, models, tasks
 from ..language.frozen import features
-from ..privacy import Budget, RunKey, Setting
+from ..privacy import Rehearsal, RunKey, Setting
 from ..privacy.sampling import SAMPLERS
 from . import attacks
 from .features import FeatureLoss, distinct
@@ -127,8 +127,8 @@ def play(world: World, job: tuple[Contestant, int]) -> tuple[NDArray, float]:
 def _train(head: nn.Linear, world: World, contestant: Contestant, seed: int) -> None:
     setting, key, method = world.setting, RunKey.published(seed), card(contestant.use)
     if method.private:
-        share = budget = Budget(setting, contestant.noise_scale, key)
-        sampler = budget.sampler
+        share = Rehearsal(setting, contestant.noise_scale, key)  # a world without some members: batches are parts of those drawn
+        sampler = share.sampler
     else:
         share = setting.batch_size
         sampler = SAMPLERS[setting.sampling](setting.dataset_size, share, key.stream("sampling"))

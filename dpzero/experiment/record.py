@@ -47,6 +47,7 @@ ALLOWED_IN_A_RELEASE: dict[str, str] = {
     "privacy.dataset_size": "public: the sampling rate needs it (so are the numbers of examples of each label)",
     "privacy.batch_size": "the expected size, a setting; never the size of a batch",
     "privacy.steps": _LEDGER,
+    "privacy.overspent": _LEDGER,
     "privacy.directions": _INPUT,
     "privacy.clip": _INPUT,
     "privacy.noise_scale": "computed from settings alone",
@@ -122,6 +123,11 @@ ALLOWED_IN_A_CHECKPOINT: dict[str, str] = {
     "method.optimizer.*": "settings, and moments of the released sums",
     "method.second_moment[]": "of the released scalars",
     "method.start[]": "the weights of an earlier step",
+    "method.schedule[][]": "settings",
+    "method.budget.event.*": "settings",
+    "method.budget.position": "counts batches, whatever was in them",
+    "method.budget.releases.*": "numbers of batches by the name of the key, a hash of 32 secret bytes",
+    "method.budget.choice[]": "released by the private choice",
 }
 # Beside it, too, where a choice is to be made: the weights at points of the curve, a function of the releases, and what was chosen.
 
@@ -135,6 +141,8 @@ ALLOWED_IN_A_TRANSCRIPT: dict[str, str] = {
     ),
     "law.version": "the name of the public directions' law",
     "perturbed_on_read[]": "numbers of the model's tensors, by its architecture",
+    "still[][]": "numbers of the model's tensors and rows, by its architecture",
+    "privacy.*": "settings, and the name of the key, a hash of 32 secret bytes",
     "base_sha256": "the public base model",
 }
 

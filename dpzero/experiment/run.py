@@ -12,7 +12,7 @@ import torch
 
 from ..errors import RankFailure, UsageError
 from ..language import assets, frozen, models, objective, tasks
-from ..privacy import Budget, RunKey, Setting
+from ..privacy import Budget, Rehearsal, RunKey, Setting
 from ..privacy.as_published import AsPublished
 from ..privacy.published import PRACTICES, Published
 from ..privacy.sampling import SAMPLERS
@@ -143,8 +143,16 @@ class Run:
             self.examples[part] = frozen.read(self.cell["model"], model, texts)
 
     def make_budget(self, key: RunKey, ledger: Path | None) -> Budget | None:
+        return None if not self.card.private else self._budget(key, ledger)
+
+    def rehearsal(self) -> Rehearsal | int:
+        """What a method is given for steps on stand-in examples."""
+        size = self.settings["batch_size"]
         if not self.card.private:
-            return None
+            return size
+        return Rehearsal(Setting("gaussian", "poisson", "add_remove", 1000 * size, size, 1000, 1e-9), 1.0)
+
+    def _budget(self, key: RunKey, ledger: Path | None) -> Budget:
         epsilon, size = float(self.cell["epsilon"]), len(self.examples["train"])
         sizes = {name: self.settings[name] for name in ("batch_size", "steps", "delta")}
         kinds = {name: self.settings.get(name) for name in ("mechanism", "sampling", "adjacency")}
@@ -157,24 +165,27 @@ class Run:
                 return AsPublished(published, key, ledger)
             setting = Setting(dataset_size=size, **sizes, **kinds)
             scale = setting.cached_noise_scale(epsilon, assets.cache_folder() / "calibrations")
-            return Budget(setting, scale, key, ledger, noise_arithmetic=self.settings["noise_arithmetic"])
+            how = {"noise_arithmetic": self.settings["noise_arithmetic"], "epsilon_target": epsilon}
+            return Budget(setting, scale, key, ledger, **how)
         except ValueError as error:
             raise UsageError(f"{self.name}: {error}") from error
 
-    def make_method(self, model: models.Classifier, budget: Budget | None):
+    def make_method(self, model: models.Classifier, share: Budget | int | None):
         own = {k: v for k, v in self.settings.items() if k in self.card.settings and k not in RUN_SETTINGS}
-        share = budget if self.card.private else self.settings["batch_size"]
+        share = share or self.settings["batch_size"]
         return self.card.load()(model, self.loss, share, seed=self.cell["seed"], **own)
 
     def batches(self, start: int):
-        """(step, examples): the same sampler, and for the same seed the same batches, for every method."""
+        """(step, examples): the same sampler, and for the same seed the same batches, for every method.
+
+        A private run ends with its budget: a release that a killed process made, and could not use, is one step less.
+        """
         if self.budget is not None:
-            sampler = self.budget.sampler
-        else:
-            kind = SAMPLERS[self.settings["sampling"]]
-            sampler = kind(
-                len(self.examples["train"]), self.settings["batch_size"], self.key.stream("sampling")
-            )
+            for step, drawn in enumerate(self.budget.batches(), start):
+                yield step, self.examples["train"][drawn]
+            return
+        kind = SAMPLERS[self.settings["sampling"]]
+        sampler = kind(len(self.examples["train"]), self.settings["batch_size"], self.key.stream("sampling"))
         for step in range(start, self.settings["steps"]):
             yield step, self.examples["train"][sampler.batch(step)]
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..language import assets, frozen
-from ..privacy import RunKey
 from . import memory
 from .provenance import provenance
 from .record import write_whole
@@ -53,7 +52,7 @@ def _measure(run: Run) -> dict:
             run.loss(model, batch)
 
     def two_steps() -> None:  # optimiser state is made in the first and is there in the second
-        method = run.make_method(model, run.make_budget(RunKey.secret(), ledger=None))
+        method = run.make_method(model, run.rehearsal())
         method.step(read)
         method.step(read)
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ..errors import UsageError
 from ..language import losses, shapes, tuning
 from ..language.examples import Examples
-from ..privacy import Budget, RunKey, Setting
+from ..privacy import Rehearsal, Setting
+from ..privacy.noise import CHUNK, Noise
 from .memory import Phases
 from .methods import card
 from .public_step import PublicStep
@@ -88,14 +89,20 @@ class Workload:
         return [NOT_TRAINED_SO.format(dtype=self.dtype)] if half else []
 
 
-class Quiet(Budget):
-    """Draws no noise: its memory is one chunk at a time, of which each tensor's first one is taken."""
-
-    def _unit_noise(self, count: int, *counter: int) -> np.ndarray:
+class Silence(Noise):
+    def unit(self, count: int, *counter: int) -> np.ndarray:
         return np.zeros(count)
 
-    def release_(self, step: int, clipped_sums, clip: float) -> None:
-        super().release_(step, [total.view(-1)[: 2**18] for total in clipped_sums], clip)
+
+class Quiet(Rehearsal):
+    """Draws no noise: its memory is one chunk at a time, of which each tensor's first one is taken."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting, 1.0)
+        self._noise = Silence(setting.mechanism, 1.0, "float", self.key.stream("noise"))
+
+    def release_(self, clipped_sums, clip: float) -> None:
+        super().release_([total.view(-1)[:CHUNK] for total in clipped_sums], clip)
 
 
 def tuned_model(workload: Workload, device: str) -> shapes.Answering:
@@ -135,10 +142,10 @@ class Loaded:
         return made
 
     @staticmethod
-    def _budget(size: int) -> Budget:
+    def _budget(size: int) -> Rehearsal:
         setting = Setting("gaussian", "poisson", "add_remove", 1000 * size, size, 1000, 1e-9)
         with warnings.catch_warnings():
-            return Quiet(setting, 1.0, RunKey.secret())
+            return Quiet(setting)
 
     @property
     def rest(self) -> str:

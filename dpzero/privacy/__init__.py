@@ -15,6 +15,8 @@ _HOME = {  # loaded when asked for: accounting alone needs no torch
     "RunKey": "streams",
     "Setting": "accounting",
     "Stream": "streams",
+    "Rehearsal": "rehearsal",
+    "check_clip": "clipping",
     "clip_scalars": "clipping",
 }
 __all__ = list(_HOME)

@@ -6,7 +6,7 @@ this project, and is as secret as that is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,12 +21,12 @@ from .streams import RunKey
 class AsPublished(Budget):
     """In place of a `Budget`, for the method whose practice it is. No valid release."""
 
-    def __init__(self, published: Published, key: RunKey, ledger: Path | None = None) -> None:
+    def __init__(self, published: Published, key: RunKey, ledger: str | Path | None = None) -> None:
         self.published, self.practice = published, published.practice
         setting = published.setting
         if self.practice.adjacency == "replace_one":
             setting = replace(setting, adjacency="replace_one")
-        super().__init__(setting, published.noise_scale, key, ledger)
+        super().__init__(setting, published.noise_scale, key, ledger, noise_arithmetic="float")
         if self.practice.divisor == "noisy_count":
             count = setting.dataset_size + published.count_scale * key.stream("count").laplaces(1)[0]
             self.divisor = setting.rate * float(count)
@@ -36,20 +36,20 @@ class AsPublished(Budget):
             return super()._make_sampler()
         return ShuffledEpochs(self.setting.dataset_size, self.setting.batch_size, self.key.stream("sampling"))
 
-    def _float_sums(self, step: int, values: Tensor, clip: float) -> list[float]:
-        """Such that division by the expected batch size, which follows, is one by the batch's own."""
+    def _released(self, values: Tensor, clip: float, norm: bool = False) -> list[float]:
+        """Such that division by the expected batch size, which follows, is the practice's."""
         own = self.batch_size / max(1, len(values))
         if self.practice.divisor == "actual":
-            return super()._float_sums(step, own * values, clip)
-        return [own * noisy for noisy in super()._float_sums(step, values, clip)]
+            return super()._released(own * values, clip, norm)
+        factor = self.batch_size / self.divisor if self.practice.divisor == "noisy_count" else own
+        return [factor * noisy for noisy in super()._released(values, clip, norm)]
 
     def choose(self, counts: Mapping[int, int], epsilon: float) -> int:
         raise ValueError("public code accounts for no choice: use a budget of this project")
 
-    def release_(self, step: int, clipped_sums: Sequence[Tensor], clip: float) -> None:
-        super().release_(step, clipped_sums, clip)
-        for noisy in clipped_sums:
-            noisy.mul_(self.batch_size / self.divisor)
+    @property
+    def valid_release(self) -> bool:
+        return False
 
     def epsilon_spent(self) -> float:
         """An upper bound, from the ledger."""
@@ -63,5 +63,4 @@ class AsPublished(Budget):
         return super().statement(clip, epsilon_target) | {
             "adjacency": self.practice.adjacency,
             "accountant": f"{self.published.bound}; {claim}",
-            "valid_release": False,
         }

@@ -1,15 +1,18 @@
-"""The privacy budget of one run, already turned into a sampler, a noise law and a ledger.
+"""The privacy budget of one run: its sampler, its noise, its ledger, and the steps that are left.
 
-`release` is the only door through which a function of private examples leaves.
+`release` (with `release_vectors` and `release_`) is the only door through which a function of private examples leaves. What leaves
+belongs to a batch that the budget handed out, each batch once. So the ledger counts what the accountant accounts.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,66 +20,72 @@ from torch import Tensor
 
 from . import choice
 from .accounting import Setting
+from .clipping import check_clip
 from .discrete import Bits
+from .draws import Draws
 from .ledger import Event, Ledger
-from .mechanisms import ARITHMETICS, GRID_BITS, MECHANISMS
+from .mechanisms import delta_excess
+from .noise import Noise, Terms, own_terms
 from .sampling import SAMPLERS, Sampler
 from .streams import RunKey
 
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader, Dataset
+
 UNITS = ("example", "user")
-CHUNK = 2**18  # numbers of noise drawn at once: 2 MiB
 _SECRETS_IN_USE: set[str] = set()  # names of the secret keys that budgets of this process were made with
 
 
 class Budget:
-    """What a private method is given. Add noise with `release`; read what was spent with `epsilon_spent`.
+    """What a private method is given. Batches come from `batches` or `loader`; what was spent is `epsilon_spent`.
 
     The setting is public, dataset_size included: add_remove hides who is in, not the number that the rate is made with.
 
+    Args:
+        ledger: a file that keeps each release; a budget made with it again counts the releases that it has.
+        noise_arithmetic: exact (integers, for scalars) or float; exact where the key is secret, unless it is given. Noise in floats is
+            no valid release: its low-order bits give the sum away.
+        unit: example or user. With user, dataset_size and batch_size count users (see `sampling.Users`).
+        overspend: whether more steps may be taken than were calibrated for. `epsilon_spent` and `statement` then say what that gave.
+
+    Raises:
+        ValueError: a setting, key or noise that makes no sense; a ledger of another setting, or in use by another process.
+
     >>> budget = Budget.calibrated(epsilon=2, delta=1e-5, dataset_size=1024, batch_size=64, steps=1000)
     """
+
+    strict = True  # whether a loss is probed before the first release
 
     def __init__(
         self,
         setting: Setting,
         noise_scale: float,
         key: RunKey,
-        ledger: Path | None = None,
+        ledger: str | Path | None = None,
         *,
-        noise_arithmetic: str = "float",
+        noise_arithmetic: str | None = None,
         unit: str = "example",
+        overspend: bool = False,
+        epsilon_target: float | None = None,
     ) -> None:
-        for name, value, known in (
-            ("noise_arithmetic", noise_arithmetic, ARITHMETICS),
-            ("unit", unit, UNITS),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} is {value!r}: give one of {', '.join(known)}")
+        if unit not in UNITS:
+            raise ValueError(f"unit is {unit!r}: give one of {', '.join(UNITS)}")
+        _check_noise(noise_scale, key)
+        self.setting, self.noise_scale, self.key, self.unit = setting, noise_scale, key, unit
+        self.overspend, self.epsilon_target = overspend, epsilon_target
+        arithmetic = noise_arithmetic or ("exact" if key.valid_release else "float")
+        self._noise = Noise(setting.mechanism, noise_scale, arithmetic, key.stream("noise"))
+        self._check_excess()
         _claim(key)
-        self.setting, self.noise_scale, self.key = setting, noise_scale, key
-        self.noise_arithmetic, self.unit = noise_arithmetic, unit
         self.sampler = self._make_sampler()
-        self.ledger = Ledger(
-            Event(
-                setting.mechanism,
-                self.sampler.name,
-                setting.adjacency,
-                setting.dataset_size,
-                setting.batch_size,
-                noise_scale,
-                setting.directions,
-            ),
-            ledger,
-        )
-        if setting.delta >= 1 / setting.dataset_size:
-            warnings.warn(
-                f"delta is {setting.delta:g} for {setting.dataset_size} {unit}s: at 1 / {setting.dataset_size} or above it "
-                "allows publishing one of them outright: choose a far smaller delta",
-                stacklevel=2,
-            )
-        self._noise = key.stream("noise")
-        # float64 [batch, directions] -> for each direction numbers whose exact sum is released: on several ranks those of all
-        self.terms: Callable[[Tensor], list[list[float]]] = lambda values: values.T.tolist()
+        self.ledger = Ledger(self._event(), None if ledger is None else Path(ledger))
+        self._draws = Draws(self.sampler, unit)
+        self._admitted = False  # whether the oldest open batch was compared with what the method has
+        self._clip: float | None = None  # of the last release
+        self._process, self._released_here = os.getpid(), 0
+        self._terms: Terms = own_terms
+        self._shared = False  # whether this process is one of several ranks
+        self._warn_of_delta()
 
     @classmethod
     def calibrated(
@@ -92,33 +101,108 @@ class Budget:
         adjacency: str = "add_remove",
         directions: int = 1,
         key: RunKey | None = None,
-        noise_arithmetic: str = "float",
+        ledger: str | Path | None = None,
+        noise_arithmetic: str | None = None,
         unit: str = "example",
+        overspend: bool = False,
     ) -> Budget:
-        """The budget with the least noise that (epsilon, delta) allows. The key is secret unless one is given.
-
-        With `unit="user"` dataset_size and batch_size count users (see `sampling.Users`).
-        """
+        """The budget with the least noise that (epsilon, delta) allows. The key is secret unless one is given."""
         setting = Setting(mechanism, sampling, adjacency, dataset_size, batch_size, steps, delta, directions)
-        scale = setting.noise_scale(epsilon)
-        return cls(setting, scale, key or RunKey.secret(), noise_arithmetic=noise_arithmetic, unit=unit)
+        return cls(
+            setting,
+            setting.noise_scale(epsilon),
+            key or RunKey.secret(),
+            ledger,
+            noise_arithmetic=noise_arithmetic,
+            unit=unit,
+            overspend=overspend,
+            epsilon_target=epsilon,
+        )
+
+    @classmethod
+    def resume(cls, ledger: str | Path, *, key: RunKey | None = None, overspend: bool = False) -> Budget:
+        """The budget whose ledger this file is, with what it has spent and the steps that are left, under a new secret key.
+
+        Raises ValueError for a file that is no ledger.
+        """
+        event = Ledger.event_of(Path(ledger))
+        how = {"noise_arithmetic": event.noise_arithmetic, "unit": event.unit}
+        return cls(
+            event.setting(), event.noise_scale, key or RunKey.secret(), ledger, overspend=overspend, **how
+        )
 
     def _make_sampler(self) -> Sampler:
         kind = SAMPLERS[self.setting.sampling]
         return kind(self.setting.dataset_size, self.setting.batch_size, self.key.stream("sampling"))
+
+    def _event(self) -> Event:
+        """What all releases share."""
+        return Event.of(self.setting, self.sampler.name, self.noise_scale, self.unit, self.noise_arithmetic)
+
+    @property
+    def noise_arithmetic(self) -> str:
+        return self._noise.arithmetic
 
     @property
     def batch_size(self) -> int:
         """The expected batch size: the constant that released sums are divided by."""
         return self.setting.batch_size
 
-    def batches(self, start: int = 0) -> Iterator[np.ndarray]:
-        """Index arrays of the batches of steps start, start + 1, ... An empty one is a step like any other."""
-        for step in range(start, self.setting.steps):
-            yield self.sampler.batch(step)
+    # -- batches -------------------------------------------------------------------------------------------------------
 
-    def release(self, step: int, clipped: Tensor, clip: float) -> float | list[float]:
-        """The noisy sum of clipped scalars. The ledger has it before the caller does.
+    def batches(self) -> Iterator[np.ndarray]:
+        """Index arrays of the batches that are left, which no earlier call handed out. An empty one is a step like any other.
+
+        With `overspend`, a call that finds none left hands out as many as were calibrated for.
+        """
+        self._check_process()
+        yield from self._draws.loop(self.planned())
+
+    def loader(self, dataset: Dataset, users: Sequence | None = None, **how) -> DataLoader:
+        """A `torch.utils.data.DataLoader` over the batches that are left, each of which goes to `step`, the empty ones too.
+
+        Args:
+            dataset: of dataset_size examples, with `len` and integer indices.
+            users: where the unit is the user, the user of each example. Batches are then pairs for `step(batch, users)`.
+            how: collate_fn, num_workers, pin_memory and others of DataLoader, but for those that draw batches.
+        """
+        from .loader import BudgetLoader
+
+        return BudgetLoader(self, dataset, users, **how)
+
+    def planned(self) -> range:
+        """The numbers of the batches that are left. Those which a killed process released under this key count no second time."""
+        first = self._draws.position
+        again = sum(number >= first for number in self.ledger.numbers_of(self.key.name))
+        left = self.setting.steps - len(self.ledger)
+        if left <= 0 and self.overspend:
+            left = self.setting.steps
+        return range(first, first + again + max(0, left))
+
+    def admit(self, counts: int | Collection[int], batch: np.ndarray | None = None) -> int:
+        """Compares the batch that a method was given with the one that was handed out; `release` and `release_` then release it.
+
+        Args:
+            counts: how many units the method was given; several numbers where its batch's structure leaves that open.
+            batch: where the method was given indices, these.
+
+        Returns:
+            The number of units.
+
+        Raises:
+            ValueError: another batch than the next one in order, no step left, a forked process.
+        """
+        self._check_process()
+        self._check_left()
+        counts = {counts} if isinstance(counts, int) else set(counts)
+        count = self._draws.next(counts, batch, self._shared)
+        self._admitted = True
+        return count
+
+    # -- releases ------------------------------------------------------------------------------------------------------
+
+    def release(self, clipped: Tensor, clip: float) -> float | list[float]:
+        """The noisy sum of clipped scalars of the next batch. The ledger has it before the caller does.
 
         Args:
             clipped: [batch], one value in [-clip, clip] for each unit, or [batch, directions] where the setting has several.
@@ -127,62 +211,78 @@ class Budget:
             One scalar, or a list of one for each direction.
 
         Raises:
-            ValueError: a value beyond the clip, another number of directions, a step released before under a secret key.
+            ValueError: a value beyond the clip, another number of values than the batch has units, another number of directions.
         """
-        _check_clip(clip)
         values = clipped.double()[:, None] if clipped.dim() == 1 else clipped.double()
         if values.shape[1:] != (self.setting.directions,):
             raise ValueError(
                 f"values of shape {tuple(clipped.shape)} to be released: the setting has {self.setting.directions} for each {self.unit}"
             )
+        check_clip(clip)
         if not (values.abs() <= clip).all():
             raise ValueError(f"a value to be released lies beyond the clip of {clip}: clip each one first")
-        sums = self._exact_sums if self.noise_arithmetic == "exact" else self._float_sums
-        noisy = sums(step, values, clip)
-        self._record(step)
+        noisy = self._released(values, clip)
         return noisy[0] if self.setting.directions == 1 else noisy
 
-    def _float_sums(self, step: int, values: Tensor, clip: float) -> list[float]:
-        noise = self._unit_noise(self.setting.directions, step, 0, 0)
-        return [
-            self._sum(terms, clip) + self.noise_scale * clip * float(z)
-            for terms, z in zip(self.terms(values), noise, strict=True)
-        ]
+    def release_vectors(self, clipped: Tensor, clip: float) -> list[float]:
+        """The noisy sum of short vectors of the next batch, accounted as one release.
 
-    def _exact_sums(self, step: int, values: Tensor, clip: float) -> list[float]:
-        """Integers in units of clip * 2^-GRID_BITS up to the last line, which is a function of the released integers."""
-        whole = self.terms(torch.round(values / clip * 2.0**GRID_BITS))
-        draw = MECHANISMS[self.setting.mechanism].grid_noise
-        noisy = [
-            sum(map(int, terms)) + draw(self._noise, self.noise_scale, step, k)
-            for k, terms in enumerate(whole)
-        ]
-        return [n * 2.0**-GRID_BITS * clip for n in noisy]
+        Args:
+            clipped: [batch, K], one vector of norm at most clip for each example.
 
-    def _sum(self, terms: list[float], clip: float) -> float:
-        total = math.fsum(terms)
-        if not abs(total) <= clip * self.setting.dataset_size:
-            raise ValueError("the clipped sum over all ranks is beyond its bound: a rank sent garbage")
-        return total
+        Raises:
+            ValueError: a vector beyond the clip, another number of them than the batch has examples; Laplace noise, users, directions.
+        """
+        self._check_vectors()
+        check_clip(clip)
+        values = clipped.double()
+        if not (torch.linalg.vector_norm(values, dim=1) <= clip * (1 + 1e-12)).all():
+            raise ValueError(f"a vector to be released is longer than the clip of {clip}: clip each one first")
+        return self._released(values, clip, norm=True)
 
-    def release_(self, step: int, clipped_sums: Sequence[Tensor], clip: float) -> None:
-        """In place: a list of tensors that together are one sum of vectors with norms of at most clip."""
-        if self.setting.mechanism != "gaussian":
+    def release_(self, clipped_sums: Sequence[Tensor], clip: float) -> None:
+        """In place: a list of tensors that together are one sum of vectors with norms of at most clip, of the batch last admitted.
+
+        The noise is in floats, so that such a release is never called valid (see `statement`).
+        """
+        self.check_gradients()
+        check_clip(clip)
+        if not self._admitted:
+            raise ValueError("a sum of gradients of no batch: call admit with the batch's size first")
+        self._noise.add_(self._record(clip), clipped_sums, clip)
+
+    def _released(self, values: Tensor, clip: float, norm: bool = False) -> list[float]:
+        self.admit(len(values))
+        return self._noise.sums(self._record(clip), values, clip, self._bounded_terms(clip), norm)
+
+    def _record(self, clip: float) -> int:
+        """The next batch's release goes into the ledger, whatever becomes of it. Returns the batch's number."""
+        self._check_process()
+        number = self._draws.oldest
+        if self.key.valid_release and (number, self.key.name) in self.ledger:
             raise ValueError(
-                f"the {self.setting.mechanism} mechanism is offered for scalars: use gaussian for vectors"
+                f"batch {number} was released before under this secret key and its noise cannot be used again: make a new budget"
             )
-        if self.noise_arithmetic == "exact":
-            raise ValueError("exact noise is offered for scalars: use noise_arithmetic float for vectors")
-        if self.unit != "example":
-            raise ValueError(f"unit {self.unit} is offered for scalars: use unit example for vectors")
-        _check_clip(clip)
-        self._record(step)
-        for index, tensor in enumerate(clipped_sums):
-            flat = tensor.view(-1)
-            for chunk, start in enumerate(range(0, flat.numel(), CHUNK)):
-                part = flat[start : start + CHUNK]
-                noise = torch.from_numpy(self._unit_noise(part.numel(), step, index, chunk))
-                part.add_(noise.to(part), alpha=self.noise_scale * clip)
+        self.ledger.record(number, self.key.name)
+        self._draws.close()
+        self._admitted, self._clip = False, clip
+        self._released_here += 1
+        return number
+
+    def _bounded_terms(self, clip: float) -> Terms:
+        bound = self.setting.dataset_size * (clip if self.noise_arithmetic == "float" else math.inf)
+
+        def terms(values: Tensor) -> list[list[float]]:
+            columns = self._terms(values)
+            if not all(abs(math.fsum(column)) <= bound for column in columns):
+                raise ValueError("the clipped sum over all ranks is beyond its bound: a rank sent garbage")
+            return columns
+
+        return terms
+
+    def share(self, terms: Terms) -> None:
+        """From here on this process is one of several ranks, whose terms `terms` brings together."""
+        self._terms, self._shared = terms, True
 
     def choose(self, counts: Mapping[int, int], epsilon: float) -> int:
         """One of the candidates with the largest counts, by permute and flip. The ledger has it before the caller does, and keeps it.
@@ -194,6 +294,7 @@ class Budget:
         Raises:
             ValueError: no candidate, a choice that was made before at another epsilon, units other than examples.
         """
+        self._check_process()
         if self.unit != "example":
             raise ValueError(
                 f"a choice is offered for unit example: a {self.unit} adds more than 1 to a count"
@@ -214,16 +315,16 @@ class Budget:
         """Of that in the ledger; 0 without one."""
         return self.ledger.choice[0] if self.ledger.choice else 0.0
 
-    def _record(self, step: int) -> None:
-        if self.key.valid_release and (step, self.key.name) in self.ledger:
-            # another sum with the same noise: their difference would be exact. A published key may replay.
-            raise ValueError(
-                f"step {step} was released before under this secret key and its noise cannot be used again: make a new budget"
-            )
-        self.ledger.record(step, self.key.name)
+    # -- what was spent ------------------------------------------------------------------------------------------------
 
-    def _unit_noise(self, count: int, *counter: int) -> np.ndarray:
-        return MECHANISMS[self.setting.mechanism].unit_noise(self._noise, count, *counter)
+    @property
+    def overspent(self) -> bool:
+        return len(self.ledger) > self.setting.steps
+
+    @property
+    def valid_release(self) -> bool:
+        """Whether what was released is private by proof: the noise is secret, and its low-order bits give nothing away."""
+        return self.key.valid_release and self.noise_arithmetic == "exact"
 
     def epsilon_spent(self) -> float:
         """From the ledger: 0 before the first release. The larger of that of training and that of a choice, if any."""
@@ -231,8 +332,8 @@ class Budget:
             self._of_what_ran(lambda setting: setting.epsilon(self.noise_scale)), self.epsilon_of_choice
         )
 
-    def statement(self, clip: float, epsilon_target: float) -> dict:
-        """The privacy part of a record, computed from the ledger."""
+    def statement(self, clip: float | None = None, epsilon_target: float | None = None) -> dict:
+        """The privacy part of a record, computed from the ledger. Clip and target are those of the budget unless they are given."""
         setting, chosen = self.setting, self.epsilon_of_choice
         renyi = self._of_what_ran(lambda setting: setting.epsilon_rdp(self.noise_scale))
         mu = self._of_what_ran(lambda setting: setting.gdp_mu(self.noise_scale))
@@ -244,11 +345,12 @@ class Budget:
             "dataset_size": setting.dataset_size,
             "batch_size": setting.batch_size,
             "steps": len(self.ledger),
+            **({"overspent": f"{len(self.ledger)} steps of {setting.steps}"} if self.overspent else {}),
             "directions": setting.directions,
-            "clip": clip,
+            "clip": self._clip if clip is None else clip,
             "noise_scale": self.noise_scale,
             "delta": setting.delta,
-            "epsilon_target": epsilon_target,
+            "epsilon_target": self.epsilon_target if epsilon_target is None else epsilon_target,
             "epsilon_spent": self.epsilon_spent(),
             "epsilon_spent_rdp": self._larger(renyi, chosen),
             "gdp_mu": self._larger(mu, choice.gdp_mu(chosen)),
@@ -256,7 +358,7 @@ class Budget:
             "accountant": setting.accountant,
             "noise_arithmetic": self.noise_arithmetic,
             "noise_key": self.key.noise_key,
-            "valid_release": self.key.valid_release,
+            "valid_release": self.valid_release,
         }
 
     @staticmethod
@@ -266,8 +368,127 @@ class Budget:
     def _of_what_ran(self, epsilon) -> float | None:
         if len(self.ledger) == 0:
             return 0.0
-        spent = epsilon(replace(self.setting, steps=len(self.ledger)))
+        ran = replace(self.setting, steps=self.sampler.accounted_steps(self.ledger))
+        spent = epsilon(replace(ran, delta=ran.delta - self._excess(ran.steps)))
         return None if spent is None or math.isnan(spent) else spent
+
+    def _excess(self, steps: int) -> float:
+        """What the grid of exact noise takes of delta at most, at epsilons up to 20 (see `mechanisms`)."""
+        if self.noise_arithmetic == "float" or self.setting.delta == 0 or self.noise_scale == 0:
+            return 0.0
+        return delta_excess(self.noise_scale, steps * self.setting.directions, 20.0)
+
+    # -- state ---------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict:
+        """Setting, ledger and the number of the next batch, without the key: what a checkpoint keeps beside the weights."""
+        return {
+            "event": self._event().as_dict(),
+            "position": self._draws.position,
+            "releases": self.ledger.by_key(),
+            "choice": list(self.ledger.choice) if self.ledger.choice else None,
+        }
+
+    def load_state_dict(self, state: Mapping) -> None:
+        """Takes over what an earlier process spent.
+
+        Raises:
+            ValueError: a state of another setting; a ledger that has releases, but not all of those that the state has.
+        """
+        self._check_process()
+        self.ledger.load(state["event"], state["releases"], state["choice"])
+        self.start_at(state["position"])
+
+    def start_at(self, number: int) -> None:
+        """The next batch is the one of this number, or the next that was not handed out, if that is later."""
+        self._draws.position = max(self._draws.position, number)
+
+    def adopt(self, count: int, key_name: str) -> None:
+        """A transcript has this many rows, of a run that began under the key of this name: they are, or now become, releases of the ledger.
+
+        Raises:
+            ValueError: a ledger file that lacks some of them; a budget that has released already.
+        """
+        if count and self._released_here:
+            raise ValueError(
+                "a transcript is resumed by a budget that has taken steps of its own: write_transcript comes before the first step"
+            )
+        self.ledger.adopt(count, key_name)
+        self.start_at(count)
+
+    def close(self) -> None:
+        """Gives the ledger's file free for another process."""
+        self.ledger.close()
+
+    def __reduce__(self):
+        raise TypeError(
+            "a budget is not copied, since the copy would draw the same noise: keep state_dict() and load it into a new budget, or give "
+            "the new one the ledger's file (Budget.resume)"
+        )
+
+    # -- checks --------------------------------------------------------------------------------------------------------
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                f"this budget was made in process {self._process} and this is process {os.getpid()}, its fork, which would draw the same "
+                "noise: make a budget of its own here"
+            )
+
+    def _check_left(self) -> None:
+        if len(self.ledger) >= self.setting.steps and not self.overspend and not self._released_before():
+            raise ValueError(
+                f"the {self.setting.steps} steps of this budget are spent: calibrate a new one for more steps, or make it with "
+                "overspend=True, and epsilon_spent() says what more steps cost"
+            )
+
+    def _released_before(self) -> bool:
+        """Whether the next batch is one that a killed process released under this key, which replays."""
+        try:
+            return (self._draws.oldest, self.key.name) in self.ledger
+        except IndexError:
+            return False
+
+    def _check_vectors(self) -> None:
+        if self.setting.mechanism != "gaussian":
+            raise ValueError(
+                f"the {self.setting.mechanism} mechanism is offered for scalars: use gaussian for vectors"
+            )
+        if self.unit != "example":
+            raise ValueError(f"unit {self.unit} is offered for scalars: use unit example for vectors")
+
+    def check_gradients(self) -> None:
+        """Raises ValueError where `release_` is not offered."""
+        self._check_vectors()
+        if self.noise_arithmetic == "exact":
+            raise ValueError(
+                "exact noise is offered for scalars: make the budget with noise_arithmetic='float' for gradients, whose releases are "
+                "then not called valid"
+            )
+
+    def _check_excess(self) -> None:
+        excess = self._excess(self.setting.steps)
+        if excess > 1e-3 * self.setting.delta:
+            raise ValueError(
+                f"delta is {self.setting.delta:g}, but exact noise adds up to {excess:.1g} to it: give a larger delta, or "
+                "noise_arithmetic='float', whose releases are not called valid"
+            )
+
+    def _warn_of_delta(self) -> None:
+        setting = self.setting
+        if setting.delta >= 1 / setting.dataset_size:
+            warnings.warn(
+                f"delta is {setting.delta:g} for {setting.dataset_size} {self.unit}s: at 1 / {setting.dataset_size} or above it "
+                "allows publishing one of them outright: choose a far smaller delta",
+                stacklevel=3,
+            )
+
+
+def _check_noise(noise_scale: float, key: RunKey) -> None:
+    if not 0 <= noise_scale < math.inf:
+        raise ValueError(f"noise_scale is {noise_scale}: it must be a finite number of at least 0")
+    if noise_scale == 0 and key.valid_release:
+        raise ValueError("noise_scale is 0 under a secret key: a private release needs noise")
 
 
 def _claim(key: RunKey) -> None:
@@ -279,8 +500,3 @@ def _claim(key: RunKey) -> None:
             "this secret key is another budget's, whose noise would be used again: draw a new one"
         )
     _SECRETS_IN_USE.add(key.name)
-
-
-def _check_clip(clip: float) -> None:
-    if not 0 < clip < math.inf:
-        raise ValueError(f"clip is {clip}: a release needs a positive and finite bound")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 
 import numpy as np
 
@@ -23,6 +23,10 @@ class Sampler:
 
     def batch(self, step: int) -> np.ndarray:
         raise NotImplementedError
+
+    def accounted_steps(self, releases: Collection[tuple[int, str]]) -> int:
+        """How many steps of a `Setting` these releases, pairs of a step and a key's name, cost."""
+        return len(releases)
 
 
 class Poisson(Sampler):

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 NOISE_KEYS = ("published", "secret")
+DISTINCT = 16  # bytes of a secret key that differ: of 32 random ones fewer do with probability below 1e-10
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,14 @@ class RunKey:
     noise_key: str
     key: bytes = field(repr=False)
 
+    def __post_init__(self) -> None:
+        if self.noise_key not in NOISE_KEYS:
+            raise ValueError(f"noise_key is {self.noise_key!r}: give one of {', '.join(NOISE_KEYS)}")
+        if self.noise_key == "secret" and (not isinstance(self.key, bytes) or len(set(self.key)) < DISTINCT):
+            raise ValueError(
+                "this secret key can be guessed: draw one from the operating system with RunKey.secret()"
+            )
+
     @classmethod
     def published(cls, seed: int) -> RunKey:
         return cls("published", hashlib.sha256(f"dpzero published run key, seed {seed}".encode()).digest())
@@ -39,9 +48,7 @@ class RunKey:
 
     @classmethod
     def of(cls, noise_key: str, seed: int) -> RunKey:
-        if noise_key not in NOISE_KEYS:
-            raise ValueError(f"noise_key is {noise_key!r}: give one of {', '.join(NOISE_KEYS)}")
-        return cls.published(seed) if noise_key == "published" else cls.secret()
+        return cls.secret() if noise_key == "secret" else cls(noise_key, cls.published(seed).key)
 
     @property
     def name(self) -> str:

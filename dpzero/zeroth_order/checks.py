@@ -1,27 +1,106 @@
-"""What a step asks of a model, whatever its order: examples that do not mix, and parameters that can be moved in place."""
+"""What a step asks of a model, whatever its order: examples that do not mix, and parameters that can be moved in place.
+
+What costs nothing is asked again at each step: a model is changed by a line (`model.train()`) far from its optimizer.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+_RECURRENT = (nn.RNNBase, nn.MultiheadAttention)
 
 
-def check_independence(model: nn.Module) -> None:
-    """Raises ValueError for a layer that mixes the examples of a batch."""
-    for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and (module.training or not module.track_running_stats):
+class Watch:
+    """The promises that a model keeps from step to step.
+
+    Raises ValueError, naming the layer, buffer or parameter, where one is broken.
+    """
+
+    def __init__(self, model: nn.Module, parameters: Sequence[Tensor]) -> None:
+        self.model, self.parameters = model, parameters
+        self._names = {id(p): name for name, p in model.named_parameters()}
+        self._normalising = _named(model, _BatchNorm)
+        self._dropping = _named(model, (_DropoutNd, *_RECURRENT))
+        self._first_buffers: dict[str, Tensor] | None = {n: b.clone() for n, b in model.named_buffers()}
+        for name, module in model.named_modules():
+            if getattr(module, "max_norm", None) is not None:
+                raise ValueError(
+                    f"layer {name} has max_norm, which rewrites the rows that a batch asks for, without noise: make it without"
+                )
+        self.check()
+
+    def check(self) -> None:
+        """Training flags, and the parameters."""
+        for name, module in self._normalising:
+            if module.training or not module.track_running_stats:
+                raise ValueError(
+                    f"layer {name} normalises over the batch, so that one example's loss depends on the others: call model.eval() or "
+                    "use a layer that normalises each example"
+                )
+        for name, module in self._dropping:
+            if module.training and (getattr(module, "p", 0) or getattr(module, "dropout", 0)):
+                raise ValueError(
+                    f"layer {name} drops out, at other places at the two points of a step, and by what else is in the batch: call "
+                    "model.eval()"
+                )
+        there = {id(p) for p in self.model.parameters()}
+        for p in self.parameters:
+            if not p.requires_grad or id(p) not in there:
+                how = "was frozen" if id(p) in there else "is no longer the model's"
+                raise ValueError(
+                    f"parameter {self._names.get(id(p), 'of shape ' + str(tuple(p.shape)))} {how} after the optimizer was made, and would "
+                    "still be moved: make a new optimizer"
+                )
+
+    @contextmanager
+    def passes(self) -> Iterator[None]:
+        """Around forward passes: they change no buffer and draw no random number. A first pass that does leaves the buffers as they were."""
+        versions, states = self._buffers(), self._random_states()
+        try:
+            yield
+        finally:
+            self._check_unmoved(versions, states)
+        self._first_buffers = None
+
+    def _check_unmoved(self, versions: dict[str, tuple[int, int]], states: list[Tensor]) -> None:
+        if (now := self._buffers()) != versions:
+            changed = next(n for n in now.keys() | versions if now.get(n) != versions.get(n))
+            self._restore_buffers()
             raise ValueError(
-                f"layer {name} normalises over the batch, so that one example's loss depends on the others: call model.eval() or "
-                "use a layer that normalises each example"
+                f"buffer {changed} was changed by a forward pass: it would keep a function of private examples without noise, so call "
+                "model.eval() or take it out"
             )
-        if getattr(module, "max_norm", None) is not None:
+        if not all(map(torch.equal, self._random_states(), states)):
             raise ValueError(
-                f"layer {name} has max_norm, which rewrites the rows that a batch asks for, without noise: make it without"
+                "the loss drew random numbers (dropout in a function?), which differ at the two points of a step and follow what else is "
+                "in the batch: call model.eval(), or make the loss a function of the example alone"
             )
+
+    def _random_states(self) -> list[Tensor]:
+        devices = {p.device for p in self.parameters if p.is_cuda}
+        return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
+
+    def _buffers(self) -> dict[str, tuple[int, int]]:
+        return {name: (id(b), b._version) for name, b in self.model.named_buffers()}
+
+    @torch.no_grad()
+    def _restore_buffers(self) -> None:
+        for name, kept in (self._first_buffers or {}).items():
+            *path, last = name.split(".")
+            owner = self.model.get_submodule(".".join(path))
+            if (buffer := owner._buffers.get(last)) is not None and buffer.shape == kept.shape:
+                buffer.copy_(kept)
+
+
+def _named(model: nn.Module, kinds) -> list[tuple[str, nn.Module]]:
+    return [(name or "model", module) for name, module in model.named_modules() if isinstance(module, kinds)]
 
 
 def trainable(parameters: Iterable[Tensor]) -> Sequence[Tensor]:

@@ -9,9 +9,10 @@ dearer than one over the activations (on a GPU, few tokens). Read, a weight neve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import groupby
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +30,19 @@ class Passes:
         parameters: all trained tensors, in the order that numbers them.
         law: of the directions.
         read: numbers of the tensors that are perturbed where they are read. See `read_numbers`.
+        still: tensor -> its row that neither is perturbed nor moves. See `padding_rows`.
+        owners: the modules that hold what is read.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], law: Gaussian, read: Sequence[int]) -> None:
-        self.law = law.fit(parameters)
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        law: Gaussian,
+        read: Sequence[int],
+        still: Mapping[int, int] = MappingProxyType({}),
+        owners: Sequence[nn.Module] = (),
+    ) -> None:
+        self.law, self.still, self.owners = law.fit(parameters), still, owners
         self.read = {j: parameters[j] for j in read}
         self.written = {j: p for j, p in enumerate(parameters) if j not in self.read}
         self.at = (0, 0, 0.0)  # step, direction, scale of what is written
@@ -45,15 +55,14 @@ class Passes:
         self.visit(step, direction, scale)
         self.flush()
         try:
-            with (
-                Reads(self.read, self.law, self._tabled(step, direction, scale))
-                if self.read
-                else nullcontext()
-            ):
+            with self._reads(step, direction, scale) if self.read else nullcontext():
                 yield
         except BaseException:
             self.restore()
             raise
+
+    def _reads(self, step: int, direction: int, scale: float) -> Reads:
+        return Reads(self.read, self.law, self._tabled(step, direction, scale), self.still, self.owners)
 
     def _tabled(self, step: int, direction: int, scale: float) -> Move:
         """The move of what is read; on one CUDA device at the same address each time, where kernels, and graphs of them, find it."""
@@ -67,7 +76,8 @@ class Passes:
     def pairs(self, step: int, direction: int, scale: float) -> Callable[[int], AbstractContextManager]:
         """A function of n: a context in which the model computes the first n of a batch of 2 n at x + scale z, the others at x - scale z."""
         self.flush()
-        return lambda rows: BothSigns(self.read, self.law, Move(step, direction, (scale,)), rows)
+        move = Move(step, direction, (scale,))
+        return lambda rows: BothSigns(self.read, self.law, move, self.still, self.owners, rows=rows)
 
     def restore(self) -> None:
         """What is written goes back to x, to rounding."""
@@ -104,10 +114,13 @@ class Passes:
 
     def flush(self) -> None:
         """Does what is planned, many moves in one pass over the weights."""
+        kept = [(p, row, p[row].clone()) for j, row in self.still.items() for p in [{**self.written, **self.read}[j]]]
         for name, tensors in (("written", self.written), ("read", self.read)):
             for _, moves in groupby(_joined(self._moves[name]), key=lambda move: len(move.scales)):
                 self.law.move_(tensors.items(), list(moves))
             self._moves[name] = []
+        for p, row, values in kept:
+            p[row] = values
 
     def _plan(self, name: str, step: int, direction: int, scale: float, always: bool = False) -> None:
         if scale or always:
@@ -132,6 +145,23 @@ def read_numbers(model: nn.Module, parameters: Sequence[Tensor], perturb: str) -
         return list(range(len(parameters)))
     read = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     return [j for j, p in enumerate(parameters) if id(p) in read and p.dim() == 2]
+
+
+def padding_rows(model: nn.Module, parameters: Sequence[Tensor]) -> dict[int, int]:
+    """Tensor -> the row that stays, as it does under autograd: the padding_idx of every module that holds the tensor."""
+    rows: dict[int, set[int | None]] = {}
+    for module in model.modules():
+        for p in module.parameters(recurse=False):
+            row = module.padding_idx if isinstance(module, nn.Embedding) else None
+            rows.setdefault(id(p), set()).add(row)
+    found = {j: rows.get(id(p), {None}) for j, p in enumerate(parameters)}
+    return {j: row for j, several in found.items() if len(several) == 1 for row in several if row is not None}
+
+
+def owners(model: nn.Module, tensors: Sequence[Tensor]) -> list[nn.Module]:
+    """The modules that hold one of these."""
+    wanted = {id(t) for t in tensors}
+    return [m for m in model.modules() if any(id(p) in wanted for p in m.parameters(recurse=False))]
 
 
 def _first_compiled(model: nn.Module) -> str:

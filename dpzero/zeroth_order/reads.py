@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -15,10 +19,35 @@ LARGEST_COPY = 2**24  # elements of a read weight that are perturbed at once: 64
 class Reads(TorchFunctionMode):
     """Gives each operation x + scale z in place of the tensors that are read."""
 
-    def __init__(self, read: dict[int, Tensor], law: Gaussian, move: Move) -> None:
+    def __init__(
+        self,
+        read: dict[int, Tensor],
+        law: Gaussian,
+        move: Move,
+        still: Mapping[int, int] = MappingProxyType({}),
+        owners: Sequence[nn.Module] = (),
+    ) -> None:
         super().__init__()
         self.numbers = {id(p): j for j, p in read.items()}
-        self.read, self.law, self.move = read, law, move
+        self.read, self.law, self.move, self.still, self.owners = read, law, move, still, owners
+
+    def __enter__(self) -> Reads:
+        self._thread = threading.get_ident()
+        self._hooks = [module.register_forward_pre_hook(self._check_seen) for module in self.owners]
+        return super().__enter__()
+
+    def __exit__(self, *error) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        super().__exit__(*error)
+
+    def _check_seen(self, module: nn.Module, _) -> None:
+        """Operations of other threads, and of a trace, do not come by here: the model would compute at x."""
+        if threading.get_ident() != self._thread or torch.jit.is_tracing():
+            raise ValueError(
+                f"a layer of type {type(module).__name__} is read in another thread or a trace, where its weights cannot be perturbed: "
+                "call the model plainly, in the loss's own thread"
+            )
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -46,8 +75,14 @@ class Reads(TorchFunctionMode):
         out = functional.embedding(input, weight, *args, **kwargs)
         if self._number(weight) is None:
             return out
-        rows = out.view(-1, weight.shape[1])
-        self.law.add_rows_(rows, input.reshape(-1), self.numbers[id(weight)], weight.shape, self.move)
+        return self._add_rows(out, input, weight, self.move)
+
+    def _add_rows(self, out: Tensor, input: Tensor, weight: Tensor, move: Move) -> Tensor:
+        """In place: what was looked up moves, but for the row that stays."""
+        number, rows, words = self.numbers[id(weight)], out.view(-1, weight.shape[1]), input.reshape(-1)
+        self.law.add_rows_(rows, words, number, weight.shape, move)
+        if (still := self.still.get(number)) is not None:
+            torch.where((words == still)[:, None], weight[still].to(rows.dtype), rows, out=rows)
         return out
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -106,8 +141,8 @@ class BothSigns(Reads):
     The model keeps examples in its first dimension wherever it reads a weight.
     """
 
-    def __init__(self, read: dict[int, Tensor], law: Gaussian, move: Move, rows: int) -> None:
-        super().__init__(read, law, move)
+    def __init__(self, read: dict[int, Tensor], law: Gaussian, move: Move, *where, rows: int) -> None:
+        super().__init__(read, law, move, *where)
         self.rows = rows
         self.back = Move(move.step, move.direction, tuple(-scale for scale in move.scales))
 
@@ -115,8 +150,7 @@ class BothSigns(Reads):
         self._check(input, functional.embedding)
         out = functional.embedding(input, weight, *args, **kwargs)
         for half, words, move in zip(out.chunk(2), input.chunk(2), (self.move, self.back), strict=True):
-            rows = half.view(-1, weight.shape[1])
-            self.law.add_rows_(rows, words.reshape(-1), self._number(weight), weight.shape, move)
+            self._add_rows(half, words, weight, move)
         return out
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -13,7 +13,7 @@ import os
 import struct
 import zlib
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,7 @@ class Transcript:
         line = json.dumps(header).encode() + b"\n"
         header = json.loads(line)  # as it will be read
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.columns = path, header["directions"]
+        self.path, self.header, self.columns = path, header, header["directions"]
         self.scalars = np.zeros((0, self.columns))
         end = 0
         if path.exists() and path.stat().st_size:
@@ -154,8 +154,8 @@ class SecondMoment:
 
 @torch.no_grad()
 def replay(
-    parameters: Sequence[Tensor],
-    path: Path,
+    parameters: Iterable[Tensor],
+    path: str | Path,
     start: int = 0,
     passes: Passes | None = None,
     end: int | None = None,
@@ -170,6 +170,7 @@ def replay(
     Raises:
         ValueError: a damaged file, or tensors that are not those of the base model.
     """
+    path, parameters = Path(path), list(parameters)
     header, scalars = read(path)
     if start == 0 and digest(parameters) != header["base_sha256"]:
         raise ValueError(
@@ -177,9 +178,8 @@ def replay(
         )
     law = header["law"]
     if passes is None:
-        passes = Passes(
-            parameters, law_of(law["name"], law["seed"], law["rank"]), header["perturbed_on_read"]
-        )
+        directions = law_of(law["name"], law["seed"], law["rank"])
+        passes = Passes(parameters, directions, header["perturbed_on_read"], dict(header.get("still", [])))
     if passes.law.law != law["version"]:
         raise ValueError(f"{path} was written with directions {law['version']}, here is {passes.law.law}")
     smoothing, moment = header["smoothing"], SecondMoment(header["second_moment"], scalars[:start].tolist())

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Sized
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from .checks import check_independence, trainable
+from . import batches
+from .checks import Watch, trainable
 from .directions import law_of
 from .graphs import Graphed
-from .passes import Passes, read_numbers
+from .passes import Passes, owners, padding_rows, read_numbers
+from .probe import probe
 from .ranks import CHECK_EVERY, Ranks, exact_sum
 from .transcript import FORMAT, SecondMoment, Transcript, digest, rate_at, read, replay
 
+LEAST_SMOOTHING = 1e-10  # below it no weight of order 1 moves, in float64 either
 PerExampleLoss = Callable[[nn.Module, Sized], Tensor]
 """(model, batch of B examples) -> losses [B], float32 or better, none of which depends on another example."""
 
@@ -40,6 +45,7 @@ class TwoPoint:
     order = 0
     unit = "example"
     directions = 1  # scalars that a step moves by
+    budget = None  # of a private method: a `privacy.Budget`
     ranks = Ranks()  # this process alone: see `join`
 
     def __init__(
@@ -57,14 +63,13 @@ class TwoPoint:
         cuda_graphs: bool = False,
         second_moment: float = 0.0,
     ) -> None:
-        for name, value in (
-            ("learning_rate", learning_rate),
-            ("smoothing", smoothing),
-            ("batch_size", batch_size),
+        for name, value, least in (
+            ("learning_rate", learning_rate, 0.0),
+            ("smoothing", smoothing, LEAST_SMOOTHING),
+            ("batch_size", batch_size, 0.0),
         ):
-            if not value > 0:
-                raise ValueError(f"{name} is {value}: it must be positive")
-        check_independence(model)
+            if not least < value < math.inf:
+                raise ValueError(f"{name} is {value}: it must be positive and finite{f', above {least:g}' if least else ''}")
         if perturb == "both_signs" and not hasattr(loss, "both_sides"):
             raise ValueError(
                 "both_signs needs a loss that takes both points in one batch, and this has no both_sides: perturb on_read"
@@ -79,13 +84,16 @@ class TwoPoint:
         self.schedule = [(0, learning_rate)]  # (first step, learning rate)
         self.moment = SecondMoment(second_moment)
         self.parameters = trainable(model.parameters())
+        self.watch = Watch(model, self.parameters)
         self.seed, self.direction_law, self.direction_rank = seed, direction_law, direction_rank
         self.law = law_of(direction_law, seed, direction_rank)
-        self.passes = Passes(self.parameters, self.law, read_numbers(model, self.parameters, perturb))
+        read = read_numbers(model, self.parameters, perturb)
+        held = owners(model, [self.parameters[j] for j in read])
+        self.passes = Passes(self.parameters, self.law, read, padding_rows(model, self.parameters), held)
         self.steps_taken = 0
         self.transcript: Transcript | None = None
-        # an un-noised function of the batch: only for benchmarks on public data
-        self.training_loss: float | None = None
+        self._probed = False
+        self.training_loss: float | None = None  # of the last batch, without noise; None where the noise is secret
 
     @property
     def learning_rate(self) -> float:
@@ -110,8 +118,8 @@ class TwoPoint:
         if self.unit == "user":
             raise ValueError("the unit is the user, whose examples may lie with several ranks: use one rank")
         self.ranks = ranks
-        if hasattr(self, "budget"):
-            self.budget.terms = ranks.terms
+        if self.budget is not None:
+            self.budget.share(ranks.terms)
         self.check_ranks()
 
     def check_ranks(self) -> None:
@@ -127,40 +135,79 @@ class TwoPoint:
         """One step on a batch, which may be empty. Returns the scalar.
 
         Args:
-            users: where the unit is the user, the number of each example's user among the users of the batch, int64 [B].
+            batch: of a private method, the one that the budget handed out: a list, an array of indices, or what a collator makes of it.
+            users: where the unit is the user, the user of each example, integers or strings [B].
 
         Raises:
-            ValueError: users where the unit is the example or none where it is the user, or not one for each example.
+            ValueError: another batch than the budget handed out, no step left, a model that breaks a promise (see `checks`), users where
+                the unit is the example or none where it is the user. Nothing is released then, and the weights stay, to rounding.
         """
-        if (users is None) == (self.unit == "user"):
-            raise ValueError(f"the unit is the {self.unit}: give `users` if it is the user, and only then")
-        if users is not None and len(users) != len(batch):
-            raise ValueError(f"{len(users)} users for {len(batch)} examples: give the user of each example")
-        plus, minus = self._both_sides(batch)
+        count, positions = self._begin(batch, users)
+        plus, minus = self._both_sides(batch, count)
         self.training_loss = self._mean((plus + minus) / 2)
         with self._restored_on_failure():
-            gradients = self._record([self.projected_gradient(_user_means(plus - minus, users))])
+            gradients = self._record([self.projected_gradient(_user_means(plus - minus, positions))])
         self._move(gradients)
         return gradients[0]
 
-    def _mean(self, losses: Tensor) -> float | None:
-        """None for an empty batch, and where this rank has a share alone."""
-        return float(losses.mean()) if losses.numel() and self.ranks.size == 1 else None
+    def _begin(self, batch: Sized, users: ArrayLike | None = None) -> tuple[int, np.ndarray | None]:
+        """Asks model and batch before anything is computed. Returns the number of examples, and each one's user by number."""
+        if (users is None) == (self.unit == "user"):
+            raise ValueError(f"the unit is the {self.unit}: give `users` if it is the user, and only then")
+        self.watch.check()
+        counts, positions = batches.sizes(batch), None
+        if users is not None:
+            positions = _numbered(users, counts)
+            drawn = len(np.unique(positions))
+            count = len(positions)
+            self._admit({drawn}, None)
+        else:
+            count = self._admit(counts, batches.indices(batch))
+        return count, positions
 
-    def _both_sides(self, batch: Sized, direction: int = 0) -> tuple[Tensor, Tensor]:
+    def _admit(self, counts: set[int], rows: np.ndarray | None) -> int:
+        """Of a private method the budget says how many examples there are; of others a batch of fields is as long as these."""
+        if self.budget is not None:
+            return self.budget.admit(counts, rows)
+        return max(counts) if len(counts) == 1 else max(counts - {0}, default=0)
+
+    def probe(self, batch: Sized) -> None:
+        """Asks on public examples, two or more, whether the loss mixes examples. Else the first batch of a private method is asked.
+
+        Raises ValueError for a loss that does (see `probe`).
+        """
+        probe(lambda part: self.loss(self.model, part), batch, max(batches.sizes(batch)))
+        self._probed = True
+
+    def _probe_once(self, batch: Sized, count: int) -> None:
+        """At a point of the first step, where the weights are anyway. A rank's share of a loss is 0 for others' examples: it is not asked."""
+        asks = self.budget is not None and self.budget.strict and self.ranks.size == 1
+        if asks and count > 1 and not self._probed:
+            probe(lambda part: self.loss(self.model, part), batch, count)
+            self._probed = True
+
+    def _mean(self, losses: Tensor) -> float | None:
+        """None for an empty batch, where this rank has a share alone, and where the noise is secret: it has none."""
+        secret = self.budget is not None and self.budget.key.valid_release
+        return float(losses.mean()) if losses.numel() and self.ranks.size == 1 and not secret else None
+
+    def _both_sides(self, batch: Sized, count: int, direction: int = 0) -> tuple[Tensor, Tensor]:
         """Losses [B] at x + smoothing z and at x - smoothing z, where the weights are left.
 
         `loss.both_sides(model, batch, pairs)` returns the two itself. It calls the model, inside `pairs(n)`, on n examples twice: first
         all of them, then all again.
         """
-        if self.perturb == "both_signs" and len(batch):
+        if self.perturb == "both_signs" and count:
             pairs = self.passes.pairs(self.steps_taken, direction, self.smoothing)
-            plus, minus = self.loss.both_sides(self.model, batch, pairs)
-            return self._checked(plus, batch), self._checked(minus, batch)
+            with self.watch.passes():
+                self._probe_once(batch, count)
+                plus, minus = self.loss.both_sides(self.model, batch, pairs)
+            return self._checked(plus, count), self._checked(minus, count)
         sides = []
         for scale in (self.smoothing, -self.smoothing):
-            with self.passes.perturbed(self.steps_taken, direction, scale):
-                sides.append(self._losses(batch))
+            with self.passes.perturbed(self.steps_taken, direction, scale), self.watch.passes():
+                self._probe_once(batch, count)
+                sides.append(self._losses(batch, count))
         return sides[0], sides[1]
 
     @contextmanager
@@ -187,44 +234,56 @@ class TwoPoint:
         if self.steps_taken % CHECK_EVERY == 0:
             self.check_ranks()
 
-    def _losses(self, batch: Sized) -> Tensor:
-        if not len(batch):
+    def _losses(self, batch: Sized, count: int) -> Tensor:
+        if not count:
             return torch.zeros(0, dtype=torch.float64)
-        return self._checked(self.loss(self.forward, batch), batch)
+        return self._checked(self.loss(self.forward, batch), count)
 
-    def _checked(self, losses: Tensor, batch: Sized) -> Tensor:
-        if losses.shape != (len(batch),):
+    def _checked(self, losses: Tensor, count: int) -> Tensor:
+        if losses.shape != (count,):
             raise ValueError(
-                f"the loss returned shape {tuple(losses.shape)} for {len(batch)} examples: it must return one value per example"
+                f"the loss returned shape {tuple(losses.shape)} for {count} examples: it must return one value per example"
             )
         if losses.dtype in (torch.float16, torch.bfloat16):
             raise ValueError(
                 f"the loss returned {losses.dtype}, in which the difference of two losses drowns: compute it in float32"
             )
+        if not losses.is_floating_point():
+            raise ValueError(f"the loss returned {losses.dtype}: it must return real numbers, float32 or better")
         return losses.double().cpu()
 
     def write_transcript(self, path: Path) -> None:
         """Keeps each scalar in a file from here on; with the base model the file is the fine-tuned model (see `transcript`).
 
-        Where the file is there, the steps that it has beyond those taken are taken again from it: nothing is asked of the model.
+        Where the file is there, the steps that it has beyond those taken are taken again from it: nothing is asked of the model. What
+        they released becomes the budget's, whose ledger counts it.
 
         Raises:
-            ValueError: a file of another run, a damaged one, or one that has fewer steps than were taken.
+            ValueError: a file of another run or budget, a damaged one, one that has fewer steps than were taken, or a ledger that lacks
+                some of them.
         """
+        path = Path(path)
         if self.steps_taken and not path.exists():
             raise ValueError(
                 f"{self.steps_taken} steps were taken without a transcript at {path}: begin it before the first step"
             )
-        base = digest(self.parameters) if self.steps_taken == 0 else read(path)[0]["base_sha256"]
-        self.transcript = Transcript(path, self._header(base))
+        before = read(path)[0] if path.exists() and path.stat().st_size else {}
+        base = digest(self.parameters) if self.steps_taken == 0 else before["base_sha256"]
+        self.transcript = Transcript(path, self._header(base, before.get("privacy") or {}))
         if len(self.transcript) < self.steps_taken:
             raise ValueError(
                 f"transcript {path} has {len(self.transcript)} of the {self.steps_taken} steps taken: start from the base model"
             )
+        if self.budget is not None:
+            self.budget.adopt(len(self.transcript), self.transcript.header["privacy"]["key_name"])
         self.steps_taken = replay(self.parameters, path, self.steps_taken, self.passes)
         self.moment = SecondMoment(self.moment.decay, self.transcript.scalars.tolist())
 
-    def _header(self, base_sha256: str) -> dict:
+    def _header(self, base_sha256: str, privacy: Mapping) -> dict:
+        """`privacy`: of a file that is there. Its first key may be another."""
+        if self.budget is not None:
+            begun = privacy.get("key_name", self.budget.key.name)
+            privacy = self.budget.ledger.event.as_dict() | {"clip": getattr(self, "clip", None), "key_name": begun}
         return {
             "format": FORMAT,
             "method": self.title,
@@ -239,28 +298,44 @@ class TwoPoint:
             "schedule": self.schedule,
             "second_moment": self.moment.decay,
             "perturbed_on_read": sorted(self.passes.read),
+            "still": [[j, row] for j, row in self.passes.still.items()],
             "base_sha256": base_sha256,
+            "privacy": dict(privacy) or None,
         }
 
     def state_dict(self) -> dict:
         return {
             "steps_taken": self.steps_taken,
             "parameters": [p.detach().clone() for p in self.parameters],
+            "schedule": self.schedule,
             "second_moment": [self.moment.mean, self.moment.steps],
+            **({"budget": self.budget.state_dict()} if self.budget is not None else {}),
         }
 
     @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
+        if self.budget is not None:
+            self.budget.load_state_dict(state["budget"])
         for mine, saved in zip(self.parameters, state["parameters"], strict=True):
             mine.copy_(saved)
-        self.steps_taken = state["steps_taken"]
+        self.steps_taken, self.schedule = state["steps_taken"], state["schedule"]
         self.moment.mean, self.moment.steps = state["second_moment"]
         self.passes.at = (self.steps_taken, 0, 0.0)  # wherever a step that failed had left them
 
 
-def _user_means(difference: Tensor, users: ArrayLike | None) -> Tensor:
-    if users is None or not len(users):
+def _user_means(difference: Tensor, positions: np.ndarray | None) -> Tensor:
+    if positions is None:
         return difference
-    users = torch.as_tensor(users)
-    sums = torch.zeros(int(users.max()) + 1, dtype=difference.dtype).index_add_(0, users, difference)
-    return sums / torch.bincount(users)
+    users = torch.from_numpy(positions)
+    sums = torch.zeros(int(positions.max(initial=-1)) + 1, dtype=difference.dtype).index_add_(0, users, difference)
+    return sums / torch.bincount(users, minlength=len(sums))
+
+
+def _numbered(users: ArrayLike, counts: set[int]) -> np.ndarray:
+    """Users of examples -> their numbers among those of the batch, int64 [B]."""
+    names = np.asarray(users)
+    if names.ndim != 1 or names.dtype.kind not in "iuUS" and names.size:
+        raise ValueError("`users` must be integers or strings, one for each example")
+    if len(names) not in counts:
+        raise ValueError(f"{len(names)} users for {max(counts)} examples: give the user of each example")
+    return np.unique(names, return_inverse=True)[1].astype(np.int64) if names.size else np.zeros(0, np.int64)

@@ -18,7 +18,7 @@ import baselines
 from dpzero.experiment import memory
 from dpzero.experiment.methods import cards
 from dpzero.language import examples, losses, models, tasks
-from dpzero.privacy import Budget, RunKey, Setting
+from dpzero.privacy import Budget, Rehearsal, RunKey, Setting
 from dpzero.zeroth_order import TwoPoint
 from tests.rounding import read_by_the_loss
 
@@ -59,9 +59,9 @@ def make_model(tune="full", name="tiny-encoder") -> models.Classifier:
     return models.load(name, tasks.load("toy"), tune)
 
 
-def make_budget(key: RunKey | None = None, noise_scale=1e-3) -> Budget:
+def make_budget(key: RunKey | None = None, noise_scale=1e-3) -> Rehearsal:
     setting = Setting("gaussian", "poisson", "add_remove", 240, BATCH_SIZE, STEPS, 1e-5)
-    return Budget(setting, noise_scale, key or RunKey.published(0))
+    return Rehearsal(setting, noise_scale, key or RunKey.published(0))
 
 
 def make(name, model, budget=None, loss=None, **settings):
@@ -273,11 +273,15 @@ def test_the_ledger_has_every_step(name, train):
 
 @every_private
 def test_a_method_does_not_repeat_secret_noise(name, train):
-    me = make(name, make_model(), make_budget(RunKey.secret()))
+    """Back at an earlier state it goes on with another batch and other noise, and the ledger counts both."""
+    budget = Budget(make_budget().setting, 1.0, RunKey.secret(), noise_arithmetic="float")
+    me, batches = make(name, make_model(), budget), budget.batches()
     state = me.state_dict()
-    me.step(train[np.arange(8)])
+    me.step(train[next(batches)])
     me.load_state_dict(state)
-    with pytest.raises(ValueError, match="was released before under this secret key"):
+    me.step(train[next(batches)])
+    assert me.steps_taken == 1 and [number for number, _ in budget.ledger] == [0, 1]
+    with pytest.raises(ValueError, match="was not handed out by the budget"):
         me.step(train[np.arange(9)])
 
 
@@ -285,7 +289,7 @@ def test_a_method_does_not_repeat_secret_noise(name, train):
 def test_a_budget_for_users_is_kept_or_refused(name, train):
     """Clipped per example under a statement that says user: whoever wrote many examples would not have what it promises."""
     setting, model = make_budget().setting, make_model()
-    budget, start = Budget(setting, 1.0, RunKey.published(0), unit="user"), weights(model)
+    budget, start = Rehearsal(setting, 1.0, RunKey.published(0), unit="user"), weights(model)
     with pytest.raises(ValueError, match="unit"):
         make(name, model, budget).step(train[np.arange(8)])
     assert len(budget.ledger) == 0 and torch.equal(weights(model), start)
@@ -317,20 +321,24 @@ def test_an_example_whose_loss_is_not_a_number_spoils_nothing_and_is_as_if_absen
     assert (ends[0] - ends[1]).abs().max() < 1e-6
 
 
-class Watched(Budget):
+class Watched(Rehearsal):
     """Keeps what is handed in to be noised."""
 
     def __init__(self, *arguments) -> None:
         super().__init__(*arguments)
         self.seen: list[tuple[torch.Tensor, float]] = []
 
-    def release(self, step, clipped, clip):
+    def release(self, clipped, clip):
         self.seen.append((clipped.double().sum(0).reshape(-1), clip))
-        return super().release(step, clipped, clip)
+        return super().release(clipped, clip)
 
-    def release_(self, step, clipped_sums, clip):
+    def release_vectors(self, clipped, clip):
+        self.seen.append((clipped.sum(0), clip))
+        return super().release_vectors(clipped, clip)
+
+    def release_(self, clipped_sums, clip):
         self.seen.append((torch.cat([s.flatten() for s in clipped_sums]).double(), clip))
-        super().release_(step, clipped_sums, clip)
+        super().release_(clipped_sums, clip)
 
 
 @every_private

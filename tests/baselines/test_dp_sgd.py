@@ -85,11 +85,12 @@ def test_adam_takes_its_moments_from_the_noisy_sums_alone(batch):
     model, twin = (models.load("tiny-encoder", tasks.load("toy"), "bias") for _ in range(2))
     loss = losses.CrossEntropy(64)
     me = DPSGD(model, loss, budget(3.0), learning_rate=0.01, clip=CLIP, optimizer="adam")
-    trained = [p for p in twin.parameters() if p.requires_grad]
+    trained, noise = [p for p in twin.parameters() if p.requires_grad], budget(3.0)
     plain = torch.optim.Adam(trained, lr=0.01)
-    for step in range(3):
+    for _ in range(3):
         released, _ = brute_force(twin, loss, batch, trained, CLIP)
-        budget(3.0).release_(step, released, CLIP)
+        noise.admit(len(batch))
+        noise.release_(released, CLIP)
         for p, total in zip(trained, released, strict=True):
             p.grad = total / BATCH_SIZE
         plain.step()

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from baselines.dp_aggzo import DPAggZO
 from baselines.mezo import MeZO
-from dpzero.privacy import Budget, RunKey, Setting
+from dpzero.privacy import Rehearsal, RunKey, Setting
 from dpzero.zeroth_order import kernels, reads
 from dpzero.zeroth_order.checks import trainable
 from dpzero.zeroth_order.directions import LAWS, Move, law_of
@@ -73,7 +73,7 @@ def method(model: nn.Module, directions: int, **engine):
     if directions == 1:
         return MeZO(model, loss, len(BATCH), **settings)
     setting = Setting("gaussian", "poisson", "add_remove", 50, len(BATCH), 100, 1e-3)
-    budget = Budget(
+    budget = Rehearsal(
         setting, 1e-12, RunKey.published(0)
     )  # noise that does not count, a clip that clips nothing
     return DPAggZO(model, loss, budget, clip=1e4, directions=directions, **settings)

@@ -15,7 +15,7 @@ from baselines.dp_aggzo import DPAggZO
 from baselines.dp_zoso import DPZOSO
 from baselines.mezo import MeZO
 from dpzero import DPZero
-from dpzero.privacy import Budget, RunKey, Setting
+from dpzero.privacy import Rehearsal, RunKey, Setting
 from dpzero.zeroth_order import Gaussian, transcript
 from dpzero.zeroth_order.checks import trainable
 from dpzero.zeroth_order.directions import LAWS
@@ -57,7 +57,7 @@ def make(name: str, model: nn.Module, **engine):
         return MeZO(model, loss, 6, **settings)
     directions = 3 if name == "dp_aggzo" else 1
     setting = Setting("gaussian", "poisson", "add_remove", 20, 6, STEPS, 1e-3)
-    budget = Budget(setting, 0.5, RunKey.published(0))
+    budget = Rehearsal(setting, 0.5, RunKey.published(0))
     if name == "dp_aggzo":
         return DPAggZO(model, loss, budget, clip=2.0, directions=directions, **settings)
     kind = {"dpzero": DPZero, "dp_zoso": DPZOSO}[name]
@@ -155,7 +155,7 @@ def test_a_header_that_was_altered_is_refused(written):
     """Another seed, rate or smoothing would make another model without a word."""
     path, _ = written
     _, data = rows_of(path)
-    for old, new in ((b'"seed": 3', b'"seed": 4'), (b"0.01]", b"0.02]"), (b"0.001", b"0.002")):
+    for old, new in ((b'"seed": 3', b'"seed": 4'), (b"0.01]", b"0.02]"), (b'"smoothing": 0.001', b'"smoothing": 0.002'), (b'"delta": 0.001', b'"delta": 0.01')):
         assert data.count(old) == 1
         path.write_bytes(data.replace(old, new))
         with pytest.raises(ValueError, match="is damaged"):
@@ -412,7 +412,7 @@ def test_the_transcript_of_another_run_is_refused_and_kept(written, other):
 
 def test_a_pull_to_weights_that_are_not_in_the_file_has_no_transcript(tmp_path):
     setting = Setting("gaussian", "poisson", "add_remove", 20, 6, STEPS, 1e-3)
-    budget = Budget(setting, 0.5, RunKey.published(0))
+    budget = Rehearsal(setting, 0.5, RunKey.published(0))
     me = DPZOSO(base(), loss, budget, learning_rate=0.1, clip=2.0, regularization=0.5)
     with pytest.raises(ValueError, match="none is kept with regularization"):
         me.write_transcript(tmp_path / "t")
