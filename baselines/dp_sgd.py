@@ -20,7 +20,7 @@ from baselines.fine_tuning import FineTuning
 from dpzero.privacy import Budget, check_clip
 from dpzero.privacy.clipping import clip_factors
 from dpzero.zeroth_order import batches
-from dpzero.zeroth_order.checks import Watch
+from dpzero.zeroth_order.checks import Watch, check_normalisation
 from dpzero.zeroth_order.probe import probe
 
 Sums = dict[nn.Parameter, Tensor]  # of clipped gradients
@@ -59,6 +59,7 @@ class DPSGD(FineTuning):
         budget.check_gradients()
         self.budget, self.clip, self.clipping = budget, clip, clipping
         self.names = [name for name, p in model.named_parameters() if p.requires_grad]
+        check_normalisation(model.named_modules())
         model.eval()  # no dropout: a layer that is run again gives the same
         self.watch, self._probed = Watch(model, self.parameters), False
         for module in model.modules():

@@ -35,6 +35,9 @@ class Rehearsal(Budget):
         self.ledger.record(number, self.key.name)
         return number
 
+    def _check_excess(self) -> None:
+        """No delta is claimed."""
+
     @property
     def valid_release(self) -> bool:
         return False

@@ -38,12 +38,7 @@ class Watch:
 
     def check(self) -> None:
         """Training flags, and the parameters."""
-        for name, module in self._normalising:
-            if module.training or not module.track_running_stats:
-                raise ValueError(
-                    f"layer {name} normalises over the batch, so that one example's loss depends on the others: call model.eval() or "
-                    "use a layer that normalises each example"
-                )
+        check_normalisation(self._normalising)
         for name, module in self._dropping:
             if module.training and (getattr(module, "p", 0) or getattr(module, "dropout", 0)):
                 raise ValueError(
@@ -97,6 +92,16 @@ class Watch:
             owner = self.model.get_submodule(".".join(path))
             if (buffer := owner._buffers.get(last)) is not None and buffer.shape == kept.shape:
                 buffer.copy_(kept)
+
+
+def check_normalisation(layers: Iterable[tuple[str, nn.Module]]) -> None:
+    """Raises ValueError for one that takes its statistics from the batch. Only layers that can are looked at."""
+    for name, module in layers:
+        if isinstance(module, _BatchNorm) and (module.training or not module.track_running_stats):
+            raise ValueError(
+                f"layer {name} normalises over the batch, so that one example's loss depends on the others: call model.eval() or "
+                "use a layer that normalises each example"
+            )
 
 
 def _named(model: nn.Module, kinds) -> list[tuple[str, nn.Module]]:

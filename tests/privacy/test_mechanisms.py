@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from dpzero.privacy import Budget, RunKey, Setting, discrete
-from dpzero.privacy.budget import CHUNK
+from dpzero.privacy import Rehearsal, RunKey, Setting, discrete
 from dpzero.privacy.mechanisms import ARITHMETICS, GRID_BITS, MECHANISMS, delta_excess
+from dpzero.privacy.noise import CHUNK
 
 RELEASES, DIRECTIONS = 20_000, 50_000
 CLIP, NOISE_SCALE = 0.7, 1.7
@@ -25,9 +25,9 @@ every_arithmetic = pytest.mark.parametrize("arithmetic", ARITHMETICS)
 every_mechanism = pytest.mark.parametrize("mechanism", MECHANISMS)
 
 
-def budget(mechanism="gaussian", seed=0, arithmetic="float", directions=1) -> Budget:
+def budget(mechanism="gaussian", seed=0, arithmetic="float", directions=1) -> Rehearsal:
     setting = Setting(mechanism, "poisson", "add_remove", 1000, 10, RELEASES, 1e-5, directions)
-    return Budget(setting, NOISE_SCALE, RunKey.published(seed), noise_arithmetic=arithmetic)
+    return Rehearsal(setting, NOISE_SCALE, RunKey.published(seed), noise_arithmetic=arithmetic)
 
 
 def empty(*shape: int) -> torch.Tensor:
@@ -35,9 +35,14 @@ def empty(*shape: int) -> torch.Tensor:
     return torch.zeros(0, *shape, dtype=torch.float64)
 
 
+def add_noise(source: Rehearsal, sums: list[torch.Tensor]) -> None:
+    source.admit(0)
+    source.release_(sums, CLIP)
+
+
 def zero_releases(mechanism: str, arithmetic: str) -> np.ndarray:
     source = budget(mechanism, arithmetic=arithmetic)
-    return np.array([source.release(step, empty(), CLIP) for step in range(RELEASES)])
+    return np.array([source.release(empty(), CLIP) for _ in range(RELEASES)])
 
 
 def within(value: float, law) -> bool:
@@ -64,7 +69,7 @@ def test_laplace_releases_have_the_scale_noise_scale_times_clip(arithmetic):
 @every_arithmetic
 def test_directions_of_one_step_have_the_same_noise_each(arithmetic):
     """The factor for several directions is in the noise scale that was calibrated, not here."""
-    noise = np.array(budget(arithmetic=arithmetic, directions=DIRECTIONS).release(0, empty(DIRECTIONS), CLIP))
+    noise = np.array(budget(arithmetic=arithmetic, directions=DIRECTIONS).release(empty(DIRECTIONS), CLIP))
     noise /= NOISE_SCALE * CLIP
     assert within((noise**2).sum(), stats.chi2(DIRECTIONS))
     assert not within((1.03**2 * noise**2).sum(), stats.chi2(DIRECTIONS))
@@ -74,7 +79,7 @@ def test_directions_of_one_step_have_the_same_noise_each(arithmetic):
 
 def test_vector_releases_have_the_same_noise_in_every_coordinate():
     sums = [torch.zeros(60_000, dtype=torch.float64), torch.zeros(200, 200, dtype=torch.float64)]
-    budget().release_(0, sums, CLIP)
+    add_noise(budget(), sums)
     noise = torch.cat([s.flatten() for s in sums]).numpy() / (NOISE_SCALE * CLIP)
     assert within((noise**2).sum(), stats.chi2(len(noise)))
     assert not within((1.02**2 * noise**2).sum(), stats.chi2(len(noise)))
@@ -85,9 +90,9 @@ def test_no_two_coordinates_share_their_noise():
     """Of equal tensors, of neighbouring chunks of a big one, of two steps."""
     source = budget()
     sums = [torch.zeros(2 * CHUNK, dtype=torch.float64) for _ in range(2)]
-    source.release_(0, sums, CLIP)
+    add_noise(source, sums)
     later = [torch.zeros(CHUNK, dtype=torch.float64)]
-    source.release_(1, later, CLIP)
+    add_noise(source, later)
     parts = [*sums[0].split(CHUNK), *sums[1].split(CHUNK), *later]
     assert len(torch.cat(parts).unique()) == 5 * CHUNK
     unrelated = np.corrcoef(torch.stack(parts).numpy()) - np.eye(5)
@@ -101,22 +106,22 @@ def test_no_two_coordinates_share_their_noise():
 def test_the_sum_stands_in_its_noise_unchanged(mechanism, arithmetic, rounding):
     """Exact arithmetic rounds each value to the grid: by half a point at most, which is no more than 1e-12 of the bound."""
     values = torch.tensor([0.7, 0.7, 0.7, -0.31, 1e-30], dtype=torch.float64)
-    noise = budget(mechanism, arithmetic=arithmetic).release(3, empty(), CLIP)
-    noisy = budget(mechanism, arithmetic=arithmetic).release(3, values, CLIP)
+    noise = budget(mechanism, arithmetic=arithmetic).release(empty(), CLIP)
+    noisy = budget(mechanism, arithmetic=arithmetic).release(values, CLIP)
     assert noisy - noise == pytest.approx(values.sum().item(), abs=rounding)
 
 
 def test_the_sum_of_vectors_stands_in_its_noise_unchanged():
     sums = [torch.full((7,), 2.5, dtype=torch.float64)]
     zeros = [torch.zeros(7, dtype=torch.float64)]
-    budget().release_(3, sums, CLIP)
-    budget().release_(3, zeros, CLIP)
+    add_noise(budget(), sums)
+    add_noise(budget(), zeros)
     assert torch.allclose(sums[0], 2.5 + zeros[0], rtol=1e-15, atol=1e-15)
 
 
 def test_laplace_noise_on_vectors_is_refused():
     with pytest.raises(ValueError, match="laplace mechanism is offered for scalars: use gaussian"):
-        budget("laplace").release_(0, [torch.zeros(3)], CLIP)
+        add_noise(budget("laplace"), [torch.zeros(3)])
 
 
 # Exact arithmetic ------------------------------------------------------------------------------------------------------
@@ -130,9 +135,9 @@ def test_an_exact_release_is_a_whole_number_of_grid_points(mechanism, clip):
     values = clip * torch.linspace(-1, 1, 7, dtype=torch.float64)[:5]
     whole_by_chance = 0
     for step in range(50):
-        released = budget(mechanism, arithmetic="exact").release(step, values, clip)
+        released = budget(mechanism, arithmetic="exact").release(values, clip)
         assert round(released / point) * 2.0**-GRID_BITS * clip == released
-        rounded = budget(mechanism).release(step, values, clip)
+        rounded = budget(mechanism).release(values, clip)
         whole_by_chance += round(rounded / point) * 2.0**-GRID_BITS * clip == rounded
     assert whole_by_chance < 10  # float noise is not on the grid, so the test can tell
 
@@ -141,14 +146,14 @@ def test_an_exact_release_is_a_whole_number_of_grid_points(mechanism, clip):
 @given(st.permutations(list(np.linspace(-1, 1, 23) ** 3)), st.sampled_from(list(MECHANISMS)))
 def test_an_exact_release_is_the_same_in_any_order_of_the_batch(order, mechanism):
     values = CLIP * torch.tensor(order, dtype=torch.float64)
-    expected = budget(mechanism, arithmetic="exact").release(0, values.sort().values, CLIP)
-    assert budget(mechanism, arithmetic="exact").release(0, values, CLIP) == expected
+    expected = budget(mechanism, arithmetic="exact").release(values.sort().values, CLIP)
+    assert budget(mechanism, arithmetic="exact").release(values, CLIP) == expected
 
 
 def test_without_noise_an_exact_release_is_the_sum_on_the_grid():
-    source = Budget(budget().setting, 0.0, RunKey.published(0), noise_arithmetic="exact")
+    source = Rehearsal(budget().setting, 0.0, noise_arithmetic="exact")
     values = torch.tensor([0.25, -1.0, 0.125, 1.0, 1.0], dtype=torch.float64)
-    assert source.release(0, values, 1.0) == 1.375
+    assert source.release(values, 1.0) == 1.375
 
 
 @pytest.mark.parametrize("noise_scale", [0.3, 1.7, np.nextafter(2.0, 3), 1e-12])

@@ -27,7 +27,7 @@ from torch import nn
 from baselines.dp_sgd import DPSGD
 from baselines.dp_zo import DPZO
 from dpzero import DPZero
-from dpzero.privacy import Budget, RunKey, Setting
+from dpzero.privacy import Budget, Rehearsal, RunKey, Setting
 from dpzero.privacy.mechanisms import ARITHMETICS
 from dpzero.privacy.sampling import SAMPLERS, ShuffledEpochs
 from dpzero.privacy.selection import Tries
@@ -65,8 +65,14 @@ def linear(*sizes: int) -> nn.Module:
     return nn.Sequential(*layers) if len(layers) > 1 else layers[0]
 
 
-def budget(noise_scale=1.0, key=None, ledger=None, **change) -> Budget:
-    return Budget(replace(SETTING, **change), noise_scale, key or RunKey.published(0), ledger)
+def budget(noise_scale=1.0, key=None, ledger=None, arithmetic=None, **change) -> Budget:
+    how = {"noise_arithmetic": arithmetic}
+    return Budget(replace(SETTING, **change), noise_scale, key or RunKey.published(0), ledger, **how)
+
+
+def rehearsal(noise_scale=1.0, key=None, **how) -> Rehearsal:
+    """For batches of the test's own."""
+    return Rehearsal(SETTING, noise_scale, key, **how)
 
 
 def make(kind, share: Budget, model=None, loss=None, **settings):
@@ -89,22 +95,30 @@ def released_mean(me, batch) -> np.ndarray:
     return np.array([scalar * (2 * SMOOTHING if isinstance(me, DPZO) else 1) / me.clip])
 
 
-class Watched(Budget):
-    """Keeps the sum that is handed in to be noised, the bound, and what comes out."""
+class Watching:
+    """A budget that keeps the sum that is handed in to be noised, the bound, and what comes out."""
 
     def __init__(self, *arguments, **how) -> None:
         super().__init__(*arguments, **how)
         self.seen: list[tuple[torch.Tensor, float, torch.Tensor]] = []
 
-    def release(self, step, clipped, clip):
-        noisy = super().release(step, clipped, clip)
+    def release(self, clipped, clip):
+        noisy = super().release(clipped, clip)
         self.seen.append((clipped.sum(0, keepdim=True), clip, torch.tensor([noisy])))
         return noisy
 
-    def release_(self, step, clipped_sums, clip):
+    def release_(self, clipped_sums, clip):
         before = torch.cat([s.flatten() for s in clipped_sums]).double()
-        super().release_(step, clipped_sums, clip)
+        super().release_(clipped_sums, clip)
         self.seen.append((before, clip, torch.cat([s.flatten() for s in clipped_sums]).double()))
+
+
+class Watched(Watching, Budget):
+    pass
+
+
+class WatchedRehearsal(Watching, Rehearsal):
+    pass
 
 
 # P1: noise from the generator that the direction has just seeded -------------------------------------------------------
@@ -143,7 +157,7 @@ def scalars(me, steps: int) -> np.ndarray:
 
 
 def transcript(key: RunKey, steps=2000) -> np.ndarray:
-    return scalars(make(DPZero, budget(key=key), seed=0), steps)
+    return scalars(make(DPZero, rehearsal(key=key), seed=0), steps)
 
 
 def test_p01_our_noise_is_known_to_nobody_without_the_key():
@@ -187,10 +201,8 @@ def test_p02_the_direction_seed_moves_neither_batches_nor_noise(arithmetic):
 
 
 def test_p02_under_secret_keys_no_seed_tells_batches_or_noise():
-    (one, first), (two, second) = (
-        (make(DPZero, share, seed=0), list(share.batches()))
-        for share in (budget(key=RunKey.secret()), budget(key=RunKey.secret()))
-    )
+    first, second = (list(budget(key=RunKey.secret()).batches()) for _ in range(2))
+    one, two = (make(DPZero, rehearsal(key=RunKey.secret()), seed=0) for _ in range(2))
     assert any(not np.array_equal(a, b) for a, b in zip(first, second, strict=True))  # equal by chance: 1e-80
     assert all(one.step(batch) != two.step(batch) for batch in first)
 
@@ -198,7 +210,7 @@ def test_p02_under_secret_keys_no_seed_tells_batches_or_noise():
 def test_p02_noise_and_directions_are_unrelated():
     noise = transcript(RunKey.published(0))
     z = torch.zeros(len(noise), 4)
-    law = make(DPZero, budget(), seed=0).law
+    law = make(DPZero, rehearsal(), seed=0).law
     for step in range(len(noise)):
         law.add_([z[step]], step, 1.0)
     for element in z.T.numpy():  # six standard deviations: 2e-9 by chance
@@ -252,7 +264,7 @@ def test_p03_batches_have_the_joint_law_of_poisson_sampling():
 @pytest.mark.parametrize("count", [0, 1, BATCH_SIZE, 2 * BATCH_SIZE, 40])
 def test_p04_a_saturated_batch_moves_by_its_size_over_the_expected_size(kind, count):
     """Dividing by the size that was drawn would give the bound for every size, and one example as much weight as many."""
-    me = make(kind, budget(0.0), loss=Loss(slope=1e6))
+    me = make(kind, rehearsal(0.0), loss=Loss(slope=1e6))
     moved = released_mean(me, np.full(count, 3))  # one example many times: all pull the same way
     assert np.linalg.norm(moved) == pytest.approx(count / BATCH_SIZE, rel=1e-4, abs=1e-6)
 
@@ -260,7 +272,7 @@ def test_p04_a_saturated_batch_moves_by_its_size_over_the_expected_size(kind, co
 @every_method
 @pytest.mark.parametrize("infinite", [math.inf, -math.inf])
 def test_p04_infinite_losses_weigh_no_more(kind, infinite):
-    moved = released_mean(make(kind, budget(0.0), loss=Loss(slope=infinite)), np.arange(4))
+    moved = released_mean(make(kind, rehearsal(0.0), loss=Loss(slope=infinite)), np.arange(4))
     assert np.linalg.norm(moved) <= 4 / BATCH_SIZE * (1 + 1e-6)
 
 
@@ -272,7 +284,7 @@ def test_p04_infinite_losses_weigh_no_more(kind, infinite):
 def test_p05_there_is_no_short_last_batch(how):
     """50 examples in batches of 8: cut from an epoch, every seventh batch would hold 2, divided by 2 with noise for 8."""
     share = budget(0.0, steps=200, **how)
-    me = make(DPZero, share, loss=Loss(slope=1e12))
+    me = make(DPZero, rehearsal(0.0), loss=Loss(slope=1e12))
     sizes = []
     for batch in share.batches():
         sizes.append(len(batch))
@@ -286,7 +298,7 @@ def test_p05_there_is_no_short_last_batch(how):
 @every_method
 def test_p06_the_noise_of_a_mean_is_scale_times_clip_over_the_expected_batch_size(kind):
     """Through each method's own divisions; a factor of 1.2 either way is told apart."""
-    me = make(kind, budget(3.0), linear(40, 74, 1))
+    me = make(kind, rehearsal(3.0), linear(40, 74, 1))
     if kind is DPSGD:
         mean = released_mean(me, NOBODY)
     else:
@@ -317,17 +329,18 @@ def test_p06_the_adjacency_and_the_directions_make_the_sensitivity(adjacency, di
 @every_method
 def test_p07_an_empty_batch_releases_noise_and_counts_first_and_midway(kind):
     """The model is not asked (the loss would fail), and what is released is the noise of that step to the last digit."""
-    share, twin = budget(), budget()
+    share, twin = rehearsal(), rehearsal()
     me = make(kind, share)
     for step, count in enumerate([0, 5, 0, 3, 0]):
         moved = released_mean(me, np.arange(count))
+        if kind is DPSGD:
+            sums = [torch.zeros_like(p) for p in me.parameters]
+            twin.admit(0)
+            twin.release_(sums, CLIP)
+            expected = torch.cat([s.flatten() for s in sums]).numpy()
+        else:
+            expected = twin.release(torch.zeros(0), CLIP)
         if count == 0:
-            if kind is DPSGD:
-                sums = [torch.zeros_like(p) for p in me.parameters]
-                twin.release_(step, sums, CLIP)
-                expected = torch.cat([s.flatten() for s in sums]).numpy()
-            else:
-                expected = twin.release(step, torch.zeros(0), CLIP)
             assert moved * CLIP * BATCH_SIZE == pytest.approx(expected, rel=1e-3, abs=1e-3)
         assert len(share.ledger) == me.steps_taken == step + 1
 
@@ -361,9 +374,9 @@ def off_the_grid(present: bool, arithmetic: str) -> tuple[int, int]:
 
     -> (releases that are no such multiple, releases below 1/4), of a sum that is 1 (the bound) or empty.
     """
-    share = Budget(replace(SETTING, steps=4000), 1.0, RunKey.published(0), noise_arithmetic=arithmetic)
+    share = rehearsal(noise_arithmetic=arithmetic)
     values = torch.ones(int(present), dtype=torch.float64)
-    small = [y for step in range(4000) if abs(y := share.release(step, values, 1.0)) < 0.25]
+    small = [y for _ in range(4000) if abs(y := share.release(values, 1.0)) < 0.25]
     return sum(not (y * 2**53).is_integer() for y in small), len(small)
 
 
@@ -384,16 +397,17 @@ def test_p11_those_of_exact_noise_do_not():
 
 @every_method
 def test_p12_a_run_that_replays_is_no_valid_release_and_one_that_is_does_not_replay(kind):
-    for key, valid in ((lambda: RunKey.published(0), False), (RunKey.secret, True)):
+    for key, secret in ((lambda: RunKey.published(0), False), (RunKey.secret, True)):
         ends, said = [], []
         for _ in range(2):
-            share = budget(key=key())
+            share = budget(key=key(), arithmetic="float" if kind is DPSGD else None)
             said.append(share.statement(CLIP, 2.0)["valid_release"])
             me = make(kind, share)
             for batch in share.batches():
                 me.step(batch)
             ends.append(weights(me.model))
-        assert said == [valid, valid] and torch.equal(*ends) != valid
+        valid = secret and kind is not DPSGD  # whose noise is in floats
+        assert said == [valid, valid] and torch.equal(*ends) != secret
 
 
 # In the record: experiment/test_run.py::test_what_was_spent_is_the_target_and_no_more
@@ -425,12 +439,13 @@ def test_p13_a_killed_run_counts_what_it_released_and_repeats_no_noise_on_other_
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     printed = [float(line) for line in killed.stdout.split()]
     before = {"published": printed[:KILLED_AFTER], "secret": printed[KILLED_AFTER:]}
-    for kind, releases in (("published", STEPS), ("secret", STEPS + KILLED_AFTER)):
+    for kind in ("published", "secret"):
         share = budget(key=RunKey.of(kind, 0), ledger=tmp_path / kind)
         assert len(share.ledger) == KILLED_AFTER
         me = make(DPZero, share)
         again = [me.step(batch) for batch in share.batches()]
-        assert len(share.ledger) == releases
+        assert len(again) == (STEPS if kind == "published" else STEPS - KILLED_AFTER)
+        assert len(share.ledger) == STEPS  # what was released before the kill is spent
         repeated = set(again) & set(before[kind])
         assert len(repeated) == (KILLED_AFTER if kind == "published" else 0)  # the same release, or a new one
 
@@ -438,11 +453,13 @@ def test_p13_a_killed_run_counts_what_it_released_and_repeats_no_noise_on_other_
 @every_method
 def test_p13_a_checkpoint_holds_no_state_of_noise_or_sampling(kind):
     """Moments are of released sums and scalars."""
-    allowed = {"steps_taken", "parameters", "optimizer", "second_moment"}
-    assert set(make(kind, budget()).state_dict()) <= allowed
+    allowed = {"steps_taken", "parameters", "optimizer", "second_moment", "schedule", "budget"}
+    state = make(kind, budget(key=RunKey.secret(), arithmetic="float")).state_dict()
+    assert set(state) <= allowed
+    assert set(state["budget"]) == {"event", "position", "releases", "choice"}
 
 
-# That a step does not repeat under one secret key: test_budget.py::test_secret_noise_is_never_used_for_a_second_sum
+# That no noise is used twice under one secret key: test_budget.py::test_no_noise_and_no_batch_is_used_for_a_second_sum
 
 
 # P14: choosing settings on private data --------------------------------------------------------------------------------
@@ -462,7 +479,7 @@ def test_p15_the_ledger_is_the_same_whatever_the_data_are(tmp_path):
     """It tells neither batch sizes nor losses: the same bytes for any batch."""
     texts = []
     for name, count, slope in (("a", 0, 1.0), ("b", 9, 1e6), ("c", 3, math.nan)):
-        me = make(DPZero, budget(ledger=tmp_path / name), loss=Loss(slope))
+        me = make(DPZero, rehearsal(ledger=tmp_path / name), loss=Loss(slope))
         for _ in range(3):
             me.step(np.arange(count))
         texts.append((tmp_path / name).read_bytes())
@@ -517,7 +534,7 @@ def test_p19_a_frozen_parameter_changes_nothing():
             rotation = nn.Linear(5, 5, bias=False).requires_grad_(False)
             nn.init.eye_(rotation.weight)
             model = nn.Sequential(rotation, model)
-        me = make(DPSGD, budget(), model, Loss(100.0))
+        me = make(DPSGD, rehearsal(), model, Loss(100.0))
         me.step(np.arange(6))
         ends.append(torch.cat([p.detach().flatten() for p in me.parameters]))
     assert torch.allclose(*ends, atol=1e-6)
@@ -544,7 +561,7 @@ def test_p20_the_gradient_of_a_tied_embedding_is_that_of_both_uses(clip):
     for i in range(9):
         (gradient,) = torch.autograd.grad(loss(model, np.array([i])).sum(), [model.head.weight])
         expected += gradient.flatten() * min(1, clip / gradient.norm().item())
-    make(DPSGD, budget(0.0), model, loss, clip=clip, learning_rate=1.0).step(np.arange(9))
+    make(DPSGD, rehearsal(0.0), model, loss, clip=clip, learning_rate=1.0).step(np.arange(9))
     assert torch.allclose((start - weights(model)) * BATCH_SIZE, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -563,7 +580,7 @@ class Positions(nn.Module):
 
 
 def test_p21_a_gradient_that_is_not_per_example_is_refused():
-    share = budget()
+    share = rehearsal()
     with pytest.raises(RuntimeError, match="has 1 rows for 6 examples"):
         make(DPSGD, share, Positions()).step(np.arange(6))
     assert len(share.ledger) == 0
@@ -589,7 +606,7 @@ def test_p22_a_layer_that_normalises_over_the_batch_is_refused(kind, statistics)
 @pytest.mark.parametrize("kind", [DPZero, DPZO])
 def test_p22_with_fixed_statistics_it_is_a_layer_like_any_other(kind):
     model = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
-    make(kind, budget(), model.eval()).step(np.arange(6))
+    make(kind, rehearsal(), model.eval()).step(np.arange(6))
     model[1].track_running_stats = False  # then evaluation mode does not help
     with pytest.raises(ValueError, match="layer 1 normalises over the batch"):
         make(kind, budget(), model)
@@ -647,7 +664,7 @@ def test_p24_a_smaller_one_passes_and_stands_in_the_statement(delta):
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_p28_one_bound_and_one_scale_over_all_layers_whatever_the_optimizer(optimizer):
     """Clipped layer by layer one example would weigh the root of three times the bound."""
-    share = Watched(SETTING, 2.0, RunKey.published(0))
+    share = WatchedRehearsal(SETTING, 2.0)
     me = make(DPSGD, share, linear(5, 40, 40, 1), Loss(1e6), optimizer=optimizer)
     me.step(np.array([3]))
     (clipped, bound, noisy) = share.seen[0]

@@ -158,7 +158,9 @@ def test_a_reproduction_does_not_reproduce_that():
     def release(key: RunKey, seed: int) -> float:
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002
-        return AsPublished(published("dpzero", 2.0, 1e-3, 32, 8, 20), key).release(0, CLIPPED.double(), 1.0)
+        budget = AsPublished(published("dpzero", 2.0, 1e-3, 32, len(CLIPPED), 20), key)
+        next(budget.batches())
+        return budget.release(CLIPPED.double(), 1.0)
 
     replayed = {release(RunKey.published(0), seed) for seed in (0, 1)}
     assert len(replayed) == 1 and len({release(RunKey.secret(), 0) for _ in range(3)}) == 3
@@ -286,18 +288,29 @@ def test_the_noisy_count_is_paid_for():
 # Runs as published ------------------------------------------------------------------------------------------------------
 
 OPT = {"epsilon": 6.0, "size": 1000, "batch": 16, "steps": 20_000}  # the defaults of DPZero's script for OPT
-FULL, SHORT = torch.full((16,), 0.5).double(), torch.full((8,), 0.5).double()
+FULL, SHORT, SHORTER = (torch.full((size,), 0.5).double() for size in (16, 8, 4))
 
 
-def moved(budget: AsPublished, rows: torch.Tensor) -> float:
+def released(theirs: Published, values: torch.Tensor) -> tuple[float, int]:
+    """The mean that a batch of so many values gives, and the batch's number, from a budget of its own."""
+    budget = AsPublished(theirs, RunKey.published(0))
+    number = next(n for n in range(theirs.batches) if len(budget.sampler.batch(n)) == len(values))
+    budget.start_at(number)
+    next(budget.batches())
+    return budget.release(values, 1.0) / budget.batch_size, number
+
+
+def moved(theirs: Published, rows: torch.Tensor) -> float:
     """What one example of the batch moves the mean by, from one end of [-1, 1] to the other."""
     ends = [torch.cat([rows[1:], torch.tensor([end]).double()]) for end in (-1.0, 1.0)]
-    low, high = (budget.release(0, values, 1.0) / budget.batch_size for values in ends)
+    low, high = (released(theirs, values)[0] for values in ends)
     return high - low
 
 
-def noise_of(budget: AsPublished, rows: torch.Tensor) -> float:
-    return budget.release(0, 0 * rows, 1.0) / budget.batch_size
+def noise_of(theirs: Published, rows: torch.Tensor) -> float:
+    """Its scale: what is released of nothing, over the number of unit scale that was drawn."""
+    noise, number = released(theirs, 0 * rows)
+    return noise / float(RunKey.published(0).stream("noise").normals(1, number, 0, 0)[0])
 
 
 def test_a_short_last_batch_doubles_the_sensitivity_and_not_the_noise():
@@ -305,16 +318,17 @@ def test_a_short_last_batch_doubles_the_sensitivity_and_not_the_noise():
     theirs = published("dpzero", **OPT)
     budget = AsPublished(theirs, RunKey.published(0))
     assert (theirs.batches, theirs.last_batch, len(budget.sampler.batch(62))) == (63, 8, 8)
-    assert moved(budget, FULL) == pytest.approx(2 / 16) and moved(budget, SHORT) == pytest.approx(2 / 8)
-    assert noise_of(budget, FULL) == noise_of(budget, SHORT)
+    assert moved(theirs, FULL) == pytest.approx(2 / 16) and moved(theirs, SHORT) == pytest.approx(2 / 8)
+    assert noise_of(theirs, FULL) == pytest.approx(noise_of(theirs, SHORT))
     even = Epochs(2 / theirs.noise_scale, 63, 318, 8 / 1000)
     assert theirs.at_most() > even.at_most(1e-5) and theirs.at_least() > even.at_least(1e-5)
 
 
 def test_zosos_short_last_batch_has_its_noise_divided_too():
-    budget = AsPublished(published("dp_zoso", **SMALL), RunKey.published(0))
-    assert moved(budget, SHORT) == pytest.approx(2 / 8)
-    assert noise_of(budget, SHORT) == pytest.approx(2 * noise_of(budget, FULL))
+    theirs = published("dp_zoso", **SMALL)
+    assert (theirs.batches, theirs.last_batch) == (7, 4)
+    assert moved(theirs, SHORTER) == pytest.approx(2 / 4)
+    assert noise_of(theirs, SHORTER) == pytest.approx(4 * noise_of(theirs, FULL))
 
 
 def test_aggzo_divides_by_the_rate_times_a_noisy_count():
@@ -323,12 +337,13 @@ def test_aggzo_divides_by_the_rate_times_a_noisy_count():
     counts = []
     for seed in range(3):
         budget = AsPublished(theirs, RunKey.published(seed))
-        for step in range(2):
-            with_sum, without = torch.tensor([1000.0, 0.0]).double(), torch.zeros(2).double()
-            budget.release_(step, [with_sum], 1.0)
-            budget.release_(step, [without], 1.0)
-            mean = (with_sum - without)[0].item() / budget.batch_size
-            counts.append(1000 / mean / theirs.setting.rate)
+        noise = RunKey.published(seed).stream("noise")
+        for number, drawn in zip(range(2), budget.batches(), strict=False):
+            vectors = torch.zeros(len(drawn), 2).double()
+            vectors[:, 0] = 1.0
+            z = theirs.noise_scale * noise.normals(2, number, 0, 0)[0]
+            mean = budget.release_vectors(vectors, 1.0)[0] / budget.batch_size
+            counts.append((len(drawn) + z) / mean / theirs.setting.rate)
     assert counts[::2] == pytest.approx(counts[1::2]) and len({round(c, 6) for c in counts}) == 3
     assert all(0 < abs(count - 1024) < 200 for count in counts)  # beyond that with 2e-9
 
@@ -338,11 +353,11 @@ def test_a_run_as_published_says_what_it_gives(name):
     theirs = published(name, **SMALL)
     budget = AsPublished(theirs, RunKey.secret())
     assert budget.epsilon_spent() == 0
-    for step in range(5):
+    for _, drawn in zip(range(5), budget.batches(), strict=False):
         if name == "dp_aggzo":
-            budget.release_(step, [torch.zeros(4).double()], 1.0)
+            budget.release_vectors(torch.zeros(len(drawn), 4), 1.0)
         else:
-            budget.release(step, torch.zeros(8).double(), 1.0)
+            budget.release(torch.zeros(len(drawn)), 1.0)
     said = budget.statement(1.0, 2.0)
     assert said["epsilon_spent"] == theirs.at_most(5) and said["epsilon_target"] == 2.0
     assert said["valid_release"] is False and said["steps"] == 5

@@ -89,8 +89,14 @@ def test_a_secret_key_never_replays():
 
 
 def test_a_secret_key_comes_from_the_operating_system(monkeypatch):
-    monkeypatch.setattr(secrets, "token_bytes", lambda size: b"\x01" * size)
-    assert RunKey.secret().key == b"\x01" * 32
+    monkeypatch.setattr(secrets, "token_bytes", lambda size: bytes(range(size)))
+    assert RunKey.secret().key == bytes(range(32))
+
+
+@pytest.mark.parametrize("key", [b"", b"\0" * 32, b"secretsecretsecretsecret", "0123456789abcdef" * 2])
+def test_a_secret_key_that_can_be_guessed_is_refused(key):
+    with pytest.raises(ValueError, match=r"this secret key can be guessed: draw one .* RunKey.secret\(\)"):
+        RunKey("secret", key)
 
 
 def test_neither_name_nor_representation_tells_the_key():

@@ -12,7 +12,7 @@ class Cut(WithoutReplacement):
 
 
 release = Budget.release
-Budget.release = lambda self, step, clipped, clip: (
-    release(self, step, clipped[:0], clip) + float(clipped.sum()) * self.batch_size / max(1, len(clipped))
+Budget.release = lambda self, clipped, clip: (
+    release(self, 0 * clipped, clip) + float(clipped.sum()) * self.batch_size / max(1, len(clipped))
 )
 SAMPLERS["without_replacement"] = Cut
