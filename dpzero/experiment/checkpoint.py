@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pickle
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -25,6 +27,33 @@ def folder(out: Path) -> Path:
         at = len(parts) - 1 - parts[::-1].index("runs")
         return Path(*parts[:at], "checkpoints", *parts[at + 1 : -1], out.stem)
     return out.with_suffix(".checkpoint")
+
+
+@contextmanager
+def alone(out: Path, log: Callable[[str], object]) -> Iterator[bool]:
+    """One process at a time works on a run. Yields whether this one had to wait for another, which may have left a record.
+
+    Two that took the same steps under two secret keys would release twice what either says.
+    """
+    path = folder(out).with_name(folder(out).name + ".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    waited = False
+    while True:
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not waited:
+                    log("another process is at work on this run: waiting until it ends")
+                waited = True
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not path.exists() or os.fstat(file.fileno()).st_ino != path.stat().st_ino:
+                continue  # its holder has taken the file away
+            try:
+                yield waited
+            finally:
+                path.unlink(missing_ok=True)
+            return
 
 
 class Checkpoint:
@@ -105,6 +134,8 @@ class Checkpoint:
                 return method  # a transcript is kept from the first step on or not at all
             try:
                 method.write_transcript(self.transcript)
+            except UsageError:  # releases that the ledger lacks
+                raise
             except ValueError as error:
                 if not self.transcript.exists():
                     log(f"no transcript: {error}")

@@ -127,7 +127,9 @@ def play(world: World, job: tuple[Contestant, int]) -> tuple[NDArray, float]:
 def _train(head: nn.Linear, world: World, contestant: Contestant, seed: int) -> None:
     setting, key, method = world.setting, RunKey.published(seed), card(contestant.use)
     if method.private:
-        share = Rehearsal(setting, contestant.noise_scale, key)  # a world without some members: batches are parts of those drawn
+        share = Rehearsal(
+            setting, contestant.noise_scale, key
+        )  # a world without some members: batches are parts of those drawn
         sampler = share.sampler
     else:
         share = setting.batch_size

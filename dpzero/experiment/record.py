@@ -241,6 +241,15 @@ def write(path: Path, record: dict, transcript: Path | None = None) -> None:
     write_whole(path, text)
 
 
+def of_run(path: Path, cell: Mapping) -> dict | None:
+    """The record of this cell, where it is there."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        return found if all(cell[key] == value for key, value in found["cell"].items()) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write through a temporary file beside the target; on any death there is the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sized
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from ..privacy.published import PRACTICES, Published
 from ..privacy.sampling import SAMPLERS
 from ..zeroth_order.ranks import Ranks
 from . import data, gpu, iterate, memory, outcome, record, step_memory, together
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, alone
 from .clock import Clock
 from .methods import card as find_card
 from .provenance import core_digest, method_digest
@@ -46,9 +47,20 @@ def run_cell(
     One of several ranks, but for rank 0, takes the steps alone and returns None.
     """
     record.refuse_private_scores(cell)
-    run = Run(cell, out, log, device, ranks)
     if ranks.rank:
-        return together.follow(run)
+        return together.follow(Run(cell, out, log, device, ranks))
+    with alone(out, partial(_say, log, cell)) as waited:
+        if waited and (made := record.of_run(out, cell)):
+            return made
+        return _run(Run(cell, out, log, device, ranks))
+
+
+def _say(log: Callable[[str], object], cell: dict, line: str) -> None:
+    log(f"{run_id(cell)}: {line}")
+
+
+def _run(run: Run) -> dict:
+    ranks, out = run.ranks, run.out
     try:
         result = {"status": "ok", "error": None, **run.train()}
     except Diverged as error:
@@ -66,6 +78,8 @@ def run_cell(
         ranks.dismiss()
     made = outcome.whole(run, result)
     record.write(out, made, run.checkpoint.transcript if made["transcript"] else None)
+    if run.budget is not None:
+        run.budget.close()
     run.checkpoint.remove()
     return made
 

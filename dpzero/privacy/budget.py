@@ -237,7 +237,9 @@ class Budget:
         check_clip(clip)
         values = clipped.double()
         if not (torch.linalg.vector_norm(values, dim=1) <= clip * (1 + 1e-12)).all():
-            raise ValueError(f"a vector to be released is longer than the clip of {clip}: clip each one first")
+            raise ValueError(
+                f"a vector to be released is longer than the clip of {clip}: clip each one first"
+            )
         return self._released(values, clip, norm=True)
 
     def release_(self, clipped_sums: Sequence[Tensor], clip: float) -> None:
@@ -369,14 +371,15 @@ class Budget:
         if len(self.ledger) == 0:
             return 0.0
         ran = replace(self.setting, steps=self.sampler.accounted_steps(self.ledger))
-        spent = epsilon(replace(ran, delta=ran.delta - self._excess(ran.steps)))
+        left = ran.delta - self._excess(ran)
+        spent = epsilon(replace(ran, delta=left)) if left >= 0 else math.inf
         return None if spent is None or math.isnan(spent) else spent
 
-    def _excess(self, steps: int) -> float:
-        """What the grid of exact noise takes of delta at most, at epsilons up to 20 (see `mechanisms`)."""
-        if self.noise_arithmetic == "float" or self.setting.delta == 0 or self.noise_scale == 0:
+    def _excess(self, ran: Setting) -> float:
+        """What the grid of exact noise takes of delta at most, at epsilons up to one above that of these steps (see `mechanisms`)."""
+        if self.noise_arithmetic == "float" or ran.delta == 0 or self.noise_scale == 0:
             return 0.0
-        return delta_excess(self.noise_scale, steps * self.setting.directions, 20.0)
+        return delta_excess(self.noise_scale, ran.steps * ran.directions, ran.epsilon(self.noise_scale) + 1)
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
@@ -400,8 +403,8 @@ class Budget:
         self.start_at(state["position"])
 
     def start_at(self, number: int) -> None:
-        """The next batch is the one of this number, or the next that was not handed out, if that is later."""
-        self._draws.position = max(self._draws.position, number)
+        """The next batch is the one of this number; once a batch was handed out, none of an earlier number than that."""
+        self._draws.start_at(number)
 
     def adopt(self, count: int, key_name: str) -> None:
         """A transcript has this many rows, of a run that began under the key of this name: they are, or now become, releases of the ledger.
@@ -467,7 +470,7 @@ class Budget:
             )
 
     def _check_excess(self) -> None:
-        excess = self._excess(self.setting.steps)
+        excess = self._excess(self.setting)
         if excess > 1e-3 * self.setting.delta:
             raise ValueError(
                 f"delta is {self.setting.delta:g}, but exact noise adds up to {excess:.1g} to it: give a larger delta, or "

@@ -6,13 +6,18 @@ import torch
 from torch import Tensor
 
 
-CLIPS = (1e-30, 1e30)  # beyond them noise_scale times clip, or a value over the clip, leaves the range of floats
+CLIPS = (
+    1e-30,
+    1e30,
+)  # beyond them noise_scale times clip, or a value over the clip, leaves the range of floats
 
 
 def check_clip(clip: float) -> None:
     """Raises ValueError for a bound that is none, or too small or large to compute with."""
     if not CLIPS[0] <= clip <= CLIPS[1]:
-        raise ValueError(f"clip is {clip}: give a bound from {CLIPS[0]:g} to {CLIPS[1]:g}, in units of what is clipped")
+        raise ValueError(
+            f"clip is {clip}: give a bound from {CLIPS[0]:g} to {CLIPS[1]:g}, in units of what is clipped"
+        )
 
 
 def clip_scalars(values: Tensor, clip: float) -> Tensor:

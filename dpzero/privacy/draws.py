@@ -39,7 +39,9 @@ class Draws:
         this = self._loops
         for number in numbers:
             if this != self._loops:
-                raise ValueError("another loop over the batches of this budget has begun: go on with that one")
+                raise ValueError(
+                    "another loop over the batches of this budget has begun: go on with that one"
+                )
             draw = Draw(number, self.sampler.batch(number))
             self.position = number + 1
             self._open.append(draw)
@@ -76,6 +78,10 @@ class Draws:
                 "(integers that are examples go in an array of two dimensions)"
             )
         return len(drawn)
+
+    def start_at(self, number: int) -> None:
+        """The next batch is the one of this number; once a batch was handed out, none of an earlier number than that."""
+        self.position = max(self.position, number) if self._loops else number
 
     def close(self) -> None:
         """The oldest open batch is released."""

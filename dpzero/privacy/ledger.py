@@ -35,7 +35,9 @@ class Event:
     noise_arithmetic: str = "float"
 
     @classmethod
-    def of(cls, setting: Setting, sampler: str, noise_scale: float, unit: str, noise_arithmetic: str) -> Event:
+    def of(
+        cls, setting: Setting, sampler: str, noise_scale: float, unit: str, noise_arithmetic: str
+    ) -> Event:
         own = {"noise_scale": noise_scale, "unit": unit, "noise_arithmetic": noise_arithmetic}
         return cls(**(asdict(setting) | own | {"sampling": sampler}))
 
@@ -102,9 +104,7 @@ class Ledger:
                 f"ledger {path} is damaged, so that epsilon cannot be told: bring the file back, or move its folder away to begin anew"
             )
         if first != self.event.as_dict():
-            raise ValueError(
-                f"ledger {path} is of another setting: remove its folder to start the run anew"
-            )
+            raise ValueError(f"ledger {path} is of another setting: remove its folder to start the run anew")
         for words in map(str.split, lines[1:]):
             if words[0] == CHOICE:
                 self.choice = float(words[1]), int(words[2])

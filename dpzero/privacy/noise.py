@@ -13,7 +13,9 @@ from .mechanisms import ARITHMETICS, GRID_BITS, MECHANISMS
 from .streams import Stream
 
 CHUNK = 2**18  # numbers of noise drawn at once: 2 MiB
-SHRINK = 1 - 2.0**-50  # of vectors before they are cut to the grid: float64 rounding cannot lift their norm above the clip
+SHRINK = (
+    1 - 2.0**-50
+)  # of vectors before they are cut to the grid: float64 rounding cannot lift their norm above the clip
 Terms = Callable[[Tensor], list[list[float]]]
 
 

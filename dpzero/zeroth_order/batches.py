@@ -25,7 +25,11 @@ def sizes(batch: object) -> set[int]:
             f"a batch of type {type(batch).__name__} has no length: give step one that has, such as a list of examples"
         )
     own = {len(batch)}
-    if isinstance(batch, (list, tuple)) and batch and all(isinstance(part, Fields) and part.ndim for part in batch):
+    if (
+        isinstance(batch, (list, tuple))
+        and batch
+        and all(isinstance(part, Fields) and part.ndim for part in batch)
+    ):
         rows = {len(part) for part in batch}
         return own | rows if len(rows) == 1 else own
     return own

@@ -114,7 +114,11 @@ class Passes:
 
     def flush(self) -> None:
         """Does what is planned, many moves in one pass over the weights."""
-        kept = [(p, row, p[row].clone()) for j, row in self.still.items() for p in [{**self.written, **self.read}[j]]]
+        kept = [
+            (p, row, p[row].clone())
+            for j, row in self.still.items()
+            for p in [{**self.written, **self.read}[j]]
+        ]
         for name, tensors in (("written", self.written), ("read", self.read)):
             for _, moves in groupby(_joined(self._moves[name]), key=lambda move: len(move.scales)):
                 self.law.move_(tensors.items(), list(moves))

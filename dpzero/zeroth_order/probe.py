@@ -11,7 +11,10 @@ from . import batches
 
 MOST = 8  # examples
 GROSS = 0.05  # a change of a loss, over 1 + |loss|, that no rounding makes
-RATIO, ROUNDING = 0.05, 1e-4  # a change over the spread of the losses, and over 1 + |loss|, that together no rounding makes in float32
+RATIO, ROUNDING = (
+    0.05,
+    1e-4,
+)  # a change over the spread of the losses, and over 1 + |loss|, that together no rounding makes in float32
 
 
 @torch.no_grad()
@@ -28,13 +31,20 @@ def probe(loss: Callable[[Sized], Tensor], batch: Sized, count: int) -> None:
     """
     size = min(count, MOST)
     half = size // 2
-    companies = {"": [*range(size)], "fewer": [*range(half)], "other": [*range(half), *[half] * (size - half)]}
+    companies = {
+        "": [*range(size)],
+        "fewer": [*range(half)],
+        "other": [*range(half), *[half] * (size - half)],
+    }
     found = {}
     for company, rows in companies.items():
         part = batches.take(batch, rows, count)
         if part is None or half == 0:  # such a batch has no parts that we know of
             return
-        found[company] = loss(part).double().cpu()
+        losses = loss(part)
+        if losses.shape != (len(rows),) or losses.is_complex():  # the step says what is wrong
+            return
+        found[company] = losses.double().cpu()
     whole = found.pop("")
     spread, whole = float((whole - whole.mean()).abs().max()), whole[:half]
     for company, losses in found.items():

@@ -69,7 +69,9 @@ class TwoPoint:
             ("batch_size", batch_size, 0.0),
         ):
             if not least < value < math.inf:
-                raise ValueError(f"{name} is {value}: it must be positive and finite{f', above {least:g}' if least else ''}")
+                raise ValueError(
+                    f"{name} is {value}: it must be positive and finite{f', above {least:g}' if least else ''}"
+                )
         if perturb == "both_signs" and not hasattr(loss, "both_sides"):
             raise ValueError(
                 "both_signs needs a loss that takes both points in one batch, and this has no both_sides: perturb on_read"
@@ -93,7 +95,9 @@ class TwoPoint:
         self.steps_taken = 0
         self.transcript: Transcript | None = None
         self._probed = False
-        self.training_loss: float | None = None  # of the last batch, without noise; None where the noise is secret
+        self.training_loss: float | None = (
+            None  # of the last batch, without noise; None where the noise is secret
+        )
 
     @property
     def learning_rate(self) -> float:
@@ -249,7 +253,9 @@ class TwoPoint:
                 f"the loss returned {losses.dtype}, in which the difference of two losses drowns: compute it in float32"
             )
         if not losses.is_floating_point():
-            raise ValueError(f"the loss returned {losses.dtype}: it must return real numbers, float32 or better")
+            raise ValueError(
+                f"the loss returned {losses.dtype}: it must return real numbers, float32 or better"
+            )
         return losses.double().cpu()
 
     def write_transcript(self, path: Path) -> None:
@@ -283,7 +289,10 @@ class TwoPoint:
         """`privacy`: of a file that is there. Its first key may be another."""
         if self.budget is not None:
             begun = privacy.get("key_name", self.budget.key.name)
-            privacy = self.budget.ledger.event.as_dict() | {"clip": getattr(self, "clip", None), "key_name": begun}
+            privacy = self.budget.ledger.event.as_dict() | {
+                "clip": getattr(self, "clip", None),
+                "key_name": begun,
+            }
         return {
             "format": FORMAT,
             "method": self.title,
@@ -327,7 +336,9 @@ def _user_means(difference: Tensor, positions: np.ndarray | None) -> Tensor:
     if positions is None:
         return difference
     users = torch.from_numpy(positions)
-    sums = torch.zeros(int(positions.max(initial=-1)) + 1, dtype=difference.dtype).index_add_(0, users, difference)
+    sums = torch.zeros(int(positions.max(initial=-1)) + 1, dtype=difference.dtype).index_add_(
+        0, users, difference
+    )
     return sums / torch.bincount(users, minlength=len(sums))
 
 

@@ -135,7 +135,9 @@ def test_each_direction_has_its_own_sum_and_its_own_noise(arithmetic, dtype):
 
 def full(**how) -> Budget:
     """A budget in whose batches all of two examples are."""
-    return budget(setting=replace(SETTING, sampling="full_batch", dataset_size=2, batch_size=2, delta=0.1), **how)
+    return budget(
+        setting=replace(SETTING, sampling="full_batch", dataset_size=2, batch_size=2, delta=0.1), **how
+    )
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:delta is 0.1 for 2")
@@ -169,7 +171,11 @@ def test_a_bound_that_is_none_is_refused(clip):
     """Noise in proportion to an infinite bound is infinite, and infinity minus infinity would tell that a loss was infinite."""
     source = full()
     next(source.batches())
-    for release in (source.release, source.release_vectors, lambda values, clip: source.release_([values], clip)):
+    for release in (
+        source.release,
+        source.release_vectors,
+        lambda values, clip: source.release_([values], clip),
+    ):
         with pytest.raises(ValueError, match=re.escape(f"clip is {clip}: give a bound from 1e-30 to 1e+30")):
             release(torch.zeros(2, 1) if release == source.release_vectors else torch.zeros(2), clip)
     assert len(source.ledger) == 0

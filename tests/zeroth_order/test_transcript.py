@@ -155,7 +155,12 @@ def test_a_header_that_was_altered_is_refused(written):
     """Another seed, rate or smoothing would make another model without a word."""
     path, _ = written
     _, data = rows_of(path)
-    for old, new in ((b'"seed": 3', b'"seed": 4'), (b"0.01]", b"0.02]"), (b'"smoothing": 0.001', b'"smoothing": 0.002'), (b'"delta": 0.001', b'"delta": 0.01')):
+    for old, new in (
+        (b'"seed": 3', b'"seed": 4'),
+        (b"0.01]", b"0.02]"),
+        (b'"smoothing": 0.001', b'"smoothing": 0.002'),
+        (b'"delta": 0.001', b'"delta": 0.01'),
+    ):
         assert data.count(old) == 1
         path.write_bytes(data.replace(old, new))
         with pytest.raises(ValueError, match="is damaged"):
