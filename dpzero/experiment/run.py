@@ -52,7 +52,12 @@ def run_cell(
     with alone(out, partial(_say, log, cell)) as waited:
         if waited and (made := record.of_run(out, cell)):
             return made
-        return _run(Run(cell, out, log, device, ranks))
+        run = Run(cell, out, log, device, ranks)
+        try:
+            return _run(run)
+        finally:
+            if run.budget is not None:
+                run.budget.close()
 
 
 def _say(log: Callable[[str], object], cell: dict, line: str) -> None:
@@ -78,8 +83,6 @@ def _run(run: Run) -> dict:
         ranks.dismiss()
     made = outcome.whole(run, result)
     record.write(out, made, run.checkpoint.transcript if made["transcript"] else None)
-    if run.budget is not None:
-        run.budget.close()
     run.checkpoint.remove()
     return made
 
@@ -336,10 +339,10 @@ class Run:
             self.clock.load_state_dict(state["clock"])
             if self.best:
                 self.best.load_state_dict(state["best"])
+        if self.budget is not None:
+            self.checkpoint.check_ledger(len(self.budget.ledger), state)
         self.checkpoint.resume(self._start, state, self._say)
         taken = self.method.steps_taken
-        if self.budget is not None:
-            self.checkpoint.check_ledger({step for step, _ in self.budget.ledger}, taken)
         self.curve = [point for point in self.curve if point["step"] <= taken]
         if self.candidates:
             self.candidates.cut(taken)

@@ -389,7 +389,7 @@ class Budget:
             "event": self._event().as_dict(),
             "position": self._draws.position,
             "releases": self.ledger.by_key(),
-            "choice": list(self.ledger.choice) if self.ledger.choice else None,
+            **({"choice": list(self.ledger.choice)} if self.ledger.choice else {}),
         }
 
     def load_state_dict(self, state: Mapping) -> None:
@@ -399,7 +399,7 @@ class Budget:
             ValueError: a state of another setting; a ledger that has releases, but not all of those that the state has.
         """
         self._check_process()
-        self.ledger.load(state["event"], state["releases"], state["choice"])
+        self.ledger.load(state["event"], state["releases"], state.get("choice"))
         self.start_at(state["position"])
 
     def start_at(self, number: int) -> None:

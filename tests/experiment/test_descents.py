@@ -79,7 +79,8 @@ def vector_release(share, step, vectors, clip):
     """The mean of clipped vectors [n, d] with the budget's noise."""
     squares = torch.from_numpy(vectors**2).sum(1)
     total = (clip_factors(squares, clip)[:, None] * torch.from_numpy(vectors)).sum(0)
-    share.release_(step, [total], clip)
+    share.admit(len(vectors))
+    share.release_([total], clip)
     return total.numpy() / SIZE
 
 
