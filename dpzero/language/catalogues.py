@@ -62,10 +62,12 @@ def entry(kind: str, name: str, catalogue: Mapping[str, dict]) -> dict:
         hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(catalogue)}"
         raise UsageError(f"unknown {kind} '{name}': {hint}")
     stanza = catalogue[name]
-    if _checked.get(id(stanza)) is not stanza:
+    if id(stanza) not in _checked:
         stanzas.check(kind, name, stanza)
         _checked[id(stanza)] = stanza
     return stanza
 
 
-_checked: dict[int, dict] = {}  # by identity: a stanza is asked for once a row
+_checked: dict[
+    int, dict
+] = {}  # by identity, since a stanza is asked for once a row; kept, so that none gets the identity of another

@@ -12,7 +12,7 @@ from .tasks import Task
 
 
 def prompt_of(task: Task, row: Row) -> str:
-    return prompts.filled(task.prompt, row.fields or {"text": row.text})
+    return prompts.filled(task.prompt, {"text": row.text, **row.fields})
 
 
 def shown(task: Task) -> str:

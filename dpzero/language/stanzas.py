@@ -31,14 +31,13 @@ class Keys(NamedTuple):
 _WORDS = Keys(each=str)
 _FILES = Keys({"train": str, "test": str})
 READERS = {  # the keys of each reader in `rows`
-    "tab": {"asset": str, "files": _FILES, "words": _WORDS},
-    "vader": {"asset": str, "file": str, "threshold": float, "words": _WORDS},
-    "folders": {"asset": str, "folders": [str], "words": _WORDS},
+    "tab": {"asset": str, "files": _FILES},
+    "vader": {"asset": str, "file": str, "threshold": float},
+    "folders": {"asset": str, "folders": [str]},
     "toy": {
         "sizes": Keys({"train": COUNT, "dev": COUNT, "test": COUNT}),
         "nouns": Keys(each=[str]),
         "frames": [str],
-        "words": _WORDS,
     },
     "columns": {"files": _FILES._replace(free={"dev": str}), "sentences": [str]},
 }
@@ -50,21 +49,19 @@ _FREE_ANSWERS = Keys(
 
 
 def _task(stanza: dict) -> Shape:
-    reader = stanza.get("reader")
-    if reader not in READERS:
+    reader, causal = stanza.get("reader"), stanza.get("causal")
+    if reader not in tuple(READERS):  # on which the other keys depend
         return Keys({"reader": tuple(READERS)}, dict.fromkeys(stanza, object))
     needed = {"reader": str, "title": str, "metric": ("accuracy", "f1"), "max_length": COUNT}
     needed |= {"split": str, "source": str} | READERS[reader]
-    free = {"prompt": str, "dev_rows": COUNT, "files_differ": str}
-    if reader == "columns":
-        free |= {"hub": _HUB}
-    if reader == "columns" and "words" not in stanza:
-        return Keys(needed, free | {"causal": _FREE_ANSWERS})
-    free |= {"words": _WORDS, "answers": [str], "causal": Keys({"prompt": str, "answers": [str]})}
-    if reader == "columns":
-        masked = Keys({"template": str, "words": [str]}, {"limits": [COUNT]})
-        free |= {"label": str, "values": [object], "masked": masked}
-    return Keys(needed, free)
+    free = {"dev_rows": COUNT, "files_differ": str}
+    if reader != "columns":
+        return Keys(needed | {"words": _WORDS, "prompt": str}, free | {"answers": [str]})
+    if isinstance(causal, dict) and "candidates" in causal:  # answers that differ from row to row
+        return Keys(needed | {"causal": _FREE_ANSWERS}, free | {"hub": _HUB})
+    masked = Keys({"template": str, "words": [str]}, {"limits": [COUNT]})
+    free |= {"hub": _HUB, "label": str, "values": [object], "masked": masked, "prompt": str, "answers": [str]}
+    return Keys(needed | {"words": _WORDS}, free | {"causal": Keys({"prompt": str, "answers": [str]})})
 
 
 def _task_faults(stanza: dict) -> Iterator[str]:
@@ -149,18 +146,16 @@ def _masked_faults(template: str, sentences: int) -> Iterator[str]:
 
 
 def _model(stanza: dict) -> Shape:
-    config = (
-        Keys({"model_type": str}, dict.fromkeys(stanza["config"], object))
-        if _is_mapping(stanza, "config")
-        else Keys(each=object)
-    )
-    sources = {"asset": str, "hub": str, "config": config}
-    own = {"encoder": {"feature_scale": float}, "causal": {"first": [TOKEN_ID]}}.get(stanza.get("kind"), {})
-    return Keys({"kind": ("encoder", "causal", "masked"), "title": str}, sources | own)
+    kinds = {"encoder": {"feature_scale": float}, "causal": {"first": [TOKEN_ID]}, "masked": {}}
+    kind = stanza.get("kind")
+    if kind not in tuple(kinds):
+        return Keys({"kind": tuple(kinds)}, dict.fromkeys(stanza, object))
+    return Keys({"kind": str, "title": str}, {"asset": str, "hub": str, "config": _config} | kinds[kind])
 
 
-def _is_mapping(stanza: dict, key: str) -> bool:
-    return isinstance(stanza.get(key), dict)
+def _config(value: object) -> Shape:
+    """Of transformers: which keys there are follows the type."""
+    return Keys({"model_type": str}, dict.fromkeys(value if isinstance(value, dict) else (), object))
 
 
 def _model_faults(stanza: dict) -> Iterator[str]:
@@ -223,7 +218,7 @@ def _check_text(where: str, path: str, value: object, shape: Shape) -> None:
 def _check_keys(where: str, path: str, value: object, keys: Keys) -> None:
     if not isinstance(value, dict) or not value:
         raise _wrong(where, path, value, "a mapping of keys")
-    before, known = f"{path}." if path else "", {**keys.needed, **keys.free}
+    before, known = f"{path}." if path else "", {**keys.free, **keys.needed}
     for key in value:
         if not isinstance(key, str):
             raise UsageError(
