@@ -57,6 +57,7 @@ RUN_SETTINGS = {
     ),  # training rows in all, drawn as by MeZO on OPT with the cell's seed; 0: all
     "demonstrations": ("int", 0),  # training rows before each prompt, for a method that trains nothing
     "data": ("str", ""),  # SHA-256 of the task's local files: found, not chosen
+    "weights": ("str", ""),  # the same of the model's
 }
 
 

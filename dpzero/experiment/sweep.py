@@ -23,7 +23,7 @@ import yaml
 
 from ..errors import UsageError, unknown
 from ..language import catalogues
-from . import grids, kinds, settings
+from . import data, grids, kinds, settings
 from .methods import Card, card
 
 FOLDER = Path(__file__).with_name("sweeps")
@@ -187,6 +187,7 @@ def _cell(sweep: dict, task: str, model: str, method: str, method_card: Card) ->
     stanza = {k: v for k, v in own.items() if k not in STANZA}
     layers = [sweep.get("settings") or {}, stanza, *_overrides(sweep, (task, model, method))]
     use = own.get("use", method)
+    made = settings.of(method, method_card, task, layers, partial(_some_method_has, sweep))
     title = own.get("title", method_card.title if use == method else f"{method_card.title} ({method})")
     return {
         "task": task,
@@ -196,7 +197,7 @@ def _cell(sweep: dict, task: str, model: str, method: str, method_card: Card) ->
         "title": title,
         "epsilon": None,  # these two hold their places
         "seed": None,
-        "settings": settings.of(method, method_card, task, layers, partial(_some_method_has, sweep)),
+        "settings": data.with_weights(model, made),
     }
 
 
