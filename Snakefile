@@ -49,6 +49,11 @@ TABLE_PATHS = [f"{RESULTS}/tables/{name}" for name in table_files(KIND, CELLS)]
 FIGURE_PATHS = [f"{FIGURE_FOLDER}/{name}" for name in figure_files(KIND)]
 
 
+def assets_of(run):
+    task, model, *_ = run.split("/")
+    return f"{RESULTS}/assets/{task}/{model}.json"
+
+
 if workflow.is_main_process:  # here and not in `onstart`, which a dry run leaves out
     missing = [
         cell
@@ -80,19 +85,16 @@ rule all:
 
 rule assets:
     output:
-        f"{RESULTS}/assets.json",
-    params:
-        tasks=sorted({cell["task"] for cell in CELLS.values()}),
-        models=sorted({cell["model"] for cell in CELLS.values()}),
+        f"{RESULTS}/assets/{{task}}/{{model}}.json",
     message:
-        "weights and data: downloaded, verified and tokenized once"
+        "{wildcards.task} for {wildcards.model}: rows and weights, downloaded, verified and tokenized once"
     shell:
-        "{DPZERO} assets --sweep {SWEEP} --tasks {params.tasks} --models {params.models} --out {output}"
+        "{DPZERO} assets --sweep {SWEEP} --tasks {wildcards.task} --models {wildcards.model} --out {output}"
 
 
 rule run:
     input:
-        [ancient(f"{RESULTS}/assets.json")] if LANGUAGE else [],
+        lambda wildcards: [ancient(assets_of(wildcards.run))] if LANGUAGE else [],
     output:
         f"{RESULTS}/runs/{{run}}.json",
     log:
@@ -166,6 +168,10 @@ rule partial:
     shell:
         "{DPZERO} tables --sweep {SWEEP} --cells {input.cells} --records {RESULTS}/runs --out {RESULTS}/tables && "
         "{DPZERO} figures --sweep {SWEEP} --cells {input.cells} --records {RESULTS}/runs --out {FIGURE_FOLDER}"
+
+
+onstart:
+    workflow.scheduler.keepgoing = True  # what fails stops nothing but what needs it
 
 
 onsuccess:

@@ -28,6 +28,12 @@ def stanza(name: str) -> dict:
     return catalogues.entry("model", name, catalogue())
 
 
+def assets_of(name: str) -> list[str]:
+    """The assets that a model is read from (see `assets.ensure`). UsageError for an unknown model."""
+    asset = stanza(name).get("asset")
+    return [asset] if asset else []
+
+
 def place(name: str) -> str:
     """What `from_pretrained` is given: a folder, or a name on the hub. UsageError for an asset that is not in the cache."""
     lines = stanza(name)
