@@ -50,6 +50,10 @@ class Task:
     def stanza(self) -> dict:
         return stanza(self.name)
 
+    def about(self) -> dict[str, str]:
+        """What a record says of the rows: whose they are, and which of them are trained and tested on."""
+        return {"title": self.title, "source": self.source, "split": self.split_statement}
+
     def prompted(self, text: str) -> str:
         """The prompt around a text, whatever braces the text holds."""
         return self.prompt.replace("{text}", text)
