@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from dpzero.errors import UsageError
 from dpzero.language import columns, examples, rows, tasks
@@ -124,7 +126,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize("line, words", WRONG, ids=range(len(WRONG)))
+@pytest.mark.parametrize("line, words", WRONG, ids=[str(line)[:40] for line, _ in WRONG])
 def test_a_wrong_line_is_named(folder, line, words):
     line = line if isinstance(line, bytes) else line.encode()
     file = folder / "sst2" / "validation.jsonl"
@@ -132,6 +134,31 @@ def test_a_wrong_line_is_named(folder, line, words):
     with pytest.raises(UsageError) as error:
         rows.read("sst2", tasks.stanza("sst2"))
     assert str(error.value).startswith(f"{file}, line 2, {words}") and "\n" not in str(error.value)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=4,
+)
+LINES = st.binary(max_size=30) | st.fixed_dictionaries(
+    {}, optional={"sentence": st.text(st.characters()) | JSON, "label": st.integers(-1, 1) | JSON}
+).map(lambda fields: json.dumps(fields).encode())
+
+
+@given(lines=st.lists(LINES, max_size=3))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_file_is_read_as_it_is_or_refused_in_one_line(folder, lines):
+    file = folder / "sst2" / "validation.jsonl"
+    file.write_bytes(b"\n".join([GOOD.encode(), *lines]))
+    try:
+        found = rows.read("sst2", tasks.stanza("sst2"))["test"]
+    except UsageError as error:
+        assert str(error).startswith(str(file)) and "\n" not in str(error)
+    else:
+        given = [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
+        kept = [fields for fields in given if fields["label"] != -1]
+        assert [row[:2] for row in found] == [(f["sentence"].strip(), f["label"]) for f in kept]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])

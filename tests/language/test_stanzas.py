@@ -7,6 +7,8 @@ import time
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dpzero.errors import UsageError
 from dpzero.language import catalogues, rows, stanzas, tasks
@@ -142,6 +144,55 @@ def test_a_wrong_task_is_refused_with_its_key(change, words):
 )
 def test_a_wrong_model_is_refused_with_its_key(change, words):
     assert words in refused("model", changed(MODEL, change))
+
+
+ANYTHING = (
+    st.none()
+    | st.booleans()
+    | st.integers(-1, 3)
+    | st.floats()
+    | st.text(max_size=4)
+    | st.just([])
+    | st.just({})
+)
+ANYTHING |= st.lists(st.text(max_size=3) | st.integers(), max_size=2) | st.dictionaries(
+    st.text(max_size=3), st.text()
+)
+
+
+def paths(stanza: object, before: tuple = ()) -> list[tuple]:
+    """Of everything that a stanza holds."""
+    pairs = (
+        stanza.items() if isinstance(stanza, dict) else enumerate(stanza) if isinstance(stanza, list) else ()
+    )
+    return [before, *(path for key, value in pairs for path in paths(value, (*before, key)))]
+
+
+@pytest.mark.parametrize(
+    "kind, name",
+    [
+        *(("task", name) for name in ("r8", "toy", "trec", "squad", "copa", "tweets", "bbc")),
+        *(("model", name) for name in ("minilm", "opt-125m", "tiny-masked")),
+        ("asset", "vader"),
+    ],
+)
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_stanza_with_anything_in_one_place_passes_or_is_refused_in_one_line(kind, name, data):
+    stanza = copy.deepcopy(catalogues.read(f"{kind}s")[name])
+    *parents, key = data.draw(st.sampled_from(paths(stanza)[1:]))
+    part = stanza
+    for parent in parents:
+        part = part[parent]
+    part[key] = data.draw(ANYTHING)
+    try:
+        catalogues.entry(kind, "some", {"some": stanza})
+    except UsageError as error:
+        assert str(error).startswith(f"{kind}s.yaml, {kind} some") and "\n" not in str(error)
+    else:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tasks, "_stanzas", lambda: {"some": stanza})
+            assert kind != "task" or tasks.load("some").title == stanza["title"]
 
 
 @pytest.mark.parametrize("stanza, said", [(None, "is empty"), (3, "is 3"), ([1], r"is [1]")])
