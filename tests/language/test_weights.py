@@ -130,6 +130,17 @@ def test_a_file_that_is_cut_short_is_named(folder, file, kept):
     )
 
 
+def test_damaged_weights_of_a_package_are_to_be_fetched_again(folder, monkeypatch):
+    monkeypatch.setitem(sources.catalogue(), "own", {"kind": "encoder", "asset": "minilm", "title": "own"})
+    monkeypatch.setattr("dpzero.language.assets.folder", lambda name: folder / "roberta-base")
+    file = folder / "roberta-base" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(UsageError) as error:
+        pretrained("own")
+    assert str(error.value).startswith(f"{file} is damaged or cut short (")
+    assert str(error.value).endswith(f": delete {file.parent}, and run `python -m dpzero assets minilm`")
+
+
 @pytest.mark.parametrize(
     "file, content",
     [
