@@ -32,12 +32,6 @@ def settle(method: str, card: Card, task: str, settings: dict) -> None:
             settings.pop(key)
 
 
-def with_weights(model: str, settings: dict) -> dict:
-    """With the digest of the model's local folder, where it has one. Weights are public: a release names them, too."""
-    digest = settings.get("weights") or sources.local_digest(model)
-    return dict(sorted({**settings, "weights": digest}.items())) if digest else settings
-
-
 def draw_of(cell: dict) -> Draw:
     """Which rows a cell trains on."""
     found = {key: cell["settings"].get(key, 0) for key in ("shots", "train_examples", "demonstrations")}
@@ -59,3 +53,9 @@ def _compare(what: str, planned: str | None, found: str | None, place: str) -> N
             f"the {what} are {found or 'not local'} where the cell was made for {planned or 'those of the hub'}: give the {place} that it "
             "was made with"
         )
+
+
+def with_weights(model: str, settings: dict) -> dict:
+    """With the digest of the model's local folder, where it has one. Weights are public: a release names them, too."""
+    digest = settings.get("weights") or sources.local_digest(model)
+    return dict(sorted({**settings, "weights": digest}.items())) if digest else settings
