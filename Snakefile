@@ -43,15 +43,11 @@ CAPTIONS = f"{workflow.basedir}/dpzero/report/captions"
 DPZERO = f"{sys.executable} -m dpzero"
 RECORDS = [f"{RESULTS}/runs/{run}.json" for run in CELLS]
 PLAN = f"{RESULTS}/cells.txt"  # by name: rules.plan.output beside RECORDS takes Snakemake time quadratic in the runs
+ASSETS = f"{RESULTS}/assets/{{task}}/{{model}}.json"
 LANGUAGE = KIND == "language"  # the kind that needs weights, data and a GPU
 TABLES, FIGURES, _ = KINDS[KIND]
 TABLE_PATHS = [f"{RESULTS}/tables/{name}" for name in table_files(KIND, CELLS)]
 FIGURE_PATHS = [f"{FIGURE_FOLDER}/{name}" for name in figure_files(KIND)]
-
-
-def assets_of(run):
-    task, model, *_ = run.split("/")
-    return f"{RESULTS}/assets/{task}/{model}.json"
 
 
 if workflow.is_main_process:  # here and not in `onstart`, which a dry run leaves out
@@ -85,7 +81,7 @@ rule all:
 
 rule assets:
     output:
-        f"{RESULTS}/assets/{{task}}/{{model}}.json",
+        ASSETS,
     message:
         "{wildcards.task} for {wildcards.model}: rows and weights, downloaded, verified and tokenized once"
     shell:
@@ -94,7 +90,9 @@ rule assets:
 
 rule run:
     input:
-        lambda wildcards: [ancient(assets_of(wildcards.run))] if LANGUAGE else [],
+        lambda wildcards: (
+            [ancient(ASSETS.format(**CELLS[wildcards.run]))] if LANGUAGE else []
+        ),
     output:
         f"{RESULTS}/runs/{{run}}.json",
     log:
