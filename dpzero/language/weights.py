@@ -13,7 +13,16 @@ from ..errors import UsageError
 from . import sources
 
 UNREAD = ("pooler",)  # layers of some architectures that no model here reads
-ADAPTER = ("lora_", "base_layer", "modules_to_save", "prompt_encoder", "base_model.model.")
+FOREIGN = {  # whose tensors a checkpoint holds by parts of their names, and what to do
+    "an adapter": (
+        ("lora_", "base_layer", "modules_to_save", "prompt_encoder", "base_model.model."),
+        "merge it (merge_and_unload) and save the whole model",
+    ),
+    "a quantised model": (
+        (".SCB", "weight_format", "weight_scale", "absmax", "quant_map", "quant_state", "qweight", "qzeros"),
+        "give the weights in floats",
+    ),
+}
 SHOWN = 3  # names in an error
 
 
@@ -43,10 +52,10 @@ def load(name: str, maker, **options) -> nn.Module:
 def _fault(model: nn.Module, told: dict) -> str | None:
     missing = sorted(key for key in told["missing_keys"] if not any(part in key for part in UNREAD))
     unexpected = sorted(told["unexpected_keys"])
-    of_adapter = [key for key in unexpected if any(part in key for part in ADAPTER)]
-    if of_adapter:
-        lack = f"lack {_named(missing)} and " if missing else ""
-        return f"{lack}hold tensors of an adapter ({_named(of_adapter)}): merge it (merge_and_unload) and save the whole model"
+    for what, (parts, advice) in FOREIGN.items():
+        if foreign := [key for key in unexpected if any(part in key for part in parts)]:
+            lack = f"lack {_named(missing)} and " if missing else ""
+            return f"{lack}hold tensors of {what} ({_named(foreign)}): {advice}"
     if missing:
         return f"lack {_named(missing)}: give a checkpoint of the whole model"
     if shapes := sorted(told["mismatched_keys"]):

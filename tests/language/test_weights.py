@@ -74,6 +74,7 @@ EDITS = [
     (lambda w: {f"base_model.model.{k}": t for k, t in w.items()}, "lack lm_head.bias, lm_head.decoder.bias, lm_head.decoder.weight and 41 more and hold tensors of an adapter (base_model.model.lm_head.bias, "),
     (lambda w: {k.replace("query.weight", "query.base_layer.weight"): t for k, t in w.items()}, f"lack {QUERY.format(0)}, {QUERY.format(1)} and hold tensors of an adapter (roberta.encoder.layer.0.attention.self.query.base_layer.weight, "),
     (lambda w: {**w, QUERY.format(1).replace("weight", "lora_A.default.weight"): torch.zeros(2, 16)}, "hold tensors of an adapter (roberta.encoder.layer.1.attention.self.query.lora_A.default.weight): merge it (merge_and_unload)"),
+    (lambda w: {**w, QUERY.format(1): w[QUERY.format(1)].to(torch.int8), QUERY.format(1).replace("weight", "SCB"): torch.zeros(16)}, "hold tensors of a quantised model (roberta.encoder.layer.1.attention.self.query.SCB): give the weights in floats"),
     (lambda w: {k: t for k, t in w.items() if k != KEY}, f"lack {KEY}: give a checkpoint of the whole model"),
     (lambda w: {k: t for k, t in w.items() if "lm_head" not in k}, "lack lm_head.bias, lm_head.decoder.bias, lm_head.dense.bias and 3 more: give a checkpoint"),
     (lambda w: w | {KEY: torch.zeros(15)}, f"have {KEY} as (15,), where config.json makes it (16,): give the config.json"),
