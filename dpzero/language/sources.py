@@ -87,16 +87,21 @@ def local_digest(name: str) -> str | None:
 
 
 def _file_digest(path: Path) -> str:
-    """SHA-256 of a file, from a note in the cache where there is one of this size and these times."""
     found = path.stat()
-    key = json.dumps([str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ctime_ns])
+    return _digest_at(str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+@cache
+def _digest_at(path: str, *size_and_times: int) -> str:
+    """SHA-256 of a file, from a note in the cache where there is one of this size and these times."""
+    key = json.dumps([path, *size_and_times])
     note = assets.cache_folder() / "digests" / hashlib.sha256(key.encode()).hexdigest()
     with contextlib.suppress(OSError):
         if len(known := note.read_text("utf-8")) == 64:
             return known
-    with path.open("rb") as stream:
+    with Path(path).open("rb") as stream:
         made = hashlib.file_digest(stream, "sha256").hexdigest()
-    with contextlib.suppress(OSError):  # without a writable cache it is hashed each time
+    with contextlib.suppress(OSError):  # without a writable cache each process hashes it
         note.parent.mkdir(parents=True, exist_ok=True)
         temporary = note.with_suffix(f".{os.getpid()}")
         temporary.write_text(made, "utf-8")

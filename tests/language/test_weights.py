@@ -208,6 +208,7 @@ def test_a_digest_is_of_contents_and_a_file_is_hashed_once(folder, tmp_path, mon
     before, hashed = sources.local_digest("opt-125m"), []
     real = sources.hashlib.file_digest
     monkeypatch.setattr(sources.hashlib, "file_digest", lambda *a: hashed.append(a) or real(*a))
+    sources._digest_at.cache_clear()  # as in another process
     assert sources.local_digest("opt-125m") == before and not hashed
     file = folder / "opt-125m" / "model.safetensors"
     content = bytearray(file.read_bytes())
@@ -222,6 +223,7 @@ def test_a_digest_is_of_contents_and_a_file_is_hashed_once(folder, tmp_path, mon
     monkeypatch.setenv("DPZERO_MODEL_DIR", str(shutil.copytree(folder, tmp_path / "elsewhere")))
     assert sources.local_digest("opt-125m") == before
     monkeypatch.setenv("DPZERO_CACHE", "/proc/none")  # cannot be written
+    sources._digest_at.cache_clear()
     assert sources.local_digest("opt-125m") == before
 
 
