@@ -43,6 +43,7 @@ CAPTIONS = f"{workflow.basedir}/dpzero/report/captions"
 DPZERO = f"{sys.executable} -m dpzero"
 RECORDS = [f"{RESULTS}/runs/{run}.json" for run in CELLS]
 PLAN = f"{RESULTS}/cells.txt"  # by name: rules.plan.output beside RECORDS takes Snakemake time quadratic in the runs
+ASSETS = f"{RESULTS}/assets/{{task}}/{{model}}.json"
 LANGUAGE = KIND == "language"  # the kind that needs weights, data and a GPU
 TABLES, FIGURES, _ = KINDS[KIND]
 TABLE_PATHS = [f"{RESULTS}/tables/{name}" for name in table_files(KIND, CELLS)]
@@ -80,19 +81,18 @@ rule all:
 
 rule assets:
     output:
-        f"{RESULTS}/assets.json",
-    params:
-        tasks=sorted({cell["task"] for cell in CELLS.values()}),
-        models=sorted({cell["model"] for cell in CELLS.values()}),
+        ASSETS,
     message:
-        "weights and data: downloaded, verified and tokenized once"
+        "{wildcards.task} for {wildcards.model}: rows and weights, downloaded, verified and tokenized once"
     shell:
-        "{DPZERO} assets --sweep {SWEEP} --tasks {params.tasks} --models {params.models} --out {output}"
+        "{DPZERO} assets --sweep {SWEEP} --tasks {wildcards.task} --models {wildcards.model} --out {output}"
 
 
 rule run:
     input:
-        [ancient(f"{RESULTS}/assets.json")] if LANGUAGE else [],
+        lambda wildcards: (
+            [ancient(ASSETS.format(**CELLS[wildcards.run]))] if LANGUAGE else []
+        ),
     output:
         f"{RESULTS}/runs/{{run}}.json",
     log:
@@ -166,6 +166,10 @@ rule partial:
     shell:
         "{DPZERO} tables --sweep {SWEEP} --cells {input.cells} --records {RESULTS}/runs --out {RESULTS}/tables && "
         "{DPZERO} figures --sweep {SWEEP} --cells {input.cells} --records {RESULTS}/runs --out {FIGURE_FOLDER}"
+
+
+onstart:
+    workflow.scheduler.keepgoing = True  # what fails stops nothing but what needs it
 
 
 onsuccess:

@@ -206,15 +206,21 @@ def test_the_shared_gpu_and_the_estimate_of_the_readme(house):
 # --- failures
 
 
-def test_a_run_that_fails_costs_no_other_and_leaves_a_hole_that_shows(house):
+def test_what_fails_costs_no_other_and_leaves_a_hole_that_shows(house, tmp_path):
+    """A method with a bug, and a task of which a row cannot be read."""
+    for name in ("train_sentences", "validation"):
+        file = tmp_path / "data" / "sst2" / f"{name}.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text('{"sentence": "good", "label": 1}\n{"sentence": null, "label": 0}\n')
     (house.folder / "baselines" / "broken.py").write_text(BROKEN)
     house.edit(
         house.sweeps / "smoke.yaml", "  zero_shot: {}\n", "  zero_shot: {}\n  broken: {learning_rate: 1}\n"
     )
     house.record(ZERO_SHOT).unlink()
     config = ["sweep=smoke", "methods=[broken, zero_shot, mezo]"]
-    done = house.snakemake("--keep-going", config=config)
+    done = house.snakemake(config=[*config, "tasks=[sst2, toy]", f"data_dir={tmp_path / 'data'}"])
     assert done.returncode == 1 and "logs: results/smoke/logs)" in done.stdout + done.stderr
+    assert "train_sentences.jsonl, line 2, has sentence null where text is wanted" in done.stderr
     assert house.runs() == {ZERO_SHOT, MEZO, DPZERO}  # nothing of the broken one, no half record
     assert "a bug in the fourth step" in "".join(
         path.read_text() for path in house.folder.glob("results/smoke/logs/**/broken/**/*.log")

@@ -95,8 +95,11 @@ ALLOWED_IN_A_RELEASE: dict[str, str] = {
         ("provenance.ranks.bytes_a_step_from_each", "provenance.ranks.bytes_a_step_to_each"),
         "by the number of steps and scalars: a message is as long for any batch",
     ),
-    **dict.fromkeys(("provenance.model.name", "provenance.model.sha256"), "the public base model"),
-    "provenance.data.name": _INPUT,
+    **dict.fromkeys(
+        ("provenance.model.name", "provenance.model.sha256", "provenance.model.title"),
+        "the public base model",
+    ),
+    **dict.fromkeys((f"provenance.data.{key}" for key in ("name", "title", "source", "split")), _INPUT),
 }
 
 # Keys that every record has and that are null in a release.

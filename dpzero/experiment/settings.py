@@ -30,7 +30,7 @@ RUN_SETTINGS = {
     "tune": ("str", "bias"),  # what is trained
     "batch_size": ("int", 16),  # expected: Poisson batches vary
     "steps": ("int", None),
-    "max_length": ("int", 64),  # tokens
+    "max_length": ("int", None),  # tokens; the task's where none is given
     "token_budget": ("int", 2048),  # padded tokens of a micro-batch
     "compute": ("str", "float32"),  # of matrix products; weights and losses are float32 in any case
     "evaluate_every": ("int", 0),  # steps between points of the learning curve; 0: start and end
@@ -57,6 +57,7 @@ RUN_SETTINGS = {
     ),  # training rows in all, drawn as by MeZO on OPT with the cell's seed; 0: all
     "demonstrations": ("int", 0),  # training rows before each prompt, for a method that trains nothing
     "data": ("str", ""),  # SHA-256 of the task's local files: found, not chosen
+    "weights": ("str", ""),  # the same of the model's
 }
 
 

@@ -22,8 +22,8 @@ from pathlib import Path
 import yaml
 
 from ..errors import UsageError, unknown
-from ..language import catalogues
-from . import grids, kinds, settings
+from ..language import catalogues, tasks
+from . import data, grids, kinds, settings
 from .methods import Card, card
 
 FOLDER = Path(__file__).with_name("sweeps")
@@ -185,8 +185,10 @@ def _cell(sweep: dict, task: str, model: str, method: str, method_card: Card) ->
     """A cell but for its epsilon and its seed, on which no setting depends."""
     own = sweep["methods"][method] or {}
     stanza = {k: v for k, v in own.items() if k not in STANZA}
-    layers = [sweep.get("settings") or {}, stanza, *_overrides(sweep, (task, model, method))]
+    shared = {"max_length": tasks.stanza(task)["max_length"]} | (sweep.get("settings") or {})
+    layers = [shared, stanza, *_overrides(sweep, (task, model, method))]
     use = own.get("use", method)
+    made = settings.of(method, method_card, task, layers, partial(_some_method_has, sweep))
     title = own.get("title", method_card.title if use == method else f"{method_card.title} ({method})")
     return {
         "task": task,
@@ -196,7 +198,7 @@ def _cell(sweep: dict, task: str, model: str, method: str, method_card: Card) ->
         "title": title,
         "epsilon": None,  # these two hold their places
         "seed": None,
-        "settings": settings.of(method, method_card, task, layers, partial(_some_method_has, sweep)),
+        "settings": data.with_weights(model, made),
     }
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import fnmatch
-import functools
 import hashlib
 import importlib.util
 import json
@@ -25,16 +24,13 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-import yaml
-
 from dpzero.errors import UsageError
 from dpzero.language import catalogues
 
 
-@functools.cache
 def catalogue() -> dict[str, dict]:
     """The stanzas of assets.yaml by asset name."""
-    return yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+    return catalogues.read("assets")
 
 
 def cache_folder() -> Path:

@@ -82,5 +82,5 @@ NOT_COVERED = (
     "Test data: scores on them are published without noise.",
     "Time: how long steps took, where an interrupted run was cut off, whether it ran out of memory. They follow the sizes of private "
     "batches: the record of a release holds no times, but whoever watches the machine, or the dates of its files, sees them.",
-    "What a crash prints, and the digests of the data in assets.json beside the records.",
+    "What a crash prints, and the counts of rows and tokens in the folder `assets` beside the records.",
 )
