@@ -45,7 +45,11 @@ def number(value: object, kind: type, allowed: Range) -> int | float:
     """The value as an int or a float. Raises ValueError for what is none (a truth value, 8.5 as an int) or out of the range."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ValueError
-    if kind is int and not re.fullmatch(r"[+-]?\d{1,40}", str(value).strip(), re.ASCII):
+    if isinstance(value, str) and not re.fullmatch(
+        r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", value.strip(), re.ASCII | re.I
+    ):
+        raise ValueError
+    if kind is int and not re.fullmatch(r"[+-]?\d{1,40}", str(value).strip()):
         raise ValueError
     converted = kind(value)
     if converted not in allowed:

@@ -97,7 +97,7 @@ def _read(name: str, before: tuple[str, ...] = ()) -> dict:
             f"sweep {name} extends itself ({', '.join((*before, name))}): take one `extends` out"
         )
     try:
-        sweep = yaml.safe_load((FOLDER / f"{name}.yaml").read_text("utf-8")) or {}
+        sweep = yaml.safe_load(_text(name)) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"sweep {name}: not valid YAML ({' '.join(str(error).split())})") from error
     sweep_shape.check(sweep, name, FOLDER)
@@ -115,6 +115,10 @@ def _read(name: str, before: tuple[str, ...] = ()) -> dict:
     for part in {"settings", "overrides"} & whole.keys():
         whole[part] = {**(base.get(part) or {}), **(sweep.get(part) or {})}
     return whole
+
+
+def _text(name: str) -> str:
+    return (FOLDER / f"{name}.yaml").read_text("utf-8")
 
 
 def _split(value: object) -> object:
@@ -186,7 +190,7 @@ def run_id(cell: dict) -> str:
 def canonical_epsilon(value: object) -> str:
     """2, 2.0, "2" -> "2"; .5 -> "0.5": one spelling for paths and keys."""
     try:
-        decimal = Decimal(str(value))
+        decimal = Decimal(str(value) if str(value).isascii() else "nan")
     except InvalidOperation:
         decimal = Decimal(0)
     if not decimal.is_finite() or decimal <= 0:

@@ -77,7 +77,7 @@ def texts(task: tasks.Task, split: str) -> set[str]:
 
 def test_names_and_assets_need_no_data(monkeypatch, tmp_path):
     monkeypatch.setenv("DPZERO_CACHE", str(tmp_path / "empty"))
-    assert tasks.names() == NAMES + PAPERS + FREE
+    assert {*NAMES, *PAPERS, *FREE} <= set(tasks.names())
     assert [tasks.assets_of(name) for name in NAMES] == [["reuters"]] * 3 + [["vader"]] * 2 + [["bbc"], []]
 
 
