@@ -7,7 +7,7 @@ snakemake --cores all --config gpu_share=3                      up to three runs
 snakemake --cores 1 --config device=cuda:0,cuda:1               a model larger than one GPU: its layers over several
 snakemake --workflow-profile dpzero/experiment/profiles/slurm   on a cluster
 snakemake --cores all partial                                   tables and figures of the runs that exist
-snakemake --unlock                                              after a snakemake that was killed, before the next
+snakemake --unlock                                              after one that was killed; then the command with --rerun-incomplete
 """
 
 import json
@@ -23,7 +23,12 @@ sys.path.insert(0, workflow.basedir)
 
 from dpzero.errors import UsageError, let_every_print_pass
 from dpzero.experiment import cost, sweep
-from dpzero.experiment.workflow import Announcement, axes, hand_on
+from dpzero.experiment.workflow import (
+    Announcement,
+    axes,
+    hand_on,
+    say_what_a_lock_means,
+)
 from dpzero.report import KINDS, figure_files, table_files
 
 let_every_print_pass()
@@ -50,7 +55,9 @@ TABLE_PATHS = [f"{RESULTS}/tables/{name}" for name in table_files(KIND, CELLS)]
 FIGURE_PATHS = [f"{FIGURE_FOLDER}/{name}" for name in figure_files(KIND)]
 PACE = cost.speed(list(CELLS.values())) if LANGUAGE else cost.PUBLISHED
 ENVIRONMENT = f"{workflow.basedir}/dpzero/experiment/environment.yaml"
-logger.addHandler(Announcement(workflow, SWEEP, CELLS))
+if workflow.is_main_process:
+    say_what_a_lock_means()
+    logger.addHandler(Announcement(workflow, SWEEP, CELLS))
 
 
 localrules:
@@ -213,6 +220,6 @@ onsuccess:
 
 onerror:
     print(
-        f"\nSome runs are missing (their logs: {RESULTS}/logs): the same command goes on with them, after a killed one `snakemake "
-        "--unlock` comes first. Tables of what exists: add `partial` to the command."
+        f"\nSome runs are missing (their logs: {RESULTS}/logs): the same command goes on with them. Tables of what exists: add "
+        "`partial` to the command. Should snakemake be killed: `snakemake --unlock` first, then --rerun-incomplete."
     )

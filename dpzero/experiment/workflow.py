@@ -61,6 +61,16 @@ def axes(narrowed: dict) -> list[str]:
     ]
 
 
+def say_what_a_lock_means() -> None:
+    """Before Snakemake's LockException: the way on, which has two steps."""
+    if any(Path(".snakemake/locks").glob("*")):
+        print(
+            "dpzero: .snakemake/locks is not empty: a snakemake is at work here, or one was killed; if none is at work, give "
+            "`snakemake --unlock`, and then the same command with --rerun-incomplete",
+            file=sys.stderr,
+        )
+
+
 class Announcement(logging.Handler):
     """A handler of Snakemake's log. The event before its table of jobs is the first at which the plan is made, in a dry run, too."""
 
@@ -70,7 +80,7 @@ class Announcement(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         event = getattr(record, "event", None)
-        if self.said or getattr(event, "name", "") != "RUN_INFO" or not self.workflow.is_main_process:
+        if self.said or getattr(event, "name", "") != "RUN_INFO":
             return
         self.said = True
         jobs = (job for job in self.workflow.dag.needrun_jobs() if job.rule.name == "run")

@@ -15,6 +15,7 @@ from dpzero.errors import UsageError
 from dpzero.experiment import methods, setting_table, sweep
 from dpzero.experiment.ranges import ANY, Range
 from dpzero.experiment.setting_table import Entry
+from dpzero.language import tasks
 
 CELL = {"task": "toy", "model": "tiny-encoder", "epsilon": "2", "seed": 0}
 CARDS = methods.cards()
@@ -179,3 +180,46 @@ def test_any_sweep_file_is_read_or_refused_in_one_line(key, value):
 def test_a_sweep_that_extends_itself_is_refused(write):
     with pytest.raises(UsageError, match="sweep one extends itself"):
         write("one", "extends: one\n")
+
+
+# Training rows of the tasks whose rows come from files or the hub: those of the published data sets
+ROWS = {
+    "sst2": 6920,
+    "sst5": 8544,
+    "trec": 5452,
+    "rte": 2490,
+    "snli": 549_367,
+    "mnli": 392_702,
+    "boolq": 9427,
+    "cb": 250,
+}
+ROWS |= {
+    "wsc": 554,
+    "wic": 5428,
+    "multirc": 27_243,
+    "copa": 400,
+    "record": 100_730,
+    "squad": 87_599,
+    "drop": 77_400,
+}
+
+
+@pytest.mark.parametrize("name", [name for name in sweep.names() if sweep.kind(name) == "language"])
+def test_no_batch_of_a_shipped_sweep_has_more_examples_than_rows(name):
+    for run, made in sweep.load(name).items():
+        settings, stanza = made["settings"], tasks.stanza(made["task"])
+        rows = ROWS.get(made["task"], 1000) * 9 // 10  # those of packages are thousands; a tenth may be dev
+        if "shots" in settings:
+            rows = settings["shots"] * len(stanza["words"])
+        rows = min(rows, settings.get("train_examples", rows))
+        assert 1 <= settings["batch_size"] <= rows, run
+
+
+def test_a_batch_is_of_all_rows_where_a_draw_has_fewer():
+    cells = sweep.load("paper-mezo-roberta-16").values()
+    sizes = {
+        (c["task"], c["settings"]["shots"], c["settings"]["batch_size"])
+        for c in cells
+        if c["method"] == "mezo"
+    }
+    assert ("sst2", 16, 32) in sizes and ("snli", 16, 48) in sizes and ("trec", 16, 64) in sizes
