@@ -18,10 +18,18 @@ from .experiment import memory_verbs, privacy_verbs, run_verbs
 from .experiment.options import Parser, device, folder_to_write, whole
 from .experiment.ranges import POSITIVE_COUNT
 from .experiment.record import plain
-from .experiment.run_verbs import read, say, use_threads
+from .experiment.run_verbs import read, say, use_cache, use_threads
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, limit of a file
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+STEPPING = (
+    "run",
+    "replay",
+    "membership",
+    "benchmark",
+    "audit",
+    "measure-memory",
+)  # verbs that take steps, with compiled code
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
 
@@ -36,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
         if getattr(options, place, None):
             os.environ[f"DPZERO_{place.upper()}"] = str(getattr(options, place).absolute())
     try:
+        if options.name in STEPPING:
+            use_cache()
         answer = options.verb(options)
         if answer is not None:  # else another rank answers
             print(json.dumps(plain(answer), allow_nan=False), flush=True)

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,6 +50,7 @@ def here(capsys, monkeypatch, cache, tmp_path):
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY"):  # which `run` sets
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("DPZERO_CACHE", str(cache))
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(cache / "numba"))
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: object) -> subprocess.CompletedProcess:
@@ -215,6 +217,43 @@ def test_an_answer_is_json_whatever_the_number(here):
     done = here("epsilon", "--noise-scale", 0, "--more", *ACCOUNT)
     assert json.loads(done.stdout, parse_constant=pytest.fail)["epsilon"] is None
     assert "epsilon is infinite, which is null in JSON" in done.stderr
+
+
+def test_a_cache_that_cannot_be_written_is_named(here, monkeypatch):
+    monkeypatch.setenv("DPZERO_CACHE", "/dev/null/cache")
+    done = here(
+        "run", "--sweep", "smoke", "--cell", "toy/tiny-encoder/zero_shot/eps-0/seed-0", "--out", "a.json"
+    )
+    assert (
+        "cannot write to the cache /dev/null/cache" in refusal(done)
+        and "set $DPZERO_CACHE to a wri" in done.stderr
+    )
+
+
+SETPRIV = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]  # root, whom permissions bind
+READ_ONLY = (
+    "from dpzero.experiment.run_verbs import use_cache; use_cache(); import dpzero.zeroth_order.compiled"
+)
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None or os.getuid() != 0, reason="needs setpriv and root")
+def test_a_read_only_installation_and_home_compile_into_the_cache(tmp_path):
+    shutil.copytree(
+        ROOT / "dpzero", tmp_path / "code" / "dpzero", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    (tmp_path / "home").mkdir()
+    for folder in [tmp_path / "home", *(path for path in (tmp_path / "code").rglob("*") if path.is_dir())]:
+        folder.chmod(0o555)
+    place = {
+        "HOME": str(tmp_path / "home"),
+        "PYTHONPATH": str(tmp_path / "code"),
+        "DPZERO_CACHE": str(tmp_path / "cache"),
+    }
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("NUMBA", "XDG"))}
+    command = [*SETPRIV, sys.executable, "-B", "-c", READ_ONLY]
+    done = subprocess.run(command, env=kept | place, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "cache" / "numba").is_dir()
 
 
 def test_cells_are_narrowed_and_written(here, tmp_path):

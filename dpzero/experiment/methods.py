@@ -191,7 +191,7 @@ def _settings(where: str, init: ast.FunctionDef) -> tuple[dict[str, str], frozen
 @cache
 def _engine() -> tuple[dict[str, str], dict[str, object]]:
     """What every zeroth-order method passes on: the arguments of TwoPoint that have a default, and these."""
-    tree = ast.parse((ROOT / "dpzero" / "zeroth_order" / "two_point.py").read_text("utf-8"))
+    tree = ast.parse(Path(__file__).parents[1].joinpath("zeroth_order", "two_point.py").read_text("utf-8"))
     arguments = next(
         node.args
         for cls in tree.body

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 from ..errors import UsageError, unknown
@@ -235,11 +236,27 @@ def _assets(options: argparse.Namespace) -> dict:
     return found
 
 
-def use_threads(threads: int) -> None:
-    """Before torch and numba are imported. What numba compiles is kept in our cache: an installation may be read-only."""
+def use_cache() -> None:
+    """What numba compiles is kept in our cache, too: an installation may be read-only. Before numba is imported.
+
+    Raises UsageError for a cache that cannot be written.
+    """
     from ..language.assets import cache_folder
 
-    os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_folder() / "numba"))
+    folder = cache_folder() / "numba"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"cannot write to the cache {cache_folder()} ({error.strerror}): set $DPZERO_CACHE to a writable folder"
+        ) from None
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(folder))
+
+
+def use_threads(threads: int) -> None:
+    """Before torch is imported."""
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     count = threads or max(1, len(os.sched_getaffinity(0)) // ranks)
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(count)
