@@ -35,9 +35,7 @@ let_every_print_pass()
 SWEEP = str(config.get("sweep", "quick"))
 try:
     KIND = sweep.kind(SWEEP)
-    DEVICE = hand_on(
-        config, workflow.basedir, workflow.workdir_init, sweep.gpu_share(SWEEP)
-    )
+    DEVICE = hand_on(config, workflow.basedir, workflow.rundir, sweep.gpu_share(SWEEP))
     NARROWED = {key: value for key, value in config.items() if key != "sweep"}
     CELLS = sweep.load(SWEEP, **NARROWED)
 except UsageError as error:

@@ -109,7 +109,8 @@ def minutes(name: str, cell: dict, pace: Speed = PUBLISHED) -> int:
 
 def host_megabytes(cell: dict) -> int:
     """Host memory to ask for: that of Python and torch, the weights in float32 and, as they are read, the file's."""
-    return LEAST_MEGABYTES + HOST_BYTES * _parameters().get(cell["model"], 0) // 10**6
+    size = _parameters().get(cell["model"], 0) if "use" in cell else 0  # other kinds load no weights
+    return LEAST_MEGABYTES + HOST_BYTES * size // 10**6
 
 
 def _operations(cell: dict, tokens: float, parameters: int) -> float:
