@@ -16,7 +16,7 @@ from . import __version__
 from .errors import RankFailure, UsageError, let_every_print_pass
 from .experiment import memory_verbs, privacy_verbs, run_verbs
 from .experiment.options import Parser, device, folder_to_write, whole
-from .experiment.ranges import POSITIVE_COUNT
+from .experiment.ranges import POSITIVE_COUNT, Range
 from .experiment.record import plain
 from .experiment.run_verbs import read, say, use_cache, use_threads
 
@@ -135,7 +135,7 @@ def _add_measurements(verbs) -> None:
     benchmark.add_argument(
         "--compute", choices=("float32", "bfloat16"), default="float32", help="type of matrix products"
     )
-    benchmark.add_argument("--threads", type=whole(), default=0, help="CPU threads; 0: all")
+    benchmark.add_argument("--threads", type=whole(Range(0, 4096)), default=0, help="CPU threads; 0: all")
     benchmark.add_argument("--device", type=device, help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     _add_folders(benchmark, "benchmark")
     benchmark.set_defaults(verb=_benchmark)

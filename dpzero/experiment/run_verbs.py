@@ -36,7 +36,7 @@ def _add_run(verbs) -> argparse.ArgumentParser:
     run.add_argument("--cell", metavar="RUN_ID", help="run id, as `cells` lists them")
     run.add_argument("--spec", help="a cell as a JSON file or as JSON text, in place of --sweep and --cell")
     run.add_argument("--out", required=True, type=file_to_write, help="where the record goes")
-    run.add_argument("--threads", type=whole(), default=0, help="CPU threads; 0: all")
+    run.add_argument("--threads", type=whole(Range(0, 4096)), default=0, help="CPU threads; 0: all")
     run.add_argument(
         "--device",
         type=device,

@@ -110,6 +110,14 @@ def _private_choice(method: str, task: str, settings: dict) -> None:
         )
 
 
+def complete(where: str, given: dict, table: dict[str, Entry]) -> dict[str, object]:
+    """Every setting of a table, by the order of the table. Raises UsageError for one that it does not have, or a value that it does not allow."""
+    for key in given:
+        if key not in table:
+            raise UsageError(f"{where}: " + unknown("setting", key, table))
+    return {key: value_of(where, key, given.get(key, entry.default), entry) for key, entry in table.items()}
+
+
 def value_of(where: str, key: str, value: object, entry: Entry) -> object:
     """The value, of the declared type (PyYAML reads 1e-5 as text) and among those allowed. Raises UsageError for any other."""
     kind, allowed = TYPES[entry.kind], entry.allowed

@@ -54,7 +54,7 @@ def load(name: str, **narrowed: object) -> dict[str, dict]:
     for axis in narrowed:
         if axis not in AXES:
             raise UsageError(unknown("axis", axis, AXES))
-    chosen = {axis: _list(_split(value)) for axis, value in narrowed.items()}
+    chosen = {axis: listed(_split(value)) for axis, value in narrowed.items()}
     experiment = kinds.kind_of(sweep)
     if experiment == kinds.LANGUAGE:
         return _expand(sweep, chosen, str(name))
@@ -126,7 +126,7 @@ def _split(value: object) -> object:
     return value.split(",") if isinstance(value, str) and "," in value else value
 
 
-def _list(value: object) -> list:
+def listed(value: object) -> list:
     """One value may stand without brackets, in a file as on the command line."""
     if value is None:
         return []
@@ -136,7 +136,7 @@ def _list(value: object) -> list:
 def _expand(sweep: dict, narrowed: dict[str, list], name: str) -> dict[str, dict]:
     _check_keys(sweep, name)
     stanzas = sweep.get("methods") or {}
-    axes = {axis: narrowed.get(axis, _list(sweep.get(axis))) for axis in AXES}
+    axes = {axis: narrowed.get(axis, listed(sweep.get(axis))) for axis in AXES}
     axes["methods"] = narrowed.get("methods", list(stanzas))
     _check_axes(axes, _known(stanzas))
     cells: dict[str, dict] = {}

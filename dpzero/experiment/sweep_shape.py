@@ -14,6 +14,10 @@ OBJECTS = (
     "tokens",
     "ranks",
 )  # keys of a sweep whose values are objects; the last three of objects
+ROWS = {
+    "series": ("models", "methods", "sizes", "measure"),
+    "published": ("epsilons",),
+}  # lists of objects, and which of their values are lists
 TEXTS = ("extends", "experiment", "description", "selection", "chosen")
 
 
@@ -31,6 +35,16 @@ def check(sweep: object, name: str, folder: Path) -> None:
     for key in TEXTS:
         if key in sweep and not isinstance(sweep[key], str):
             raise UsageError(f"sweep {name}: {key} is {sweep[key]!r}, but must be a text")
+    for key in {"dimensions", "seeds"} & sweep.keys():
+        _check_values(sweep[key], f"sweep {name}: {key}")
+    for key in ROWS.keys() & sweep.keys():
+        for row in sweep[key] if isinstance(sweep[key], list) else [None]:
+            if not isinstance(row, dict):
+                raise UsageError(
+                    f"sweep {name}: {key} must be a list of {{NAME: value}} objects, not {sweep[key]!r}"
+                )
+            for inner, value in row.items():
+                _check_values(value if inner in ROWS[key] else [value], f"sweep {name}: {inner} in {key}")
     numbers = [("gpu_share", int, POSITIVE_COUNT, sweep), ("core_seconds", float, POSITIVE, sweep)]
     numbers += [(task, float, POSITIVE, sweep["tokens"]) for task in sweep.get("tokens") or {}]
     for key, kind, allowed, holder in numbers:
@@ -40,3 +54,10 @@ def check(sweep: object, name: str, folder: Path) -> None:
             raise UsageError(
                 f"sweep {name}: {key} is {holder[key]!r}, but must be a number, {allowed}"
             ) from None
+
+
+def _check_values(values: object, where: str) -> None:
+    """One number or text, or a list of them."""
+    for value in values if isinstance(values, list) else [values]:
+        if not isinstance(value, (str, int, float)):
+            raise UsageError(f"{where} is {values!r}, but must be a number, a text or a list of them")

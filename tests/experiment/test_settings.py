@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Iterator
@@ -158,21 +159,35 @@ def test_any_cell_is_completed_or_refused_in_one_line(outside, inside):
         json.dumps(made, allow_nan=False)
 
 
-WHOLE = yaml.safe_load((sweep.FOLDER / "smoke.yaml").read_text("utf-8"))
+KINDS = {
+    name: yaml.safe_load((sweep.FOLDER / f"{name}.yaml").read_text("utf-8"))
+    for name in ("smoke", "quadratic", "guarantees", "memory")
+}
+OTHERS = ["extends", "overrides", "gpu_share", "tokens", "core_seconds", "experiment", "methods", 3]
 
 
-@settings(max_examples=100, deadline=None)
-@given(
-    st.sampled_from([*WHOLE, "extends", "overrides", "gpu_share", "tokens", "core_seconds", "experiment", 3]),
-    VALUES,
-)
-def test_any_sweep_file_is_read_or_refused_in_one_line(key, value):
-    text = yaml.safe_dump(WHOLE | {key: value})
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_sweep_file_is_read_or_refused_in_one_line(kind, data):
+    """One value of the file, at any depth, is another."""
+    changed = copy.deepcopy(KINDS[kind])
+    holder, key = changed, data.draw(st.sampled_from([*changed, *OTHERS]))
+    while (
+        isinstance(holder, dict)
+        and isinstance(inner := holder.get(key), (dict, list))
+        and inner
+        and data.draw(st.booleans())
+    ):
+        holder = inner
+        key = data.draw(st.sampled_from([*inner] if isinstance(inner, dict) else range(len(inner))))
+    holder[key] = data.draw(VALUES)
+    text = yaml.safe_dump(changed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep, "names", lambda: ["one", "smoke"])
         patch.setattr(sweep, "_text", lambda name: text)
         try:
-            sweep.load("one")
+            json.dumps(sweep.load("one"), allow_nan=False)
         except UsageError as error:
             assert "\n" not in str(error)
 
