@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from . import __version__
-from .errors import RankFailure, UsageError, let_every_print_pass
+from .errors import RankFailure, UsageError, let_every_print_pass, one_line
 from .experiment import memory_verbs, privacy_verbs, run_verbs
 from .experiment.options import Parser, device, folder_to_write, whole
 from .experiment.ranges import POSITIVE_COUNT, Range
@@ -30,6 +30,7 @@ STEPPING = (
     "audit",
     "measure-memory",
 )  # verbs that take steps, with compiled code
+NO_PATH = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
 
@@ -69,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _say(words: object, status: int) -> int:
-    print(f"dpzero: {words}", file=sys.stderr, flush=True)
+    print(one_line(f"dpzero: {words}"), file=sys.stderr, flush=True)
     return status
 
 
@@ -77,6 +78,8 @@ def _of_the_system(error: OSError) -> str:
     """One line for what a user can mend. Raises the error again for anything else: a bug."""
     if error.errno in FULL:
         return f"{error.strerror}: make room and run it again; a run goes on where it was"
+    if error.errno in NO_PATH:
+        return f"{error.strerror}: {error.filename}: give another path"
     if error.errno in DENIED:
         return f"{error.strerror}: {error.filename}: give a place that you may write, for the cache as $DPZERO_CACHE"
     raise error

@@ -31,6 +31,11 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     )
 
 
+def one_line(words: object) -> str:
+    """A name may hold a line's end: it is told as \\n."""
+    return "\\n".join(str(words).splitlines())
+
+
 def let_every_print_pass() -> None:
     """In any locale: a character that the terminal's encoding lacks is printed as its number, and no print fails."""
     for stream in (sys.stdout, sys.stderr):

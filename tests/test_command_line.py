@@ -332,10 +332,12 @@ def test_an_interrupted_run_ends_in_one_line_and_goes_on(here, monkeypatch, tmp_
             "run --sweep smoke --cell x --out a.json --data-dir none",
             "none is no folder: give an existing one",
         ),
+        (f"cells --sweep smoke --out {'x' * 300}", "(File name too long): give another place"),
+        (f"report --sweep smoke --records {'x' * 300}", "dpzero: File name too long: xxx"),
         ("run --sweep smoke --cell x --out folder", "folder is a folder: give the name of a file"),
         (
             "run --sweep smoke --cell x --out text.json/a.json",
-            "cannot write text.json/a.json (Not a directory)",
+            "cannot use text.json/a.json (Not a directory): give another place",
         ),
         ("run --spec latin.json --out a.json", "cannot read latin.json (no UTF-8 text): save it as UTF-8"),
         ("tables --sweep smoke --out text.json", "text.json is a file: give the name of a folder"),
@@ -369,6 +371,11 @@ def test_bad_arguments_are_named_in_one_line(here, tmp_path, arguments, words):
     (tmp_path / "latin.json").write_bytes(b'{"task": "\xe9"}')
     assert words in refusal(here(*arguments.split()))
     assert not (tmp_path / "a.json").exists() and not (tmp_path / "t").exists()
+
+
+def test_a_name_with_the_end_of_a_line_in_it_is_told_in_one(here):
+    line = refusal(here("report", "--sweep", "smoke", "--records", "a\nb"))
+    assert "has a record in a\\nb: run it first" in line
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,11 @@ import argparse
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from ..errors import one_line
 from .ranges import ANY, COUNT, Range, number
 
 DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?(,cuda:\d{1,3})*", re.ASCII)
@@ -19,7 +21,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=_Help, allow_abbrev=False, **arguments)
 
     def error(self, message: str):
-        print(f"{self.prog}: {message}", file=sys.stderr)
+        print(one_line(f"{self.prog}: {message}"), file=sys.stderr)
         sys.exit(2)
 
 
@@ -63,34 +65,42 @@ def _option(kind: type, allowed: Range, words: str) -> Callable[[str], int | flo
 
 def folder_to_read(text: str) -> Path:
     path = Path(text).expanduser()
-    if not path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is no folder: give an existing one")
-    return path
+    with _refusals(text):
+        if path.is_dir():
+            return path
+    raise argparse.ArgumentTypeError(f"{text} is no folder: give an existing one")
 
 
 def file_to_write(text: str) -> Path:
     path = Path(text).expanduser()
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is a folder: give the name of a file")
-    _try_to_write(path, text)
-    return path
+    with _refusals(text):
+        if not path.is_dir():
+            _try_to_write(path)
+            return path
+    raise argparse.ArgumentTypeError(f"{text} is a folder: give the name of a file")
 
 
 def folder_to_write(text: str) -> Path:
     path = Path(text).expanduser()
-    if path.exists() and not path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is a file: give the name of a folder")
-    _try_to_write(path / "any", text)
-    return path
+    with _refusals(text):
+        if path.is_dir() or not path.exists():
+            _try_to_write(path / "any")
+            return path
+    raise argparse.ArgumentTypeError(f"{text} is a file: give the name of a folder")
 
 
-def _try_to_write(file: Path, text: str) -> None:
+def _try_to_write(file: Path) -> None:
     """Where its folder will be; permissions alone do not tell (a read-only disk)."""
+    nearest = next(folder for folder in file.absolute().parents if folder.exists())
+    with tempfile.TemporaryFile(dir=nearest):
+        pass
+
+
+@contextmanager
+def _refusals(text: str) -> Iterator[None]:
+    """What the system says of a path, in one line."""
     try:
-        nearest = next(folder for folder in file.absolute().parents if folder.exists())
-        with tempfile.TemporaryFile(dir=nearest):
-            pass
-    except OSError as error:
-        raise argparse.ArgumentTypeError(
-            f"cannot write {text} ({error.strerror}): give a place that you may write"
-        ) from None
+        yield
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise argparse.ArgumentTypeError(f"cannot use {text} ({reason}): give another place") from None

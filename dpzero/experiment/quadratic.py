@@ -68,7 +68,12 @@ def cells(found: dict) -> Iterator[dict]:
         for dimension in sweep.listed(found.get("dimensions")):
             for method, own in (found.get("methods") or {}).items():
                 for seed in sweep.listed(found.get("seeds")):
-                    settings = {**(found.get("settings") or {}), **(law or {}), "dimension": dimension, **(own or {})}
+                    settings = {
+                        **(found.get("settings") or {}),
+                        **(law or {}),
+                        "dimension": dimension,
+                        **(own or {}),
+                    }
                     names = {"task": rank, "model": f"d-{dimension}", "method": method}
                     cell = {**names, "epsilon": found.get("epsilon"), "seed": seed, "settings": settings}
                     yield check(cell)
