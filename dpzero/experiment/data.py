@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from ..errors import UsageError
 from ..language import sources, tasks
 from ..language.rows import ALL, Draw
@@ -30,6 +32,16 @@ def settle(method: str, card: Card, task: str, settings: dict) -> None:
     for key in UNSAID:
         if not settings[key]:
             settings.pop(key)
+
+
+def most_rows(task: str, settings: dict) -> float:
+    """At most so many training rows, as far as the draw alone says: a larger batch there is one of all rows."""
+    labels = len(tasks.stanza(task).get("words", {})) or math.inf
+    limits = (
+        settings["shots"] * labels if settings["shots"] else math.inf,
+        settings["train_examples"] or math.inf,
+    )
+    return min(limits)
 
 
 def draw_of(cell: dict) -> Draw:

@@ -235,7 +235,7 @@ def write(path: Path, record: dict, transcript: Path | None = None) -> None:
             raise RuntimeError(
                 "a private run was about to write an error that ERRORS_IN_A_RELEASE does not have"
             )
-    text, beside = json.dumps(_plain(record), indent=1, allow_nan=False) + "\n", transcript_of(path)
+    text, beside = json.dumps(plain(record), indent=1, allow_nan=False) + "\n", transcript_of(path)
     if transcript is not None or beside.exists():
         path.unlink(missing_ok=True)  # an older record must never lie beside the transcript of this one
         beside.unlink(missing_ok=True)
@@ -258,8 +258,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("wb" if isinstance(content, bytes) else "w") as file:
-            file.write(content)
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -267,12 +267,12 @@ def write_whole(path: Path, content: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
     """JSON has no infinity and no NaN: null."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -48,10 +48,10 @@ def drop(tmp_path, monkeypatch) -> Iterator[Callable[[str, str], None]]:
 
     def put(name: str, source: str) -> None:
         (root / "baselines" / f"{name}.py").write_text(source)
-        methods.cards.cache_clear()
+        methods.read_all.cache_clear()
 
     yield put
-    methods.cards.cache_clear()
+    methods.read_all.cache_clear()
 
 
 @pytest.fixture(scope="session")
