@@ -1,26 +1,37 @@
 """Noise for a target epsilon, and epsilon for the noise that was added.
 
 The accountant is dp-accounting's privacy loss distribution (PLD), pessimistic, on the dominating profiles of `profiles`,
-discretisation 1e-4 (there finer for small losses, coarser for large ones); pure epsilon for the Laplace mechanism has a closed
-form. What is not proven is refused.
+discretisation 1e-4 (there finer for small losses, coarser for large ones). Deltas that it cannot resolve are composed by
+`composition`; pure epsilon for the Laplace mechanism has a closed form. What is not proven is refused.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .calibration import cached, least_scale
+from .checks import number, whole
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
+    from .composition import Composition
+    from .profiles import Pair
+
 DISCRETISATION = 1e-4
 ANSWERS = 3  # raised when a change of this code may change an answer, were it by a rounding: kept answers are of one version
+LEAST_DELTA = 1e-30  # tested down to here against an independent accountant
+MOST_NOISE = 1e10  # over the sensitivity: of more the two outputs are not told apart in floating point, and it counts as this
+MOST_STEPS = 10**10  # beyond them rounding is no longer small
+# what dp-accounting resolves: deltas and steps at which its own rounding (1e-15 a release counts as infinite) is small
+RESOLVED_DELTA, RESOLVED_STEPS, INFINITE_SHARE = 1e-10, 10**6, 0.1
 OFFERED = (
     "gaussian or laplace with poisson sampling and add_remove, with without_replacement and replace_one, and with full_batch "
     "and either adjacency; gaussian with poisson sampling and replace_one; delta 0 with laplace; several directions with gaussian"
@@ -47,12 +58,18 @@ class Setting:
 
     def __post_init__(self) -> None:
         for name in ("dataset_size", "batch_size", "steps", "directions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+            object.__setattr__(self, name, whole(name, getattr(self, name)))
+        object.__setattr__(self, "delta", number("delta", self.delta))
+        if self.steps > MOST_STEPS:
+            raise ValueError(f"steps is {self.steps}: at most {MOST_STEPS} are accounted for")
         if self.batch_size > self.dataset_size:
             raise ValueError(f"batch_size {self.batch_size} is larger than dataset_size {self.dataset_size}")
         if not 0 <= self.delta < 1:
             raise ValueError(f"delta is {self.delta}: it must be at least 0 and below 1")
+        if 0 < self.delta < LEAST_DELTA:
+            raise ValueError(
+                f"delta is {self.delta:g}: below {LEAST_DELTA:g} none is accounted for, give 0 (with laplace) or a larger one"
+            )
         if self.sampling == "full_batch" and self.batch_size != self.dataset_size:
             raise ValueError(f"full_batch needs batch_size {self.dataset_size}, not {self.batch_size}")
         if not self._proven():
@@ -87,39 +104,64 @@ class Setting:
     # -- epsilon -------------------------------------------------------------------------------------------------------
 
     def epsilon(self, noise_scale: float, discretisation: float = DISCRETISATION) -> float:
-        """The epsilon that `steps` releases with this noise give at delta (inf for no noise)."""
-        if _is_none(noise_scale):
-            return math.inf
+        """The epsilon that `steps` releases with this noise give at delta (inf for no noise, 0 for infinite noise)."""
+        noise_scale = _scale(noise_scale)
+        if noise_scale in (0.0, math.inf):
+            return math.inf if noise_scale == 0 else 0.0
         if self.delta == 0:
             return self.steps * _sampled(self.sensitivity() / noise_scale, self.rate)
         import numpy as np
 
         with np.errstate(over="ignore"):  # dp-accounting divides by masses that may be all but nothing
-            return float(
-                self.loss_distribution(noise_scale, discretisation).get_epsilon_for_delta(self.delta)
-            )
+            return float(self._composed(noise_scale, discretisation).get_epsilon_for_delta(self.delta))
+
+    def _composed(
+        self, noise_scale: float, discretisation: float = DISCRETISATION
+    ) -> PrivacyLossDistribution | Composition:
+        if self.resolved:
+            return self.loss_distribution(noise_scale, discretisation)
+        from .composition import LOOSENESS, compose
+
+        loosened = LOOSENESS * discretisation / DISCRETISATION
+        return compose(self.pairs(noise_scale), self.steps, self.delta, loosened)
+
+    @property
+    def resolved(self) -> bool:
+        """Whether dp-accounting's arithmetic is fine enough for delta and steps."""
+        from .profiles import TAIL_MASS
+
+        return (
+            self.delta >= RESOLVED_DELTA
+            and self.steps <= RESOLVED_STEPS
+            and self.steps * TAIL_MASS <= INFINITE_SHARE * self.delta
+        )
 
     def loss_distribution(
         self, noise_scale: float, discretisation: float = DISCRETISATION
     ) -> PrivacyLossDistribution:
-        """dp-accounting's privacy loss distribution of all steps."""
+        """dp-accounting's privacy loss distribution of all steps: for deltas of RESOLVED_DELTA and more."""
+        from .profiles import composed
+
+        return composed(self.pairs(noise_scale), self.steps, discretisation)
+
+    def pairs(self, noise_scale: float) -> Sequence[Pair]:
+        """The dominating pair of one step and, where it is not symmetric, its reverse."""
         from . import profiles
 
-        noise, rate = noise_scale / self.sensitivity(), self.rate
+        noise, rate = min(noise_scale / self.sensitivity(), MOST_NOISE), self.rate
         base = {"gaussian": profiles.gaussian, "laplace": profiles.laplace}[self.mechanism](noise)
         if self.sampling == "full_batch" or rate == 1:
-            step = (base,)
-        elif self.sampling == "without_replacement":
-            step = (profiles.without_replacement(base, rate),)
-        elif self.adjacency == "replace_one":
-            step = (profiles.replaced_gaussian(2 * noise, rate),)
-        else:
-            step = (profiles.removed(base, rate), profiles.added(base, rate))
-        return profiles.loss_distribution(step, discretisation).self_compose(self.steps)
+            return (base,)
+        if self.sampling == "without_replacement":
+            return (profiles.without_replacement(base, rate),)
+        if self.adjacency == "replace_one":
+            return (profiles.replaced_gaussian(2 * noise, rate),)
+        return (profiles.removed(base, rate), profiles.added(base, rate))
 
     def epsilon_rdp(self, noise_scale: float) -> float | None:
         """The looser Renyi bound, for comparison with older papers; None where no library offers one that is proven."""
-        event = None if _is_none(noise_scale) else self.event(noise_scale)
+        noise_scale = _scale(noise_scale)
+        event = None if noise_scale in (0.0, math.inf) else self.event(noise_scale)
         if event is None or self.delta == 0:
             return None
         return self.renyi_epsilon(event)
@@ -169,17 +211,18 @@ class Setting:
 
         from .gdp import least_mu
 
-        if _is_none(noise_scale):
-            return math.inf
+        noise_scale = _scale(noise_scale)
+        if noise_scale in (0.0, math.inf):
+            return math.inf if noise_scale == 0 else 0.0
         if self.delta == 0:
             return float(-2 * ndtri_exp(log_expit(-self.epsilon(noise_scale))))
-        return least_mu(self.loss_distribution(noise_scale), self.delta)
+        return least_mu(self._composed(noise_scale), self.delta)
 
     # -- noise ---------------------------------------------------------------------------------------------------------
 
     def noise_scale(self, epsilon: float) -> float:
         """The least noise that `epsilon` allows, to 2e-5 relative and never less than it needs."""
-        if not 0 < epsilon < math.inf:
+        if not 0 < number("epsilon", epsilon) < math.inf:
             raise ValueError(f"epsilon is {epsilon}: it must be a positive number")
         if self.delta == 0:
             return self.sensitivity() / _sampled(epsilon / self.steps, 1 / self.rate)
@@ -200,14 +243,17 @@ class Setting:
     def accountant(self) -> str:
         if self.delta == 0:
             return "closed form, basic composition of pure epsilon"
+        if not self.resolved:
+            return "PLD composed under an exponential tilt, for deltas of any size, pessimistic"
         grid = f"{DISCRETISATION:g} (finer for small losses, at most 200,000 cells a release)"
         return f"dp-accounting {version('dp-accounting')} PLD, pessimistic, discretisation {grid}"
 
 
-def _is_none(noise_scale: float) -> bool:
-    if not noise_scale >= 0:
+def _scale(noise_scale: float) -> float:
+    scale = number("noise_scale", noise_scale)
+    if not scale >= 0:
         raise ValueError(f"noise_scale is {noise_scale}: it must be a number of at least 0")
-    return noise_scale == 0
+    return scale
 
 
 def _sampled(loss: float, rate: float) -> float:

@@ -1,0 +1,127 @@
+"""Random allocation: each example in exactly one of the t batches of a period, chosen uniformly and independently of the others.
+
+Proof. Let (P, Q) dominate a step that has the example against one that does not. By Blackwell some kernel, which may depend on
+all earlier outputs and on where the other examples are, turns P and Q into the outputs of that step. Applied step by step, the
+kernels turn x_1 .. x_t into the outputs of a period: with the example where one x_i, i uniform, is drawn from P and the others
+from Q, without it where all are drawn from Q. So these two laws dominate a period, in both directions, and their ratio is the
+mean of the t ratios r(x_i) = P(x_i) / Q(x_i) (Feldman and Shenfeld, arXiv 2502.08202 and 2602.17284). A period that ends early
+is a function of a whole one. Periods are independent, so they compose.
+
+Law. Under Q the mean Y of t independent ratios decides everything: delta(epsilon) = E (Y - exp(epsilon))_+. Here Y's law is
+computed by doubling. Wherever a value falls between two of a geometric grid, its probability is split so that its mean stays:
+that is a spread in convex order, which sums of independent terms keep, so delta is nowhere lowered, in either direction. Tails
+are cut the same way, towards 0 and infinity.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .composition import Law, connect_the_dots
+from .profiles import Pair, end
+
+Array = NDArray[np.float64]
+
+FINE = 60  # cells of the grid to a standard deviation of the logarithm
+CELLS = 6000  # of a grid at most
+
+
+@dataclass(frozen=True)
+class _Values:
+    """A law under Q: `mass[i]` at exp((first + i) * grid), `zero` at 0, and `infinite` of the mean at infinity."""
+
+    grid: float
+    first: int
+    mass: Array
+    zero: float
+    infinite: float
+
+    @property
+    def values(self) -> Array:
+        return np.exp(self.grid * (self.first + np.arange(len(self.mass))))
+
+    def deviation(self) -> float:
+        """Standard deviation of the logarithm."""
+        logs = self.grid * np.arange(len(self.mass))
+        mean = self.mass @ logs / self.mass.sum()
+        return math.sqrt(self.mass @ (logs - mean) ** 2 / self.mass.sum())
+
+    def cut(self, tail: float) -> _Values:
+        """Without ends that hold less than `tail` of the mean, or of the mass."""
+        values = self.values
+        means = self.mass * values
+        low = int(np.searchsorted(np.cumsum(self.mass), tail))
+        high = len(means) - int(np.searchsorted(np.cumsum(means[::-1]), tail))
+        mass = self.mass[low:high].copy()
+        lifted = float(means[:low].sum() / values[low])
+        mass[0] += lifted
+        mass[-1] += self.mass[high:].sum()
+        beyond = float(self.mass[high:] @ (values[high:] - values[high - 1]))
+        zero = self.zero + float(self.mass[:low].sum()) - lifted
+        return _Values(self.grid, self.first + low, mass, zero, self.infinite + beyond)
+
+    def finer(self) -> _Values:
+        """The same on a grid of half the spacing."""
+        mass = np.zeros(2 * len(self.mass) - 1)
+        mass[::2] = self.mass
+        return _Values(self.grid / 2, 2 * self.first, mass, self.zero, self.infinite)
+
+    def plus(self, other: _Values) -> _Values:
+        """Of the sum of one of each, on the finer of the two grids."""
+        a, b = self, other
+        while a.grid > b.grid * 1.5:
+            a = a.finer()
+        while b.grid > a.grid * 1.5:
+            b = b.finer()
+        if len(b.mass) > len(a.mass):
+            a, b = b, a
+        grid = a.grid
+        # exp(g i) + exp(g j) lies `rise` cells above i, and rise depends on j - i alone
+        first = min(a.first, b.first)
+        size = max(a.first + len(a.mass), b.first + len(b.mass)) - first + math.ceil(math.log(2) / grid) + 2
+        mass = np.zeros(size)
+        near = np.arange(len(b.mass)) + (b.first - a.first)
+        for gap in range(int(near[0]) - len(a.mass) + 1, int(near[-1]) + 1):
+            low, high = max(0, int(near[0]) - gap), min(len(a.mass), int(near[-1]) - gap + 1)
+            rise = max(gap, 0) * grid + math.log1p(math.exp(-abs(gap) * grid))
+            cells = math.floor(rise / grid)
+            part = math.expm1(rise - cells * grid) / math.expm1(grid)
+            both = a.mass[low:high] * b.mass[low + gap - int(near[0]) : high + gap - int(near[0])]
+            place = a.first - first + low + cells
+            mass[place : place + high - low] += both * (1 - part)
+            mass[place + 1 : place + 1 + high - low] += both * part
+        for one, zero in ((a, b.zero), (b, a.zero)):
+            mass[one.first - first : one.first - first + len(one.mass)] += one.mass * zero
+        return _Values(grid, first, mass, a.zero * b.zero, a.infinite + b.infinite)
+
+
+def of_period(base: Pair, batches: int, tail: float, fine: float = FINE) -> tuple[Law, Law]:
+    """The loss of one period for removal and for addition, `base` a symmetric pair. At most about `tail` counts as infinite."""
+    share = tail / 4 / (1 + batches.bit_length())
+    power, total = _ratio(base, batches, share), None
+    for k in range(batches.bit_length()):
+        if k:
+            power = power.plus(power).cut(share * 2**k / batches)
+        while power.grid > power.deviation() / fine and len(power.mass) < CELLS / 2:
+            power = power.finer()
+        if batches >> k & 1:
+            total = power if total is None else total.plus(power).cut(share)
+    removed = total.mass * total.values
+    law = Law(total.grid, total.first, removed * ((1 - total.infinite) / removed.sum()), total.infinite)
+    added = total.mass[::-1] * ((1 - total.zero) / total.mass.sum())
+    return law, Law(total.grid, 1 - total.first - len(added), added, total.zero)
+
+
+def _ratio(base: Pair, batches: int, tail: float) -> _Values:
+    """One ratio over the number of batches."""
+    edge, shift = end(base, tail), math.log(batches)
+    grid = 2 * edge / CELLS * 4
+    places = np.arange(math.floor((-edge - shift) / grid), math.ceil((edge - shift) / grid) + 1)
+    losses = places * grid + shift
+    mass, infinite = connect_the_dots(base, losses, grid)
+    zero = float(base.reverse(-losses[:1])[0])
+    return _Values(grid, int(places[0]), mass * np.exp(-losses), zero, infinite / batches)
