@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 from .calibration import cached, least_scale
 from .checks import number, whole
+from .offered import check
+from .sampling import period
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -27,15 +29,10 @@ if TYPE_CHECKING:
 
 DISCRETISATION = 1e-4
 ANSWERS = 3  # raised when a change of this code may change an answer, were it by a rounding: kept answers are of one version
-LEAST_DELTA = 1e-30  # tested down to here against an independent accountant
 MOST_NOISE = 1e10  # over the sensitivity: of more the two outputs are not told apart in floating point, and it counts as this
-MOST_STEPS = 10**10  # beyond them rounding is no longer small
-# what dp-accounting resolves: deltas and steps at which its own rounding (1e-15 a release counts as infinite) is small
-RESOLVED_DELTA, RESOLVED_STEPS, INFINITE_SHARE = 1e-10, 10**6, 0.1
-OFFERED = (
-    "gaussian or laplace with poisson sampling and add_remove, with without_replacement and replace_one, and with full_batch "
-    "and either adjacency; gaussian with poisson sampling and replace_one; delta 0 with laplace; several directions with gaussian"
-)
+# dp-accounting counts 1e-15 of each release as infinite and rounds as coarsely: left to it are 1e4 steps at the least delta,
+# in proportion more at a larger one
+RESOLVED_DELTA, RESOLVED_STEPS = 1e-10, 10**6
 
 
 @dataclass(frozen=True)
@@ -60,42 +57,32 @@ class Setting:
         for name in ("dataset_size", "batch_size", "steps", "directions"):
             object.__setattr__(self, name, whole(name, getattr(self, name)))
         object.__setattr__(self, "delta", number("delta", self.delta))
-        if self.steps > MOST_STEPS:
-            raise ValueError(f"steps is {self.steps}: at most {MOST_STEPS} are accounted for")
-        if self.batch_size > self.dataset_size:
-            raise ValueError(f"batch_size {self.batch_size} is larger than dataset_size {self.dataset_size}")
-        if not 0 <= self.delta < 1:
-            raise ValueError(f"delta is {self.delta}: it must be at least 0 and below 1")
-        if 0 < self.delta < LEAST_DELTA:
-            raise ValueError(
-                f"delta is {self.delta:g}: below {LEAST_DELTA:g} none is accounted for, give 0 (with laplace) or a larger one"
-            )
-        if self.sampling == "full_batch" and self.batch_size != self.dataset_size:
-            raise ValueError(f"full_batch needs batch_size {self.dataset_size}, not {self.batch_size}")
-        if not self._proven():
-            raise ValueError(
-                f"no proven accounting for {self.mechanism} with {self.sampling} sampling, {self.adjacency}, "
-                f"delta {self.delta:g}{self._several()}: offered are {OFFERED}"
-            )
-
-    def _several(self) -> str:
-        return f" and {self.directions} directions" if self.directions > 1 else ""
-
-    def _proven(self) -> bool:
-        pair = (self.sampling, self.adjacency)
-        for_both = pair in {
-            ("poisson", "add_remove"),
-            ("without_replacement", "replace_one"),
-            ("full_batch", "add_remove"),
-            ("full_batch", "replace_one"),
-        }
-        if self.mechanism == "gaussian":
-            return self.delta > 0 and (for_both or pair == ("poisson", "replace_one"))
-        return self.mechanism == "laplace" and self.directions == 1 and for_both
+        check(self)
 
     @property
     def rate(self) -> float:
         return self.batch_size / self.dataset_size
+
+    @property
+    def caution(self) -> str | None:
+        """What to say of a delta that protects nobody."""
+        if self.delta < 1 / self.dataset_size:
+            return None
+        return (
+            f"delta is {self.delta:g} for {self.dataset_size} units: at 1 / {self.dataset_size} or above it allows publishing "
+            "one of them outright: choose a far smaller delta"
+        )
+
+    @property
+    def period(self) -> int:
+        """Steps of which random allocation gives each example exactly one."""
+        return period(self.dataset_size, self.batch_size)
+
+    def _releases(self) -> tuple[int, float]:
+        """How many are composed, and the chance of an example to be in one. Of random allocation those are whole periods."""
+        if self.sampling == "random_allocation":
+            return -(-self.steps // self.period), 1.0
+        return self.steps, self.rate
 
     def sensitivity(self) -> float:
         """The largest change of the sum by one unit, over the clip bound."""
@@ -109,7 +96,8 @@ class Setting:
         if noise_scale in (0.0, math.inf):
             return math.inf if noise_scale == 0 else 0.0
         if self.delta == 0:
-            return self.steps * _sampled(self.sensitivity() / noise_scale, self.rate)
+            count, rate = self._releases()
+            return count * _sampled(self.sensitivity() / noise_scale, rate)
         import numpy as np
 
         with np.errstate(over="ignore"):  # dp-accounting divides by masses that may be all but nothing
@@ -120,42 +108,55 @@ class Setting:
     ) -> PrivacyLossDistribution | Composition:
         if self.resolved:
             return self.loss_distribution(noise_scale, discretisation)
-        from .composition import LOOSENESS, compose
+        from . import allocation, composition
 
-        loosened = LOOSENESS * discretisation / DISCRETISATION
-        return compose(self.pairs(noise_scale), self.steps, self.delta, loosened)
+        looseness = composition.LOOSENESS * discretisation / DISCRETISATION
+        if self.sampling == "random_allocation":
+            periods, _ = self._releases()
+            return allocation.compose(self._base(noise_scale), self.period, periods, self.delta, looseness)
+        return composition.compose(self._pairs(noise_scale), self.steps, self.delta, looseness)
 
     @property
     def resolved(self) -> bool:
-        """Whether dp-accounting's arithmetic is fine enough for delta and steps."""
-        from .profiles import TAIL_MASS
-
+        """Whether dp-accounting answers: its arithmetic must be fine enough for delta and steps."""
         return (
-            self.delta >= RESOLVED_DELTA
-            and self.steps <= RESOLVED_STEPS
-            and self.steps * TAIL_MASS <= INFINITE_SHARE * self.delta
+            self.sampling != "random_allocation"
+            and self.delta >= RESOLVED_DELTA
+            and self.steps <= min(RESOLVED_STEPS, self.delta / RESOLVED_DELTA * 1e4)
         )
 
     def loss_distribution(
         self, noise_scale: float, discretisation: float = DISCRETISATION
     ) -> PrivacyLossDistribution:
         """dp-accounting's privacy loss distribution of all steps: for deltas of RESOLVED_DELTA and more."""
-        from .profiles import composed
+        from . import allocation, profiles
 
-        return composed(self.pairs(noise_scale), self.steps, discretisation)
+        if self.sampling == "random_allocation":
+            return allocation.loss_distribution(self._base(noise_scale), self.period, self._releases()[0])
+        return profiles.composed(self._pairs(noise_scale), self.steps, discretisation)
 
-    def pairs(self, noise_scale: float) -> Sequence[Pair]:
+    def _noise(self, noise_scale: float) -> float:
+        return min(noise_scale / self.sensitivity(), MOST_NOISE)
+
+    def _base(self, noise_scale: float) -> Pair:
+        """The dominating pair of a release that the example is surely in."""
+        from . import profiles
+
+        return {"gaussian": profiles.gaussian, "laplace": profiles.laplace}[self.mechanism](
+            self._noise(noise_scale)
+        )
+
+    def _pairs(self, noise_scale: float) -> Sequence[Pair]:
         """The dominating pair of one step and, where it is not symmetric, its reverse."""
         from . import profiles
 
-        noise, rate = min(noise_scale / self.sensitivity(), MOST_NOISE), self.rate
-        base = {"gaussian": profiles.gaussian, "laplace": profiles.laplace}[self.mechanism](noise)
-        if self.sampling == "full_batch" or rate == 1:
+        base, rate = self._base(noise_scale), self.rate
+        if rate == 1:
             return (base,)
         if self.sampling == "without_replacement":
             return (profiles.without_replacement(base, rate),)
         if self.adjacency == "replace_one":
-            return (profiles.replaced_gaussian(2 * noise, rate),)
+            return (profiles.replaced_gaussian(2 * self._noise(noise_scale), rate),)
         return (profiles.removed(base, rate), profiles.added(base, rate))
 
     def epsilon_rdp(self, noise_scale: float) -> float | None:
@@ -224,9 +225,10 @@ class Setting:
         """The least noise that `epsilon` allows, to 2e-5 relative and never less than it needs."""
         if not 0 < number("epsilon", epsilon) < math.inf:
             raise ValueError(f"epsilon is {epsilon}: it must be a positive number")
+        count, rate = self._releases()
         if self.delta == 0:
-            return self.sensitivity() / _sampled(epsilon / self.steps, 1 / self.rate)
-        ever_drawn = -math.expm1(self.steps * math.log1p(-self.rate)) if self.rate < 1 else 1.0
+            return self.sensitivity() / _sampled(epsilon / count, 1 / rate)
+        ever_drawn = -math.expm1(count * math.log1p(-rate)) if rate < 1 else 1.0
         if self.delta * (1 + 1e-9) >= ever_drawn:  # any noise would do: there is no least
             raise ValueError(
                 f"delta is {self.delta:g}, but an example is ever in a batch with probability {ever_drawn:g} only: give a "
@@ -243,6 +245,8 @@ class Setting:
     def accountant(self) -> str:
         if self.delta == 0:
             return "closed form, basic composition of pure epsilon"
+        if self.sampling == "random_allocation":
+            return "PLD of a period of random allocation, composed under an exponential tilt, pessimistic"
         if not self.resolved:
             return "PLD composed under an exponential tilt, for deltas of any size, pessimistic"
         grid = f"{DISCRETISATION:g} (finer for small losses, at most 200,000 cells a release)"
@@ -280,6 +284,7 @@ def calibrate_noise(
 ) -> float:
     """The noise scale (in units of the clip bound, on the sum) that (epsilon, delta) needs. See `Setting`."""
     setting = Setting(mechanism, sampling, adjacency, dataset_size, batch_size, steps, delta, directions)
+    _warn(setting)
     return setting.noise_scale(epsilon)
 
 
@@ -297,4 +302,10 @@ def spent_epsilon(
 ) -> float:
     """The epsilon that `steps` releases with this noise scale give at delta. See `Setting`."""
     setting = Setting(mechanism, sampling, adjacency, dataset_size, batch_size, steps, delta, directions)
+    _warn(setting)
     return setting.epsilon(noise_scale)
+
+
+def _warn(setting: Setting) -> None:
+    if setting.caution:
+        warnings.warn(setting.caution, stacklevel=3)

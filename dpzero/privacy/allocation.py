@@ -19,10 +19,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from dp_accounting.pld.pld_pmf import DensePLDPmf
+from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 from numpy.typing import NDArray
 
-from .composition import Law, connect_the_dots
-from .profiles import Pair, end
+from .composition import LOOSENESS, UNFORESEEN, Composition, Law, connect_the_dots
+from .profiles import TAIL_MASS, Pair, end
 
 Array = NDArray[np.float64]
 
@@ -85,12 +87,15 @@ class _Values:
         size = max(a.first + len(a.mass), b.first + len(b.mass)) - first + math.ceil(math.log(2) / grid) + 2
         mass = np.zeros(size)
         near = np.arange(len(b.mass)) + (b.first - a.first)
-        for gap in range(int(near[0]) - len(a.mass) + 1, int(near[-1]) + 1):
+        least = 0 if self is other else int(near[0]) - len(a.mass) + 1
+        for gap in range(least, int(near[-1]) + 1):
             low, high = max(0, int(near[0]) - gap), min(len(a.mass), int(near[-1]) - gap + 1)
             rise = max(gap, 0) * grid + math.log1p(math.exp(-abs(gap) * grid))
             cells = math.floor(rise / grid)
             part = math.expm1(rise - cells * grid) / math.expm1(grid)
             both = a.mass[low:high] * b.mass[low + gap - int(near[0]) : high + gap - int(near[0])]
+            if self is other and gap:
+                both *= 2
             place = a.first - first + low + cells
             mass[place : place + high - low] += both * (1 - part)
             mass[place + 1 : place + 1 + high - low] += both * part
@@ -99,10 +104,26 @@ class _Values:
         return _Values(grid, first, mass, a.zero * b.zero, a.infinite + b.infinite)
 
 
+def compose(base: Pair, batches: int, periods: int, delta: float, looseness: float) -> Composition:
+    """Of `periods` periods: a fineness of FINE makes epsilon looser by about LOOSENESS times the doublings of a period."""
+    fine = max(FINE * math.sqrt(LOOSENESS / looseness), 6.0)
+    return Composition(of_period(base, batches, UNFORESEEN * delta / periods, fine), periods)
+
+
+def loss_distribution(base: Pair, batches: int, periods: int) -> PrivacyLossDistribution:
+    """The same as a distribution of dp-accounting's."""
+    return PrivacyLossDistribution(
+        *(
+            DensePLDPmf(law.grid, law.first, law.mass, law.infinite, True).self_compose(periods)
+            for law in of_period(base, batches, TAIL_MASS)
+        )
+    )
+
+
 def of_period(base: Pair, batches: int, tail: float, fine: float = FINE) -> tuple[Law, Law]:
     """The loss of one period for removal and for addition, `base` a symmetric pair. At most about `tail` counts as infinite."""
     share = tail / 4 / (1 + batches.bit_length())
-    power, total = _ratio(base, batches, share), None
+    power, total = _ratio(base, batches, share, fine), None
     for k in range(batches.bit_length()):
         if k:
             power = power.plus(power).cut(share * 2**k / batches)
@@ -116,10 +137,10 @@ def of_period(base: Pair, batches: int, tail: float, fine: float = FINE) -> tupl
     return law, Law(total.grid, 1 - total.first - len(added), added, total.zero)
 
 
-def _ratio(base: Pair, batches: int, tail: float) -> _Values:
+def _ratio(base: Pair, batches: int, tail: float, fine: float) -> _Values:
     """One ratio over the number of batches."""
     edge, shift = end(base, tail), math.log(batches)
-    grid = 2 * edge / CELLS * 4
+    grid = 2 * edge / (25 * fine)
     places = np.arange(math.floor((-edge - shift) / grid), math.ceil((edge - shift) / grid) + 1)
     losses = places * grid + shift
     mass, infinite = connect_the_dots(base, losses, grid)

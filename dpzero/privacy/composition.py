@@ -27,7 +27,11 @@ Array = NDArray[np.float64]
 
 LOOSENESS = 2e-5  # relative, of epsilon: what rounding to a grid may add
 UNFORESEEN = 1e-5  # of delta: what the losses beyond the top of the grid may take
-COARSE, CELLS, WINDOW = 4000, 2**20, 2**22  # cells: of a first look, of one release and of all releases at most
+COARSE, CELLS, WINDOW = (
+    4000,
+    2**20,
+    2**22,
+)  # cells: of a first look, of one release and of all releases at most
 BOTTOM = 1e-15  # what the losses below the grid may take: they are counted at its lowest
 BEYOND = 1e-20  # of a tilted sum: what may lie beyond each end of its window
 ROUNDING = 2.0**-53
@@ -126,7 +130,9 @@ def _chernoff(law: Law, steps: int, delta: float) -> tuple[float, float]:
 
 def _saddle(law: Law, steps: int, epsilon: float) -> float:
     """The c with the least of the same bounds on delta, for a given epsilon."""
-    return _least(lambda c: steps * law.cumulant(c) - c * epsilon - c * math.log1p(1 / c) - math.log1p(c), law)[1]
+    return _least(
+        lambda c: steps * law.cumulant(c) - c * epsilon - c * math.log1p(1 / c) - math.log1p(c), law
+    )[1]
 
 
 def _least(value: Callable[[float], float], law: Law) -> tuple[float, float]:
@@ -190,7 +196,9 @@ def _sum(law: Law, steps: int, c: float) -> _Sum:
     ends = _window(losses, tilted, steps)
     low, high = math.floor(ends[0] / law.grid), math.ceil(ends[1] / law.grid)
     size = fft.next_fast_len(max(high - low + 1, 16), real=True)
-    middle = law.first + round(float(tilted @ np.arange(len(tilted))))  # small angles are raised to powers best
+    middle = law.first + round(
+        float(tilted @ np.arange(len(tilted)))
+    )  # small angles are raised to powers best
     places = (law.first - middle + np.arange(len(tilted))) % size
     spectrum = fft.rfft(np.bincount(places, tilted, size))
     moduli = np.abs(spectrum)

@@ -139,7 +139,9 @@ def _saddle(loss: Array, mass: Array, steps: int, epsilon: float) -> tuple[float
         return steps * float(logsumexp(mass + c * loss)) - c * epsilon - u - math.log1p(c)
 
     bounds = (-7.0, 16 - math.log(loss.max()))
-    c = math.exp(optimize.minimize_scalar(exponent, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x)
+    c = math.exp(
+        optimize.minimize_scalar(exponent, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x
+    )
     return c, float(logsumexp(mass + c * loss))
 
 
