@@ -78,9 +78,13 @@ class Setting:
         """Steps of which random allocation gives each example exactly one."""
         return period(self.dataset_size, self.batch_size)
 
+    @property
+    def _allocated(self) -> bool:
+        return self.sampling == "random_allocation" and self.period > 1
+
     def _releases(self) -> tuple[int, float]:
         """How many are composed, and the chance of an example to be in one. Of random allocation those are whole periods."""
-        if self.sampling == "random_allocation":
+        if self._allocated:
             return -(-self.steps // self.period), 1.0
         return self.steps, self.rate
 
@@ -111,7 +115,7 @@ class Setting:
         from . import allocation, composition
 
         looseness = composition.LOOSENESS * discretisation / DISCRETISATION
-        if self.sampling == "random_allocation":
+        if self._allocated:
             periods, _ = self._releases()
             return allocation.compose(self._base(noise_scale), self.period, periods, self.delta, looseness)
         return composition.compose(self._pairs(noise_scale), self.steps, self.delta, looseness)
@@ -120,7 +124,7 @@ class Setting:
     def resolved(self) -> bool:
         """Whether dp-accounting answers: its arithmetic must be fine enough for delta and steps."""
         return (
-            self.sampling != "random_allocation"
+            not self._allocated
             and self.delta >= RESOLVED_DELTA
             and self.steps <= min(RESOLVED_STEPS, self.delta / RESOLVED_DELTA * 1e4)
         )
@@ -131,7 +135,7 @@ class Setting:
         """dp-accounting's privacy loss distribution of all steps: for deltas of RESOLVED_DELTA and more."""
         from . import allocation, profiles
 
-        if self.sampling == "random_allocation":
+        if self._allocated:
             return allocation.loss_distribution(self._base(noise_scale), self.period, self._releases()[0])
         return profiles.composed(self._pairs(noise_scale), self.steps, discretisation)
 
@@ -245,7 +249,7 @@ class Setting:
     def accountant(self) -> str:
         if self.delta == 0:
             return "closed form, basic composition of pure epsilon"
-        if self.sampling == "random_allocation":
+        if self._allocated:
             return "PLD of a period of random allocation, composed under an exponential tilt, pessimistic"
         if not self.resolved:
             return "PLD composed under an exponential tilt, for deltas of any size, pessimistic"

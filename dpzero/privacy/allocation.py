@@ -23,13 +23,26 @@ from dp_accounting.pld.pld_pmf import DensePLDPmf
 from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 from numpy.typing import NDArray
 
-from .composition import LOOSENESS, UNFORESEEN, Composition, Law, connect_the_dots
+from .composition import (
+    LEAST,
+    LOOSENESS,
+    REVEALING,
+    UNFORESEEN,
+    WINDOW,
+    Composition,
+    Law,
+    connect_the_dots,
+    unbounded,
+)
 from .profiles import TAIL_MASS, Pair, end
 
 Array = NDArray[np.float64]
 
 FINE = 60  # cells of the grid to a standard deviation of the logarithm
-CELLS = 6000  # of a grid at most
+CELLS, FINEST = (
+    6000,
+    1e-12,
+)  # of a grid: cells at most, and the least spacing that is told from none far from 0
 
 
 @dataclass(frozen=True)
@@ -83,9 +96,12 @@ class _Values:
             a, b = b, a
         grid = a.grid
         # exp(g i) + exp(g j) lies `rise` cells above i, and rise depends on j - i alone
-        first = min(a.first, b.first)
-        size = max(a.first + len(a.mass), b.first + len(b.mass)) - first + math.ceil(math.log(2) / grid) + 2
-        mass = np.zeros(size)
+        ends = (
+            np.logaddexp(a.grid * i, b.grid * j) / grid
+            for i, j in ((a.first, b.first), (a.first + len(a.mass), b.first + len(b.mass)))
+        )
+        first, last = (math.floor(x) + more for x, more in zip(ends, (-1, 2), strict=True))
+        mass = np.zeros(last - first + 1)
         near = np.arange(len(b.mass)) + (b.first - a.first)
         least = 0 if self is other else int(near[0]) - len(a.mass) + 1
         for gap in range(least, int(near[-1]) + 1):
@@ -99,14 +115,26 @@ class _Values:
             place = a.first - first + low + cells
             mass[place : place + high - low] += both * (1 - part)
             mass[place + 1 : place + 1 + high - low] += both * part
-        for one, zero in ((a, b.zero), (b, a.zero)):
-            mass[one.first - first : one.first - first + len(one.mass)] += one.mass * zero
-        return _Values(grid, first, mass, a.zero * b.zero, a.infinite + b.infinite)
+        nothing = a.zero * b.zero
+        for one, chance in (
+            (a, b.zero),
+            (b, a.zero),
+        ):  # the other is 0: a value below the grid is split between it and 0
+            places = one.first - first + np.arange(len(one.mass))
+            low = places < 0
+            lifted = float(one.mass[low] @ np.exp(grid * places[low]))
+            mass[0] += chance * lifted
+            nothing += chance * (float(one.mass[low].sum()) - lifted)
+            mass[places[~low]] += chance * one.mass[~low]
+        return _Values(grid, first, mass * ((1 - nothing) / mass.sum()), nothing, a.infinite + b.infinite)
 
 
 def compose(base: Pair, batches: int, periods: int, delta: float, looseness: float) -> Composition:
     """Of `periods` periods: a fineness of FINE makes epsilon looser by about LOOSENESS times the doublings of a period."""
+    if unbounded(base, delta):
+        return Composition([REVEALING], periods)
     fine = max(FINE * math.sqrt(LOOSENESS / looseness), 6.0)
+    fine = min(fine, WINDOW / 24 / math.sqrt(periods))
     return Composition(of_period(base, batches, UNFORESEEN * delta / periods, fine), periods)
 
 
@@ -127,7 +155,7 @@ def of_period(base: Pair, batches: int, tail: float, fine: float = FINE) -> tupl
     for k in range(batches.bit_length()):
         if k:
             power = power.plus(power).cut(share * 2**k / batches)
-        while power.grid > power.deviation() / fine and len(power.mass) < CELLS / 2:
+        while power.grid > max(power.deviation() / fine, FINEST) and len(power.mass) < CELLS / 2:
             power = power.finer()
         if batches >> k & 1:
             total = power if total is None else total.plus(power).cut(share)
@@ -139,10 +167,13 @@ def of_period(base: Pair, batches: int, tail: float, fine: float = FINE) -> tupl
 
 def _ratio(base: Pair, batches: int, tail: float, fine: float) -> _Values:
     """One ratio over the number of batches."""
-    edge, shift = end(base, tail), math.log(batches)
-    grid = 2 * edge / (25 * fine)
-    places = np.arange(math.floor((-edge - shift) / grid), math.ceil((edge - shift) / grid) + 1)
-    losses = places * grid + shift
+    top, bottom = end(base, tail, LEAST), end(base, tail / batches, LEAST)
+    grid, shift = (top + bottom) / (25 * fine), 0
+    if batches > 1:  # its logarithm is a whole number of cells
+        shift = math.ceil(math.log(batches) / grid)
+        grid = math.log(batches) / shift
+    cells = np.arange(math.floor(-bottom / grid), math.ceil(top / grid) + 1)
+    losses = cells * grid
     mass, infinite = connect_the_dots(base, losses, grid)
-    zero = float(base.reverse(-losses[:1])[0])
-    return _Values(grid, int(places[0]), mass * np.exp(-losses), zero, infinite / batches)
+    mass, zero = mass * np.exp(-losses), max(float(base.reverse(-losses[:1])[0]), 0.0)
+    return _Values(grid, int(cells[0]) - shift, mass * ((1 - zero) / mass.sum()), zero, infinite / batches)

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, optimize, signal
 
-from .profiles import Pair, end
+from .profiles import LARGEST_LOSS, Pair, end
 
 Array = NDArray[np.float64]
 
@@ -33,6 +33,7 @@ COARSE, CELLS, WINDOW = (
     2**22,
 )  # cells: of a first look, of one release and of all releases at most
 BOTTOM = 1e-15  # what the losses below the grid may take: they are counted at its lowest
+LEAST = 1e-15  # loss of one release that is told from none
 BEYOND = 1e-20  # of a tilted sum: what may lie beyond each end of its window
 ROUNDING = 2.0**-53
 
@@ -61,9 +62,17 @@ class Law:
         return Law(self.grid, 1 - self.first - len(mass), mass[::-1], infinite)
 
 
+REVEALING = Law(1.0, 0, np.zeros(1), 1.0)
+
+
+def unbounded(pair: Pair, delta: float) -> bool:
+    """Whether one release alone has a larger loss than a grid reaches, with a probability above delta."""
+    return float(pair(np.array([LARGEST_LOSS]))[0]) > delta
+
+
 def law(pair: Pair, grid: float, tail: float) -> Law:
     """Of one release on a grid, never optimistic; losses beyond a probability of `tail` count as infinite."""
-    top, bottom = end(pair, tail), end(pair.swapped(), BOTTOM)
+    top, bottom = end(pair, tail, LEAST), end(pair.swapped(), BOTTOM, LEAST)
     grid = max(grid, (top + bottom) / CELLS)
     grid = top / math.ceil(top / grid)  # a bounded loss often takes its largest value: keep it
     first, last = -math.ceil(bottom / grid - 1e-9), math.ceil(top / grid - 1e-9)
@@ -107,10 +116,12 @@ class Composition:
 
 def compose(pairs: Sequence[Pair], steps: int, delta: float, looseness: float = LOOSENESS) -> Composition:
     """On a grid that adds `looseness` to epsilon at most, where CELLS and WINDOW allow."""
+    if any(unbounded(pair, delta) for pair in pairs):
+        return Composition([REVEALING], steps)
     tail = UNFORESEEN * delta / steps
     laws = []
     for pair in pairs:
-        coarse = law(pair, (end(pair, tail) + end(pair.swapped(), BOTTOM)) / COARSE, tail)
+        coarse = law(pair, (end(pair, tail, LEAST) + end(pair.swapped(), BOTTOM, LEAST)) / COARSE, tail)
         epsilon, c = _chernoff(coarse, steps, delta)
         # spreading a loss over a cell adds at most c (c + 1) grid^2 / 8 to the cumulant
         grid = math.sqrt(8 * looseness * max(epsilon, 0.0) / steps / (c + 1))
@@ -219,7 +230,7 @@ def _sum(law: Law, steps: int, c: float) -> _Sum:
 
 
 def _epsilon(law: Law, steps: int, delta: float) -> float:
-    left = delta + math.expm1(steps * math.log1p(-law.infinite))
+    left = delta - _infinite(law, steps)
     if left <= 0:
         return math.inf
     bound, c = _chernoff(law, steps, left)
@@ -242,14 +253,24 @@ def _epsilon(law: Law, steps: int, delta: float) -> float:
 
 def _deltas(law: Law, steps: int, epsilons: Array) -> Array:
     """Of epsilons in rising order, many of them from one tilt: those of the bulk of its sum."""
-    found, left = np.ones(len(epsilons)), len(epsilons)
-    while left:
-        total = _sum(law, steps, _saddle(law, steps, float(epsilons[left - 1])))
-        k = np.clip(np.ceil(epsilons[:left] / law.grid).astype(int) - total.low, 0, len(total.tails) - 1)
+    found, left, infinite = np.ones(len(epsilons)), len(epsilons), _infinite(law, steps)
+    while left and infinite < 1:
+        c = _saddle(law, steps, float(epsilons[left - 1]))
+        total = _sum(law, steps, c)
+        k = np.ceil(epsilons[:left] / law.grid).astype(int) - total.low
         near = k >= min(k[-1], total.bulk)
-        losses = (total.low + k[near]) * law.grid
-        above = total.tails[k[near]] - np.exp(epsilons[:left][near] - losses) * total.next_tails[k[near]]
+        asked, inside = epsilons[:left][near], np.clip(k[near], 0, len(total.tails) - 1)
+        losses = (total.low + inside) * law.grid
         with np.errstate(divide="ignore"):
-            found[:left][near] = np.exp(np.log(np.maximum(above, 0)) + total.log_scale - total.c * losses)
+            logs = (
+                np.log(total.tails[inside] - np.exp(asked - losses) * total.next_tails[inside]) - c * losses
+            )
+        chernoff = -c * asked - c * math.log1p(1 / c) - math.log1p(c)
+        logs = np.where(k[near] < len(total.tails), np.minimum(logs, chernoff), chernoff)
+        found[:left][near] = np.exp(np.minimum(logs + total.log_scale, 0.0))
         left -= int(near.sum())
-    return np.minimum(found - math.expm1(steps * math.log1p(-law.infinite)), 1.0)
+    return np.minimum(found + infinite, 1.0)
+
+
+def _infinite(law: Law, steps: int) -> float:
+    return -math.expm1(steps * math.log1p(-law.infinite)) if law.infinite < 1 else 1.0
