@@ -190,7 +190,8 @@ class Setting:
     def event(self, noise_scale: float) -> DpEvent | None:
         """The run as dp-accounting's Renyi accountant reads it: there replace_one does not double the sensitivity, so the
         noise is divided by it here. None for what that accountant cannot do."""
-        if self.mechanism != "gaussian" or (self.sampling, self.adjacency) == ("poisson", "replace_one"):
+        untold = self._allocated or (self.sampling, self.adjacency) == ("poisson", "replace_one")
+        if self.mechanism != "gaussian" or untold:
             return None
         import dp_accounting as dp
 

@@ -213,8 +213,7 @@ def _sum(law: Law, steps: int, c: float) -> _Sum:
     places = (law.first - middle + np.arange(len(tilted))) % size
     spectrum = fft.rfft(np.bincount(places, tilted, size))
     moduli = np.abs(spectrum)
-    with np.errstate(divide="ignore"):
-        powers = np.exp(steps * np.log(spectrum))
+    powers = moduli**steps * np.exp(1j * steps * np.angle(spectrum))
     summed = np.roll(fft.irfft(powers, size), -((low - steps * middle) % size))
     # each of three roundings, of what they are made of: the transform, the power, the transform back
     of_one = 4 * math.log2(size) * ROUNDING
