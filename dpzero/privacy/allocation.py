@@ -10,7 +10,7 @@ is a function of a whole one. Periods are independent, so they compose.
 Law. Under Q the mean Y of t independent ratios decides everything: delta(epsilon) = E (Y - exp(epsilon))_+. Here Y's law is
 computed by doubling. Wherever a value falls between two of a geometric grid, its probability is split so that its mean stays:
 that is a spread in convex order, which sums of independent terms keep, so delta is nowhere lowered, in either direction. Tails
-are cut the same way, towards 0 and infinity.
+are cut the same way, towards 0 and infinity. Sums and products of probabilities round to about 1e-13 of each.
 """
 
 from __future__ import annotations
@@ -39,10 +39,8 @@ from .profiles import TAIL_MASS, Pair, end
 Array = NDArray[np.float64]
 
 FINE = 60  # cells of the grid to a standard deviation of the logarithm
-CELLS, FINEST = (
-    6000,
-    1e-12,
-)  # of a grid: cells at most, and the least spacing that is told from none far from 0
+CELLS = 6000  # of a grid at most
+FINEST = 1e-12  # spacing of a grid that is told from none far from 0
 
 
 @dataclass(frozen=True)
@@ -116,10 +114,8 @@ class _Values:
             mass[place : place + high - low] += both * (1 - part)
             mass[place + 1 : place + 1 + high - low] += both * part
         nothing = a.zero * b.zero
-        for one, chance in (
-            (a, b.zero),
-            (b, a.zero),
-        ):  # the other is 0: a value below the grid is split between it and 0
+        for one, chance in ((a, b.zero), (b, a.zero)):
+            # where the other is 0, a value below the grid is split between the grid and 0
             places = one.first - first + np.arange(len(one.mass))
             low = places < 0
             lifted = float(one.mass[low] @ np.exp(grid * places[low]))

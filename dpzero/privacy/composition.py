@@ -8,7 +8,11 @@ one release is tilted first: p_c(l) = p(l) exp(c l) / M(c), with M(c) = E exp(c 
 At the c of Chernoff's bound the terms of that sum lie where p_c^{*T} has its bulk, and rounding is small against it, whatever
 delta. Nothing is optimistic: the law is rounded to a grid by connecting the dots of its profile (Doroshenko, Ghazi, Kamath,
 Kumar and Manurangsi 2022), what a tail holds is bounded by Chernoff and counted at the top of the grid, what wraps around only
-adds, and each probability is raised by four times the usual first-order bound of the transforms' rounding.
+adds, and each probability is raised by four times the usual first-order bound of the transforms' rounding. Where the answer
+does not lie on the grid of the sum, Chernoff's bound itself is given.
+
+How loose: 2e-5 of epsilon and 1e-5 of delta by construction, where 2^22 cells suffice: up to about 1e7 steps. Beyond, the grid is
+coarser: measured are 0.2 % of epsilon for 1e9 steps and 2 % for 1e10.
 """
 
 from __future__ import annotations
@@ -27,11 +31,8 @@ Array = NDArray[np.float64]
 
 LOOSENESS = 2e-5  # relative, of epsilon: what rounding to a grid may add
 UNFORESEEN = 1e-5  # of delta: what the losses beyond the top of the grid may take
-COARSE, CELLS, WINDOW = (
-    4000,
-    2**20,
-    2**22,
-)  # cells: of a first look, of one release and of all releases at most
+COARSE = 4000  # cells of a first look
+CELLS, WINDOW = 2**20, 2**22  # cells of one release and of all releases at most
 BOTTOM = 1e-15  # what the losses below the grid may take: they are counted at its lowest
 LEAST = 1e-15  # loss of one release that is told from none
 BEYOND = 1e-20  # of a tilted sum: what may lie beyond each end of its window
@@ -55,11 +56,6 @@ class Law:
         """log E exp(c L) over the finite losses."""
         with np.errstate(divide="ignore"):
             return _log_sum(np.log(self.mass) + c * self.losses)
-
-    def swapped(self, infinite: float) -> Law:
-        """Of the reversed pair: the loss is -L, under Q. `infinite` is what Q has where P has nothing."""
-        mass = self.mass * np.exp(-self.losses)
-        return Law(self.grid, 1 - self.first - len(mass), mass[::-1], infinite)
 
 
 REVEALING = Law(1.0, 0, np.zeros(1), 1.0)
@@ -207,9 +203,8 @@ def _sum(law: Law, steps: int, c: float) -> _Sum:
     ends = _window(losses, tilted, steps)
     low, high = math.floor(ends[0] / law.grid), math.ceil(ends[1] / law.grid)
     size = fft.next_fast_len(max(high - low + 1, 16), real=True)
-    middle = law.first + round(
-        float(tilted @ np.arange(len(tilted)))
-    )  # small angles are raised to powers best
+    # around the mean: small angles are raised to powers best
+    middle = law.first + round(float(tilted @ np.arange(len(tilted))))
     places = (law.first - middle + np.arange(len(tilted))) % size
     spectrum = fft.rfft(np.bincount(places, tilted, size))
     moduli = np.abs(spectrum)
@@ -261,9 +256,8 @@ def _deltas(law: Law, steps: int, epsilons: Array) -> Array:
         asked, inside = epsilons[:left][near], np.clip(k[near], 0, len(total.tails) - 1)
         losses = (total.low + inside) * law.grid
         with np.errstate(divide="ignore"):
-            logs = (
-                np.log(total.tails[inside] - np.exp(asked - losses) * total.next_tails[inside]) - c * losses
-            )
+            sums = total.tails[inside] - np.exp(asked - losses) * total.next_tails[inside]
+            logs = np.log(np.maximum(sums, 0.0)) - c * losses
         chernoff = -c * asked - c * math.log1p(1 / c) - math.log1p(c)
         logs = np.where(k[near] < len(total.tails), np.minimum(logs, chernoff), chernoff)
         found[:left][near] = np.exp(np.minimum(logs + total.log_scale, 0.0))
