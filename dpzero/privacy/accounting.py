@@ -31,8 +31,9 @@ DISCRETISATION = 1e-4
 ANSWERS = 3  # raised when a change of this code may change an answer, were it by a rounding: kept answers are of one version
 MOST_NOISE = 1e10  # over the sensitivity: of more the two outputs are not told apart in floating point, and it counts as this
 # dp-accounting counts 1e-15 of each release as infinite and rounds as coarsely: left to it are 1e4 steps at the least delta,
-# in proportion more at a larger one
-RESOLVED_DELTA, RESOLVED_STEPS = 1e-10, 10**6
+# in proportion more at a larger one. Its transforms round, up or down, by 3e-13 of delta in 1e4 steps (measured): below
+# SURE_DELTA the larger of the two answers counts
+RESOLVED_DELTA, RESOLVED_STEPS, SURE_DELTA = 1e-10, 10**6, 1e-6
 
 
 @dataclass(frozen=True)
@@ -102,16 +103,18 @@ class Setting:
         if self.delta == 0:
             count, rate = self._releases()
             return count * _sampled(self.sensitivity() / noise_scale, rate)
-        import numpy as np
-
-        with np.errstate(over="ignore"):  # dp-accounting divides by masses that may be all but nothing
-            return float(self._composed(noise_scale, discretisation).get_epsilon_for_delta(self.delta))
-
-    def _composed(
-        self, noise_scale: float, discretisation: float = DISCRETISATION
-    ) -> PrivacyLossDistribution | Composition:
+        spent = 0.0
         if self.resolved:
-            return self.loss_distribution(noise_scale, discretisation)
+            import numpy as np
+
+            with np.errstate(over="ignore"):  # dp-accounting divides by masses that may be all but nothing
+                spent = self.loss_distribution(noise_scale, discretisation).get_epsilon_for_delta(self.delta)
+        if not self.resolved or self.delta < SURE_DELTA:
+            spent = max(spent, self._tilted(noise_scale, discretisation).get_epsilon_for_delta(self.delta))
+        return float(spent)
+
+    def _tilted(self, noise_scale: float, discretisation: float = DISCRETISATION) -> Composition:
+        """All steps, for deltas of any size."""
         from . import allocation, composition
 
         looseness = composition.LOOSENESS * discretisation / DISCRETISATION
@@ -122,7 +125,7 @@ class Setting:
 
     @property
     def resolved(self) -> bool:
-        """Whether dp-accounting answers: its arithmetic must be fine enough for delta and steps."""
+        """Whether dp-accounting answers, its arithmetic being fine enough for delta and steps."""
         return (
             not self._allocated
             and self.delta >= RESOLVED_DELTA
@@ -222,7 +225,8 @@ class Setting:
             return math.inf if noise_scale == 0 else 0.0
         if self.delta == 0:
             return float(-2 * ndtri_exp(log_expit(-self.epsilon(noise_scale))))
-        return least_mu(self._composed(noise_scale), self.delta)
+        losses = self.loss_distribution if self.resolved else self._tilted
+        return least_mu(losses(noise_scale), self.delta)
 
     # -- noise ---------------------------------------------------------------------------------------------------------
 
@@ -255,7 +259,10 @@ class Setting:
         if not self.resolved:
             return "PLD composed under an exponential tilt, for deltas of any size, pessimistic"
         grid = f"{DISCRETISATION:g} (finer for small losses, at most 200,000 cells a release)"
-        return f"dp-accounting {version('dp-accounting')} PLD, pessimistic, discretisation {grid}"
+        also = (
+            ", or composed under an exponential tilt where that says more" if self.delta < SURE_DELTA else ""
+        )
+        return f"dp-accounting {version('dp-accounting')} PLD, pessimistic, discretisation {grid}{also}"
 
 
 def _scale(noise_scale: float) -> float:

@@ -57,7 +57,9 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize("delta", [1e-11, 1e-12, 1e-20, 1e-30])
+@pytest.mark.parametrize(
+    "delta", [1e-10, 1e-11, 1e-20, 1e-30]
+)  # at the first dp-accounting alone says too little once
 @pytest.mark.parametrize(("mechanism", "sampling", "adjacency", "batch_size"), KINDS)
 def test_epsilon_at_a_small_delta_is_never_below_the_exact_one_nor_a_percent_above(
     mechanism, sampling, adjacency, batch_size, delta
@@ -115,6 +117,23 @@ def test_full_batches_at_any_delta_and_number_of_steps_are_the_analytic_gaussian
 ):
     exact = gaussian_epsilon(math.sqrt(steps) / scale, delta)
     assert exact <= replace(FULL, steps=steps, delta=delta).epsilon(scale) <= exact * (1 + loose)
+
+
+@pytest.mark.parametrize(
+    ("rate", "scale", "delta"), [(1e-3, 1.0, 1e-20), (1e-3, 1.0, 1e-30), (0.3, 2.0, 1e-12)]
+)
+def test_one_poisson_batch_is_its_closed_form(rate, scale, delta):
+    """delta(log(1 + rate (exp(x) - 1))) = rate delta_full(x) (Balle, Barthe and Gaboardi 2018)."""
+    exact = math.log1p(rate * math.expm1(gaussian_epsilon(1 / scale, delta / rate)))
+    setting = Setting("gaussian", "poisson", "add_remove", 10_000, int(rate * 10_000), 1, delta)
+    assert exact <= setting.epsilon(scale) <= exact * (1 + 1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [10, 3000])
+def test_laplace_noise_at_the_least_delta_costs_less_than_pure_epsilon(batch_size):
+    setting = Setting("laplace", "poisson", "add_remove", 10_000, batch_size, 50, 1e-30)
+    pure = replace(setting, delta=0.0).epsilon(1.0)
+    assert 0.85 * pure < setting.epsilon(1.0) < pure
 
 
 @pytest.mark.parametrize("delta", [1e-30, 1e-20, 1e-11])
