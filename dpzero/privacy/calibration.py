@@ -45,7 +45,7 @@ def _crossing(excess: Callable[[float], float], x: float, slope: float, near: fl
         x, y, before = new, excess(new), (x, y)
         if max(abs(y), abs(before[1])) < FAR:
             slope = min((y - before[1]) / (x - before[0]), -0.1)
-    raise ArithmeticError("the search for the noise scale did not settle: give a larger delta or fewer steps")
+    raise ValueError("the search for the noise scale did not settle: give a larger delta or fewer steps")
 
 
 def cached(question: dict, folder: Path, answer: Callable[[], float]) -> float:

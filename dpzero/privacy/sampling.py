@@ -9,6 +9,11 @@ import numpy as np
 from .streams import Stream
 
 
+def period(dataset_size: int, batch_size: int) -> int:
+    """Batches of a pass over the data."""
+    return -(-dataset_size // batch_size)
+
+
 class Sampler:
     """Batches as index arrays, int64; `batch(step)` needs no earlier step. `batch_size` is the expected size: the divisor."""
 
@@ -63,6 +68,20 @@ class FullBatch(Sampler):
         return np.arange(self.dataset_size)
 
 
+class RandomAllocation(Sampler):
+    """Each example in exactly one batch of each period, whichever the others are in: for whoever must shuffle.
+
+    A period has dataset_size / batch_size steps, rounded up. Batches differ in size, as Poisson batches do, and may be empty.
+    """
+
+    name = "random_allocation"
+
+    def batch(self, step: int) -> np.ndarray:
+        batches = period(self.dataset_size, self.batch_size)
+        passed, place = divmod(step, batches)
+        return np.flatnonzero(np.floor(self.stream.uniforms(self.dataset_size, passed) * batches) == place)
+
+
 class ShuffledEpochs(Sampler):
     """What most public code runs: the data in a new order each epoch, cut into batches, the last one short.
 
@@ -72,7 +91,7 @@ class ShuffledEpochs(Sampler):
     name = "shuffled_epochs"
 
     def batch(self, step: int) -> np.ndarray:
-        epoch, position = divmod(step, -(-self.dataset_size // self.batch_size))
+        epoch, position = divmod(step, period(self.dataset_size, self.batch_size))
         order = np.argsort(self.stream.words(self.dataset_size, epoch), kind="stable")
         return np.sort(order[position * self.batch_size : (position + 1) * self.batch_size])
 
@@ -101,4 +120,4 @@ class Users:
         return np.array([i for e in own for i in e], dtype=np.int64), positions
 
 
-SAMPLERS = {cls.name: cls for cls in (Poisson, WithoutReplacement, FullBatch)}
+SAMPLERS = {cls.name: cls for cls in (Poisson, WithoutReplacement, FullBatch, RandomAllocation)}
