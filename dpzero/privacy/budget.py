@@ -177,7 +177,10 @@ class Budget:
         left = self.setting.steps - len(self.ledger)
         if left <= 0 and self.overspend:
             left = self.setting.steps
-        return range(first, first + again + max(0, left))
+        stop = first + again + max(0, left)
+        if not (self.sampler.independent or self.overspend):  # a batch that was dropped is not made up for by one of a further period
+            stop = min(stop, self.setting.steps)
+        return range(first, max(first, stop))
 
     def admit(self, counts: int | Collection[int], batch: np.ndarray | None = None) -> int:
         """Compares the batch that a method was given with the one that was handed out; `release` and `release_` then release it.
@@ -404,7 +407,8 @@ class Budget:
 
     def start_at(self, number: int) -> None:
         """The next batch is the one of this number; once a batch was handed out, none of an earlier number than that."""
-        self._draws.start_at(number)
+        others = any(name != self.key.name for _, name in self.ledger)
+        self._draws.start_at(self.sampler.begin(number) if others else number)
 
     def adopt(self, count: int, key_name: str) -> None:
         """A transcript has this many rows, of a run that began under the key of this name: they are, or now become, releases of the ledger.

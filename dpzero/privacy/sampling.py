@@ -18,6 +18,7 @@ class Sampler:
     """Batches as index arrays, int64; `batch(step)` needs no earlier step. `batch_size` is the expected size: the divisor."""
 
     name: str
+    independent = True  # whether a batch says nothing of the others
 
     def __init__(self, dataset_size: int, batch_size: int, stream: Stream) -> None:
         if not 1 <= batch_size <= dataset_size:
@@ -32,6 +33,10 @@ class Sampler:
     def accounted_steps(self, releases: Collection[tuple[int, str]]) -> int:
         """How many steps of a `Setting` these releases, pairs of a step and a key's name, cost."""
         return len(releases)
+
+    def begin(self, step: int) -> int:
+        """The first step from `step` on at which a run may go on under another key."""
+        return step
 
 
 class Poisson(Sampler):
@@ -75,11 +80,22 @@ class RandomAllocation(Sampler):
     """
 
     name = "random_allocation"
+    independent = False
+
+    @property
+    def period(self) -> int:
+        return period(self.dataset_size, self.batch_size)
+
+    def accounted_steps(self, releases: Collection[tuple[int, str]]) -> int:
+        """Whole periods: one that another key goes on with would be two, since an example may be in a batch of either."""
+        return self.period * len({(step // self.period, key) for step, key in releases})
+
+    def begin(self, step: int) -> int:
+        return -(-step // self.period) * self.period
 
     def batch(self, step: int) -> np.ndarray:
-        batches = period(self.dataset_size, self.batch_size)
-        passed, place = divmod(step, batches)
-        return np.flatnonzero(np.floor(self.stream.uniforms(self.dataset_size, passed) * batches) == place)
+        passed, place = divmod(step, self.period)
+        return np.flatnonzero(np.floor(self.stream.uniforms(self.dataset_size, passed) * self.period) == place)
 
 
 class ShuffledEpochs(Sampler):
