@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -88,6 +88,12 @@ class Setting:
         if self._allocated:
             return -(-self.steps // self.period), 1.0
         return self.steps, self.rate
+
+    def counted(self, released: Iterable[int]) -> int:
+        """As how many `steps` the releases of these steps count. Of random allocation a period that was touched counts whole:
+        16 steps from the middle of one period to that of the next may hold an example twice."""
+        steps = list(released)
+        return self.period * len({step // self.period for step in steps}) if self._allocated else len(steps)
 
     def sensitivity(self) -> float:
         """The largest change of the sum by one unit, over the clip bound."""

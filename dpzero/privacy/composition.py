@@ -114,7 +114,7 @@ def compose(pairs: Sequence[Pair], steps: int, delta: float, looseness: float = 
     """On a grid that adds `looseness` to epsilon at most, where CELLS and WINDOW allow."""
     if any(unbounded(pair, delta) for pair in pairs):
         return Composition([REVEALING], steps)
-    tail = UNFORESEEN * delta / steps
+    tail, window = UNFORESEEN * delta / steps, WINDOW * min(1.0, math.sqrt(LOOSENESS / looseness))
     laws = []
     for pair in pairs:
         coarse = law(pair, (end(pair, tail, LEAST) + end(pair.swapped(), BOTTOM, LEAST)) / COARSE, tail)
@@ -122,7 +122,7 @@ def compose(pairs: Sequence[Pair], steps: int, delta: float, looseness: float = 
         # spreading a loss over a cell adds at most c (c + 1) grid^2 / 8 to the cumulant
         grid = math.sqrt(8 * looseness * max(epsilon, 0.0) / steps / (c + 1))
         low, high = _window(*_tilt(coarse, c), steps)
-        laws.append(law(pair, max(grid, (high - low) / WINDOW), tail))
+        laws.append(law(pair, max(grid, (high - low) / window), tail))
     return Composition(laws, steps)
 
 

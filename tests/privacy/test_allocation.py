@@ -166,6 +166,12 @@ def test_a_period_that_ends_early_counts_as_a_whole_one():
     assert spent[0] < spent[1] == spent[2] == spent[3]
 
 
+def test_a_period_that_was_touched_counts_whole():
+    """Steps 8 to 23 are 16, but of two periods: an example may be in both."""
+    assert COMMON.counted(range(8, 24)) == COMMON.counted(range(32)) == COMMON.counted([0, 31, 31]) == 32
+    assert replace(COMMON, sampling="poisson").counted(range(8, 24)) == 16
+
+
 def test_a_batch_size_that_does_not_divide_the_data_has_one_batch_more():
     assert replace(COMMON, dataset_size=1000).period == 16
     assert replace(COMMON, dataset_size=1000).epsilon(2.0) == COMMON.epsilon(2.0)
