@@ -64,13 +64,12 @@ class Setting:
     def rate(self) -> float:
         return self.batch_size / self.dataset_size
 
-    @property
-    def caution(self) -> str | None:
+    def caution(self, unit: str = "unit") -> str | None:
         """What to say of a delta that protects nobody."""
         if self.delta < 1 / self.dataset_size:
             return None
         return (
-            f"delta is {self.delta:g} for {self.dataset_size} units: at 1 / {self.dataset_size} or above it allows publishing "
+            f"delta is {self.delta:g} for {self.dataset_size} {unit}s: at 1 / {self.dataset_size} or above it allows publishing "
             "one of them outright: choose a far smaller delta"
         )
 
@@ -325,5 +324,5 @@ def spent_epsilon(
 
 
 def _warn(setting: Setting) -> None:
-    if setting.caution:
-        warnings.warn(setting.caution, stacklevel=3)
+    if caution := setting.caution():
+        warnings.warn(caution, stacklevel=3)

@@ -373,7 +373,8 @@ class Budget:
     def _of_what_ran(self, epsilon) -> float | None:
         if len(self.ledger) == 0:
             return 0.0
-        ran = replace(self.setting, steps=self.sampler.accounted_steps(self.ledger))
+        # under each key batches were drawn anew: a period of random allocation that two keys share counts twice
+        ran = replace(self.setting, steps=sum(map(self.setting.counted, self.ledger.by_key().values())))
         left = ran.delta - self._excess(ran)
         spent = epsilon(replace(ran, delta=left)) if left >= 0 else math.inf
         return None if spent is None or math.isnan(spent) else spent
@@ -482,13 +483,8 @@ class Budget:
             )
 
     def _warn_of_delta(self) -> None:
-        setting = self.setting
-        if setting.delta >= 1 / setting.dataset_size:
-            warnings.warn(
-                f"delta is {setting.delta:g} for {setting.dataset_size} {self.unit}s: at 1 / {setting.dataset_size} or above it "
-                "allows publishing one of them outright: choose a far smaller delta",
-                stacklevel=3,
-            )
+        if caution := self.setting.caution(self.unit):
+            warnings.warn(caution, stacklevel=3)
 
 
 def _check_noise(noise_scale: float, key: RunKey) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
@@ -29,10 +29,6 @@ class Sampler:
 
     def batch(self, step: int) -> np.ndarray:
         raise NotImplementedError
-
-    def accounted_steps(self, releases: Collection[tuple[int, str]]) -> int:
-        """How many steps of a `Setting` these releases, pairs of a step and a key's name, cost."""
-        return len(releases)
 
     def begin(self, step: int) -> int:
         """The first step from `step` on at which a run may go on under another key."""
@@ -85,10 +81,6 @@ class RandomAllocation(Sampler):
     @property
     def period(self) -> int:
         return period(self.dataset_size, self.batch_size)
-
-    def accounted_steps(self, releases: Collection[tuple[int, str]]) -> int:
-        """Whole periods: one that another key goes on with would be two, since an example may be in a batch of either."""
-        return self.period * len({(step // self.period, key) for step, key in releases})
 
     def begin(self, step: int) -> int:
         return -(-step // self.period) * self.period

@@ -26,6 +26,8 @@ SAMPLER = {
     "step like any other. That is what the accountant assumes",
     "without_replacement": "without replacement: in each step anew a uniform subset of exactly the batch size. That is what the "
     "accountant assumes",
+    "random_allocation": "random allocation: in each pass over the data each unit is in exactly one batch, whichever the others are in. "
+    "Batches differ in size and may be empty. That is what the accountant assumes",
     "full_batch": "all units in every step. No amplification by sampling is claimed",
     "shuffled_epochs": "the data in a new order each epoch, cut into batches, as public code does. No amplification by sampling is "
     "claimed",

@@ -114,11 +114,11 @@ def count_releases(log: Path) -> None:
     """A line for each release that was handed to the method, on its way there."""
     release = Budget.release
 
-    def counted(self, step, clipped, clip):
-        released = release(self, step, clipped, clip)
+    def counted(self, clipped, clip):
+        released = release(self, clipped, clip)
         if self.ledger.path:  # no stand-in's
             with log.open("a") as file:
-                file.write(f"{step} {self.key.name}\n")
+                file.write(f"{self._draws.position - 1} {self.key.name}\n")
         return released
 
     Budget.release = counted

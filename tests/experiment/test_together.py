@@ -121,8 +121,8 @@ def test_a_killed_rank_ends_the_run_which_goes_on_with_those_that_are_left(
     if victim:
         assert isinstance(found[0], RankFailure) and f"rank {victim} is gone" in str(found[0])
     made, *_ = on(left, mine, out)
-    again = 0 if made["transcript"]["steps"] == made["privacy"]["steps"] else 1
-    assert made["privacy"]["steps"] == STEPS + again and (again == 0 or noise_key == "secret")
+    lost = STEPS - made["transcript"]["steps"]  # a release that was spent and not used
+    assert made["privacy"]["steps"] == STEPS and 0 <= lost <= (noise_key == "secret")
     assert replay_record(out, device="cpu")["match"] is True
     if noise_key == "published":
         assert told(out) == told(tmp_path / "whole.json")
