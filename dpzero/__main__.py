@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from .errors import RankFailure, UsageError
-from .experiment import memory_verbs, privacy_verbs, run_verbs
+from .experiment import invariance, memory_verbs, privacy_verbs, run_verbs
 from .experiment.run_verbs import read, say, use_threads
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, limit of a file
@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_measurements(verbs)
     memory_verbs.add(verbs)
     privacy_verbs.add(verbs)
+    invariance.add(verbs)
     return parser
 
 
