@@ -50,13 +50,8 @@ class Cutter:
         `sides`: how often one pass through the model has each text.
         """
         tried = _Tried(self._known.setdefault(model, {}), made, min(USUAL, self.token_budget))
-        pass_cost = PASS.get(next(model.parameters()).device.type, PASS_ELSEWHERE)
-        groups: dict[Kind, list[int]] = {}
-        for i, kind in enumerate(kinds):
-            alone = self.token_budget < 2 * sides * kind[0]
-            groups.setdefault(kind if alone else tried.merged(kind), []).append(i)
-        for kind in sorted(groups, reverse=True):
-            left = np.array(groups[kind])
+        pass_cost = tried.pass_cost(model)
+        for kind, left in self._groups(kinds, tried, 2 * sides):
             sizes = [1 << n for n in range(1, (self.token_budget // (kind[0] * sides)).bit_length())]
             while len(left):
                 while rows := _next_rows(len(left), tuple(sizes), kind[0] * sides, pass_cost):
@@ -64,8 +59,21 @@ class Cutter:
                         break
                     sizes.remove(rows)
                 rows = rows or 1
-                yield left[:rows], np.resize(left[:rows], rows), kind
-                left = left[rows:]
+                order, left = left[:rows], left[rows:]
+                yield order, order if len(order) == rows else np.resize(order, rows), kind
+
+    def _groups(self, kinds: Sequence[Kind], tried: _Tried, least: int) -> Iterator[tuple[Kind, np.ndarray]]:
+        """The positions of each kind; kinds are merged where the budget has room for `least` texts."""
+        merged = {
+            kind: tried.merged(kind) if self.token_budget >= least * kind[0] else kind for kind in set(kinds)
+        }
+        if len(merged) == 1:
+            yield from ((kind, np.arange(len(kinds))) for kind in merged.values())
+            return
+        groups: dict[Kind, list[int]] = {}
+        for i, kind in enumerate(kinds):
+            groups.setdefault(merged[kind], []).append(i)
+        yield from ((kind, np.array(groups[kind])) for kind in sorted(groups, reverse=True))
 
 
 class _Tried:
@@ -73,6 +81,12 @@ class _Tried:
 
     def __init__(self, known: dict, made: StandIns, usual: int) -> None:
         self.known, self.made, self.usual = known, made, usual
+
+    def pass_cost(self, model: nn.Module) -> int:
+        if "pass" not in self.known:
+            device = next(model.parameters()).device.type
+            self.known["pass"] = PASS.get(device, PASS_ELSEWHERE)
+        return self.known["pass"]
 
     def merged(self, kind: Kind) -> Kind:
         """The kind of texts that are padded, where a padded one beside it changes no bit of a text that is not."""
@@ -87,7 +101,7 @@ class _Tried:
         """Whether a text has the same bits at each place among `rows` as at the first among `usual`."""
         if (kind, rows) not in self.known:
             whole = (kind[0], True, *kind[2:])
-            both = [kind, whole] if self.known.get((whole, "merged")) else [kind]
+            both = [kind] if self.merged(whole) == whole else [kind, whole]  # whichever came first
             self.known[kind, rows] = all(
                 bool((self.made([one] * rows) == self._expected(one)[0]).all()) for one in both
             )

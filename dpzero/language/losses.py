@@ -39,11 +39,14 @@ class CrossEntropy:
             yield part
 
     def __call__(self, model: nn.Module, batch: Examples) -> Tensor:
-        result = torch.zeros(len(batch), device=next(model.parameters()).device)
+        result = None
         for order, filled, kind in self.cut(model, batch):
             values = self._losses(model, batch[filled], kind[0])[: len(order)]
+            if len(order) == len(batch) and (order[1:] > order[:-1]).all():
+                return values
+            result = values.new_zeros(len(batch)) if result is None else result
             result[torch.from_numpy(order.copy()).to(result.device)] = values
-        return result
+        return torch.zeros(len(batch), device=next(model.parameters()).device) if result is None else result
 
     def both_sides(
         self, model: nn.Module, batch: Examples, pairs: Callable[[int], AbstractContextManager]
@@ -68,15 +71,16 @@ class CrossEntropy:
         """The micro-batches of this process's share (see `Cutter`)."""
         first, every = self.share
         mine = np.arange(len(batch))[first::every]
+        batch = batch[mine] if every > 1 else batch
         if torch.is_grad_enabled():
-            for order, _ in batch[mine].parts(self.token_budget):
+            for order, _ in batch.parts(self.token_budget):
                 yield mine[order], mine[order], (0,)  # padded to the longest
             return
 
         def made(kinds: Sequence[Kind]) -> Tensor:
             return self._logits(model, batch.stand_ins(model, kinds), kinds[0][0])[0]
 
-        kinds = batch[mine].kinds(model)
+        kinds = batch.kinds(model)
         for order, filled, kind in self.cutter.cut(model, kinds, made, sides):
             yield mine[order], mine[filled], kind
 
