@@ -14,7 +14,7 @@ from pathlib import Path
 
 from . import __version__
 from .errors import RankFailure, UsageError, let_every_print_pass, one_line
-from .experiment import memory_verbs, privacy_verbs, run_verbs
+from .experiment import invariance, memory_verbs, privacy_verbs, run_verbs
 from .experiment.options import Parser, device, folder_to_write, whole
 from .experiment.ranges import POSITIVE_COUNT, Range
 from .experiment.record import plain
@@ -94,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_measurements(verbs)
     memory_verbs.add(verbs)
     privacy_verbs.add(verbs)
+    invariance.add(verbs)
     return parser
 
 

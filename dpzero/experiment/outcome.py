@@ -33,7 +33,8 @@ def statement(run: Run) -> dict | None:
     """Of privacy, from the ledger; None without one."""
     if run.budget is None:
         return None
-    return run.budget.statement(run.settings["clip"], float(run.cell["epsilon"]))
+    said = run.budget.statement(run.settings["clip"], float(run.cell["epsilon"]))
+    return said | ({"batch_invariance": run.invariance} if run.invariance else {})
 
 
 def transcript_part(run: Run, replayable: bool) -> dict | None:

@@ -56,6 +56,7 @@ ALLOWED_IN_A_RELEASE: dict[str, str] = {
     "privacy.accountant": _SOFTWARE,
     "privacy.noise_arithmetic": _INPUT,
     **dict.fromkeys(("privacy.noise_key", "privacy.valid_release"), _INPUT),
+    "privacy.batch_invariance.*": _STAND_IN,
     "privacy.choice.mechanism": "a constant of this code",
     "privacy.choice.epsilon": _LEDGER,
     "metrics.selected_step": "released by the private choice, whose epsilon covers it",

@@ -18,7 +18,7 @@ from ..privacy.as_published import AsPublished
 from ..privacy.published import PRACTICES, Published
 from ..privacy.sampling import SAMPLERS
 from ..zeroth_order.ranks import Ranks
-from . import data, gpu, iterate, memory, outcome, record, step_memory, together
+from . import data, gpu, invariance, iterate, memory, outcome, record, step_memory, together
 from .checkpoint import Checkpoint, alone
 from .clock import Clock
 from .methods import card as find_card
@@ -123,6 +123,7 @@ class Run:
         self.loss.share = ranks.rank, ranks.size
         self.curve: list[dict] = []
         self.memory: dict | None = None
+        self.invariance: dict | None = None
         self.budget: Budget | None = None
         self.model = self.method = None
         self.best = iterate.BestDev() if self.iterate == "best_dev" else None
@@ -215,6 +216,7 @@ class Run:
             self.log(f"{self.name}: noise key {self.key.noise_key}: {record.LOGGED[self.key.noise_key]}")
         self.memory = step_memory.of(self)
         self._resume()
+        self._measure_invariance()
         together.lead(self)
         self._steps()
         together.part(self)
@@ -240,6 +242,20 @@ class Run:
             "memory": {**self.memory, "peak_resident_bytes": resident},
             "transcript": kept,
         }
+
+    def _measure_invariance(self) -> None:
+        """What one example that leaves moves in the others is added to what it moves itself: a release allows none of it."""
+        if not (self.card.private and self.card.order == 0):
+            return
+        like, length = self.examples["train"], self.settings["max_length"]
+        how = {"clip": self.method.clip, "smoothing": self.method.smoothing, "length": length}
+        self.invariance = invariance.measured(self.loss, self.model, like, **how)
+        moved = self.invariance["others_move_over_clip"]
+        if moved and self.release:
+            raise UsageError(
+                f"{self.name}: when one example leaves a batch, rounding moves the losses of the others by {moved:.2g} of the clip, so that "
+                "epsilon would be too small: set token_budget to 1, which takes each text alone"
+            )
 
     def _select(self) -> dict:
         """The iterate that is reported becomes the model; what there is to say of the choice."""

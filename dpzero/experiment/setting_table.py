@@ -62,7 +62,10 @@ RUN_SETTINGS: dict[str, Entry] = {
     ),
     "mechanism": Entry("str", "gaussian", ("gaussian", "laplace"), "law of the noise"),
     "sampling": Entry(
-        "str", "poisson", ("poisson", "without_replacement", "full_batch"), "how batches are drawn"
+        "str",
+        "poisson",
+        ("poisson", "random_allocation", "without_replacement", "full_batch"),
+        "how batches are drawn",
     ),
     "adjacency": Entry(
         "str", "add_remove", ("add_remove", "replace_one"), "in what neighbouring data sets differ"

@@ -178,7 +178,9 @@ class Budget:
         if left <= 0 and self.overspend:
             left = self.setting.steps
         stop = first + again + max(0, left)
-        if not (self.sampler.independent or self.overspend):  # a batch that was dropped is not made up for by one of a further period
+        if not (
+            self.sampler.independent or self.overspend
+        ):  # a batch that was dropped is not made up for by one of a further period
             stop = min(stop, self.setting.steps)
         return range(first, max(first, stop))
 

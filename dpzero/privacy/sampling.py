@@ -87,7 +87,9 @@ class RandomAllocation(Sampler):
 
     def batch(self, step: int) -> np.ndarray:
         passed, place = divmod(step, self.period)
-        return np.flatnonzero(np.floor(self.stream.uniforms(self.dataset_size, passed) * self.period) == place)
+        return np.flatnonzero(
+            np.floor(self.stream.uniforms(self.dataset_size, passed) * self.period) == place
+        )
 
 
 class ShuffledEpochs(Sampler):
