@@ -209,6 +209,8 @@ def _cell(sweep: dict, task: str, model: str, method: str, method_card: Card) ->
     layers = [sweep.get("settings") or {}, stanza, *_overrides(sweep, (task, model, method))]
     use = own.get("use", method)
     title = own.get("title", method_card.title if use == method else f"{method_card.title} ({method})")
+    if not isinstance(title, str):
+        raise UsageError(f"method {method}: title is {title!r}, but must be a text")
     return {
         "task": task,
         "model": model,
