@@ -11,6 +11,9 @@ MANY = 45  # names; a sweep has thousands of cells
 class UsageError(ValueError):
     """What was wrong, where, and what to do, in one sentence."""
 
+    def __init__(self, words: object) -> None:
+        super().__init__(one_line(words))
+
 
 class RankFailure(RuntimeError):
     """Which of several ranks failed, how, and what to do, in one sentence. The run stopped; its ledger and transcript are whole.

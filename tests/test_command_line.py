@@ -346,7 +346,7 @@ def test_an_interrupted_run_ends_in_one_line_and_goes_on(here, monkeypatch, tmp_
         ("membership --runs -1", "'-1' is not a whole number, from 1"),
         (
             "predict-memory --model opt-13b --method dpzero --batch-size 0",
-            "'0' is not a whole number, from 1",
+            "batch_size is 0: it must be at least 1",
         ),
         ("audit --noise-factor inf", "'inf' is not a number, from 1e-12"),
         ("replay", "arguments are required: record"),

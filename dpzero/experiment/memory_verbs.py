@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .options import device, whole
-from .ranges import POSITIVE_COUNT
+from .options import device
 
 GIB = 2**30
 
@@ -42,20 +41,14 @@ def add(verbs) -> None:
 
 
 def _sizes(parser: argparse.ArgumentParser, batch_size: int, length: int, dtype: str) -> None:
-    parser.add_argument(
-        "--batch-size", type=whole(POSITIVE_COUNT), default=batch_size, help="texts of a step"
-    )
-    parser.add_argument(
-        "--sequence-length", type=whole(POSITIVE_COUNT), default=length, help="tokens of each text"
-    )
+    parser.add_argument("--batch-size", type=int, default=batch_size, help="texts of a step")
+    parser.add_argument("--sequence-length", type=int, default=length, help="tokens of each text")
     parser.add_argument("--dtype", default=dtype, help="of the stored weights: float32, bfloat16, float16")
     parser.add_argument("--compute", default="float32", help="bfloat16: products in it over float32 weights")
     parser.add_argument(
         "--tune", default="", help="full, bias, lora, prefix, head (default: what the method says)"
     )
-    parser.add_argument(
-        "--token-budget", type=whole(), default=0, help="padded tokens of a micro-batch; 0: all"
-    )
+    parser.add_argument("--token-budget", type=int, default=0, help="padded tokens of a micro-batch; 0: all")
 
 
 def _settings(options: argparse.Namespace) -> dict:

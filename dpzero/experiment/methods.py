@@ -68,7 +68,7 @@ def cards() -> dict[str, Card]:
 
 def card(name: str) -> Card:
     """Raises UsageError for a method that there is not, or whose file has a fault: those of others do not matter."""
-    found = read_all().get(name)
+    found = read_all().get(name) if isinstance(name, str) else None
     if isinstance(found, UsageError):
         raise found
     if found is None:

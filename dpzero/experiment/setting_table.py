@@ -92,7 +92,7 @@ DERIVED = {
 
 # Of methods, by name: type, default and choices stand in the signature of the method; these are the ranges and words
 METHOD_SETTINGS: dict[str, tuple[Allowed, str]] = {
-    "learning_rate": (FACTOR, "step size"),
+    "learning_rate": (Range(1e-30, 1e30), "step size"),
     "clip": (
         FACTOR,
         "bound of what one example gives: a loss difference, or the norm of a gradient or of several differences",

@@ -211,6 +211,8 @@ def _cell(sweep: dict, task: str, model: str, method: str, method_card: Card) ->
     use = own.get("use", method)
     made = settings.of(method, method_card, task, layers, partial(_some_method_has, sweep))
     title = own.get("title", method_card.title if use == method else f"{method_card.title} ({method})")
+    if not isinstance(title, str):
+        raise UsageError(f"method {method}: title is {title!r}, but must be a text")
     return {
         "task": task,
         "model": model,

@@ -217,16 +217,19 @@ def test_torchrun_starts_again_what_was_killed(cell, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += ["--max-restarts=1", "-m", "dpzero", "run", "--spec", json.dumps(mine), "--out", str(out)]
     process = subprocess.Popen(
-        [*command, "--threads", "1", "--device", "cpu"], stdout=subprocess.PIPE, text=True
+        [*command, "--threads", "1", "--device", "cpu"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     kept = checkpoint.folder(out) / "transcript"
     while not kept.exists() or kept.stat().st_size < 600:
         assert process.poll() is None
         time.sleep(0.01)
     os.kill(_rank_1_of(process.pid), signal.SIGKILL)
-    said, _ = process.communicate(timeout=120)
+    answer, said = process.communicate(timeout=120)
     assert process.returncode == 0 and said.count("2 ranks, by gloo") == 2 and "resumed at step" in said
-    assert said.count('"status": "ok"') == 1 and told(out) == told(tmp_path / "b.json")
+    assert answer.count('"status": "ok"') == 1 and told(out) == told(tmp_path / "b.json")
 
 
 def _rank_1_of(launcher: int) -> int:
