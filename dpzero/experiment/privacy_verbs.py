@@ -113,7 +113,10 @@ def _setting(options: argparse.Namespace):
 
     from ..privacy.accounting import Setting
 
-    return Setting(**{field.name: getattr(options, field.name) for field in fields(Setting)})
+    setting = Setting(**{field.name: getattr(options, field.name) for field in fields(Setting)})
+    if caution := setting.caution():
+        print(f"dpzero: {caution}", file=sys.stderr)
+    return setting
 
 
 def _tries(options: argparse.Namespace):
