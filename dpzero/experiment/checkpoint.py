@@ -40,7 +40,7 @@ def alone(out: Path, log: Callable[[str], object]) -> Iterator[bool]:
     path.parent.mkdir(parents=True, exist_ok=True)
     waited = False
     while True:
-        with path.open("w") as file:
+        with path.open("w", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -72,7 +72,7 @@ class Checkpoint:
         self.folder = folder(out)
         text = json.dumps({"cell": cell, "code": code}, sort_keys=True)
         mark = self.folder / "cell.json"
-        found = mark.read_text() if mark.exists() else None
+        found = mark.read_text("utf-8") if mark.exists() else None
         if found != text:
             self._make_room(found, cell, code, log)
             write_whole(mark, text)

@@ -202,8 +202,10 @@ class Run:
             for step, drawn in enumerate(self.budget.batches(), start):
                 yield step, self.examples["train"][drawn]
             return
-        kind = SAMPLERS[self.settings["sampling"]]
-        sampler = kind(len(self.examples["train"]), self.settings["batch_size"], self.key.stream("sampling"))
+        kind, size = SAMPLERS[self.settings["sampling"]], len(self.examples["train"])
+        if start == self.settings["steps"]:
+            return
+        sampler = kind(size, min(size, self.settings["batch_size"]), self.key.stream("sampling"))
         for step in range(start, self.settings["steps"]):
             yield step, self.examples["train"][sampler.batch(step)]
 
@@ -249,7 +251,9 @@ class Run:
             return
         like, length = self.examples["train"], self.settings["max_length"]
         how = {"clip": self.method.clip, "smoothing": self.method.smoothing, "length": length}
+        share, self.loss.share = self.loss.share, (0, 1)
         self.invariance = invariance.measured(self.loss, self.model, like, **how)
+        self.loss.share = share
         moved = self.invariance["others_move_over_clip"]
         if moved and self.release:
             raise UsageError(

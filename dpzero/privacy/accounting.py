@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 from .calibration import cached, least_scale
 from .checks import number, whole
 from .offered import check
-from .sampling import period
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -34,6 +33,11 @@ MOST_NOISE = 1e10  # over the sensitivity: of more the two outputs are not told 
 # in proportion more at a larger one. Its transforms round, up or down, by 3e-13 of delta in 1e4 steps (measured): below
 # SURE_DELTA the larger of the two answers counts
 RESOLVED_DELTA, RESOLVED_STEPS, SURE_DELTA = 1e-10, 10**6, 1e-6
+
+
+def period(dataset_size: int, batch_size: int) -> int:
+    """Batches of a pass over the data."""
+    return -(-dataset_size // batch_size)
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,8 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
+from .accounting import period
 from .streams import Stream
-
-
-def period(dataset_size: int, batch_size: int) -> int:
-    """Batches of a pass over the data."""
-    return -(-dataset_size // batch_size)
 
 
 class Sampler:

@@ -76,6 +76,10 @@ def smoke(_smoke) -> Callable[..., dict]:
         assert set(settings) <= set(found["settings"])
         found["settings"] |= {key: value for key, value in short.items() if found["settings"].get(key)}
         found["settings"] |= settings
+        if settings.get("noise_key") == "secret" and methods.card(found["use"]).order == 0:
+            found["settings"]["noise_arithmetic"] = settings.get(
+                "noise_arithmetic", "exact"
+            )  # as planning has it
         return found
 
     return cell

@@ -266,7 +266,7 @@ def test_after_sigkill_it_goes_on_to_the_same_bits_and_counts_each_step_once(cel
     kept = checkpoint.folder(out) / "transcript"
     arguments = [sys.executable, "-c", RUN, json.dumps(mine), str(out)]
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL)
-    while not kept.exists() or kept.stat().st_size < 1000:
+    while not kept.exists() or kept.stat().st_size < 1500:
         assert process.poll() is None
         time.sleep(0.001)
     os.kill(process.pid, signal.SIGKILL)
