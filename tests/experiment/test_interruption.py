@@ -147,6 +147,18 @@ def test_killed_at_random_points_it_goes_on_to_the_same_bits(cell, tmp_path, mon
             assert told(out) == expected
 
 
+@pytest.mark.parametrize("noise_key", ["published", "secret"])
+def test_two_processes_on_one_run_are_one_run(cell, tmp_path, noise_key):
+    """An orphan of a killed workflow and its successor took the same steps under two keys, and each said that it was alone."""
+    mine, out = cell(noise_key), tmp_path / "a.json"
+    first, second = forked(lambda _: run_cell(mine, out, quiet, "cpu"), 2)
+    assert first == second and json.loads(out.read_text()) == first
+    assert first["privacy"]["steps"] == STEPS and {file.name for file in tmp_path.iterdir()} == {
+        "a.json",
+        "a.transcript",
+    }
+
+
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_end_it_ends_at_once_and_goes_on_later(cell, tmp_path, by):
     mine, out = cell(), tmp_path / "a.json"
