@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader, Dataset
 
 UNITS = ("example", "user")
+NORM_ROUNDING = 1e-12  # of a norm that was clipped in float64
 _SECRETS_IN_USE: set[str] = set()  # names of the secret keys that budgets of this process were made with
 
 
@@ -241,7 +242,7 @@ class Budget:
         self._check_vectors()
         check_clip(clip)
         values = clipped.double()
-        if not (torch.linalg.vector_norm(values, dim=1) <= clip * (1 + 1e-12)).all():
+        if not (torch.linalg.vector_norm(values, dim=1) <= clip * (1 + NORM_ROUNDING)).all():
             raise ValueError(
                 f"a vector to be released is longer than the clip of {clip}: clip each one first"
             )

@@ -14,8 +14,8 @@ from .streams import Stream
 
 CHUNK = 2**18  # numbers of noise drawn at once: 2 MiB
 SHRINK = (
-    1 - 2.0**-50
-)  # of vectors before they are cut to the grid: float64 rounding cannot lift their norm above the clip
+    1 - 2.0**-39
+)  # of vectors before they are cut to the grid: more than the rounding of norms that a release lets pass
 Terms = Callable[[Tensor], list[list[float]]]
 
 

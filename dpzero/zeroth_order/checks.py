@@ -5,16 +5,16 @@ What costs nothing is asked again at each step: a model is changed by a line (`m
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
-
-_RECURRENT = (nn.RNNBase, nn.MultiheadAttention)
 
 
 class Watch:
@@ -24,11 +24,13 @@ class Watch:
     """
 
     def __init__(self, model: nn.Module, parameters: Sequence[Tensor]) -> None:
-        self.model, self.parameters = model, parameters
-        self._names = {id(p): name for name, p in model.named_parameters()}
+        trained = set(map(id, parameters))
+        self._trained = [(name, p) for name, p in model.named_parameters() if id(p) in trained]
+        self._places = _places(model)
         self._normalising = _named(model, _BatchNorm)
-        self._dropping = _named(model, (_DropoutNd, *_RECURRENT))
-        self._first_buffers: dict[str, Tensor] | None = {n: b.clone() for n, b in model.named_buffers()}
+        self._dropping = _named(model, (_DropoutNd, nn.RNNBase, nn.MultiheadAttention))
+        self._cuda = {p.device for p in parameters if p.is_cuda}
+        self._first_buffers: list[tuple[Tensor, Tensor]] | None = [(b, b.clone()) for b in model.buffers()]
         for name, module in model.named_modules():
             if getattr(module, "max_norm", None) is not None:
                 raise ValueError(
@@ -45,53 +47,71 @@ class Watch:
                     f"layer {name} drops out, at other places at the two points of a step, and by what else is in the batch: call "
                     "model.eval()"
                 )
-        there = {id(p) for p in self.model.parameters()}
-        for p in self.parameters:
-            if not p.requires_grad or id(p) not in there:
-                how = "was frozen" if id(p) in there else "is no longer the model's"
+        for name, p in self._trained:
+            if not p.requires_grad:
                 raise ValueError(
-                    f"parameter {self._names.get(id(p), 'of shape ' + str(tuple(p.shape)))} {how} after the optimizer was made, and would "
-                    "still be moved: make a new optimizer"
+                    f"parameter {name} was frozen after the optimizer was made, and would still be moved: make a new optimizer"
                 )
+        if moved := self._first_elsewhere():
+            raise ValueError(
+                f"parameter or buffer {moved} was put in another's place after the optimizer was made: make a new optimizer"
+            )
 
     @contextmanager
     def passes(self) -> Iterator[None]:
-        """Around forward passes: they change no buffer and draw no random number. A first pass that does leaves the buffers as they were."""
-        versions, states = self._buffers(), self._random_states()
+        """Around forward passes: they change no tensor of the model and draw no random number. Where the first does, buffers are put back."""
+        versions, states = self._versions(), self._random_states()
         try:
             yield
         finally:
             self._check_unmoved(versions, states)
         self._first_buffers = None
 
-    def _check_unmoved(self, versions: dict[str, tuple[int, int]], states: list[Tensor]) -> None:
-        if (now := self._buffers()) != versions:
-            changed = next(n for n in now.keys() | versions if now.get(n) != versions.get(n))
+    def _check_unmoved(self, versions: list[int], states: list[object]) -> None:
+        now = self._versions()
+        changed = [
+            place[0] for place, old, new in zip(self._places, versions, now, strict=True) if old != new
+        ]
+        if first := next(iter(changed), self._first_elsewhere()):
             self._restore_buffers()
             raise ValueError(
-                f"buffer {changed} was changed by a forward pass: it would keep a function of private examples without noise, so call "
-                "model.eval() or take it out"
+                f"parameter or buffer {first} was changed by a forward pass: it would keep a function of private examples without noise, so "
+                "call model.eval() or take it out"
             )
-        if not all(map(torch.equal, self._random_states(), states)):
+        if self._random_states() != states:
             raise ValueError(
                 "the loss drew random numbers (dropout in a function?), which differ at the two points of a step and follow what else is "
                 "in the batch: call model.eval(), or make the loss a function of the example alone"
             )
 
-    def _random_states(self) -> list[Tensor]:
-        devices = {p.device for p in self.parameters if p.is_cuda}
-        return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
+    def _versions(self) -> list[int]:
+        return [tensor._version for *_, tensor in self._places]
 
-    def _buffers(self) -> dict[str, tuple[int, int]]:
-        return {name: (id(b), b._version) for name, b in self.model.named_buffers()}
+    def _first_elsewhere(self) -> str | None:
+        """The name of a tensor that is no longer where it was."""
+        return next((name for name, held, key, tensor in self._places if held.get(key) is not tensor), None)
+
+    def _random_states(self) -> list[object]:
+        """Of the global generators: torch's, NumPy's and Python's."""
+        states = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self._cuda)]
+        words, place = np.random.get_state()[1:3]  # noqa: NPY002
+        return [*(s.numpy().tobytes() for s in states), words.tobytes(), place, random.getstate()]
 
     @torch.no_grad()
     def _restore_buffers(self) -> None:
-        for name, kept in (self._first_buffers or {}).items():
-            *path, last = name.split(".")
-            owner = self.model.get_submodule(".".join(path))
-            if (buffer := owner._buffers.get(last)) is not None and buffer.shape == kept.shape:
-                buffer.copy_(kept)
+        for buffer, kept in self._first_buffers or ():
+            buffer.copy_(kept)
+
+
+def _places(model: nn.Module) -> list[tuple[str, dict, str, Tensor]]:
+    """Name, the dictionary that holds it, its key there, and the tensor, of each parameter and buffer."""
+    return [
+        (f"{place}.{key}".lstrip("."), held, key, tensor)
+        for place, module in model.named_modules()
+        for held in (module._parameters, module._buffers)
+        for key, tensor in held.items()
+        if tensor is not None
+    ]
 
 
 def check_normalisation(layers: Iterable[tuple[str, nn.Module]]) -> None:

@@ -9,6 +9,7 @@ import copy
 import itertools
 import os
 import pickle
+import random
 import re
 
 import numpy as np
@@ -461,7 +462,11 @@ def replaced(model: nn.Module) -> None:
             "layer 1 drops out, at other places at the two points",
         ),
         (linear, frozen, "parameter weight was frozen after the optimizer was made"),
-        (linear, replaced, "parameter weight is no longer the model's after the optimizer was made"),
+        (
+            linear,
+            replaced,
+            "parameter or buffer weight was put in another's place after the optimizer was made",
+        ),
     ],
 )
 def test_what_a_model_must_keep_to_is_asked_at_each_step(model, change, message):
@@ -478,20 +483,48 @@ def test_a_buffer_that_a_forward_pass_changes_is_refused_and_put_back():
     model, budget = Ema(), secret()
     start = [p.detach().clone() for p in model.parameters()]
     with pytest.raises(
-        ValueError, match="buffer mean was changed by a forward pass: it would keep a function of private"
+        ValueError,
+        match="parameter or buffer mean was changed by a forward pass: it would keep a function of private",
     ):
         make(budget, model).step(next(budget.batches()))
     assert len(budget.ledger) == 0 and not model.mean.any()
     assert all(torch.allclose(p, x, atol=1e-6) for p, x in zip(model.parameters(), start, strict=True))
 
 
-def test_a_loss_that_draws_random_numbers_is_refused():
-    """Functional dropout has no layer that could be looked at."""
+def test_a_parameter_that_a_forward_pass_changes_is_refused():
+    class Codes(nn.Linear):
+        """Keeps a mean of its inputs in a frozen parameter, as code books do."""
 
-    def dropping(model, rows):
-        return functional.cross_entropy(model(functional.dropout(X[rows])), Y[rows], reduction="none")
+        def __init__(self) -> None:
+            super().__init__(10, 2)
+            self.code = nn.Parameter(torch.zeros(10), requires_grad=False)
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            self.code.lerp_(inputs.mean(0), 0.5)
+            return super().forward(inputs)
 
     budget = secret()
+    with pytest.raises(ValueError, match="parameter or buffer code was changed by a forward pass"):
+        make(budget, Codes()).step(next(budget.batches()))
+    assert len(budget.ledger) == 0
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        functional.dropout,
+        lambda x: x * torch.from_numpy(np.random.rand(*x.shape) < 0.5),  # noqa: NPY002
+        lambda x: x * float(random.random() < 2),
+    ],
+    ids=["torch", "numpy", "python"],
+)
+def test_a_loss_that_draws_random_numbers_is_refused(mask):
+    """Functional dropout has no layer that could be looked at."""
+    budget = secret()
+
+    def dropping(model, rows):
+        return functional.cross_entropy(model(mask(X[rows])), Y[rows], reduction="none")
+
     with pytest.raises(ValueError, match="the loss drew random numbers"):
         make(budget, loss=dropping).step(next(budget.batches()))
     assert len(budget.ledger) == 0
