@@ -19,11 +19,12 @@ def measured(loss, model, like, *, clip: float, smoothing: float, length: int) -
         like: a split of the run's task, or its features, whose type the stand-ins have.
         length: tokens of the longest stand-in; others are shorter, down to 2.
     """
-    from ..zeroth_order.invariance import others_move
+    from ..zeroth_order.invariance import losses_move
 
     batch = stand_ins(like, model, length)
-    found = others_move(loss, model, batch, clip=clip, smoothing=smoothing, leaving=(0, STAND_INS // 2))
-    return found | {"compute": loss.compute, "how": f"{STAND_INS} stand-ins of up to {length} tokens"}
+    moved = losses_move(loss, model, batch, clip=clip, smoothing=smoothing, leaving=(0, STAND_INS // 2))
+    how = f"losses of {STAND_INS} stand-ins of up to {length} tokens, without one of them"
+    return {"others_move_over_clip": moved, "compute": loss.compute, "how": how}
 
 
 def stand_ins(like, model, length: int):

@@ -51,6 +51,27 @@ def others_move(
     }
 
 
+@torch.no_grad()
+def losses_move(
+    loss: Callable[[nn.Module, Any], Tensor],
+    model: nn.Module,
+    batch: Sized,
+    *,
+    clip: float,
+    smoothing: float,
+    leaving: Iterable[int],
+) -> float:
+    """The same, told from losses at the weights as they are, which no copy of them is taken for: what the others' clipped differences
+    would move over the clip if at each of the two points their losses moved as far as here."""
+    count, moved = size(batch), 0.0
+    whole = loss(model, batch).double().cpu()
+    for i in leaving:
+        keep = np.delete(np.arange(count), i)
+        change = (loss(model, kept(batch, keep)).double().cpu() - whole[torch.from_numpy(keep)]).abs()
+        moved = max(moved, float((change / smoothing).clamp_max(2 * clip).sum()) / clip)
+    return moved
+
+
 def finite_differences(
     loss: Callable[[nn.Module, Any], Tensor], model: nn.Module, batches: list, smoothing: float, seed: int
 ) -> list[Tensor]:
