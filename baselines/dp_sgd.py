@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sized
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -85,11 +86,15 @@ class DPSGD(FineTuning):
         self.budget.load_state_dict(state["budget"])
         super().load_state_dict(state)
 
+    def probe(self, batch: Sized) -> None:
+        """As of a zeroth-order method (see `TwoPoint.probe`)."""
+        self._probed = probe(partial(self.loss, self.model), batch, max(batches.sizes(batch)))
+
     def gradients(self, batch: Sized) -> Tensor | float:
         self.watch.check()
         count = self.budget.admit(batches.sizes(batch), batches.indices(batch))
         if self.budget.strict and not self._probed:
-            self._probed = probe(lambda part: self.loss(self.model, part), batch, count)
+            self._probed = probe(partial(self.loss, self.model), batch, count)
         with self.watch.passes():
             sums, total = self._clipped_sums(batch)
         for p in self.parameters:

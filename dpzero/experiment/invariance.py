@@ -12,22 +12,17 @@ TUNES = ("full", "bias", "lora", "prefix", "head")
 STAND_INS = 8
 
 
-def measured(loss, model, like, *, clip: float, smoothing: float, length: int) -> dict:
-    """For a run's record, before its first release: nothing of private examples enters.
-
-    Args:
-        like: a split of the run's task, or its features, whose type the stand-ins have.
-        length: tokens of the longest stand-in; others are shorter, down to 2.
-    """
+def measured(loss, model, batch, *, clip: float, smoothing: float) -> dict:
+    """For a run's record, of `stand_ins`, before its first release: nothing of private examples enters."""
     from ..zeroth_order.invariance import losses_move
 
-    batch = stand_ins(like, model, length)
     moved = losses_move(loss, model, batch, clip=clip, smoothing=smoothing, leaving=(0, STAND_INS // 2))
-    how = f"losses of {STAND_INS} stand-ins of up to {length} tokens, without one of them"
+    how = f"losses of {len(batch)} stand-ins, without one of them"
     return {"others_move_over_clip": moved, "compute": loss.compute, "how": how}
 
 
 def stand_ins(like, model, length: int):
+    """Random words or features of the type of `like` (a split of a task, or its features), the longest of `length` tokens, the others shorter."""
     import numpy as np
 
     from ..language.continuations import Continuations

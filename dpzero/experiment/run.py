@@ -218,7 +218,7 @@ class Run:
             self.log(f"{self.name}: noise key {self.key.noise_key}: {record.LOGGED[self.key.noise_key]}")
         self.memory = step_memory.of(self)
         self._resume()
-        self._measure_invariance()
+        self._ask_the_loss()
         together.lead(self)
         self._steps()
         together.part(self)
@@ -245,16 +245,20 @@ class Run:
             "transcript": kept,
         }
 
-    def _measure_invariance(self) -> None:
-        """What one example that leaves moves in the others is added to what it moves itself: a release allows none of it."""
-        if not (self.card.private and self.card.order == 0):
+    def _ask_the_loss(self) -> None:
+        """On stand-ins: whether it mixes examples, and what rounding lets one that leaves a batch move in the others. A release allows
+        neither: both would be added to what an example moves itself."""
+        if not self.card.private:
             return
-        like, length = self.examples["train"], self.settings["max_length"]
-        how = {"clip": self.method.clip, "smoothing": self.method.smoothing, "length": length}
         share, self.loss.share = self.loss.share, (0, 1)
-        self.invariance = invariance.measured(self.loss, self.model, like, **how)
+        batch = invariance.stand_ins(self.examples["train"], self.model, self.settings["max_length"])
+        if hasattr(self.method, "probe"):
+            self.method.probe(batch)
+        if self.card.order == 0:
+            how = {"clip": self.method.clip, "smoothing": self.method.smoothing}
+            self.invariance = invariance.measured(self.loss, self.model, batch, **how)
         self.loss.share = share
-        moved = self.invariance["others_move_over_clip"]
+        moved = (self.invariance or {}).get("others_move_over_clip")
         if moved and self.release:
             raise UsageError(
                 f"{self.name}: when one example leaves a batch, rounding moves the losses of the others by {moved:.2g} of the clip, so that "

@@ -56,6 +56,7 @@ def _measure(run: Run) -> dict:
         method.step(read)
         method.step(read)
 
+    forward()  # the first tries shapes, once for a run (see `language.invariant`)
     inference = memory.peak_bytes(model, forward)
     words = f"a step on a stand-in batch of {size} x {length} tokens"
     if run.settings.get("demonstrations"):

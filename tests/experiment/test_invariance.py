@@ -49,7 +49,8 @@ def test_a_record_has_the_figure_of_a_run(monkeypatch):
     texts = examples.encode("toy", "tiny-encoder", 24)["train"][np.arange(9)]
     loss = objective.loss("toy", "tiny-encoder", 512)
     for like in (texts, frozen.read("tiny-encoder", model, texts)):
-        found = invariance.measured(loss, model, like, clip=1.0, smoothing=1e-3, length=24)
+        batch = invariance.stand_ins(like, model, 24)
+        found = invariance.measured(loss, model, batch, clip=1.0, smoothing=1e-3)
         assert found["others_move_over_clip"] == 0 and found["compute"] == "float32"
 
     class Moved(CrossEntropy):
@@ -57,6 +58,7 @@ def test_a_record_has_the_figure_of_a_run(monkeypatch):
             losses = super().__call__(model, batch)
             return losses + losses.mean()
 
-    found = invariance.measured(Moved(512), model, texts, clip=1e6, smoothing=1e-3, length=24)
+    batch = invariance.stand_ins(texts, model, 24)
+    found = invariance.measured(Moved(512), model, batch, clip=1e6, smoothing=1e-3)
     assert found["others_move_over_clip"] > 0
     assert not any(p.grad is not None for p in model.parameters())
