@@ -98,6 +98,7 @@ class Benchmark:
         self.name, self.device, self.rounds, self.log = model, device, rounds, log
         self.batch, self.lengths, self.compute = batch_of(batch_size, lengths), lengths, compute
         self.token_budget = token_budget
+        self._losses: dict[int, losses.CrossEntropy] = {}
 
     def run(self, names: list[str], keep: Callable[[dict], object] = lambda found: None) -> dict:
         """Measures the rows; after each group `keep` has those that are there. One that runs out of memory says so."""
@@ -129,6 +130,7 @@ class Benchmark:
         model = shapes.build(self.name, device=self.device)
         weights = memory.weights_bytes(model)
         rows = {name: {"name": name, "title": ROWS[name].title, "status": "ok"} for name in names}
+        self._forward(model)  # tries the shapes
         inference = memory.peak_bytes(model, lambda: self._forward(model))
         for name in names:
             self.log(f"{self.name}: memory of {ROWS[name].title}")
@@ -201,7 +203,9 @@ class Benchmark:
     # -- what is measured ----------------------------------------------------------------------------------------------
 
     def _loss(self, token_budget: int | None = None) -> losses.CrossEntropy:
-        return losses.CrossEntropy(token_budget or self.token_budget, self.compute)
+        """One for each budget: it keeps which shapes it has tried on a model."""
+        budget = token_budget or self.token_budget
+        return self._losses.setdefault(budget, losses.CrossEntropy(budget, self.compute))
 
     @torch.no_grad()
     def _forward(self, model: shapes.Answering) -> None:
