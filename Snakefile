@@ -4,8 +4,10 @@ snakemake --cores all                                           the sweep `quick
 snakemake --cores all --config sweep=quick-lm methods='[dpzero, mezo]' epsilons='[2]' seeds='[0]'
 snakemake --cores all --config sweep=NAME data_dir=FOLDER       task rows from JSON lines (model_dir: weights)
 snakemake --cores all --config gpu_share=3                      up to three runs on one GPU, where its memory allows
+snakemake --cores 1 --config device=cuda:0,cuda:1               a model larger than one GPU: its layers over several
 snakemake --workflow-profile dpzero/experiment/profiles/slurm   on a cluster
-snakemake --cores all partial                                 tables and figures of the runs that exist
+snakemake --cores all partial                                   tables and figures of the runs that exist
+snakemake --unlock                                              after one that was killed; then the command with --rerun-incomplete
 """
 
 import json
@@ -13,26 +15,29 @@ import os
 import sys
 from pathlib import Path
 
+from snakemake.logging import logger
 from snakemake.utils import min_version
 
 min_version("9.0")
 sys.path.insert(0, workflow.basedir)
 
-from dpzero.errors import UsageError
-from dpzero.experiment import cost, gpu, sweep
+from dpzero.errors import UsageError, let_every_print_pass
+from dpzero.experiment import cost, sweep
+from dpzero.experiment.workflow import (
+    Announcement,
+    axes,
+    hand_on,
+    say_what_a_lock_means,
+)
 from dpzero.report import KINDS, figure_files, table_files
 
-PLACES = {"data_dir", "model_dir"}  # the jobs find them in the environment
-for place in PLACES & config.keys():
-    os.environ[f"DPZERO_{place.upper()}"] = str(Path(config.pop(place)).absolute())
+let_every_print_pass()
 SWEEP = str(config.get("sweep", "quick"))
 try:
     KIND = sweep.kind(SWEEP)
-    os.environ[gpu.SHARE] = str(config.pop("gpu_share", sweep.gpu_share(SWEEP)))
-    gpu.share()
-    CELLS = sweep.load(
-        SWEEP, **{key: value for key, value in config.items() if key != "sweep"}
-    )
+    DEVICE = hand_on(config, workflow.basedir, workflow.rundir, sweep.gpu_share(SWEEP))
+    NARROWED = {key: value for key, value in config.items() if key != "sweep"}
+    CELLS = sweep.load(SWEEP, **NARROWED)
 except UsageError as error:
     print(f"dpzero: {error}", file=sys.stderr)
     os._exit(2)
@@ -40,26 +45,18 @@ except UsageError as error:
 RESULTS = f"results/{SWEEP}"
 FIGURE_FOLDER = f"figures/{SWEEP}"
 CAPTIONS = f"{workflow.basedir}/dpzero/report/captions"
-DPZERO = f"{sys.executable} -m dpzero"
 RECORDS = [f"{RESULTS}/runs/{run}.json" for run in CELLS]
 PLAN = f"{RESULTS}/cells.txt"  # by name: rules.plan.output beside RECORDS takes Snakemake time quadratic in the runs
+ASSETS = f"{RESULTS}/assets/{{task}}/{{model}}.json"
 LANGUAGE = KIND == "language"  # the kind that needs weights, data and a GPU
 TABLES, FIGURES, _ = KINDS[KIND]
 TABLE_PATHS = [f"{RESULTS}/tables/{name}" for name in table_files(KIND, CELLS)]
 FIGURE_PATHS = [f"{FIGURE_FOLDER}/{name}" for name in figure_files(KIND)]
-
-
-if workflow.is_main_process:  # here and not in `onstart`, which a dry run leaves out
-    missing = [
-        cell
-        for run, cell in CELLS.items()
-        if not Path(f"{RESULTS}/runs/{run}.json").exists()
-    ]
-    takes = cost.estimate(SWEEP, missing, workflow.resource_settings.cores)
-    print(
-        f"{SWEEP}: {len(CELLS)} runs, {len(missing)} of them new{takes}",
-        file=sys.stderr,
-    )
+PACE = cost.speed(list(CELLS.values())) if LANGUAGE else cost.PUBLISHED
+ENVIRONMENT = f"{workflow.basedir}/dpzero/experiment/environment.yaml"
+if workflow.is_main_process:
+    say_what_a_lock_means()
+    logger.addHandler(Announcement(workflow, SWEEP, CELLS))
 
 
 localrules:
@@ -80,45 +77,62 @@ rule all:
 
 rule assets:
     output:
-        f"{RESULTS}/assets.json",
+        ASSETS,
+    log:
+        f"{RESULTS}/logs/{{task}}/{{model}}/assets.log",
+    conda:
+        ENVIRONMENT
     params:
-        tasks=sorted({cell["task"] for cell in CELLS.values()}),
-        models=sorted({cell["model"] for cell in CELLS.values()}),
+        sweep=SWEEP,
     message:
-        "weights and data: downloaded, verified and tokenized once"
+        "{wildcards.task} for {wildcards.model}: rows and weights, downloaded, verified and tokenized once"
     shell:
-        "{DPZERO} assets --sweep {SWEEP} --tasks {params.tasks} --models {params.models} --out {output}"
+        '"$DPZERO_PYTHON" -P -m dpzero assets --sweep {params.sweep:q} --tasks {wildcards.task:q} --models {wildcards.model:q} '
+        "--out {output:q} 2>&1 | tee -i {log:q}"
 
 
 rule run:
     input:
-        [ancient(f"{RESULTS}/assets.json")] if LANGUAGE else [],
+        lambda wildcards: (
+            [ancient(ASSETS.format(**CELLS[wildcards.run]))] if LANGUAGE else []
+        ),
     output:
         f"{RESULTS}/runs/{{run}}.json",
     log:
         f"{RESULTS}/logs/{{run}}.log",
     wildcard_constraints:
         run=r".+/seed-\d+",
+    conda:
+        ENVIRONMENT
     threads: 1
     resources:
-        gpu=1 if LANGUAGE else 0,
-        mem_mb=4000,  # these two grow with the attempt in the profiles of clusters
-        runtime=60,  # minutes
+        gpu=max(1, DEVICE.count("cuda")) if LANGUAGE else 0,
+        mem_mb=lambda wildcards, attempt: attempt
+        * cost.host_megabytes(CELLS[wildcards.run]),
+        runtime=lambda wildcards, attempt: attempt
+        * cost.minutes(SWEEP, CELLS[wildcards.run], PACE),
     params:
         cell=lambda wildcards: json.dumps(CELLS[wildcards.run], sort_keys=True),
     message:
         "{wildcards.run}"
     shell:
-        "{DPZERO} run --spec {params.cell:q} --out {output} --threads {threads} 2>&1 | tee -a {log}"
+        '"$DPZERO_PYTHON" -P -m dpzero run --spec {params.cell:q} --out {output:q} --threads {threads} --device "$DPZERO_DEVICE" '
+        "2>&1 | tee -ia {log:q}"
 
 
 rule plan:
     output:
         PLAN,
+    log:
+        f"{RESULTS}/logs/plan.log",
+    conda:
+        ENVIRONMENT
     params:
-        runs=list(CELLS),
-    run:
-        Path(output[0]).write_text("\n".join(params.runs) + "\n")
+        runs=list(CELLS),  # others make the tables again
+        sweep=SWEEP,
+        narrowed=axes(NARROWED),
+    shell:
+        '"$DPZERO_PYTHON" -P -m dpzero cells --sweep {params.sweep:q} {params.narrowed:q} --out {output:q} 2>&1 | tee -i {log:q}'
 
 
 rule tables:
@@ -132,10 +146,18 @@ rule tables:
             caption=f"{CAPTIONS}/tables.rst",
         ),
         [path for path in TABLE_PATHS if not path.endswith(".md")],
+    log:
+        f"{RESULTS}/logs/tables.log",
+    conda:
+        ENVIRONMENT
+    params:
+        sweep=SWEEP,
+        folder=lambda wildcards, output: Path(output[0]).parent,
     message:
-        "tables of {SWEEP}"
+        f"tables of {SWEEP}"
     shell:
-        "{DPZERO} tables --sweep {SWEEP} --cells {input.cells} --records {RESULTS}/runs --out {RESULTS}/tables"
+        '"$DPZERO_PYTHON" -P -m dpzero tables --sweep {params.sweep:q} --cells {input.cells:q} --out {params.folder:q} 2>&1 '
+        "| tee -i {log:q}"
 
 
 rule figures:
@@ -152,26 +174,46 @@ rule figures:
             for name in FIGURES
         ],
         [path for path in FIGURE_PATHS if path.endswith(".pdf")],
+    log:
+        f"{RESULTS}/logs/figures.log",
+    conda:
+        ENVIRONMENT
+    params:
+        sweep=SWEEP,
+        folder=lambda wildcards, output: Path(output[0]).parent,
     message:
-        "figures of {SWEEP}"
+        f"figures of {SWEEP}"
     shell:
-        "{DPZERO} figures --sweep {SWEEP} --cells {input.cells} --records {RESULTS}/runs --out {FIGURE_FOLDER}"
+        '"$DPZERO_PYTHON" -P -m dpzero figures --sweep {params.sweep:q} --cells {input.cells:q} --out {params.folder:q} 2>&1 '
+        "| tee -i {log:q}"
 
 
 rule partial:
     input:
         cells=PLAN,
+    log:
+        f"{RESULTS}/logs/partial.log",
+    conda:
+        ENVIRONMENT
+    params:
+        sweep=SWEEP,
+        tables=f"{RESULTS}/tables",
+        figures=FIGURE_FOLDER,
     message:
         "tables and figures of the runs that exist"
     shell:
-        "{DPZERO} tables --sweep {SWEEP} --cells {input.cells} --records {RESULTS}/runs --out {RESULTS}/tables && "
-        "{DPZERO} figures --sweep {SWEEP} --cells {input.cells} --records {RESULTS}/runs --out {FIGURE_FOLDER}"
+        'for what in tables figures; do "$DPZERO_PYTHON" -P -m dpzero $what --sweep {params.sweep:q} --cells {input.cells:q} '
+        "--out $(test $what = tables && echo {params.tables:q} || echo {params.figures:q}); done 2>&1 | tee -i {log:q}"
+
+
+onstart:
+    workflow.scheduler.keepgoing = True  # what fails stops nothing but what needs it
 
 
 onsuccess:
     table = Path(f"{RESULTS}/tables/{TABLES[0]}.md")
     if table.exists():
-        print(f"\n{table.read_text()}\nTables:  {RESULTS}/tables")
+        print(f"\n{table.read_text('utf-8')}\nTables:  {RESULTS}/tables")
         print(
             "\n".join(
                 f"Figure:  {path}" for path in FIGURE_PATHS if path.endswith(".png")
@@ -181,5 +223,6 @@ onsuccess:
 
 onerror:
     print(
-        f"\nSome runs are missing (their logs: {RESULTS}/logs). Tables of what exists: add `partial` to the command."
+        f"\nSome runs are missing (their logs: {RESULTS}/logs): the same command goes on with them. Tables of what exists: add "
+        "`partial` to the command. Should snakemake be killed: `snakemake --unlock` first, then --rerun-incomplete."
     )

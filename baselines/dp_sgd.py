@@ -88,9 +88,8 @@ class DPSGD(FineTuning):
     def gradients(self, batch: Sized) -> Tensor | float:
         self.watch.check()
         count = self.budget.admit(batches.sizes(batch), batches.indices(batch))
-        if count > 1 and self.budget.strict and not self._probed:
-            probe(lambda part: self.loss(self.model, part), batch, count)
-            self._probed = True
+        if self.budget.strict and not self._probed:
+            self._probed = probe(lambda part: self.loss(self.model, part), batch, count)
         with self.watch.passes():
             sums, total = self._clipped_sums(batch)
         for p in self.parameters:

@@ -12,54 +12,89 @@ import os
 import sys
 from pathlib import Path
 
-from .errors import RankFailure, UsageError
-from .experiment import memory_verbs, privacy_verbs, run_verbs
-from .experiment.run_verbs import read, say, use_threads
+from . import __version__
+from .errors import RankFailure, UsageError, let_every_print_pass, one_line
+from .experiment import invariance, memory_verbs, privacy_verbs, run_verbs
+from .experiment.options import Parser, device, folder_to_write, whole
+from .experiment.ranges import POSITIVE_COUNT, Range
+from .experiment.record import plain
+from .experiment.run_verbs import read, say, use_cache, use_threads
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, limit of a file
+DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+STEPPING = (
+    "run",
+    "replay",
+    "membership",
+    "benchmark",
+    "audit",
+    "measure-memory",
+)  # verbs that take steps, with compiled code
+NO_PATH = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    let_every_print_pass()
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.name is None:
+        parser.print_help(sys.stderr)
+        return 2
     for place in ("data_dir", "model_dir"):
         if getattr(options, place, None):
             os.environ[f"DPZERO_{place.upper()}"] = str(getattr(options, place).absolute())
     try:
+        if options.name in STEPPING:
+            use_cache()
         answer = options.verb(options)
+        if answer is not None:  # else another rank answers
+            print(json.dumps(plain(answer), allow_nan=False), flush=True)
     except UsageError as error:
-        print(f"dpzero: {error}", file=sys.stderr)
-        return 2
+        return _say(error, 2)
     except RankFailure as error:
-        print(f"dpzero: {error}", file=sys.stderr)
+        return _say(error, 1)
+    except KeyboardInterrupt:
+        goes_on = (
+            "the same command goes on from the last checkpoint"
+            if options.name == "run"
+            else "nothing was finished"
+        )
+        return _say(f"interrupted: {goes_on}", INTERRUPTED)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.errno not in FULL:
-            raise
-        print(
-            f"dpzero: {error.strerror}: make room and run it again; a run goes on where it was",
-            file=sys.stderr,
-        )
-        return 1
-    if answer is None:  # another rank answers
-        return 0
-    print(json.dumps(answer))
-    return 0 if answer.get("match", True) else 1
+        return _say(_of_the_system(error), 1 if error.errno in FULL else 2)
+    return 0 if answer is None or answer.get("match", True) else 1
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        print(f"{self.prog}: {message}", file=sys.stderr)
-        sys.exit(2)
+def _say(words: object, status: int) -> int:
+    print(one_line(f"dpzero: {words}"), file=sys.stderr, flush=True)
+    return status
+
+
+def _of_the_system(error: OSError) -> str:
+    """One line for what a user can mend. Raises the error again for anything else: a bug."""
+    if error.errno in FULL:
+        return f"{error.strerror}: make room and run it again; a run goes on where it was"
+    if error.errno in NO_PATH:
+        return f"{error.strerror}: {error.filename}: give another path"
+    if error.errno in DENIED:
+        return f"{error.strerror}: {error.filename}: give a place that you may write, for the cache as $DPZERO_CACHE"
+    raise error
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="dpzero", description=__doc__.splitlines()[0])
-    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+    parser = Parser(prog="dpzero", description=__doc__.splitlines()[0])
+    parser.add_argument("--version", action="version", version=f"dpzero {__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="name")
     run_verbs.add(verbs)
     _add_reports(verbs)
     _add_measurements(verbs)
     memory_verbs.add(verbs)
     privacy_verbs.add(verbs)
+    invariance.add(verbs)
     return parser
 
 
@@ -68,40 +103,52 @@ def _add_reports(verbs) -> None:
     words["report"] = "the privacy statement of a sweep, from its records"
     for name, verb in (("tables", _tables), ("figures", _figures), ("report", _report)):
         part = verbs.add_parser(name, help=words[name])
-        part.add_argument("--sweep", default="quick")
+        part.add_argument("--sweep", default="quick", help="its name")
         part.add_argument(
             "--cells", type=Path, help="file of run ids, one a line (default: all of the sweep)"
         )
         part.add_argument("--records", type=Path, help="folder of the records (default: results/SWEEP/runs)")
         if name != "report":
-            part.add_argument("--out", type=Path, required=True)
+            part.add_argument("--out", type=folder_to_write, required=True, help="folder that they go to")
         part.set_defaults(verb=verb)
 
 
 def _add_measurements(verbs) -> None:
     membership = verbs.add_parser("membership", help="membership inference beside the ceiling of the claims")
-    membership.add_argument("--task", default="r8")
-    membership.add_argument("--model", default="minilm")
-    membership.add_argument("--runs", type=int, default=48, help="of each method")
-    membership.add_argument("--steps", type=int, default=1000, help="of each run")
-    membership.add_argument("--out", type=Path, default=Path("results/membership/tables"))
-    membership.add_argument("--figures", type=Path, default=Path("figures/membership"))
+    membership.add_argument("--task", default="r8", help="whose rows are members or not")
+    membership.add_argument("--model", default="minilm", help="what is trained")
+    membership.add_argument("--runs", type=whole(POSITIVE_COUNT), default=48, help="of each method")
+    membership.add_argument("--steps", type=whole(POSITIVE_COUNT), default=1000, help="of each run")
+    _add_folders(membership, "membership")
     membership.set_defaults(verb=_membership)
     benchmark = verbs.add_parser(
         "benchmark", help="step time and memory of each method over two forward passes"
     )
     benchmark.add_argument("--model", default="roberta-base", help="a shape; its weights are random")
-    benchmark.add_argument("--batch-size", type=int, default=16)
-    benchmark.add_argument("--length", default="short", help="tokens of each text, or short (sentences)")
-    benchmark.add_argument("--token-budget", type=int, default=256, help="padded tokens of a micro-batch")
+    benchmark.add_argument("--batch-size", type=whole(POSITIVE_COUNT), default=16, help="texts of a step")
+    benchmark.add_argument(
+        "--length", default="short", help="tokens of each text, or short: those of sentences"
+    )
+    benchmark.add_argument(
+        "--token-budget", type=whole(POSITIVE_COUNT), default=256, help="padded tokens of a micro-batch"
+    )
     benchmark.add_argument("--rows", nargs="+", help="which methods (default: all)")
-    benchmark.add_argument("--rounds", type=int, default=7)
-    benchmark.add_argument("--compute", choices=("float32", "bfloat16"), default="float32")
-    benchmark.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
-    benchmark.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
-    benchmark.add_argument("--out", type=Path, default=Path("results/benchmark/tables"))
-    benchmark.add_argument("--figures", type=Path, default=Path("figures/benchmark"))
+    benchmark.add_argument(
+        "--rounds", type=whole(POSITIVE_COUNT), default=7, help="of which the median counts"
+    )
+    benchmark.add_argument(
+        "--compute", choices=("float32", "bfloat16"), default="float32", help="type of matrix products"
+    )
+    benchmark.add_argument("--threads", type=whole(Range(0, 4096)), default=0, help="CPU threads; 0: all")
+    benchmark.add_argument("--device", type=device, help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    _add_folders(benchmark, "benchmark")
     benchmark.set_defaults(verb=_benchmark)
+
+
+def _add_folders(part: argparse.ArgumentParser, name: str) -> None:
+    tables, figures = f"results/{name}/tables", f"figures/{name}"
+    part.add_argument("--out", type=folder_to_write, default=tables, help="folder of the tables")
+    part.add_argument("--figures", type=folder_to_write, default=figures, help="folder of the figures")
 
 
 def _tables(options: argparse.Namespace) -> dict:
@@ -167,10 +214,12 @@ def _benchmark(options: argparse.Namespace) -> dict:
     use_threads(options.threads)
     import torch
 
+    from .experiment import gpu
     from .experiment.benchmark import ROWS, Benchmark
     from .experiment.record import write_whole
     from .report.benchmark import write_benchmark
 
+    gpu.check(options.device or "cpu")
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     settings = {"token_budget": options.token_budget, "compute": options.compute, "rounds": options.rounds}
     name = f"{options.model}-{options.batch_size}x{options.length}-{options.compute}-{device.split(':')[0]}"

@@ -1,6 +1,8 @@
 """The errors that are printed on one line: the user's to mend, exit status 2, and a lost rank, exit status 1."""
 
 import difflib
+import io
+import sys
 from collections.abc import Iterable
 
 MANY = 45  # names; a sweep has thousands of cells
@@ -8,6 +10,9 @@ MANY = 45  # names; a sweep has thousands of cells
 
 class UsageError(ValueError):
     """What was wrong, where, and what to do, in one sentence."""
+
+    def __init__(self, words: object) -> None:
+        super().__init__(one_line(words))
 
 
 class RankFailure(RuntimeError):
@@ -27,3 +32,15 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     return f"unknown {kind} {name!r}: " + (
         f"did you mean {near[0]!r}?" if near else f"known are {', '.join(listed)}"
     )
+
+
+def one_line(words: object) -> str:
+    """A name may hold a line's end: it is told as \\n."""
+    return "\\n".join(str(words).splitlines())
+
+
+def let_every_print_pass() -> None:
+    """In any locale: a character that the terminal's encoding lacks is printed as its number, and no print fails."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

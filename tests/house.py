@@ -56,13 +56,14 @@ class House:
         return cls(folder, cache)
 
     def __init__(self, folder: Path, cache: Path) -> None:
+        self.python = sys.executable
         self.folder, self.sweeps = folder, folder / "dpzero" / "experiment" / "sweeps"
         here = {"PYTHONPATH": str(folder), "DPZERO_CACHE": str(cache), "CUDA_VISIBLE_DEVICES": ""}
         self.environment = {**os.environ, **here}
 
     def call(self, *command: object) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [sys.executable, *map(str, command)],
+            [self.python, *map(str, command)],
             cwd=self.folder,
             env=self.environment,
             capture_output=True,

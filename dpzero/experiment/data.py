@@ -1,9 +1,11 @@
-"""Which rows a cell reads: its draw, and the digest of local files, by which a cell of other rows is another cell. Imports no torch."""
+"""What a cell reads: its draw of rows, and digests of local rows and weights, by which a cell of others is another cell. Imports no torch."""
 
 from __future__ import annotations
 
+import math
+
 from ..errors import UsageError
-from ..language import tasks
+from ..language import sources, tasks
 from ..language.rows import ALL, Draw
 from .methods import Card
 
@@ -12,6 +14,7 @@ UNSAID = (
     "train_examples",
     "demonstrations",
     "data",
+    "weights",
 )  # a cell names them where they are not the default
 
 
@@ -31,6 +34,16 @@ def settle(method: str, card: Card, task: str, settings: dict) -> None:
             settings.pop(key)
 
 
+def most_rows(task: str, settings: dict) -> float:
+    """At most so many training rows, as far as the draw alone says: a larger batch there is one of all rows."""
+    labels = len(tasks.stanza(task).get("words", {})) or math.inf
+    limits = (
+        settings["shots"] * labels if settings["shots"] else math.inf,
+        settings["train_examples"] or math.inf,
+    )
+    return min(limits)
+
+
 def draw_of(cell: dict) -> Draw:
     """Which rows a cell trains on."""
     found = {key: cell["settings"].get(key, 0) for key in ("shots", "train_examples", "demonstrations")}
@@ -38,12 +51,23 @@ def draw_of(cell: dict) -> Draw:
 
 
 def check(cell: dict) -> None:
-    """Raises UsageError where the task's rows are not those that the cell was made for."""
-    if cell["settings"].get("noise_key") == "secret":
-        return
-    planned, found = cell["settings"].get("data"), tasks.local_digest(cell["task"])
+    """Raises UsageError where the model's weights or the task's rows are not those that the cell was made for."""
+    planned, found = cell["settings"].get("weights"), sources.local_digest(cell["model"])
+    _compare(f"weights of model {cell['model']}", planned, found, "model_dir")
+    if cell["settings"].get("noise_key") != "secret":
+        planned, found = cell["settings"].get("data"), tasks.local_digest(cell["task"])
+        _compare(f"rows of task {cell['task']}", planned, found, "data_dir")
+
+
+def _compare(what: str, planned: str | None, found: str | None, place: str) -> None:
     if planned != found:
         raise UsageError(
-            f"the rows of task {cell['task']} are {found or 'not local'} where the cell was made for {planned or 'those of the hub'}: "
-            "give the data_dir that it was made with"
+            f"the {what} are {found or 'not local'} where the cell was made for {planned or 'those of the hub'}: give the {place} that it "
+            "was made with"
         )
+
+
+def with_weights(model: str, settings: dict) -> dict:
+    """With the digest of the model's local folder, where it has one. Weights are public: a release names them, too."""
+    digest = settings.get("weights") or sources.local_digest(model)
+    return dict(sorted({**settings, "weights": digest}.items())) if digest else settings

@@ -63,14 +63,14 @@ def measured(results: Path) -> list[Measured]:
         runs = {row["run"]: row for row in _rows(times.with_name("runs.csv"))}
         found += [_of_run(runs[row["run"]], row) for row in _rows(times) if row["status"] == "ok"]
     for path in sorted(results.glob("*/tables/*.json")):
-        made = json.loads(path.read_text())
+        made = json.loads(path.read_text("utf-8"))
         if isinstance(made, dict) and "two_forward_seconds_median" in str(made.get("rows"))[:2000]:
             found += [_of_benchmark(made, row) for row in made["rows"] if row["status"] == "ok"]
     return found
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 

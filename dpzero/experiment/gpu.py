@@ -20,6 +20,7 @@ from typing import NoReturn
 from ..errors import UsageError
 
 NONE = ("", "-1", "NoDevFiles")
+DEVICE_FILES = "DPZERO_DEVICE_FILES"  # the folder in which they are; for tests
 SHARE = "DPZERO_GPU_SHARE"  # how many runs may be on one GPU
 JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")  # a batch system's number of this job
 _held = []  # open files: a lock lives as long as its process
@@ -31,12 +32,30 @@ class Crowded(Exception):
 
 
 def visible() -> list[str]:
-    """The GPUs that this process may use, without asking torch."""
+    """The GPUs that this process may use, without asking torch. None where there is no device file: the variable alone makes no GPU."""
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if listed is not None:
-        names = (name.strip() for name in listed.split(","))
-        return list(takewhile(lambda name: name not in NONE, names))  # as CUDA reads it
-    return sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
+    there = sorted(path.name.removeprefix("nvidia") for path in _devices().glob("nvidia[0-9]*"))
+    if listed is None or not there:
+        return there
+    names = (name.strip() for name in listed.split(","))
+    return list(takewhile(lambda name: name not in NONE, names))  # as CUDA reads it
+
+
+def _devices() -> Path:
+    return Path(os.environ.get(DEVICE_FILES, "/dev"))
+
+
+def check(device: str) -> None:
+    """Raises UsageError for a device that this machine does not have. Imports torch."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for one in device.split(","):
+        kind, _, number = one.partition(":")
+        if kind == "cuda" and int(number or 0) >= count:
+            raise UsageError(
+                f"device {one} is asked for, but {count or 'no'} usable GPUs are here: give another, or --device cpu"
+            )
 
 
 def share() -> int:
@@ -91,6 +110,21 @@ def lease(gpus: list[str], log: Callable[[str], object] = print) -> str | None:
         time.sleep(0.5)
 
 
+def lease_all(device: str, log: Callable[[str], object] = print) -> None:
+    """Wait until each GPU of a device list (cuda:0,cuda:1) is this process's alone. In one order, so that no two wait for each other."""
+    gpus = visible()
+    numbers = sorted({int(one.partition(":")[2] or 0) for one in device.split(",") if one.startswith("cuda")})
+    for name in sorted(gpus[number] for number in numbers if number < len(gpus)):
+        file = _folder() / name.replace("/", "-")
+        waited = False
+        while not (files := _lock(file, 0, 1)):
+            if not waited:
+                log(f"waiting for GPU {name}")
+            waited = True
+            time.sleep(0.5)
+        _held.append(files)
+
+
 def shared() -> bool:
     """Whether this process may have company on its GPU."""
     return bool(_held) and share() > 1
@@ -120,7 +154,7 @@ def _lock(gpu: Path, slot: int, places: int) -> list:
     files = []
     kinds = {".lock": fcntl.LOCK_EX if places == 1 else fcntl.LOCK_SH, f".{slot}.lock": fcntl.LOCK_EX}
     for ending, kind in kinds.items():
-        files.append(gpu.with_name(gpu.name + ending).open("w"))
+        files.append(gpu.with_name(gpu.name + ending).open("wb"))
         try:
             fcntl.flock(files[-1], kind | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -139,7 +173,7 @@ def _free_part(gpu: str) -> float | None:
         "--format=csv,noheader,nounits",
     ]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+        said = subprocess.run(command, capture_output=True, encoding="utf-8", check=True, timeout=30).stdout
         free, total = (float(number) for number in said.split(","))
     except (OSError, ValueError, subprocess.SubprocessError):
         return None

@@ -16,17 +16,20 @@ from ..errors import UsageError, unknown
 from ..privacy.published import DIVISORS, PRACTICES, Published
 from . import record, sweep
 from .provenance import provenance
+from .ranges import COUNT, POSITIVE_COUNT, Range
+from .setting_table import Entry
+from .settings import complete
 
 KEYS = ("published", "settings")
 NAMES = ("method", "task", "model")
-# name -> (type, default); None: it must be given
+DELTA = Range(0, 1, below=True)
 SETTINGS = {
-    "dataset_size": (int, None),
-    "assumed_size": (int, 0),  # what the accountant is told, where that is not the true size
-    "batch_size": (int, None),
-    "steps": (int, None),
-    "delta": (float, None),
-    "version": (int, 1),  # raise it to make the records anew
+    "dataset_size": Entry("int", None, POSITIVE_COUNT, "training examples"),
+    "assumed_size": Entry("int", 0, COUNT, "what the accountant is told, where that is not the true size"),
+    "batch_size": Entry("int", None, POSITIVE_COUNT, "expected examples of a batch"),
+    "steps": Entry("int", None, POSITIVE_COUNT, "releases"),
+    "delta": Entry("float", None, DELTA, "of (epsilon, delta)"),
+    "version": Entry("int", 1, COUNT, "raise it to make the records anew"),
 }
 
 
@@ -37,7 +40,7 @@ def cells(found: dict) -> Iterator[dict]:
             if name not in row:
                 raise UsageError(f"a row of `published` has no {name!r}: {row}")
         own = {key: value for key, value in row.items() if key not in (*NAMES, "epsilons")}
-        for epsilon in row["epsilons"]:
+        for epsilon in sweep.listed(row["epsilons"]):
             cell = {name: row[name] for name in NAMES} | {"epsilon": epsilon, "seed": 0}
             yield check(cell | {"settings": (found.get("settings") or {}) | own, "experiment": "guarantees"})
 
@@ -46,20 +49,7 @@ def check(cell: dict) -> dict:
     """The cell with its settings complete. Raises UsageError for one that is not known or not of its type."""
     if cell["method"] not in PRACTICES:
         raise UsageError(unknown("method with a public practice", cell["method"], PRACTICES))
-    where, settings = f"method {cell['method']}", {}
-    for key in cell["settings"]:
-        if key not in SETTINGS:
-            raise UsageError(f"{where}: " + unknown("setting", key, SETTINGS))
-    for key, (kind, default) in SETTINGS.items():
-        value = cell["settings"].get(key, default)
-        try:
-            if value is None or isinstance(value, bool) or kind(value) != float(value):
-                raise ValueError
-        except (TypeError, ValueError):
-            raise UsageError(
-                f"{where}: setting {key} is {value!r}, but must be of type {kind.__name__}"
-            ) from None
-        settings[key] = kind(value)
+    settings = complete(f"method {cell['method']}", cell["settings"], SETTINGS)
     names = {name: str(cell[name]) for name in ("task", "model", "method")}
     epsilon = sweep.canonical_epsilon(cell["epsilon"])
     return {**names, "epsilon": epsilon, "seed": 0, "settings": settings, "experiment": "guarantees"}

@@ -19,7 +19,7 @@ KINDS = {LANGUAGE: ".run", "memory": ".memory_sweep", "guarantees": ".guarantees
 
 def kind_of(sweep_or_cell: dict) -> str:
     kind = sweep_or_cell.get("experiment", LANGUAGE)
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise UsageError(unknown("kind of experiment", kind, KINDS))
     return kind
 

@@ -167,13 +167,13 @@ def weights_bytes(model: torch.nn.Module) -> int:
 def reset_resident_peak() -> None:
     """Forget the peak of loading (Linux; elsewhere the peak since the start stays)."""
     if sys.platform == "linux":
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_bytes(b"5")
 
 
 def resident_peak_bytes() -> int:
     """Most physical memory of this process since the last reset, interpreter and libraries included."""
     if sys.platform == "linux":
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path("/proc/self/status").read_text("utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

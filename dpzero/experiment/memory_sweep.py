@@ -11,19 +11,21 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ..errors import UsageError, unknown
+from ..errors import UsageError
 from . import record, sweep
 from .provenance import provenance
+from .ranges import COUNT
+from .setting_table import Entry
+from .settings import complete
 from .variants import VARIANTS, canonical, variant
 
 KEYS = ("series", "settings")
 AXES = ("models", "methods", "sizes")
-# name -> (type, default)
 SETTINGS = {
-    "dtype": (str, "float32"),
-    "compute": (str, "float32"),
-    "measure": (bool, False),
-    "version": (int, 1),
+    "dtype": Entry("str", "float32", ("float32", "bfloat16", "float16"), "of the stored weights"),
+    "compute": Entry("str", "float32", ("float32", "bfloat16"), "type of matrix products"),
+    "measure": Entry("bool", False, None, "measure, too"),
+    "version": Entry("int", 1, COUNT, "raise it to make the records anew"),
 }
 
 
@@ -34,10 +36,10 @@ def cells(found: dict) -> Iterator[dict]:
         for key in AXES:
             if not series.get(key):
                 raise UsageError(f"a series has no {key!r}: give it {', '.join(AXES)}")
-        for model in series["models"]:
-            for method in series["methods"]:
-                for size in series["sizes"]:
-                    measure = model in (series.get("measure") or [])
+        for model in sweep.listed(series["models"]):
+            for method in sweep.listed(series["methods"]):
+                for size in sweep.listed(series["sizes"]):
+                    measure = model in sweep.listed(series.get("measure"))
                     settings = (found.get("settings") or {}) | {"measure": measure}
                     cell = {"task": size, "model": model, "method": method, "settings": settings}
                     if (size, model, method) not in seen:
@@ -50,14 +52,7 @@ def check(cell: dict) -> dict:
     method = canonical(cell["method"])
     if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", str(cell["task"])):
         raise UsageError(f"the size {cell['task']!r} is no BATCHxLENGTH: write it as 8x512")
-    settings = {}
-    for key in cell["settings"]:
-        if key not in SETTINGS:
-            raise UsageError(unknown("setting", key, SETTINGS))
-    for key, (kind, default) in SETTINGS.items():
-        settings[key] = cell["settings"].get(key, default)
-        if type(settings[key]) is not kind:
-            raise UsageError(f"setting {key} is {settings[key]!r}, but must be of type {kind.__name__}")
+    settings = complete(f"method {method}", cell["settings"], SETTINGS)
     names = {"task": str(cell["task"]), "model": str(cell["model"]), "method": method}
     return {**names, "epsilon": "0", "seed": 0, "settings": settings, "experiment": "memory"}
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from .options import device
+
 GIB = 2**30
 
 
@@ -20,7 +22,7 @@ def add(verbs) -> None:
     measure.add_argument("--model", required=True, help="a shape, or the path of a config.json")
     measure.add_argument("--method", required=True, help="as for predict-memory")
     _sizes(measure, 8, 64, "float32")
-    measure.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    measure.add_argument("--device", type=device, help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     measure.set_defaults(verb=_measure)
     fits = verbs.add_parser(
         "fits", help="what can be tuned in so much memory: the largest model, or the largest batch"
@@ -39,16 +41,14 @@ def add(verbs) -> None:
 
 
 def _sizes(parser: argparse.ArgumentParser, batch_size: int, length: int, dtype: str) -> None:
-    parser.add_argument("--batch-size", type=int, default=batch_size)
+    parser.add_argument("--batch-size", type=int, default=batch_size, help="texts of a step")
     parser.add_argument("--sequence-length", type=int, default=length, help="tokens of each text")
     parser.add_argument("--dtype", default=dtype, help="of the stored weights: float32, bfloat16, float16")
     parser.add_argument("--compute", default="float32", help="bfloat16: products in it over float32 weights")
     parser.add_argument(
         "--tune", default="", help="full, bias, lora, prefix, head (default: what the method says)"
     )
-    parser.add_argument(
-        "--token-budget", type=int, default=0, help="padded tokens of a micro-batch (default: all)"
-    )
+    parser.add_argument("--token-budget", type=int, default=0, help="padded tokens of a micro-batch; 0: all")
 
 
 def _settings(options: argparse.Namespace) -> dict:
@@ -70,8 +70,10 @@ def _predict(options: argparse.Namespace) -> dict:
 
 
 def _measure(options: argparse.Namespace) -> dict:
+    from . import gpu
     from .measure import measure
 
+    gpu.check(options.device or "cpu")
     return _told(measure(_workload(options), options.device))
 
 

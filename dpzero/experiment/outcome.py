@@ -33,7 +33,8 @@ def statement(run: Run) -> dict | None:
     """Of privacy, from the ledger; None without one."""
     if run.budget is None:
         return None
-    return run.budget.statement(run.settings["clip"], float(run.cell["epsilon"]))
+    said = run.budget.statement(run.settings["clip"], float(run.cell["epsilon"]))
+    return said | ({"batch_invariance": run.invariance} if run.invariance else {})
 
 
 def transcript_part(run: Run, replayable: bool) -> dict | None:
@@ -68,8 +69,8 @@ def _method(run: Run) -> dict:
 
 
 def _provenance(run: Run) -> dict:
-    found = provenance(run.cell["use"], run.device)
-    differs = None if run.release else tasks.departure(run.cell["task"])
+    found, task, model = provenance(run.cell["use"], run.device), run.cell["task"], run.cell["model"]
+    differs = None if run.release else tasks.departure(task)
     departure = {"departure": differs} if differs else {}
     if gpu.shared():  # so that its times stand in a row of their own
         found["device"] += f", shared by up to {gpu.share()} runs"
@@ -77,6 +78,6 @@ def _provenance(run: Run) -> dict:
         **found,
         **together.provenance(run.ranks, run.clock.steps),
         "threads": torch.get_num_threads(),
-        "model": {"name": run.cell["model"], "sha256": models.digest(run.cell["model"])},
-        "data": {"name": run.cell["task"], "sha256": tasks.digest(run.cell["task"])} | departure,
+        "model": {"name": model, "sha256": models.digest(model), "title": models.catalogue()[model]["title"]},
+        "data": {"name": task, "sha256": tasks.digest(task), **run.task.about(), **departure},
     }

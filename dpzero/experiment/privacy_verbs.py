@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..errors import UsageError
+from .options import real, whole
+from .ranges import FACTOR, POSITIVE, POSITIVE_COUNT
+from .setting_table import RUN_SETTINGS
 
 # A short run with large batches: its trade-off curve is near a Gaussian one, and the lower bound through mu near the claim.
 AUDITED = {"dataset_size": 10, "batch_size": 9, "steps": 8, "delta": 1e-5}
@@ -15,40 +20,58 @@ AUDITED = {"dataset_size": 10, "batch_size": 9, "steps": 8, "delta": 1e-5}
 def add(verbs) -> None:
     """To the subparsers of the command line."""
     calibrate = verbs.add_parser("calibrate", help="noise for an epsilon")
-    calibrate.add_argument("--epsilon", type=float, required=True)
+    calibrate.add_argument("--epsilon", type=float, required=True, help="that all steps together may spend")
     calibrate.set_defaults(verb=_calibrate)
     epsilon = verbs.add_parser("epsilon", help="epsilon of a noise")
-    epsilon.add_argument("--noise-scale", type=float, required=True)
+    epsilon.add_argument(
+        "--noise-scale",
+        type=float,
+        required=True,
+        help="Gaussian standard deviation or Laplace scale of the noisy sum, over the clip bound",
+    )
     epsilon.add_argument("--more", action="store_true", help="the Renyi bound and mu, too")
     epsilon.set_defaults(verb=_epsilon)
     audit = verbs.add_parser("audit", help="transcripts of the real step code against its claim")
     audit.add_argument("--method", default="dpzero", help="dpzero or dp_zo")
     audit.add_argument("--epsilon", type=float, default=4.0, help="the claim")
-    audit.add_argument("--transcripts", type=int, default=20_000, help="of each of the two worlds")
     audit.add_argument(
-        "--noise-factor", type=float, default=1.0, help="run with this times the noise: a planted bug"
+        "--transcripts", type=whole(POSITIVE_COUNT), default=20_000, help="of each of the two worlds"
+    )
+    audit.add_argument(
+        "--noise-factor", type=real(FACTOR), default=1.0, help="run with this times the noise: a planted bug"
     )
     audit.set_defaults(verb=_audit)
     for question in (calibrate, epsilon, audit):
         _setting_arguments(question, AUDITED if question is audit else {})
         if question is not audit:
             question.add_argument(
-                "--tries", type=float, help="mean of a random number of runs, of which the best counts"
+                "--tries",
+                type=real(POSITIVE),
+                help="mean of a random number of runs, of which the best counts (default: one run)",
             )
             question.add_argument(
-                "--tries-law", default="geometric", help="geometric, logarithmic, poisson, ..."
+                "--tries-law",
+                default="geometric",
+                help="law of that number: geometric, logarithmic, poisson, ...",
             )
+
+
+SIZES = {
+    "delta": (float, "of (epsilon, delta); 0 with laplace is pure epsilon"),
+    "dataset_size": (int, "training examples"),
+    "batch_size": (int, "expected examples of a batch"),
+    "steps": (int, "releases"),
+}
 
 
 def _setting_arguments(parser: argparse.ArgumentParser, defaults: dict) -> None:
-    samplings, adjacencies = ("poisson", "without_replacement", "full_batch"), ("add_remove", "replace_one")
-    parser.add_argument("--mechanism", choices=("gaussian", "laplace"), default="gaussian")
-    parser.add_argument("--sampling", choices=samplings, default="poisson")
-    parser.add_argument("--adjacency", choices=adjacencies, default="add_remove")
-    for name, kind in (("delta", float), ("dataset_size", int), ("batch_size", int), ("steps", int)):
+    for name in ("mechanism", "sampling", "adjacency"):
+        entry = RUN_SETTINGS[name]
+        parser.add_argument(f"--{name}", choices=entry.allowed, default=entry.default, help=entry.words)
+    for name, (kind, words) in SIZES.items():
         option = "--" + name.replace("_", "-")
-        parser.add_argument(option, type=kind, default=defaults.get(name), required=not defaults)
-    parser.add_argument("--directions", type=int, default=1)
+        parser.add_argument(option, type=kind, default=defaults.get(name), required=not defaults, help=words)
+    parser.add_argument("--directions", type=int, default=1, help="random directions of one batch")
 
 
 def _calibrate(options: argparse.Namespace) -> dict:
@@ -64,8 +87,17 @@ def _epsilon(options: argparse.Namespace) -> dict:
         setting, scale = _setting(options), options.noise_scale
         if options.tries is not None:
             return {"epsilon": _tries(options).epsilon(setting, scale)}
-        others = {"epsilon_rdp": setting.epsilon_rdp, "gdp_mu": setting.gdp_mu} if options.more else {}
-        return {"epsilon": setting.epsilon(scale), **{name: ask(scale) for name, ask in others.items()}}
+        asked = {"epsilon": setting.epsilon}
+        if options.more:
+            asked |= {"epsilon_rdp": setting.epsilon_rdp, "gdp_mu": setting.gdp_mu}
+        found = {name: ask(scale) for name, ask in asked.items()}
+    for name, value in found.items():
+        if value is not None and math.isinf(value):
+            print(
+                f"dpzero: {name} is infinite, which is null in JSON: this noise bounds nothing",
+                file=sys.stderr,
+            )
+    return found
 
 
 def _audit(options: argparse.Namespace) -> dict:
@@ -81,7 +113,10 @@ def _setting(options: argparse.Namespace):
 
     from ..privacy.accounting import Setting
 
-    return Setting(**{field.name: getattr(options, field.name) for field in fields(Setting)})
+    setting = Setting(**{field.name: getattr(options, field.name) for field in fields(Setting)})
+    if caution := setting.caution():
+        print(f"dpzero: {caution}", file=sys.stderr)
+    return setting
 
 
 def _tries(options: argparse.Namespace):

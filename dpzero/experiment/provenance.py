@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from .. import __version__
 from .methods import ROOT
 
+# What changes no number of a run; every other file of the package does
+APART = (
+    "report",  # reads records
+    "algorithm.py",  # a method's own: see method_digest
+    "__main__.py",
+    *(
+        f"experiment/{name}" for name in ("sweeps", "profiles", "environment.yaml")
+    ),  # what a cell says stands in its record
+    *(
+        f"experiment/{name}.py"
+        for name in ("cost", "estimate", "workflow", "options", "memory_verbs", "privacy_verbs")
+    ),
+)
+SUFFIXES = {".py", ".yaml", ".csv", ".json", ".txt"}
 SOURCE = (
-    "dpzero/algorithm.py",
-    "dpzero/zeroth_order",
-    "dpzero/privacy",
-    "dpzero/language",
-    "dpzero/experiment/run.py",
+    "dpzero",
     "baselines/*.py",
+    *(f":(exclude)dpzero/{path}" for path in APART if path != "algorithm.py"),
 )
 PACKAGES = ("torch", "transformers", "numpy", "opacus", "peft", "dp-accounting")
 
@@ -38,45 +52,68 @@ def commit() -> dict:
     """The last git commit of the source that decides a run's numbers, and whether the tree differs from it.
 
     Commits of results, reports or documents leave it as it is, so that committed tables stay equal to those of a rerun.
-    Outside a checkout "unknown".
+    Of an installed package there is no commit: its version stands for it, and the digests beside it tell its code.
     """
 
     def git(*arguments: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=10
+                ["git", "-C", str(ROOT), *arguments], capture_output=True, encoding="utf-8", timeout=10
             )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", *SOURCE)
-    return {
-        "git": git("log", "-1", "--format=%H", "--", *SOURCE) or "unknown",
-        "dirty": changed is None or changed != "",
-    }
+    # an environment may lie in a checkout of something else, which knows no commit of these files
+    if not (last := git("log", "-1", "--format=%H", "--", *SOURCE)):
+        return {"git": f"dpzero-{__version__}", "dirty": False}
+    return {"git": last, "dirty": git("status", "--porcelain", "--untracked-files=no", "--", *SOURCE) != ""}
 
 
 def core_digest() -> str:
-    """SHA-256 of the source that every run shares: not the methods', nor reports or sweeps."""
+    """SHA-256 of the source that every run shares: all of the package but what is listed as apart."""
+    return _digest(core_files())
+
+
+def core_files() -> list[Path]:
     package = ROOT / "dpzero"
-    files = [package / "experiment" / "run.py"]
-    for folder in ("zeroth_order", "privacy", "language"):
-        files += sorted((package / folder).glob("*.py")) + sorted((package / folder).glob("*.yaml"))
-    return _digest(files)
+    apart = {package / path for path in APART}
+    return [
+        file
+        for file in sorted(package.rglob("*"))
+        if file.suffix in SUFFIXES and not apart & {file, *file.parents} and "__pycache__" not in file.parts
+    ]
 
 
 def method_digest(name: str) -> str:
-    """SHA-256 of a method's own file and of those beside it that it imports."""
-    home = ROOT / ("dpzero/algorithm.py" if name == "dpzero" else f"baselines/{name}.py")
-    text = home.read_text()
-    return _digest(
-        [home, *(f for f in sorted((ROOT / "baselines").glob("*.py")) if f"from baselines.{f.stem} " in text)]
-    )
+    """SHA-256 of a method's own file and of those beside it that it imports, or that they import."""
+    found: list[Path] = []
+    wanted = [ROOT / ("dpzero/algorithm.py" if name == "dpzero" else f"baselines/{name}.py")]
+    while wanted:
+        file = wanted.pop()
+        if file not in found and file.exists():
+            found.append(file)
+            wanted += [ROOT / path for path in _imported(file)]
+    return _digest([found[0], *sorted(found[1:])])
+
+
+def _imported(file: Path) -> Iterator[str]:
+    """Files beside the methods, and DPZero's, that a file may import."""
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        names = [alias.name for alias in getattr(node, "names", ()) if isinstance(alias, ast.alias)]
+        module = getattr(node, "module", None) or ""
+        for name in (module, *names, *(f"{module}.{name}" for name in names)):
+            first, _, rest = name.partition(".")
+            if first == "baselines" and rest:
+                yield f"baselines/{rest.partition('.')[0]}.py"
+            elif name == "dpzero.algorithm" or name == "dpzero.DPZero":
+                yield "dpzero/algorithm.py"
 
 
 def _digest(files: list[Path]) -> str:
-    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
+    names = [file.relative_to(ROOT).as_posix().encode() for file in files]
+    parts = [b"%s %s" % pair for pair in zip(names, (file.read_bytes() for file in files), strict=True)]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
 def device_name(device: str) -> str:
@@ -85,7 +122,7 @@ def device_name(device: str) -> str:
 
         return ", ".join(map(torch.cuda.get_device_name, device.split(",")))
     if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()

@@ -21,6 +21,9 @@ from pathlib import Path
 from ..errors import UsageError, unknown
 from . import record, sweep
 from .provenance import provenance
+from .ranges import COUNT, FACTOR, POSITIVE_COUNT, SEED, Range
+from .setting_table import Entry
+from .settings import complete, value_of
 
 KEYS = ("ranks", "dimensions", "seeds", "epsilon", "settings", "methods")
 ADJACENCY, SAMPLING = "replace_one", "full_batch"
@@ -42,25 +45,35 @@ METHODS = {
     "mezo": Method("MeZO", False, 0),
     "sgd": Method("SGD", False, 1),
 }
-# name -> (type, default); None: it must be given
 SETTINGS = {
-    "dataset_size": (int, None),
-    "dimension": (int, None),
-    "decay": (float, None),
-    "informative": (int, 0),  # coordinates in which the data differ from 0; 0: all
-    "version": (int, 1),  # raise it to make the records anew
+    "dataset_size": Entry("int", None, POSITIVE_COUNT, "examples"),
+    "dimension": Entry("int", None, POSITIVE_COUNT, "of the weights"),
+    "decay": Entry("float", None, Range(0, 100), "exponent of the curvature"),
+    "informative": Entry("int", 0, COUNT, "coordinates in which the data differ from 0; 0: all"),
+    "version": Entry("int", 1, COUNT, "raise it to make the records anew"),
 }
-GRIDS = {"steps": int, "learning_rates": float}
-OF_PRIVATE = ({"delta": (float, None)}, {"clips": float})  # more settings, more grids
+OF_PRIVATE = {"delta": Entry("float", None, Range(0, 1, below=True), "of (epsilon, delta)")}
+# Lists of values, each a point of a grid; the last for private methods
+GRIDS = {
+    "steps": Entry("int", None, POSITIVE_COUNT, "of each point"),
+    "learning_rates": Entry("float", None, FACTOR, "of each point"),
+}
+GRIDS_OF_PRIVATE = {"clips": Entry("float", None, FACTOR, "of each point")}
+SEEDS = Entry("int", None, SEED, "")
 
 
 def cells(found: dict) -> Iterator[dict]:
     """Of a sweep file."""
     for rank, law in (found.get("ranks") or {}).items():
-        for dimension in found.get("dimensions") or []:
+        for dimension in sweep.listed(found.get("dimensions")):
             for method, own in (found.get("methods") or {}).items():
-                for seed in found.get("seeds") or []:
-                    settings = {**(found.get("settings") or {}), **law, "dimension": dimension, **(own or {})}
+                for seed in sweep.listed(found.get("seeds")):
+                    settings = {
+                        **(found.get("settings") or {}),
+                        **(law or {}),
+                        "dimension": dimension,
+                        **(own or {}),
+                    }
                     names = {"task": rank, "model": f"d-{dimension}", "method": method}
                     cell = {**names, "epsilon": found.get("epsilon"), "seed": seed, "settings": settings}
                     yield check(cell)
@@ -71,41 +84,26 @@ def check(cell: dict) -> dict:
     if cell["method"] not in METHODS:
         raise UsageError(unknown("method of the quadratic", cell["method"], METHODS))
     private, where = METHODS[cell["method"]].private, f"method {cell['method']}"
-    numbers, grids = dict(SETTINGS), dict(GRIDS)
     for key in cell["settings"]:
-        if key not in (known := {**numbers, **grids, **OF_PRIVATE[0], **OF_PRIVATE[1]}):
+        if key not in (known := {**SETTINGS, **OF_PRIVATE, **GRIDS, **GRIDS_OF_PRIVATE}):
             raise UsageError(f"{where}: " + unknown("setting", key, known))
-    if private:
-        numbers, grids = numbers | OF_PRIVATE[0], grids | OF_PRIVATE[1]
-    settings: dict[str, object] = {
-        key: _number(f"{where}: setting {key}", cell["settings"].get(key, default), kind)
-        for key, (kind, default) in numbers.items()
-    }
-    for key, kind in grids.items():
+    numbers, grids = SETTINGS | (OF_PRIVATE if private else {}), GRIDS | (GRIDS_OF_PRIVATE if private else {})
+    given = {key: value for key, value in cell["settings"].items() if key in numbers}
+    settings = complete(where, given, numbers)
+    for key, entry in grids.items():
         values = cell["settings"].get(key)
         if not isinstance(values, list) or not values:
             raise UsageError(f"{where}: setting {key} is {values!r}, but must be a list of numbers")
-        settings[key] = [_number(f"{where}: a value of {key}", value, kind) for value in values]
-        if min(settings[key]) <= 0:
-            raise UsageError(f"{where}: a value of {key} is {min(settings[key])}, but must be positive")
+        settings[key] = [value_of(where, key, value, entry) for value in values]
     epsilon = sweep.canonical_epsilon(cell["epsilon"]) if private else "inf"
     names = {name: str(cell[name]) for name in ("task", "model", "method")}
     return {
         **names,
         "epsilon": epsilon,
-        "seed": _number("seed", cell["seed"], int),
+        "seed": value_of(where, "seed", cell["seed"], SEEDS),
         "settings": settings,
         "experiment": "quadratic",
     }
-
-
-def _number(what: str, value: object, kind: type) -> int | float:
-    try:
-        if value is None or isinstance(value, bool) or kind(value) != float(value):
-            raise ValueError
-    except (TypeError, ValueError):
-        raise UsageError(f"{what} is {value!r}, but must be of type {kind.__name__}") from None
-    return kind(value)
 
 
 def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device: str | None = None) -> dict:

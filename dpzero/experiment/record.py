@@ -47,7 +47,6 @@ ALLOWED_IN_A_RELEASE: dict[str, str] = {
     "privacy.dataset_size": "public: the sampling rate needs it (so are the numbers of examples of each label)",
     "privacy.batch_size": "the expected size, a setting; never the size of a batch",
     "privacy.steps": _LEDGER,
-    "privacy.overspent": _LEDGER,
     "privacy.directions": _INPUT,
     "privacy.clip": _INPUT,
     "privacy.noise_scale": "computed from settings alone",
@@ -57,6 +56,7 @@ ALLOWED_IN_A_RELEASE: dict[str, str] = {
     "privacy.accountant": _SOFTWARE,
     "privacy.noise_arithmetic": _INPUT,
     **dict.fromkeys(("privacy.noise_key", "privacy.valid_release"), _INPUT),
+    "privacy.batch_invariance.*": _STAND_IN,
     "privacy.choice.mechanism": "a constant of this code",
     "privacy.choice.epsilon": _LEDGER,
     "metrics.selected_step": "released by the private choice, whose epsilon covers it",
@@ -95,8 +95,11 @@ ALLOWED_IN_A_RELEASE: dict[str, str] = {
         ("provenance.ranks.bytes_a_step_from_each", "provenance.ranks.bytes_a_step_to_each"),
         "by the number of steps and scalars: a message is as long for any batch",
     ),
-    **dict.fromkeys(("provenance.model.name", "provenance.model.sha256"), "the public base model"),
-    "provenance.data.name": _INPUT,
+    **dict.fromkeys(
+        ("provenance.model.name", "provenance.model.sha256", "provenance.model.title"),
+        "the public base model",
+    ),
+    **dict.fromkeys((f"provenance.data.{key}" for key in ("name", "title", "source", "split")), _INPUT),
 }
 
 # Keys that every record has and that are null in a release.
@@ -123,8 +126,8 @@ ALLOWED_IN_A_CHECKPOINT: dict[str, str] = {
     "method.optimizer.*": "settings, and moments of the released sums",
     "method.second_moment[]": "of the released scalars",
     "method.start[]": "the weights of an earlier step",
-    "method.schedule[][]": "settings",
-    "method.budget.event.*": "settings",
+    "method.schedule[][]": _INPUT,
+    "method.budget.event.*": _INPUT,
     "method.budget.position": "counts batches, whatever was in them",
     "method.budget.releases.*": "numbers of batches by the name of the key, a hash of 32 secret bytes",
     "method.budget.choice[]": "released by the private choice",
@@ -232,7 +235,7 @@ def write(path: Path, record: dict, transcript: Path | None = None) -> None:
             raise RuntimeError(
                 "a private run was about to write an error that ERRORS_IN_A_RELEASE does not have"
             )
-    text, beside = json.dumps(_plain(record), indent=1, allow_nan=False) + "\n", transcript_of(path)
+    text, beside = json.dumps(plain(record), indent=1, allow_nan=False) + "\n", transcript_of(path)
     if transcript is not None or beside.exists():
         path.unlink(missing_ok=True)  # an older record must never lie beside the transcript of this one
         beside.unlink(missing_ok=True)
@@ -255,8 +258,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("wb" if isinstance(content, bytes) else "w") as file:
-            file.write(content)
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -264,12 +267,12 @@ def write_whole(path: Path, content: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
     """JSON has no infinity and no NaN: null."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -50,7 +50,7 @@ def replay_record(file: Path, weights: Path | None = None, device: str | None = 
 def _read(file: Path) -> dict:
     """The record, with a transcript and a digest to compare with."""
     try:
-        made = json.loads(file.read_text())
+        made = json.loads(file.read_text("utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read {file} ({error.strerror}): give the record of a run") from error
     except ValueError:

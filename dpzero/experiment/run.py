@@ -18,7 +18,7 @@ from ..privacy.as_published import AsPublished
 from ..privacy.published import PRACTICES, Published
 from ..privacy.sampling import SAMPLERS
 from ..zeroth_order.ranks import Ranks
-from . import data, gpu, iterate, memory, outcome, record, step_memory, together
+from . import data, gpu, invariance, iterate, memory, outcome, record, step_memory, together
 from .checkpoint import Checkpoint, alone
 from .clock import Clock
 from .methods import card as find_card
@@ -52,7 +52,12 @@ def run_cell(
     with alone(out, partial(_say, log, cell)) as waited:
         if waited and (made := record.of_run(out, cell)):
             return made
-        return _run(Run(cell, out, log, device, ranks))
+        run = Run(cell, out, log, device, ranks)
+        try:
+            return _run(run)
+        finally:
+            if run.budget is not None:
+                run.budget.close()
 
 
 def _say(log: Callable[[str], object], cell: dict, line: str) -> None:
@@ -78,8 +83,6 @@ def _run(run: Run) -> dict:
         ranks.dismiss()
     made = outcome.whole(run, result)
     record.write(out, made, run.checkpoint.transcript if made["transcript"] else None)
-    if run.budget is not None:
-        run.budget.close()
     run.checkpoint.remove()
     return made
 
@@ -120,6 +123,7 @@ class Run:
         self.loss.share = ranks.rank, ranks.size
         self.curve: list[dict] = []
         self.memory: dict | None = None
+        self.invariance: dict | None = None
         self.budget: Budget | None = None
         self.model = self.method = None
         self.best = iterate.BestDev() if self.iterate == "best_dev" else None
@@ -198,8 +202,10 @@ class Run:
             for step, drawn in enumerate(self.budget.batches(), start):
                 yield step, self.examples["train"][drawn]
             return
-        kind = SAMPLERS[self.settings["sampling"]]
-        sampler = kind(len(self.examples["train"]), self.settings["batch_size"], self.key.stream("sampling"))
+        kind, size = SAMPLERS[self.settings["sampling"]], len(self.examples["train"])
+        if start == self.settings["steps"]:
+            return
+        sampler = kind(size, min(size, self.settings["batch_size"]), self.key.stream("sampling"))
         for step in range(start, self.settings["steps"]):
             yield step, self.examples["train"][sampler.batch(step)]
 
@@ -212,6 +218,7 @@ class Run:
             self.log(f"{self.name}: noise key {self.key.noise_key}: {record.LOGGED[self.key.noise_key]}")
         self.memory = step_memory.of(self)
         self._resume()
+        self._measure_invariance()
         together.lead(self)
         self._steps()
         together.part(self)
@@ -237,6 +244,22 @@ class Run:
             "memory": {**self.memory, "peak_resident_bytes": resident},
             "transcript": kept,
         }
+
+    def _measure_invariance(self) -> None:
+        """What one example that leaves moves in the others is added to what it moves itself: a release allows none of it."""
+        if not (self.card.private and self.card.order == 0):
+            return
+        like, length = self.examples["train"], self.settings["max_length"]
+        how = {"clip": self.method.clip, "smoothing": self.method.smoothing, "length": length}
+        share, self.loss.share = self.loss.share, (0, 1)
+        self.invariance = invariance.measured(self.loss, self.model, like, **how)
+        self.loss.share = share
+        moved = self.invariance["others_move_over_clip"]
+        if moved and self.release:
+            raise UsageError(
+                f"{self.name}: when one example leaves a batch, rounding moves the losses of the others by {moved:.2g} of the clip, so that "
+                "epsilon would be too small: set token_budget to 1, which takes each text alone"
+            )
 
     def _select(self) -> dict:
         """The iterate that is reported becomes the model; what there is to say of the choice."""
@@ -336,10 +359,10 @@ class Run:
             self.clock.load_state_dict(state["clock"])
             if self.best:
                 self.best.load_state_dict(state["best"])
+        if self.budget is not None:
+            self.checkpoint.check_ledger(len(self.budget.ledger), state)
         self.checkpoint.resume(self._start, state, self._say)
         taken = self.method.steps_taken
-        if self.budget is not None:
-            self.checkpoint.check_ledger({step for step, _ in self.budget.ledger}, taken)
         self.curve = [point for point in self.curve if point["step"] <= taken]
         if self.candidates:
             self.candidates.cut(taken)

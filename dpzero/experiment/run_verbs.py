@@ -6,17 +6,28 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 from ..errors import UsageError, unknown
+from .options import device, file_to_write, folder_to_read, real, whole
+from .ranges import NOT_NEGATIVE, Range
+
+AXES = ("tasks", "models", "methods", "epsilons", "seeds")
 
 
 def add(verbs) -> None:
     """To the subparsers of the command line."""
     for part in (_add_run(verbs), _add_replay(verbs), _add_cells(verbs), _add_assets(verbs)):
-        part.add_argument("--data-dir", type=Path, help="folder of JSON lines, in place of the hub's rows")
-        part.add_argument("--model-dir", type=Path, help="folder of models, in place of the hub's")
+        part.add_argument(
+            "--data-dir", type=folder_to_read, help="folder of JSON lines, in place of the hub's rows"
+        )
+        part.add_argument("--model-dir", type=folder_to_read, help="folder of models, in place of the hub's")
     _add_estimate(verbs)
+    settings = verbs.add_parser(
+        "settings", help="every setting of a cell: type, default, what is allowed, what it does"
+    )
+    settings.set_defaults(verb=_settings)
 
 
 def _add_run(verbs) -> argparse.ArgumentParser:
@@ -24,17 +35,22 @@ def _add_run(verbs) -> argparse.ArgumentParser:
     run.add_argument("--sweep", help="name of the sweep that holds the cell")
     run.add_argument("--cell", metavar="RUN_ID", help="run id, as `cells` lists them")
     run.add_argument("--spec", help="a cell as a JSON file or as JSON text, in place of --sweep and --cell")
-    run.add_argument("--out", required=True, type=Path, help="where the record goes")
-    run.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
+    run.add_argument("--out", required=True, type=file_to_write, help="where the record goes")
+    run.add_argument("--threads", type=whole(Range(0, 4096)), default=0, help="CPU threads; 0: all")
     run.add_argument(
         "--device",
+        type=device,
         help="cpu, cuda, cuda:1; cuda:0,cuda:1 spreads the layers (default: a free GPU if there is one)",
     )
     run.add_argument(
         "--backend", choices=("gloo", "nccl"), default="gloo", help="what joins ranks that torchrun starts"
     )
     run.add_argument(
-        "--rank-timeout", type=float, default=600, metavar="SECONDS", help="for which a rank is waited for"
+        "--rank-timeout",
+        type=real(Range(0, 10**6, above=True)),
+        default=600,
+        metavar="SECONDS",
+        help="for which a rank is waited for",
     )
     run.set_defaults(verb=_run)
     return run
@@ -43,15 +59,22 @@ def _add_run(verbs) -> argparse.ArgumentParser:
 def _add_replay(verbs) -> argparse.ArgumentParser:
     replay = verbs.add_parser("replay", help="a record's weights again, from base model and transcript")
     replay.add_argument("record", type=Path, help="its transcript lies beside it")
-    replay.add_argument("--out", type=Path, help="save the trained tensors by name, as safetensors")
-    replay.add_argument("--device", help="cpu, cuda, cuda:1 (default: a free GPU if there is one)")
+    replay.add_argument("--out", type=file_to_write, help="save the trained tensors by name, as safetensors")
+    replay.add_argument(
+        "--device", type=device, help="cpu, cuda, cuda:1 (default: a free GPU if there is one)"
+    )
     replay.set_defaults(verb=_replay)
     return replay
 
 
 def _add_cells(verbs) -> argparse.ArgumentParser:
     cells = verbs.add_parser("cells", help="the run ids that a sweep expands to")
-    cells.add_argument("--sweep", default="quick")
+    cells.add_argument("--sweep", default="quick", help="its name")
+    for axis in AXES:
+        cells.add_argument(f"--{axis}", nargs="+", help="in place of the sweep's")
+    cells.add_argument(
+        "--out", type=file_to_write, help="write them to this file (default: to standard output)"
+    )
     cells.set_defaults(verb=_cells)
     return cells
 
@@ -60,11 +83,13 @@ def _add_estimate(verbs) -> None:
     cost = verbs.add_parser(
         "estimate", help="device hours, disk and money of a sweep, from measured step times"
     )
-    cost.add_argument("--sweep", default="quick")
+    cost.add_argument("--sweep", default="quick", help="its name")
     cost.add_argument(
         "--gpu", help="a part of the device's name, as in H100 (default: the device with most cells)"
     )
-    cost.add_argument("--price", type=float, default=0.0, help="of a device hour, in any currency")
+    cost.add_argument(
+        "--price", type=real(NOT_NEGATIVE), default=0.0, help="of a device hour, in any currency"
+    )
     cost.add_argument("--results", type=Path, default=Path("results"), help="folder of the measured tables")
     cost.set_defaults(verb=_estimate)
 
@@ -72,10 +97,12 @@ def _add_estimate(verbs) -> None:
 def _add_assets(verbs) -> argparse.ArgumentParser:
     assets = verbs.add_parser("assets", help="download, verify and convert weights and data, once")
     assets.add_argument("names", nargs="*", help="assets (default: those of the sweep)")
-    assets.add_argument("--sweep", default="quick")
+    assets.add_argument("--sweep", default="quick", help="whose tasks and models are wanted")
     assets.add_argument("--tasks", nargs="+", help="in place of the sweep's")
     assets.add_argument("--models", nargs="+", help="in place of the sweep's")
-    assets.add_argument("--out", type=Path, help="write what was found, and its digests, to this file")
+    assets.add_argument(
+        "--out", type=file_to_write, help="write what was found, and its digests, to this file"
+    )
     assets.set_defaults(verb=_assets)
     return assets
 
@@ -86,9 +113,14 @@ def _run(options: argparse.Namespace) -> dict | None:
     from . import gpu, kinds
 
     kind, ranks = kinds.kind_of(cell), {}
-    if options.device is None and kind == kinds.LANGUAGE:
-        gpu.lease(gpu.of_this_rank(), log=say)
+    if kind == kinds.LANGUAGE:
+        if options.device is None:
+            gpu.lease(gpu.of_this_rank(), log=say)
+        else:
+            gpu.lease_all(options.device, log=say)
     run_cell = kinds.module_of(kind).run_cell  # torch, from here on
+    if options.device:
+        gpu.check(options.device)
     if kind == kinds.LANGUAGE:
         from ..zeroth_order.ranks import joined
 
@@ -112,6 +144,10 @@ def _replay(options: argparse.Namespace) -> dict:
         gpu.lease(gpu.visible(), log=say)
     from .replay import replay_record  # torch, from here on
 
+    if options.device is not None:
+        from . import gpu
+
+        gpu.check(options.device)
     answer = replay_record(options.record, options.out, options.device)
     if not answer["match"]:
         print(
@@ -141,17 +177,32 @@ def _cell(options: argparse.Namespace) -> dict:
 
 def read(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text("utf-8")
     except OSError as error:
         raise UsageError(f"cannot read {path} ({error.strerror}): give an existing file") from error
+    except UnicodeDecodeError:
+        raise UsageError(f"cannot read {path} (no UTF-8 text): save it as UTF-8") from None
 
 
 def _cells(options: argparse.Namespace) -> dict:
     from . import sweep
 
-    cells = sweep.load(options.sweep)
-    print("\n".join(cells))
+    narrowed = {axis: values for axis in AXES if (values := getattr(options, axis))}
+    cells = sweep.load(options.sweep, **narrowed)
+    if options.out:
+        from .record import write_whole
+
+        write_whole(options.out, "\n".join(cells) + "\n")
+    else:
+        print("\n".join(cells))
     return {"sweep": options.sweep, "cells": len(cells)}
+
+
+def _settings(options: argparse.Namespace) -> dict:
+    from . import setting_table
+
+    print(setting_table.markdown())
+    return {"settings": len(list(setting_table.rows()))}
 
 
 def _estimate(options: argparse.Namespace) -> dict:
@@ -162,8 +213,6 @@ def _estimate(options: argparse.Namespace) -> dict:
         raise UsageError(
             f"sweep {options.sweep} trains no language model: snakemake -n says how long it takes"
         )
-    if options.price < 0:
-        raise UsageError(f"--price is {options.price:g}, but a device hour costs at least 0")
     return {"sweep": options.sweep} | estimate.estimate(
         cells.values(), options.results, options.gpu, options.price
     )
@@ -187,6 +236,25 @@ def _assets(options: argparse.Namespace) -> dict:
     return found
 
 
+def use_cache() -> None:
+    """What numba compiles is kept in our cache, too: an installation may be read-only. Before numba is imported.
+
+    Raises UsageError for a cache that cannot be written.
+    """
+    from ..language.assets import cache_folder
+
+    folder = cache_folder() / "numba"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"cannot write to the cache {cache_folder()} ({error.strerror}): set $DPZERO_CACHE to a writable folder"
+        ) from None
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(folder))
+
+
 def use_threads(threads: int) -> None:
     """Before torch is imported."""
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -197,4 +265,5 @@ def use_threads(threads: int) -> None:
 
 
 def say(line: str) -> None:
-    print(line, flush=True)
+    """Progress. Standard output is for answers."""
+    print(line, file=sys.stderr, flush=True)

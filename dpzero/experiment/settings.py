@@ -2,62 +2,16 @@
 
 from __future__ import annotations
 
-import ast
-import math
-import re
 from collections.abc import Callable, Iterable
 
 from ..errors import UsageError, unknown
 from ..language import tasks
 from ..privacy.accounting import Setting
 from ..privacy.published import PRACTICES
-from . import data
+from . import data, setting_table
 from .methods import TYPES, Card
-
-CHOICES = {
-    "tune": ("full", "bias", "lora", "prefix", "head"),
-    "compute": ("float32", "bfloat16"),
-    "split": ("test", "dev"),
-    "iterate": ("last", "best_dev", "accounted"),
-    "noise_key": ("published", "secret"),
-    "noise_arithmetic": ("float", "exact"),
-    "mechanism": ("gaussian", "laplace"),
-    "sampling": ("poisson", "without_replacement", "full_batch"),
-    "adjacency": ("add_remove", "replace_one"),
-}
-# What every run has, beside the settings of its method: name -> (type, default)
-RUN_SETTINGS = {
-    "tune": ("str", "bias"),  # what is trained
-    "batch_size": ("int", 16),  # expected: Poisson batches vary
-    "steps": ("int", None),
-    "max_length": ("int", 64),  # tokens
-    "token_budget": ("int", 2048),  # padded tokens of a micro-batch
-    "compute": ("str", "float32"),  # of matrix products; weights and losses are float32 in any case
-    "evaluate_every": ("int", 0),  # steps between points of the learning curve; 0: start and end
-    "curve_examples": ("int", 256),  # dev examples for the curve
-    "split": ("str", "test"),  # what the metric is taken on; dev for choosing settings
-    # which one is reported, of those at the points of the curve: best_dev that of the least dev loss; accounted one of those that are right
-    # most often on dev, by a private choice (best_dev for methods without noise), for which each point is kept on disk
-    "iterate": ("str", "last"),
-    "noise_key": ("str", "published"),
-    "noise_arithmetic": (
-        "str",
-        "float",
-    ),  # exact: integer sums and discrete noise, for methods that release scalars
-    "delta": ("float", 1e-5),
-    "mechanism": ("str", "gaussian"),
-    "sampling": ("str", "poisson"),
-    "adjacency": ("str", "add_remove"),
-    "version": ("int", 1),  # raise it to rerun a method after its code changed
-    "as_published": ("bool", False),  # sample, add and divide as the method's public code does
-    "shots": ("int", 0),  # training rows of each class, drawn as by LM-BFF with the cell's seed; 0: all
-    "train_examples": (
-        "int",
-        0,
-    ),  # training rows in all, drawn as by MeZO on OPT with the cell's seed; 0: all
-    "demonstrations": ("int", 0),  # training rows before each prompt, for a method that trains nothing
-    "data": ("str", ""),  # SHA-256 of the task's local files: found, not chosen
-}
+from .ranges import ANY, number
+from .setting_table import RUN_SETTINGS, Entry
 
 
 def of(
@@ -67,13 +21,13 @@ def of(
 
     Raises UsageError for what is unknown, missing, of another type, or promised by no proof.
     """
-    known = {**{k: t for k, (t, _) in RUN_SETTINGS.items()}, **method_card.settings}
-    settings = {k: default for k, (_, default) in RUN_SETTINGS.items()}
-    for number, layer in enumerate(layers):
+    known = setting_table.known(method_card)
+    settings = {name: entry.default for name, entry in RUN_SETTINGS.items()}
+    for depth, layer in enumerate(layers):
         for key, value in layer.items():
             if key in known:
-                settings[key] = _typed(key, value, known[key], method)
-            elif number > 0 or not others(key):
+                settings[key] = value_of(f"method {method}", key, value, known[key])
+            elif depth > 0 or not others(key):
                 raise UsageError(f"method {method}: " + unknown("setting", key, known))
     if method_card.order is None:
         settings |= {"steps": 0, "iterate": "last"}
@@ -82,12 +36,18 @@ def of(
         raise UsageError(
             f"method {method} needs the setting {missing[0]!r}: add it to its stanza in the sweep"
         )
+    if method_card.order is not None and not settings["steps"]:
+        raise UsageError(f"method {method}: setting steps is 0, but a method that trains takes at least 1")
+    settings["batch_size"] = min(settings["batch_size"], data.most_rows(task, settings))
     if not method_card.private:
         for key in ("delta", "mechanism", "adjacency", "noise_key", "noise_arithmetic"):
             settings.pop(key)
     else:
         _check_promise(method, method_card, settings)
     _as_published(method, method_card, settings)
+    if "noise_arithmetic" in settings and settings["noise_arithmetic"] is None:
+        secret_scalars = settings["noise_key"] == "secret" and method_card.order == 0
+        settings["noise_arithmetic"] = "exact" if secret_scalars else "float"
     _iterate(method, method_card, task, settings)
     data.settle(method, method_card, task, settings)
     return dict(sorted(settings.items()))
@@ -117,7 +77,7 @@ def _as_published(method: str, method_card: Card, settings: dict) -> None:
             f"method {method}: as_published is offered for {', '.join(PRACTICES)}, so leave it out"
         )
     for key in ("mechanism", "sampling", "adjacency", "noise_arithmetic"):
-        if settings.pop(key) != RUN_SETTINGS[key][1]:
+        if settings.pop(key) not in (RUN_SETTINGS[key].default, "float"):
             raise UsageError(f"method {method}: as_published decides {key} itself, so leave {key} out")
 
 
@@ -153,24 +113,27 @@ def _private_choice(method: str, task: str, settings: dict) -> None:
         )
 
 
-def _typed(key: str, value: object, type_name: str, method: str) -> object:
-    """PyYAML reads 1e-5 as text: convert by the declared type."""
-    kind = TYPES.get(type_name.split(" | ")[0], str)
-    try:
-        if isinstance(value, bool) is not (kind is bool) or (kind is str and not isinstance(value, str)):
-            raise ValueError
-        if kind is int and not re.fullmatch(r"[+-]?\d+", str(value)):
-            raise ValueError
-        converted = kind(value)  # type: ignore[call-arg]
-        if kind is float and not math.isfinite(converted):
-            raise ValueError
-    except (TypeError, ValueError):
-        raise UsageError(
-            f"method {method}: setting {key} is {value!r}, but must be of type {type_name}"
-        ) from None
-    choices = CHOICES.get(key, ())
-    if type_name.startswith("Literal["):
-        choices = ast.literal_eval(type_name.removeprefix("Literal"))
-    if choices and converted not in choices:
-        raise UsageError(f"method {method}: " + unknown(f"value of {key}", converted, choices))
-    return converted
+def complete(where: str, given: dict, table: dict[str, Entry]) -> dict[str, object]:
+    """Every setting of a table, by the order of the table. Raises UsageError for one that it does not have, or a value that it does not allow."""
+    for key in given:
+        if key not in table:
+            raise UsageError(f"{where}: " + unknown("setting", key, table))
+    return {key: value_of(where, key, given.get(key, entry.default), entry) for key, entry in table.items()}
+
+
+def value_of(where: str, key: str, value: object, entry: Entry) -> object:
+    """The value, of the declared type (PyYAML reads 1e-5 as text) and among those allowed. Raises UsageError for any other."""
+    kind, allowed = TYPES[entry.kind], entry.allowed
+    if kind in (int, float):
+        try:
+            return number(value, kind, ANY if allowed is None else allowed)
+        except (ValueError, OverflowError):
+            limits = "" if allowed in (None, ANY) else f", {allowed}"
+            raise UsageError(
+                f"{where}: setting {key} is {value!r}, but must be of type {entry.kind}{limits}"
+            ) from None
+    if type(value) is not kind:
+        raise UsageError(f"{where}: setting {key} is {value!r}, but must be of type {entry.kind}")
+    if isinstance(allowed, tuple) and value not in allowed:
+        raise UsageError(f"{where}: " + unknown(f"value of {key}", value, allowed))
+    return value

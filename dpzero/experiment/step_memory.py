@@ -37,7 +37,7 @@ def of(run: Run) -> dict:
     path = assets.cache_folder() / FOLDER / f"{name}.json"
     if not path.exists():
         write_whole(path, json.dumps(_measure(run)))
-    return json.loads(path.read_text())
+    return json.loads(path.read_text("utf-8"))
 
 
 def _measure(run: Run) -> dict:

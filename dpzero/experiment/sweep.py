@@ -22,9 +22,10 @@ from pathlib import Path
 import yaml
 
 from ..errors import UsageError, unknown
-from ..language import catalogues
-from . import grids, kinds, settings
+from ..language import catalogues, tasks
+from . import data, grids, kinds, settings, sweep_shape
 from .methods import Card, card
+from .ranges import EPSILON, SEED, number
 
 FOLDER = Path(__file__).with_name("sweeps")
 AXES = ("tasks", "models", "methods", "epsilons", "seeds")
@@ -53,7 +54,7 @@ def load(name: str, **narrowed: object) -> dict[str, dict]:
     for axis in narrowed:
         if axis not in AXES:
             raise UsageError(unknown("axis", axis, AXES))
-    chosen = {axis: _list(value) for axis, value in narrowed.items()}
+    chosen = {axis: listed(_split(value)) for axis, value in narrowed.items()}
     experiment = kinds.kind_of(sweep)
     if experiment == kinds.LANGUAGE:
         return _expand(sweep, chosen, str(name))
@@ -87,15 +88,21 @@ def tokens(name: str) -> dict[str, float]:
     return _read(name).get("tokens", {})
 
 
-def _read(name: str) -> dict:
+def _read(name: str, before: tuple[str, ...] = ()) -> dict:
+    """`before`: the sweeps that extend this one."""
     if name not in names():
         raise UsageError(unknown("sweep", name, names()))
+    if name in before:
+        raise UsageError(
+            f"sweep {name} extends itself ({', '.join((*before, name))}): take one `extends` out"
+        )
     try:
-        sweep = yaml.safe_load((FOLDER / f"{name}.yaml").read_text()) or {}
-    except yaml.YAMLError as error:
+        sweep = yaml.safe_load(_text(name)) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"sweep {name}: not valid YAML ({' '.join(str(error).split())})") from error
-    base = _read(sweep.pop("extends")) if "extends" in sweep else {}
-    if isinstance(sweep.get("methods"), dict):
+    sweep_shape.check(sweep, name, FOLDER)
+    base = _read(sweep.pop("extends"), (*before, name)) if "extends" in sweep else {}
+    if sweep.get("methods"):
         sweep["methods"] = grids.spread(sweep["methods"])
     whole = {**base, **sweep}
     if "chosen" not in whole:
@@ -110,7 +117,16 @@ def _read(name: str) -> dict:
     return whole
 
 
-def _list(value: object) -> list:
+def _text(name: str) -> str:
+    return (FOLDER / f"{name}.yaml").read_text("utf-8")
+
+
+def _split(value: object) -> object:
+    """On the command line 2,8 is a list, too."""
+    return value.split(",") if isinstance(value, str) and "," in value else value
+
+
+def listed(value: object) -> list:
     """One value may stand without brackets, in a file as on the command line."""
     if value is None:
         return []
@@ -120,7 +136,7 @@ def _list(value: object) -> list:
 def _expand(sweep: dict, narrowed: dict[str, list], name: str) -> dict[str, dict]:
     _check_keys(sweep, name)
     stanzas = sweep.get("methods") or {}
-    axes = {axis: narrowed.get(axis, _list(sweep.get(axis))) for axis in AXES}
+    axes = {axis: narrowed.get(axis, listed(sweep.get(axis))) for axis in AXES}
     axes["methods"] = narrowed.get("methods", list(stanzas))
     _check_axes(axes, _known(stanzas))
     cells: dict[str, dict] = {}
@@ -158,6 +174,9 @@ def complete(spec: object) -> dict:
             raise UsageError(f"the cell has no {key!r}: it needs {', '.join(needed)}")
     if kinds.kind_of(spec) != kinds.LANGUAGE:
         return kinds.module_of(kinds.kind_of(spec)).check(spec)
+    for key in ("task", "model", "method", "title", "use"):
+        if not isinstance(spec.get(key, ""), str):
+            raise UsageError(f"the cell's {key} is {spec[key]!r}, but must be a text")
     stanza = {key: spec[key] for key in STANZA if key in spec} | spec["settings"]
     axes = {axis: [spec[axis.removesuffix("s")]] for axis in ("tasks", "models", "epsilons", "seeds")}
     (cell,) = _expand({**axes, "methods": {spec["method"]: stanza}}, {}, "of one cell").values()
@@ -171,23 +190,29 @@ def run_id(cell: dict) -> str:
 def canonical_epsilon(value: object) -> str:
     """2, 2.0, "2" -> "2"; .5 -> "0.5": one spelling for paths and keys."""
     try:
-        number = Decimal(str(value))
+        decimal = Decimal(str(value) if str(value).isascii() else "nan")
     except InvalidOperation:
-        number = Decimal(0)
-    if not number.is_finite() or number <= 0:
+        decimal = Decimal(0)
+    if not decimal.is_finite() or decimal <= 0:
         raise UsageError(
             f"epsilon {value!r} is not a positive number: non-private methods are listed without one, so give numbers only"
         )
-    return format(number.normalize(), "f")
+    if float(decimal) not in EPSILON:
+        raise UsageError(f"epsilon {value!r} is out of range: give a number {EPSILON}")
+    return format(decimal.normalize(), "f")
 
 
 def _cell(sweep: dict, task: str, model: str, method: str, method_card: Card) -> dict:
     """A cell but for its epsilon and its seed, on which no setting depends."""
     own = sweep["methods"][method] or {}
     stanza = {k: v for k, v in own.items() if k not in STANZA}
-    layers = [sweep.get("settings") or {}, stanza, *_overrides(sweep, (task, model, method))]
+    shared = {"max_length": tasks.stanza(task)["max_length"]} | (sweep.get("settings") or {})
+    layers = [shared, stanza, *_overrides(sweep, (task, model, method))]
     use = own.get("use", method)
+    made = settings.of(method, method_card, task, layers, partial(_some_method_has, sweep))
     title = own.get("title", method_card.title if use == method else f"{method_card.title} ({method})")
+    if not isinstance(title, str):
+        raise UsageError(f"method {method}: title is {title!r}, but must be a text")
     return {
         "task": task,
         "model": model,
@@ -196,7 +221,7 @@ def _cell(sweep: dict, task: str, model: str, method: str, method_card: Card) ->
         "title": title,
         "epsilon": None,  # these two hold their places
         "seed": None,
-        "settings": settings.of(method, method_card, task, layers, partial(_some_method_has, sweep)),
+        "settings": data.with_weights(model, made),
     }
 
 
@@ -253,5 +278,10 @@ def _check_axes(axes: dict, known: dict[str, list[str]]) -> None:
             if axis in known and value not in known[axis]:
                 raise UsageError(unknown(axis.removesuffix("s"), value, known[axis]))
     for seed in axes["seeds"]:
-        if not re.fullmatch(r"\d+", str(seed)):
-            raise UsageError(f"seed {seed!r} is not a whole number of at least 0: write seeds='[0, 1, 2]'")
+        try:
+            number(seed, int, SEED)
+        except ValueError:
+            raise UsageError(f"seed {seed!r} is not a whole number {SEED}: write seeds='[0, 1, 2]'") from None
+    for method in axes["methods"]:
+        if not re.fullmatch(r"[\w+-][\w.+-]*", str(method)):
+            raise UsageError(f"method {method!r} names no file: write it with letters, digits and . _ + -")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import UsageError
 from ..language import losses, shapes, tuning
 from ..language.examples import Examples
+from ..language.invariant import Cut
 from ..privacy import Rehearsal, Setting
 from ..privacy.noise import CHUNK, Noise
 from .memory import Phases
@@ -192,13 +193,18 @@ def _stand_in(size: int, length: int) -> Examples:
 
 
 class Watched(losses.CrossEntropy):
-    """A loss whose passes through the model are the phase `forward`, once there are phases."""
+    """A loss whose passes through the model are the phase `forward`, once there are phases. Its shapes are those of the batch: fake tensors
+    have no bits to keep."""
 
     phases: Phases | None = None
 
-    def _losses(self, model: nn.Module, part: Examples) -> Tensor:
+    def cut(self, model: nn.Module, batch: Examples, sides: int = 1) -> Iterator[Cut]:
+        for order, _ in batch.parts(self.token_budget // sides):
+            yield order, order, (0,)
+
+    def _losses(self, model: nn.Module, part: Examples, length: int) -> Tensor:
         with self.phases.phase("forward") if self.phases else nullcontext():
-            return super()._losses(model, part)
+            return super()._losses(model, part, length)
 
 
 def _checkpoint(model: shapes.Answering) -> None:

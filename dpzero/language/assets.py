@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import fnmatch
-import functools
 import hashlib
 import importlib.util
 import json
@@ -25,16 +24,13 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-import yaml
-
 from dpzero.errors import UsageError
 from dpzero.language import catalogues
 
 
-@functools.cache
 def catalogue() -> dict[str, dict]:
     """The stanzas of assets.yaml by asset name."""
-    return yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+    return catalogues.read("assets")
 
 
 def cache_folder() -> Path:
@@ -106,7 +102,7 @@ def locked(name: str) -> Iterator[None]:
     except OSError as error:
         hint = "set $DPZERO_CACHE to a writable folder"
         raise UsageError(f"cannot write to the cache {cache} ({error.strerror}): {hint}") from None
-    with os.fdopen(lock, "w"):
+    with os.fdopen(lock, "wb"):
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -157,7 +153,7 @@ def _download(name: str, stanza: dict, work: Path) -> Path:
     command += [] if watched else ["--quiet", "--progress-bar", "off"]
     command += ["--dest", str(work / "download"), "--requirement", str(requirement)]
     output = sys.stderr if watched else subprocess.DEVNULL
-    done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, errors="replace")
+    done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, encoding="utf-8", errors="replace")
     if found := re.search(r"Got\s+([0-9a-f]{64})", done.stderr):
         raise _wrong_hash(stanza, found[1])
     if done.returncode:

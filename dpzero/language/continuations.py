@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ..errors import UsageError
 from . import beginnings, generation, tasks
 from .examples import Examples, cache_file, read_arrays, write
-from .losses import COMPUTE, shared
+from .invariant import Cutter, Kind
+from .losses import COMPUTE
 from .prompts import answered, cut_left
 from .questions import answers_of, column, prompt_of, shown
 from .rows import ALL, Draw, Row
@@ -95,6 +96,7 @@ class ContinuationLoss:
         if compute not in COMPUTE:
             raise ValueError(f"compute is {compute!r}: give one of {', '.join(COMPUTE)}")
         self.token_budget, self.compute, self.mark, self.generate = token_budget, compute, mark, generate
+        self.cutter = Cutter(token_budget)
 
     def parts(self, batch: Continuations) -> Iterator[Continuations]:
         """The micro-batches in which a first-order method takes its gradients."""
@@ -103,8 +105,18 @@ class ContinuationLoss:
 
     def __call__(self, model: nn.Module, batch: Continuations) -> Tensor:
         found = torch.zeros(len(batch), device=next(model.parameters()).device)
-        for order, part in shared(self.share, batch.parts(self.token_budget)):
-            found[torch.from_numpy(order.copy()).to(found.device)] = _losses(self.scores(model, part), part)
+        first, every = self.share
+        mine = np.arange(len(batch))[first::every]
+        if torch.is_grad_enabled():
+            for order, part in batch[mine].parts(self.token_budget):
+                found[torch.from_numpy(mine[order]).to(found.device)] = _losses(
+                    self.scores(model, part), part
+                )
+        elif len(mine):
+            part = batch[mine]
+            found[torch.from_numpy(mine).to(found.device)] = _losses(
+                self._own_scores(model, part.candidates), part
+            )
         return found
 
     def owners(self, part: Continuations) -> np.ndarray:
@@ -114,19 +126,38 @@ class ContinuationLoss:
 
     def scores(self, model: nn.Module, part: Continuations) -> Tensor:
         """The mean log-probability of each candidate, float32, one after the other."""
+        return self._scores(model, part.candidates)
+
+    def _own_scores(self, model: nn.Module, rows: Examples) -> Tensor:
+        """The same, to the last bit a function of each candidate alone (see `invariant`)."""
+
+        def made(kinds: Sequence[Kind]) -> Tensor:
+            texts = rows.stand_ins(model, kinds)
+            counts = np.minimum([answer for _, _, answer in kinds], texts.lengths() - 1)
+            length, _, answer = kinds[0]
+            return self._scores(model, replace(texts, labels=counts), length, answer)
+
+        answers = [1 << (int(count) - 1).bit_length() for count in rows.labels]
+        kinds = [(*kind, n) for kind, n in zip(rows.kinds(model), answers, strict=True)]
+        found = torch.zeros(len(rows), device=next(model.parameters()).device)
+        for order, filled, (length, _, answer) in self.cutter.cut(model, kinds, made):
+            scores = self._scores(model, rows[filled], length, answer)
+            found[torch.from_numpy(order).to(found.device)] = scores[: len(order)]
+        return found
+
+    def _scores(self, model: nn.Module, rows: Examples, length: int = 0, answer: int = 0) -> Tensor:
+        """Of each row, padded to `length` tokens and `answer` of its candidate, or to the longest."""
         device = next(model.parameters()).device
-        ids, mask, counts = part.candidates.padded(device)
-        steps = torch.arange(int(counts.max()), device=device)
-        answer = steps < counts[:, None]
-        positions = (mask.sum(1) - counts)[
-            :, None
-        ] + steps  # of the answer's tokens; each is foretold by the one before it
-        positions = torch.where(answer, positions, 1)
+        ids, mask, counts = rows.padded(device, length)
+        steps = torch.arange(answer or int(counts.max()), device=device)
+        asked = steps < counts[:, None]
+        # of the answer's tokens; each is foretold by the one before it
+        positions = torch.where(asked, (mask.sum(1) - counts)[:, None] + steps, 1)
         half = self.compute == "bfloat16"
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
             logits = model(ids, mask, positions - 1)
         likely = logits.float().log_softmax(-1).gather(2, ids.gather(1, positions)[..., None])[..., 0]
-        return (likely * answer).sum(1) / counts
+        return (likely * asked).sum(1) / counts
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, examples: Continuations) -> dict[str, float]:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import UsageError
 from . import assets, models, prompts, questions, tasks, tokens
+from .invariant import Kind, longest_text, padded_length, stand_in_ids
 from .rows import ALL, Draw, Row
 
 UNLIMITED = 100_000  # tokens: a prompt is shortened by its text, not by its end
@@ -54,32 +55,33 @@ class Examples:
     def __getitem__(self, indices: np.ndarray) -> Examples:
         return Examples.of([self.ids(i) for i in indices], self.labels[indices])
 
-    def parts(self, token_budget: int, multiple: int = 1) -> Iterator[tuple[np.ndarray, Examples]]:
-        """Micro-batches of similar length, at most token_budget padded tokens each (or one example): (positions, examples).
-
-        `multiple`: of which the padded length is one.
-        """
+    def parts(self, token_budget: int) -> Iterator[tuple[np.ndarray, Examples]]:
+        """Micro-batches of similar length, at most token_budget padded tokens each (or one example): (positions, examples)."""
         order = np.argsort(self.lengths(), kind="stable")[::-1]
         start = 0
         while start < len(order):
-            longest = max(1, int(self.lengths()[order[start]]))
-            count = max(1, token_budget // (-(-longest // multiple) * multiple))
+            count = max(1, token_budget // max(1, int(self.lengths()[order[start]])))
             yield order[start : start + count], self[order[start : start + count]]
             start += count
 
-    def padded(
-        self, device: torch.device, shape: tuple[int, int] | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """input_ids [n, longest], attention_mask [n, longest], labels [n]; padding on the right.
+    def kinds(self, model: nn.Module) -> list[Kind]:
+        """Of each text the length to which this model has it padded, and whether it is its own (see `invariant`)."""
+        longest = longest_text(model)
+        padded = [padded_length(n, longest) for n in self.lengths().tolist()]
+        return list(zip(padded, (padded == self.lengths()).tolist(), strict=True))
 
-        With a larger `shape`, ids and mask have it; the rows beyond n are of one token, 0.
-        """
-        ids = np.zeros(shape or (len(self), int(self.lengths().max())), np.int64)
+    def stand_ins(self, model: nn.Module, kinds: Sequence[Kind]) -> Examples:
+        """A text of each kind that says nothing of private ones."""
+        texts = [stand_in_ids(model, length)[: length if whole else -1] for length, whole, *_ in kinds]
+        return Examples.of(texts, [0] * len(kinds))
+
+    def padded(self, device: torch.device, length: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """input_ids and attention_mask [n, length, or as the longest], labels [n]; padding on the right."""
+        ids = np.zeros((len(self), length or int(self.lengths().max())), np.int64)
         mask = np.zeros_like(ids)
         for row in range(len(self)):
             sequence = self.ids(row)
             ids[row, : len(sequence)], mask[row, : len(sequence)] = sequence, 1
-        mask[len(self) :, 0] = 1
         return tuple(torch.from_numpy(a).to(device) for a in (ids, mask, self.labels))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from . import assets, models
 from .examples import Examples
+from .invariant import Kind
 
 TOKEN_BUDGET = 4096  # of a micro-batch
 FORMAT = 1  # raise it when the same model and texts give other features
@@ -32,12 +33,19 @@ class Features:
     def __getitem__(self, indices: np.ndarray) -> Features:
         return Features(self.values[indices], self.labels[indices])
 
-    def parts(self, token_budget: int, multiple: int = 1) -> Iterator[tuple[np.ndarray, Features]]:
+    def parts(self, token_budget: int) -> Iterator[tuple[np.ndarray, Features]]:
         for start in range(0, len(self), token_budget):  # rows are of one length
             order = np.arange(start, min(len(self), start + token_budget))
             yield order, self[order]
 
-    def padded(self, device: torch.device, shape: None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def kinds(self, model: nn.Module) -> list[Kind]:
+        return [(1, False)] * len(self)
+
+    def stand_ins(self, model: nn.Module, kinds: Sequence[Kind]) -> Features:
+        values = np.random.default_rng(0).normal(size=self.values.shape[1]).astype(np.float32)
+        return Features(np.tile(values, (len(kinds), 1)), np.zeros(len(kinds), np.int64))
+
+    def padded(self, device: torch.device, length: int = 1) -> tuple[Tensor, Tensor, Tensor]:
         """values [n, H], a mask of ones [n, 1], labels [n]."""
         mask = np.ones((len(self), 1), np.int64)
         return tuple(torch.from_numpy(a).to(device) for a in (self.values, mask, self.labels))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from itertools import islice
 
 import numpy as np
 import torch
@@ -12,26 +11,27 @@ from torch import Tensor, nn
 
 from . import beginnings
 from .examples import Examples
+from .invariant import Cut, Cutter, Kind
 
 COMPUTE = ("float32", "bfloat16")
-LENGTHS = 32  # tokens: padded lengths of few shapes are multiples
 
 
 class CrossEntropy:
     """(model, examples) -> losses [B], float32. Each is a function of its own example alone: padding is masked.
 
+    Without gradients, as zeroth-order methods ask, that holds to the last bit (see `invariant`): no other example moves the difference of
+    two losses, which is then divided by 2 smoothing. With gradients micro-batches are those of `parts`.
     With `compute` bfloat16 the model's matrix products are taken in it (torch's autocast); weights, norms and the loss stay float32.
-    With `few_shapes` micro-batches are padded on to shapes that recur, by examples that nobody reads: for CUDA graphs.
-    With a `share` of (r, n) losses are taken of every n-th micro-batch from number r on, and those of other examples are 0: they are
-    another process's. The micro-batches are the same for any n, and so are the bits of a loss.
+    With a `share` of (r, n) losses are taken of every n-th example, and those of others are 0: they are another process's.
     """
 
     share = 0, 1
 
-    def __init__(self, token_budget: int, compute: str = "float32", few_shapes: bool = False) -> None:
+    def __init__(self, token_budget: int, compute: str = "float32") -> None:
         if compute not in COMPUTE:
             raise ValueError(f"compute is {compute!r}: give one of {', '.join(COMPUTE)}")
-        self.token_budget, self.compute, self.few_shapes = token_budget, compute, few_shapes
+        self.token_budget, self.compute = token_budget, compute
+        self.cutter = Cutter(token_budget)
 
     def parts(self, batch: Examples) -> Iterator[Examples]:
         """The micro-batches in which a first-order method takes its gradients."""
@@ -39,27 +39,24 @@ class CrossEntropy:
             yield part
 
     def __call__(self, model: nn.Module, batch: Examples) -> Tensor:
-        if not len(batch):
-            return torch.zeros(0, device=next(model.parameters()).device)
-        parts = shared(self.share, batch.parts(self.token_budget, LENGTHS if self.few_shapes else 1))
-        losses = [(order, self._losses(model, part)) for order, part in parts]
-        if len(losses) == 1 and len(losses[0][0]) == len(batch):
-            order, values = losses[0]
-            return values[torch.from_numpy(order.argsort()).to(values.device)]
-        result = torch.zeros(len(batch), device=next(model.parameters()).device)
-        for order, values in losses:
+        result = None
+        for order, filled, kind in self.cut(model, batch):
+            values = self._losses(model, batch[filled], kind[0])[: len(order)]
+            if len(order) == len(batch) and (order[1:] > order[:-1]).all():
+                return values
+            result = values.new_zeros(len(batch)) if result is None else result
             result[torch.from_numpy(order.copy()).to(result.device)] = values
-        return result
+        return torch.zeros(len(batch), device=next(model.parameters()).device) if result is None else result
 
     def both_sides(
         self, model: nn.Module, batch: Examples, pairs: Callable[[int], AbstractContextManager]
     ) -> tuple[Tensor, Tensor]:
         """Losses [B] at either point of a two-point step, in one pass through the model (see `TwoPoint`)."""
         sides = torch.zeros(2, len(batch), device=next(model.parameters()).device)
-        for order, part in shared(self.share, batch.parts(self.token_budget // 2)):
-            with pairs(len(part)):
-                losses = self._losses(model, part[np.tile(np.arange(len(part)), 2)])
-            sides[:, torch.from_numpy(order.copy()).to(sides.device)] = losses.view(2, -1)
+        for order, filled, kind in self.cut(model, batch, sides=2):
+            with pairs(len(filled)):
+                losses = self._losses(model, batch[np.tile(filled, 2)], kind[0]).view(2, -1)
+            sides[:, torch.from_numpy(order.copy()).to(sides.device)] = losses[:, : len(order)]
         return sides[0], sides[1]
 
     def evaluate(self, model: nn.Module, batch: Examples) -> dict[str, float]:
@@ -70,25 +67,34 @@ class CrossEntropy:
         """Examples of full length that say nothing of private ones."""
         return Examples.of([[1] * length] * size, [0] * size)
 
-    def _losses(self, model: nn.Module, part: Examples) -> Tensor:
-        shape = self._shape(part) if self.few_shapes else None
-        ids, mask, labels = part.padded(next(model.parameters()).device, shape)
+    def cut(self, model: nn.Module, batch: Examples, sides: int = 1) -> Iterator[Cut]:
+        """The micro-batches of this process's share (see `Cutter`)."""
+        first, every = self.share
+        mine = np.arange(len(batch))[first::every]
+        batch = batch[mine] if every > 1 else batch
+        if torch.is_grad_enabled():
+            for order, _ in batch.parts(self.token_budget):
+                yield mine[order], mine[order], (0,)  # padded to the longest
+            return
+
+        def made(kinds: Sequence[Kind]) -> Tensor:
+            return self._logits(model, batch.stand_ins(model, kinds), kinds[0][0])[0]
+
+        kinds = batch.kinds(model)
+        for order, filled, kind in self.cutter.cut(model, kinds, made, sides):
+            yield mine[order], mine[filled], kind
+
+    def _losses(self, model: nn.Module, part: Examples, length: int) -> Tensor:
+        return nn.functional.cross_entropy(*self._logits(model, part, length), reduction="none")
+
+    def _logits(self, model: nn.Module, part: Examples, length: int) -> tuple[Tensor, Tensor]:
+        """float32 [n, labels], and labels [n]."""
+        ids, mask, labels = part.padded(next(model.parameters()).device, length)
         half = self.compute == "bfloat16"
         # without its cache, which would keep a copy of all weights
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
-            logits = model(ids, mask)[: len(part)]
-        return nn.functional.cross_entropy(logits.float(), labels, reduction="none")
-
-    def _shape(self, part: Examples) -> tuple[int, int]:
-        """The next power of two of rows, or as many as the token budget takes; the next multiple of LENGTHS of tokens."""
-        length = -(-int(part.lengths().max()) // LENGTHS) * LENGTHS
-        rows = min(1 << (len(part) - 1).bit_length(), max(1, self.token_budget // length))
-        return rows, length
-
-
-def shared(share: tuple[int, int], parts: Iterator) -> Iterator:
-    first, every = share
-    return islice(parts, first, None, every)
+            logits = model(ids, mask)
+        return logits.float(), labels
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from . import prompts, shapes, sources, spread
+from . import prompts, shapes, sources, spread, weights
 from .heads import WordLayer, head_of, own_head
 from .sources import catalogue, digest
 from .tasks import Task
@@ -117,8 +117,7 @@ def _pretrained(name: str, stanza: dict) -> nn.Module:
     if "config" in stanza:
         whole = maker.from_config(_config(name), **extra)
     else:
-        with sources.refusals(name):
-            whole = maker.from_pretrained(sources.place(name), dtype=torch.float32, **extra)
+        whole = weights.load(name, maker, **extra)
     whole.config.use_cache = False  # of keys and values, which one pass over whole texts has no use for
     return whole
 

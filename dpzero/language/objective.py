@@ -36,7 +36,7 @@ def loss(
     """
     asked = tasks.load(task)
     if not models.continues(model, asked):
-        return CrossEntropy(token_budget, compute, few_shapes)
+        return CrossEntropy(token_budget, compute)
     if few_shapes:
         raise UsageError(
             f"answers of task {task} are text of many shapes, which cuda_graphs cannot take: leave it out"

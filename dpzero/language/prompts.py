@@ -52,6 +52,12 @@ def filled(template: str, fields: Mapping) -> str:
     return "".join(made)
 
 
+def columns(template: str) -> list[tuple[str, str]]:
+    """(column, its change or nothing) in the order of the template. ValueError for braces that do not match."""
+    parts = Formatter().parse(template)
+    return [(column, change or "") for _, column, change, _ in parts if column is not None]
+
+
 def tail(template: str) -> str:
     """What follows the last column."""
     *_, last = ("", None), *((literal, column) for literal, column, _, _ in Formatter().parse(template))

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 
 from ..errors import UsageError
 from . import prompts
+from .columns import column
 from .rows import Row
 from .tasks import Task
 
 
 def prompt_of(task: Task, row: Row) -> str:
-    return prompts.filled(task.prompt, row.fields or {"text": row.text})
+    return prompts.filled(task.prompt, {"text": row.text, **row.fields})
 
 
 def shown(task: Task) -> str:
@@ -43,14 +44,6 @@ def answers_of(task: Task, row: Row) -> list[tuple[str, bool]]:
             f"a row of task {task.name} has no right answer among its candidates: {row.text[:60]!r}"
         )
     return found
-
-
-def column(fields: Mapping, path: str):
-    """answers.text -> fields["answers"]["text"]."""
-    value = fields
-    for key in path.split("."):
-        value = value[key]
-    return value
 
 
 def _filled(template: str, fields: Mapping, candidate: str) -> str:

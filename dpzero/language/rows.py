@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import html
-import json
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from dpzero.errors import UsageError
-from dpzero.language import assets
+from dpzero.language import assets, columns
 
-DATA_FOLDER = "DPZERO_DATA_DIR"  # environment variable: the folder of the local files
 DEV_ROWS = 500  # of MeZO's draw, where a task says no other number
 
 
@@ -66,28 +63,46 @@ def by_hash(name: str, rows: Iterable[Row], test: bool) -> Splits:
 # -- packages ------------------------------------------------------------------------------------------------------------
 
 
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """(where it stands, the line) of the lines of a package's file that are not empty."""
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {path} ({error}): correct the task's stanza in tasks.yaml") from None
+    # Not splitlines(): it would also break a text at rarer line separators.
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield f"{path}, line {number},", line
+
+
 def _tab(name: str, stanza: dict) -> Splits:
     """Orange's .tab with official train and test: three header lines, then `label<TAB>text`."""
     root, ids = assets.folder(stanza["asset"]), {label: i for i, label in enumerate(stanza["words"])}
 
-    def rows(file: str) -> list[Row]:
-        lines = (root / file).read_text("utf-8").split("\n")[3:]
-        pairs = (line.split("\t", 1) for line in lines if line.strip())
-        return [Row(text.strip(), ids[label]) for label, text in pairs]
+    def row(where: str, line: str) -> Row:
+        label, tab, text = line.partition("\t")
+        if not tab or label not in ids:
+            raise UsageError(f"{where} has label {label[:40]!r}: labels of task {name} are {', '.join(ids)}")
+        return Row(text.strip(), ids[label])
 
-    return {split: rows(stanza["files"][split]) for split in ("train", "test")}
+    files = ((split, root / stanza["files"][split]) for split in ("train", "test"))
+    return {split: [row(*pair) for pair in islice(_lines(file), 3, None)] for split, file in files}
 
 
 def _vader(name: str, stanza: dict) -> Splits:
     """`id<TAB>mean valence<TAB>text`: negative below, positive above, near-neutral rows left out."""
     rows = []
-    # Not splitlines(): it would also break a text at rarer line separators.
-    for line in (assets.folder(stanza["asset"]) / stanza["file"]).read_text("utf-8").split("\n"):
-        if line.strip():
+    for where, line in _lines(assets.folder(stanza["asset"]) / stanza["file"]):
+        try:
             _, valence, text = line.split("\t")
-            if abs(float(valence)) >= stanza["threshold"]:
-                text = html.unescape(text).replace("''", '"')  # the file writes & as &amp; and " as ''
-                rows.append(Row(" ".join(text.split()), int(float(valence) > 0)))
+            valence = float(valence)
+        except ValueError:
+            raise UsageError(
+                f"{where} is not `id, valence, text` between tabs, as task {name} is read"
+            ) from None
+        if abs(valence) >= stanza["threshold"]:
+            text = html.unescape(text).replace("''", '"')  # the file writes & as &amp; and " as ''
+            rows.append(Row(" ".join(text.split()), int(valence > 0)))
     return by_hash(name, rows, test=True)
 
 
@@ -95,7 +110,12 @@ def _folders(name: str, stanza: dict) -> Splits:
     """One folder per label, one text file per row; white space, line ends included, becomes one space."""
     root, rows = assets.folder(stanza["asset"]), []
     for label, folder in enumerate(stanza["folders"]):
-        for path in sorted((root / folder).glob("*.txt")):
+        paths = sorted((root / folder).glob("*.txt"))
+        if not paths:
+            raise UsageError(
+                f"{root / folder} holds no text files: correct the folders of task {name} in tasks.yaml"
+            )
+        for path in paths:
             content = path.read_bytes()
             try:
                 text = content.decode("utf-8")
@@ -122,116 +142,40 @@ def _toy(name: str, stanza: dict) -> Splits:
 # -- local files and the hub ---------------------------------------------------------------------------------------------
 
 
-def local_digest(stanza: dict) -> str | None:
-    """SHA-256 of the task's local files, names left out; None where no folder of data is given or the task reads none.
-
-    Raises UsageError for a file that is not there.
-    """
-    paths = local_files(stanza)
-    if not paths:
-        return None
-    return hashlib.sha256(b"".join(hashlib.sha256(_bytes(p)).digest() for p in paths.values())).hexdigest()
-
-
-def local_files(stanza: dict) -> dict[str, Path]:
-    """Split -> the file of a local folder that it is read from; none where a task is read from elsewhere."""
-    folder = os.environ.get(DATA_FOLDER)
-    if not folder or stanza["reader"] != "columns":
-        return {}
-    return {split: Path(folder) / file for split, file in stanza["files"].items()}
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UsageError(
-            f"cannot read the task's rows {path} ({error.strerror}): correct data_dir, or leave it out to read the hub"
-        ) from None
-
-
 def _columns(name: str, stanza: dict) -> Splits:
     """Rows with named columns: from the data folder where one is given, else from the hub."""
-    if paths := local_files(stanza):
-        raw = {split: _json_lines(path) for split, path in paths.items()}
-        values = stanza.get("values")
-    else:
-        hub = stanza["hub"]
-        raw = {split: _hub_rows(hub, split) for split in ("train", "test")}
-        values = hub.get("values", stanza.get("values"))
-    splits = {}
-    for split, rows in raw.items():
-        made = (_row(name, stanza, values, where, fields) for where, fields in rows)
-        splits[split] = [row for row in made if row is not None]
+    splits: Splits = {}
+    for split, found in columns.read(name, stanza).items():
+        made = [(row, _label(name, stanza, row)) for row in found]
+        splits[split] = [_row(stanza, row, label) for row, label in made if label is not None]
+        if not splits[split]:
+            raise UsageError(
+                f"{found[0].where} and the rest of split {split} have no label: give rows that do"
+            )
     return splits
 
 
-def _json_lines(path: Path) -> list[tuple[str, dict]]:
-    found = []
-    for number, line in enumerate(_bytes(path).decode("utf-8").split("\n"), 1):
-        if line.strip():
-            try:
-                fields = json.loads(line)
-            except ValueError:
-                fields = None
-            if not isinstance(fields, dict):
-                raise UsageError(f"{path}, line {number}, is no JSON object: give one object a line")
-            found.append((f"{path}, line {number},", fields))
-    return found
+def _row(stanza: dict, row: columns.Raw, label: int) -> Row:
+    return Row(" ".join(row.fields[key].strip() for key in stanza["sentences"]), label, row.fields)
 
 
-def _hub_rows(hub: dict, split: str) -> list[tuple[str, dict]]:
-    data = _hub_data(hub, split)
-    return [(f"{hub['name']}, {hub[split]}, row {i},", fields) for i, fields in enumerate(data)]
+def _label(name: str, stanza: dict, row: columns.Raw) -> int | None:
+    """The id of the row's label, 0 for a task without; None for one that the data call unlabelled (-1).
 
-
-def hub_digest(hub: dict) -> str:
-    """SHA-256 of which version of a hub's data set is here, from the names that its cache gives it: they follow the contents."""
-    parts = [_hub_data(hub, split) for split in ("train", "test")]
-    names = [
-        [len(data), *(Path(file["filename"]).parent.name for file in data.cache_files)] for data in parts
-    ]
-    return hashlib.sha256(json.dumps([hub, names], sort_keys=True).encode()).hexdigest()
-
-
-@functools.cache
-def _load_hub(name: str, config: str | None, part: str, revision: str | None):
-    from datasets import disable_progress_bars, load_dataset
-
-    disable_progress_bars()
-    try:
-        return load_dataset(name, config, split=part, revision=revision)
-    except (OSError, ValueError, RuntimeError) as error:  # which of them follows the library's version
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(
-            f"cannot load {part} of data set {name} ({reason}): give a folder of JSON lines as data_dir, or a hub that answers"
-        ) from None
-
-
-def _hub_data(hub: dict, split: str):
-    return _load_hub(hub["name"], hub.get("config"), hub[split], hub.get("revision"))
-
-
-def _row(name: str, stanza: dict, values: list | None, where: str, fields: dict) -> Row | None:
-    """The row of these columns; None for one that the data call unlabelled (-1)."""
-    column = stanza.get("label", "label")
-    try:
-        text = " ".join(str(fields[key]).strip() for key in stanza["sentences"])
-        given = fields[column] if "words" in stanza else 0
-    except KeyError as error:
-        raise UsageError(
-            f"{where} has no column {error}: task {name} reads {', '.join(stanza['sentences'])} and {column}"
-        ) from None
+    1.0 is the label 1, as which a column with gaps is often written; true and "1" are no numbers, nor 1 a truth.
+    """
     if "words" not in stanza:
-        return Row(text, 0, fields)
-    known = values or list(range(len(stanza["words"])))
-    if given == -1:
+        return 0
+    column = stanza.get("label", "label")
+    given, known = row.fields[column], columns.label_values(stanza)
+    numeric = isinstance(given, int | float) and not isinstance(given, bool)
+    if numeric and given == -1:
         return None
-    if given not in known:
-        raise UsageError(
-            f"{where} has {column} {given!r}: labels of task {name} are {', '.join(map(str, known))}"
-        )
-    return Row(text, known.index(given), fields)
+    for label, value in enumerate(known):
+        if given == value and (type(given) is type(value) or (numeric and not isinstance(value, bool))):
+            return label
+    values = ", ".join(value if isinstance(value, str) else columns.said(value) for value in known)
+    raise UsageError(f"{row.where} has {column} {columns.said(given)}: labels of task {name} are {values}")
 
 
 _READERS: dict[str, Callable[[str, dict], Splits]] = {

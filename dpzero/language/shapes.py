@@ -26,7 +26,7 @@ MASKED = (
 
 @cache
 def catalogue() -> dict[str, dict]:
-    return yaml.safe_load(FILE.read_text())
+    return yaml.safe_load(FILE.read_text("utf-8"))
 
 
 class Answering(nn.Module):
@@ -123,7 +123,7 @@ def _read(name: str) -> dict:
     if not name.endswith(".json"):
         raise UsageError(f"no shape {name!r}: give one of {', '.join(catalogue())}, or a config.json")
     try:
-        found = json.loads(Path(name).read_text())
+        found = json.loads(Path(name).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{name} cannot be read as a configuration ({error}): give a config.json") from error
     if not isinstance(found, dict):

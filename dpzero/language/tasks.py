@@ -9,12 +9,9 @@ import functools
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
-
-import yaml
 
 from dpzero.errors import UsageError
-from dpzero.language import assets, catalogues, rows
+from dpzero.language import assets, catalogues, columns, rows
 from dpzero.language.rows import ALL, DEV_ROWS, Draw, Splits
 
 
@@ -53,6 +50,10 @@ class Task:
     def stanza(self) -> dict:
         return stanza(self.name)
 
+    def about(self) -> dict[str, str]:
+        """What a record says of the rows: whose they are, and which of them are trained and tested on."""
+        return {"title": self.title, "source": self.source, "split": self.split_statement}
+
     def prompted(self, text: str) -> str:
         """The prompt around a text, whatever braces the text holds."""
         return self.prompt.replace("{text}", text)
@@ -71,12 +72,12 @@ def assets_of(name: str) -> list[str]:
 
 def departure(name: str) -> str | None:
     """In what the local files that the task is read from are not the papers' rows; None where nothing is known of it."""
-    return stanza(name).get("files_differ") if rows.local_files(stanza(name)) else None
+    return stanza(name).get("files_differ") if columns.local_files(stanza(name)) else None
 
 
 def local_digest(name: str) -> str | None:
     """SHA-256 of the local files that the task is read from; None where it is read from elsewhere."""
-    return rows.local_digest(stanza(name))
+    return columns.local_digest(stanza(name))
 
 
 def digest(name: str) -> str:
@@ -85,7 +86,7 @@ def digest(name: str) -> str:
     made_of = {key: value for key, value in lines.items() if key != "files_differ"}  # which is said of them
     parts = [assets.digest(asset) for asset in assets_of(name)] + [json.dumps(made_of, sort_keys=True)]
     if lines["reader"] == "columns":
-        parts.append(local_digest(name) or rows.hub_digest(lines["hub"]))
+        parts.append(local_digest(name) or columns.hub_digest(lines["hub"]))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -139,10 +140,12 @@ def _splits(name: str, draw: Draw) -> Splits:
     }
 
 
-@functools.cache
 def _stanzas() -> dict[str, dict]:
-    return yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+    return catalogues.read("tasks")
 
 
 def stanza(name: str) -> dict:
-    return catalogues.entry("task", name, _stanzas())
+    """What tasks.yaml says of a task. UsageError, naming the key, where it is not what a task needs."""
+    lines = catalogues.entry("task", name, _stanzas())
+    columns.refuse_nowhere(name, lines)
+    return lines

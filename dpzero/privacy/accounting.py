@@ -1,30 +1,43 @@
 """Noise for a target epsilon, and epsilon for the noise that was added.
 
 The accountant is dp-accounting's privacy loss distribution (PLD), pessimistic, on the dominating profiles of `profiles`,
-discretisation 1e-4 (there finer for small losses, coarser for large ones); pure epsilon for the Laplace mechanism has a closed
-form. What is not proven is refused.
+discretisation 1e-4 (there finer for small losses, coarser for large ones). Deltas that it cannot resolve are composed by
+`composition`; pure epsilon for the Laplace mechanism has a closed form. What is not proven is refused.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .calibration import cached, least_scale
+from .checks import number, whole
+from .offered import check
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
+    from .composition import Composition
+    from .profiles import Pair
+
 DISCRETISATION = 1e-4
 ANSWERS = 3  # raised when a change of this code may change an answer, were it by a rounding: kept answers are of one version
-OFFERED = (
-    "gaussian or laplace with poisson sampling and add_remove, with without_replacement and replace_one, and with full_batch "
-    "and either adjacency; gaussian with poisson sampling and replace_one; delta 0 with laplace; several directions with gaussian"
-)
+MOST_NOISE = 1e10  # over the sensitivity: of more the two outputs are not told apart in floating point, and it counts as this
+# dp-accounting counts 1e-15 of each release as infinite and rounds as coarsely: left to it are 1e4 steps at the least delta,
+# in proportion more at a larger one. Its transforms round, up or down, by 3e-13 of delta in 1e4 steps (measured): below
+# SURE_DELTA the larger of the two answers counts
+RESOLVED_DELTA, RESOLVED_STEPS, SURE_DELTA = 1e-10, 10**6, 1e-6
+
+
+def period(dataset_size: int, batch_size: int) -> int:
+    """Batches of a pass over the data."""
+    return -(-dataset_size // batch_size)
 
 
 @dataclass(frozen=True)
@@ -47,38 +60,43 @@ class Setting:
 
     def __post_init__(self) -> None:
         for name in ("dataset_size", "batch_size", "steps", "directions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if self.batch_size > self.dataset_size:
-            raise ValueError(f"batch_size {self.batch_size} is larger than dataset_size {self.dataset_size}")
-        if not 0 <= self.delta < 1:
-            raise ValueError(f"delta is {self.delta}: it must be at least 0 and below 1")
-        if self.sampling == "full_batch" and self.batch_size != self.dataset_size:
-            raise ValueError(f"full_batch needs batch_size {self.dataset_size}, not {self.batch_size}")
-        if not self._proven():
-            raise ValueError(
-                f"no proven accounting for {self.mechanism} with {self.sampling} sampling, {self.adjacency}, "
-                f"delta {self.delta:g}{self._several()}: offered are {OFFERED}"
-            )
-
-    def _several(self) -> str:
-        return f" and {self.directions} directions" if self.directions > 1 else ""
-
-    def _proven(self) -> bool:
-        pair = (self.sampling, self.adjacency)
-        for_both = pair in {
-            ("poisson", "add_remove"),
-            ("without_replacement", "replace_one"),
-            ("full_batch", "add_remove"),
-            ("full_batch", "replace_one"),
-        }
-        if self.mechanism == "gaussian":
-            return self.delta > 0 and (for_both or pair == ("poisson", "replace_one"))
-        return self.mechanism == "laplace" and self.directions == 1 and for_both
+            object.__setattr__(self, name, whole(name, getattr(self, name)))
+        object.__setattr__(self, "delta", number("delta", self.delta))
+        check(self)
 
     @property
     def rate(self) -> float:
         return self.batch_size / self.dataset_size
+
+    def caution(self, unit: str = "unit") -> str | None:
+        """What to say of a delta that protects nobody."""
+        if self.delta < 1 / self.dataset_size:
+            return None
+        return (
+            f"delta is {self.delta:g} for {self.dataset_size} {unit}s: at 1 / {self.dataset_size} or above it allows publishing "
+            "one of them outright: choose a far smaller delta"
+        )
+
+    @property
+    def period(self) -> int:
+        """Steps of which random allocation gives each example exactly one."""
+        return period(self.dataset_size, self.batch_size)
+
+    @property
+    def _allocated(self) -> bool:
+        return self.sampling == "random_allocation" and self.period > 1
+
+    def _releases(self) -> tuple[int, float]:
+        """How many are composed, and the chance of an example to be in one. Of random allocation those are whole periods."""
+        if self._allocated:
+            return -(-self.steps // self.period), 1.0
+        return self.steps, self.rate
+
+    def counted(self, released: Iterable[int]) -> int:
+        """As how many `steps` the releases of these steps count. Of random allocation a period that was touched counts whole:
+        16 steps from the middle of one period to that of the next may hold an example twice."""
+        steps = list(released)
+        return self.period * len({step // self.period for step in steps}) if self._allocated else len(steps)
 
     def sensitivity(self) -> float:
         """The largest change of the sum by one unit, over the clip bound."""
@@ -87,39 +105,80 @@ class Setting:
     # -- epsilon -------------------------------------------------------------------------------------------------------
 
     def epsilon(self, noise_scale: float, discretisation: float = DISCRETISATION) -> float:
-        """The epsilon that `steps` releases with this noise give at delta (inf for no noise)."""
-        if _is_none(noise_scale):
-            return math.inf
+        """The epsilon that `steps` releases with this noise give at delta (inf for no noise, 0 for infinite noise)."""
+        noise_scale = _scale(noise_scale)
+        if noise_scale in (0.0, math.inf):
+            return math.inf if noise_scale == 0 else 0.0
         if self.delta == 0:
-            return self.steps * _sampled(self.sensitivity() / noise_scale, self.rate)
-        import numpy as np
+            count, rate = self._releases()
+            return count * _sampled(self.sensitivity() / noise_scale, rate)
+        spent = 0.0
+        if self.resolved:
+            import numpy as np
 
-        with np.errstate(over="ignore"):  # dp-accounting divides by masses that may be all but nothing
-            return float(
-                self.loss_distribution(noise_scale, discretisation).get_epsilon_for_delta(self.delta)
-            )
+            with np.errstate(over="ignore"):  # dp-accounting divides by masses that may be all but nothing
+                spent = self.loss_distribution(noise_scale, discretisation).get_epsilon_for_delta(self.delta)
+        if not self.resolved or self.delta < SURE_DELTA:
+            spent = max(spent, self._tilted(noise_scale, discretisation).get_epsilon_for_delta(self.delta))
+        return float(spent)
+
+    def _tilted(self, noise_scale: float, discretisation: float = DISCRETISATION) -> Composition:
+        """All steps, for deltas of any size."""
+        from . import allocation, composition
+
+        looseness = composition.LOOSENESS * discretisation / DISCRETISATION
+        if self._allocated:
+            periods, _ = self._releases()
+            return allocation.compose(self._base(noise_scale), self.period, periods, self.delta, looseness)
+        return composition.compose(self._pairs(noise_scale), self.steps, self.delta, looseness)
+
+    @property
+    def resolved(self) -> bool:
+        """Whether dp-accounting answers, its arithmetic being fine enough for delta and steps."""
+        return (
+            not self._allocated
+            and self.delta >= RESOLVED_DELTA
+            and self.steps <= min(RESOLVED_STEPS, self.delta / RESOLVED_DELTA * 1e4)
+        )
 
     def loss_distribution(
         self, noise_scale: float, discretisation: float = DISCRETISATION
     ) -> PrivacyLossDistribution:
-        """dp-accounting's privacy loss distribution of all steps."""
+        """dp-accounting's privacy loss distribution of all steps: for deltas of RESOLVED_DELTA and more."""
+        from . import allocation, profiles
+
+        if self._allocated:
+            return allocation.loss_distribution(self._base(noise_scale), self.period, self._releases()[0])
+        return profiles.composed(self._pairs(noise_scale), self.steps, discretisation)
+
+    def _noise(self, noise_scale: float) -> float:
+        return min(noise_scale / self.sensitivity(), MOST_NOISE)
+
+    def _base(self, noise_scale: float) -> Pair:
+        """The dominating pair of a release that the example is surely in."""
         from . import profiles
 
-        noise, rate = noise_scale / self.sensitivity(), self.rate
-        base = {"gaussian": profiles.gaussian, "laplace": profiles.laplace}[self.mechanism](noise)
-        if self.sampling == "full_batch" or rate == 1:
-            step = (base,)
-        elif self.sampling == "without_replacement":
-            step = (profiles.without_replacement(base, rate),)
-        elif self.adjacency == "replace_one":
-            step = (profiles.replaced_gaussian(2 * noise, rate),)
-        else:
-            step = (profiles.removed(base, rate), profiles.added(base, rate))
-        return profiles.loss_distribution(step, discretisation).self_compose(self.steps)
+        return {"gaussian": profiles.gaussian, "laplace": profiles.laplace}[self.mechanism](
+            self._noise(noise_scale)
+        )
+
+    def _pairs(self, noise_scale: float) -> Sequence[Pair]:
+        """The dominating pair of one step and, where it is not symmetric, its reverse."""
+        from . import profiles
+
+        base, rate = self._base(noise_scale), self.rate
+        if rate == 1:
+            return (base,)
+        if self.sampling == "without_replacement":
+            return (profiles.without_replacement(base, rate),)
+        if self.adjacency == "replace_one":
+            return (profiles.replaced_gaussian(2 * self._noise(noise_scale), rate),)
+        return (profiles.removed(base, rate), profiles.added(base, rate))
 
     def epsilon_rdp(self, noise_scale: float) -> float | None:
         """The looser Renyi bound, for comparison with older papers; None where no library offers one that is proven."""
-        event = None if _is_none(noise_scale) else self.event(noise_scale)
+        noise_scale = _scale(noise_scale)
+        event = None if noise_scale in (0.0, math.inf) else self.event(noise_scale)
         if event is None or self.delta == 0:
             return None
         return self.renyi_epsilon(event)
@@ -143,7 +202,8 @@ class Setting:
     def event(self, noise_scale: float) -> DpEvent | None:
         """The run as dp-accounting's Renyi accountant reads it: there replace_one does not double the sensitivity, so the
         noise is divided by it here. None for what that accountant cannot do."""
-        if self.mechanism != "gaussian" or (self.sampling, self.adjacency) == ("poisson", "replace_one"):
+        untold = self._allocated or (self.sampling, self.adjacency) == ("poisson", "replace_one")
+        if self.mechanism != "gaussian" or untold:
             return None
         import dp_accounting as dp
 
@@ -169,21 +229,24 @@ class Setting:
 
         from .gdp import least_mu
 
-        if _is_none(noise_scale):
-            return math.inf
+        noise_scale = _scale(noise_scale)
+        if noise_scale in (0.0, math.inf):
+            return math.inf if noise_scale == 0 else 0.0
         if self.delta == 0:
             return float(-2 * ndtri_exp(log_expit(-self.epsilon(noise_scale))))
-        return least_mu(self.loss_distribution(noise_scale), self.delta)
+        losses = self.loss_distribution if self.resolved else self._tilted
+        return least_mu(losses(noise_scale), self.delta)
 
     # -- noise ---------------------------------------------------------------------------------------------------------
 
     def noise_scale(self, epsilon: float) -> float:
         """The least noise that `epsilon` allows, to 2e-5 relative and never less than it needs."""
-        if not 0 < epsilon < math.inf:
+        if not 0 < number("epsilon", epsilon) < math.inf:
             raise ValueError(f"epsilon is {epsilon}: it must be a positive number")
+        count, rate = self._releases()
         if self.delta == 0:
-            return self.sensitivity() / _sampled(epsilon / self.steps, 1 / self.rate)
-        ever_drawn = -math.expm1(self.steps * math.log1p(-self.rate)) if self.rate < 1 else 1.0
+            return self.sensitivity() / _sampled(epsilon / count, 1 / rate)
+        ever_drawn = -math.expm1(count * math.log1p(-rate)) if rate < 1 else 1.0
         if self.delta * (1 + 1e-9) >= ever_drawn:  # any noise would do: there is no least
             raise ValueError(
                 f"delta is {self.delta:g}, but an example is ever in a batch with probability {ever_drawn:g} only: give a "
@@ -200,14 +263,22 @@ class Setting:
     def accountant(self) -> str:
         if self.delta == 0:
             return "closed form, basic composition of pure epsilon"
+        if self._allocated:
+            return "PLD of a period of random allocation, composed under an exponential tilt, pessimistic"
+        if not self.resolved:
+            return "PLD composed under an exponential tilt, for deltas of any size, pessimistic"
         grid = f"{DISCRETISATION:g} (finer for small losses, at most 200,000 cells a release)"
-        return f"dp-accounting {version('dp-accounting')} PLD, pessimistic, discretisation {grid}"
+        also = (
+            ", or composed under an exponential tilt where that says more" if self.delta < SURE_DELTA else ""
+        )
+        return f"dp-accounting {version('dp-accounting')} PLD, pessimistic, discretisation {grid}{also}"
 
 
-def _is_none(noise_scale: float) -> bool:
-    if not noise_scale >= 0:
+def _scale(noise_scale: float) -> float:
+    scale = number("noise_scale", noise_scale)
+    if not scale >= 0:
         raise ValueError(f"noise_scale is {noise_scale}: it must be a number of at least 0")
-    return noise_scale == 0
+    return scale
 
 
 def _sampled(loss: float, rate: float) -> float:
@@ -234,6 +305,7 @@ def calibrate_noise(
 ) -> float:
     """The noise scale (in units of the clip bound, on the sum) that (epsilon, delta) needs. See `Setting`."""
     setting = Setting(mechanism, sampling, adjacency, dataset_size, batch_size, steps, delta, directions)
+    _warn(setting)
     return setting.noise_scale(epsilon)
 
 
@@ -251,4 +323,10 @@ def spent_epsilon(
 ) -> float:
     """The epsilon that `steps` releases with this noise scale give at delta. See `Setting`."""
     setting = Setting(mechanism, sampling, adjacency, dataset_size, batch_size, steps, delta, directions)
+    _warn(setting)
     return setting.epsilon(noise_scale)
+
+
+def _warn(setting: Setting) -> None:
+    if caution := setting.caution():
+        warnings.warn(caution, stacklevel=3)

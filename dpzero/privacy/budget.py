@@ -177,7 +177,12 @@ class Budget:
         left = self.setting.steps - len(self.ledger)
         if left <= 0 and self.overspend:
             left = self.setting.steps
-        return range(first, first + again + max(0, left))
+        stop = first + again + max(0, left)
+        if not (
+            self.sampler.independent or self.overspend
+        ):  # a batch that was dropped is not made up for by one of a further period
+            stop = min(stop, self.setting.steps)
+        return range(first, max(first, stop))
 
     def admit(self, counts: int | Collection[int], batch: np.ndarray | None = None) -> int:
         """Compares the batch that a method was given with the one that was handed out; `release` and `release_` then release it.
@@ -370,7 +375,8 @@ class Budget:
     def _of_what_ran(self, epsilon) -> float | None:
         if len(self.ledger) == 0:
             return 0.0
-        ran = replace(self.setting, steps=self.sampler.accounted_steps(self.ledger))
+        # under each key batches were drawn anew: a period of random allocation that two keys share counts twice
+        ran = replace(self.setting, steps=sum(map(self.setting.counted, self.ledger.by_key().values())))
         left = ran.delta - self._excess(ran)
         spent = epsilon(replace(ran, delta=left)) if left >= 0 else math.inf
         return None if spent is None or math.isnan(spent) else spent
@@ -389,7 +395,7 @@ class Budget:
             "event": self._event().as_dict(),
             "position": self._draws.position,
             "releases": self.ledger.by_key(),
-            "choice": list(self.ledger.choice) if self.ledger.choice else None,
+            **({"choice": list(self.ledger.choice)} if self.ledger.choice else {}),
         }
 
     def load_state_dict(self, state: Mapping) -> None:
@@ -399,12 +405,13 @@ class Budget:
             ValueError: a state of another setting; a ledger that has releases, but not all of those that the state has.
         """
         self._check_process()
-        self.ledger.load(state["event"], state["releases"], state["choice"])
+        self.ledger.load(state["event"], state["releases"], state.get("choice"))
         self.start_at(state["position"])
 
     def start_at(self, number: int) -> None:
         """The next batch is the one of this number; once a batch was handed out, none of an earlier number than that."""
-        self._draws.start_at(number)
+        others = any(name != self.key.name for _, name in self.ledger)
+        self._draws.start_at(self.sampler.begin(number) if others else number)
 
     def adopt(self, count: int, key_name: str) -> None:
         """A transcript has this many rows, of a run that began under the key of this name: they are, or now become, releases of the ledger.
@@ -478,13 +485,8 @@ class Budget:
             )
 
     def _warn_of_delta(self) -> None:
-        setting = self.setting
-        if setting.delta >= 1 / setting.dataset_size:
-            warnings.warn(
-                f"delta is {setting.delta:g} for {setting.dataset_size} {self.unit}s: at 1 / {setting.dataset_size} or above it "
-                "allows publishing one of them outright: choose a far smaller delta",
-                stacklevel=3,
-            )
+        if caution := self.setting.caution(self.unit):
+            warnings.warn(caution, stacklevel=3)
 
 
 def _check_noise(noise_scale: float, key: RunKey) -> None:

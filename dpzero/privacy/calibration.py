@@ -45,17 +45,17 @@ def _crossing(excess: Callable[[float], float], x: float, slope: float, near: fl
         x, y, before = new, excess(new), (x, y)
         if max(abs(y), abs(before[1])) < FAR:
             slope = min((y - before[1]) / (x - before[0]), -0.1)
-    raise ArithmeticError("the search for the noise scale did not settle: give a larger delta or fewer steps")
+    raise ValueError("the search for the noise scale did not settle: give a larger delta or fewer steps")
 
 
 def cached(question: dict, folder: Path, answer: Callable[[], float]) -> float:
     """`answer()`, kept in `folder` under a hash of the whole question."""
     path = folder / (sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:32] + ".json")
     if path.exists():
-        return json.loads(path.read_text())["noise_scale"]
+        return json.loads(path.read_text("utf-8"))["noise_scale"]
     found = answer()
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:
+    with tempfile.NamedTemporaryFile("w", dir=folder, delete=False, encoding="utf-8") as file:
         json.dump({**question, "noise_scale": found}, file)
     Path(file.name).replace(path)
     return found

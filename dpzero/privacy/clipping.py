@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
 CLIPS = (
     1e-30,
     1e30,

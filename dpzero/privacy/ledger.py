@@ -90,8 +90,12 @@ class Ledger:
         self._file.seek(0)
         lines = self._file.read().splitlines(keepends=True)
         whole = [line for line in lines if line.endswith("\n")]
-        if whole:
-            self._read(path, whole)
+        try:
+            if whole:
+                self._read(path, whole)
+        except ValueError:
+            self.close()
+            raise
         if len(whole) < len(lines):  # the last line of a killed process: it never got to use that release
             self._file.truncate(sum(len(line.encode()) for line in whole))
         if not whole:

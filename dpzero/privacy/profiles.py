@@ -11,7 +11,8 @@ here is a dominating profile in closed form; dp-accounting rounds it (pessimisti
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from dp_accounting.pld import pld_pmf
@@ -21,40 +22,60 @@ from scipy.special import log_ndtr
 
 Profile = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
+
+@dataclass(frozen=True)
+class Pair:
+    """A pair (P, Q) by the profiles at epsilon >= 0 of itself and of its reverse; called, its profile at any epsilon."""
+
+    upper: Profile
+    reverse: Profile
+
+    def __call__(self, epsilon: NDArray[np.float64]) -> NDArray[np.float64]:
+        delta, above = np.empty_like(epsilon, dtype=np.float64), epsilon >= 0
+        delta[above] = np.maximum(self.upper(epsilon[above]), 0.0)
+        below = epsilon[~above]
+        delta[~above] = -np.expm1(below) + np.exp(below) * np.maximum(self.reverse(-below), 0.0)
+        return delta
+
+    def swapped(self) -> Pair:
+        return Pair(self.reverse, self.upper)
+
+
 TAIL_MASS = 1e-15  # what may be rounded up to an infinite loss, in each release
 LARGEST_LOSS = 512.0  # of one release: larger ones count as infinite, and exp of it is still a number
+CONVOLVED = 2**26  # cells of many releases at most: 3 GB
 CELLS = 200_000  # of the grid at most that the losses of one release span
 
 
-def gaussian(noise: float) -> Profile:
+def gaussian(noise: float) -> Pair:
     """N(1, noise^2) against N(0, noise^2) (Balle and Wang 2018, theorem 8)."""
 
     def upper(e: NDArray) -> NDArray:
         return np.exp(log_ndtr(0.5 / noise - e * noise)) - np.exp(e + log_ndtr(-0.5 / noise - e * noise))
 
-    return _two_sided(upper, upper)
+    return Pair(upper, upper)
 
 
-def laplace(noise: float) -> Profile:
+def laplace(noise: float) -> Pair:
     """Lap(1, noise) against Lap(0, noise)."""
 
     def upper(e: NDArray) -> NDArray:
         return -np.expm1((e - 1 / noise) / 2)
 
-    return _two_sided(upper, upper)
+    return Pair(upper, upper)
 
 
-def removed(base: Profile, rate: float) -> Profile:
+def removed(base: Profile, rate: float) -> Pair:
     """With the example against without it, Poisson sampling: (1 - rate) Q + rate P against Q, for a symmetric base (P, Q)."""
-    return _two_sided(_drawn(base, rate), _not_drawn(base, rate))
+    return Pair(_drawn(base, rate), _not_drawn(base, rate))
 
 
-def added(base: Profile, rate: float) -> Profile:
+def added(base: Profile, rate: float) -> Pair:
     """Without the example against with it: the reverse of `removed`."""
-    return _two_sided(_not_drawn(base, rate), _drawn(base, rate))
+    return Pair(_not_drawn(base, rate), _drawn(base, rate))
 
 
-def replaced_gaussian(noise: float, rate: float) -> Profile:
+def replaced_gaussian(noise: float, rate: float) -> Pair:
     """One example replaced, Poisson sampling: (1 - q) N(0) + q N(1) against (1 - q) N(0) + q N(-1), q the rate.
 
     `noise` is over the clip bound. The proof, for contributions a and b in the unit ball of any dimension. Given which others
@@ -81,10 +102,10 @@ def replaced_gaussian(noise: float, rate: float) -> Profile:
             1 - rate
         ) * np.expm1(e) * np.exp(log_ndtr(-z))
 
-    return _two_sided(upper, upper)
+    return Pair(upper, upper)
 
 
-def without_replacement(base: Profile, rate: float) -> Profile:
+def without_replacement(base: Profile, rate: float) -> Pair:
     """One example replaced, a uniform subset of exactly rate * n examples (base: full batches with one example replaced).
 
     For epsilon >= 0 Balle, Barthe and Gaboardi 2018; below 0 by the symmetry of replacement. It bounds every
@@ -92,7 +113,7 @@ def without_replacement(base: Profile, rate: float) -> Profile:
     not (Lebeda, Regehr, Kamath and Steinke 2024).
     """
     upper = _drawn(base, rate)
-    return _two_sided(upper, upper)
+    return Pair(upper, upper)
 
 
 def _drawn(base: Profile, rate: float) -> Profile:
@@ -111,23 +132,27 @@ def _not_drawn(base: Profile, rate: float) -> Profile:
     return upper
 
 
-def _two_sided(upper: Profile, reverse: Profile) -> Profile:
-    """From the profiles of (P, Q) and of (Q, P) at epsilon >= 0."""
-
-    def profile(epsilon: NDArray) -> NDArray:
-        delta, above = np.empty_like(epsilon, dtype=np.float64), epsilon >= 0
-        delta[above] = np.maximum(upper(epsilon[above]), 0.0)
-        below = epsilon[~above]
-        delta[~above] = -np.expm1(below) + np.exp(below) * np.maximum(reverse(-below), 0.0)
-        return delta
-
-    return profile
+def composed(pairs: Sequence[Pair], steps: int, grid: float) -> PrivacyLossDistribution:
+    """dp-accounting's PLD of `steps` releases, on a coarser grid where more than CONVOLVED cells would be needed."""
+    one = loss_distribution(pairs, grid)
+    cells = max(_convolved(pmf.to_dense_pmf(), steps) for pmf in (one._pmf_remove, one._pmf_add))
+    if cells > CONVOLVED:
+        one = loss_distribution(pairs, grid * cells / CONVOLVED)
+    return one.self_compose(steps)
 
 
-def loss_distribution(profiles: tuple[Profile, ...], grid: float) -> PrivacyLossDistribution:
+def _convolved(pmf: pld_pmf.DensePLDPmf, steps: int) -> float:
+    """About as many cells as dp-accounting's convolution has: its window is Chernoff's, from 20 orders."""
+    cells, orders = np.arange(pmf.size), np.arange(1, 21) / pmf.size
+    mean = float(pmf._probs @ cells)
+    variance = float(pmf._probs @ (cells - mean) ** 2)
+    return min(steps * pmf.size, float(np.min(70 / orders + steps * variance * orders)))
+
+
+def loss_distribution(profiles: Sequence[Profile], grid: float) -> PrivacyLossDistribution:
     """dp-accounting's PLD of one release on a grid of losses, never optimistic. One profile is of a symmetric pair; of two
     the first is for removal, the second for addition."""
-    tops = [_end(profile) for profile in profiles]
+    tops = [end(profile) for profile in profiles]
     bottoms = tops[::-1]  # the largest loss of a pair is the least of its reverse
     grid = _spacing(grid, tops[0] + bottoms[0], float(profiles[0](np.zeros(1))[0]))
     grid = tops[0] / math.ceil(tops[0] / grid)  # a bounded loss often takes its largest value: keep it
@@ -151,10 +176,10 @@ def _connect_the_dots(profile: Profile, bottom: float, top: float, grid: float) 
     return pld_pmf.create_pmf_pessimistic_connect_dots_fixed_gap(grid, first, last, deltas)
 
 
-def _end(profile: Profile) -> float:
-    """The least epsilon at which delta is at most TAIL_MASS, or LARGEST_LOSS."""
+def end(profile: Profile, tail: float = TAIL_MASS, least: float = 1e-9) -> float:
+    """The least epsilon at which delta is at most `tail`, or LARGEST_LOSS; at least about `least`."""
     low, high = 0.0, LARGEST_LOSS
-    while high - low > 1e-12 * high and high > 1e-9:
+    while high - low > 1e-12 * high and high > least:
         middle = (low + high) / 2
-        low, high = (middle, high) if profile(np.array([middle]))[0] > TAIL_MASS else (low, middle)
+        low, high = (middle, high) if profile(np.array([middle]))[0] > tail else (low, middle)
     return high

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
+from .accounting import period
 from .streams import Stream
 
 
@@ -13,6 +14,7 @@ class Sampler:
     """Batches as index arrays, int64; `batch(step)` needs no earlier step. `batch_size` is the expected size: the divisor."""
 
     name: str
+    independent = True  # whether a batch says nothing of the others
 
     def __init__(self, dataset_size: int, batch_size: int, stream: Stream) -> None:
         if not 1 <= batch_size <= dataset_size:
@@ -24,9 +26,9 @@ class Sampler:
     def batch(self, step: int) -> np.ndarray:
         raise NotImplementedError
 
-    def accounted_steps(self, releases: Collection[tuple[int, str]]) -> int:
-        """How many steps of a `Setting` these releases, pairs of a step and a key's name, cost."""
-        return len(releases)
+    def begin(self, step: int) -> int:
+        """The first step from `step` on at which a run may go on under another key."""
+        return step
 
 
 class Poisson(Sampler):
@@ -63,6 +65,29 @@ class FullBatch(Sampler):
         return np.arange(self.dataset_size)
 
 
+class RandomAllocation(Sampler):
+    """Each example in exactly one batch of each period, whichever the others are in: for whoever must shuffle.
+
+    A period has dataset_size / batch_size steps, rounded up. Batches differ in size, as Poisson batches do, and may be empty.
+    """
+
+    name = "random_allocation"
+    independent = False
+
+    @property
+    def period(self) -> int:
+        return period(self.dataset_size, self.batch_size)
+
+    def begin(self, step: int) -> int:
+        return -(-step // self.period) * self.period
+
+    def batch(self, step: int) -> np.ndarray:
+        passed, place = divmod(step, self.period)
+        return np.flatnonzero(
+            np.floor(self.stream.uniforms(self.dataset_size, passed) * self.period) == place
+        )
+
+
 class ShuffledEpochs(Sampler):
     """What most public code runs: the data in a new order each epoch, cut into batches, the last one short.
 
@@ -72,7 +97,7 @@ class ShuffledEpochs(Sampler):
     name = "shuffled_epochs"
 
     def batch(self, step: int) -> np.ndarray:
-        epoch, position = divmod(step, -(-self.dataset_size // self.batch_size))
+        epoch, position = divmod(step, period(self.dataset_size, self.batch_size))
         order = np.argsort(self.stream.words(self.dataset_size, epoch), kind="stable")
         return np.sort(order[position * self.batch_size : (position + 1) * self.batch_size])
 
@@ -101,4 +126,4 @@ class Users:
         return np.array([i for e in own for i in e], dtype=np.int64), positions
 
 
-SAMPLERS = {cls.name: cls for cls in (Poisson, WithoutReplacement, FullBatch)}
+SAMPLERS = {cls.name: cls for cls in (Poisson, WithoutReplacement, FullBatch, RandomAllocation)}

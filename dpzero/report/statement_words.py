@@ -26,6 +26,8 @@ SAMPLER = {
     "step like any other. That is what the accountant assumes",
     "without_replacement": "without replacement: in each step anew a uniform subset of exactly the batch size. That is what the "
     "accountant assumes",
+    "random_allocation": "random allocation: in each pass over the data each unit is in exactly one batch, whichever the others are in. "
+    "Batches differ in size and may be empty. That is what the accountant assumes",
     "full_batch": "all units in every step. No amplification by sampling is claimed",
     "shuffled_epochs": "the data in a new order each epoch, cut into batches, as public code does. No amplification by sampling is "
     "claimed",
@@ -82,5 +84,5 @@ NOT_COVERED = (
     "Test data: scores on them are published without noise.",
     "Time: how long steps took, where an interrupted run was cut off, whether it ran out of memory. They follow the sizes of private "
     "batches: the record of a release holds no times, but whoever watches the machine, or the dates of its files, sees them.",
-    "What a crash prints, and the digests of the data in assets.json beside the records.",
+    "What a crash prints, and the counts of rows and tokens in the folder `assets` beside the records.",
 )

@@ -54,9 +54,7 @@ def take(batch: object, rows: Sequence[int], size: int) -> object:
     if isinstance(batch, Fields):
         return batch[list(rows)] if len(batch) == size else None
     if isinstance(batch, (list, tuple)):
-        if len(batch) == size:
-            return type(batch)([batch[row] for row in rows])
-        return type(batch)([take(field, rows, size) for field in batch])
+        return _take_of_list(batch, rows, size)
     if isinstance(batch, range):
         return [batch[row] for row in rows]
     try:
@@ -64,6 +62,14 @@ def take(batch: object, rows: Sequence[int], size: int) -> object:
     except (TypeError, KeyError, IndexError, ValueError):
         return None
     return part if hasattr(part, "__len__") and len(part) == len(rows) else None
+
+
+def _take_of_list(batch: Sequence, rows: Sequence[int], size: int) -> object:
+    """Of examples, or of fields; None where as many fields as examples leave open which."""
+    are_fields = all(isinstance(part, Fields) and part.ndim and len(part) == size for part in batch)
+    if len(batch) == size:
+        return None if are_fields else type(batch)([batch[row] for row in rows])
+    return type(batch)([take(field, rows, size) for field in batch])
 
 
 def _rows_of(fields: Mapping[object, object]) -> int:

@@ -35,6 +35,15 @@ def _wide_vectors(context):
     return types.void(), generate
 
 
+def kept(function):
+    """Compiled, and kept on disk where numba finds a place for it: an installation and a home may be read-only."""
+    how = {"nogil": True, "error_model": "numpy"}
+    try:
+        return njit(cache=True, **how)(function)
+    except RuntimeError:
+        return njit(**how)(function)
+
+
 @njit(inline="always")
 def _philox(c0, c1, c2, c3, key0, key1):
     for _ in range(10):
@@ -88,7 +97,7 @@ def _word_tile(x, tile, key0, key1, tensor, step, direction):
         )
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kept
 def add_normals(w, first, key0, key1, tensor, steps, directions, scales):
     """w[i] += scales[m, s] * z[first + i] of steps[m] and directions[m], for each m and each s in turn."""
     _wide_vectors()
@@ -126,7 +135,7 @@ def _add_tiles(w, count, first_tile, scale, key0, key1, tensor, step, direction)
             w[base + 48 + lane] += scale * z3
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kept
 def add_signs(w, first, key0, key1, tensor, steps, directions, scales):
     """As `add_normals`, of signs, in tiles of 64 for each of a word's bits."""
     _wide_vectors()
@@ -151,7 +160,7 @@ def add_signs(w, first, key0, key1, tensor, steps, directions, scales):
                         part[i] += -scale if x[word] & (_ONE << uint32(bit)) else scale
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kept
 def add_outer(w, u, v, scales):
     """w[i, j] += scales[m, s] * sum over c of u[m, c, i] v[m, c, j], for each m and each s in turn."""
     _wide_vectors()
@@ -172,7 +181,7 @@ def add_outer(w, u, v, scales):
                     row[j] += scale * z[j]
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kept
 def add_rows(out, rows, kind, key0, key1, tensor, steps, directions, scales):
     """out[i] += the elements of row rows[i] of a tensor whose rows are as long as those of `out`."""
     for i in range(rows.shape[0]):
@@ -183,7 +192,7 @@ def add_rows(out, rows, kind, key0, key1, tensor, steps, directions, scales):
             add_signs(out[i], first, key0, key1, tensor, steps, directions, scales)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kept
 def sum_of_squares(first, count, key0, key1, tensor, step, direction):
     """Of normals, in units of 2^-20, each rounded: the sum of integers is the same in any order."""
     _wide_vectors()

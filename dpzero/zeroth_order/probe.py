@@ -18,8 +18,10 @@ RATIO, ROUNDING = (
 
 
 @torch.no_grad()
-def probe(loss: Callable[[Sized], Tensor], batch: Sized, count: int) -> None:
+def probe(loss: Callable[[Sized], Tensor], batch: Sized, count: int) -> bool:
     """Compares the losses of a few examples with those of the same examples in other company: fewer, and others.
+
+    Returns whether it could: not of one example, nor of a batch of which it cannot be told how to take parts.
 
     Args:
         batch: public or stand-in examples where they can be had; all that is told of it is whether it passed.
@@ -39,11 +41,11 @@ def probe(loss: Callable[[Sized], Tensor], batch: Sized, count: int) -> None:
     found = {}
     for company, rows in companies.items():
         part = batches.take(batch, rows, count)
-        if part is None or half == 0:  # such a batch has no parts that we know of
-            return
+        if part is None or half == 0:
+            return False
         losses = loss(part)
         if losses.shape != (len(rows),) or losses.is_complex():  # the step says what is wrong
-            return
+            return False
         found[company] = losses.double().cpu()
     whole = found.pop("")
     spread, whole = float((whole - whole.mean()).abs().max()), whole[:half]
@@ -55,6 +57,7 @@ def probe(loss: Callable[[Sized], Tensor], batch: Sized, count: int) -> None:
                 f"an example's loss is another with {company} examples beside it, so that clipping would not bound what one example adds: "
                 "look for a layer or a mean over the batch (batch_first, in-batch negatives, batch norm by hand)"
             )
+    return True
 
 
 def _same(a: Tensor, b: Tensor) -> Tensor:

@@ -180,15 +180,13 @@ class TwoPoint:
 
         Raises ValueError for a loss that does (see `probe`).
         """
-        probe(lambda part: self.loss(self.model, part), batch, max(batches.sizes(batch)))
-        self._probed = True
+        self._probed = probe(lambda part: self.loss(self.model, part), batch, max(batches.sizes(batch)))
 
     def _probe_once(self, batch: Sized, count: int) -> None:
         """At a point of the first step, where the weights are anyway. A rank's share of a loss is 0 for others' examples: it is not asked."""
         asks = self.budget is not None and self.budget.strict and self.ranks.size == 1
-        if asks and count > 1 and not self._probed:
-            probe(lambda part: self.loss(self.model, part), batch, count)
-            self._probed = True
+        if asks and not self._probed:
+            self._probed = probe(lambda part: self.loss(self.model, part), batch, count)
 
     def _mean(self, losses: Tensor) -> float | None:
         """None for an empty batch, where this rank has a share alone, and where the noise is secret: it has none."""
@@ -345,7 +343,7 @@ def _user_means(difference: Tensor, positions: np.ndarray | None) -> Tensor:
 def _numbered(users: ArrayLike, counts: set[int]) -> np.ndarray:
     """Users of examples -> their numbers among those of the batch, int64 [B]."""
     names = np.asarray(users)
-    if names.ndim != 1 or names.dtype.kind not in "iuUS" and names.size:
+    if names.ndim != 1 or (names.dtype.kind not in "iuUS" and names.size):
         raise ValueError("`users` must be integers or strings, one for each example")
     if len(names) not in counts:
         raise ValueError(f"{len(names)} users for {max(counts)} examples: give the user of each example")

@@ -1,12 +1,15 @@
 """What every method keeps to, whoever writes it: each file of baselines/ is found by its name and tested here.
 
-A method that needs a setting which SETTINGS below does not know is to be given one there; nothing else is registered.
+A method that needs a setting which SETTINGS below does not know, or another value, has it in `contract_settings` on its class; nothing is
+registered. The example of baselines/README.md is one of them.
 """
 
 from __future__ import annotations
 
 import ast
 import copy
+import re
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -15,20 +18,33 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 import baselines
-from dpzero.experiment import memory
-from dpzero.experiment.methods import cards
+from dpzero.experiment import memory, methods
+from dpzero.experiment.methods import ROOT, Card, cards
 from dpzero.language import examples, losses, models, tasks
 from dpzero.privacy import Budget, Rehearsal, RunKey, Setting
 from dpzero.zeroth_order import TwoPoint
 from tests.rounding import read_by_the_loss
 
 CARDS = cards()
+
+
+def example() -> dict[str, Card]:
+    """The method of the documents, as a file beside the others."""
+    folder = Path(tempfile.mkdtemp())
+    (code,) = re.findall(
+        "```python\n(.*?)```", (ROOT / "baselines" / "README.md").read_text("utf-8"), re.DOTALL
+    )
+    (folder / "sign_zo.py").write_text(code, "utf-8")
+    baselines.__path__.append(str(folder))
+    return {"sign_zo": methods._read("sign_zo", folder / "sign_zo.py")}
+
+
 BATCH_SIZE, STEPS = 16, 100
 # What a required setting is where a method is of order 0 and of order 1
 SETTINGS = {"learning_rate": {0: 3e-4, 1: 0.01}, "clip": {0: 50.0, 1: 1.0}}
 # Another way to the same release keeps to the same: its method and its settings
 WAYS = {"dp_sgd, ghost": ("dp_sgd", {"clipping": "ghost"})}
-EVERY = CARDS | {way: CARDS[name] for way, (name, _) in WAYS.items()}
+EVERY = CARDS | example() | {way: CARDS[name] for way, (name, _) in WAYS.items()}
 LENGTH = 16
 
 
@@ -66,10 +82,11 @@ def make_budget(key: RunKey | None = None, noise_scale=1e-3) -> Rehearsal:
 
 def make(name, model, budget=None, loss=None, **settings):
     card = EVERY[name]
-    settings = WAYS.get(name, (name, {}))[1] | settings
-    unknown = card.required - SETTINGS.keys()
-    assert not unknown, f"give SETTINGS a value for {', '.join(unknown)}, which {name} requires"
-    required = {key: SETTINGS[key][card.order] for key in card.required}
+    own = getattr(card.load(), "contract_settings", {})
+    settings = own | WAYS.get(name, (name, {}))[1] | settings
+    unknown = card.required - SETTINGS.keys() - own.keys()
+    assert not unknown, f"give {card.class_name}.contract_settings a value for {', '.join(unknown)}"
+    required = {key: SETTINGS[key][card.order] for key in card.required if key not in own}
     share = (budget or make_budget()) if card.private else BATCH_SIZE
     return card.load()(model, loss or losses.CrossEntropy(2048), share, seed=0, **required | settings)
 
@@ -111,7 +128,7 @@ def test_the_settings_on_the_card_are_the_keyword_arguments(name):
 
 
 def test_every_file_of_the_house_is_found():
-    files = {file.stem for file in Path(baselines.__file__).parent.glob("[!_]*.py")}
+    files = {file.stem for file in (ROOT / "baselines").glob("[!_]*.py")}
     assert set(CARDS) == files | {"dpzero"}
     assert {"dpzero", "dp_zo", "mezo", "dp_sgd", "fine_tuning", "zero_shot"} <= set(CARDS)
 
@@ -426,6 +443,6 @@ def test_a_zeroth_order_step_takes_the_memory_of_inference(name, model_name):
 @every_zeroth_order
 def test_a_zeroth_order_file_never_asks_for_a_gradient(name):
     """autograd is not in the house: no backward, no .grad."""
-    file = Path(__import__(CARDS[name].load().__module__, fromlist=["x"]).__file__)
+    file = Path(__import__(EVERY[name].load().__module__, fromlist=["x"]).__file__)
     used = {node.attr for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)}
     assert not used & {"backward", "grad", "autograd", "vmap", "jvp"}

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from dpzero.experiment.gpu import DEVICE_FILES
 from tests.experiment import slurm
 from tests.house import BROKEN, DPZERO, MEZO, PREFIX, ZERO_SHOT, House, cluster_commands
 
@@ -24,6 +25,10 @@ def cluster(tmp_path_factory) -> Iterator[House]:
     with slurm.running(tmp_path_factory.mktemp("slurm")):
         folder = tmp_path_factory.mktemp("cluster")
         house = House.build(folder / "house", folder / "cache")
+        (folder / "dev").mkdir()
+        for number in range(2):  # as a driver would show them
+            (folder / "dev" / f"nvidia{number}").touch()
+        house.environment[DEVICE_FILES] = str(folder / "dev")
         house.edit(
             house.folder / "dpzero" / "experiment" / "checkpoint.py", "SECONDS = 15 ", "SECONDS = 0.5 "
         )

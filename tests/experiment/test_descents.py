@@ -19,7 +19,7 @@ from dpzero.experiment.descents import (
     zeroth_order,
 )
 from dpzero.experiment.quadratic import public_directions
-from dpzero.privacy import Budget, RunKey, Setting
+from dpzero.privacy import Budget, Rehearsal, RunKey, Setting
 from dpzero.privacy.clipping import clip_factors
 
 SIZE, DIMENSION, SEED = 50, 7, 3
@@ -48,9 +48,9 @@ def loss(model, batch):
     return 0.5 * (away**2 @ torch.from_numpy(PROBLEM.curvature))
 
 
-def budget(steps):
+def budget(steps, kind=Budget):
     setting = Setting("gaussian", "full_batch", "replace_one", SIZE, SIZE, int(steps), 1e-6)
-    return Budget(setting, dict(zip(STEPS, SCALES, strict=True))[steps], RunKey.published(SEED))
+    return kind(setting, dict(zip(STEPS, SCALES, strict=True))[steps], RunKey.published(SEED))
 
 
 def test_every_setting_of_the_grid_is_a_run_of_DPZero():
@@ -75,22 +75,23 @@ def test_every_setting_without_clip_and_noise_is_a_run_of_MeZO():
         np.testing.assert_allclose(point, model.x.detach(), rtol=1e-6, atol=1e-6 * abs(point).max())
 
 
-def vector_release(share, step, vectors, clip):
+def vector_release(share, vectors, clip):
     """The mean of clipped vectors [n, d] with the budget's noise."""
     squares = torch.from_numpy(vectors**2).sum(1)
     total = (clip_factors(squares, clip)[:, None] * torch.from_numpy(vectors)).sum(0)
-    share.release_(step, [total], clip)
+    share.admit(len(vectors))
+    share.release_([total], clip)
     return total.numpy() / SIZE
 
 
 def test_every_setting_with_noise_on_the_vector_is_algorithm_1():
     points = zeroth_order(PROBLEM, GRID, DIRECTIONS, normals(DIMENSION), vector=True)
     for point, (steps, rate, clip) in zip(points, SETTINGS, strict=True):
-        x, share = np.zeros(DIMENSION), budget(steps)
+        x, share = np.zeros(DIMENSION), budget(steps, Rehearsal)
         for step in range(steps):
             u = DIRECTIONS(step)
             estimates = np.outer((x - PROBLEM.examples) @ (PROBLEM.curvature * u), u)
-            x = x - rate * vector_release(share, step, estimates, clip)
+            x = x - rate * vector_release(share, estimates, clip)
         np.testing.assert_allclose(point, x, rtol=1e-9, atol=1e-9 * abs(point).max())
 
 
@@ -99,10 +100,10 @@ def test_every_setting_of_first_order_is_DP_SGD_on_the_full_batch(informative):
     problem = Quadratic.drawn(SIZE, DIMENSION, 0.5, informative, SEED)
     points = first_order(problem, GRID, normals(DIMENSION))
     for point, (steps, rate, clip) in zip(points, SETTINGS, strict=True):
-        x, share = np.zeros(DIMENSION), budget(steps)
-        for step in range(steps):
+        x, share = np.zeros(DIMENSION), budget(steps, Rehearsal)
+        for _ in range(steps):
             gradients = problem.curvature * (x - problem.examples)
-            x = x - rate * vector_release(share, step, gradients, clip)
+            x = x - rate * vector_release(share, gradients, clip)
         # products over the examples are float32
         np.testing.assert_allclose(point, x, rtol=1e-5, atol=1e-5 * abs(point).max())
 

@@ -31,6 +31,15 @@ log.write(f"{got} {os.getpid()} end\\n")
 """
 
 
+@pytest.fixture(autouse=True)
+def _four_gpus(tmp_path, monkeypatch) -> None:
+    """As a driver would show them."""
+    (tmp_path / "dev").mkdir()
+    for number in range(4):
+        (tmp_path / "dev" / f"nvidia{number}").touch()
+    monkeypatch.setenv(gpu.DEVICE_FILES, str(tmp_path / "dev"))
+
+
 @pytest.fixture
 def hold(tmp_path):
     """hold(seconds, devices) starts a process that leases one of the devices and keeps it for some seconds."""
@@ -201,9 +210,9 @@ def test_out_of_memory_beside_others_is_no_result_but_a_reason_to_run_alone(card
     spec = json.dumps(cell | {"settings": {"learning_rate": 1, "steps": 5}})
     done = house.call("-m", "dpzero", "run", "--spec", spec, "--out", "greedy.json", "--threads", 1)
     assert done.returncode == 0, done.stderr
-    said = done.stdout.splitlines()
+    said = done.stderr.splitlines()
     shared, alone = said.index("on GPU 0, which up to 2 runs share"), said.index("on GPU 0")
-    assert shared < alone and "again on one of its own" in done.stdout
+    assert shared < alone and "again on one of its own" in done.stderr
     assert json.loads((house.folder / "greedy.json").read_text())["status"] == "ok"
 
 
@@ -230,8 +239,29 @@ def test_what_is_visible_is_what_cuda_shows(monkeypatch, listed, expected):
 
 def test_without_the_variable_the_device_files_are_counted(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert gpu.visible() == ["0", "1", "2", "3"]
+    monkeypatch.delenv(gpu.DEVICE_FILES)
     found = [path.name for path in Path("/dev").glob("nvidia*") if path.name[6:].isdigit()]
     assert sorted(f"nvidia{name}" for name in gpu.visible()) == sorted(found)
+
+
+@pytest.mark.parametrize("listed", ["0", "0,1", "GPU-8932f937-d72c"])
+def test_the_variable_alone_makes_no_gpu(monkeypatch, tmp_path, listed):
+    """Else runs on the CPU would wait for each other, and say that they are on a GPU."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+    monkeypatch.setenv(gpu.DEVICE_FILES, str(tmp_path / "none"))
+    said: list[str] = []
+    assert gpu.visible() == [] and gpu.lease(gpu.visible(), log=said.append) is None and said == []
+
+
+def test_a_list_of_gpus_is_held_whole(hold, monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(gpu, "_held", [])
+    gpu.lease_all("cpu")
+    gpu.lease_all("cuda:0,cuda:1")
+    assert hold(0, "2").stdout.readline() == hold(0, "3").stdout.readline() == "waiting for one of 1 GPUs\n"
+    assert hold(0, "1").wait(60) == 0
 
 
 def test_no_gpu_is_no_wait_and_no_change(monkeypatch):

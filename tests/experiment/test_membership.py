@@ -18,7 +18,7 @@ from dpzero.experiment.membership import Contestant, make_world, members, member
 from dpzero.language import examples, losses, models, tasks
 from dpzero.language.examples import Examples
 from dpzero.language.frozen import features
-from dpzero.privacy import Budget, RunKey, Setting
+from dpzero.privacy import Budget, Rehearsal, RunKey, Setting
 
 SMALL = {
     "task": "toy",
@@ -77,7 +77,7 @@ def test_training_the_head_on_features_is_training_the_whole_model_with_its_body
 
     def trained(module, loss, batches):
         method = DPZero(
-            module, loss, Budget(setting, 5.0, RunKey.published(1)), **TWO_POINT, clip=3.0, seed=1
+            module, loss, Rehearsal(setting, 5.0, RunKey.published(1)), **TWO_POINT, clip=3.0, seed=1
         )
         for batch in batches:
             method.step(batch)

@@ -279,7 +279,7 @@ def test_a_dry_run_of_one_task_needs_no_hub_and_says_what_it_costs(tmp_path):
     assert done.returncode == 0, done.stderr
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("paper-roberta: "))
     assert line.startswith(
-        "paper-roberta: 34 runs, 34 of them new, about 17 GPU hours of training (an estimate"
+        "paper-roberta: 34 runs, 34 of them to be run, about 17 GPU hours of training (an estimate"
     )
     assert "nothing measured" in line
 

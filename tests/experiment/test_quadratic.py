@@ -73,8 +73,8 @@ def test_a_cell_by_hand_is_completed_like_those_of_the_sweep():
     [
         ({"stepps": [3]}, "unknown setting 'stepps': did you mean 'steps'?"),
         ({"steps": 3}, "setting steps is 3, but must be a list of numbers"),
-        ({"steps": [2.5]}, "a value of steps is 2.5, but must be of type int"),
-        ({"clips": [0, 1]}, "a value of clips is 0.0, but must be positive"),
+        ({"steps": [2.5]}, "setting steps is 2.5, but must be of type int"),
+        ({"clips": [0, 1]}, "setting clips is 0, but must be of type float, from 1e-12"),
         ({"decay": "steep"}, "setting decay is 'steep', but must be of type float"),
         ({"dimension": None}, "setting dimension is None"),
     ],

@@ -121,8 +121,9 @@ def watched(monkeypatch) -> Iterator[set[float]]:
 
     with monkeypatch.context() as patch:
         spy(losses.CrossEntropy, "__call__", after=lambda _, model, batch, values: note(values))
-        spy(Budget, "release", before=lambda step, clipped, clip: note(clipped))
-        spy(Budget, "release_", before=lambda step, sums, clip: note(torch.cat([s.flatten() for s in sums])))
+        spy(Budget, "release", before=lambda clipped, clip: note(clipped))
+        spy(Budget, "release_vectors", before=lambda clipped, clip: note(clipped))
+        spy(Budget, "release_", before=lambda sums, clip: note(torch.cat([s.flatten() for s in sums])))
         spy(Budget, "choose", before=lambda counts, epsilon: seen.update(map(float, counts.values())))
         spy(losses.CrossEntropy, "evaluate", after=after_scoring)
         spy(Run, "_timed_step", after=after_step)
@@ -197,12 +198,16 @@ def world(monkeypatch, number: int) -> Iterator[None]:
     def released(step: int, count: int) -> torch.Tensor:
         return torch.randn(count, generator=torch.Generator().manual_seed(step))
 
-    def release(self, step, clipped, clip):
-        self._record(step)
-        return float(released(step, 1)) * clip
+    def release(self, clipped, clip):
+        self.admit(len(clipped))
+        return float(released(self._record(clip), 1)) * clip
 
-    def release_(self, step, sums, clip):
-        self._record(step)
+    def release_vectors(self, clipped, clip):
+        self.admit(len(clipped))
+        return (released(self._record(clip), clipped.shape[1]) * clip).tolist()
+
+    def release_(self, sums, clip):
+        step = self._record(clip)
         for tensor in sums:
             tensor.copy_(released(step, tensor.numel()).view_as(tensor) * clip)
 
@@ -214,10 +219,11 @@ def world(monkeypatch, number: int) -> Iterator[None]:
         patch.setattr(Budget, "choose", choose)
         patch.setattr(examples, "encode", encoded)
         patch.setattr(tasks, "digest", lambda task: f"{number:064d}")
-        patch.setattr(RunKey, "secret", lambda: RunKey("secret", bytes([number]) * 32))
+        patch.setattr(RunKey, "secret", lambda: RunKey("secret", bytes(range(number, number + 32))))
         patch.setattr(RunKey, "name", "the same")  # it tells keys apart, and these must be two
         patch.setattr(budget, "_claim", lambda key: None)  # and the same ones in several runs
         patch.setattr(Budget, "release", release)
+        patch.setattr(Budget, "release_vectors", release_vectors)
         patch.setattr(Budget, "release_", release_)
         yield
 
@@ -339,7 +345,7 @@ def test_a_new_key_in_a_checkpoint_is_refused_until_it_is_listed(private, tmp_pa
 
 def test_a_new_key_in_a_transcript_is_refused_until_it_is_listed(private, tmp_path, monkeypatch):
     whole = TwoPoint._header
-    monkeypatch.setattr(TwoPoint, "_header", lambda self, base: whole(self, base) | {"examples": 240})
+    monkeypatch.setattr(TwoPoint, "_header", lambda self, *given: whole(self, *given) | {"examples": 240})
     with pytest.raises(RuntimeError, match="examples"):
         run_cell(private("dpzero"), tmp_path / "record.json", lambda line: None, "cpu")
     assert [path.name for path in tmp_path.iterdir()] == ["record.checkpoint"]
@@ -350,18 +356,18 @@ def test_the_rows_of_a_transcript_are_the_releases_over_the_batch_size(
     private, tmp_path, monkeypatch, method
 ):
     cell, released = private(method), []
-    whole, whole_ = Budget.release, Budget.release_
+    whole, of_vectors = Budget.release, Budget.release_vectors
 
-    def release(self, step, clipped, clip):
-        released.append([whole(self, step, clipped, clip)])
+    def release(self, clipped, clip):
+        released.append([whole(self, clipped, clip)])
         return released[-1][0]
 
-    def release_(self, step, sums, clip):
-        whole_(self, step, sums, clip)
-        released.append(sums[0].tolist())
+    def release_vectors(self, clipped, clip):
+        released.append(of_vectors(self, clipped, clip))
+        return released[-1]
 
     monkeypatch.setattr(Budget, "release", release)
-    monkeypatch.setattr(Budget, "release_", release_)
+    monkeypatch.setattr(Budget, "release_vectors", release_vectors)
     rows = np.array(left_behind(cell, tmp_path, monkeypatch)["transcript"]["scalars"])
     settings = cell["settings"]
     divisor = settings["batch_size"] * (2 * settings["smoothing"] if method == "dp_zo_laplace" else 1)

@@ -34,6 +34,7 @@ def cell(smoke, cache):
         if method == "dp_aggzo":
             found |= {"method": method, "use": method, "title": "DP-AggZO"}
             found["settings"]["directions"] = 3
+        found["settings"].pop("noise_arithmetic", None)  # by the key
         found["settings"] |= {"token_budget": 32, "steps": STEPS, "batch_size": 16, **settings}
         return sweep.complete(found)
 
@@ -121,8 +122,8 @@ def test_a_killed_rank_ends_the_run_which_goes_on_with_those_that_are_left(
     if victim:
         assert isinstance(found[0], RankFailure) and f"rank {victim} is gone" in str(found[0])
     made, *_ = on(left, mine, out)
-    again = 0 if made["transcript"]["steps"] == made["privacy"]["steps"] else 1
-    assert made["privacy"]["steps"] == STEPS + again and (again == 0 or noise_key == "secret")
+    lost = STEPS - made["transcript"]["steps"]  # a release that was spent and not used
+    assert made["privacy"]["steps"] == STEPS and 0 <= lost <= (noise_key == "secret")
     assert replay_record(out, device="cpu")["match"] is True
     if noise_key == "published":
         assert told(out) == told(tmp_path / "whole.json")
@@ -164,7 +165,9 @@ def test_ranks_of_other_settings_are_told_so(cell, tmp_path):
 
 def test_a_run_that_diverges_is_a_record_and_no_rank_fails(cell, tmp_path):
     out = tmp_path / "a.json"
-    first, *others = on(3, cell("mezo", learning_rate=1e30, evaluate_every=2), out)
+    mine = cell("mezo", evaluate_every=2)
+    mine["settings"]["learning_rate"] = 1e30  # which planning refuses
+    first, *others = on(3, mine, out)
     assert first["status"] == "diverged" and others == [None, None]
     assert json.loads(out.read_text())["transcript"]["steps"] < STEPS
 
@@ -217,16 +220,19 @@ def test_torchrun_starts_again_what_was_killed(cell, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += ["--max-restarts=1", "-m", "dpzero", "run", "--spec", json.dumps(mine), "--out", str(out)]
     process = subprocess.Popen(
-        [*command, "--threads", "1", "--device", "cpu"], stdout=subprocess.PIPE, text=True
+        [*command, "--threads", "1", "--device", "cpu"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     kept = checkpoint.folder(out) / "transcript"
-    while not kept.exists() or kept.stat().st_size < 600:
+    while not kept.exists() or kept.stat().st_size < 1500:
         assert process.poll() is None
         time.sleep(0.01)
     os.kill(_rank_1_of(process.pid), signal.SIGKILL)
-    said, _ = process.communicate(timeout=120)
+    answer, said = process.communicate(timeout=120)
     assert process.returncode == 0 and said.count("2 ranks, by gloo") == 2 and "resumed at step" in said
-    assert said.count('"status": "ok"') == 1 and told(out) == told(tmp_path / "b.json")
+    assert answer.count('"status": "ok"') == 1 and told(out) == told(tmp_path / "b.json")
 
 
 def _rank_1_of(launcher: int) -> int:

@@ -17,7 +17,7 @@ import pandas
 import torch
 from torch import nn
 
-from dpzero.language import examples, frozen, models, rows, tasks, tokens
+from dpzero.language import columns, examples, frozen, models, rows, tasks, tokens
 
 SWEEPS = {"minilm": "heads", "smollm2-135m": "heads-lm"}
 LENGTH, FOLDS = 256, 5
@@ -76,7 +76,7 @@ def features(name: str, found: dict[str, list[rows.Row]]) -> dict[str, dict[str,
 
 
 def main(folder: str, name: str = "minilm") -> None:
-    os.environ[rows.DATA_FOLDER] = folder
+    os.environ[columns.DATA_FOLDER] = folder
     read = rows.read("rte", tasks.stanza("rte"))
     found = {split: read[split] for split in ("train", "test")}
     labels = {split: np.array([row.label for row in some]) for split, some in found.items()}

@@ -84,7 +84,7 @@ def in_another_process(code: str, digest: str) -> subprocess.Popen:
 
 
 def test_every_stanza_is_pinned():
-    assert list(assets.catalogue()) == NAMES
+    assert set(NAMES) <= set(assets.catalogue())  # and whatever a user adds
     for stanza in assets.catalogue().values():
         assert re.fullmatch(r"[0-9a-f]{64}", stanza["sha256"])
         assert re.fullmatch(r"[0-9.]+", stanza["version"]) and stanza["version"] in stanza["file"]

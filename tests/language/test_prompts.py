@@ -12,6 +12,7 @@ import pytest
 from dpzero.errors import UsageError
 from dpzero.language import prompts, tasks
 from tests.language.byte_level import byte_level_bpe
+from tests.language.test_tasks import FREE, PAPERS
 
 WORDS = [
     "It",
@@ -233,9 +234,9 @@ def test_changes(change, text, expected):
     assert prompts.filled("{x:" + change + "}", {"x": text}) == expected
 
 
-def test_every_prompt_of_the_catalogue_can_be_read():
+def test_every_prompt_of_the_papers_tasks_can_be_read():
     """No misspelt change or column: a row that has every column fills each of them."""
-    for name in tasks.names():
+    for name in PAPERS + FREE:  # a task of one's own may have other columns
         lines = tasks.stanza(name)
         if lines["reader"] == "columns":
             fields = dict.fromkeys(("sentence", "text", "word", "passage", "premise", "hypothesis", "paragraph", "title",

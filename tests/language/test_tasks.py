@@ -8,6 +8,7 @@ import hashlib
 import pytest
 
 from dpzero.errors import UsageError
+from dpzero.experiment import sweep
 from dpzero.language import tasks
 
 NAMES = ["r8", "r52", "newsgroups", "movies", "tweets", "bbc", "toy"]
@@ -77,7 +78,7 @@ def texts(task: tasks.Task, split: str) -> set[str]:
 
 def test_names_and_assets_need_no_data(monkeypatch, tmp_path):
     monkeypatch.setenv("DPZERO_CACHE", str(tmp_path / "empty"))
-    assert tasks.names() == NAMES + PAPERS + FREE
+    assert {*NAMES, *PAPERS, *FREE} <= set(tasks.names())
     assert [tasks.assets_of(name) for name in NAMES] == [["reuters"]] * 3 + [["vader"]] * 2 + [["bbc"], []]
 
 
@@ -114,6 +115,16 @@ def test_one_word_tells_the_toy_topic():
 def test_a_prompt_takes_any_text():
     toy = tasks.load("toy")
     assert toy.prompted("{x} and {text}") == "{x} and {text}\nThe topic of this sentence is"
+
+
+def test_a_cell_that_gives_no_length_has_the_tasks():
+    names = {"model": "tiny-encoder", "method": "dpzero", "epsilon": "2", "seed": 0}
+    own = {"steps": 1, "learning_rate": 1e-3, "clip": 1.0}
+    for task, length in (("toy", 24), ("r8", 64), ("sst2", 128), ("squad", 2048)):
+        cell = sweep.complete({"task": task, **names, "settings": own})
+        assert cell["settings"]["max_length"] == length == tasks.load(task).max_length
+        cell = sweep.complete({"task": task, **names, "settings": own | {"max_length": 32}})
+        assert cell["settings"]["max_length"] == 32
 
 
 # --- with data

@@ -8,8 +8,8 @@ privacy losses with moment generating function M therefore
 with c > 0 where the integrand is least on the real axis. Continuous in everything: no grid, no tail cut, no pessimism.
 
 Where losses have atoms, or nearly (few draws in all, few Laplace releases), M^T does not decay along the contour. There
-the T-fold convolution is done by FFT on a lattice, 2^20 points wide, to which each loss is spread so that its first three
-moments stay: what that changes has either sign and is of the order of the squared spacing.
+the T-fold convolution of the law tilted to the saddle is done by FFT on a lattice, 2^20 points wide, to which each loss is
+spread so that its first three moments stay: what that changes has either sign and is of the order of the squared spacing.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def delta_for(setting: Setting, noise_scale: float, epsilon: float) -> float:
 def loss_laws(setting: Setting, noise_scale: float, panels_between: int = 40) -> list[Law]:
     """Of each dominating pair, under the first of its two outputs: by Gauss-Legendre quadrature over the output."""
     scale = noise_scale / math.sqrt(setting.directions)
-    points, weights = panels(_breaks(setting.mechanism, scale), panels_between)
+    points, weights = panels(_breaks(setting, scale), panels_between)
     weights, rate = np.log(weights), setting.rate
 
     def density(shift: float) -> Array:
@@ -89,9 +89,10 @@ def panels(breaks: Array, count: int) -> tuple[Array, Array]:
     return (middle + half * LEGENDRE[0]).ravel(), (half * LEGENDRE[1]).ravel()
 
 
-def _breaks(mechanism: str, scale: float) -> Array:
-    """Where the densities have kinks, and ends beyond which they are nothing."""
-    reach = (13 if mechanism == "gaussian" else 60) * scale
+def _breaks(setting: Setting, scale: float) -> Array:
+    """Where the densities have kinks, and ends beyond which they are nothing beside delta."""
+    beyond = 60 - min(math.log(setting.delta) + 23, 0)
+    reach = scale * (beyond if setting.mechanism == "laplace" else max(13, 2 + math.sqrt(2 * beyond)))
     return np.array([-1 - reach, -1, 0, 1, 1 + reach])
 
 
@@ -104,16 +105,8 @@ def by_contour(law: Law, steps: int, epsilon: float) -> float:
     if steps * loss.max() <= epsilon:
         return 0.0
 
-    def cumulant(c: float) -> float:
-        return float(logsumexp(mass + c * loss))
-
-    def exponent(u: float) -> float:
-        c = math.exp(u)
-        return steps * cumulant(c) - c * epsilon - u - math.log1p(c)
-
-    saddle = optimize.minimize_scalar(exponent, bounds=(-7, 8), method="bounded", options={"xatol": 1e-6})
-    c = math.exp(saddle.x)
-    tilted = np.exp(mass + c * loss - cumulant(c))
+    c, cumulant = _saddle(loss, mass, steps, epsilon)
+    tilted = np.exp(mass + c * loss - cumulant)
     variance = steps * (tilted @ (loss - tilted @ loss) ** 2) + 1 / c**2 + 1 / (1 + c) ** 2
 
     def integral(start: float, end: float, count: int) -> float:
@@ -135,13 +128,30 @@ def by_contour(law: Law, steps: int, epsilon: float) -> float:
             raise ArithmeticError("the integrand of the contour decays too slowly")
         added = integral(end, 2 * end, count)
         total, end, count = total + added, 2 * end, 2 * count
-    return math.exp(steps * cumulant(c) - c * epsilon) * total / math.pi
+    return math.exp(steps * cumulant - c * epsilon) * total / math.pi
+
+
+def _saddle(loss: Array, mass: Array, steps: int, epsilon: float) -> tuple[float, float]:
+    """Where the integrand is least on the real axis, and the cumulant there."""
+
+    def exponent(u: float) -> float:
+        c = math.exp(u)
+        return steps * float(logsumexp(mass + c * loss)) - c * epsilon - u - math.log1p(c)
+
+    bounds = (-7.0, 16 - math.log(loss.max()))
+    c = math.exp(
+        optimize.minimize_scalar(exponent, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x
+    )
+    return c, float(logsumexp(mass + c * loss))
 
 
 def by_lattice(law: Law, steps: int, epsilon: float, points: int = 2**20) -> float:
-    loss, mass = law
+    """Of the law tilted to its saddle, so that a small delta is not lost in the rounding of the transform."""
+    loss, mass = (array[law[1] > -700] for array in law)
     if steps * loss.max() <= epsilon:
         return 0.0
+    c, cumulant = _saddle(loss, mass, steps, epsilon)
+    mass = mass + c * loss - cumulant
     # Chernoff: the sum exceeds `high`, or falls below `low`, with probability at most exp(-36)
     high, low = (
         sign * min((steps * logsumexp(mass + sign * c * loss) + 36) / c for c in np.geomspace(1e-3, 1e3, 60))
@@ -161,4 +171,6 @@ def by_lattice(law: Law, steps: int, epsilon: float, points: int = 2**20) -> flo
         lattice += np.bincount((place.astype(int) + shift) % points, np.exp(mass[kept]) * share, points)
     summed = np.fft.irfft(np.fft.rfft(lattice) ** steps, points)
     above = np.arange(math.ceil(epsilon / spacing), math.floor(high / spacing))
-    return float(summed[above % points] @ -np.expm1(epsilon - above * spacing))
+    over = above * spacing - epsilon
+    scale = math.exp(steps * cumulant - c * epsilon)
+    return scale * float(summed[above % points] @ (-np.expm1(-over) * np.exp(-c * over)))

@@ -134,7 +134,7 @@ def test_an_exact_release_is_a_whole_number_of_grid_points(mechanism, clip):
     point = clip * 2.0**-GRID_BITS
     values = clip * torch.linspace(-1, 1, 7, dtype=torch.float64)[:5]
     whole_by_chance = 0
-    for step in range(50):
+    for _ in range(50):
         released = budget(mechanism, arithmetic="exact").release(values, clip)
         assert round(released / point) * 2.0**-GRID_BITS * clip == released
         rounded = budget(mechanism).release(values, clip)

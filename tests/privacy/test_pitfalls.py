@@ -456,7 +456,7 @@ def test_p13_a_checkpoint_holds_no_state_of_noise_or_sampling(kind):
     allowed = {"steps_taken", "parameters", "optimizer", "second_moment", "schedule", "budget"}
     state = make(kind, budget(key=RunKey.secret(), arithmetic="float")).state_dict()
     assert set(state) <= allowed
-    assert set(state["budget"]) == {"event", "position", "releases", "choice"}
+    assert set(state["budget"]) == {"event", "position", "releases"}
 
 
 # That no noise is used twice under one secret key: test_budget.py::test_no_noise_and_no_batch_is_used_for_a_second_sum

@@ -148,6 +148,7 @@ def test_a_law_without_zero_has_a_mean_above_one(law):
         replace(COMMON, mechanism="laplace"),
         replace(COMMON, adjacency="replace_one"),
         replace(COMMON, mechanism="laplace", delta=0.0),
+        replace(COMMON, sampling="random_allocation"),
     ],
     ids=str,
 )

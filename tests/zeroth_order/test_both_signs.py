@@ -70,10 +70,14 @@ def test_weights_stay_at_x_to_the_bit_and_move_by_the_scalars(model):
 
 
 def test_the_model_is_called_once_for_both(model):
-    calls = []
-    model.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
-    mezo(model, "both_signs", loss=CrossEntropy(10_000)).step(batch_of(12, "short"))
-    assert calls == [24]
+    batch, found = batch_of(12, "20"), {}
+    for perturb in ("on_read", "both_signs"):
+        me, calls = mezo(model, perturb, loss=CrossEntropy(10_000)), []
+        me.step(batch)  # shapes are tried
+        with model.register_forward_pre_hook(lambda module, args, calls=calls: calls.append(len(args[0]))):
+            me.step(batch)
+        found[perturb] = calls
+    assert found == {"on_read": [8, 4, 8, 4], "both_signs": [16, 8]}
 
 
 def test_several_directions_take_as_many_pairs(model):
@@ -128,7 +132,7 @@ class Words(nn.Module):
         (lambda x, w: torch.einsum("blw,wv->blv", x, w), "both_signs does not know einsum on a weight"),
         (
             lambda x, w: functional.linear(x.transpose(0, 1), w).transpose(0, 1),
-            "linear reads a weight with a tensor of shape .*, which does not begin with the 14 rows of both signs: perturb on_read",
+            "linear reads a weight with a tensor of shape .*, which does not begin with the 16 rows of both signs: perturb on_read",
         ),
     ],
 )

@@ -41,7 +41,7 @@ def model(monkeypatch) -> nn.Module:
 
 
 def mezo(model: nn.Module, device: str = "cpu", **settings) -> MeZO:
-    loss = CrossEntropy(300, few_shapes=True)
+    loss = CrossEntropy(300)
     return MeZO(model.to(device), loss, 12, learning_rate=1e-3, smoothing=1e-2, seed=3, **settings)
 
 

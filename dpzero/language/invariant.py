@@ -1,0 +1,140 @@
+"""Micro-batches in which the bits of a text's loss are its own: no other text of the batch moves them.
+
+What else would: the length that a text is padded to, whether any text beside it is padded (attention without a mask may be another
+kernel), and the number of rows of a matrix product, or a row's place in it, since a kernel may then sum in another order. So each text's
+own length says to which length it is padded, and micro-batches have powers of two of rows, filled up with copies. Which powers give the
+same bits is tried once for each length, with copies of a stand-in: it must be the same at all places, and as among the usual rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from torch import Tensor, nn
+
+from . import shapes
+
+SHORTEST = 16  # tokens: what is shorter is padded to it, for few passes
+USUAL = 256  # tokens: a CPU takes that many at nearly full speed
+PASS = {"cpu": 32}  # what a pass costs beside its tokens, in tokens (measured, MiniLM)
+PASS_ELSEWHERE = 512  # a GPU waits for launches
+
+Kind = tuple[
+    int, ...
+]  # padded length, whether it is the text's own, and whatever else a loss tells texts apart by
+StandIns = Callable[[Sequence[Kind]], Tensor]
+"""What the model makes of a stand-in of each kind, in one pass at the first one's padded length: [rows, ...]."""
+Cut = tuple[np.ndarray, np.ndarray, Kind]
+"""Positions of a micro-batch's texts, the same filled up to its rows, and their kind."""
+
+
+def padded_length(length: int, longest: int) -> int:
+    """The next power of two, or halfway to it, but at most what the longest text of the model has."""
+    step = max(SHORTEST // 2, 1 << max(0, (length - 1).bit_length() - 2))
+    return max(length, min(longest, max(SHORTEST, -(-length // step) * step)))
+
+
+class Cutter:
+    """Cuts batches for one loss, and keeps what it found out about each model."""
+
+    def __init__(self, token_budget: int) -> None:
+        self.token_budget = token_budget
+        self._known: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()
+
+    def cut(self, model: nn.Module, kinds: Sequence[Kind], made: StandIns, sides: int = 1) -> Iterator[Cut]:
+        """Micro-batches of texts of one padded length, the longest first: too little memory shows at once.
+
+        `sides`: how often one pass through the model has each text.
+        """
+        tried = _Tried(self._known.setdefault(model, {}), made, min(USUAL, self.token_budget))
+        pass_cost = tried.pass_cost(model)
+        for kind, left in self._groups(kinds, tried, 2 * sides):
+            sizes = [1 << n for n in range(1, (self.token_budget // (kind[0] * sides)).bit_length())]
+            while len(left):
+                while rows := _next_rows(len(left), tuple(sizes), kind[0] * sides, pass_cost):
+                    if tried.agree(kind, rows * sides):
+                        break
+                    sizes.remove(rows)
+                rows = rows or 1
+                order, left = left[:rows], left[rows:]
+                yield order, order if len(order) == rows else np.resize(order, rows), kind
+
+    def _groups(self, kinds: Sequence[Kind], tried: _Tried, least: int) -> Iterator[tuple[Kind, np.ndarray]]:
+        """The positions of each kind; kinds are merged where the budget has room for `least` texts."""
+        merged = {
+            kind: tried.merged(kind) if self.token_budget >= least * kind[0] else kind for kind in set(kinds)
+        }
+        if len(merged) == 1:
+            yield from ((kind, np.arange(len(kinds))) for kind in merged.values())
+            return
+        groups: dict[Kind, list[int]] = {}
+        for i, kind in enumerate(kinds):
+            groups.setdefault(merged[kind], []).append(i)
+        yield from ((kind, np.array(groups[kind])) for kind in sorted(groups, reverse=True))
+
+
+class _Tried:
+    """What passes over stand-ins say of one model. `known`: what they said before; `usual`: tokens of a pass that others must agree with."""
+
+    def __init__(self, known: dict, made: StandIns, usual: int) -> None:
+        self.known, self.made, self.usual = known, made, usual
+
+    def pass_cost(self, model: nn.Module) -> int:
+        if "pass" not in self.known:
+            device = next(model.parameters()).device.type
+            self.known["pass"] = PASS.get(device, PASS_ELSEWHERE)
+        return self.known["pass"]
+
+    def merged(self, kind: Kind) -> Kind:
+        """The kind of texts that are padded, where a padded one beside it changes no bit of a text that is not."""
+        other = (kind[0], False, *kind[2:])
+        if kind[1] and (kind, "merged") not in self.known:
+            expected, rows = self._expected(kind)
+            mixed = self.made([kind] * (rows - 1) + [other])[:-1]
+            self.known[kind, "merged"] = bool((mixed == expected).all())
+        return other if kind[1] and self.known[kind, "merged"] else kind
+
+    def agree(self, kind: Kind, rows: int) -> bool:
+        """Whether a text has the same bits at each place among `rows` as at the first among `usual`."""
+        if (kind, rows) not in self.known:
+            whole = (kind[0], True, *kind[2:])
+            both = [kind] if self.merged(whole) == whole else [kind, whole]  # whichever came first
+            self.known[kind, rows] = all(
+                bool((self.made([one] * rows) == self._expected(one)[0]).all()) for one in both
+            )
+        return self.known[kind, rows]
+
+    def _expected(self, kind: Kind) -> tuple[Tensor, int]:
+        """[1, ...], and how many rows it was made among."""
+        rows = 1 << max(1, (self.usual // kind[0]).bit_length() - 1)
+        if (kind, "usual") not in self.known:
+            self.known[kind, "usual"] = self.made([kind] * rows)[:1]
+        return self.known[kind, "usual"], rows
+
+
+@lru_cache(4096)
+def _next_rows(count: int, sizes: tuple[int, ...], length: int, pass_cost: int) -> int:
+    """The rows of the first of those passes that take `count` texts for the least; 0 where there are no sizes."""
+    if not sizes or count >= 2 * max(sizes):
+        return max(sizes, default=0)
+    least, first = [0] * (count + 1), [0] * (count + 1)
+    for left in range(1, count + 1):
+        costs = [(rows * length + pass_cost + least[max(0, left - rows)], -rows) for rows in sizes]
+        least[left], first[left] = min(costs)
+    return -first[count]
+
+
+def stand_in_ids(model: nn.Module, length: int) -> np.ndarray:
+    """Words that any text might have, of the model's vocabulary: the same ones for the same length."""
+    tables = [m.get_input_embeddings() for m in model.modules() if hasattr(m, "get_input_embeddings")]
+    words = max([getattr(table, "num_embeddings", 2) for table in tables], default=2)
+    return np.random.default_rng(length).integers(1, words, length)
+
+
+def longest_text(model: nn.Module) -> int:
+    """Tokens of the longest text that the model reads."""
+    configs = (m.config for m in model.modules() if hasattr(getattr(m, "config", None), "get_text_config"))
+    return next((shapes.positions(config.get_text_config()) for config in configs), 2**31)

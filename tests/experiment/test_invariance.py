@@ -1,0 +1,58 @@
+"""The figure that a record has of batch invariance, and the verb that measures it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from dpzero.__main__ import main
+from dpzero.experiment import invariance
+from dpzero.language import examples, frozen, models, objective, tasks
+from dpzero.language.losses import CrossEntropy
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DPZERO_CACHE", str(tmp_path))
+
+
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_the_verb_says_that_nothing_moves(compute, capsys):
+    arguments = ["invariance", "--model", "tiny-encoder", "--task", "toy", "--batch-size", "5"]
+    assert main([*arguments, "--compute", compute, "--max-length", "24", "--leaving", "2"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["others_move_over_clip"] == found["others_move_together_over_clip"] == 0
+    assert found["compute"] == compute
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--clip", "0"], "--clip is 0.0: it must be positive and finite"),
+        (["--smoothing", "nan"], "--smoothing is nan: it must be positive and finite"),
+        (["--batch-size", "1"], "--batch-size is 1: give 2 to"),
+    ],
+)
+def test_bad_numbers_are_one_sentence(change, message, capsys):
+    assert main(["invariance", "--model", "tiny-encoder", "--task", "toy", *change]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_record_has_the_figure_of_a_run(monkeypatch):
+    model = models.load("tiny-encoder", tasks.load("toy"), "head")
+    texts = examples.encode("toy", "tiny-encoder", 24)["train"][np.arange(9)]
+    loss = objective.loss("toy", "tiny-encoder", 512)
+    for like in (texts, frozen.read("tiny-encoder", model, texts)):
+        found = invariance.measured(loss, model, like, clip=1.0, smoothing=1e-3, length=24)
+        assert found["others_move_over_clip"] == 0 and found["compute"] == "float32"
+
+    class Moved(CrossEntropy):
+        def __call__(self, model, batch) -> torch.Tensor:
+            losses = super().__call__(model, batch)
+            return losses + losses.mean()
+
+    found = invariance.measured(Moved(512), model, texts, clip=1e6, smoothing=1e-3, length=24)
+    assert found["others_move_over_clip"] > 0

@@ -1,0 +1,106 @@
+"""What is fetched and made once, and what is said where a part of it cannot be had."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dpzero.errors import UsageError
+from dpzero.language import prepare, sources
+from dpzero.language.rows import ALL, Draw
+
+SST2 = ("sst2", "tiny-encoder", 16, ALL)
+TOY = ("toy", "tiny-encoder", 16, ALL)
+LOST = ("toy", "opt-125m", 16, ALL)  # whose weights are nowhere
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """Rows of SST-2, one of them without a text, and an empty folder of models."""
+    for variable, name in (("DATA_DIR", "data"), ("MODEL_DIR", "models"), ("CACHE", "cache")):
+        monkeypatch.setenv(f"DPZERO_{variable}", str(tmp_path / name))
+    place = tmp_path / "data" / "sst2"
+    place.mkdir(parents=True)
+    for file, count in (("train_sentences.jsonl", 30), ("validation.jsonl", 5)):
+        rows = [{"sentence": f"film {i}", "label": i % 2} for i in range(count)]
+        (place / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with (place / "validation.jsonl").open("a") as file:
+        file.write('{"sentence": null, "label": 1}\n')
+    return tmp_path
+
+
+def mend(folder: Path) -> None:
+    file = folder / "data" / "sst2" / "validation.jsonl"
+    file.write_text(file.read_text().replace("null", '"x"'))
+
+
+def tokens(folder: Path) -> list[str]:
+    return sorted(path.name.rpartition("-")[0] for path in (folder / "cache" / "tokens").glob("*"))
+
+
+def test_what_cannot_be_had_stops_no_other(folder):
+    said: list[str] = []
+    with pytest.raises(UsageError) as error:
+        prepare.prepare([SST2, LOST, TOY], said.append)
+    row = f"{folder}/data/sst2/validation.jsonl, line 6, has sentence null where text is wanted"
+    model = f"model opt-125m is not in {folder}/models/opt-125m"
+    assert str(error.value).startswith(f"2 things cannot be had: {row}") and model in str(error.value)
+    assert any(line.startswith(f"sst2: {row}") for line in said)
+    assert any(line.startswith(f"opt-125m: {model}") for line in said)
+    assert tokens(folder) == ["toy-tiny-encoder-16"]
+
+
+def test_one_reason_is_the_whole_error(folder):
+    with pytest.raises(UsageError) as error:
+        prepare.prepare([SST2, TOY, ("sst2", "tiny-encoder", 16, Draw(shots=2, seed=1))], lambda _: None)
+    assert str(error.value).startswith(str(folder)) and str(error.value).count("line 6") == 1
+
+
+def test_all_rows_are_had_before_any_weights(folder, monkeypatch):
+    mend(folder)
+    said: list[str] = []
+    monkeypatch.setattr(sources, "fetch", lambda model: said.append(f"weights of {model}"))
+    found = prepare.prepare([SST2, TOY], said.append)
+    kinds = ["rows" if "rows" in line else "weights" if "weights" in line else "tokens" for line in said]
+    assert kinds == ["rows", "rows", "weights", "tokens", "tokens"]
+    assert found["tokens"]["sst2/tiny-encoder/16"]["test"]["examples"] == 6
+
+
+def test_no_weights_are_fetched_for_a_task_that_cannot_be_had(folder, monkeypatch):
+    monkeypatch.setattr(sources, "fetch", lambda model: pytest.fail(f"fetched {model}"))
+    with pytest.raises(UsageError, match=r"line 6, has sentence null"):
+        prepare.prepare([SST2, ("sst2", "opt-125m", 16, ALL)], lambda _: None)
+
+
+@pytest.mark.parametrize("there", [("model.safetensors", "pytorch_model.bin"), ("pytorch_model.bin",), ()])
+def test_of_two_formats_of_weights_one_is_fetched(tmp_path, monkeypatch, there):
+    """The hub's answer is a folder; which of its files are taken, the library itself decides by the patterns."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    monkeypatch.delenv("DPZERO_MODEL_DIR", raising=False)
+    hub, here = tmp_path / "hub", tmp_path / "here"
+    for name in (*there, "config.json", "onnx/model.safetensors", "README.md", "tf_model.h5"):
+        (hub / name).parent.mkdir(parents=True, exist_ok=True)
+        (hub / name).write_text(name)
+
+    def snapshot_download(name: str, *, allow_patterns, ignore_patterns) -> str:
+        names = [str(path.relative_to(hub)) for path in hub.rglob("*") if path.is_file()]
+        here.mkdir(exist_ok=True)
+        for found in filter_repo_objects(
+            names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+        ):
+            shutil.copy(hub / found, here / found)
+        return str(here)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    if there:
+        sources.fetch("opt-125m")
+        assert {path.name for path in here.iterdir()} == {"config.json", there[0]}
+    else:
+        with pytest.raises(
+            UsageError, match=r"the hub has no weights of model opt-125m \(facebook/opt-125m\)"
+        ):
+            sources.fetch("opt-125m")
