@@ -10,6 +10,8 @@ import itertools
 import os
 import pickle
 import re
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -422,6 +424,32 @@ def test_a_forked_process_does_not_draw_its_parents_noise(after):
 def test_a_forked_process_may_have_a_budget_of_its_own():
     secret()
     assert in_a_fork(lambda: take(make(secret()), 3)) == "nothing"
+
+
+def test_threads_that_release_at_once_share_no_noise(tmp_path):
+    """Of batches that were read ahead all took the oldest: one line in the ledger, and the differences of the releases were exact."""
+    setting, threads = Setting("gaussian", "full_batch", "add_remove", 8, 8, 4, 1e-5), 4
+    interval = sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(1e-6)
+        for trial in range(8):
+            how = {"ledger": tmp_path / str(trial), "noise_arithmetic": "float"}
+            budget = Budget(setting, 10.0, RunKey.secret(), **how)
+            ready, released = list(budget.batches()), []
+            start = threading.Barrier(threads)
+
+            def release(budget=budget, start=start, released=released):
+                start.wait()
+                released.append(budget.release(torch.zeros(8), 1.0))
+
+            several = [threading.Thread(target=release) for _ in ready]
+            for thread in several:
+                thread.start()
+            for thread in several:
+                thread.join()
+            assert len(set(released)) == len(budget.ledger) == threads
+    finally:
+        sys.setswitchinterval(interval)
 
 
 # The model ---------------------------------------------------------------------------------------------------------------
