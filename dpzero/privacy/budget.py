@@ -510,4 +510,9 @@ def _claim(key: RunKey) -> None:
         raise ValueError(
             "this secret key is another budget's, whose noise would be used again: draw a new one"
         )
+    if key.process != os.getpid():
+        raise ValueError(
+            f"this secret key was drawn in process {key.process}, and another budget there or in a fork would add the same noise: draw "
+            "one here with RunKey.secret()"
+        )
     _SECRETS_IN_USE.add(key.name)

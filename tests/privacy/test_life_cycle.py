@@ -426,6 +426,15 @@ def test_a_forked_process_may_have_a_budget_of_its_own():
     assert in_a_fork(lambda: take(make(secret()), 3)) == "nothing"
 
 
+def test_a_secret_key_that_was_drawn_before_a_fork_is_not_used_behind_it():
+    """Two workers made their budgets with it: the difference of their releases was exact."""
+    key = RunKey.secret()
+    assert "this secret key was drawn in process" in in_a_fork(
+        lambda: Budget(SETTING, NOISE_SCALE, pickle.loads(pickle.dumps(key)))
+    )
+    assert in_a_fork(lambda: Budget(SETTING, NOISE_SCALE, RunKey.secret())) == "nothing"
+
+
 def test_threads_that_release_at_once_share_no_noise(tmp_path):
     """Of batches that were read ahead all took the oldest: one line in the ledger, and the differences of the releases were exact."""
     setting, threads = Setting("gaussian", "full_batch", "add_remove", 8, 8, 4, 1e-5), 4
