@@ -28,6 +28,10 @@ def test_every_plant_can_be_planted_and_the_tests_that_should_see_it_exist():
     for plant in PLANTS.values():
         assert all(old != new for _, old, new in plant.edits), plant.name
         for file, old, _ in plant.edits:
-            assert (planted.ROOT / file).read_text("utf-8").count(old) == 1, f"{plant.name}: {old!r} in {file}"
+            assert (planted.ROOT / file).read_text("utf-8").count(old) == 1, (
+                f"{plant.name}: {old!r} in {file}"
+            )
         for file, _, test in (test.partition("::") for test in plant.tests):
-            assert f"def {test}" in (planted.ROOT / file).read_text("utf-8"), f"{plant.name}: {test} in {file}"
+            assert f"def {test}" in (planted.ROOT / file).read_text("utf-8"), (
+                f"{plant.name}: {test} in {file}"
+            )
