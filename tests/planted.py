@@ -3,8 +3,7 @@
     python tests/planted.py [WORD ...]
 
 with words, only the plants whose names have one of them. A plant is a replacement of text, listed with the tests that should see it in
-tests/privacy/plants/. Writes results/planted/caught.csv where all were planted; exits with 1 where one was not caught, or where a test
-fails without a plant.
+tests/privacy/plants/. Writes results/planted/caught.csv; exits with 1 where one was not caught, or where a test fails without a plant.
 """
 
 from __future__ import annotations
@@ -109,6 +108,9 @@ def _copy(tree: Path) -> None:
 
 def main(words: list[str]) -> int:
     chosen = [plant for plant in plants() if not words or any(word in plant.name for word in words)]
+    if not chosen:
+        print(f"no plant's name has any of {', '.join(words)}", file=sys.stderr)
+        return 2
     os.nice(10)
     rows, missed = [], 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -121,24 +123,27 @@ def main(words: list[str]) -> int:
             )
             if not found.test:
                 print(found.output[-1500:])
-            test = found.test.removeprefix("tests/")
-            where = plant.edits[0][0]
-            rows.append(
-                (plant.name, plant.kind, plant.origin, where, test, found.saw[:120], round(found.seconds))
-            )
+            seen = found.test.removeprefix("tests/"), found.saw[:120], round(found.seconds)
+            rows.append((plant.name, plant.kind, plant.origin, plant.edits[0][0], *seen))
         sound = control.result()
-    if not words:
-        _write(rows)
+    _write(rows)
     print(f"{len(chosen) - missed} of {len(chosen)} caught")
-    if sound.test or "the tests do not run" in sound.saw:
+    if sound.test or sound.saw:
         print(f"without a plant: {sound.test or sound.saw}\n{sound.output[-3000:]}")
     return int(bool(missed or sound.test or sound.saw))
 
 
 def _write(rows: list[tuple]) -> None:
+    """Rows of plants that were not asked about stay, if these are still on the list."""
+    table: dict[str, tuple] = {}
+    if TABLE.exists():
+        with TABLE.open(encoding="utf-8", newline="") as file:
+            table = {row[0]: tuple(row) for row in csv.reader(file)}
+    table |= {row[0]: row for row in rows}
     TABLE.parent.mkdir(parents=True, exist_ok=True)
     with TABLE.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
+        known = [table[plant.name] for plant in plants() if plant.name in table]
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *known])
 
 
 if __name__ == "__main__":
