@@ -98,8 +98,8 @@ def test_each_of_many_tensors_has_noise_of_its_own():
 
 def test_noise_does_not_tell_who_was_drawn():
     """Nor does who was drawn tell the noise, though both come from one key."""
-    source, steps = budget(size=100, batch_size=50), 4000
-    member, noise = np.zeros((steps, 100)), np.zeros(steps)
+    source, steps = budget(size=60, batch_size=30), 2000
+    member, noise = np.zeros((steps, 60)), np.zeros(steps)
     for step in range(steps):
         batch = at(source, step)
         member[step, batch] = 1
