@@ -98,10 +98,9 @@ def test_each_of_many_tensors_has_noise_of_its_own():
 
 def test_noise_does_not_tell_who_was_drawn():
     """Nor does who was drawn tell the noise, though both come from one key."""
-    source, steps = budget(size=60, batch_size=30), 2000
+    source, steps = budget(size=60, batch_size=30), 4000
     member, noise = np.zeros((steps, 60)), np.zeros(steps)
-    for step in range(steps):
-        batch = at(source, step)
+    for step, batch in zip(range(steps), source.batches(), strict=False):
         member[step, batch] = 1
         noise[step] = source.release(torch.zeros(len(batch)), 1.0)
     for told in (noise, np.abs(noise)):
