@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -84,6 +85,7 @@ class Budget:
         self._admitted = False  # whether the oldest open batch was compared with what the method has
         self._clip: float | None = None  # of the last release
         self._process, self._released_here = os.getpid(), 0
+        self._one_at_a_time = threading.RLock()  # two threads would both take the oldest batch, and its noise
         self._terms: Terms = own_terms
         self._shared = False  # whether this process is one of several ranks
         self._warn_of_delta()
@@ -255,13 +257,17 @@ class Budget:
         """
         self.check_gradients()
         check_clip(clip)
-        if not self._admitted:
-            raise ValueError("a sum of gradients of no batch: call admit with the batch's size first")
-        self._noise.add_(self._record(clip), clipped_sums, clip)
+        with self._one_at_a_time:
+            if not self._admitted:
+                raise ValueError("a sum of gradients of no batch: call admit with the batch's size first")
+            number = self._record(clip)
+        self._noise.add_(number, clipped_sums, clip)
 
     def _released(self, values: Tensor, clip: float, norm: bool = False) -> list[float]:
-        self.admit(len(values))
-        return self._noise.sums(self._record(clip), values, clip, self._bounded_terms(clip), norm)
+        with self._one_at_a_time:
+            self.admit(len(values))
+            number = self._record(clip)
+        return self._noise.sums(number, values, clip, self._bounded_terms(clip), norm)
 
     def _record(self, clip: float) -> int:
         """The next batch's release goes into the ledger, whatever becomes of it. Returns the batch's number."""
@@ -504,5 +510,10 @@ def _claim(key: RunKey) -> None:
     if key.name in _SECRETS_IN_USE:
         raise ValueError(
             "this secret key is another budget's, whose noise would be used again: draw a new one"
+        )
+    if key.process != os.getpid():
+        raise ValueError(
+            f"this secret key was drawn in process {key.process}, and another budget there or in a fork would add the same noise: draw "
+            "one here with RunKey.secret()"
         )
     _SECRETS_IN_USE.add(key.name)

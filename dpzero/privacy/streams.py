@@ -10,6 +10,7 @@ in `dpzero.zeroth_order.directions`.)
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 from dataclasses import dataclass, field
 
@@ -31,6 +32,7 @@ class RunKey:
     key: bytes = field(repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "process", os.getpid())
         if self.noise_key not in NOISE_KEYS:
             raise ValueError(f"noise_key is {self.noise_key!r}: give one of {', '.join(NOISE_KEYS)}")
         if self.noise_key == "secret" and (not isinstance(self.key, bytes) or len(set(self.key)) < DISTINCT):

@@ -303,6 +303,15 @@ def test_a_method_does_not_repeat_secret_noise(name, train):
 
 
 @every_private
+def test_a_loss_without_noise_is_not_told_under_a_secret_key(name, train):
+    budget = Budget(make_budget().setting, 1.0, RunKey.secret(), noise_arithmetic="float")
+    me = make(name, make_model(), budget)
+    for batch, _ in zip(budget.batches(), range(3), strict=False):
+        me.step(train[batch])
+        assert me.training_loss is None
+
+
+@every_private
 def test_a_budget_for_users_is_kept_or_refused(name, train):
     """Clipped per example under a statement that says user: whoever wrote many examples would not have what it promises."""
     setting, model = make_budget().setting, make_model()

@@ -14,7 +14,7 @@ import pytest
 from scipy import stats
 
 from dpzero import calibrate_noise, spent_epsilon
-from dpzero.privacy import RunKey, Setting, profiles
+from dpzero.privacy import Budget, RunKey, Setting, profiles
 from dpzero.privacy.allocation import of_period
 from dpzero.privacy.composition import Composition
 from dpzero.privacy.sampling import SAMPLERS, RandomAllocation
@@ -170,6 +170,16 @@ def test_a_period_that_was_touched_counts_whole():
     """Steps 8 to 23 are 16, but of two periods: an example may be in both."""
     assert COMMON.counted(range(8, 24)) == COMMON.counted(range(32)) == COMMON.counted([0, 31, 31]) == 32
     assert replace(COMMON, sampling="poisson").counted(range(8, 24)) == 16
+
+
+def test_a_period_that_two_keys_share_counts_once_for_each():
+    """Under another key examples are allocated anew: one may be in a batch of each."""
+    setting = replace(COMMON, dataset_size=64, batch_size=16, steps=8)  # two periods
+    budget = Budget(setting, 2.0, RunKey.published(0))
+    for name, numbers in {budget.key.name: range(4), 16 * "a": range(2)}.items():
+        for number in numbers:
+            budget.ledger.record(number, name)
+    assert budget.epsilon_spent() == setting.epsilon(2.0) > replace(setting, steps=4).epsilon(2.0)
 
 
 def test_a_batch_size_that_does_not_divide_the_data_has_one_batch_more():

@@ -301,6 +301,7 @@ def test_the_statement_says_what_ran():
 
 def test_only_a_secret_key_makes_a_valid_release():
     """And only noise on integers: that of floats gives the sum away in its low-order bits."""
+    assert not budget(noise_arithmetic="exact").statement(1.0, 2.0)["valid_release"]
     floats = budget(RunKey.secret(), noise_arithmetic="float").statement(1.0, 2.0)
     assert (floats["noise_key"], floats["valid_release"]) == ("secret", False)
     said = budget(RunKey.secret()).statement(1.0, 2.0)

@@ -11,6 +11,8 @@ import os
 import pickle
 import random
 import re
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -423,6 +425,41 @@ def test_a_forked_process_does_not_draw_its_parents_noise(after):
 def test_a_forked_process_may_have_a_budget_of_its_own():
     secret()
     assert in_a_fork(lambda: take(make(secret()), 3)) == "nothing"
+
+
+def test_a_secret_key_that_was_drawn_before_a_fork_is_not_used_behind_it():
+    """Two workers made their budgets with it: the difference of their releases was exact."""
+    key = RunKey.secret()
+    assert "this secret key was drawn in process" in in_a_fork(
+        lambda: Budget(SETTING, NOISE_SCALE, pickle.loads(pickle.dumps(key)))
+    )
+    assert in_a_fork(lambda: Budget(SETTING, NOISE_SCALE, RunKey.secret())) == "nothing"
+
+
+def test_threads_that_release_at_once_share_no_noise(tmp_path):
+    """Of batches that were read ahead all took the oldest: one line in the ledger, and the differences of the releases were exact."""
+    setting, threads = Setting("gaussian", "full_batch", "add_remove", 8, 8, 4, 1e-5), 4
+    interval = sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(1e-6)
+        for trial in range(8):
+            how = {"ledger": tmp_path / str(trial), "noise_arithmetic": "float"}
+            budget = Budget(setting, 10.0, RunKey.secret(), **how)
+            ready, released = list(budget.batches()), []
+            start = threading.Barrier(threads)
+
+            def release(budget=budget, start=start, released=released):
+                start.wait()
+                released.append(budget.release(torch.zeros(8), 1.0))
+
+            several = [threading.Thread(target=release) for _ in ready]
+            for thread in several:
+                thread.start()
+            for thread in several:
+                thread.join()
+            assert len(set(released)) == len(budget.ledger) == threads
+    finally:
+        sys.setswitchinterval(interval)
 
 
 # The model ---------------------------------------------------------------------------------------------------------------

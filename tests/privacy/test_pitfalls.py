@@ -459,7 +459,7 @@ def test_p13_a_checkpoint_holds_no_state_of_noise_or_sampling(kind):
     assert set(state["budget"]) == {"event", "position", "releases"}
 
 
-# That no noise is used twice under one secret key: test_budget.py::test_no_noise_and_no_batch_is_used_for_a_second_sum
+# That no noise is used twice under one secret key: test_life_cycle.py::test_no_noise_and_no_batch_is_used_for_a_second_sum
 
 
 # P14: choosing settings on private data --------------------------------------------------------------------------------
