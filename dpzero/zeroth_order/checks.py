@@ -13,6 +13,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -30,6 +31,7 @@ class Watch:
         self._normalising = _named(model, _BatchNorm)
         self._dropping = _named(model, (_DropoutNd, nn.RNNBase, nn.MultiheadAttention))
         self._cuda = {p.device for p in parameters if p.is_cuda}
+        self._fake = any(isinstance(p, FakeTensor) for p in parameters)  # which no number is drawn for
         self._first_buffers: list[tuple[Tensor, Tensor]] | None = [(b, b.clone()) for b in model.buffers()]
         for name, module in model.named_modules():
             if getattr(module, "max_norm", None) is not None:
@@ -93,6 +95,8 @@ class Watch:
 
     def _random_states(self) -> list[object]:
         """Of the global generators: torch's, NumPy's and Python's."""
+        if self._fake:
+            return []
         states = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self._cuda)]
         words, place = np.random.get_state()[1:3]  # noqa: NPY002
         return [*(s.numpy().tobytes() for s in states), words.tobytes(), place, random.getstate()]
