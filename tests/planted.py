@@ -89,7 +89,9 @@ def ask(tests: tuple[str, ...], plant: Plant | None = None, seconds: float = SEC
         except subprocess.TimeoutExpired:
             return Found("", f"no answer in {seconds:g} s", seconds, "")
     output = run.stdout + run.stderr
-    failed = re.search(r"^FAILED (\S.*?)(?: - |$)", output, re.M)
+    failed = re.search(
+        r"^(?:FAILED|ERROR) (\S+::.*?)(?: - |$)", output, re.M
+    )  # in the test, or in what it is given
     if run.returncode not in (0, 1) or BROKEN.search(output) or (run.returncode == 1 and not failed):
         return Found("", "the tests do not run", time.monotonic() - begin, output)
     saw = re.search(r"^E +(.*)", output, re.M)

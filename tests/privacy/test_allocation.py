@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from dpzero import calibrate_noise, spent_epsilon
@@ -180,6 +181,16 @@ def test_a_period_that_two_keys_share_counts_once_for_each():
         for number in numbers:
             budget.ledger.record(number, name)
     assert budget.epsilon_spent() == setting.epsilon(2.0) > replace(setting, steps=4).epsilon(2.0)
+
+
+def test_another_key_begins_with_a_period_of_its_own():
+    """Else the rest of a period would be drawn for examples that may have had their batch."""
+    setting = replace(COMMON, dataset_size=64, batch_size=16, steps=8)
+    one, two = (Budget(setting, 2.0, RunKey.published(seed)) for seed in (0, 1))
+    for batch, _ in zip(one.batches(), range(2), strict=False):
+        one.release(torch.zeros(len(batch)), 1.0)
+    two.load_state_dict(one.state_dict())
+    assert two.planned().start == 4 and one.planned().start == 3  # one had drawn a third batch
 
 
 def test_a_batch_size_that_does_not_divide_the_data_has_one_batch_more():
