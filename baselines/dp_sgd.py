@@ -94,7 +94,7 @@ class DPSGD(FineTuning):
         self.watch.check()
         count = self.budget.admit(batches.sizes(batch), batches.indices(batch))
         if self.budget.strict and not self._probed:
-            self._probed = probe(partial(self.loss, self.model), batch, count)
+            self._probed = probe(partial(self.loss, self.model), batch, count, self.budget.take)
         with self.watch.passes():
             sums, total = self._clipped_sums(batch)
         for p in self.parameters:

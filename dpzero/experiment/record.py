@@ -130,7 +130,6 @@ ALLOWED_IN_A_CHECKPOINT: dict[str, str] = {
     "method.budget.event.*": _INPUT,
     "method.budget.position": "counts batches, whatever was in them",
     "method.budget.releases.*": "numbers of batches by the name of the key, a hash of 32 secret bytes",
-    "method.budget.choice[]": "released by the private choice",
 }
 # Beside it, too, where a choice is to be made: the weights at points of the curve, a function of the releases, and what was chosen.
 

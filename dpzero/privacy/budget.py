@@ -10,7 +10,7 @@ import math
 import os
 import threading
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,12 +82,16 @@ class Budget:
         self.sampler = self._make_sampler()
         self.ledger = Ledger(self._event(), None if ledger is None else Path(ledger))
         self._draws = Draws(self.sampler, unit)
-        self._admitted = False  # whether the oldest open batch was compared with what the method has
         self._clip: float | None = None  # of the last release
         self._process, self._released_here = os.getpid(), 0
         self._one_at_a_time = threading.RLock()  # two threads would both take the oldest batch, and its noise
         self._terms: Terms = own_terms
         self._shared = False  # whether this process is one of several ranks
+        self.take: Callable[[Sequence[int]], object] | None = (
+            None  # some examples of the last batch of a loader, collated anew
+        )
+        if any(name != key.name for _, name in self.ledger):
+            self.start_at(len(self.ledger))
         self._warn_of_delta()
 
     @classmethod
@@ -129,6 +133,10 @@ class Budget:
         Raises ValueError for a file that is no ledger.
         """
         event = Ledger.event_of(Path(ledger))
+        if event.noise_key == "published" and key is None:
+            raise ValueError(
+                f"ledger {ledger} was begun under a published key: give it, as key=RunKey.published(seed)"
+            )
         how = {"noise_arithmetic": event.noise_arithmetic, "unit": event.unit}
         return cls(
             event.setting(), event.noise_scale, key or RunKey.secret(), ledger, overspend=overspend, **how
@@ -140,7 +148,8 @@ class Budget:
 
     def _event(self) -> Event:
         """What all releases share."""
-        return Event.of(self.setting, self.sampler.name, self.noise_scale, self.unit, self.noise_arithmetic)
+        how = {"unit": self.unit, "noise_arithmetic": self.noise_arithmetic, "noise_key": self.key.noise_key}
+        return Event.of(self.setting, self.sampler.name, self.noise_scale, **how)
 
     @property
     def noise_arithmetic(self) -> str:
@@ -159,6 +168,7 @@ class Budget:
         With `overspend`, a call that finds none left hands out as many as were calibrated for.
         """
         self._check_process()
+        self.take = None
         yield from self._draws.loop(self.planned())
 
     def loader(self, dataset: Dataset, users: Sequence | None = None, **how) -> DataLoader:
@@ -204,7 +214,7 @@ class Budget:
         self._check_left()
         counts = {counts} if isinstance(counts, int) else set(counts)
         count = self._draws.next(counts, batch, self._shared)
-        self._admitted = True
+        self._draws.admitted = True
         return count
 
     # -- releases ------------------------------------------------------------------------------------------------------
@@ -258,7 +268,7 @@ class Budget:
         self.check_gradients()
         check_clip(clip)
         with self._one_at_a_time:
-            if not self._admitted:
+            if not self._draws.admitted:
                 raise ValueError("a sum of gradients of no batch: call admit with the batch's size first")
             number = self._record(clip)
         self._noise.add_(number, clipped_sums, clip)
@@ -279,7 +289,7 @@ class Budget:
             )
         self.ledger.record(number, self.key.name)
         self._draws.close()
-        self._admitted, self._clip = False, clip
+        self._clip = clip
         self._released_here += 1
         return number
 
@@ -333,7 +343,13 @@ class Budget:
 
     @property
     def overspent(self) -> bool:
-        return len(self.ledger) > self.setting.steps
+        if self.sampler.independent:
+            return len(self.ledger) > self.setting.steps
+        return self._counted() > self.setting.counted(range(self.setting.steps))
+
+    def _counted(self) -> int:
+        """Steps that the releases count as. Under each key batches were drawn anew: a period of random allocation that two keys share counts twice."""
+        return sum(map(self.setting.counted, self.ledger.by_key().values()))
 
     @property
     def valid_release(self) -> bool:
@@ -382,8 +398,7 @@ class Budget:
     def _of_what_ran(self, epsilon) -> float | None:
         if len(self.ledger) == 0:
             return 0.0
-        # under each key batches were drawn anew: a period of random allocation that two keys share counts twice
-        ran = replace(self.setting, steps=sum(map(self.setting.counted, self.ledger.by_key().values())))
+        ran = replace(self.setting, steps=self._counted())
         left = ran.delta - self._excess(ran)
         spent = epsilon(replace(ran, delta=left)) if left >= 0 else math.inf
         return None if spent is None or math.isnan(spent) else spent

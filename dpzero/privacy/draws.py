@@ -10,6 +10,8 @@ import numpy as np
 
 from .sampling import Sampler
 
+MOST = 2**63  # batches
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -31,11 +33,13 @@ class Draws:
         self.position = 0  # number of the next batch
         self._open: deque[Draw] = deque()
         self._loops = 0
+        self.admitted = False  # whether the oldest open batch was compared with what the caller has
 
     def loop(self, numbers: Iterable[int]) -> Iterator[np.ndarray]:
         """Hands out the batches of these numbers, which begin at `position`."""
         self._loops += 1
         self._open.clear()
+        self.admitted = False
         this = self._loops
         for number in numbers:
             if this != self._loops:
@@ -81,11 +85,14 @@ class Draws:
 
     def start_at(self, number: int) -> None:
         """The next batch is the one of this number; once a batch was handed out, none of an earlier number than that."""
+        if not 0 <= number < MOST:
+            raise ValueError(f"batch {number} is asked for: give a number from 0 to {MOST - 1}")
         self.position = max(self.position, number) if self._loops else number
 
     def close(self) -> None:
         """The oldest open batch is released."""
         self._open.popleft()
+        self.admitted = False
 
     @property
     def oldest(self) -> int:

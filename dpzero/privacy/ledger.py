@@ -33,13 +33,11 @@ class Event:
     delta: float
     unit: str = "example"
     noise_arithmetic: str = "float"
+    noise_key: str = "published"
 
     @classmethod
-    def of(
-        cls, setting: Setting, sampler: str, noise_scale: float, unit: str, noise_arithmetic: str
-    ) -> Event:
-        own = {"noise_scale": noise_scale, "unit": unit, "noise_arithmetic": noise_arithmetic}
-        return cls(**(asdict(setting) | own | {"sampling": sampler}))
+    def of(cls, setting: Setting, sampler: str, noise_scale: float, **how: str) -> Event:
+        return cls(**(asdict(setting) | how | {"noise_scale": noise_scale, "sampling": sampler}))
 
     def setting(self) -> Setting:
         return Setting(**{field.name: getattr(self, field.name) for field in fields(Setting)})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from .sampling import Users
@@ -46,7 +48,12 @@ class BudgetLoader(DataLoader):
     def __iter__(self) -> Iterator:
         ahead, handed_out = super().__iter__(), self._budget.batches()
         for batch, drawn in zip(ahead, handed_out, strict=True):
+            rows = drawn if self._users is None else self._users.examples(drawn)[0]
+            self._budget.take = partial(self._some_of, rows)
             yield batch if self._users is None else (batch, self._users.examples(drawn)[1])
+
+    def _some_of(self, rows: np.ndarray, positions: Sequence[int]) -> object:
+        return self.collate_fn([self.dataset[int(rows[position])] for position in positions])
 
 
 class _Ahead:

@@ -23,13 +23,14 @@ class Rehearsal(Budget):
 
     def admit(self, counts: int | Collection[int], batch: np.ndarray | None = None) -> int:
         self._check_process()
-        self._admitted = True
+        self._draws.admitted = True
         return counts if isinstance(counts, int) else max(counts)
 
     def _record(self, clip: float) -> int:
         """The noise of release t is that of batch t."""
         self._check_process()
-        number, self._admitted, self._clip = self._draws.position, False, clip
+        number, self._clip = self._draws.position, clip
+        self._draws.admitted = False
         self._draws.position += 1
         self._released_here += 1
         self.ledger.record(number, self.key.name)

@@ -71,8 +71,13 @@ class Watch:
 
     def _check_unmoved(self, versions: list[int], states: list[object]) -> None:
         now = self._versions()
+        differing = {
+            id(b) for b, kept in self._first_buffers or () if not (self._fake or torch.equal(b, kept))
+        }
         changed = [
-            place[0] for place, old, new in zip(self._places, versions, now, strict=True) if old != new
+            name
+            for (name, *_, tensor), old, new in zip(self._places, versions, now, strict=True)
+            if old != new or id(tensor) in differing  # behind torch's back, through `.data`
         ]
         if first := next(iter(changed), self._first_elsewhere()):
             self._restore_buffers()

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .directions import Gaussian
+
 
 @torch.no_grad()
 def others_move(
@@ -77,13 +79,12 @@ def finite_differences(
 ) -> list[Tensor]:
     """Of each batch its examples' (f(x + smoothing z) - f(x - smoothing z)) / (2 smoothing), float64, all at the same two points."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    start = [p.detach().clone() for p in trained]
-    sides = []
+    start, law, sides = [p.detach().clone() for p in trained], Gaussian(seed), []
     try:
         for sign in (1, -1):
-            generator = torch.Generator().manual_seed(seed)
             for p, x in zip(trained, start, strict=True):
-                p.copy_(x + sign * smoothing * torch.randn(p.shape, generator=generator).to(p))
+                p.copy_(x)
+            law.add_(trained, 0, sign * smoothing)
             sides.append([loss(model, batch).double().cpu() for batch in batches])
     finally:
         for p, x in zip(trained, start, strict=True):

@@ -186,7 +186,7 @@ class TwoPoint:
         """At a point of the first step, where the weights are anyway. A rank's share of a loss is 0 for others' examples: it is not asked."""
         asks = self.budget is not None and self.budget.strict and self.ranks.size == 1
         if asks and not self._probed:
-            self._probed = probe(lambda part: self.loss(self.model, part), batch, count)
+            self._probed = probe(lambda part: self.loss(self.model, part), batch, count, self.budget.take)
 
     def _mean(self, losses: Tensor) -> float | None:
         """None for an empty batch, where this rank has a share alone, and where the noise is secret: it has none."""

@@ -121,7 +121,7 @@ def test_the_gradient_of_a_prefix_is_clipped_for_each_example(clipping):
     from baselines.dp_sgd import DPSGD
     from dpzero.language.examples import Examples
     from dpzero.language.losses import CrossEntropy
-    from dpzero.privacy import Budget, RunKey, Setting
+    from dpzero.privacy import Rehearsal, Setting
 
     texts = Examples.of([[1, 20, 30], [1, 40, 50, 60, 70], [1, 80]], [0, 1, 2])
     setting = Setting("gaussian", "poisson", "add_remove", 10, 3, 5, 1e-5)
@@ -129,7 +129,7 @@ def test_the_gradient_of_a_prefix_is_clipped_for_each_example(clipping):
     for examples in (texts[[0]], texts[[1]], texts[[2]], texts):
         model = models.load("tiny-causal", tasks.load("toy"), "prefix")
         start = [p.detach().clone() for p in model.parameters() if p.requires_grad]
-        budget = Budget(setting, 1e-9, RunKey.published(0))
+        budget = Rehearsal(setting, 1e-9)
         DPSGD(model, CrossEntropy(512), budget, learning_rate=1.0, clip=clip, clipping=clipping).step(
             examples
         )

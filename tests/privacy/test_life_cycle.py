@@ -224,6 +224,21 @@ def test_a_loader_hands_out_the_budgets_batches_the_empty_ones_too(dataset, coll
     assert seen == expected and len(budget.ledger) == STEPS and len(loader) == 0
 
 
+def test_a_loss_that_reads_what_the_collator_padded_is_refused():
+    """Of a padded batch no part tells: the probe collates some of its examples anew. Unmasked, one long text moves all others."""
+
+    def unmasked(model, batch):
+        return model(batch["input_ids"].float()[..., None] / 9)[..., 0].mean(1) ** 2
+
+    budget = Budget(SETTING, NOISE_SCALE, RunKey.published(0))
+    me = make(budget, nn.Linear(1, 2), loss=unmasked)
+    with pytest.raises(
+        ValueError, match=r"an example's loss is another .* or for padding that is not masked"
+    ):
+        me.step(next(iter(budget.loader(Words(), collate_fn=padded))))
+    assert len(budget.ledger) == 0
+
+
 def test_a_loader_of_users_gives_the_user_of_each_example():
     whose = [f"user {i % 64}" for i in range(SIZE)]
     setting = Setting("gaussian", "poisson", "add_remove", 64, 8, 5, 1e-5)
@@ -331,6 +346,35 @@ def test_a_budget_resumes_from_its_ledgers_file(tmp_path):
     assert len(two.ledger) == STEPS
     with pytest.raises(ValueError, match="is no ledger of this version"):
         Budget.resume(tmp_path / "nothing")
+
+
+def test_a_run_that_began_under_a_published_key_is_never_resumed_as_a_valid_release(tmp_path):
+    path = tmp_path / "ledger"
+    one = Budget(SETTING, NOISE_SCALE, RunKey.published(0), path, noise_arithmetic="exact")
+    take(make(one), 10)
+    state = one.state_dict()
+    one.close()
+    with pytest.raises(
+        ValueError, match=r"was begun under a published key: give it, as key=RunKey.published\(seed\)"
+    ):
+        Budget.resume(path)
+    with pytest.raises(ValueError, match="the state was saved with noise_key 'published'"):
+        secret().load_state_dict(state)
+    assert not Budget.resume(path, key=RunKey.published(0)).valid_release
+
+
+def test_random_allocation_goes_on_under_another_key_with_a_new_period(tmp_path):
+    """An example may be in a batch of either half of a period that two keys share."""
+    path, setting = (
+        tmp_path / "ledger",
+        Setting("gaussian", "random_allocation", "add_remove", 64, 16, 8, 1e-5),
+    )
+    one = Budget(setting, setting.noise_scale(2.0), RunKey.secret(), path)
+    take(make(one), 2)
+    one.close()
+    two = Budget.resume(path)
+    take(make(two), 99)
+    assert len(two.ledger) == 2 + 4 and not two.overspent and two.epsilon_spent() <= 2.0
 
 
 def test_a_transcript_that_is_resumed_brings_its_releases(tmp_path):
@@ -567,6 +611,18 @@ def test_a_loss_that_draws_random_numbers_is_refused(mask):
     assert len(budget.ledger) == 0
 
 
+def test_a_buffer_that_is_changed_behind_torchs_back_is_refused():
+    class Hidden(Ema):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            self.mean.data.lerp_(inputs.mean(0), 0.5)
+            return nn.Linear.forward(self, inputs)
+
+    budget, model = secret(), Hidden()
+    with pytest.raises(ValueError, match="parameter or buffer mean was changed by a forward pass"):
+        make(budget, model).step(next(budget.batches()))
+    assert len(budget.ledger) == 0 and not model.mean.any()
+
+
 class Padded(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -749,6 +805,20 @@ def test_many_examples_of_one_user_are_one_value_however_many_there_are():
 
 
 # Arguments ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [-5, 2**64])
+def test_a_batch_of_no_number_is_refused(number):
+    with pytest.raises(ValueError, match=f"batch {number} is asked for: give a number from 0"):
+        secret().start_at(number)
+
+
+def test_a_sum_of_gradients_is_of_the_batch_that_was_compared():
+    budget = secret(noise_arithmetic="float")
+    budget.admit(len(next(budget.batches())))
+    next(budget.batches())  # another loop, another batch
+    with pytest.raises(ValueError, match="a sum of gradients of no batch"):
+        budget.release_([torch.zeros(3)], 1.0)
 
 
 @pytest.mark.parametrize("noise_scale", [-1.0, float("nan"), float("inf")])
