@@ -137,7 +137,7 @@ def test_large_batches_are_binomial_and_no_two_of_many_examples_go_together():
 
 
 def test_a_ledger_counts_every_one_of_many_releases():
-    source = budget()
+    source = Budget(budget().setting, SCALE, RunKey.secret(), noise_arithmetic="float")
     for number in range(20_000):
         source.ledger.record(number, source.key.name)
     assert len(source.ledger) == 20_000
