@@ -118,6 +118,7 @@ def _places(model: nn.Module) -> list[tuple[str, dict, str, Tensor]]:
         (f"{place}.{key}".lstrip("."), held, key, tensor)
         for place, module in model.named_modules()
         for held in (module._parameters, module._buffers)
+        if isinstance(held, dict)  # not so of TorchScript, whose tensors have no one object
         for key, tensor in held.items()
         if tensor is not None
     ]

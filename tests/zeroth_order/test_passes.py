@@ -293,8 +293,8 @@ def test_where_reads_cannot_be_seen_all_is_written_or_nothing_done(opaque, what)
 
 
 @every_law
-def test_a_row_of_padding_is_a_row_like_the_others(law):
-    """It has no gradient in torch; along a direction it moves, read or written."""
+def test_a_row_of_padding_moves_like_the_others_where_it_is_not_among_those_that_stay(law):
+    """As where another module holds the table, too: a tied output layer."""
     table, words = nn.Embedding(9, 4, padding_idx=0), torch.tensor([0, 0, 3])
     mine = law_of(law[0], 0, law[1])
     [z] = written_out(mine, [table.weight.detach()], 0, 0)
