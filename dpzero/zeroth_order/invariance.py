@@ -6,13 +6,14 @@ a loss whose last bits depend on the batch breaks it, and a two-point step divid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Sized
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from . import batches
 from .directions import Gaussian
 
 
@@ -38,11 +39,11 @@ def others_move(
         `others_move_over_clip`, the sum of absolute changes, by which the sensitivity may exceed the clip; and
         `others_move_together_over_clip`, the absolute value of the sum of changes. Each the largest over who leaves.
     """
-    count = size(batch)
+    count = max(batches.sizes(batch))
     leaving = range(count) if leaving is None else list(leaving)
     keeps = [np.delete(np.arange(count), i) for i in leaving]
-    batches = [batch, *(kept(batch, keep) for keep in keeps)]
-    whole, *rest = finite_differences(loss, model, batches, smoothing, seed)
+    several = [batch, *(batches.take(batch, keep, count) for keep in keeps)]
+    whole, *rest = finite_differences(loss, model, several, smoothing, seed)
     changes = [
         after.clamp(-clip, clip) - whole[torch.from_numpy(keep)].clamp(-clip, clip)
         for after, keep in zip(rest, keeps, strict=True)
@@ -65,17 +66,19 @@ def losses_move(
 ) -> float:
     """The same, told from losses at the weights as they are, which no copy of them is taken for: what the others' clipped differences
     would move over the clip if at each of the two points their losses moved as far as here."""
-    count, moved = size(batch), 0.0
+    count, moved = max(batches.sizes(batch)), 0.0
     whole = loss(model, batch).double().cpu()
     for i in leaving:
         keep = np.delete(np.arange(count), i)
-        change = (loss(model, kept(batch, keep)).double().cpu() - whole[torch.from_numpy(keep)]).abs()
+        change = (
+            loss(model, batches.take(batch, keep, count)).double().cpu() - whole[torch.from_numpy(keep)]
+        ).abs()
         moved = max(moved, float((change / smoothing).clamp_max(2 * clip).sum()) / clip)
     return moved
 
 
 def finite_differences(
-    loss: Callable[[nn.Module, Any], Tensor], model: nn.Module, batches: list, smoothing: float, seed: int
+    loss: Callable[[nn.Module, Any], Tensor], model: nn.Module, several: list, smoothing: float, seed: int
 ) -> list[Tensor]:
     """Of each batch its examples' (f(x + smoothing z) - f(x - smoothing z)) / (2 smoothing), float64, all at the same two points."""
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -85,21 +88,8 @@ def finite_differences(
             for p, x in zip(trained, start, strict=True):
                 p.copy_(x)
             law.add_(trained, 0, sign * smoothing)
-            sides.append([loss(model, batch).double().cpu() for batch in batches])
+            sides.append([loss(model, batch).double().cpu() for batch in several])
     finally:
         for p, x in zip(trained, start, strict=True):
             p.copy_(x)
     return [(plus - minus) / (2 * smoothing) for plus, minus in zip(*sides, strict=True)]
-
-
-def size(batch: Any) -> int:
-    return len(next(iter(batch.values()))) if isinstance(batch, Mapping) else len(batch)
-
-
-def kept(batch: Any, keep: np.ndarray) -> Any:
-    """The examples of a batch at these positions."""
-    if isinstance(batch, Mapping):
-        return {name: kept(values, keep) for name, values in batch.items()}
-    if isinstance(batch, (list, tuple)):
-        return [batch[i] for i in keep]
-    return batch[torch.from_numpy(keep) if isinstance(batch, Tensor) else keep]
