@@ -50,7 +50,14 @@ def run_cell(
     if ranks.rank:
         return together.follow(Run(cell, out, log, device, ranks))
     with alone(out, partial(_say, log, cell)) as waited:
-        if waited and (made := record.of_run(out, cell)):
+        made = record.of_run(out, cell)
+        if made and record.is_release(cell):
+            _say(
+                log,
+                cell,
+                f"released before: {out} is its record; to release anew, move it away and add what it spent",
+            )
+        if made and (waited or record.is_release(cell)):
             return made
         run = Run(cell, out, log, device, ranks)
         try:
