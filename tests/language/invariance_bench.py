@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ import torch
 from baselines.mezo import MeZO
 from dpzero.experiment.benchmark import batch_of
 from dpzero.language import examples, losses, models, shapes, tasks
-from dpzero.language.invariant import Cut
+from dpzero.language.invariant import Cut, batch_shapes
 from dpzero.zeroth_order.invariance import others_move
 
 OUT = Path("results/benchmark/tables/invariance.csv")
@@ -33,9 +32,8 @@ ROUNDS = 15  # of steps of a batch of 64
 class BatchShapes(losses.CrossEntropy):
     """Micro-batches as they were: padded to the longest text beside it."""
 
-    def cut(self, model, batch, sides: int = 1) -> Iterator[Cut]:
-        for order, _ in batch.parts(self.token_budget // sides):
-            yield order, order, (0,)
+    def cut(self, model, batch, sides: int = 1, *_) -> list[Cut]:
+        return batch_shapes(batch, self.token_budget // sides)
 
 
 WAYS = {"batch": BatchShapes, "text": losses.CrossEntropy}
