@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..errors import UsageError
 from ..language import losses, shapes, tuning
 from ..language.examples import Examples
-from ..language.invariant import Cut
+from ..language.invariant import Cut, batch_shapes
 from ..privacy import Rehearsal, Setting
 from ..privacy.noise import CHUNK, Noise
 from .memory import Phases
@@ -198,9 +198,8 @@ class Watched(losses.CrossEntropy):
 
     phases: Phases | None = None
 
-    def cut(self, model: nn.Module, batch: Examples, sides: int = 1) -> Iterator[Cut]:
-        for order, _ in batch.parts(self.token_budget // sides):
-            yield order, order, (0,)
+    def cut(self, model: nn.Module, batch: Examples, sides: int = 1, *_) -> Sequence[Cut]:
+        return batch_shapes(batch, self.token_budget // sides)
 
     def _losses(self, model: nn.Module, part: Examples, length: int) -> Tensor:
         with self.phases.phase("forward") if self.phases else nullcontext():

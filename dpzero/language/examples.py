@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ class Examples:
     tokens: np.ndarray  # int32 [sum of lengths]
     offsets: np.ndarray  # int64 [n + 1]
     labels: np.ndarray  # int64 [n]
+    pass_cost: ClassVar[int] = 0  # that of a whole model (see `invariant`)
 
     @classmethod
     def of(cls, sequences: Sequence[Sequence[int]], labels: Sequence[int]) -> Examples:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ class Features:
 
     values: np.ndarray  # float32 [n, H]
     labels: np.ndarray  # int64 [n]
+    pass_cost: ClassVar[int] = (
+        512  # rows of a head that take as long as all else that a pass does (see `invariant`)
+    )
 
     def __len__(self) -> int:
         return len(self.labels)

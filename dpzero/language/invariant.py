@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from . import shapes
@@ -21,6 +23,9 @@ SHORTEST = 16  # tokens: what is shorter is padded to it, for few passes
 USUAL = 256  # tokens: a CPU takes that many at nearly full speed
 PASS = {"cpu": 32}  # what a pass costs beside its tokens, in tokens (measured, MiniLM)
 PASS_ELSEWHERE = 512  # a GPU waits for launches
+PLANS = (
+    256  # of cuts that are kept: both points of a step ask for one, and the head on frozen features for few
+)
 
 Kind = tuple[
     int, ...
@@ -28,7 +33,17 @@ Kind = tuple[
 StandIns = Callable[[Sequence[Kind]], Tensor]
 """What the model makes of a stand-in of each kind, in one pass at the first one's padded length: [rows, ...]."""
 Cut = tuple[np.ndarray, np.ndarray, Kind]
-"""Positions of a micro-batch's texts, the same filled up to its rows, and their kind."""
+"""Positions of a micro-batch's texts, ascending, the same filled up to its rows, and their kind."""
+
+
+class Parts(Protocol):
+    def parts(self, token_budget: int) -> Iterator[tuple[np.ndarray, object]]: ...
+
+
+def batch_shapes(batch: Parts, token_budget: int) -> list[Cut]:
+    """The micro-batches of `parts`, whose shapes are the batch's: each padded to the longest of its texts."""
+    orders = [np.sort(order) for order, _ in batch.parts(token_budget)]
+    return [(order, order, (0,)) for order in orders]
 
 
 def padded_length(length: int, longest: int) -> int:
@@ -44,61 +59,83 @@ class Cutter:
         self.token_budget = token_budget
         self._known: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()
 
-    def cut(self, model: nn.Module, kinds: Sequence[Kind], made: StandIns, sides: int = 1) -> Iterator[Cut]:
+    def cut(
+        self, model: nn.Module, kinds: Sequence[Kind], made: StandIns, sides: int = 1, pass_cost: int = 0
+    ) -> Sequence[Cut]:
         """Micro-batches of texts of one padded length, the longest first: too little memory shows at once.
 
-        `sides`: how often one pass through the model has each text.
+        Args:
+            sides: how often one pass through the model has each text.
+            pass_cost: in tokens, where it is not that of a whole model on this device.
         """
-        tried = _Tried(self._known.setdefault(model, {}), made, min(USUAL, self.token_budget))
-        pass_cost = tried.pass_cost(model)
-        for kind, left in self._groups(kinds, tried, 2 * sides):
-            sizes = [1 << n for n in range(1, (self.token_budget // (kind[0] * sides)).bit_length())]
-            while len(left):
-                while rows := _next_rows(len(left), tuple(sizes), kind[0] * sides, pass_cost):
-                    if tried.agree(kind, rows * sides):
-                        break
-                    sizes.remove(rows)
-                rows = rows or 1
+        device = next(model.parameters()).device
+        known = self._known.setdefault(model, {}).setdefault((sides, device, *_circumstances()), {})
+        plans, key = known.setdefault("plans", {}), tuple(kinds)
+        if key not in plans:
+            pass_cost = pass_cost or PASS.get(device.type, PASS_ELSEWHERE)
+            tried = _Tried(known, made, self.token_budget // sides, pass_cost // sides)
+            if len(plans) == PLANS:
+                plans.clear()
+            plans[key] = list(self._cuts(kinds, tried))
+        return plans[key]
+
+    def _cuts(self, kinds: Sequence[Kind], tried: _Tried) -> Iterator[Cut]:
+        for kind, left in self._groups(kinds, tried):
+            for rows in tried.rows(kind, len(left)):
                 order, left = left[:rows], left[rows:]
                 yield order, order if len(order) == rows else np.resize(order, rows), kind
 
-    def _groups(self, kinds: Sequence[Kind], tried: _Tried, least: int) -> Iterator[tuple[Kind, np.ndarray]]:
-        """The positions of each kind; kinds are merged where the budget has room for `least` texts."""
-        merged = {
-            kind: tried.merged(kind) if self.token_budget >= least * kind[0] else kind for kind in set(kinds)
-        }
-        if len(merged) == 1:
-            yield from ((kind, np.arange(len(kinds))) for kind in merged.values())
-            return
+    def _groups(self, kinds: Sequence[Kind], tried: _Tried) -> Iterator[tuple[Kind, np.ndarray]]:
+        """The positions of each kind."""
+        merged = {kind: tried.merged(kind) for kind in set(kinds)}
         groups: dict[Kind, list[int]] = {}
         for i, kind in enumerate(kinds):
             groups.setdefault(merged[kind], []).append(i)
         yield from ((kind, np.array(groups[kind])) for kind in sorted(groups, reverse=True))
 
 
+def _circumstances() -> tuple[int | str, ...]:
+    """What torch chooses kernels by, beside shapes and device: what was found under others says nothing here.
+
+    Among them is whether weights are read in a mode of torch, which computes in its own way (see `zeroth_order.reads`).
+    """
+    modes = torch._C._len_torch_function_stack()
+    return torch.get_num_threads(), torch.get_float32_matmul_precision(), modes
+
+
 class _Tried:
-    """What passes over stand-ins say of one model. `known`: what they said before; `usual`: tokens of a pass that others must agree with."""
+    """What passes over stand-ins say of one model under the same circumstances.
 
-    def __init__(self, known: dict, made: StandIns, usual: int) -> None:
-        self.known, self.made, self.usual = known, made, usual
+    `known`: what they said before; `budget`: tokens of a pass at most, of texts that are counted once each.
+    """
 
-    def pass_cost(self, model: nn.Module) -> int:
-        if "pass" not in self.known:
-            device = next(model.parameters()).device.type
-            self.known["pass"] = PASS.get(device, PASS_ELSEWHERE)
-        return self.known["pass"]
+    def __init__(self, known: dict, made: StandIns, budget: int, pass_cost: int) -> None:
+        self.known, self.made, self.budget, self.pass_cost = known, made, budget, pass_cost
+
+    def rows(self, kind: Kind, count: int) -> Iterator[int]:
+        """Of each pass over `count` texts of a kind."""
+        sizes = [1 << n for n in range(1, (self.budget // kind[0]).bit_length())]
+        while count > 0:
+            while rows := _next_rows(count, tuple(sizes), kind[0], self.pass_cost):
+                if self.agree(kind, rows):
+                    break
+                sizes.remove(rows)
+            yield rows or 1
+            count -= rows or 1
 
     def merged(self, kind: Kind) -> Kind:
-        """The kind of texts that are padded, where a padded one beside it changes no bit of a text that is not."""
+        """The kind of texts that are padded, where there is room for two and a padded one changes no bit of one beside it that is not."""
+        if not kind[1] or self.budget < 2 * kind[0]:
+            return kind
         other = (kind[0], False, *kind[2:])
-        if kind[1] and (kind, "merged") not in self.known:
+        if (kind, "merged") not in self.known:
             expected, rows = self._expected(kind)
             mixed = self.made([kind] * (rows - 1) + [other])[:-1]
             self.known[kind, "merged"] = bool((mixed == expected).all())
-        return other if kind[1] and self.known[kind, "merged"] else kind
+        return other if self.known[kind, "merged"] else kind
 
     def agree(self, kind: Kind, rows: int) -> bool:
-        """Whether a text has the same bits at each place among `rows` as at the first among `usual`."""
+        """Whether a text has the same bits at each place among `rows` as at the first among the usual number of rows."""
         if (kind, rows) not in self.known:
             whole = (kind[0], True, *kind[2:])
             both = [kind] if self.merged(whole) == whole else [kind, whole]  # whichever came first
@@ -109,7 +146,7 @@ class _Tried:
 
     def _expected(self, kind: Kind) -> tuple[Tensor, int]:
         """[1, ...], and how many rows it was made among."""
-        rows = 1 << max(1, (self.usual // kind[0]).bit_length() - 1)
+        rows = 1 << max(1, (min(USUAL, self.budget) // kind[0]).bit_length() - 1)
         if (kind, "usual") not in self.known:
             self.known[kind, "usual"] = self.made([kind] * rows)[:1]
         return self.known[kind, "usual"], rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -11,9 +11,15 @@ from torch import Tensor, nn
 
 from . import beginnings
 from .examples import Examples
-from .invariant import Cut, Cutter, Kind
+from .invariant import Cut, Cutter, Kind, batch_shapes
 
 COMPUTE = ("float32", "bfloat16")
+Pairs = Callable[[int], AbstractContextManager]
+"""In `pairs(n)` a model takes the first n of 2 n rows at one point and the others at the other (see `zeroth_order.passes`)."""
+
+
+def _alone(rows: int) -> AbstractContextManager:
+    return nullcontext()
 
 
 class CrossEntropy:
@@ -41,22 +47,22 @@ class CrossEntropy:
     def __call__(self, model: nn.Module, batch: Examples) -> Tensor:
         result = None
         for order, filled, kind in self.cut(model, batch):
-            values = self._losses(model, batch[filled], kind[0])[: len(order)]
-            if len(order) == len(batch) and (order[1:] > order[:-1]).all():
+            whole = len(order) == len(batch)  # and in order (see `Cut`)
+            part = batch if whole and filled is order else batch[filled]
+            values = self._losses(model, part, kind[0])[: len(order)]
+            if whole:
                 return values
             result = values.new_zeros(len(batch)) if result is None else result
-            result[torch.from_numpy(order.copy()).to(result.device)] = values
+            result[torch.from_numpy(order).to(result.device)] = values
         return torch.zeros(len(batch), device=next(model.parameters()).device) if result is None else result
 
-    def both_sides(
-        self, model: nn.Module, batch: Examples, pairs: Callable[[int], AbstractContextManager]
-    ) -> tuple[Tensor, Tensor]:
+    def both_sides(self, model: nn.Module, batch: Examples, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """Losses [B] at either point of a two-point step, in one pass through the model (see `TwoPoint`)."""
         sides = torch.zeros(2, len(batch), device=next(model.parameters()).device)
-        for order, filled, kind in self.cut(model, batch, sides=2):
+        for order, filled, kind in self.cut(model, batch, 2, pairs):
             with pairs(len(filled)):
                 losses = self._losses(model, batch[np.tile(filled, 2)], kind[0]).view(2, -1)
-            sides[:, torch.from_numpy(order.copy()).to(sides.device)] = losses[:, : len(order)]
+            sides[:, torch.from_numpy(order).to(sides.device)] = losses[:, : len(order)]
         return sides[0], sides[1]
 
     def evaluate(self, model: nn.Module, batch: Examples) -> dict[str, float]:
@@ -67,22 +73,26 @@ class CrossEntropy:
         """Examples of full length that say nothing of private ones."""
         return Examples.of([[1] * length] * size, [0] * size)
 
-    def cut(self, model: nn.Module, batch: Examples, sides: int = 1) -> Iterator[Cut]:
-        """The micro-batches of this process's share (see `Cutter`)."""
+    def cut(self, model: nn.Module, batch: Examples, sides: int = 1, pairs: Pairs = _alone) -> Sequence[Cut]:
+        """The micro-batches of this process's share (see `Cutter`), for passes that have each text `sides` times, in `pairs`."""
         first, every = self.share
-        mine = np.arange(len(batch))[first::every]
-        batch = batch[mine] if every > 1 else batch
+        if every > 1:
+            mine = np.arange(len(batch))[first::every]
+            cuts = self._cut(model, batch[mine], sides, pairs)
+            return [(mine[order], mine[filled], kind) for order, filled, kind in cuts]
+        return self._cut(model, batch, sides, pairs)
+
+    def _cut(self, model: nn.Module, batch: Examples, sides: int, pairs: Pairs) -> Sequence[Cut]:
         if torch.is_grad_enabled():
-            for order, _ in batch.parts(self.token_budget):
-                yield mine[order], mine[order], (0,)  # padded to the longest
-            return
+            return batch_shapes(batch, self.token_budget)
 
         def made(kinds: Sequence[Kind]) -> Tensor:
-            return self._logits(model, batch.stand_ins(model, kinds), kinds[0][0])[0]
+            texts = batch.stand_ins(model, [*kinds] * sides)
+            with pairs(len(kinds)):
+                logits = self._logits(model, texts, kinds[0][0])[0]
+            return logits.view(sides, len(kinds), -1).transpose(0, 1)
 
-        kinds = batch.kinds(model)
-        for order, filled, kind in self.cutter.cut(model, kinds, made, sides):
-            yield mine[order], mine[filled], kind
+        return self.cutter.cut(model, batch.kinds(model), made, sides, batch.pass_cost)
 
     def _losses(self, model: nn.Module, part: Examples, length: int) -> Tensor:
         return nn.functional.cross_entropy(*self._logits(model, part, length), reduction="none")

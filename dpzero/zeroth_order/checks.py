@@ -5,6 +5,7 @@ What costs nothing is asked again at each step: a model is changed by a line (`m
 
 from __future__ import annotations
 
+import ctypes
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
+
+MERSENNE_TWISTER = 625 * 4  # bytes: 624 words and the place among them
 
 
 class Watch:
@@ -103,13 +106,20 @@ class Watch:
         if self._fake:
             return []
         states = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self._cuda)]
-        words, place = np.random.get_state()[1:3]  # noqa: NPY002
-        return [*(s.numpy().tobytes() for s in states), words.tobytes(), place, random.getstate()]
+        return [*(s.numpy().tobytes() for s in states), _numpy_state(), random.getstate()]
 
     @torch.no_grad()
     def _restore_buffers(self) -> None:
         for buffer, kept in self._first_buffers or ():
             buffer.copy_(kept)
+
+
+def _numpy_state() -> bytes:
+    """Of its global generator. `np.random.get_state` takes longer than the head of a small model."""
+    generator = np.random.get_bit_generator()
+    if isinstance(generator, np.random.MT19937):
+        return ctypes.string_at(generator.ctypes.state_address, MERSENNE_TWISTER)
+    return repr(generator.state).encode()
 
 
 def _places(model: nn.Module) -> list[tuple[str, dict, str, Tensor]]:

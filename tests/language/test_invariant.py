@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from baselines.mezo import MeZO
 from dpzero.language import frozen, invariant, models, shapes, tasks
@@ -52,9 +53,8 @@ def test_with_the_shapes_of_the_batch_it_does(monkeypatch):
     """So the measure above sees what it is there to see."""
 
     class Old(CrossEntropy):
-        def cut(self, model, batch, sides=1):
-            for order, _ in batch.parts(self.token_budget):
-                yield order, order, (0,)
+        def cut(self, model, batch, sides=1, *_):
+            return invariant.batch_shapes(batch, self.token_budget)
 
     model = model_of("tiny-causal", monkeypatch)
     assert sum(moved(Old(512), model, batch_of(2, seed)) for seed in range(8)) > 0
@@ -62,15 +62,18 @@ def test_with_the_shapes_of_the_batch_it_does(monkeypatch):
 
 @torch.no_grad()
 @pytest.mark.parametrize("perturb", ["in_place", "on_read", "both_signs"])
-def test_a_step_has_the_same_differences_in_any_company(perturb, monkeypatch):
-    model, batch, found = model_of("opt", monkeypatch), batch_of(9), []
-    for keep in (np.arange(9), np.arange(0, 9, 2), np.array([4])):
-        for p, x in zip(model.parameters(), model_of("opt", monkeypatch).parameters(), strict=True):
+@pytest.mark.parametrize("kind", SHAPES)
+def test_a_step_has_the_same_differences_in_any_company(kind, perturb, monkeypatch):
+    """Also where it reads weights elsewhere than they are, or takes half of a pass's rows at each point (RoBERTa's halves of two)."""
+    model, batch = model_of(kind, monkeypatch), batch_of(9)
+    start, found = [p.clone() for p in model.parameters()], []
+    for keep in (np.arange(9), np.arange(0, 9, 2), [3], [4], [8]):
+        for p, x in zip(model.parameters(), start, strict=True):
             p.copy_(x)
         me = MeZO(model, CrossEntropy(512), 9, learning_rate=1, smoothing=1e-2, seed=1, perturb=perturb)
-        plus, minus = me._both_sides(batch[keep], len(keep))
-        found.append((plus - minus)[keep == 4].item())
-    assert found[0] == found[1] == found[2] != 0
+        plus, minus = me._both_sides(batch[np.array(keep)], len(keep))
+        found.append((plus - minus).numpy())
+        assert (found[-1] == found[0][keep]).all() and found[-1].all()
 
 
 @torch.no_grad()
@@ -151,6 +154,51 @@ def test_where_only_the_usual_number_has_the_bits_all_have_it():
 
 def test_where_a_place_changes_bits_each_is_alone():
     assert cut(kernel(odd_places=True), 3) == [1, 1, 1]
+
+
+def test_what_was_found_in_other_circumstances_is_tried_anew():
+    """Threads, a mode of torch (in which weights are read) and the type of products choose other kernels."""
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            return function(*args, **(kwargs or {}))
+
+    cutter, model, bad = Cutter(2048), nn.Linear(1, 1), kernel(odd_places=True)
+
+    def rows(made) -> list[int]:
+        return [len(filled) for _, filled, _ in cutter.cut(model, [KIND] * 3, made)]
+
+    assert rows(kernel()) == [4] == rows(bad)  # found before
+    with Mode():
+        assert rows(bad) == [1, 1, 1]
+    before, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        assert rows(bad) == [1, 1, 1]
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision("medium")
+        assert rows(bad) == [1, 1, 1]
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(before)
+    assert rows(bad) == [4]
+
+
+def test_the_head_alone_takes_one_pass_where_a_second_costs_more_than_the_rows():
+    head, model = frozen.Features(np.zeros((70, 4), np.float32), np.zeros(70, np.int64)), nn.Linear(4, 2)
+    model.forward = lambda values, mask: values
+    with torch.no_grad():
+        assert [len(filled) for _, filled, _ in CrossEntropy(2048).cut(model, head)] == [128]
+
+
+def test_plans_of_cuts_are_kept_for_some_batches_alone():
+    cutter, model = Cutter(2048), nn.Linear(1, 1)
+    for count in [*range(1, invariant.PLANS + 5), 7]:
+        parts = cutter.cut(model, [KIND] * count, kernel())
+    assert sum(len(order) for order, _, _ in parts) == 7
+    assert parts is cutter.cut(model, [KIND] * 7, kernel())
+    [known] = cutter._known[model].values()
+    assert len(known["plans"]) <= invariant.PLANS
 
 
 def test_texts_that_fill_their_length_stand_apart_only_where_a_mask_changes_bits():
