@@ -95,6 +95,10 @@ class Draws:
         self.admitted = False
 
     @property
+    def any_open(self) -> bool:
+        return bool(self._open)
+
+    @property
     def oldest(self) -> int:
         """The number of the oldest open batch."""
         return self._open[0].number

@@ -195,7 +195,7 @@ def test_another_number_of_directions_than_was_accounted_is_refused(directions, 
 def test_nothing_leaves_that_the_ledger_does_not_have(monkeypatch, arithmetic):
     source, vectors = full(noise_arithmetic=arithmetic), full()
 
-    def no_space(number, name):
+    def no_space(number, name, value=""):
         raise OSError("no space left on device")
 
     for each in (source, vectors):
