@@ -440,7 +440,11 @@ class Budget:
     # -- state ---------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict:
-        """Setting, ledger and the number of the next batch, without the key: what a checkpoint keeps beside the weights."""
+        """Setting, ledger and the number of the next batch, without the key: what a checkpoint keeps beside the weights.
+
+        Budgets of one process that go on from it count what all of them release. What another process has released since, a state
+        cannot know: keep the ledger in a file.
+        """
         return {"position": self._draws.position, **self.ledger.state_dict()}
 
     def load_state_dict(self, state: Mapping) -> None:
