@@ -21,7 +21,12 @@ class Release(NamedTuple):
 
     def again(self) -> Release:
         """What stands for a further release of the batch under the same, published key, with another sum."""
-        return Release(self.number, hashlib.sha256(self.key_name.encode()).hexdigest()[:16])
+        own = hashlib.sha256(self.key_name.encode()).hexdigest()
+        return Release(self.number, self.key_name[:8] + own[:8])
+
+    def of_sum(self, value: str) -> tuple[int, str, str]:
+        """Equal for the same sum under the same key, again or not."""
+        return self.number, self.key_name[:8], value
 
 
 class Choice(NamedTuple):
@@ -66,9 +71,11 @@ class Lineage:
     def absorb(self, other: Lineage) -> None:
         """The two were one all along."""
         for source, target in ((self, other), (other, self)):
+            known = {release.of_sum(value) for release, value in target.releases.items() if value}
             for release, value in list(source.releases.items()):
-                same = "" in (value, target.releases.get(release, ""))
-                target.add(release if same else target.place(release, value), value)
+                if release.of_sum(value) not in known:
+                    known_by_name = "" in (value, target.releases.get(release, ""))
+                    target.add(release if known_by_name else target.place(release, value), value)
             for choice in list(source.choices):
                 target.add(choice)
         for ledger in list(other.ledgers):
