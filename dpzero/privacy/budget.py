@@ -25,10 +25,11 @@ from . import choice
 from .accounting import Setting
 from .clipping import check_clip
 from .discrete import Bits
-from .draws import Draws
+from .draws import Draw, Draws
 from .ledger import Event, Ledger
 from .mechanisms import delta_excess
 from .noise import Noise
+from .rounding import OthersMove
 from .sampling import SAMPLERS, Sampler
 from .streams import RunKey
 
@@ -94,9 +95,7 @@ class Budget:
         self._one_at_a_time = threading.RLock()  # two threads would both take the oldest batch, and its noise
         self._terms: Terms = own_terms
         self._shared = False  # whether this process is one of several ranks
-        self.take: Callable[[Sequence[int]], object] | None = (
-            None  # some examples of the last batch of a loader, collated anew
-        )
+        self._others_move = OthersMove()
         if any(name != key.name for _, name in self.ledger):
             self.start_at(len(self.ledger))
         self._warn_of_delta()
@@ -175,7 +174,6 @@ class Budget:
         With `overspend`, a call that finds none left hands out as many as were calibrated for.
         """
         self._check_process()
-        self.take = None
         yield from self._draws.loop(takewhile(self._is_left, self.planned()))
 
     def loader(self, dataset: Dataset, users: Sequence | None = None, **how) -> DataLoader:
@@ -203,6 +201,16 @@ class Budget:
         ):  # a batch that was dropped is not made up for by one of a further period
             stop = min(stop, self.setting.steps)
         return range(first, max(first, stop))
+
+    @property
+    def take(self) -> Callable[[Sequence[int]], object] | None:
+        """Makes a batch of the examples at some positions of the next one, collated anew. Only of a loader's."""
+        return self._draws.oldest.take if self._draws.any_open else None
+
+    @property
+    def latest(self) -> Draw:
+        """The batch that was handed out last."""
+        return self._draws.latest
 
     def _is_left(self, number: int) -> bool:
         """Whether a batch may be released: another budget of the lineage may have spent the rest, and one that was released may replay."""
@@ -300,7 +308,7 @@ class Budget:
             value: a digest of what is summed, which is asked for where the key is published.
         """
         self._check_process()
-        number, name, noise = self._draws.oldest, self.key.name, self._noise
+        number, name, noise = self._draws.oldest.number, self.key.name, self._noise
         if not self.key.valid_release:
             _, name = self.ledger.place(number, name, digest := value())
             if (
@@ -379,10 +387,22 @@ class Budget:
         """Steps that the releases count as. Under each key batches were drawn anew: a period of random allocation that two keys share counts twice."""
         return sum(map(self.setting.counted, self.ledger.by_key().values()))
 
+    def measured(self, others_move_over_clip: float | None) -> None:
+        """Before its first release a method tells what the others' values move by, over the clip, when an example leaves; None where that
+        cannot be told. Whoever calls `release` without a method tells it, too: else no release is called valid."""
+        valid = self.key.valid_release and self.noise_arithmetic == "exact"
+        self._others_move.add(others_move_over_clip, warn=valid)
+
+    @property
+    def others_move_over_clip(self) -> float | None:
+        return self._others_move.largest
+
     @property
     def valid_release(self) -> bool:
-        """Whether what was released is private by proof: the noise is secret, and its low-order bits give nothing away."""
-        return self.key.valid_release and self.noise_arithmetic == "exact"
+        """Whether what was released is private by proof: the noise is secret, its low-order bits give nothing away, and an example moves
+        no value but its own (see `others_move_over_clip`)."""
+        exact = self.noise_arithmetic == "exact"
+        return self.key.valid_release and exact and self.others_move_over_clip == 0
 
     def epsilon_spent(self) -> float:
         """From the ledger: 0 before the first release. The larger of that of training and that of a choice, if any."""
@@ -416,6 +436,7 @@ class Budget:
             "accountant": setting.accountant,
             "noise_arithmetic": self.noise_arithmetic,
             "noise_key": self.key.noise_key,
+            "others_move_over_clip": self.others_move_over_clip,
             "valid_release": self.valid_release,
         }
 
@@ -445,7 +466,8 @@ class Budget:
         Budgets of one process that go on from it count what all of them release. What another process has released since, a state
         cannot know: keep the ledger in a file.
         """
-        return {"position": self._draws.position, **self.ledger.state_dict()}
+        moved = {"others_move_over_clip": self.others_move_over_clip} if len(self.ledger) else {}
+        return {"position": self._draws.position, **moved, **self.ledger.state_dict()}
 
     def load_state_dict(self, state: Mapping) -> None:
         """Takes over what an earlier process spent.
@@ -455,6 +477,8 @@ class Budget:
         """
         self._check_process()
         self.ledger.load_state_dict(state)
+        if "others_move_over_clip" in state:
+            self._others_move.add(state["others_move_over_clip"])
         self.start_at(state["position"])
 
     def start_at(self, number: int) -> None:
@@ -496,7 +520,7 @@ class Budget:
 
     def _check_left(self, key_name: str) -> None:
         """A batch that a killed process released under this key replays, and is none of the steps that are left."""
-        again = self._draws.any_open and (self._draws.oldest, key_name) in self.ledger
+        again = self._draws.any_open and (self._draws.oldest.number, key_name) in self.ledger
         if len(self.ledger) >= self.setting.steps and not self.overspend and not again:
             raise Spent(
                 f"the {self.setting.steps} steps of this budget are spent{self._elsewhere()}: calibrate a new one for more steps, or make "

@@ -1,8 +1,8 @@
-"""Whether a loss mixes the examples of a batch: asked once, before the first release."""
+"""Whether a loss mixes the examples of a batch, and whether rounding does: asked once, before the first release."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sized
 
 import torch
 from torch import Tensor
@@ -20,14 +20,15 @@ def probe(
     loss: Callable[[Sized], Tensor],
     batch: Sized,
     count: int,
-    take: Callable[[Sequence[int]], object] | None = None,
-) -> bool:
+    take: batches.Take | None = None,
+) -> Tensor | None:
     """Compares the losses of a few examples of the batch with those of the same examples in other company: fewer, and others.
 
-    Returns whether it could: not of one example, nor of a batch of which it cannot be told how to take parts.
+    Returns how far the company moved each example's loss at most, float64 [count]; None where that could not be asked: of one example,
+    or of a batch of which it cannot be told how to take parts.
 
     Args:
-        batch: public or stand-in examples where they can be had; all that is told of it is whether it passed.
+        batch: public or stand-in examples where they can be had.
         count: its number of examples.
         take: makes a batch of the examples at some of its positions, where the batch alone cannot: it was padded by a collator.
 
@@ -42,27 +43,32 @@ def probe(
         ("fewer", [*range(size)]),
         ("fewer", [*range(half)]),
         ("other", [*range(half), *[half] * (size - half)]),
+        ("fewer", [*range(count - 1)]),
     ]
-    parts = [("", batch, count), *((company, take(rows), len(rows)) for company, rows in companies)]
+    parts = [("", batch, range(count)), *((company, take(rows), rows) for company, rows in companies)]
     if half == 0 or any(part is None for _, part, _ in parts):
-        return False
+        return None
     found = []
     for company, part, rows in parts:
         losses = loss(part)
-        if losses.shape != (rows,) or losses.is_complex():  # the step says what is wrong
-            return False
-        found.append((company, losses.double().cpu()))
-    whole = found.pop(0)[1][:size]
-    spread, whole = float((whole - whole.mean()).abs().max()), whole[:half]
-    for company, losses in found:
-        moved = (losses[:half] - whole).abs().masked_fill(_same(losses[:half], whole), 0.0)
-        change = moved / (1 + whole.abs())
+        if losses.shape != (len(rows),) or losses.is_complex():  # the step says what is wrong
+            return None
+        found.append((company, losses.double().cpu(), rows))
+    _, whole, _ = found.pop(0)
+    spread = float((whole - whole.mean()).abs().max())
+    furthest = torch.zeros_like(whole)
+    for company, losses, rows in found:
+        same = sum(place == row for place, row in enumerate(rows))  # they come first
+        moved = (losses[:same] - whole[:same]).abs()
+        moved = moved.masked_fill(_same(losses[:same], whole[:same]), 0.0).nan_to_num(torch.inf)
+        change = moved / (1 + whole[:same].abs())
         if (~(change <= GROSS) | ((change > ROUNDING) & (moved > RATIO * spread))).any():
             raise ValueError(
                 f"an example's loss is another with {company} examples beside it, so that clipping would not bound what one example adds: "
                 "look for a layer or a mean over the batch (batch_first, in-batch negatives, batch norm by hand), or for padding that is not masked"
             )
-    return True
+        furthest[:same] = torch.maximum(furthest[:same], moved)
+    return furthest
 
 
 def _same(a: Tensor, b: Tensor) -> Tensor:
