@@ -15,6 +15,7 @@ from ..errors import RankFailure, UsageError
 from ..language import assets, frozen, models, objective, tasks
 from ..privacy import Budget, Rehearsal, RunKey, Setting
 from ..privacy.as_published import AsPublished
+from ..privacy.budget import Spent
 from ..privacy.published import PRACTICES, Published
 from ..privacy.sampling import SAMPLERS
 from ..zeroth_order.ranks import Ranks
@@ -298,7 +299,10 @@ class Run:
         probes = set(np.linspace(0, max(0, total - 1), TIMED_STEPS).astype(int).tolist())
         last_log = time.perf_counter()
         for step, batch in self.batches(self.method.steps_taken):
-            seconds = self._timed_step(batch)
+            try:
+                seconds = self._timed_step(batch)
+            except Spent:  # where another machine's rounding made what is taken again a further release
+                break
             if step in probes and len(batch) and not self.release:
                 self.clock.pairs.append((seconds, self._two_forward_seconds(batch)))
             self._add_to_curve()

@@ -17,7 +17,7 @@ from dpzero.experiment import checkpoint, outcome, record, step_memory, sweep, t
 from dpzero.experiment.checkpoint import Checkpoint
 from dpzero.experiment.run import Run, run_cell
 from dpzero.language import examples, losses, models, tasks
-from dpzero.privacy import Budget, RunKey, budget
+from dpzero.privacy import Budget, RunKey, budget, lineage
 from dpzero.report.writing import write_figures, write_tables
 from dpzero.zeroth_order import TwoPoint, transcript
 from dpzero.zeroth_order.ranks import Ranks
@@ -200,19 +200,19 @@ def world(monkeypatch, number: int) -> Iterator[None]:
 
     def release(self, clipped, clip):
         self.admit(len(clipped))
-        return float(released(self._record(clip), 1)) * clip
+        return float(released(self._record(clip, str)[0], 1)) * clip
 
     def release_vectors(self, clipped, clip):
         self.admit(len(clipped))
-        return (released(self._record(clip), clipped.shape[1]) * clip).tolist()
+        return (released(self._record(clip, str)[0], clipped.shape[1]) * clip).tolist()
 
     def release_(self, sums, clip):
-        step = self._record(clip)
+        step, _ = self._record(clip, str)
         for tensor in sums:
             tensor.copy_(released(step, tensor.numel()).view_as(tensor) * clip)
 
     def choose(self, counts, epsilon):
-        self.ledger.record_choice(epsilon, 10)
+        self.ledger.record_choice(self.key.name, epsilon, 10)
         return 10
 
     with monkeypatch.context() as patch:
@@ -221,6 +221,7 @@ def world(monkeypatch, number: int) -> Iterator[None]:
         patch.setattr(tasks, "digest", lambda task: f"{number:064d}")
         patch.setattr(RunKey, "secret", lambda: RunKey("secret", bytes(range(number, number + 32))))
         patch.setattr(RunKey, "name", "the same")  # it tells keys apart, and these must be two
+        patch.setattr(lineage, "_known", {})  # so that the two runs are not taken for one
         patch.setattr(budget, "_claim", lambda key: None)  # and the same ones in several runs
         patch.setattr(Budget, "release", release)
         patch.setattr(Budget, "release_vectors", release_vectors)
