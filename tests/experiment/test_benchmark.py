@@ -59,7 +59,9 @@ def kept(tmp_path_factory):
         patch.setattr(benchmark, "VOCABULARY", 300)
         found = {model: [] for model in TINY}
         for model, parts in found.items():
-            bench(model).run(list(ROWS), lambda made, parts=parts: parts.append(json.dumps(made)))
+            bench(model, token_budget=512).run(
+                list(ROWS), lambda made, parts=parts: parts.append(json.dumps(made))
+            )
     return {model: [json.loads(part) for part in parts] for model, parts in found.items()}
 
 
