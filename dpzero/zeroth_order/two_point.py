@@ -190,10 +190,6 @@ class TwoPoint:
         if self._asks and not self._probed:
             self._ask(batch, count, self.budget.take)
 
-    def _ask_again(self, batch: Sized, count: int) -> None:
-        if self._asks and self._probed:
-            self._ask_what_is_held(batch, count, self.budget.take)
-
     @property
     def _asks(self) -> bool:
         """A rank's share of a loss is 0 for others' examples: it is not asked."""
@@ -206,17 +202,21 @@ class TwoPoint:
             moved = (self._losses(batch, count, take) - self._losses(batch, count, take)).abs()
         else:
             moved = probe(lambda part: self.loss(self.model, part), batch, count, take)
+        some = take or (lambda rows: batches.take(batch, rows, count))
         self._probed = moved is not None and count > 0
-        self._ask_what_is_held(batch, count, take)
-        if self.budget is not None and count > 1 - self.one_at_a_time and not self._measured:
-            told = moved is not None and not (take is None and batches.padded(batch, count))
+        if not self._probed and (count < 2 or some([0]) is not None):
+            return  # of the next batch, or of none: the step says what is wrong with the losses
+        self.watch.held.ask(lambda part: self.loss(self.model, part), some, count)
+        if self.budget is not None and not self._measured:
+            told = self._probed and not (take is None and batches.padded(batch, count))
             self.budget.measured(self._over_clip(moved) if told else None)
             self._measured = True
 
-    def _ask_what_is_held(self, batch: Sized, count: int, take: batches.Take | None) -> None:
+    def _ask_again(self, batch: Sized, count: int) -> None:
         """Whether the model keeps something of the examples in a plain attribute."""
-        some = take or (lambda rows: batches.take(batch, rows, count))
-        self.watch.held.ask(lambda part: self.loss(self.model, part), some, count)
+        if self._asks and self._probed:
+            some = self.budget.take or (lambda rows: batches.take(batch, rows, count))
+            self.watch.held.ask(lambda part: self.loss(self.model, part), some, count)
 
     def _over_clip(self, moved: Tensor) -> float:
         """How far the clipped values move together, over the clip, if losses move that far at both points: rounded up to a power of ten, which
