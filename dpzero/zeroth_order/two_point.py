@@ -186,22 +186,37 @@ class TwoPoint:
         self._ask(batch, max(batches.sizes(batch)))
 
     def _probe_once(self, batch: Sized, count: int) -> None:
-        """At a point of the first step, where the weights are anyway. A rank's share of a loss is 0 for others' examples: it is not asked."""
-        asks = self.budget is not None and self.budget.strict and self.ranks.size == 1
-        if asks and not self._probed:
+        """At a point of the first step, where the weights are anyway."""
+        if self._asks and not self._probed:
             self._ask(batch, count, self.budget.take)
+
+    @property
+    def _asks(self) -> bool:
+        """A rank's share of a loss is 0 for others' examples: it is not asked."""
+        return self.budget is not None and self.budget.strict and self.ranks.size == 1
 
     def _ask(self, batch: Sized, count: int, take: batches.Take | None = None) -> None:
         """What the probe measures is the budget's to tell, where parts of the batch are what its examples alone would give."""
+        self.watch.held.begin()
         if self.one_at_a_time:  # in no company at all: twice the same bits are what is left to be asked
             moved = (self._losses(batch, count, take) - self._losses(batch, count, take)).abs()
         else:
             moved = probe(lambda part: self.loss(self.model, part), batch, count, take)
+        some = take or (lambda rows: batches.take(batch, rows, count))
         self._probed = moved is not None and count > 0
-        if self.budget is not None and count > 1 - self.one_at_a_time and not self._measured:
-            told = moved is not None and not (take is None and batches.padded(batch, count))
+        if not self._probed and (count < 2 or some([0]) is not None):
+            return  # of the next batch, or of none: the step says what is wrong with the losses
+        self.watch.held.ask(lambda part: self.loss(self.model, part), some, count)
+        if self.budget is not None and not self._measured:
+            told = self._probed and not (take is None and batches.padded(batch, count))
             self.budget.measured(self._over_clip(moved) if told else None)
             self._measured = True
+
+    def _ask_again(self, batch: Sized, count: int) -> None:
+        """Whether the model keeps something of the examples in a plain attribute."""
+        if self._asks and self._probed:
+            some = self.budget.take or (lambda rows: batches.take(batch, rows, count))
+            self.watch.held.ask(lambda part: self.loss(self.model, part), some, count)
 
     def _over_clip(self, moved: Tensor) -> float:
         """How far the clipped values move together, over the clip, if losses move that far at both points: rounded up to a power of ten, which
@@ -241,6 +256,7 @@ class TwoPoint:
                 take = self.budget and self.budget.take
                 parts = self._alone(batch, count, take) if self.one_at_a_time else [batch]
                 sides = [self.loss.both_sides(self.model, part, pairs) for part in parts]
+                self._ask_again(batch, count)
             plus, minus = map(torch.cat, zip(*sides, strict=True))
             return self._checked(plus, count), self._checked(minus, count)
         sides = []
@@ -248,6 +264,8 @@ class TwoPoint:
             with self.passes.perturbed(self.steps_taken, direction, scale), self.watch.passes():
                 self._probe_once(batch, count)
                 sides.append(self._losses(batch, count, self.budget and self.budget.take))
+                if scale < 0:
+                    self._ask_again(batch, count)
         return sides[0], sides[1]
 
     @contextmanager
