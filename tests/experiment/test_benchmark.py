@@ -16,7 +16,7 @@ from dpzero.experiment.public_step import PublicStep
 from dpzero.language import shapes
 from dpzero.report.benchmark import write_benchmark
 
-WIDTH = {"vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+WIDTH = {"vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 TINY = {
     "tiny-roberta": {
         "model_type": "roberta",

@@ -124,7 +124,7 @@ def count_releases(log: Path) -> None:
     Budget.release = counted
 
 
-@pytest.mark.parametrize("points", [5, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("points", [3, pytest.param(50, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("noise_key", ["published", "secret"])
 def test_killed_at_random_points_it_goes_on_to_the_same_bits(cell, tmp_path, monkeypatch, noise_key, points):
     mine, draw = cell(noise_key), np.random.default_rng(points)
