@@ -67,7 +67,7 @@ def test_a_step_has_the_same_differences_in_any_company(kind, perturb, monkeypat
     """Also where it reads weights elsewhere than they are, or takes half of a pass's rows at each point (RoBERTa's halves of two)."""
     model, batch = model_of(kind, monkeypatch), batch_of(9)
     start, found = [p.clone() for p in model.parameters()], []
-    for keep in (np.arange(9), np.arange(0, 9, 2), [3], [4], [8]):
+    for keep in (np.arange(9), np.arange(0, 9, 2), [3]):
         for p, x in zip(model.parameters(), start, strict=True):
             p.copy_(x)
         me = MeZO(model, CrossEntropy(512), 9, learning_rate=1, smoothing=1e-2, seed=1, perturb=perturb)
