@@ -53,6 +53,7 @@ TABLES, FIGURES, _ = KINDS[KIND]
 TABLE_PATHS = [f"{RESULTS}/tables/{name}" for name in table_files(KIND, CELLS)]
 FIGURE_PATHS = [f"{FIGURE_FOLDER}/{name}" for name in figure_files(KIND)]
 PACE = cost.speed(list(CELLS.values())) if LANGUAGE else cost.PUBLISHED
+TOKENS = sweep.tokens(SWEEP)  # read once: a thousand runs ask for them
 ENVIRONMENT = f"{workflow.basedir}/dpzero/experiment/environment.yaml"
 if workflow.is_main_process:
     say_what_a_lock_means()
@@ -110,7 +111,7 @@ rule run:
         mem_mb=lambda wildcards, attempt: attempt
         * cost.host_megabytes(CELLS[wildcards.run]),
         runtime=lambda wildcards, attempt: attempt
-        * cost.minutes(SWEEP, CELLS[wildcards.run], PACE),
+        * cost.minutes(TOKENS, CELLS[wildcards.run], PACE),
     params:
         cell=lambda wildcards: json.dumps(CELLS[wildcards.run], sort_keys=True),
     message:

@@ -88,13 +88,13 @@ class DPSGD(FineTuning):
 
     def probe(self, batch: Sized) -> None:
         """As of a zeroth-order method (see `TwoPoint.probe`)."""
-        self._probed = probe(partial(self.loss, self.model), batch, max(batches.sizes(batch)))
+        self._probed = probe(partial(self.loss, self.model), batch, max(batches.sizes(batch))) is not None
 
     def gradients(self, batch: Sized) -> Tensor | float:
         self.watch.check()
         count = self.budget.admit(batches.sizes(batch), batches.indices(batch))
         if self.budget.strict and not self._probed:
-            self._probed = probe(partial(self.loss, self.model), batch, count, self.budget.take)
+            self._probed = probe(partial(self.loss, self.model), batch, count, self.budget.take) is not None
         with self.watch.passes():
             sums, total = self._clipped_sums(batch)
         for p in self.parameters:

@@ -18,6 +18,7 @@ class DPZO(TwoPoint):
 
     title = "DP-ZO"
     private = True
+    clips_quotients = False
 
     def __init__(
         self,

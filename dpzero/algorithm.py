@@ -29,7 +29,7 @@ class DPZero(TwoPoint):
         clip: bound on each example's finite difference, after the division by 2 smoothing (the paper's C).
         smoothing: the paper's lambda.
         seed: of the directions, which are public. The noise does not depend on it.
-        engine: `direction_law`, `direction_rank`, `perturb`: see `TwoPoint`.
+        engine: `direction_law`, `direction_rank`, `perturb`, `one_at_a_time`: see `TwoPoint`.
 
     Raises:
         ValueError: nothing to train, weights in half precision, a setting that makes no sense, a loss that is not per example.

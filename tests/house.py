@@ -57,8 +57,10 @@ class House:
 
     def __init__(self, folder: Path, cache: Path) -> None:
         self.python = sys.executable
+        self.said = ""  # by the last dry run
         self.folder, self.sweeps = folder, folder / "dpzero" / "experiment" / "sweeps"
         here = {"PYTHONPATH": str(folder), "DPZERO_CACHE": str(cache), "CUDA_VISIBLE_DEVICES": ""}
+        here["PYTHONDONTWRITEBYTECODE"] = ""  # compiled once: a house starts many processes
         self.environment = {**os.environ, **here}
 
     def call(self, *command: object) -> subprocess.CompletedProcess:
@@ -89,7 +91,8 @@ class House:
         config = {c.split("=")[0]: c for c in (*NARROW, *changes)}.values()
         done = self.snakemake("--dry-run", config=config)
         assert done.returncode == 0, done.stderr
-        return set(re.findall(r"^Job \d+: (\S+/seed-\d+)$", done.stdout + done.stderr, re.MULTILINE))
+        self.said = done.stdout + done.stderr
+        return set(re.findall(r"^Job \d+: (\S+/seed-\d+)$", self.said, re.MULTILINE))
 
     def edit(self, path: Path, old: str, new: str) -> None:
         text = path.read_text()

@@ -184,7 +184,11 @@ class Checkpoint:
         self._saved = time.monotonic()
 
     def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """As one: killed on the way, it is whole or gone. What is left of its mark alone would let the run release anew."""
+        gone = self.folder.with_name(f".{self.folder.name}.removed")
+        shutil.rmtree(gone, ignore_errors=True)
+        self.folder.replace(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _difference(found: str | None, cell: dict, code: str) -> tuple[str, bool]:

@@ -94,16 +94,16 @@ def gpu_hours(name: str, cells: Sequence[dict], pace: Speed = PUBLISHED) -> floa
     return sum(operations) / pace.operations_per_second / 3600
 
 
-def minutes(name: str, cell: dict, pace: Speed = PUBLISHED) -> int:
+def minutes(tokens: dict[str, float], cell: dict, pace: Speed = PUBLISHED) -> int:
     """What to ask a batch system for: twice the estimate, as evaluation is not in it and cards differ, and at least an hour.
 
-    Where the sweep does not say how long its prompts are, each is as long as may be.
+    tokens: of a prompt, by task, as `sweep.tokens` has them. Where the sweep does not say, each is as long as may be.
     """
-    tokens = sweep.tokens(name).get(cell["task"], cell["settings"].get("max_length", 0))
+    length = tokens.get(cell["task"], cell["settings"].get("max_length", 0))
     size = _parameters().get(cell["model"])
     if not size or "use" not in cell:
         return LEAST_MINUTES
-    estimated = _operations(cell, tokens, size) / pace.operations_per_second / 60
+    estimated = _operations(cell, length, size) / pace.operations_per_second / 60
     return max(LEAST_MINUTES, math.ceil(2 * estimated))
 
 

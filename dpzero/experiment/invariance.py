@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ..errors import UsageError
 from .options import real, whole
@@ -10,6 +12,8 @@ from .ranges import FACTOR, POSITIVE_COUNT
 
 TUNES = ("full", "bias", "lora", "prefix", "head")
 STAND_INS = 8
+CLIP, SMOOTHING, LENGTH = 50.0, 1e-3, 16
+ARCHITECTURES = ("roberta-base", "opt-125m")  # an encoder and a decoder
 
 
 def measured(loss, model, batch, *, clip: float, smoothing: float) -> dict:
@@ -19,6 +23,43 @@ def measured(loss, model, batch, *, clip: float, smoothing: float) -> dict:
     moved = losses_move(loss, model, batch, clip=clip, smoothing=smoothing, leaving=(0, STAND_INS // 2))
     how = f"losses of {len(batch)} stand-ins, without one of them"
     return {"others_move_over_clip": moved, "compute": loss.compute, "how": how}
+
+
+def of_architectures(names=ARCHITECTURES) -> list[dict]:
+    """What the others move when either of two of eight random texts leaves, for each model and type of products that this machine has.
+
+    Weights are random, in the published shapes, and the biases are perturbed.
+    """
+    import torch
+
+    from ..language import losses, shapes
+    from ..zeroth_order.invariance import others_move
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = []
+    for name in names:
+        model = shapes.build(name, device=device)
+        for place, parameter in model.named_parameters():
+            parameter.requires_grad_(place.endswith("bias"))
+        batch = stand_ins(None, model, LENGTH)
+        for compute in (*losses.COMPUTE, *(["tf32"] if device == "cuda" else [])):
+            loss = losses.CrossEntropy(2048, compute.replace("tf32", "float32"))
+            with _tf32(compute == "tf32"):
+                moved = others_move(loss, model, batch, clip=CLIP, smoothing=SMOOTHING, leaving=(0, 4))
+            found.append({"model": name, "compute": compute, **moved})
+    return found
+
+
+@contextmanager
+def _tf32(used: bool) -> Iterator[None]:
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if used else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def stand_ins(like, model, length: int):
@@ -57,8 +98,8 @@ def add(verbs) -> None:
         ("leaving", 4, "how many examples leave, one at a time"),
     ):
         verb.add_argument(f"--{name}", type=whole(POSITIVE_COUNT), default=default, help=words)
-    verb.add_argument("--clip", type=real(FACTOR), default=50.0, help="bound of an example's difference")
-    verb.add_argument("--smoothing", type=real(FACTOR), default=1e-3, help="distance of the two points")
+    verb.add_argument("--clip", type=real(FACTOR), default=CLIP, help="bound of an example's difference")
+    verb.add_argument("--smoothing", type=real(FACTOR), default=SMOOTHING, help="distance of the two points")
     verb.set_defaults(verb=_invariance)
 
 

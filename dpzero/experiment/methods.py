@@ -188,6 +188,9 @@ def _settings(where: str, init: ast.FunctionDef) -> tuple[dict[str, str], frozen
     return settings, required, defaults
 
 
+OF_OTHER_LOSSES = ("one_at_a_time",)  # bits of this project's are each text's own
+
+
 @cache
 def _engine() -> tuple[dict[str, str], dict[str, object]]:
     """What every zeroth-order method passes on: the arguments of TwoPoint that have a default, and these."""
@@ -200,7 +203,9 @@ def _engine() -> tuple[dict[str, str], dict[str, object]]:
         if isinstance(node, ast.FunctionDef) and node.name == "__init__"
     )
     pairs = [
-        (a, d) for a, d in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if d is not None
+        (a, d)
+        for a, d in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+        if d is not None and a.arg not in OF_OTHER_LOSSES
     ]
     return {a.arg: ast.unparse(a.annotation) for a, _ in pairs}, {
         a.arg: ast.literal_eval(d) for a, d in pairs

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..errors import UsageError
+from .invariance import ARCHITECTURES, of_architectures
 from .options import real, whole
 from .ranges import FACTOR, POSITIVE, POSITIVE_COUNT
 from .setting_table import RUN_SETTINGS
@@ -39,6 +40,12 @@ def add(verbs) -> None:
     )
     audit.add_argument(
         "--noise-factor", type=real(FACTOR), default=1.0, help="run with this times the noise: a planted bug"
+    )
+    audit.add_argument(
+        "--models",
+        nargs="*",
+        default=ARCHITECTURES,
+        help="published shapes whose losses are asked whether other examples move them; none: not asked",
     )
     audit.set_defaults(verb=_audit)
     for question in (calibrate, epsilon, audit):
@@ -105,7 +112,8 @@ def _audit(options: argparse.Namespace) -> dict:
 
     with _refusals():
         counts = {"transcripts": options.transcripts, "noise_factor": options.noise_factor}
-        return audit(options.method, _setting(options), options.epsilon, **counts)
+        judged = audit(options.method, _setting(options), options.epsilon, **counts)
+    return judged | {"others_move": of_architectures(options.models)}
 
 
 def _setting(options: argparse.Namespace):

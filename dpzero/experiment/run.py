@@ -15,6 +15,7 @@ from ..errors import RankFailure, UsageError
 from ..language import assets, frozen, models, objective, tasks
 from ..privacy import Budget, Rehearsal, RunKey, Setting
 from ..privacy.as_published import AsPublished
+from ..privacy.budget import Spent
 from ..privacy.published import PRACTICES, Published
 from ..privacy.sampling import SAMPLERS
 from ..zeroth_order.ranks import Ranks
@@ -50,7 +51,14 @@ def run_cell(
     if ranks.rank:
         return together.follow(Run(cell, out, log, device, ranks))
     with alone(out, partial(_say, log, cell)) as waited:
-        if waited and (made := record.of_run(out, cell)):
+        made = record.of_run(out, cell)
+        if made and record.is_release(cell):
+            _say(
+                log,
+                cell,
+                f"released before: {out} is its record; to release anew, move it away and add what it spent",
+            )
+        if made and (waited or record.is_release(cell)):
             return made
         run = Run(cell, out, log, device, ranks)
         try:
@@ -291,7 +299,10 @@ class Run:
         probes = set(np.linspace(0, max(0, total - 1), TIMED_STEPS).astype(int).tolist())
         last_log = time.perf_counter()
         for step, batch in self.batches(self.method.steps_taken):
-            seconds = self._timed_step(batch)
+            try:
+                seconds = self._timed_step(batch)
+            except Spent:  # where another machine's rounding made what is taken again a further release
+                break
             if step in probes and len(batch) and not self.release:
                 self.clock.pairs.append((seconds, self._two_forward_seconds(batch)))
             self._add_to_curve()

@@ -6,12 +6,14 @@ belongs to a batch that the budget handed out, each batch once. So the ledger co
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,10 +25,11 @@ from . import choice
 from .accounting import Setting
 from .clipping import check_clip
 from .discrete import Bits
-from .draws import Draws
+from .draws import Draw, Draws
 from .ledger import Event, Ledger
 from .mechanisms import delta_excess
-from .noise import Noise, Terms, own_terms
+from .noise import Noise
+from .rounding import OthersMove
 from .sampling import SAMPLERS, Sampler
 from .streams import RunKey
 
@@ -34,8 +37,13 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader, Dataset
 
 UNITS = ("example", "user")
+Terms = Callable[[Tensor], list[list[float]]]
 NORM_ROUNDING = 1e-12  # of a norm that was clipped in float64
 _SECRETS_IN_USE: set[str] = set()  # names of the secret keys that budgets of this process were made with
+
+
+class Spent(ValueError):
+    """No step is left."""
 
 
 class Budget:
@@ -87,9 +95,7 @@ class Budget:
         self._one_at_a_time = threading.RLock()  # two threads would both take the oldest batch, and its noise
         self._terms: Terms = own_terms
         self._shared = False  # whether this process is one of several ranks
-        self.take: Callable[[Sequence[int]], object] | None = (
-            None  # some examples of the last batch of a loader, collated anew
-        )
+        self._others_move = OthersMove()
         if any(name != key.name for _, name in self.ledger):
             self.start_at(len(self.ledger))
         self._warn_of_delta()
@@ -168,8 +174,7 @@ class Budget:
         With `overspend`, a call that finds none left hands out as many as were calibrated for.
         """
         self._check_process()
-        self.take = None
-        yield from self._draws.loop(self.planned())
+        yield from self._draws.loop(takewhile(self._is_left, self.planned()))
 
     def loader(self, dataset: Dataset, users: Sequence | None = None, **how) -> DataLoader:
         """A `torch.utils.data.DataLoader` over the batches that are left, each of which goes to `step`, the empty ones too.
@@ -197,6 +202,22 @@ class Budget:
             stop = min(stop, self.setting.steps)
         return range(first, max(first, stop))
 
+    @property
+    def take(self) -> Callable[[Sequence[int]], object] | None:
+        """Makes a batch of the examples at some positions of the next one, collated anew. Only of a loader's."""
+        return self._draws.oldest.take if self._draws.any_open else None
+
+    @property
+    def latest(self) -> Draw:
+        """The batch that was handed out last."""
+        return self._draws.latest
+
+    def _is_left(self, number: int) -> bool:
+        """Whether a batch may be released: another budget of the lineage may have spent the rest, and one that was released may replay."""
+        return (
+            self.overspend or len(self.ledger) < self.setting.steps or (number, self.key.name) in self.ledger
+        )
+
     def admit(self, counts: int | Collection[int], batch: np.ndarray | None = None) -> int:
         """Compares the batch that a method was given with the one that was handed out; `release` and `release_` then release it.
 
@@ -211,7 +232,7 @@ class Budget:
             ValueError: another batch than the next one in order, no step left, a forked process.
         """
         self._check_process()
-        self._check_left()
+        self._check_left(self.key.name)
         counts = {counts} if isinstance(counts, int) else set(counts)
         count = self._draws.next(counts, batch, self._shared)
         self._draws.admitted = True
@@ -270,28 +291,42 @@ class Budget:
         with self._one_at_a_time:
             if not self._draws.admitted:
                 raise ValueError("a sum of gradients of no batch: call admit with the batch's size first")
-            number = self._record(clip)
-        self._noise.add_(number, clipped_sums, clip)
+            number, noise = self._record(clip, lambda: _digest(*map(_octets, clipped_sums)))
+        noise.add_(number, clipped_sums, clip)
 
     def _released(self, values: Tensor, clip: float, norm: bool = False) -> list[float]:
         with self._one_at_a_time:
             self.admit(len(values))
-            number = self._record(clip)
-        return self._noise.sums(number, values, clip, self._bounded_terms(clip), norm)
+            totals = self._noise.totals(self._bounded_terms(clip)(self._noise.summed(values, clip, norm)))
+            number, noise = self._record(clip, lambda: _digest(repr(totals).encode()))
+        return noise.sums(number, totals, clip)
 
-    def _record(self, clip: float) -> int:
-        """The next batch's release goes into the ledger, whatever becomes of it. Returns the batch's number."""
+    def _record(self, clip: float, value: Callable[[], str]) -> tuple[int, Noise]:
+        """The next batch's release goes into the ledger, whatever becomes of it. Returns the batch's number, and the noise for it.
+
+        Args:
+            value: a digest of what is summed, which is asked for where the key is published.
+        """
         self._check_process()
-        number = self._draws.oldest
-        if self.key.valid_release and (number, self.key.name) in self.ledger:
+        number, name, noise = self._draws.oldest.number, self.key.name, self._noise
+        if not self.key.valid_release:
+            _, name = self.ledger.place(number, name, digest := value())
+            if (
+                name != self.key.name
+            ):  # the same batch, another sum: with the same noise the two would differ by what has none
+                self._check_left(name)
+                noise = self._noise.of(self.key.stream(f"noise {name}"))
+            self.ledger.record(number, name, digest)
+        elif (number, name) in self.ledger:
             raise ValueError(
                 f"batch {number} was released before under this secret key and its noise cannot be used again: make a new budget"
             )
-        self.ledger.record(number, self.key.name)
+        else:
+            self.ledger.record(number, name)
         self._draws.close()
         self._clip = clip
         self._released_here += 1
-        return number
+        return number, noise
 
     def _bounded_terms(self, clip: float) -> Terms:
         bound = self.setting.dataset_size * (clip if self.noise_arithmetic == "float" else math.inf)
@@ -323,21 +358,22 @@ class Budget:
             raise ValueError(
                 f"a choice is offered for unit example: a {self.unit} adds more than 1 to a count"
             )
-        if self.ledger.choice is None:
-            candidates, bits = list(counts), Bits(self.key.stream("choice"))
-            place = choice.permute_and_flip([counts[c] for c in candidates], epsilon, bits)
-            self.ledger.record_choice(epsilon, candidates[place])
-        spent, chosen = self.ledger.choice
-        if spent != epsilon:
+        with self._one_at_a_time:
+            made = next((made for made in self.ledger.choices if made.chosen is not None), None)
+            if made is None:
+                candidates, bits = list(counts), Bits(self.key.stream("choice"))
+                place = choice.permute_and_flip([counts[c] for c in candidates], epsilon, bits)
+                made = self.ledger.record_choice(self.key.name, epsilon, candidates[place])
+        if made.epsilon != epsilon:
             raise ValueError(
-                f"a choice was made before with epsilon {spent:g}, not {epsilon:g}: make a new budget"
+                f"a choice was made before with epsilon {made.epsilon:g}, not {epsilon:g}: make a new budget"
             )
-        return chosen
+        return made.chosen
 
     @property
     def epsilon_of_choice(self) -> float:
-        """Of that in the ledger; 0 without one."""
-        return self.ledger.choice[0] if self.ledger.choice else 0.0
+        """The sum over those in the ledger, each made under a key of its own; 0 without one."""
+        return math.fsum(made.epsilon for made in self.ledger.choices)
 
     # -- what was spent ------------------------------------------------------------------------------------------------
 
@@ -351,10 +387,22 @@ class Budget:
         """Steps that the releases count as. Under each key batches were drawn anew: a period of random allocation that two keys share counts twice."""
         return sum(map(self.setting.counted, self.ledger.by_key().values()))
 
+    def measured(self, others_move_over_clip: float | None) -> None:
+        """Before its first release a method tells what the others' values move by, over the clip, when an example leaves; None where that
+        cannot be told. Whoever calls `release` without a method tells it, too: else no release is called valid."""
+        valid = self.key.valid_release and self.noise_arithmetic == "exact"
+        self._others_move.add(others_move_over_clip, warn=valid)
+
+    @property
+    def others_move_over_clip(self) -> float | None:
+        return self._others_move.largest
+
     @property
     def valid_release(self) -> bool:
-        """Whether what was released is private by proof: the noise is secret, and its low-order bits give nothing away."""
-        return self.key.valid_release and self.noise_arithmetic == "exact"
+        """Whether what was released is private by proof: the noise is secret, its low-order bits give nothing away, and an example moves
+        no value but its own (see `others_move_over_clip`)."""
+        exact = self.noise_arithmetic == "exact"
+        return self.key.valid_release and exact and self.others_move_over_clip == 0
 
     def epsilon_spent(self) -> float:
         """From the ledger: 0 before the first release. The larger of that of training and that of a choice, if any."""
@@ -388,6 +436,7 @@ class Budget:
             "accountant": setting.accountant,
             "noise_arithmetic": self.noise_arithmetic,
             "noise_key": self.key.noise_key,
+            "others_move_over_clip": self.others_move_over_clip,
             "valid_release": self.valid_release,
         }
 
@@ -412,13 +461,13 @@ class Budget:
     # -- state ---------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict:
-        """Setting, ledger and the number of the next batch, without the key: what a checkpoint keeps beside the weights."""
-        return {
-            "event": self._event().as_dict(),
-            "position": self._draws.position,
-            "releases": self.ledger.by_key(),
-            **({"choice": list(self.ledger.choice)} if self.ledger.choice else {}),
-        }
+        """Setting, ledger and the number of the next batch, without the key: what a checkpoint keeps beside the weights.
+
+        Budgets of one process that go on from it count what all of them release. What another process has released since, a state
+        cannot know: keep the ledger in a file.
+        """
+        moved = {"others_move_over_clip": self.others_move_over_clip} if len(self.ledger) else {}
+        return {"position": self._draws.position, **moved, **self.ledger.state_dict()}
 
     def load_state_dict(self, state: Mapping) -> None:
         """Takes over what an earlier process spent.
@@ -427,7 +476,9 @@ class Budget:
             ValueError: a state of another setting; a ledger that has releases, but not all of those that the state has.
         """
         self._check_process()
-        self.ledger.load(state["event"], state["releases"], state.get("choice"))
+        self.ledger.load_state_dict(state)
+        if "others_move_over_clip" in state:
+            self._others_move.add(state["others_move_over_clip"])
         self.start_at(state["position"])
 
     def start_at(self, number: int) -> None:
@@ -467,19 +518,19 @@ class Budget:
                 "noise: make a budget of its own here"
             )
 
-    def _check_left(self) -> None:
-        if len(self.ledger) >= self.setting.steps and not self.overspend and not self._released_before():
-            raise ValueError(
-                f"the {self.setting.steps} steps of this budget are spent: calibrate a new one for more steps, or make it with "
-                "overspend=True, and epsilon_spent() says what more steps cost"
+    def _check_left(self, key_name: str) -> None:
+        """A batch that a killed process released under this key replays, and is none of the steps that are left."""
+        again = self._draws.any_open and (self._draws.oldest.number, key_name) in self.ledger
+        if len(self.ledger) >= self.setting.steps and not self.overspend and not again:
+            raise Spent(
+                f"the {self.setting.steps} steps of this budget are spent{self._elsewhere()}: calibrate a new one for more steps, or make "
+                "it with overspend=True, and epsilon_spent() says what more steps cost"
             )
 
-    def _released_before(self) -> bool:
-        """Whether the next batch is one that a killed process released under this key, which replays."""
-        try:
-            return (self._draws.oldest, self.key.name) in self.ledger
-        except IndexError:
-            return False
+    def _elsewhere(self) -> str:
+        """Who spent them, where it was not this budget alone."""
+        others = len(self.ledger) - len(self.ledger.numbers_of(self.key.name))
+        return f", {others} of them by others that went on from the same state or ledger" if others else ""
 
     def _check_vectors(self) -> None:
         if self.setting.mechanism != "gaussian":
@@ -511,11 +562,28 @@ class Budget:
             warnings.warn(caution, stacklevel=3)
 
 
+def own_terms(values: Tensor) -> list[list[float]]:
+    """float64 [batch, K] -> for each of the K columns the numbers whose exact sum is released."""
+    return values.T.tolist()
+
+
 def _check_noise(noise_scale: float, key: RunKey) -> None:
     if not 0 <= noise_scale < math.inf:
         raise ValueError(f"noise_scale is {noise_scale}: it must be a finite number of at least 0")
     if noise_scale == 0 and key.valid_release:
         raise ValueError("noise_scale is 0 under a secret key: a private release needs noise")
+
+
+def _digest(*parts: bytes | np.ndarray) -> str:
+    """16 hexadecimal digits, others for other sums."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()[:16]
+
+
+def _octets(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
 
 
 def _claim(key: RunKey) -> None:

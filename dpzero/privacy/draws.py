@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +13,13 @@ from .sampling import Sampler
 MOST = 2**63  # batches
 
 
-@dataclass(frozen=True)
+@dataclass
 class Draw:
     """A batch: its number, which no other batch of the run has, and the indices of its units."""
 
     number: int
     indices: np.ndarray
+    take: Callable[[Sequence[int]], object] | None = None  # a loader's: some of its examples, collated anew
 
 
 class Draws:
@@ -95,6 +96,13 @@ class Draws:
         self.admitted = False
 
     @property
-    def oldest(self) -> int:
-        """The number of the oldest open batch."""
-        return self._open[0].number
+    def any_open(self) -> bool:
+        return bool(self._open)
+
+    @property
+    def oldest(self) -> Draw:
+        return self._open[0]
+
+    @property
+    def latest(self) -> Draw:
+        return self._open[-1]

@@ -47,9 +47,9 @@ class BudgetLoader(DataLoader):
 
     def __iter__(self) -> Iterator:
         ahead, handed_out = super().__iter__(), self._budget.batches()
-        for batch, drawn in zip(ahead, handed_out, strict=True):
+        for batch, drawn in zip(ahead, handed_out, strict=False):  # which ends with the budget
             rows = drawn if self._users is None else self._users.examples(drawn)[0]
-            self._budget.take = partial(self._some_of, rows)
+            self._budget.latest.take = partial(self._some_of, rows)
             yield batch if self._users is None else (batch, self._users.examples(drawn)[1])
 
     def _some_of(self, rows: np.ndarray, positions: Sequence[int]) -> object:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,12 +16,6 @@ CHUNK = 2**18  # numbers of noise drawn at once: 2 MiB
 SHRINK = (
     1 - 2.0**-39
 )  # of vectors before they are cut to the grid: more than the rounding of norms that a release lets pass
-Terms = Callable[[Tensor], list[list[float]]]
-
-
-def own_terms(values: Tensor) -> list[list[float]]:
-    """float64 [batch, K] -> for each of the K columns the numbers whose exact sum is released."""
-    return values.T.tolist()
 
 
 class Noise:
@@ -38,30 +32,32 @@ class Noise:
             raise ValueError(f"noise_arithmetic is {arithmetic!r}: give one of {', '.join(ARITHMETICS)}")
         self.law, self.scale, self.arithmetic, self._stream = MECHANISMS[mechanism], scale, arithmetic, stream
 
-    def sums(
-        self, draw: int, values: Tensor, clip: float, terms: Terms = own_terms, norm: bool = False
-    ) -> list[float]:
-        """Noisy sums over the batch of float64 [batch, K], one for each column.
+    def of(self, stream: Stream) -> Noise:
+        """The same law, of another stream."""
+        return type(self)(self.law.name, self.scale, self.arithmetic, stream)
+
+    def summed(self, values: Tensor, clip: float, norm: bool = False) -> Tensor:
+        """float64 [batch, K] -> what is added up over the batch: the values or, of exact noise, integers in units of clip * 2^-GRID_BITS.
 
         Args:
-            terms: of several ranks, those of all.
             norm: whether `clip` bounds each row's Euclidean norm, in place of each number.
         """
-        if self.arithmetic == "exact":
-            return self._exact(draw, values, clip, terms, norm)
-        noise = self.unit(values.shape[1], draw, 0, 0)
-        return [
-            math.fsum(column) + self.scale * clip * float(z)
-            for column, z in zip(terms(values), noise, strict=True)
-        ]
-
-    def _exact(self, draw: int, values: Tensor, clip: float, terms: Terms, norm: bool) -> list[float]:
-        """Integers in units of clip * 2^-GRID_BITS up to the last line, which is a function of the released integers."""
+        if self.arithmetic == "float":
+            return values
         scaled = values / clip * 2.0**GRID_BITS
-        whole = torch.trunc(scaled * SHRINK) if norm else torch.round(scaled)
+        return torch.trunc(scaled * SHRINK) if norm else torch.round(scaled)
+
+    def totals(self, columns: Sequence[Sequence[float]]) -> list[float]:
+        """The exact sum of each column that `summed` makes: of exact noise an integer."""
+        return [math.fsum(c) if self.arithmetic == "float" else sum(map(int, c)) for c in columns]
+
+    def sums(self, draw: int, totals: Sequence[float], clip: float) -> list[float]:
+        """Noisy sums. Exact noise: integers up to the last line, which is a function of the released integers."""
+        if self.arithmetic == "float":
+            noise = self.unit(len(totals), draw, 0, 0)
+            return [total + self.scale * clip * float(z) for total, z in zip(totals, noise, strict=True)]
         noisy = [
-            sum(map(int, column)) + self.law.grid_noise(self._stream, self.scale, draw, k)
-            for k, column in enumerate(terms(whole))
+            total + self.law.grid_noise(self._stream, self.scale, draw, k) for k, total in enumerate(totals)
         ]
         return [n * 2.0**-GRID_BITS * clip for n in noisy]
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import numpy as np
 
 from .accounting import Setting
 from .budget import Budget
+from .noise import Noise
 from .streams import RunKey
 
 
@@ -26,7 +27,7 @@ class Rehearsal(Budget):
         self._draws.admitted = True
         return counts if isinstance(counts, int) else max(counts)
 
-    def _record(self, clip: float) -> int:
+    def _record(self, clip: float, value: Callable[[], str]) -> tuple[int, Noise]:
         """The noise of release t is that of batch t."""
         self._check_process()
         number, self._clip = self._draws.position, clip
@@ -34,7 +35,7 @@ class Rehearsal(Budget):
         self._draws.position += 1
         self._released_here += 1
         self.ledger.record(number, self.key.name)
-        return number
+        return number, self._noise
 
     def _check_excess(self) -> None:
         """No delta is claimed."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from torch import Tensor
 
 Fields = (Tensor, np.ndarray)
+Take = Callable[[Sequence[int]], object]
+"""Positions of examples -> a batch of these."""
 
 
 def sizes(batch: object) -> set[int]:
@@ -62,6 +64,15 @@ def take(batch: object, rows: Sequence[int], size: int) -> object:
     except (TypeError, KeyError, IndexError, ValueError):
         return None
     return part if hasattr(part, "__len__") and len(part) == len(rows) else None
+
+
+def padded(batch: object, size: int) -> bool:
+    """Whether the examples of a batch of `size` may have been padded to the longest: it has fields with a row for each."""
+    if isinstance(batch, Mapping):
+        return any(padded(field, size) for field in batch.values())
+    if isinstance(batch, (list, tuple)) and len(batch) != size:
+        return any(padded(field, size) for field in batch)
+    return isinstance(batch, Fields) and batch.ndim > 1
 
 
 def _take_of_list(batch: Sequence, rows: Sequence[int], size: int) -> object:

@@ -18,6 +18,8 @@ from torch._subclasses import FakeTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from .held import Held, checksums
+
 MERSENNE_TWISTER = 625 * 4  # bytes: 624 words and the place among them
 
 
@@ -36,6 +38,8 @@ class Watch:
         self._cuda = {p.device for p in parameters if p.is_cuda}
         self._fake = any(isinstance(p, FakeTensor) for p in parameters)  # which no number is drawn for
         self._first_buffers: list[tuple[Tensor, Tensor]] | None = [(b, b.clone()) for b in model.buffers()]
+        self._parameters = [] if self._fake else [p for p in model.parameters() if not p.is_meta]
+        self.held = Held(model)
         for name, module in model.named_modules():
             if getattr(module, "max_norm", None) is not None:
                 raise ValueError(
@@ -64,19 +68,24 @@ class Watch:
 
     @contextmanager
     def passes(self) -> Iterator[None]:
-        """Around forward passes: they change no tensor of the model and draw no random number. Where the first does, buffers are put back."""
+        """Around forward passes: they change no tensor of the model and draw no random number. Where the first does, buffers are put back;
+        around it the parameters are read, too, since torch does not see what is written through `.data`."""
         versions, states = self._versions(), self._random_states()
+        sums = checksums(self._parameters) if self._first_buffers is not None else None
         try:
             yield
         finally:
-            self._check_unmoved(versions, states)
+            self._check_unmoved(versions, states, sums)
         self._first_buffers = None
 
-    def _check_unmoved(self, versions: list[int], states: list[object]) -> None:
+    def _check_unmoved(self, versions: list[int], states: list[object], sums: list[int] | None) -> None:
         now = self._versions()
         differing = {
             id(b) for b, kept in self._first_buffers or () if not (self._fake or torch.equal(b, kept))
         }
+        if sums is not None:
+            read = zip(self._parameters, sums, checksums(self._parameters), strict=True)
+            differing |= {id(p) for p, old, new in read if old != new}
         changed = [
             name
             for (name, *_, tensor), old, new in zip(self._places, versions, now, strict=True)

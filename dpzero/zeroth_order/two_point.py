@@ -38,13 +38,15 @@ class TwoPoint:
     `perturb`: in_place; on_read, which copies one matrix at a time and never drifts by rounding (see `passes`); or both_signs, the same
     for both points in one batch of twice the size, which asks the loss for `both_sides(model, batch, pairs)` (see `_both_sides`). And
     `cuda_graphs`, which wants a loss that calls the model with tensors of few shapes (see `graphs`). With `second_moment`, a decay such as
-    .99, a step's scalars are divided by the root of Adam's second moment of those released so far (see `transcript`).
+    .99, a step's scalars are divided by the root of Adam's second moment of those released so far (see `transcript`). With `one_at_a_time`
+    the loss gets each example alone: slower, and no other example can move its last bits, without which no release is called valid.
     """
 
     title = "two-point step"
     order = 0
     unit = "example"
     directions = 1  # scalars that a step moves by
+    clips_quotients = True  # whether the clip bounds differences over 2 smoothing, or plain ones
     budget = None  # of a private method: a `privacy.Budget`
     ranks = Ranks()  # this process alone: see `join`
 
@@ -62,6 +64,7 @@ class TwoPoint:
         perturb: Literal["in_place", "on_read", "both_signs"] = "in_place",
         cuda_graphs: bool = False,
         second_moment: float = 0.0,
+        one_at_a_time: bool = False,
     ) -> None:
         for name, value, least in (
             ("learning_rate", learning_rate, 0.0),
@@ -80,7 +83,7 @@ class TwoPoint:
             raise ValueError(
                 "cuda_graphs are of weights perturbed in_place, by a law that is not low_rank: choose these, or no graphs"
             )
-        self.model, self.loss, self.perturb = model, loss, perturb
+        self.model, self.loss, self.perturb, self.one_at_a_time = model, loss, perturb, one_at_a_time
         self.forward = Graphed(model) if cuda_graphs else model
         self.batch_size, self.smoothing = batch_size, smoothing
         self.schedule = [(0, learning_rate)]  # (first step, learning rate)
@@ -94,7 +97,7 @@ class TwoPoint:
         self.passes = Passes(self.parameters, self.law, read, padding_rows(model, self.parameters), held)
         self.steps_taken = 0
         self.transcript: Transcript | None = None
-        self._probed = False
+        self._probed = self._measured = False
         self.training_loss: float | None = (
             None  # of the last batch, without noise; None where the noise is secret
         )
@@ -180,13 +183,60 @@ class TwoPoint:
 
         Raises ValueError for a loss that does (see `probe`).
         """
-        self._probed = probe(lambda part: self.loss(self.model, part), batch, max(batches.sizes(batch)))
+        self._ask(batch, max(batches.sizes(batch)))
 
     def _probe_once(self, batch: Sized, count: int) -> None:
-        """At a point of the first step, where the weights are anyway. A rank's share of a loss is 0 for others' examples: it is not asked."""
-        asks = self.budget is not None and self.budget.strict and self.ranks.size == 1
-        if asks and not self._probed:
-            self._probed = probe(lambda part: self.loss(self.model, part), batch, count, self.budget.take)
+        """At a point of the first step, where the weights are anyway."""
+        if self._asks and not self._probed:
+            self._ask(batch, count, self.budget.take)
+
+    @property
+    def _asks(self) -> bool:
+        """A rank's share of a loss is 0 for others' examples: it is not asked."""
+        return self.budget is not None and self.budget.strict and self.ranks.size == 1
+
+    def _ask(self, batch: Sized, count: int, take: batches.Take | None = None) -> None:
+        """What the probe measures is the budget's to tell, where parts of the batch are what its examples alone would give."""
+        self.watch.held.begin()
+        if self.one_at_a_time:  # in no company at all: twice the same bits are what is left to be asked
+            moved = (self._losses(batch, count, take) - self._losses(batch, count, take)).abs()
+        else:
+            moved = probe(lambda part: self.loss(self.model, part), batch, count, take)
+        some = take or (lambda rows: batches.take(batch, rows, count))
+        self._probed = moved is not None and count > 0
+        if not self._probed and (count < 2 or some([0]) is not None):
+            return  # of the next batch, or of none: the step says what is wrong with the losses
+        self.watch.held.ask(lambda part: self.loss(self.model, part), some, count)
+        if self.budget is not None and not self._measured:
+            told = self._probed and not (take is None and batches.padded(batch, count))
+            self.budget.measured(self._over_clip(moved) if told else None)
+            self._measured = True
+
+    def _ask_again(self, batch: Sized, count: int) -> None:
+        """Whether the model keeps something of the examples in a plain attribute."""
+        if self._asks and self._probed:
+            some = self.budget.take or (lambda rows: batches.take(batch, rows, count))
+            self.watch.held.ask(lambda part: self.loss(self.model, part), some, count)
+
+    def _over_clip(self, moved: Tensor) -> float:
+        """How far the clipped values move together, over the clip, if losses move that far at both points: rounded up to a power of ten, which
+        tells next to nothing of the examples."""
+        clip, times = getattr(self, "clip", 0.0), 1 / self.smoothing if self.clips_quotients else 2.0
+        if not moved.any():
+            return 0.0
+        far = float((moved * times).clamp_max(2 * clip).sum()) / clip if clip else math.inf
+        return 10.0 ** math.ceil(math.log10(far)) if far < math.inf else far
+
+    def _alone(self, batch: Sized, count: int, take: batches.Take | None) -> Iterator[Sized]:
+        """Each example as a batch of its own."""
+        for row in range(count):
+            part = take([row]) if take else batches.take(batch, [row], count)
+            if part is None:
+                raise ValueError(
+                    f"of a batch of type {type(batch).__name__} it cannot be told how to take one example: give step indices, a list of "
+                    "examples, or what budget.loader hands out"
+                )
+            yield part
 
     def _mean(self, losses: Tensor) -> float | None:
         """None for an empty batch, where this rank has a share alone, and where the noise is secret: it has none."""
@@ -203,13 +253,19 @@ class TwoPoint:
             pairs = self.passes.pairs(self.steps_taken, direction, self.smoothing)
             with self.watch.passes():
                 self._probe_once(batch, count)
-                plus, minus = self.loss.both_sides(self.model, batch, pairs)
+                take = self.budget and self.budget.take
+                parts = self._alone(batch, count, take) if self.one_at_a_time else [batch]
+                sides = [self.loss.both_sides(self.model, part, pairs) for part in parts]
+                self._ask_again(batch, count)
+            plus, minus = map(torch.cat, zip(*sides, strict=True))
             return self._checked(plus, count), self._checked(minus, count)
         sides = []
         for scale in (self.smoothing, -self.smoothing):
             with self.passes.perturbed(self.steps_taken, direction, scale), self.watch.passes():
                 self._probe_once(batch, count)
-                sides.append(self._losses(batch, count))
+                sides.append(self._losses(batch, count, self.budget and self.budget.take))
+                if scale < 0:
+                    self._ask_again(batch, count)
         return sides[0], sides[1]
 
     @contextmanager
@@ -236,10 +292,13 @@ class TwoPoint:
         if self.steps_taken % CHECK_EVERY == 0:
             self.check_ranks()
 
-    def _losses(self, batch: Sized, count: int) -> Tensor:
+    def _losses(self, batch: Sized, count: int, take: batches.Take | None) -> Tensor:
         if not count:
             return torch.zeros(0, dtype=torch.float64)
-        return self._checked(self.loss(self.forward, batch), count)
+        if not self.one_at_a_time:
+            return self._checked(self.loss(self.forward, batch), count)
+        alone = self._alone(batch, count, take)
+        return torch.cat([self._checked(self.loss(self.forward, part), 1) for part in alone])
 
     def _checked(self, losses: Tensor, count: int) -> Tensor:
         if losses.shape != (count,):

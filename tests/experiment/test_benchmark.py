@@ -16,7 +16,7 @@ from dpzero.experiment.public_step import PublicStep
 from dpzero.language import shapes
 from dpzero.report.benchmark import write_benchmark
 
-WIDTH = {"vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+WIDTH = {"vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 TINY = {
     "tiny-roberta": {
         "model_type": "roberta",
@@ -59,7 +59,9 @@ def kept(tmp_path_factory):
         patch.setattr(benchmark, "VOCABULARY", 300)
         found = {model: [] for model in TINY}
         for model, parts in found.items():
-            bench(model).run(list(ROWS), lambda made, parts=parts: parts.append(json.dumps(made)))
+            bench(model, token_budget=512).run(
+                list(ROWS), lambda made, parts=parts: parts.append(json.dumps(made))
+            )
     return {model: [json.loads(part) for part in parts] for model, parts in found.items()}
 
 

@@ -90,7 +90,7 @@ def test_a_model_of_unknown_size_has_no_estimate():
 
 def test_a_small_run_asks_for_the_least():
     for cell in (*cells("smoke"), *cells("quadratic")[:3], *cells("guarantees")[:3], *cells("quick")[:3]):
-        assert (cost.minutes("smoke", cell), cost.host_megabytes(cell)) == (60, 4000)
+        assert (cost.minutes({}, cell), cost.host_megabytes(cell)) == (60, 4000)
 
 
 def test_a_large_model_asks_for_its_hours_and_bytes():
@@ -98,12 +98,14 @@ def test_a_large_model_asks_for_its_hours_and_bytes():
     (cell,) = cells("paper-mezo-large", models="opt-13b", methods="mezo", tasks="sst2", seeds=0)
     assert cost.host_megabytes(cell) == 4000 + 77_120
     hours = cost.gpu_hours("paper-mezo-large", [cell])
-    assert hours > 1 and cost.minutes("paper-mezo-large", cell) == pytest.approx(2 * 60 * hours, abs=1)
+    assert hours > 1 and cost.minutes(sweep.tokens("paper-mezo-large"), cell) == pytest.approx(
+        2 * 60 * hours, abs=1
+    )
 
 
 def test_where_no_length_of_prompts_is_known_each_is_as_long_as_may_be():
     (cell,) = cells("paper-roberta", tasks="sst2", methods="mezo", seeds=42)
-    known, unknown = (cost.minutes(name, cell) for name in ("paper-roberta", "smoke"))
+    known, unknown = (cost.minutes(sweep.tokens(name), cell) for name in ("paper-roberta", "smoke"))
     assert unknown == pytest.approx(
         known * cell["settings"]["max_length"] / sweep.tokens("paper-roberta")["sst2"], rel=0.02
     )

@@ -124,7 +124,7 @@ def count_releases(log: Path) -> None:
     Budget.release = counted
 
 
-@pytest.mark.parametrize("points", [5, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("points", [3, pytest.param(50, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("noise_key", ["published", "secret"])
 def test_killed_at_random_points_it_goes_on_to_the_same_bits(cell, tmp_path, monkeypatch, noise_key, points):
     mine, draw = cell(noise_key), np.random.default_rng(points)
@@ -145,6 +145,25 @@ def test_killed_at_random_points_it_goes_on_to_the_same_bits(cell, tmp_path, mon
         assert 0 <= lost <= (noise_key == "secret") and replay_record(out, device="cpu")["match"] is True
         if noise_key == "published":
             assert told(out) == expected
+
+
+def test_killed_while_its_checkpoint_is_taken_away_it_releases_nothing_anew(cell, tmp_path):
+    """The mark was gone and the record there: the next process took the same steps under another key, and said that it was alone."""
+    mine, out, log = cell("secret"), tmp_path / "a.json", tmp_path / "a.log"
+
+    def die_with_the_mark_alone_gone() -> None:
+        def remove_one(folder: Path, **how: object) -> None:
+            if (folder / "cell.json").exists():
+                (folder / "cell.json").unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        checkpoint.shutil.rmtree = remove_one
+        count_releases(log)
+
+    assert in_a_fork(mine, out, die_with_the_mark_alone_gone) == signal.SIGKILL
+    record = json.loads(out.read_text())
+    assert in_a_fork(mine, out, lambda: count_releases(log)) == record
+    assert len(log.read_text().splitlines()) == STEPS == record["privacy"]["steps"]
 
 
 @pytest.mark.parametrize("noise_key", ["published", "secret"])

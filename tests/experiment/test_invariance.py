@@ -62,3 +62,19 @@ def test_a_record_has_the_figure_of_a_run(monkeypatch):
     found = invariance.measured(Moved(512), model, batch, clip=1e6, smoothing=1e-3)
     assert found["others_move_over_clip"] > 0
     assert not any(p.grad is not None for p in model.parameters())
+
+
+def test_the_audit_says_what_the_others_move_for_each_architecture_and_type(tmp_path, capsys):
+    config = {
+        "model_type": "opt",
+        "vocab_size": 64,
+        "hidden_size": 16,
+        "word_embed_proj_dim": 16,
+        "ffn_dim": 32,
+    }
+    config |= {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 80}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    arguments = ["audit", "--transcripts", "50", "--steps", "2", "--models", str(tmp_path / "config.json")]
+    assert main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)["others_move"]
+    assert [row["compute"] for row in found if row["others_move_over_clip"] == 0] == ["float32", "bfloat16"]

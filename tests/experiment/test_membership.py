@@ -212,6 +212,7 @@ def test_the_result_is_json_and_says_that_it_is_no_release(found):
     assert found["provenance"]["method_code"].keys() == {"dpzero", "fine_tuning", "mezo"}
 
 
+@pytest.mark.slow  # each process begins with the imports
 def test_it_replays_in_other_processes(found):
     lines = []
     again = membership(**{**SMALL, "processes": 2}, epsilons=[2.0], log=lines.append)

@@ -16,7 +16,7 @@ from dpzero.experiment.workload import Loaded, Workload, tuned_model
 from dpzero.language import shapes
 
 GIB = 2**30
-WIDTH = {"vocab_size": 2000, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+WIDTH = {"vocab_size": 2000, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 LONG = {"max_position_embeddings": 130}
 TINY = {
     "tiny-roberta": {
@@ -115,10 +115,16 @@ def test_a_micro_batch_and_a_choice_of_what_is_tuned_lower_the_peak(tiny):
     "model, method, batch_size, length, dtype, inference, peak",
     [
         ("roberta-large", "dpzero", 64, 128, "float32", 1.67, 1.67),
-        ("roberta-large", "adamw", 64, 128, "float32", 1.67, 16.26),
-        ("roberta-large", "adamw_checkpointing", 64, 128, "float32", 1.67, 6.62),
-        ("roberta-large", "dp_sgd_ghost", 64, 128, "float32", 1.67, 13.92),
-        ("roberta-large", "dp_sgd_hooks", 64, 128, "float32", 1.67, 99.52),
+        pytest.param(*("roberta-large", "adamw", 64, 128, "float32", 1.67, 16.26), marks=pytest.mark.slow),
+        pytest.param(
+            *("roberta-large", "adamw_checkpointing", 64, 128, "float32", 1.67, 6.62), marks=pytest.mark.slow
+        ),
+        pytest.param(
+            *("roberta-large", "dp_sgd_ghost", 64, 128, "float32", 1.67, 13.92), marks=pytest.mark.slow
+        ),
+        pytest.param(
+            *("roberta-large", "dp_sgd_hooks", 64, 128, "float32", 1.67, 99.52), marks=pytest.mark.slow
+        ),
         ("opt-13b", "dpzero", 8, 512, "bfloat16", 24.41, 24.41),
     ],
 )

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -17,14 +18,14 @@ from dpzero.experiment import checkpoint, outcome, record, step_memory, sweep, t
 from dpzero.experiment.checkpoint import Checkpoint
 from dpzero.experiment.run import Run, run_cell
 from dpzero.language import examples, losses, models, tasks
-from dpzero.privacy import Budget, RunKey, budget
+from dpzero.privacy import Budget, RunKey, budget, lineage
 from dpzero.report.writing import write_figures, write_tables
 from dpzero.zeroth_order import TwoPoint, transcript
 from dpzero.zeroth_order.ranks import Ranks
 
 METHODS = ["dpzero", "dp_zo_laplace", "dp_sgd", "dp_adam", "dp_aggzo", "dp_zoso"]
 OTHERS = {  # not in the sweep `smoke`: what they need beside DPZero's settings
-    "dp_aggzo": {"directions": 3},
+    "dp_aggzo": {"directions": 2},
     "dp_zoso": {"regularization": 0.5},
 }
 RATE = {"batch_size": 60}  # of 240 examples: the size of a batch is seldom that of a setting
@@ -88,10 +89,48 @@ def numbers(left: dict) -> set[float]:
     return {float(n) for n in re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[+-]?\d+)?(?![\w.])", texts)}
 
 
+class Watched(NamedTuple):
+    """A run that was watched: the un-noised quantities that it saw, and what it released and left behind."""
+
+    cell: dict
+    seen: set[float]
+    released: list[list[float]]
+    left: dict
+    record: Path
+
+
+@pytest.fixture(scope="module")
+def _watched_runs() -> dict[tuple, Watched]:
+    return {}
+
+
+@pytest.fixture
+def watched_run(private, monkeypatch, tmp_path_factory, _watched_runs) -> Callable[..., Watched]:
+    """watched_run(method, **settings): made once for all tests, which leave it as it is."""
+
+    def of(method: str, **settings: object) -> Watched:
+        key = (method, *settings.items())
+        if key not in _watched_runs:
+            cell, folder, released = private(method, **settings), tmp_path_factory.mktemp("watched"), []
+            with watched(monkeypatch, released) as seen:
+                left = left_behind(cell, folder, monkeypatch)
+            _watched_runs[key] = Watched(cell, seen, released, left, folder / "record.json")
+        return _watched_runs[key]
+
+    return of
+
+
 @contextmanager
-def watched(monkeypatch) -> Iterator[set[float]]:
-    """Collects un-noised quantities while runs go on: losses, differences, their sums and means, batch sizes, times."""
+def watched(monkeypatch, released: list[list[float]] | None = None) -> Iterator[set[float]]:
+    """Collects un-noised quantities while runs go on: losses, differences, their sums and means, batch sizes, times.
+
+    And, into `released`, the scalars that are released.
+    """
     seen: set[float] = set()
+
+    def after_release(self, *rest) -> None:
+        if released is not None:
+            released.append(rest[-1] if isinstance(rest[-1], list) else [rest[-1]])
 
     def note(values: torch.Tensor) -> None:
         exact = values.detach().double().flatten()
@@ -121,8 +160,8 @@ def watched(monkeypatch) -> Iterator[set[float]]:
 
     with monkeypatch.context() as patch:
         spy(losses.CrossEntropy, "__call__", after=lambda _, model, batch, values: note(values))
-        spy(Budget, "release", before=lambda clipped, clip: note(clipped))
-        spy(Budget, "release_vectors", before=lambda clipped, clip: note(clipped))
+        for name in ("release", "release_vectors"):
+            spy(Budget, name, before=lambda clipped, clip: note(clipped), after=after_release)
         spy(Budget, "release_", before=lambda sums, clip: note(torch.cat([s.flatten() for s in sums])))
         spy(Budget, "choose", before=lambda counts, epsilon: seen.update(map(float, counts.values())))
         spy(losses.CrossEntropy, "evaluate", after=after_scoring)
@@ -139,10 +178,8 @@ def public_numbers(cell: dict) -> set[float]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_no_number_that_is_left_behind_is_a_private_one(private, tmp_path, monkeypatch, method):
-    cell = private(method)
-    with watched(monkeypatch) as seen:
-        left = left_behind(cell, tmp_path, monkeypatch)
+def test_no_number_that_is_left_behind_is_a_private_one(watched_run, method):
+    cell, seen, _, left, _ = watched_run(method)
     assert len(seen) > 1000 and len(numbers(left)) > 25
     assert not numbers(left) & (seen - public_numbers(cell))
 
@@ -170,10 +207,8 @@ def test_a_private_choice_leaves_behind_the_step_that_it_chose_alone(private, tm
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_watch_sees_the_curves_and_times_of_a_benchmark(private, tmp_path, monkeypatch, method):
-    cell = private(method, noise_key="published")
-    with watched(monkeypatch) as seen:
-        left = left_behind(cell, tmp_path, monkeypatch)
+def test_the_watch_sees_the_curves_and_times_of_a_benchmark(watched_run, method):
+    cell, seen, _, left, _ = watched_run(method, noise_key="published")
     point = left["record"]["curve"][-1]
     assert {point["train_loss"], point["train_seconds"], left["record"]["time"]["step_seconds"]} <= seen
     assert {point["train_loss"], point["train_seconds"]} <= numbers(left) & (seen - public_numbers(cell))
@@ -191,7 +226,7 @@ def world(monkeypatch, number: int) -> Iterator[None]:
         splits = encode(*arguments)
         for split in ("train", "dev"):
             part, order = splits[split], draw.permutation(len(splits[split]))
-            texts = [part.ids(i)[: draw.integers(2, 12)] for i in range(len(part))]
+            texts = [part.ids(i)[: draw.choice([3, 11])] for i in range(len(part))]
             splits[split] = examples.Examples.of(texts, part.labels[order])
         return splits
 
@@ -200,19 +235,19 @@ def world(monkeypatch, number: int) -> Iterator[None]:
 
     def release(self, clipped, clip):
         self.admit(len(clipped))
-        return float(released(self._record(clip), 1)) * clip
+        return float(released(self._record(clip, str)[0], 1)) * clip
 
     def release_vectors(self, clipped, clip):
         self.admit(len(clipped))
-        return (released(self._record(clip), clipped.shape[1]) * clip).tolist()
+        return (released(self._record(clip, str)[0], clipped.shape[1]) * clip).tolist()
 
     def release_(self, sums, clip):
-        step = self._record(clip)
+        step, _ = self._record(clip, str)
         for tensor in sums:
             tensor.copy_(released(step, tensor.numel()).view_as(tensor) * clip)
 
     def choose(self, counts, epsilon):
-        self.ledger.record_choice(epsilon, 10)
+        self.ledger.record_choice(self.key.name, epsilon, 10)
         return 10
 
     with monkeypatch.context() as patch:
@@ -221,6 +256,7 @@ def world(monkeypatch, number: int) -> Iterator[None]:
         patch.setattr(tasks, "digest", lambda task: f"{number:064d}")
         patch.setattr(RunKey, "secret", lambda: RunKey("secret", bytes(range(number, number + 32))))
         patch.setattr(RunKey, "name", "the same")  # it tells keys apart, and these must be two
+        patch.setattr(lineage, "_known", {})  # so that the two runs are not taken for one
         patch.setattr(budget, "_claim", lambda key: None)  # and the same ones in several runs
         patch.setattr(Budget, "release", release)
         patch.setattr(Budget, "release_vectors", release_vectors)
@@ -288,16 +324,15 @@ def writing(private, tmp_path, monkeypatch) -> dict:
     return sweep.complete(cell | {"task": "squad", "model": "tiny-causal"})
 
 
-def test_every_key_of_the_lists_is_one_that_a_run_writes(private, writing, tmp_path, monkeypatch):
+def test_every_key_of_the_lists_is_one_that_a_run_writes(
+    private, watched_run, writing, tmp_path, monkeypatch
+):
     """What no run needs would be a hole."""
     written, saved, headers = set(), set(), set()
-    cells = [
-        private(method, tune=tune) for method, tune in [*((m, "bias") for m in METHODS), ("dpzero", "full")]
-    ]
-    cells.append(private("dpzero"))
-    cells[-1]["settings"]["iterate"] = "accounted"
-    for number, cell in enumerate([*cells, writing]):
-        left = left_behind(cell, tmp_path / str(number), monkeypatch)
+    cells = [private("dpzero", tune="full"), private("dpzero"), writing]
+    cells[1]["settings"]["iterate"] = "accounted"
+    further = [left_behind(cell, tmp_path / str(n), monkeypatch) for n, cell in enumerate(cells)]
+    for left in [*(watched_run(method).left for method in METHODS), *further]:
         written |= {path for path, _ in record.leaves(left["record"])}
         saved |= {path for state in left["states"] for path, _ in record.leaves(state)}
         headers |= {path for path, _ in record.leaves(left["transcript"].get("header", {}))}
@@ -352,23 +387,9 @@ def test_a_new_key_in_a_transcript_is_refused_until_it_is_listed(private, tmp_pa
 
 
 @pytest.mark.parametrize("method", ["dpzero", "dp_zo_laplace", "dp_aggzo"])
-def test_the_rows_of_a_transcript_are_the_releases_over_the_batch_size(
-    private, tmp_path, monkeypatch, method
-):
-    cell, released = private(method), []
-    whole, of_vectors = Budget.release, Budget.release_vectors
-
-    def release(self, clipped, clip):
-        released.append([whole(self, clipped, clip)])
-        return released[-1][0]
-
-    def release_vectors(self, clipped, clip):
-        released.append(of_vectors(self, clipped, clip))
-        return released[-1]
-
-    monkeypatch.setattr(Budget, "release", release)
-    monkeypatch.setattr(Budget, "release_vectors", release_vectors)
-    rows = np.array(left_behind(cell, tmp_path, monkeypatch)["transcript"]["scalars"])
+def test_the_rows_of_a_transcript_are_the_releases_over_the_batch_size(watched_run, method):
+    cell, _, released, left, _ = watched_run(method)
+    rows = np.array(left["transcript"]["scalars"])
     settings = cell["settings"]
     divisor = settings["batch_size"] * (2 * settings["smoothing"] if method == "dp_zo_laplace" else 1)
     assert np.allclose(rows, np.array(released[-20:]) / divisor, rtol=1e-14, atol=0)
@@ -403,13 +424,13 @@ def test_a_score_on_dev_is_refused_before_anything_runs(private, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_log_says_what_kind_of_run_it_is_and_a_release_logs_no_time(private, tmp_path, monkeypatch):
+def test_the_log_says_what_kind_of_run_it_is_and_a_release_logs_no_time(watched_run):
     name = "toy/tiny-encoder/dpzero/eps-2/seed-0"
-    release = left_behind(private("dpzero"), tmp_path / "a", monkeypatch)["lines"]
+    release = watched_run("dpzero").left["lines"]
     assert release[0].startswith(f"{name}: noise key secret: a private release")
     steps = [f"{name}: step {step} of 20" for step in range(2, 21, 2)]
     assert release[1:] == [*steps, f"{name}: evaluating on 120 test examples"]
-    benchmark = left_behind(private("dpzero", noise_key="published"), tmp_path / "b", monkeypatch)["lines"]
+    benchmark = watched_run("dpzero", noise_key="published").left["lines"]
     assert "a benchmark on public data, no private release" in benchmark[0]
     assert "losses, dev accuracy and times are logged" in benchmark[0]
 
@@ -452,9 +473,8 @@ def test_one_that_ends_at_once_when_it_is_resumed_still_says_what_was_spent(priv
     assert made["privacy"]["steps"] == 13 and 0 < made["privacy"]["epsilon_spent"] < 2
 
 
-def test_its_record_makes_tables_figures_and_a_statement(private, tmp_path, monkeypatch):
-    left_behind(private("dpzero"), tmp_path / "a", monkeypatch)
-    files = [tmp_path / "a" / "record.json"]
+def test_its_record_makes_tables_figures_and_a_statement(watched_run, tmp_path):
+    files = [watched_run("dpzero").record]
     write_tables("language", files, tmp_path / "tables", "smoke")
     assert all(
         path.stat().st_size > 1000 for path in write_figures("language", files, tmp_path / "figures", "smoke")

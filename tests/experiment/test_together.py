@@ -80,7 +80,7 @@ def told(out: Path) -> dict:
     ],
 )
 def test_any_number_of_ranks_leaves_the_same_record(cell, tmp_path, method, settings):
-    mine = cell(method, **settings)
+    mine = cell(method, steps=6, evaluate_every=3, **settings)
     run_cell(mine, tmp_path / "1.json", lambda line: None, "cpu")
     for ranks in (2, 4) if (method, settings) == ("dpzero", {}) else (3,):
         out = tmp_path / f"{ranks}.json"

@@ -195,7 +195,7 @@ def test_another_number_of_directions_than_was_accounted_is_refused(directions, 
 def test_nothing_leaves_that_the_ledger_does_not_have(monkeypatch, arithmetic):
     source, vectors = full(noise_arithmetic=arithmetic), full()
 
-    def no_space(number, name):
+    def no_space(number, name, value=""):
         raise OSError("no space left on device")
 
     for each in (source, vectors):
@@ -300,13 +300,27 @@ def test_the_statement_says_what_ran():
 
 
 def test_only_a_secret_key_makes_a_valid_release():
-    """And only noise on integers: that of floats gives the sum away in its low-order bits."""
-    assert not budget(noise_arithmetic="exact").statement(1.0, 2.0)["valid_release"]
-    floats = budget(RunKey.secret(), noise_arithmetic="float").statement(1.0, 2.0)
+    """And only noise on integers, since that of floats gives the sum away in its low-order bits, of values that no other example moves."""
+
+    def said(*how, moved: float | None = 0.0, **more) -> dict:
+        source = budget(*how, **more)
+        source.measured(moved)
+        return source.statement(1.0, 2.0)
+
+    assert not said(noise_arithmetic="exact")["valid_release"]
+    floats = said(RunKey.secret(), noise_arithmetic="float")
     assert (floats["noise_key"], floats["valid_release"]) == ("secret", False)
-    said = budget(RunKey.secret()).statement(1.0, 2.0)
-    assert (said["noise_key"], said["noise_arithmetic"], said["valid_release"]) == ("secret", "exact", True)
-    assert (said["steps"], said["epsilon_spent"], said["epsilon_spent_rdp"], said["gdp_mu"]) == (0, 0, 0, 0)
+    exact = said(RunKey.secret())
+    assert (exact["noise_key"], exact["noise_arithmetic"], exact["valid_release"]) == (
+        "secret",
+        "exact",
+        True,
+    )
+    assert [exact[key] for key in ("steps", "epsilon_spent", "epsilon_spent_rdp", "gdp_mu")] == [0, 0, 0, 0]
+    assert budget(RunKey.secret()).statement()["valid_release"] is False  # nobody has measured it
+    for moved in (1e-6, None):
+        with pytest.warns(UserWarning, match="no release is called valid"):
+            assert said(RunKey.secret(), moved=moved)["valid_release"] is False
 
 
 @pytest.mark.parametrize("arithmetic", ARITHMETICS)

@@ -34,7 +34,7 @@ X = torch.linspace(-1, 1, SIZE)
 
 
 class Life:
-    """A run of a user who saves, loads, forks, fails and starts over, and the releases that the run at hand goes back to."""
+    """A run of a user who saves, loads, forks, fails and starts over, and all the releases of whoever went on from the run at hand's."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.files = folder, itertools.count()
@@ -45,7 +45,9 @@ class Life:
         self.rows: tuple[int, ...] = ()  # that the model was asked about last
         self.begin(self.new_budget(self.file()))
         self.me.write_transcript(self.transcript)
-        self.history: list[tuple] = []  # releases that led to the run at hand
+        self.history: list[
+            tuple
+        ] = []  # releases of the run at hand, and of all that share one of them with it
         self.saved: tuple[dict, list[tuple]] | None = None
 
     def file(self) -> Path:
@@ -129,7 +131,7 @@ class Life:
         self.failing = 0
 
     def save(self, n: int) -> None:
-        self.saved = pickle.loads(pickle.dumps(self.me.state_dict())), list(self.history)
+        self.saved = pickle.loads(pickle.dumps(self.me.state_dict())), self.history
 
     def go_back(self, n: int) -> None:
         if self.saved:
@@ -142,7 +144,8 @@ class Life:
         if self.saved:
             self.begin(self.new_budget(self.file() if n % 2 else None))
             self.me.load_state_dict(self.saved[0])
-            self.history = list(self.saved[1])
+            # before the first release there is nothing that two runs could share
+            self.history = self.saved[1] if self.saved[0]["budget"]["releases"] else []
 
     def resume_ledger(self, n: int) -> None:
         path = self.budget.ledger.path
@@ -157,10 +160,9 @@ class Life:
             return
         path, taken = self.transcript, self.me.steps_taken
         self.me.transcript.close()
-        history = self.history
         self.begin(self.new_budget())
         self.me.write_transcript(path)
-        self.transcript, self.history = path, history[-self.me.steps_taken :] if taken else []
+        self.transcript, self.history = path, self.history if taken else []
 
     def fork(self, n: int) -> None:
         batch = next(self.budget.batches(), None)

@@ -121,7 +121,36 @@ def test_a_choice_that_was_made_is_kept_whatever_is_asked_later(tmp_path, noise_
         one.ledger.close()
         assert one.epsilon_spent() == 0.5
     assert len(set(chosen)) == 1
-    assert [line.split()[:2] for line in path.read_text().splitlines()[1:]] == [["choice", "0.5"]]
+    assert [line.split()[::2] for line in path.read_text().splitlines()[1:]] == [["choice", "0.5"]]
+
+
+def test_choices_under_several_keys_add_up(tmp_path):
+    """They counted once: a state and a ledger kept one choice, whoever made it."""
+    setting, states = Budget.calibrated(**SIZES).setting, []
+    for _ in range(2):  # two processes, which know nothing of each other
+        budget = Budget(setting, 1.0, RunKey.secret())
+        budget.choose({10: 3, 20: 5}, 0.5)
+        states.append(budget.state_dict())
+    both = Budget(setting, 1.0, RunKey.secret(), tmp_path / "ledger")
+    for state in (*states, *states):
+        both.load_state_dict(state)
+    assert both.epsilon_spent() == both.epsilon_of_choice == 1.0
+    assert both.statement()["gdp_mu"] == gdp_mu(1.0)
+    both.close()
+    again = Budget.resume(tmp_path / "ledger")
+    assert again.epsilon_spent() == 1.0 and len(again.ledger.choices) == 2
+    assert again.choose({10: 1}, 0.5) in (10, 20)  # no third one
+
+
+def test_a_choice_that_nobody_can_tell_any_more_counts_beside_the_next(tmp_path):
+    path, setting = tmp_path / "ledger", Budget.calibrated(**SIZES).setting
+    budget = Budget(setting, 1.0, RunKey.secret(), path)
+    budget.choose({10: 3, 20: 5}, 0.5)
+    budget.close()
+    path.write_bytes(path.read_bytes()[:-2])  # 1 or 2, of 10 or 20
+    again = Budget.resume(path)
+    assert again.epsilon_spent() == 0.5 and again.choose({10: 0, 20: 50}, 0.25) in (10, 20)
+    assert again.epsilon_spent() == 0.75
 
 
 def test_a_choice_at_another_epsilon_is_refused_and_so_is_one_that_is_not_accounted(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import resource
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -86,11 +88,93 @@ def test_a_ledger_survives_being_cut_at_any_byte(data):
         whole = path.read_bytes()
         cut = data.draw(st.integers(0, len(whole)))
         path.write_bytes(whole[:cut])
-        left = max(0, whole[:cut].count(b"\n") - 1)  # line one is the setting
+        if 0 < cut < whole.index(b"\n"):  # of line one, without which nothing can be told
+            with pytest.raises(ValueError, match="is damaged, so that epsilon cannot be told"):
+                opened(path)
+            return
+        left = max(0, whole[:cut].count(b"\n") - 1)
+        torn = not whole[:cut].endswith(b"\n") and cut > whole.index(b"\n")
         again = opened(path)
-        assert list(again) == [(step, ONE) for step in range(left)]
+        assert len(again) == left + torn  # a release that may have been used counts
+        assert {(step, ONE) for step in range(left)} <= set(again)
+        kept = list(again)
         again.record(100, TWO)
-        assert list(opened(path)) == [*((step, ONE) for step in range(left)), (100, TWO)]
+        assert list(opened(path)) == [*kept, (100, TWO)]
+
+
+@pytest.mark.parametrize("noise_key", ["secret", "published"])
+@pytest.mark.parametrize(
+    ("torn", "sure"),
+    [
+        ("2 {name}", True),
+        ("2 {name} 0123", True),
+        ("2 {name:.5}", True),
+        ("2 ", True),
+        ("1 {name:.5}", False),  # whose was that? Not the release of the line before
+        ("7 {other:.5}", False),
+        ("7", False),
+        ("7 \0\0\0", False),
+        ("\ufffd", False),
+    ],
+)
+def test_a_last_line_without_its_end_is_what_it_must_have_been_or_one_more(path, torn, sure, noise_key):
+    """It was dropped, so that one release more was made than epsilon was of."""
+    event, name = replace(EVENT, noise_key=noise_key), RunKey.secret().name
+    lines = [json.dumps(event.as_dict()), f"0 {name}", f"1 {name}"]
+    path.parent.mkdir()
+    path.write_text("\n".join([*lines, torn.format(name=name, other=name[::-1])]))
+    found = set(opened(path, event))
+    assert len(found) == 3 and {(0, name), (1, name)} <= found
+    assert ((2, name) in found) is sure
+    assert set(opened(path, event)) == found and path.read_bytes().endswith(b"\n")
+
+
+def test_two_keys_may_have_begun_the_last_line(path):
+    opened(path).record(0, ONE)
+    opened(path).record(0, TWO)
+    OPEN[-1].close()
+    path.write_bytes(path.read_bytes() + b"1 ")
+    assert len(opened(path)) == 3 and not {(1, ONE), (1, TWO)} & set(OPEN[-1])
+
+
+def test_a_first_line_without_its_end_is_one_if_it_can_be_read(path):
+    opened(path).close()
+    path.write_bytes(path.read_bytes().rstrip())
+    opened(path).record(0, ONE)
+    assert len(opened(path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("torn", "epsilon"), [(f"choice {ONE} 0.5 1", 0.5), (f"choice {ONE} 0.5 ", 0.5), (f"choice {ONE} 0.5", None), ("cho", None)]
+)  # fmt: skip
+def test_a_choice_whose_line_is_torn_has_spent_its_epsilon(path, torn, epsilon):
+    """Where that can be read: what was chosen may be cut, and is not told again."""
+    opened(path).close()
+    path.write_bytes(path.read_bytes() + torn.encode())
+    if epsilon is None:
+        with pytest.raises(ValueError, match="is damaged, so that epsilon cannot be told"):
+            opened(path)
+        return
+    for _ in range(2):
+        assert opened(path).choices == [(ONE, epsilon, None)]
+
+
+def test_what_could_not_be_written_whole_is_taken_back(path):
+    """The disk was full: the release was used by nobody, and the next line is not put behind half a line."""
+    ledger = opened(path)
+    ledger.record(0, ONE)
+    kept = path.read_bytes()
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(kept) + 7, limits[1]))
+        with pytest.raises(OSError, match="File too large"):
+            ledger.record(1, ONE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == kept
+    ledger.record(1, ONE)
+    assert len(opened(path)) == 2
 
 
 CHANGES = {name: value * 2 for name, value in asdict(EVENT).items()}

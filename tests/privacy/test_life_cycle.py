@@ -13,6 +13,7 @@ import random
 import re
 import sys
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -700,7 +701,14 @@ def shared_out(model, rows):
     return loss(model, rows) / len(rows)
 
 
+def slightly(model, rows, weight):
+    """As a mixture of experts mixes, whose capacity is the batch's."""
+    own = loss(model, rows)
+    return (1 - weight) * own + weight * own.mean()
+
+
 MIXED = {
+    **{f"a mean of weight {w:g}": (linear, partial(slightly, weight=w)) for w in (0.1, 0.01, 0.001)},
     "attention over the batch": (Attending, loss),
     "batch norm by hand": (lambda: Normalising(10, 2), loss),
     "in-batch negatives": (linear, contrastive),
@@ -737,6 +745,15 @@ def test_a_loss_of_each_example_alone_passes_in_any_precision(dtype):
     model = nn.Sequential(nn.Linear(10, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 2))
     for seed in range(20):
         take(make(Budget(SETTING, NOISE_SCALE, RunKey.published(seed)), model, loss=computed), 1)
+
+
+def test_what_mixes_more_than_bfloat16_rounds_is_refused_there_too():
+    def computed(model, rows):
+        with torch.autocast("cpu", torch.bfloat16):
+            return slightly(model, rows, 0.2)
+
+    with pytest.raises(ValueError, match=r"an example's loss is another"):
+        make(secret(), loss=computed).probe(np.arange(16))
 
 
 def test_nothing_without_noise_can_be_read_off_a_private_optimizer():

@@ -1,0 +1,234 @@
+"""Whether the last bits of a user's own loss follow what else is in the batch: measured, told, and kept from happening."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import TensorDataset
+
+from baselines.dp_aggzo import DPAggZO
+from baselines.dp_zo import DPZO
+from baselines.mezo import MeZO
+from dpzero import Budget, DPZero
+from dpzero.privacy import RunKey, Setting
+
+SIZE = 256
+X = torch.randn(SIZE, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+Y = (X[:, 0] > 0).long()
+SETTING = Setting("gaussian", "poisson", "add_remove", SIZE, 32, 20, 1e-5)
+SETTINGS = {"learning_rate": 0.01, "clip": 10.0}
+
+
+def budget(key: RunKey | None = None, setting: Setting = SETTING) -> Budget:
+    return Budget(setting, 1.6, key or RunKey.secret())
+
+
+def linear() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Linear(10, 2).double()
+
+
+def loss(model, rows):
+    return functional.cross_entropy(model(X[rows]), Y[rows], reduction="none")
+
+
+def rounded(model, rows):
+    """Its last bits follow the number of examples, as those of most kernels do."""
+    return loss(model, rows) + 1e-9 * len(rows)
+
+
+def steps(me, count: int = 3) -> None:
+    for batch in itertools.islice(me.budget.batches(), count):
+        me.step(batch)
+
+
+def weights(me) -> torch.Tensor:
+    return nn.utils.parameters_to_vector(me.parameters).detach()
+
+
+def test_a_loss_whose_last_bits_follow_the_batch_gives_no_valid_release():
+    """It was called one, and what an example moves was the clip and what it moves in the others."""
+    mine = budget()
+    me = DPZero(linear(), rounded, mine, **SETTINGS)
+    with pytest.warns(UserWarning, match=r"moves the others by up to .* one_at_a_time=True") as told:
+        steps(me)
+    assert len(told) == 1
+    said = mine.statement()
+    assert said["valid_release"] is False
+    size = len(mine.sampler.batch(0))
+    of_the_largest_part = (size - 4) * 1e-9 / 1e-3 * 4 / 10
+    assert of_the_largest_part <= said["others_move_over_clip"] < 100 * of_the_largest_part
+
+
+@pytest.mark.parametrize("how", [{}, {"one_at_a_time": True}])
+def test_a_loss_whose_bits_are_its_examples_own_gives_a_valid_one(how):
+    mine = budget()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        steps(DPZero(linear(), loss if not how else rounded, mine, **SETTINGS, **how))
+    assert mine.statement()["others_move_over_clip"] == 0 and mine.valid_release
+
+
+def test_the_projects_own_loss_gives_a_valid_one():
+    from transformers import BertConfig, BertModel
+
+    from dpzero.language.examples import Examples
+    from dpzero.language.losses import CrossEntropy
+    from dpzero.language.models import Classifier
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = BertConfig(vocab_size=30, max_position_embeddings=40, **sizes)
+    body = BertModel(config, add_pooling_layer=False)
+    model = Classifier(body, nn.Linear(16, 2), "encoder").eval()
+    texts = Examples.of([[3] * (1 + i % 30) for i in range(SIZE)], [i % 2 for i in range(SIZE)])
+    mine = budget()
+    me = DPZero(model, CrossEntropy(256), mine, **SETTINGS)
+    for batch in itertools.islice(mine.batches(), 1):
+        me.step(texts[batch])
+    assert mine.statement()["others_move_over_clip"] == 0 and mine.valid_release
+
+
+# One at a time -----------------------------------------------------------------------------------------------------------
+
+
+METHODS = {
+    "dpzero": lambda loss, **how: DPZero(linear(), loss, budget(RunKey.published(0)), **SETTINGS, **how),
+    "dp_zo": lambda loss, **how: DPZO(linear(), loss, budget(RunKey.published(0)), **SETTINGS, **how),
+    "dp_aggzo": lambda loss, **how: DPAggZO(linear(), loss, budget(RunKey.published(0)), **SETTINGS, **how),
+    "mezo": lambda loss, **how: MeZO(linear(), loss, 32, learning_rate=0.01, **how),
+}
+
+
+@pytest.mark.parametrize("perturb", ["in_place", "on_read"])
+@pytest.mark.parametrize("method", METHODS)
+def test_each_example_is_alone_and_the_step_is_that_of_its_own_bits(method, perturb):
+    seen = []
+
+    def watched(model, rows):
+        seen.append(len(rows))
+        return rounded(model, rows)
+
+    def apart(model, rows):
+        return torch.cat([rounded(model, rows[i : i + 1]) for i in range(len(rows))])
+
+    one = METHODS[method](watched, one_at_a_time=True, perturb=perturb)
+    two = METHODS[method](apart, perturb=perturb)
+    for batch in itertools.islice(budget(RunKey.published(0)).batches(), 3):
+        for me in (one, two):
+            if me.budget:
+                next(me.budget.batches())
+            me.step(batch)
+    assert set(seen) == {1} and torch.equal(weights(one), weights(two))
+    assert method == "mezo" or one.budget.others_move_over_clip == 0
+
+
+def test_both_points_of_an_example_may_be_one_batch():
+    class Both:
+        def __call__(self, model, rows):
+            return loss(model, rows)
+
+        def both_sides(self, model, rows, pairs):
+            assert len(rows) == 1
+            with pairs(1):
+                out = model(X[rows].repeat(2, 1))
+            return tuple(functional.cross_entropy(out, Y[rows].repeat(2), reduction="none")[:, None])
+
+    one = METHODS["dpzero"](Both(), one_at_a_time=True, perturb="both_signs")
+    two = METHODS["dpzero"](loss, perturb="on_read")
+    for me in (one, two):
+        steps(me)
+    assert torch.allclose(weights(one), weights(two), rtol=1e-9)
+
+
+def padded(rows: list) -> dict:
+    """Of texts of all lengths, as collators have them."""
+    ids, row = nn.utils.rnn.pad_sequence([ids for ids, _ in rows], batch_first=True), [r for _, r in rows]
+    return {"ids": ids, "row": torch.tensor(row)}
+
+
+TEXTS = [(torch.ones(1 + i % 7), i) for i in range(SIZE)]
+
+
+@pytest.mark.parametrize("ahead", [False, True], ids=["one by one", "read ahead"])
+def test_a_loaders_examples_are_collated_alone(ahead):
+    """Each batch's own, however many were read ahead."""
+    seen, mine = [], budget()
+
+    def watched(model, batch):
+        seen.append((batch["ids"].shape, batch["row"].tolist()))
+        return loss(model, batch["row"])
+
+    me = DPZero(linear(), watched, mine, one_at_a_time=True, **SETTINGS)
+    loader = mine.loader(TEXTS, collate_fn=padded)
+    for number, batch in zip(range(3), list(loader) if ahead else loader, strict=False):
+        seen.clear()
+        me.step(batch)
+        assert {row for _, (row,) in seen} == set(mine.sampler.batch(number).tolist())
+    assert all(shape == (1, 1 + row % 7) for shape, (row,) in seen) and mine.valid_release
+
+
+def test_of_a_batch_that_was_padded_by_hand_it_cannot_be_told():
+    mine = budget()
+    me = DPZero(linear(), lambda model, batch: loss(model, batch["row"]), mine, **SETTINGS)
+    with pytest.warns(UserWarning, match="that may be padded as a whole .* what budget.loader hands out"):
+        me.step(padded([TEXTS[i] for i in next(mine.batches())]))
+    assert mine.statement()["others_move_over_clip"] is None and not mine.valid_release
+
+
+def test_nor_of_one_that_no_example_can_be_taken_of():
+    class Opaque:
+        def __init__(self, rows):
+            self.rows = rows
+
+        def __len__(self):
+            return len(self.rows)
+
+    mine = budget()
+    of = lambda model, batch: loss(model, batch.rows)  # noqa: E731
+    me = DPZero(linear(), of, mine, one_at_a_time=True, **SETTINGS)
+    batches = mine.batches()
+    with pytest.raises(ValueError, match="type Opaque it cannot be told how to take one example: give step"):
+        me.step(Opaque(next(batches)))
+    assert len(mine.ledger) == 0
+    other = budget()
+    me = DPZero(linear(), of, other, **SETTINGS)
+    with pytest.warns(UserWarning, match="it cannot be told"):
+        me.step(Opaque(next(other.batches())))
+    assert other.others_move_over_clip is None and not other.valid_release
+
+
+def test_a_batch_of_one_is_not_asked_and_the_next_one_is():
+    mine = budget(setting=Setting("gaussian", "without_replacement", "replace_one", SIZE, 1, 20, 1e-5))
+    steps(DPZero(linear(), loss, mine, **SETTINGS))
+    assert mine.others_move_over_clip is None
+    me = DPZero(linear(), loss, mine, **SETTINGS)
+    me.probe(torch.arange(8))  # public ones
+    steps(me, 1)
+    assert mine.valid_release
+
+
+# Later processes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:the last bits")
+def test_a_state_tells_what_was_measured_before():
+    one, two = budget(), budget()
+    steps(DPZero(linear(), rounded, one, **SETTINGS))
+    me = DPZero(linear(), loss, two, **SETTINGS)
+    two.load_state_dict(one.state_dict())
+    steps(me)
+    assert two.others_move_over_clip == one.others_move_over_clip > 0 and not two.valid_release
+
+
+def test_a_loader_of_fields_is_measured_by_parts_that_it_collates():
+    mine = budget()
+    me = DPZero(linear(), lambda model, batch: loss(model, batch[1]), mine, **SETTINGS)
+    for batch in itertools.islice(mine.loader(TensorDataset(X, torch.arange(SIZE))), 1):
+        me.step(batch)
+    assert mine.others_move_over_clip == 0
