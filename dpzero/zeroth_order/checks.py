@@ -86,11 +86,13 @@ class Watch:
         if sums is not None:
             read = zip(self._parameters, sums, checksums(self._parameters), strict=True)
             differing |= {id(p) for p, old, new in read if old != new}
-        changed = [
-            name
-            for (name, *_, tensor), old, new in zip(self._places, versions, now, strict=True)
-            if old != new or id(tensor) in differing  # behind torch's back, through `.data`
-        ]
+        changed = []
+        if differing or now != versions:
+            changed = [
+                name
+                for (name, *_, tensor), old, new in zip(self._places, versions, now, strict=True)
+                if old != new or id(tensor) in differing  # behind torch's back, through `.data`
+            ]
         if first := next(iter(changed), self._first_elsewhere()):
             self._restore_buffers()
             raise ValueError(
@@ -104,7 +106,7 @@ class Watch:
             )
 
     def _versions(self) -> list[int]:
-        return [tensor._version for *_, tensor in self._places]
+        return [place[-1]._version for place in self._places]
 
     def _first_elsewhere(self) -> str | None:
         """The name of a tensor that is no longer where it was."""
