@@ -187,7 +187,8 @@ class Checkpoint:
         """As one: killed on the way, it is whole or gone. What is left of its mark alone would let the run release anew."""
         gone = self.folder.with_name(f".{self.folder.name}.removed")
         shutil.rmtree(gone, ignore_errors=True)
-        self.folder.replace(gone)
+        if self.folder.exists():
+            self.folder.replace(gone)
         shutil.rmtree(gone, ignore_errors=True)
 
 

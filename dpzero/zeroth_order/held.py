@@ -141,8 +141,9 @@ def _refuse(names: Collection[str], follows: str) -> None:
 
 
 def checksums(tensors: Sequence[Tensor]) -> list[int]:
-    """Of the octets; reads each tensor once."""
-    return [_checksum(tensor) for tensor in tensors]
+    """Of the octets; reads each tensor once, as it lies in memory, and not as a mode of torch would have it read (see `reads`)."""
+    with torch._C.DisableTorchFunction():
+        return [_checksum(tensor) for tensor in tensors]
 
 
 def _checksum(tensor: Tensor) -> int:

@@ -59,9 +59,7 @@ def kept(tmp_path_factory):
         patch.setattr(benchmark, "VOCABULARY", 300)
         found = {model: [] for model in TINY}
         for model, parts in found.items():
-            bench(model, token_budget=512).run(
-                list(ROWS), lambda made, parts=parts: parts.append(json.dumps(made))
-            )
+            bench(model).run(list(ROWS), lambda made, parts=parts: parts.append(json.dumps(made)))
     return {model: [json.loads(part) for part in parts] for model, parts in found.items()}
 
 
@@ -85,7 +83,8 @@ def test_the_zeroth_order_rows_hold_what_inference_holds_and_the_public_step_mor
     """On a tiny model a batch outweighs the weights, so the public step is larger by its logits above all."""
     rows = {row["name"]: row for row in kept["tiny-roberta"][-1]["rows"]}
     for name in ("mezo", "dpzero", "mezo_signs", "mezo_sphere", "dp_aggzo"):
-        assert rows[name]["peak_bytes"] <= 1.01 * rows[name]["inference_peak_bytes"] + 4096
+        generators = 8192  # their states, which a step compares
+        assert rows[name]["peak_bytes"] <= 1.01 * rows[name]["inference_peak_bytes"] + generators
     assert rows["public"]["peak_bytes"] > 1.2 * rows["mezo"]["peak_bytes"]
 
 
