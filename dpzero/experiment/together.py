@@ -83,10 +83,17 @@ def _start(run: Run) -> None:
 
 
 def part(run: Run) -> None:
-    """After the last step, all ranks are found to have the same weights."""
-    if run.ranks.size > 1:
-        run.method.check_ranks()
-        run.ranks.close()
+    """After the last step, all ranks are found to have the same weights.
+
+    Where a release was lost in an earlier process, rank 0's budget ends before those of the others, which do not know of it.
+    """
+    if run.ranks.size == 1:
+        return
+    if run.ranks.rank == 0 and run.method.steps_taken < run.settings["steps"]:
+        run.ranks.dismiss()
+        return
+    run.method.check_ranks()
+    run.ranks.close()
 
 
 def cut_back(run: Run, error: RankFailure) -> RankFailure:

@@ -129,6 +129,23 @@ def test_a_killed_rank_ends_the_run_which_goes_on_with_those_that_are_left(
         assert told(out) == told(tmp_path / "whole.json")
 
 
+def test_a_run_whose_budget_ends_early_leaves_no_rank_waiting(cell, tmp_path, monkeypatch):
+    """Rank 0 knew of a release that was lost, the others waited for the step that it had paid with until their time was out."""
+    mine, out = cell("dpzero", noise_key="secret"), tmp_path / "a.json"
+    monkeypatch.setattr(checkpoint, "SECONDS", 0)
+
+    def die(run: Run, step: int) -> None:
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert on(1, mine, out, at_step=die) == [signal.SIGKILL]
+    with (checkpoint.folder(out) / "ledger").open("a") as ledger:
+        ledger.write(f"5 {'0' * 16}\n")  # released, and killed before the step was taken
+    first, second = on(2, mine, out)
+    assert second is None
+    assert first["privacy"]["steps"] == STEPS == first["transcript"]["steps"] + 1
+
+
 @pytest.mark.parametrize("noise_key", ["published", "secret"])
 def test_a_rank_whose_weights_went_wrong_ends_the_run(cell, tmp_path, monkeypatch, noise_key):
     mine, out = cell("dpzero", noise_key=noise_key), tmp_path / "a.json"
