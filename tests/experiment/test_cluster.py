@@ -99,8 +99,6 @@ def test_one_submission_holds_many_runs_and_the_tables_are_made_where_it_was_cal
     assert len(made) == 2 and len({job["ArrayJobId"] for job in made}) == 1
     given = [*gpus(cluster, f"{PREFIX}/sgd/eps-inf/seed-0"), *gpus(cluster, DPZERO)]
     assert len(given) == 2 and set(given) <= {"0", "1"}
-    (_, first_ends), (second_starts, _) = sorted((job["StartTime"], job["EndTime"]) for job in made)
-    assert given[0] != given[1] or second_starts >= first_ends  # one after the other may share
     table = (cluster.folder / "results" / "smoke" / "tables" / "accuracy.md").read_text()
     assert "DPZero" in table and table in done.stdout
 

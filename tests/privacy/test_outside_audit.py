@@ -38,7 +38,7 @@ CANARY, CLIP, SIGNIFICANCE = 3, 0.25, 1e-6
 TRANSCRIPTS = {
     1.0: 10_000,
     4.0: 10_000,
-    8.0: 80_000,
+    6.0: 40_000,
 }  # a bound that knows no law is log of their number at most
 THRESHOLD = {
     "gaussian": 0.35,
@@ -98,7 +98,7 @@ def lower_bound(
 @pytest.mark.parametrize("mechanism", ["gaussian", "laplace"])
 @pytest.mark.parametrize(
     ("epsilon", "arithmetic"),
-    [(1.0, "float"), (1.0, "exact"), (4.0, "float"), (4.0, "exact"), (8.0, "exact")],
+    [(1.0, "float"), (1.0, "exact"), (4.0, "float"), (4.0, "exact"), (6.0, "exact")],
 )
 def test_an_outside_auditor_finds_no_more_than_is_claimed_and_half_the_noise_at_once(
     auditing, epsilon, arithmetic, mechanism
