@@ -52,7 +52,12 @@ class DPSGD(FineTuning):
         seed: int = 0,
     ) -> None:
         super().__init__(
-            model, loss, budget.batch_size, learning_rate=learning_rate, optimizer=optimizer, seed=seed
+            model,
+            loss,
+            Budget.of(budget).batch_size,
+            learning_rate=learning_rate,
+            optimizer=optimizer,
+            seed=seed,
         )
         check_clip(clip)
         if clipping not in ("hooks", "ghost"):

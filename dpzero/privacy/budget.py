@@ -132,6 +132,16 @@ class Budget:
             epsilon_target=epsilon,
         )
 
+    @staticmethod
+    def of(given: object) -> Budget:
+        """What a private method was given. Raises TypeError where it is no budget."""
+        if not isinstance(given, Budget):
+            raise TypeError(
+                f"budget is {given!r}: give a private method Budget.calibrated(epsilon=..., delta=..., dataset_size=..., batch_size=..., "
+                "steps=...)"
+            )
+        return given
+
     @classmethod
     def resume(cls, ledger: str | Path, *, key: RunKey | None = None, overspend: bool = False) -> Budget:
         """The budget whose ledger this file is, with what it has spent and the steps that are left, under a new secret key.

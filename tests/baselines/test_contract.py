@@ -267,6 +267,12 @@ def test_noise_is_added_and_differs_from_key_to_key(name, train):
     assert not torch.equal(*ends)
 
 
+@pytest.mark.parametrize("name", sorted({*where(private=True)} & CARDS.keys()))
+def test_a_batch_size_in_place_of_a_budget_is_refused(name):
+    with pytest.raises(TypeError, match=r"budget is 64: give a private method Budget.calibrated\("):
+        make(name, make_model(), 64)
+
+
 @every_private
 def test_an_empty_batch_releases_noise(name, train):
     """A step that does nothing would tell that nobody was in it."""
