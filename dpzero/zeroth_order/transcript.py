@@ -47,10 +47,19 @@ class Transcript:
         if end:
             self._file.truncate(end)  # a torn row at the end moved nothing
             self._file.seek(end)
+            self._sum = zlib.crc32(_rows(self.scalars), zlib.crc32(line))
         else:
-            self._file.write(line)
-            self._file.flush()
-        self._sum = zlib.crc32(_rows(self.scalars), zlib.crc32(line))
+            self.begin(header)
+
+    def begin(self, header: dict) -> None:
+        """A file without rows gets this header."""
+        line = json.dumps(header).encode() + b"\n"
+        self.header = header
+        self._file.seek(0)
+        self._file.truncate()
+        self._file.write(line)
+        self._file.flush()
+        self._sum = zlib.crc32(line)
 
     def __len__(self) -> int:
         """Rows that were there when it was opened."""

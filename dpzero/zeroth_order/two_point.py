@@ -333,6 +333,8 @@ class TwoPoint:
         before = read(path)[0] if path.exists() and path.stat().st_size else {}
         base = digest(self.parameters) if self.steps_taken == 0 else before["base_sha256"]
         self.transcript = Transcript(path, self._header(base, before.get("privacy") or {}))
+        if not len(self.transcript):  # whoever releases the first row gives it the name of a key
+            self.transcript.begin(self._header(base, {}))
         if len(self.transcript) < self.steps_taken:
             raise ValueError(
                 f"transcript {path} has {len(self.transcript)} of the {self.steps_taken} steps taken: start from the base model"

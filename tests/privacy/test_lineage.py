@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from dpzero import Budget
+from dpzero import Budget, DPZero
 from dpzero.privacy import RunKey, Setting
 
 SETTING = Setting("gaussian", "poisson", "add_remove", 256, 32, 20, 1e-5)
@@ -120,6 +121,28 @@ def test_a_copy_of_a_ledger_is_no_second_budget(tmp_path):
     two = Budget.resume(tmp_path / "two")
     release(two, 10)
     assert len(release(one, 99)) == 6 and len(one.ledger) == len(two.ledger) == 20
+
+
+def test_a_transcript_without_a_step_is_of_whoever_takes_the_first(tmp_path):
+    """It kept the name of the key that released nothing, so that who went on from it was told apart from who went on from a state."""
+
+    def begin(budget: Budget) -> DPZero:
+        model = nn.Linear(1, 1, bias=False)
+        nn.init.ones_(model.weight)
+        return DPZero(
+            model, lambda m, rows: m.weight.expand(len(rows), 1)[:, 0], budget, learning_rate=0.1, clip=1
+        )
+
+    none, one, two, three = (begin(secret()) for _ in range(4))
+    path = tmp_path / "transcript"
+    none.write_transcript(path)
+    one.write_transcript(path)
+    one.step(next(one.budget.batches()))
+    state = one.state_dict()
+    two.write_transcript(path)
+    two.step(next(two.budget.batches()))
+    three.load_state_dict(state)
+    assert len(three.budget.ledger) == len(two.budget.ledger) == 2
 
 
 def test_a_loop_ends_where_another_budget_has_spent_the_rest():
