@@ -49,6 +49,11 @@ def indices(batch: object) -> np.ndarray | None:
     return None
 
 
+def picker(batch: object, size: int, own: Take | None = None) -> Take:
+    """What makes a batch of some examples of this one: `own` where there is one, as of a batch that a collator padded, else `take`."""
+    return own or (lambda rows: take(batch, rows, size))
+
+
 def take(batch: object, rows: Sequence[int], size: int) -> object:
     """The examples of these numbers of a batch of `size`, in a batch of the same kind; None where it cannot be told how."""
     if isinstance(batch, Mapping):

@@ -42,7 +42,7 @@ def probe(
     """
     size = min(count, MOST)
     half = size // 2
-    take = take or (lambda rows: batches.take(batch, rows, count))
+    take = batches.picker(batch, count, take)
     companies = [
         ("fewer", [*range(size)]),
         ("fewer", [*range(half)]),

@@ -54,7 +54,7 @@ class Transcript:
     def begin(self, header: dict) -> None:
         """A file without rows gets this header."""
         line = json.dumps(header).encode() + b"\n"
-        self.header = header
+        self.header = json.loads(line)  # as it will be read
         self._file.seek(0)
         self._file.truncate()
         self._file.write(line)

@@ -202,7 +202,7 @@ class TwoPoint:
             moved = (self._losses(batch, count, take) - self._losses(batch, count, take)).abs()
         else:
             moved = probe(lambda part: self.loss(self.model, part), batch, count, take)
-        some = take or (lambda rows: batches.take(batch, rows, count))
+        some = batches.picker(batch, count, take)
         self._probed = moved is not None and count > 0
         if not self._probed and (count < 2 or some([0]) is not None):
             return  # of the next batch, or of none: the step says what is wrong with the losses
@@ -215,7 +215,7 @@ class TwoPoint:
     def _ask_again(self, batch: Sized, count: int) -> None:
         """Whether the model keeps something of the examples in a plain attribute."""
         if self._asks and self._probed:
-            some = self.budget.take or (lambda rows: batches.take(batch, rows, count))
+            some = batches.picker(batch, count, self.budget.take)
             self.watch.held.ask(lambda part: self.loss(self.model, part), some, count)
 
     def _over_clip(self, moved: Tensor) -> float:
@@ -229,8 +229,9 @@ class TwoPoint:
 
     def _alone(self, batch: Sized, count: int, take: batches.Take | None) -> Iterator[Sized]:
         """Each example as a batch of its own."""
+        pick = batches.picker(batch, count, take)
         for row in range(count):
-            part = take([row]) if take else batches.take(batch, [row], count)
+            part = pick([row])
             if part is None:
                 raise ValueError(
                     f"of a batch of type {type(batch).__name__} it cannot be told how to take one example: give step indices, a list of "
