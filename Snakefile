@@ -1,11 +1,11 @@
-"""From a sweep to its tables and figures. Wiring only: what runs is in dpzero/experiment/sweeps/NAME.yaml.
+"""From a sweep to its tables and figures. Wiring only: what runs is in dpzero/sweeps/NAME.yaml.
 
 snakemake --cores all                                           the sweep `quick`
 snakemake --cores all --config sweep=quick-lm methods='[dpzero, mezo]' epsilons='[2]' seeds='[0]'
 snakemake --cores all --config sweep=NAME data_dir=FOLDER       task rows from JSON lines (model_dir: weights)
 snakemake --cores all --config gpu_share=3                      up to three runs on one GPU, where its memory allows
 snakemake --cores 1 --config device=cuda:0,cuda:1               a model larger than one GPU: its layers over several
-snakemake --workflow-profile dpzero/experiment/profiles/slurm   on a cluster
+snakemake --workflow-profile dpzero/profiles/slurm   on a cluster
 snakemake --cores all partial                                   tables and figures of the runs that exist
 snakemake --unlock                                              after one that was killed; then the command with --rerun-incomplete
 """
@@ -22,8 +22,8 @@ min_version("9.0")
 sys.path.insert(0, workflow.basedir)
 
 from dpzero.errors import UsageError, let_every_print_pass
-from dpzero.experiment import cost, sweep
-from dpzero.experiment.workflow import (
+from dpzero.plan import cost, sweep
+from dpzero.cli.workflow import (
     Announcement,
     axes,
     hand_on,
@@ -54,7 +54,7 @@ TABLE_PATHS = [f"{RESULTS}/tables/{name}" for name in table_files(KIND, CELLS)]
 FIGURE_PATHS = [f"{FIGURE_FOLDER}/{name}" for name in figure_files(KIND)]
 PACE = cost.speed(list(CELLS.values())) if LANGUAGE else cost.PUBLISHED
 TOKENS = sweep.tokens(SWEEP)  # read once: a thousand runs ask for them
-ENVIRONMENT = f"{workflow.basedir}/dpzero/experiment/environment.yaml"
+ENVIRONMENT = f"{workflow.basedir}/dpzero/environment.yaml"
 if workflow.is_main_process:
     say_what_a_lock_means()
     logger.addHandler(Announcement(workflow, SWEEP, CELLS))

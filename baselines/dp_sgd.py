@@ -21,8 +21,8 @@ from baselines.fine_tuning import FineTuning
 from dpzero.privacy import Budget, check_clip
 from dpzero.privacy.clipping import clip_factors
 from dpzero.zeroth_order import batches
-from dpzero.zeroth_order.checks import Watch, check_normalisation
 from dpzero.zeroth_order.probe import probe
+from dpzero.zeroth_order.validators import Watch, check_normalisation
 
 Sums = dict[nn.Parameter, Tensor]  # of clipped gradients
 

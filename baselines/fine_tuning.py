@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dpzero.zeroth_order.checks import trainable
+from dpzero.zeroth_order.validators import trainable
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 # The same update at other speeds and peaks: torch takes foreach on CUDA and the loop elsewhere

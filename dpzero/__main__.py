@@ -13,12 +13,12 @@ import sys
 from pathlib import Path
 
 from . import __version__
+from .cli import invariance, memory, privacy, runs
+from .cli.options import Parser, device, folder_to_write, whole
+from .cli.runs import read, say, use_cache, use_threads
 from .errors import RankFailure, UsageError, let_every_print_pass, one_line
-from .experiment import invariance, memory_verbs, privacy_verbs, run_verbs
-from .experiment.options import Parser, device, folder_to_write, whole
-from .experiment.ranges import POSITIVE_COUNT, Range
-from .experiment.record import plain
-from .experiment.run_verbs import read, say, use_cache, use_threads
+from .plan.ranges import POSITIVE_COUNT, Range
+from .run.record import plain
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, limit of a file
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -89,11 +89,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="dpzero", description=__doc__.splitlines()[0])
     parser.add_argument("--version", action="version", version=f"dpzero {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="name")
-    run_verbs.add(verbs)
+    runs.add(verbs)
     _add_reports(verbs)
     _add_measurements(verbs)
-    memory_verbs.add(verbs)
-    privacy_verbs.add(verbs)
+    memory.add(verbs)
+    privacy.add(verbs)
     invariance.add(verbs)
     return parser
 
@@ -152,7 +152,7 @@ def _add_folders(part: argparse.ArgumentParser, name: str) -> None:
 
 
 def _tables(options: argparse.Namespace) -> dict:
-    from .experiment import sweep
+    from .plan import sweep
     from .report.writing import write_tables
 
     records, runs = _records(options)
@@ -162,7 +162,7 @@ def _tables(options: argparse.Namespace) -> dict:
 
 
 def _figures(options: argparse.Namespace) -> dict:
-    from .experiment import sweep
+    from .plan import sweep
     from .report.writing import write_figures
 
     records, runs = _records(options)
@@ -171,10 +171,10 @@ def _figures(options: argparse.Namespace) -> dict:
 
 
 def _report(options: argparse.Namespace) -> dict:
-    from .experiment import kinds, sweep
+    from .plan import experiment_types, sweep
     from .report.statement import statement
 
-    if sweep.kind(options.sweep) != kinds.LANGUAGE:
+    if sweep.kind(options.sweep) != experiment_types.LANGUAGE:
         raise UsageError(
             f"sweep {options.sweep} trains nothing, so it has no privacy statement: see its tables"
         )
@@ -185,7 +185,7 @@ def _report(options: argparse.Namespace) -> dict:
 
 def _records(options: argparse.Namespace) -> tuple[list[Path], list[str]]:
     """The record files that exist, of the runs that there should be: an explicit list, never what lies in a folder."""
-    from .experiment import sweep
+    from .plan import sweep
 
     runs = read(options.cells).split() if options.cells else list(sweep.load(options.sweep))
     folder = options.records or Path("results") / options.sweep / "runs"
@@ -198,9 +198,9 @@ def _records(options: argparse.Namespace) -> tuple[list[Path], list[str]]:
 
 
 def _membership(options: argparse.Namespace) -> dict:
-    from .experiment.membership import membership
-    from .experiment.record import write_whole
     from .report.membership import write_membership
+    from .run.record import write_whole
+    from .studies.membership import membership
 
     game = {"runs": options.runs, "steps": options.steps}
     found = membership(options.task, options.model, **game, log=say)
@@ -214,12 +214,12 @@ def _benchmark(options: argparse.Namespace) -> dict:
     use_threads(options.threads)
     import torch
 
-    from .experiment import gpu
-    from .experiment.benchmark import ROWS, Benchmark
-    from .experiment.record import write_whole
     from .report.benchmark import write_benchmark
+    from .run import gpu_lock
+    from .run.record import write_whole
+    from .studies.benchmark import ROWS, Benchmark
 
-    gpu.check(options.device or "cpu")
+    gpu_lock.check(options.device or "cpu")
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     settings = {"token_budget": options.token_budget, "compute": options.compute, "rounds": options.rounds}
     name = f"{options.model}-{options.batch_size}x{options.length}-{options.compute}-{device.split(':')[0]}"

@@ -58,7 +58,7 @@ class House:
     def __init__(self, folder: Path, cache: Path) -> None:
         self.python = sys.executable
         self.said = ""  # by the last dry run
-        self.folder, self.sweeps = folder, folder / "dpzero" / "experiment" / "sweeps"
+        self.folder, self.sweeps = folder, folder / "dpzero" / "sweeps"
         here = {"PYTHONPATH": str(folder), "DPZERO_CACHE": str(cache), "CUDA_VISIBLE_DEVICES": ""}
         here["PYTHONDONTWRITEBYTECODE"] = ""  # compiled once: a house starts many processes
         self.environment = {**os.environ, **here}

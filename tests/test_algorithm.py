@@ -13,10 +13,11 @@ from torch import nn
 import dpzero
 from baselines.dp_zo import DPZO
 from baselines.mezo import MeZO
-from dpzero.language import examples, models, tasks
+from dpzero.language.data import encoding, tasks
+from dpzero.language.models import models
 from dpzero.privacy import Budget, Rehearsal, RunKey, Setting
-from dpzero.privacy.as_published import AsPublished
-from dpzero.privacy.published import PRACTICES, Published
+from dpzero.privacy.public_budget import AsPublished
+from dpzero.privacy.public_implementations import PRACTICES, Published
 from dpzero.privacy.sampling import Users
 from dpzero.zeroth_order import Gaussian
 
@@ -124,7 +125,7 @@ def test_a_step_in_the_published_setting_is_the_formula_of_the_published_code():
     theirs = Published(PRACTICES["dpzero"], 2.0, delta=1e-5, steps=10_000, **sizes)
     share = AsPublished(theirs, RunKey.published(0))
     model = models.load("tiny-encoder", tasks.load("toy"), "full").double()
-    rows = examples.encode("toy", "tiny-encoder", 24)["train"]
+    rows = encoding.encode("toy", "tiny-encoder", 24)["train"]
 
     def loss(model, batch):
         ids, mask, labels = rows[batch % len(rows)].padded(torch.device("cpu"))

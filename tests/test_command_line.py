@@ -17,7 +17,7 @@ import torch
 
 from dpzero import __main__ as command_line
 from dpzero import __version__
-from dpzero.experiment import sweep
+from dpzero.plan import sweep
 from dpzero.zeroth_order import TwoPoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -231,9 +231,7 @@ def test_a_cache_that_cannot_be_written_is_named(here, monkeypatch):
 
 
 SETPRIV = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]  # root, whom permissions bind
-READ_ONLY = (
-    "from dpzero.experiment.run_verbs import use_cache; use_cache(); import dpzero.zeroth_order.compiled"
-)
+READ_ONLY = "from dpzero.cli.runs import use_cache; use_cache(); import dpzero.zeroth_order.kernels_numba"
 
 
 @pytest.mark.skipif(shutil.which("setpriv") is None or os.getuid() != 0, reason="needs setpriv and root")

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from dpzero.experiment import methods, sweep
+from dpzero.plan import registry, sweep
 from dpzero.privacy import Budget, RunKey
 
 ROOT = Path(__file__).parents[1]
@@ -41,7 +41,7 @@ def test_the_example_method_is_found_and_takes_a_private_step(data, tmp_path, mo
     (code,) = blocks("baselines/README.md", "python")
     file = tmp_path / "sign_zo.py"
     file.write_text(code)
-    card = methods._read("sign_zo", file)
+    card = registry._read("sign_zo", file)
     assert (card.title, card.private, card.order) == ("Sign-ZO", True, 0)
     assert card.required == {"learning_rate"}
     names: dict = {}

@@ -169,7 +169,7 @@ def test_an_edit_of_one_method_runs_that_method_again_and_no_other(house, old, n
 
 @pytest.mark.slow
 def test_a_comment_in_the_source_runs_nothing_again(house):
-    for path in ("dpzero/algorithm.py", "dpzero/experiment/sweeps/smoke.yaml", "baselines/mezo.py"):
+    for path in ("dpzero/algorithm.py", "dpzero/sweeps/smoke.yaml", "baselines/mezo.py"):
         with (house.folder / path).open("a") as file:
             file.write("\n# a comment\n")
     assert house.planned() == set()
@@ -222,7 +222,7 @@ def test_a_sweep_of_another_kind_has_its_own_tables_and_figures_and_needs_no_ass
 
 
 def test_the_commands_from_the_laptop_to_the_cluster_are_these():
-    """The first two run below, the last two in tests/experiment/test_cluster.py, for the sweep smoke; .ci/run installs so."""
+    """The first two run below, the last two in tests/cli/test_cluster.py, for the sweep smoke; .ci/run installs so."""
     estimate, shared, install, slurm, array = cluster_commands()
     assert estimate[:4] == ["python", "-m", "dpzero", "estimate"] and shared[0] == "snakemake"
     assert " ".join(install[2:]) in (ROOT / ".ci" / "run").read_text().replace("-q ", "").replace("'", "")
@@ -309,7 +309,7 @@ def test_a_misspelt_name_ends_the_command_before_anything_runs(untouched, config
 @pytest.mark.slow
 def test_a_run_that_is_killed_goes_on_where_it_was(house):
     """kill -9, as the kernel does when memory is short: no record; then the same metrics as without."""
-    house.edit(house.folder / "dpzero" / "experiment" / "checkpoint.py", "SECONDS = 15 ", "SECONDS = 0.5 ")
+    house.edit(house.folder / "dpzero" / "run" / "checkpoint.py", "SECONDS = 15 ", "SECONDS = 0.5 ")
     cell = {"task": "toy", "model": "tiny-encoder", "method": "dpzero", "epsilon": "2", "seed": 0}
     settings = {"steps": 300, "learning_rate": 1e-3, "smoothing": 1e-2, "clip": 5, "max_length": 16}
     settings |= {"batch_size": 8, "mechanism": "laplace", "delta": 0, "evaluate_every": 100}

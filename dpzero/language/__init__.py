@@ -4,6 +4,6 @@
 def __getattr__(name: str):
     if name != "few_shot_split":
         raise AttributeError(f"module {__name__} has no attribute {name}")
-    from .splits import few_shot_split  # needs numpy, which planning does without
+    from .data.few_shot import few_shot_split  # needs numpy, which planning does without
 
     return few_shot_split

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 
 from .calibration import cached, least_scale
 from .checks import number, whole
-from .offered import check
+from .offered_settings import check
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
     from .composition import Composition
-    from .profiles import Pair
+    from .dominating_pairs import Pair
 
 DISCRETISATION = 1e-4
 ANSWERS = 3  # raised when a change of this code may change an answer, were it by a rounding: kept answers are of one version
@@ -124,12 +124,14 @@ class Setting:
 
     def _tilted(self, noise_scale: float, discretisation: float = DISCRETISATION) -> Composition:
         """All steps, for deltas of any size."""
-        from . import allocation, composition
+        from . import composition, random_allocation
 
         looseness = composition.LOOSENESS * discretisation / DISCRETISATION
         if self._allocated:
             periods, _ = self._releases()
-            return allocation.compose(self._base(noise_scale), self.period, periods, self.delta, looseness)
+            return random_allocation.compose(
+                self._base(noise_scale), self.period, periods, self.delta, looseness
+            )
         return composition.compose(self._pairs(noise_scale), self.steps, self.delta, looseness)
 
     @property
@@ -145,35 +147,37 @@ class Setting:
         self, noise_scale: float, discretisation: float = DISCRETISATION
     ) -> PrivacyLossDistribution:
         """dp-accounting's privacy loss distribution of all steps: for deltas of RESOLVED_DELTA and more."""
-        from . import allocation, profiles
+        from . import dominating_pairs, random_allocation
 
         if self._allocated:
-            return allocation.loss_distribution(self._base(noise_scale), self.period, self._releases()[0])
-        return profiles.composed(self._pairs(noise_scale), self.steps, discretisation)
+            return random_allocation.loss_distribution(
+                self._base(noise_scale), self.period, self._releases()[0]
+            )
+        return dominating_pairs.composed(self._pairs(noise_scale), self.steps, discretisation)
 
     def _noise(self, noise_scale: float) -> float:
         return min(noise_scale / self.sensitivity(), MOST_NOISE)
 
     def _base(self, noise_scale: float) -> Pair:
         """The dominating pair of a release that the example is surely in."""
-        from . import profiles
+        from . import dominating_pairs
 
-        return {"gaussian": profiles.gaussian, "laplace": profiles.laplace}[self.mechanism](
+        return {"gaussian": dominating_pairs.gaussian, "laplace": dominating_pairs.laplace}[self.mechanism](
             self._noise(noise_scale)
         )
 
     def _pairs(self, noise_scale: float) -> Sequence[Pair]:
         """The dominating pair of one step and, where it is not symmetric, its reverse."""
-        from . import profiles
+        from . import dominating_pairs
 
         base, rate = self._base(noise_scale), self.rate
         if rate == 1:
             return (base,)
         if self.sampling == "without_replacement":
-            return (profiles.without_replacement(base, rate),)
+            return (dominating_pairs.without_replacement(base, rate),)
         if self.adjacency == "replace_one":
-            return (profiles.replaced_gaussian(2 * self._noise(noise_scale), rate),)
-        return (profiles.removed(base, rate), profiles.added(base, rate))
+            return (dominating_pairs.replaced_gaussian(2 * self._noise(noise_scale), rate),)
+        return (dominating_pairs.removed(base, rate), dominating_pairs.added(base, rate))
 
     def epsilon_rdp(self, noise_scale: float) -> float | None:
         """The looser Renyi bound, for comparison with older papers; None where no library offers one that is proven."""

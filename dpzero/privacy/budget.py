@@ -21,17 +21,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import choice
+from . import permute_and_flip
 from .accounting import Setting
 from .clipping import check_clip
-from .discrete import Bits
+from .discrete_noise import Bits
 from .draws import Draw, Draws
 from .ledger import Event, Ledger
 from .mechanisms import delta_excess
 from .noise import Noise
+from .randomness import RunKey
 from .rounding import OthersMove
 from .sampling import SAMPLERS, Sampler
-from .streams import RunKey
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader, Dataset
@@ -372,7 +372,7 @@ class Budget:
             made = next((made for made in self.ledger.choices if made.chosen is not None), None)
             if made is None:
                 candidates, bits = list(counts), Bits(self.key.stream("choice"))
-                place = choice.permute_and_flip([counts[c] for c in candidates], epsilon, bits)
+                place = permute_and_flip.permute_and_flip([counts[c] for c in candidates], epsilon, bits)
                 made = self.ledger.record_choice(self.key.name, epsilon, candidates[place])
         if made.epsilon != epsilon:
             raise ValueError(
@@ -441,8 +441,8 @@ class Budget:
             "epsilon_target": self.epsilon_target if epsilon_target is None else epsilon_target,
             "epsilon_spent": self.epsilon_spent(),
             "epsilon_spent_rdp": self._larger(renyi, chosen),
-            "gdp_mu": self._larger(mu, choice.gdp_mu(chosen)),
-            **({"choice": {"mechanism": choice.MECHANISM, "epsilon": chosen}} if chosen else {}),
+            "gdp_mu": self._larger(mu, permute_and_flip.gdp_mu(chosen)),
+            **({"choice": {"mechanism": permute_and_flip.MECHANISM, "epsilon": chosen}} if chosen else {}),
             "accountant": setting.accountant,
             "noise_arithmetic": self.noise_arithmetic,
             "noise_key": self.key.noise_key,

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, optimize, signal
 
-from .profiles import LARGEST_LOSS, Pair, end
+from .dominating_pairs import LARGEST_LOSS, Pair, end
 
 Array = NDArray[np.float64]
 

@@ -17,8 +17,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from . import discrete
-from .streams import Stream
+from . import discrete_noise
+from .randomness import Stream
 
 # fine enough for the excess above, coarse enough for sums of 2^12 values and their noise in a float64
 GRID_BITS = 40
@@ -37,7 +37,9 @@ class Gaussian:
     @staticmethod
     def grid_noise(stream: Stream, noise_scale: float, *counter: int) -> int:
         """In units of clip * 2^-GRID_BITS, with no less variance than noise_scale has."""
-        return discrete.gaussian(discrete.Bits(stream, *counter), math.ceil(_on_grid(noise_scale) ** 2))
+        return discrete_noise.gaussian(
+            discrete_noise.Bits(stream, *counter), math.ceil(_on_grid(noise_scale) ** 2)
+        )
 
 
 class Laplace:
@@ -51,7 +53,7 @@ class Laplace:
 
     @staticmethod
     def grid_noise(stream: Stream, noise_scale: float, *counter: int) -> int:
-        return discrete.laplace(discrete.Bits(stream, *counter), math.ceil(_on_grid(noise_scale)))
+        return discrete_noise.laplace(discrete_noise.Bits(stream, *counter), math.ceil(_on_grid(noise_scale)))
 
 
 def _on_grid(noise_scale: float) -> Fraction:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .mechanisms import ARITHMETICS, GRID_BITS, MECHANISMS
-from .streams import Stream
+from .randomness import Stream
 
 CHUNK = 2**18  # numbers of noise drawn at once: 2 MiB
 SHRINK = (

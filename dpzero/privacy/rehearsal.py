@@ -10,7 +10,7 @@ import numpy as np
 from .accounting import Setting
 from .budget import Budget
 from .noise import Noise
-from .streams import RunKey
+from .randomness import RunKey
 
 
 class Rehearsal(Budget):

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 from .accounting import period
-from .streams import Stream
+from .randomness import Stream
 
 
 class Sampler:

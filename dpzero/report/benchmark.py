@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from dpzero.errors import UsageError
 from dpzero.report import drawing, style
 from dpzero.report.provenance import short
-from dpzero.report.render import ABSENT, Table, number
+from dpzero.report.table import ABSENT, Table, number
 
 COLOURS = {"public": style.GREY, "sgd": style.GREEN, "adamw": style.ORANGE}
 COLOURS |= {"dp_sgd_ghost": style.PURPLE, "dp_sgd_hooks": style.PURPLE}

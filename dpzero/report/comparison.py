@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pandas
 
-from dpzero.report import cells
+from dpzero.report import formatting
 from dpzero.report import published as numbers
 from dpzero.report.published import Published
-from dpzero.report.render import ABSENT, Table, number
 from dpzero.report.statistics import (
     Summary,
     prediction_half_width,
@@ -20,6 +19,7 @@ from dpzero.report.statistics import (
     summarise,
     welch_half_width,
 )
+from dpzero.report.table import ABSENT, Table, number
 
 DISCREPANCIES = Path(__file__).with_name("discrepancies.csv")
 CELL = ["task", "model", "method", "epsilon"]
@@ -99,7 +99,7 @@ def _add(table: Table, rows: pandas.DataFrame, score: Summary, theirs: Published
     found = compare(score, theirs)
     if apart and score.n:
         found = Comparison(found.difference, math.nan, math.nan, ABSENT, f"not compared: {'; '.join(apart)}")
-    values = cells.identity(rows) | {"epsilon": rows["epsilon"].iloc[0], "metric": theirs.metric}
+    values = formatting.identity(rows) | {"epsilon": rows["epsilon"].iloc[0], "metric": theirs.metric}
     values |= {"score_n": score.n, "score_mean": 100 * score.mean, "score_std": 100 * score.std}
     values |= {"score_low": 100 * score.low, "score_high": 100 * score.high}
     low, high = _published_interval(theirs)
@@ -111,8 +111,11 @@ def _add(table: Table, rows: pandas.DataFrame, score: Summary, theirs: Published
     values |= {"difference": found.difference, "difference_low": found.low, "difference_high": found.high}
     values |= {"test": found.test, "verdict": found.verdict, "rule": theirs.rule}
     values |= {"source": theirs.source, "arxiv": theirs.arxiv, "published_method": theirs.words}
-    shown = cells.names(rows) | {"ε": cells.epsilon(rows), "ours (%)": cells.score(score, rows)}
-    shown |= {"95 % interval": cells.interval(score), "published (%)": theirs.shown}
+    shown = formatting.names(rows) | {
+        "ε": formatting.epsilon(rows),
+        "ours (%)": formatting.score(score, rows),
+    }
+    shown |= {"95 % interval": formatting.interval(score), "published (%)": theirs.shown}
     shown |= {"its 95 % interval": _interval(low, high), "difference": _difference(found)}
     shown |= {"test": found.test, "verdict": found.verdict, "published by": theirs.source}
     table.add(values, shown | {"published rule": theirs.rule})

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from dpzero.report import style
-from dpzero.report.render import ABSENT, Table, number
+from dpzero.report.table import ABSENT, Table, number
 
 METHODS = ("dpzero", "dp_aggzo", "dp_zoso")  # in this order
 ROW_INCHES = 0.155

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 
 from dpzero.report import FIGURES, comparison, published
 from dpzero.report import figures as drawn
-from dpzero.report.order import order
+from dpzero.report.pairwise import order
 from dpzero.report.records import INTERNAL
-from dpzero.report.render import Table, csv_text
 from dpzero.report.statement import statement
+from dpzero.report.table import Table, csv_text
 from dpzero.report.tables import accuracy, memory, privacy, time
 
 VOLATILE = ("time.", "provenance.", "memory.peak_resident_bytes", "memory.peak_reserved_bytes", "error")

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from dpzero.errors import UsageError
 from dpzero.report import drawing, provenance, style
-from dpzero.report.render import Table, number
+from dpzero.report.table import Table, number
 
 ATTACKS = {"loss": "loss against base", "lira": "LiRA"}
 LOOKS = {

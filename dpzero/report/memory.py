@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dpzero.report import drawing, style
-from dpzero.report.render import ABSENT, Table, number
+from dpzero.report.table import ABSENT, Table, number
 
 GIB, MIB = 2**30, 2**20
 CARDS = (24, 48, 80, 141)  # GiB of common GPUs

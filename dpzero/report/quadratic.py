@@ -12,10 +12,10 @@ import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dpzero.report import drawing, exponents, style
-from dpzero.report.exponents import Fit
-from dpzero.report.render import ABSENT, Table, number
+from dpzero.report import drawing, power_law, style
+from dpzero.report.power_law import Fit
 from dpzero.report.statistics import Summary, summarise
+from dpzero.report.table import ABSENT, Table, number
 
 RANKS = {
     "rank_d": "O(d)",
@@ -46,7 +46,7 @@ READING = (
     "Norm: of the gradient of the mean loss at the last iterate; train: over the examples, what is descended. Mean and 95 % "
     "t-interval of the seeds.",
     "What is left of the gradient at the best settings, coordinate by coordinate, and why the exponents come near each other: "
-    "unfinished.csv (python tests/experiment/unfinished_bench.py).",
+    "unfinished.csv (python tests/studies/unfinished_bench.py).",
     "Private: ε = 2 at δ = 1e-6 by this project's accountant (PLD of T full batches, one of 10,000 examples replaced); sums of clipped "
     "values with Gaussian noise over 10,000. DPGD-0th: the paper's algorithm 1, clip and noise on the whole zeroth-order vector. "
     "DP-SGD (the paper's DP-GD) has a part of the grid: steps to 1280, learning rates 0.3 and 1. Noise and directions are of published "
@@ -141,7 +141,7 @@ def fits(found: Sequence[Best], split: str = "train") -> dict[tuple[str, str], F
         converged = min(norms) <= CONVERGED * one.start
         logs = series.setdefault((one.rank, one.method), {})
         logs[one.dimension] = -math.inf if converged else numpy.log(norms).mean()
-    return {key: exponents.power(logs) if exponents.enough(logs) else None for key, logs in series.items()}
+    return {key: power_law.power(logs) if power_law.enough(logs) else None for key, logs in series.items()}
 
 
 def exponents_table(found: Sequence[Best]) -> Table:
@@ -165,7 +165,7 @@ def exponents_table(found: Sequence[Best]) -> Table:
         for end, one in (("smallest", first), ("largest", last)):
             shown[f"norm at the {end} d"] = f"{number(one.seeds.mean, '.2g')} at {one.dimension}"
         table.add(values, shown | {"seeds": str(first.seeds.n), "published": published})
-    table.notes = [*exponents.verdict(train, RANKS, _without_privacy(found)), *READING, NO_EXPONENT]
+    table.notes = [*power_law.verdict(train, RANKS, _without_privacy(found)), *READING, NO_EXPONENT]
     return table
 
 

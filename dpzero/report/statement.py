@@ -18,7 +18,7 @@ import pandas
 from dpzero.report import provenance
 from dpzero.report import statement_words as words
 from dpzero.report.records import load
-from dpzero.report.render import ABSENT
+from dpzero.report.table import ABSENT
 
 WIDTH = 100  # characters of a line
 CELL = ["task", "model", "method", "epsilon"]

@@ -34,7 +34,7 @@ SAMPLER = {
 }
 KEY = {
     "secret": "from the operating system, written nowhere. Records and checkpoints of these runs hold what is on a list, each key with "
-    "its reason (ALLOWED_IN_A_RELEASE in dpzero/experiment/record.py), and nothing else: no loss or score of private examples, no batch "
+    "its reason (ALLOWED_IN_A_RELEASE in dpzero/run/record.py), and nothing else: no loss or score of private examples, no batch "
     "size, no clip rate, no time",
     "published": "derived from the published seed, so that a run replays bit for bit. Anyone can recompute the noise: a benchmark on "
     "public data, no private release. Its records also hold, without noise, learning curves (losses of batches, accuracies on dev), "

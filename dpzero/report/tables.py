@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas
 
-from dpzero.report import cells, provenance
-from dpzero.report.render import ABSENT, Table, mebibytes, number
+from dpzero.report import formatting, provenance
 from dpzero.report.statistics import paired_difference, summarise
+from dpzero.report.table import ABSENT, Table, mebibytes, number
 
 METHOD = ["task", "model", "method"]
 CELL = [*METHOD, "epsilon"]
@@ -62,19 +62,28 @@ def accuracy(runs: pandas.DataFrame) -> Table:
     metric = metrics[0] if len(metrics) == 1 else "score"
     of_method = dict(list(runs.groupby(METHOD, sort=False)))
     for (task, model, method, epsilon), rows in runs.groupby(CELL, sort=False):
-        score = summarise(cells.by_seed(rows).values())
-        values = cells.identity(rows) | {"epsilon": epsilon, "metric": cells.common(rows["metric"], "")}
-        values |= {k: cells.common(rows[f"metrics.{k}"], ".0f") for k in ("split", "examples", "selection")}
+        score = summarise(formatting.by_seed(rows).values())
+        values = formatting.identity(rows) | {
+            "epsilon": epsilon,
+            "metric": formatting.common(rows["metric"], ""),
+        }
+        values |= {
+            k: formatting.common(rows[f"metrics.{k}"], ".0f") for k in ("split", "examples", "selection")
+        }
         values |= _flat("score", asdict(score))
-        shown = cells.names(rows) | {"ε": cells.epsilon(rows), f"{metric} (%)": cells.score(score, rows)}
-        shown |= {"seeds": cells.finished(rows), "95 % interval": cells.interval(score)}
+        shown = formatting.names(rows) | {
+            "ε": formatting.epsilon(rows),
+            f"{metric} (%)": formatting.score(score, rows),
+        }
+        shown |= {"seeds": formatting.finished(rows), "95 % interval": formatting.interval(score)}
         for reference, title in REFERENCES.items():
             theirs = of_method.get((task, model, reference), runs[:0])
             apart = paired_difference(
-                cells.by_seed(rows, theirs), {} if reference == method else cells.by_seed(theirs, rows)
+                formatting.by_seed(rows, theirs),
+                {} if reference == method else formatting.by_seed(theirs, rows),
             )
             values |= _flat(f"vs_{reference}", asdict(apart))
-            shown[f"vs {title}"] = "reference" if reference == method else cells.difference(apart)
+            shown[f"vs {title}"] = "reference" if reference == method else formatting.difference(apart)
         table.add(values, shown)
     several = any(row["score_n"] > 1 for row in table.values)
     what = "mean ± standard deviation over seeds" if several else "one seed"
@@ -100,7 +109,7 @@ def memory(runs: pandas.DataFrame) -> Table:
             highest[f"memory.{key}_bytes"].max() for key in ("weights", "inference_peak", "peak_allocated")
         )
         over_weights = _ratio(peak - weights, inference - weights)
-        how = cells.common(measured["memory.how"], "")
+        how = formatting.common(measured["memory.how"], "")
         values = {"weights_bytes": weights, "inference_over_weights_bytes": inference - weights}
         values |= {"peak_over_weights_bytes": peak - weights, "peak_allocated_bytes": peak}
         values |= {
@@ -113,12 +122,12 @@ def memory(runs: pandas.DataFrame) -> Table:
             "inference over weights (MiB)": mebibytes(inference - weights),
         }
         shown["method over weights (MiB)"] = (
-            mebibytes(peak - weights) if len(highest) else cells.failure(rows)
+            mebibytes(peak - weights) if len(highest) else formatting.failure(rows)
         )
         shown["ratio over weights"] = number(over_weights, ".2f")
         shown["ratio with weights"] = number(_ratio(peak, inference), ".2f")
-        shown |= {"runs": cells.finished(rows), "how": how}
-        table.add(cells.identity(rows) | values, cells.names(rows) | shown)
+        shown |= {"runs": formatting.finished(rows), "how": how}
+        table.add(formatting.identity(rows) | values, formatting.names(rows) | shown)
     table.notes = [
         "Over weights: peak allocated minus the loaded weights. Inference: the peak of a plain forward pass in the same run.",
         "Ratios: method / inference, without and with the weights. Each row is the run with the highest peak.",
@@ -144,9 +153,13 @@ def time(runs: pandas.DataFrame) -> Table:
         values |= {"peak_resident_bytes": resident, "device": device}
         shown = {heading: number(mean[column], form) for column, heading, form in SECONDS}
         if not len(ok):
-            shown["seconds per step"] = cells.failure(rows)
-        shown |= {"peak resident (MiB)": mebibytes(resident), "runs": cells.finished(rows), "device": device}
-        table.add(cells.identity(rows) | values, cells.names(rows) | shown)
+            shown["seconds per step"] = formatting.failure(rows)
+        shown |= {
+            "peak resident (MiB)": mebibytes(resident),
+            "runs": formatting.finished(rows),
+            "device": device,
+        }
+        table.add(formatting.identity(rows) | values, formatting.names(rows) | shown)
     table.notes = [
         "These figures depend on the machine and on what else it does; they change with each rerun.",
         "Means over the runs that finished; resident memory is the highest of them, of the whole process.",
@@ -159,23 +172,26 @@ def time(runs: pandas.DataFrame) -> Table:
 def privacy(runs: pandas.DataFrame) -> Table:
     """What each private method promises: the guarantee, what it rests on, and whether it may be relied upon."""
     private = runs[runs["private"]]
-    same = {heading: cells.common(private[f"privacy.{key}"], "") for heading, key in ASIDE.items()}
+    same = {heading: formatting.common(private[f"privacy.{key}"], "") for heading, key in ASIDE.items()}
     same = {heading: value for heading, value in same.items() if " / " not in value}
     accountants = "; ".join(provenance.distinct(private["privacy.accountant"])) or "none"
     table = Table(f"Privacy of each private method; accountant: {accountants}")
     table.of = private if len(private) else None
     for (*_, epsilon), rows in private.groupby(CELL, sort=False):
-        values, shown = {"epsilon": epsilon}, {"ε": cells.epsilon(rows)}
+        values, shown = {"epsilon": epsilon}, {"ε": formatting.epsilon(rows)}
         for heading, key in (PROMISES | SPENT | VALIDITY).items():
             column = rows[f"privacy.{key}"]
             if key in SPENT.values():
                 values[key] = column.astype(float).max()
                 shown[heading] = number(values[key], ".4f")
             else:
-                values[key], shown[heading] = cells.common(column, ".10g"), cells.common(column, ".4g")
+                values[key], shown[heading] = (
+                    formatting.common(column, ".10g"),
+                    formatting.common(column, ".4g"),
+                )
         for heading in ("accountant", *same):  # in the title and in the notes
             del shown[heading]
-        table.add(cells.identity(rows) | values, cells.names(rows) | shown)
+        table.add(formatting.identity(rows) | values, formatting.names(rows) | shown)
     if private.empty:
         table.notes = ["No private method in these runs."]
         return table

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
-from . import kernels
-from .reference import Key
+from . import dispatch
+from .kernels_torch import Key
 
 LAWS = ("gaussian", "sphere", "rademacher", "low_rank")
 
@@ -66,15 +66,15 @@ class Gaussian:
             numbered: pairs (j, tensor), the tensors contiguous, float32 or float64.
             moves: all with the same number of scales.
         """
-        kernels.add_(self.kind, numbered, self.key, *self._terms(moves))
+        dispatch.add_(self.kind, numbered, self.key, *self._terms(moves))
 
     def add_rows_(self, out: Tensor, rows: Tensor, number: int, shape: Sequence[int], move: Move) -> None:
         """In place: out [n, m] += scale * z of rows [n] (int64) of tensor `number`, a matrix of this shape."""
-        kernels.add_rows_(self.kind, out, rows, number, self.key, *self._terms([move]), move.table)
+        dispatch.add_rows_(self.kind, out, rows, number, self.key, *self._terms([move]), move.table)
 
     def moved(self, tensor: Tensor, number: int, move: Move) -> Tensor:
         """A copy at tensor + scale * z."""
-        return kernels.moved(self.kind, tensor, number, self.key, *self._terms([move]), move.table)
+        return dispatch.moved(self.kind, tensor, number, self.key, *self._terms([move]), move.table)
 
     def tabled(self, move: Move, table: Tensor) -> Move:
         """The move with its numbers written to `table`, float64 [1, 3]: a CUDA graph that reads it there replays with this move."""
@@ -111,7 +111,7 @@ class Sphere(Gaussian):
         if self.fake:
             return 1.0
         if (step, direction) not in self._factors:
-            squares = kernels.sum_of_squares(self.sizes, self.key, step, direction, self.device)
+            squares = dispatch.sum_of_squares(self.sizes, self.key, step, direction, self.device)
             if len(self._factors) > 1000:
                 self._factors.clear()
             # of a few numbers that all round to zero the norm is taken as the least that does not
@@ -157,7 +157,7 @@ class LowRank(Gaussian):
                 pairs = [self.factors(j, tensor.shape, m.step, m.direction, tensor.device) for m in moves]
                 u, v = (torch.stack(side) for side in zip(*pairs, strict=True))
                 factored.append((tensor.view(tensor.shape[0], -1), u, v))
-        kernels.add_outer_(factored, scales)
+        dispatch.add_outer_(factored, scales)
 
     def moved(self, tensor: Tensor, number: int, move: Move) -> Tensor:
         copy = tensor.detach().clone()
@@ -174,7 +174,7 @@ class LowRank(Gaussian):
         if address not in self._kept:
             sizes = shape[0], math.prod(shape[1:])
             self._kept[address] = tuple(
-                kernels.normals(self.rank * size, number, key, step, direction, device).view(self.rank, size)
+                dispatch.normals(self.rank * size, number, key, step, direction, device).view(self.rank, size)
                 for size, key in zip(sizes, self.keys, strict=True)
             )
         return self._kept[address]

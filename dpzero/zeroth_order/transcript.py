@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .directions import law_of
-from .passes import Passes
+from .perturbation import Passes
 
 FORMAT = "dpzero transcript 2"
 STEPS_A_PASS = 64  # of a replay: each pass over the weights applies this many steps

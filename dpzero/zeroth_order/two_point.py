@@ -14,13 +14,13 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from . import batches
-from .checks import Watch, trainable
 from .directions import law_of
-from .graphs import Graphed
-from .passes import Passes, owners, padding_rows, read_numbers
+from .distributed import CHECK_EVERY, Ranks, exact_sum
+from .graph_capture import Graphed
+from .perturbation import Passes, owners, padding_rows, read_numbers
 from .probe import probe
-from .ranks import CHECK_EVERY, Ranks, exact_sum
 from .transcript import FORMAT, SecondMoment, Transcript, digest, rate_at, read, replay
+from .validators import Watch, trainable
 
 LEAST_SMOOTHING = 1e-10  # below it no weight of order 1 moves, in float64 either
 PerExampleLoss = Callable[[nn.Module, Sized], Tensor]

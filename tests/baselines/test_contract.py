@@ -18,9 +18,11 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 import baselines
-from dpzero.experiment import memory, methods
-from dpzero.experiment.methods import ROOT, Card, cards
-from dpzero.language import examples, losses, models, tasks
+from dpzero.language.data import encoding, tasks
+from dpzero.language.models import losses, models
+from dpzero.memory import trackers
+from dpzero.plan import registry
+from dpzero.plan.registry import ROOT, Card, cards
 from dpzero.privacy import Budget, Rehearsal, RunKey, Setting
 from dpzero.zeroth_order import TwoPoint
 from tests.rounding import read_by_the_loss
@@ -36,7 +38,7 @@ def example() -> dict[str, Card]:
     )
     (folder / "sign_zo.py").write_text(code, "utf-8")
     baselines.__path__.append(str(folder))
-    return {"sign_zo": methods._read("sign_zo", folder / "sign_zo.py")}
+    return {"sign_zo": registry._read("sign_zo", folder / "sign_zo.py")}
 
 
 BATCH_SIZE, STEPS = 16, 100
@@ -59,15 +61,15 @@ every_zeroth_order = pytest.mark.parametrize("name", where(order=0))
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> dict[str, dict[str, examples.Examples]]:
+def data(tmp_path_factory) -> dict[str, dict[str, encoding.Examples]]:
     """The toy task as each tiny model reads it; the user's cache is left alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DPZERO_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return {model: examples.encode("toy", model, LENGTH) for model in ("tiny-encoder", "tiny-causal")}
+        return {model: encoding.encode("toy", model, LENGTH) for model in ("tiny-encoder", "tiny-causal")}
 
 
 @pytest.fixture(scope="module")
-def train(data) -> examples.Examples:
+def train(data) -> encoding.Examples:
     return data["tiny-encoder"]["train"]
 
 
@@ -122,7 +124,7 @@ def test_the_settings_on_the_card_are_the_keyword_arguments(name):
     assert "seed" in defaults
     if card.order == 0:
         defaults = defaults | TwoPoint.__init__.__kwdefaults__
-    assert set(card.settings) - card.required == set(defaults) - {"seed", *methods.OF_OTHER_LOSSES}
+    assert set(card.settings) - card.required == set(defaults) - {"seed", *registry.OF_OTHER_LOSSES}
     listed = {kind for kind in card.settings.values() if kind.startswith("Literal[")}
     assert set(card.settings.values()) - listed <= {"int", "float", "str", "bool"}
 
@@ -411,7 +413,7 @@ def test_no_example_influences_the_loss_of_another(name, tune, token_budget, dat
     with torch.no_grad():
         expected = loss(model, batch)
         for other in ([5, 6, 7], list(range(3, 3 + LENGTH)), [9]):
-            changed = examples.Examples.of(
+            changed = encoding.Examples.of(
                 [*rows[:2], other, *rows[3:]], [*batch.labels[:2], 3, *batch.labels[3:]]
             )
             gap = (loss(model, changed) - expected).abs()
@@ -430,7 +432,7 @@ def test_no_example_influences_the_loss_of_another(name, tune, token_budget, dat
 def test_a_zeroth_order_step_takes_the_memory_of_inference(name, model_name):
     """At most 5 % more, and the same with all weights trained: 64 texts of 64 tokens, so that activations matter."""
     model, loss = make_model("full", model_name), losses.CrossEntropy(2**20)
-    batch = examples.Examples.of([[1] * 64] * 64, [0] * 64)
+    batch = encoding.Examples.of([[1] * 64] * 64, [0] * 64)
 
     def inference() -> None:
         with torch.no_grad():
@@ -441,9 +443,9 @@ def test_a_zeroth_order_step_takes_the_memory_of_inference(name, model_name):
         me.step(batch)
         me.step(batch)
 
-    floor = memory.peak_bytes(model, inference)
-    assert floor > 3 * memory.weights_bytes(model)
-    assert memory.peak_bytes(model, two_steps) <= 1.05 * floor
+    floor = trackers.peak_bytes(model, inference)
+    assert floor > 3 * trackers.weights_bytes(model)
+    assert trackers.peak_bytes(model, two_steps) <= 1.05 * floor
 
 
 @every_zeroth_order

@@ -10,9 +10,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from baselines._opacus import watching
 from baselines.dp_sgd import DPSGD
-from dpzero.language import examples, losses, models, shapes
-from dpzero.language.continuations import ContinuationLoss, Continuations
-from dpzero.language.heads import WordLayer, head_of
+from dpzero.language.data import encoding
+from dpzero.language.data.multiple_choice import ContinuationLoss, Continuations
+from dpzero.language.models import architectures, losses, models
+from dpzero.language.models.heads import WordLayer, head_of
 from tests.baselines.brute_force import BATCH_SIZE, budget, check_step
 
 both_ways = pytest.mark.parametrize("clipping", ["hooks", "ghost"])
@@ -71,14 +72,14 @@ class AtOnePosition(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def batch() -> examples.Examples:
+def batch() -> encoding.Examples:
     """Padded texts of 1 to 9 tokens; some hold a token many times, one the padding token (1)."""
     draw = np.random.default_rng(0)
     texts = [draw.integers(3, 97, length).tolist() for length in (1, 9, 4, 2)]
-    return examples.Examples.of([*texts, [5, 1, 7], [5, 7, 5, 5, 7, 5], [11] * 9], [0, 1, 0, 1, 1, 0, 1])
+    return encoding.Examples.of([*texts, [5, 1, 7], [5, 7, 5, 5, 7, 5], [11] * 9], [0, 1, 0, 1, 1, 0, 1])
 
 
-def freeze_unused(model: nn.Module, batch: examples.Examples) -> nn.Module:
+def freeze_unused(model: nn.Module, batch: encoding.Examples) -> nn.Module:
     """Where nothing is tied, RoBERTa's second bias is not used, nor the vocabulary's rows beside a head of two."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     total = losses.CrossEntropy(2048)(model, batch).sum()
@@ -94,7 +95,7 @@ def freeze_unused(model: nn.Module, batch: examples.Examples) -> nn.Module:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_full_fine_tuning_is_exact_through_the_models_own_output_layer(family, tied, clipping, batch):
     """Tied, one parameter is looked up and scores every word; the labels are words that the texts hold."""
-    words = examples.Examples(batch.tokens, batch.offsets, np.array([5, 11, 5, 7, 3, 5, 11]))
+    words = encoding.Examples(batch.tokens, batch.offsets, np.array([5, 11, 5, 7, 3, 5, 11]))
     for clip, token_budget in ((1.0, 2048), (20.0, 16)):
         model = AtOnePosition(language_model(family, tied))
         head, embedding = model.model.get_output_embeddings(), model.model.get_input_embeddings()
@@ -109,7 +110,7 @@ def test_full_fine_tuning_is_exact_through_the_models_own_output_layer(family, t
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("family", ["roberta", "opt", "llama"])
 def test_full_fine_tuning_is_exact_with_two_words_for_a_head(family, tied, clipping, batch):
-    model = freeze_unused(shapes.Answering(language_model(family, tied)), batch)
+    model = freeze_unused(architectures.Answering(language_model(family, tied)), batch)
     assert check_step(model, losses.CrossEntropy(24), batch, 0.1, clipping) >= 6
 
 
@@ -138,10 +139,10 @@ def test_a_batch_of_one_is_exact_and_an_empty_one_moves_nothing_without_noise(fa
         assert check_step(model, losses.CrossEntropy(2048), chosen, 0.1, clipping) == size
 
 
-def adapted(family: str, targets: list[str]) -> shapes.Answering:
+def adapted(family: str, targets: list[str]) -> architectures.Answering:
     from peft import LoraConfig, inject_adapter_in_model
 
-    model = shapes.Answering(language_model(family, True))
+    model = architectures.Answering(language_model(family, True))
     model.model.requires_grad_(False)
     torch.manual_seed(1)
     lora = LoraConfig(r=3, target_modules=targets, init_lora_weights=False)
@@ -183,7 +184,7 @@ def test_opt_is_refused_where_a_loss_runs_it_on_part_of_a_batch(batch):
             return torch.cat([super(Halves, self).__call__(model, batch[half]) for half in halves])
 
     me = DPSGD(adapted("opt", ["fc1", "fc2"]), Halves(2048), budget(0.0), learning_rate=1.0, clip=1.0)
-    even = examples.Examples.of([[5, 6, 7, 8]] * 4, [0] * 4)
+    even = encoding.Examples.of([[5, 6, 7, 8]] * 4, [0] * 4)
     with pytest.raises(RuntimeError, match=r"has 2 rows for 4 examples"):
         me.step(even)
 
@@ -224,7 +225,7 @@ def test_an_answer_of_several_tokens_is_clipped_with_its_prompt(family, clipping
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_watched_model_computes_what_it_did_to_the_bit(family, clipping, batch):
     """And has its names and classes again afterwards: OPT's positions and Gemma's words look rows up through a plain layer."""
-    model = shapes.Answering(language_model(family, True))
+    model = architectures.Answering(language_model(family, True))
     loss, names, kinds = (
         losses.CrossEntropy(2048),
         list(model.state_dict()),

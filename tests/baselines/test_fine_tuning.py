@@ -8,14 +8,15 @@ import torch
 from torch import nn
 
 from baselines.fine_tuning import IMPLEMENTATIONS, OPTIMIZERS, FineTuning
-from dpzero.language import examples, losses, models, tasks
+from dpzero.language.data import encoding, tasks
+from dpzero.language.models import losses, models
 from tests.rounding import read_by_the_loss
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_implementation_makes_the_same_update(optimizer):
     draw = np.random.default_rng(0)
-    batch = examples.Examples.of(draw.integers(3, 1000, (6, 5)).tolist(), draw.integers(0, 4, 6))
+    batch = encoding.Examples.of(draw.integers(3, 1000, (6, 5)).tolist(), draw.integers(0, 4, 6))
     ends = {}
     for implementation in IMPLEMENTATIONS:
         model = models.load("tiny-encoder", tasks.load("toy"), "bias")

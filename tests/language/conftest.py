@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dpzero.errors import UsageError
-from dpzero.language import assets
+from dpzero.language.data import assets
 
 
 @pytest.fixture(scope="session")

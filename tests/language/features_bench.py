@@ -17,7 +17,8 @@ import pandas
 import torch
 from torch import nn
 
-from dpzero.language import columns, examples, frozen, models, rows, tasks, tokens
+from dpzero.language.data import columns, datasets, encoding, tasks
+from dpzero.language.models import feature_cache, models, tokenizers
 
 SWEEPS = {"minilm": "heads", "smollm2-135m": "heads-lm"}
 LENGTH, FOLDS = 256, 5
@@ -25,7 +26,7 @@ DECAYS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 def vectors(model: models.Classifier, texts: list[list[int]]) -> np.ndarray:
-    return frozen.features(model, examples.Examples.of(texts, [0] * len(texts)))
+    return feature_cache.features(model, encoding.Examples.of(texts, [0] * len(texts)))
 
 
 def regression(features: np.ndarray, labels: np.ndarray, decay: float) -> nn.Linear:
@@ -59,11 +60,11 @@ def cross_validated(features: np.ndarray, labels: np.ndarray, decay: float) -> f
     return float(np.mean(scores))
 
 
-def features(name: str, found: dict[str, list[rows.Row]]) -> dict[str, dict[str, np.ndarray]]:
+def features(name: str, found: dict[str, list[datasets.Row]]) -> dict[str, dict[str, np.ndarray]]:
     """{way: {split: vectors}}."""
     task = tasks.load("rte")
     model = models.load(name, task, "head", 0)
-    read, plain = examples._reader(task, name, LENGTH), tokens.tokenizer(name, LENGTH)
+    read, plain = encoding._reader(task, name, LENGTH), tokenizers.tokenizer(name, LENGTH)
     ways = {
         "both sentences as one text": {s: vectors(model, [*map(read, some)]) for s, some in found.items()}
     }
@@ -77,7 +78,7 @@ def features(name: str, found: dict[str, list[rows.Row]]) -> dict[str, dict[str,
 
 def main(folder: str, name: str = "minilm") -> None:
     os.environ[columns.DATA_FOLDER] = folder
-    read = rows.read("rte", tasks.stanza("rte"))
+    read = datasets.read("rte", tasks.stanza("rte"))
     found = {split: read[split] for split in ("train", "test")}
     labels = {split: np.array([row.label for row in some]) for split, some in found.items()}
     lines = []

@@ -18,9 +18,10 @@ import pandas
 import torch
 
 from baselines.mezo import MeZO
-from dpzero.experiment.benchmark import batch_of
-from dpzero.language import examples, frozen, losses, models, shapes, tasks
-from dpzero.language.invariant import Cut, batch_shapes
+from dpzero.language.data import encoding, tasks
+from dpzero.language.models import architectures, feature_cache, losses, models
+from dpzero.language.models.batch_invariance import Cut, batch_shapes
+from dpzero.studies.benchmark import batch_of
 from dpzero.zeroth_order.invariance import others_move
 
 OUT = Path("results/benchmark/tables/invariance.csv")
@@ -44,13 +45,13 @@ WAYS = {"batch": BatchShapes, "text": losses.CrossEntropy}
 def load(name: str):
     """A model and texts; of the published shapes with random weights."""
     if name == HEAD:
-        model, texts = models.load("minilm", tasks.load("r8"), "head"), examples.encode("r8", "minilm", 24)
-        return model, frozen.read("minilm", model, texts["train"][np.arange(1000)])
+        model, texts = models.load("minilm", tasks.load("r8"), "head"), encoding.encode("r8", "minilm", 24)
+        return model, feature_cache.read("minilm", model, texts["train"][np.arange(1000)])
     if name == "minilm":
-        return models.load(name, tasks.load("r8"), "bias"), examples.encode("r8", name, 24)["train"]
+        return models.load(name, tasks.load("r8"), "bias"), encoding.encode("r8", name, 24)["train"]
     if name == "smollm2-135m":
-        return models.load(name, tasks.load("movies"), "bias"), examples.encode("movies", name, 64)["train"]
-    model = shapes.build(name)
+        return models.load(name, tasks.load("movies"), "bias"), encoding.encode("movies", name, 64)["train"]
+    model = architectures.build(name)
     for place, p in model.named_parameters():
         p.requires_grad_(place.endswith("bias"))
     return model, batch_of(400, "short")

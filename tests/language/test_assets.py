@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from dpzero.errors import UsageError
-from dpzero.language import assets, tasks
+from dpzero.language.data import assets, tasks
 
 NAMES = ["minilm", "smollm2", "reuters", "vader", "bbc"]
 

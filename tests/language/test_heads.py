@@ -7,21 +7,22 @@ import torch
 
 from baselines.fine_tuning import FineTuning
 from baselines.mezo import MeZO
-from dpzero.experiment import memory
-from dpzero.language import examples, models, tasks
-from dpzero.language.heads import TiedHead
-from dpzero.language.losses import CrossEntropy
+from dpzero.language.data import encoding, tasks
+from dpzero.language.models import models
+from dpzero.language.models.heads import TiedHead
+from dpzero.language.models.losses import CrossEntropy
+from dpzero.memory import trackers
 from dpzero.zeroth_order.directions import LAWS, Move
 
 MASK = 2
 
 
 @pytest.fixture(scope="module")
-def batch() -> examples.Examples:
+def batch() -> encoding.Examples:
     """Each text has a mask; some hold label words, one twice."""
     words = models.answer_tokens("tiny-masked", tasks.load("trec"))
     texts = [[1, MASK, 40, 1], [1, words[2], 50, words[2], MASK, 1], [1, MASK, words[0], 1], [1, 60, MASK]]
-    return examples.Examples.of(texts, [0, 2, 4, 5])
+    return encoding.Examples.of(texts, [0, 2, 4, 5])
 
 
 def make(tune: str = "full") -> models.Classifier:
@@ -85,12 +86,12 @@ def test_a_perturbed_model_scores_and_reads_with_the_same_perturbed_rows(perturb
 @pytest.mark.parametrize("perturb", ["in_place", "on_read"])
 def test_a_zeroth_order_step_takes_the_memory_of_inference(perturb):
     """And inference that of a head of its own, to 1 %: the table is neither copied nor perturbed as a whole."""
-    long = examples.Examples.of([[1, MASK] + [9] * 60] * 64, [0] * 64)
+    long = encoding.Examples.of([[1, MASK] + [9] * 60] * 64, [0] * 64)
     loss = CrossEntropy(2**20)
 
     def inference(model: models.Classifier) -> int:
         with torch.no_grad():
-            return memory.peak_bytes(model, lambda: loss(model, long))
+            return trackers.peak_bytes(model, lambda: loss(model, long))
 
     model = make()
     floor = inference(model)
@@ -101,4 +102,4 @@ def test_a_zeroth_order_step_takes_the_memory_of_inference(perturb):
         me.step(long)
         me.step(long)
 
-    assert memory.peak_bytes(model, two_steps) <= 1.01 * floor
+    assert trackers.peak_bytes(model, two_steps) <= 1.01 * floor

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from dpzero.language import examples, losses, models, tasks
-from dpzero.language.examples import Examples
-from dpzero.language.losses import CrossEntropy
+from dpzero.language.data import encoding, tasks
+from dpzero.language.data.encoding import Examples
+from dpzero.language.models import losses, models
+from dpzero.language.models.losses import CrossEntropy
 
 ROUNDING = 3e-6  # float32: logits reach 10, and a longer row sums in another order
 
@@ -104,5 +105,5 @@ def test_accuracy_and_loss_are_means_over_the_examples(model, batch):
 def test_a_head_that_says_nothing_has_the_loss_of_a_guess(model):
     with torch.no_grad():
         model.head.weight.zero_()
-    dev = examples.encode("toy", "tiny-encoder", 24)["dev"]
+    dev = encoding.encode("toy", "tiny-encoder", 24)["dev"]
     assert losses.evaluate(model, dev, 512)["loss"] == pytest.approx(math.log(4), abs=1e-6)

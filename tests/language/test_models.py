@@ -12,7 +12,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from dpzero.errors import UsageError
-from dpzero.language import catalogues, models, tasks
+from dpzero.language.data import catalogues, tasks
+from dpzero.language.models import models
 from tests.language.byte_level import byte_level_bpe
 
 TINY = ["tiny-encoder", "tiny-causal"]
@@ -249,9 +250,10 @@ def test_weights_that_are_not_there_are_named(toy, tmp_path, monkeypatch):
 @pytest.mark.network
 def test_minilm_knows_the_topics_of_reuters_before_any_training(cached):
     cached("minilm"), cached("reuters")
-    from dpzero.language import examples, losses
+    from dpzero.language.data import encoding
+    from dpzero.language.models import losses
 
     r8 = tasks.load("r8")
     model = models.load("minilm", r8, "head")
-    dev = examples.encode("r8", "minilm", 24)["dev"]
+    dev = encoding.encode("r8", "minilm", 24)["dev"]
     assert losses.evaluate(model, dev, 2048)["accuracy"] > 0.5  # eight topics

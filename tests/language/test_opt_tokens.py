@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from dpzero.language import models, objective, tasks, tokens
-from dpzero.language.continuations import Continuations
+from dpzero.language.data import tasks
+from dpzero.language.data.multiple_choice import Continuations
+from dpzero.language.models import models, objective, tokenizers
 from tests.language.byte_level import byte_level_bpe
 
 WORDS = [  # one that begins like the middle of another stands behind it
@@ -139,12 +140,12 @@ def asked(task: str) -> list[tuple[str, str]]:
 
 
 def test_the_stand_in_has_opts_habit():
-    assert tokens.tokenizer("opt-125m", 9)("fun")[0] == 2
+    assert tokenizers.tokenizer("opt-125m", 9)("fun")[0] == 2
 
 
 @pytest.mark.parametrize("name", OPT)
 def test_each_opt_begins_with_the_token_that_mezos_does(name):
-    assert tokens.marks(name).first == (0,)
+    assert tokenizers.marks(name).first == (0,)
 
 
 @pytest.mark.parametrize("task", CASES)

@@ -10,7 +10,7 @@ import json
 import pytest
 
 from dpzero.errors import UsageError
-from dpzero.language import prompts, tasks
+from dpzero.language.data import prompts, tasks
 from tests.language.byte_level import byte_level_bpe
 from tests.language.test_tasks import FREE, PAPERS
 

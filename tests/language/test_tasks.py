@@ -8,8 +8,8 @@ import hashlib
 import pytest
 
 from dpzero.errors import UsageError
-from dpzero.experiment import sweep
-from dpzero.language import tasks
+from dpzero.language.data import tasks
+from dpzero.plan import sweep
 
 NAMES = ["r8", "r52", "newsgroups", "movies", "tweets", "bbc", "toy"]
 PAPERS = ["sst2", "sst5", "trec", "rte", "snli", "mnli", "boolq", "cb", "wsc", "wic", "multirc"]

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from dpzero.errors import UsageError
-from dpzero.language import models, tasks
-from dpzero.language.tuning import LORA_RANK
+from dpzero.language.data import tasks
+from dpzero.language.models import models
+from dpzero.language.models.tuning import LORA_RANK
 
 HEAD = {"head.weight", "head.bias"}
 
@@ -119,8 +120,8 @@ def test_a_model_with_a_prefix_writes_what_it_scores():
 @pytest.mark.parametrize("clipping", ["hooks", "ghost"])
 def test_the_gradient_of_a_prefix_is_clipped_for_each_example(clipping):
     from baselines.dp_sgd import DPSGD
-    from dpzero.language.examples import Examples
-    from dpzero.language.losses import CrossEntropy
+    from dpzero.language.data.encoding import Examples
+    from dpzero.language.models.losses import CrossEntropy
     from dpzero.privacy import Rehearsal, Setting
 
     texts = Examples.of([[1, 20, 30], [1, 40, 50, 60, 70], [1, 80]], [0, 1, 2])

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from dpzero.privacy import Rehearsal, RunKey, Setting, discrete
+from dpzero.privacy import Rehearsal, RunKey, Setting, discrete_noise
 from dpzero.privacy.mechanisms import ARITHMETICS, GRID_BITS, MECHANISMS, delta_excess
 from dpzero.privacy.noise import CHUNK
 
@@ -161,7 +161,9 @@ def test_the_discrete_law_has_no_less_variance_than_was_asked_for(noise_scale, m
     """To the last digit: a float64 square would round down for every other scale."""
     asked = {}
     for law in ("gaussian", "laplace"):
-        monkeypatch.setattr(discrete, law, lambda bits, parameter, law=law: asked.setdefault(law, parameter))
+        monkeypatch.setattr(
+            discrete_noise, law, lambda bits, parameter, law=law: asked.setdefault(law, parameter)
+        )
         MECHANISMS[law].grid_noise(RunKey.published(0).stream("noise"), noise_scale, 0, 0)
     on_grid = Fraction(noise_scale) * 2**GRID_BITS
     assert 0 <= asked["gaussian"] - on_grid**2 < 1

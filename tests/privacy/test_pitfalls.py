@@ -28,9 +28,9 @@ from baselines.dp_sgd import DPSGD
 from baselines.dp_zo import DPZO
 from dpzero import DPZero
 from dpzero.privacy import Budget, Rehearsal, RunKey, Setting
+from dpzero.privacy.hyperparameter_selection import Tries
 from dpzero.privacy.mechanisms import ARITHMETICS
 from dpzero.privacy.sampling import SAMPLERS, ShuffledEpochs
-from dpzero.privacy.selection import Tries
 
 # The module's own filter does not reach into pytest
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
@@ -182,7 +182,7 @@ def test_p01_the_key_is_in_no_artefact(tmp_path):
         assert not any(form in content for form in (key, key.hex().encode(), str(list(key)).encode())), file
 
 
-# P1, statically: test_streams.py::test_no_code_of_the_proof_touches_a_global_generator
+# P1, statically: test_randomness.py::test_no_code_of_the_proof_touches_a_global_generator
 
 
 # P2: streams that are not separated ------------------------------------------------------------------------------------
@@ -411,7 +411,7 @@ def test_p12_a_run_that_replays_is_no_valid_release_and_one_that_is_does_not_rep
         assert said == [valid, valid] and torch.equal(*ends) != secret
 
 
-# In the record: experiment/test_run.py::test_what_was_spent_is_the_target_and_no_more
+# In the record: run/test_run.py::test_what_was_spent_is_the_target_and_no_more
 # In the report: report/test_statement.py::test_a_benchmark_says_that_it_is_none_and_what_it_logs
 
 
@@ -487,10 +487,10 @@ def test_p15_the_ledger_is_the_same_whatever_the_data_are(tmp_path):
     assert texts[0] == texts[1] == texts[2]
 
 
-# The record, the curve, the checkpoint and the log: experiment/test_release.py::test_no_number_that_is_left_behind_is_a_private_one
+# The record, the curve, the checkpoint and the log: run/test_release.py::test_no_number_that_is_left_behind_is_a_private_one
 
-# P16: experiment/test_run.py::test_a_secret_run_shows_no_function_of_private_examples,
-# experiment/test_release.py::test_a_score_on_dev_is_refused_before_anything_runs
+# P16: run/test_run.py::test_a_secret_run_shows_no_function_of_private_examples,
+# run/test_release.py::test_a_score_on_dev_is_refused_before_anything_runs
 
 
 # P17: micro-batches ----------------------------------------------------------------------------------------------------
@@ -652,11 +652,11 @@ def test_p24_a_smaller_one_passes_and_stands_in_the_statement(delta):
 # test_budget.py::test_the_statement_says_what_ran; no constant is computed from the examples, P18 above
 
 # P26: cannot happen here: a Setting has no field for a corpus that its examples were drawn from, and a run's rate is over the
-# examples that it trains on, experiment/test_run.py::test_what_was_spent_is_the_target_and_no_more
+# examples that it trains on, run/test_run.py::test_what_was_spent_is_the_target_and_no_more
 
 # P27: test_budget.py::test_epsilon_is_that_of_the_steps_that_ran,
 # test_budget.py::test_more_steps_than_planned_cost_more_than_planned,
-# experiment/test_run.py::test_running_out_of_memory_half_way_still_says_what_was_spent
+# run/test_run.py::test_running_out_of_memory_half_way_still_says_what_was_spent
 
 
 # P28: DP-Adam ----------------------------------------------------------------------------------------------------------

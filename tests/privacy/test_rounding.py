@@ -77,9 +77,9 @@ def test_a_loss_whose_bits_are_its_examples_own_gives_a_valid_one(how):
 def test_the_projects_own_loss_gives_a_valid_one():
     from transformers import BertConfig, BertModel
 
-    from dpzero.language.examples import Examples
-    from dpzero.language.losses import CrossEntropy
-    from dpzero.language.models import Classifier
+    from dpzero.language.data.encoding import Examples
+    from dpzero.language.models.losses import CrossEntropy
+    from dpzero.language.models.models import Classifier
 
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}

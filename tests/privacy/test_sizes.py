@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpzero.privacy import Budget, RunKey, Setting, discrete
+from dpzero.privacy import Budget, RunKey, Setting, discrete_noise
 from dpzero.privacy.ledger import Ledger
 from dpzero.privacy.mechanisms import ARITHMETICS, GRID_BITS
 
@@ -48,8 +48,10 @@ def noise_of(source: Budget, number: int, directions: int, clip: float) -> list[
         unit = {"gaussian": stream.normals, "laplace": stream.laplaces}[mechanism](directions, number, 0, 0)
         return list(SCALE * clip * unit)
     scale = Fraction(SCALE) * 2**GRID_BITS
-    law, size = {"gaussian": (discrete.gaussian, scale**2), "laplace": (discrete.laplace, scale)}[mechanism]
-    drawn = [law(discrete.Bits(stream, number, k), math.ceil(size)) for k in range(directions)]
+    law, size = {"gaussian": (discrete_noise.gaussian, scale**2), "laplace": (discrete_noise.laplace, scale)}[
+        mechanism
+    ]
+    drawn = [law(discrete_noise.Bits(stream, number, k), math.ceil(size)) for k in range(directions)]
     return [n * 2.0**-GRID_BITS * clip for n in drawn]
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import pandas
 import torch
 
-from dpzero.language import examples, losses, models, tasks
+from dpzero.language.data import encoding, tasks
+from dpzero.language.models import losses, models
 from dpzero.zeroth_order import TwoPoint
 
 OUT = Path("results/benchmark/tables/precision.csv")
@@ -31,7 +32,7 @@ class Differences(TwoPoint):
 
 def differences(task: str, model: str, smoothing: float, compute: str) -> np.ndarray:
     made = models.load(model, tasks.load(task), "full")
-    texts = examples.encode(task, model, 64)["train"][np.arange(TEXTS)]
+    texts = encoding.encode(task, model, 64)["train"][np.arange(TEXTS)]
     me = Differences(
         made,
         losses.CrossEntropy(2048, compute),

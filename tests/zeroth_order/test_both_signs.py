@@ -9,11 +9,11 @@ from torch.nn import functional
 
 from baselines.dp_aggzo import DPAggZO
 from baselines.mezo import MeZO
-from dpzero.experiment.benchmark import batch_of
-from dpzero.language import shapes
-from dpzero.language.losses import CrossEntropy
+from dpzero.language.models import architectures
+from dpzero.language.models.losses import CrossEntropy
 from dpzero.privacy import Rehearsal, RunKey, Setting
-from dpzero.zeroth_order import reads
+from dpzero.studies.benchmark import batch_of
+from dpzero.zeroth_order import perturb_on_read
 from dpzero.zeroth_order.directions import LAWS
 
 SMALL = {"vocab_size": 30_000, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -27,8 +27,8 @@ FAMILIES = {
 @pytest.fixture(params=FAMILIES)
 def model(request, monkeypatch) -> nn.Module:
     config = {"model_type": request.param} | SMALL | FAMILIES[request.param]
-    monkeypatch.setitem(shapes.catalogue(), "small", config)
-    return shapes.build("small")
+    monkeypatch.setitem(architectures.catalogue(), "small", config)
+    return architectures.build("small")
 
 
 def engine(perturb: str, law: str) -> dict:
@@ -84,7 +84,7 @@ def test_several_directions_take_as_many_pairs(model):
     setting, found = Setting("gaussian", "poisson", "add_remove", 50, 12, 100, 1e-3), []
     for perturb in ("on_read", "both_signs"):
         budget = Rehearsal(setting, 1e-12, RunKey.published(0))  # noise that does not count
-        twin = shapes.build("small")
+        twin = architectures.build("small")
         me = DPAggZO(
             twin, CrossEntropy(300), budget, clip=1e4, directions=3, learning_rate=1e-3, **engine(perturb, "gaussian")
         )  # fmt: skip
@@ -96,7 +96,7 @@ def test_several_directions_take_as_many_pairs(model):
 
 def test_a_matrix_too_large_to_be_copied_is_applied_in_slices(model, monkeypatch):
     whole = sides(mezo(model, "both_signs"), batch_of(12, "short"))
-    monkeypatch.setattr(reads, "LARGEST_COPY", 5 * 32)
+    monkeypatch.setattr(perturb_on_read, "LARGEST_COPY", 5 * 32)
     sliced = sides(mezo(model, "both_signs"), batch_of(12, "short"))
     assert torch.allclose(sliced, whole, rtol=0, atol=2e-6)
 

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from dpzero.zeroth_order import kernels
+from dpzero.zeroth_order import dispatch
 from dpzero.zeroth_order.directions import LAWS, Move, law_of
-from dpzero.zeroth_order.reference import gaussian, signs
+from dpzero.zeroth_order.kernels_torch import gaussian, signs
 
 ALL = [(name, 1) for name in LAWS] + [("low_rank", 2)]
 DRAWS = 400_000
@@ -29,8 +29,8 @@ every_law = pytest.mark.parametrize("law", ALL, ids=lambda law: f"{law[0]}-{law[
 @pytest.fixture(params=["compiled", "plain"])
 def engine(request, monkeypatch):
     if request.param == "plain":
-        monkeypatch.setattr(kernels, "compiled", None)
-    elif kernels.compiled is None:
+        monkeypatch.setattr(dispatch, "kernels_numba", None)
+    elif dispatch.kernels_numba is None:
         pytest.skip("numba is not installed")
 
 
@@ -59,8 +59,8 @@ def test_chunks_and_pieces_change_no_bit(law, engine):
         shapes = [*shapes, (3001,), (30, 20)]
         expected = direction(shapes, law, step=step)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(kernels, "PIECE", size)
-            patch.setattr(kernels, "CHUNK", size)
+            patch.setattr(dispatch, "PIECE", size)
+            patch.setattr(dispatch, "CHUNK", size)
             assert equal(direction(shapes, law, step=step), expected)
 
     check()
@@ -70,7 +70,7 @@ def test_chunks_and_pieces_change_no_bit(law, engine):
 def test_threads_change_no_bit(law, monkeypatch):
     shapes = [(40_000,), (200, 300), (5,), *[(3, 4)] * 200]
     threads, drawn = torch.get_num_threads(), []
-    monkeypatch.setattr(kernels, "PIECE", 2**12)
+    monkeypatch.setattr(dispatch, "PIECE", 2**12)
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
@@ -204,7 +204,7 @@ MOVES = st.lists(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_compiled_and_plain_agree_to_the_bit_in_many_moves_and_one_by_one(law, dtype):
     """The reference is plain torch. Several moves of several scales in one pass are what they are one after the other."""
-    if kernels.compiled is None:
+    if dispatch.kernels_numba is None:
         pytest.skip("numba is not installed")
 
     @settings(deadline=None, max_examples=20)
@@ -213,9 +213,9 @@ def test_compiled_and_plain_agree_to_the_bit_in_many_moves_and_one_by_one(law, d
         shapes = [*shapes, (2100,), (64,)]
         moves = [Move(step, k, (a, b)) for step, k, a, b in drawn]
         mine, ends = law_of(law[0], seed, law[1]).fit([torch.empty(shape) for shape in shapes]), []
-        for compiled in (kernels.compiled, None):
+        for compiled in (dispatch.kernels_numba, None):
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(kernels, "compiled", compiled)
+                patch.setattr(dispatch, "kernels_numba", compiled)
                 together, alone = start(shapes, dtype), start(shapes, dtype)
                 mine.move_(enumerate(together), moves)
                 for move in moves:
@@ -271,11 +271,11 @@ def test_the_sum_of_squares_is_an_integer_that_does_not_depend_on_who_adds(monke
         sum(z.double().square().sum().item() for z in direction([(size,) for size in sizes], step=3)) * 2**20
     )
     found = set()
-    for compiled in (kernels.compiled, None):
+    for compiled in (dispatch.kernels_numba, None):
         for piece in (2**19, 64, 777):
-            monkeypatch.setattr(kernels, "compiled", compiled)
-            monkeypatch.setattr(kernels, "PIECE", piece)
-            found.add(kernels.sum_of_squares(sizes, key, 3, 0, device))
+            monkeypatch.setattr(dispatch, "kernels_numba", compiled)
+            monkeypatch.setattr(dispatch, "PIECE", piece)
+            found.add(dispatch.sum_of_squares(sizes, key, 3, 0, device))
     assert len(found) == 1
     assert found.pop() == pytest.approx(expected, abs=sum(sizes) / 2)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpzero.zeroth_order import kernels
+from dpzero.zeroth_order import dispatch
 from dpzero.zeroth_order.directions import LAWS, law_of
 
 FOLDER = Path(__file__).parent / "golden"
@@ -44,7 +44,7 @@ def drawn(name: str) -> dict:
 @pytest.mark.parametrize("name", LAWS)
 def test_the_law_is_the_one_that_its_version_names(name, engine, monkeypatch):
     if engine == "plain":
-        monkeypatch.setattr(kernels, "compiled", None)
+        monkeypatch.setattr(dispatch, "kernels_numba", None)
     kept, now = json.loads((FOLDER / f"{name}.json").read_text()), drawn(name)
     assert now["version"] == kept["version"], (
         "a new version: write its golden file, and keep the old law for old transcripts"

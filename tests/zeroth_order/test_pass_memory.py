@@ -11,11 +11,11 @@ from torch._subclasses import FakeTensorMode
 from torch.nn import functional
 
 from baselines.mezo import MeZO
-from dpzero.experiment.memory import LiveStorage, peak_bytes, weights_bytes
-from dpzero.zeroth_order import kernels
-from dpzero.zeroth_order.checks import trainable
+from dpzero.memory.trackers import LiveStorage, peak_bytes, weights_bytes
+from dpzero.zeroth_order import dispatch
 from dpzero.zeroth_order.directions import LAWS, Move, law_of
-from dpzero.zeroth_order.passes import PERTURB, Passes, read_numbers
+from dpzero.zeroth_order.perturbation import PERTURB, Passes, read_numbers
+from dpzero.zeroth_order.validators import trainable
 
 MIB = 2**20
 
@@ -25,7 +25,7 @@ MIB = 2**20
 def test_no_temporary_is_as_large_as_a_big_tensor(law, engine, monkeypatch):
     """Neither of torch's nor of numpy's."""
     if engine == "plain":
-        monkeypatch.setattr(kernels, "compiled", None)
+        monkeypatch.setattr(dispatch, "kernels_numba", None)
     tensors = [torch.zeros(2**10, 2**11), torch.zeros(32), torch.zeros(3, 4)]  # the first has 8 MiB
     mine, moves = law_of(law, 0).fit(tensors), [Move(0, 0, (1.0, -2.0))]
     with LiveStorage():  # from here on everything is imported and compiled

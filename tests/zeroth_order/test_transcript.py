@@ -17,10 +17,10 @@ from baselines.mezo import MeZO
 from dpzero import DPZero
 from dpzero.privacy import Rehearsal, RunKey, Setting
 from dpzero.zeroth_order import Gaussian, transcript
-from dpzero.zeroth_order.checks import trainable
 from dpzero.zeroth_order.directions import LAWS
-from dpzero.zeroth_order.passes import PERTURB
+from dpzero.zeroth_order.perturbation import PERTURB
 from dpzero.zeroth_order.transcript import Transcript, digest, rate_at, read, replay
+from dpzero.zeroth_order.validators import trainable
 
 STEPS = 7
 EXAMPLES = torch.randint(0, 9, (6, 4), generator=torch.Generator().manual_seed(1))

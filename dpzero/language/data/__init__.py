@@ -1,0 +1,1 @@
+"""Tasks, their rows and prompts, few-shot draws, and tokenized examples."""

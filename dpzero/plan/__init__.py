@@ -1,0 +1,1 @@
+"""From a sweep file to its cells, one for each run. Imports no torch."""

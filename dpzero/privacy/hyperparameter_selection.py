@@ -1,0 +1,97 @@
+"""The best of a random number of tries (Papernot and Steinke 2022, arXiv 2110.03620).
+
+Which of several settings did best is itself a function of the private data. If the number of tries is drawn beforehand from one
+of these laws, each try is a setting drawn independently of the data, and each is scored by what its private run
+released (or on public data), then releasing the best one costs little more than a single run. A fixed number of tries is plain
+composition. The bound is dp-accounting's, through Renyi divergences.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+from .accounting import Setting
+from .calibration import least_scale
+from .randomness import RunKey
+
+SHAPES = {"logarithmic": 0.0, "truncated_negative_binomial": 0.5, "geometric": 1.0, "poisson": math.inf}
+MOST = 500  # tries on average: below exp(-500) the walk through the law would lose its first terms
+MANY = 10**7  # tries beyond which no draw goes
+
+
+@dataclass(frozen=True)
+class Tries:
+    """How many tries there will be: a law and its mean. A Poisson number may be 0: then nothing is released."""
+
+    law: str
+    mean: float
+
+    def __post_init__(self) -> None:
+        if self.law not in SHAPES:
+            raise ValueError(f"the law of tries is {self.law!r}: give one of {', '.join(SHAPES)}")
+        least = 0 if self.law == "poisson" else 1
+        if not least < self.mean <= MOST:
+            raise ValueError(
+                f"the mean number of tries is {self.mean:g}: with the {self.law} law it must be above {least} and at most {MOST}"
+            )
+
+    def epsilon(self, setting: Setting, noise_scale: float) -> float:
+        """Of all tries and the choice together, where each try is a run of `setting` with this noise scale."""
+        from dp_accounting.dp_event import RepeatAndSelectDpEvent
+
+        event = setting.event(noise_scale)
+        if event is None:
+            raise ValueError(
+                f"selection is accounted through Renyi divergences, which are not offered for {setting.mechanism} with "
+                f"{setting.sampling} sampling and {setting.adjacency}: offered is gaussian with poisson and add_remove, "
+                "without_replacement and replace_one, or full_batch"
+            )
+        return setting.renyi_epsilon(RepeatAndSelectDpEvent(event, self.mean, SHAPES[self.law]))
+
+    def noise_scale(self, setting: Setting, epsilon: float) -> float:
+        """The least noise of a try with which all tries and the choice cost at most epsilon."""
+        if not 0 < epsilon < math.inf:
+            raise ValueError(f"epsilon is {epsilon}: it must be a positive number")
+        return least_scale(lambda scale, _: self.epsilon(setting, scale), epsilon, 0.0)
+
+    def draw(self, key: RunKey) -> int:
+        """The number of tries: drawn once, before the first, and kept to."""
+        u = float(key.stream("tries").uniforms(1, 0)[0])
+        below, number, mass = 0.0, *self._first()
+        while below + mass < u and number < MANY:
+            below += mass
+            mass *= self._ratio(number)
+            number += 1
+        return number
+
+    def _first(self) -> tuple[int, float]:
+        """The least number of tries and its probability."""
+        if self.law == "poisson":
+            return 0, math.exp(-self.mean)
+        shape, gamma = SHAPES[self.law], self._gamma
+        if shape == 0:
+            return 1, (1 - gamma) / math.log(1 / gamma)
+        return 1, (1 - gamma) * shape / (gamma**-shape - 1)
+
+    def _ratio(self, number: int) -> float:
+        """P(number + 1) / P(number)."""
+        if self.law == "poisson":
+            return self.mean / (number + 1)
+        return (1 - self._gamma) * (number + SHAPES[self.law]) / (number + 1)
+
+    @cached_property
+    def _gamma(self) -> float:
+        """The parameter of the (truncated) negative binomial law that has this mean (their definition 1)."""
+        from scipy.optimize import brentq
+
+        shape = SHAPES[self.law]
+
+        def mean(log_gamma: float) -> float:
+            gamma = math.exp(log_gamma)
+            if shape == 0:
+                return (1 / gamma - 1) / -log_gamma
+            return shape * (1 - gamma) / (gamma * (1 - gamma**shape))
+
+        return math.exp(brentq(lambda x: mean(x) - self.mean, -40.0, -1e-9, xtol=1e-14))

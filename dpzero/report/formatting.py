@@ -1,0 +1,99 @@
+"""What stands in one cell of a table: the text for a group of runs, seeds that failed or are missing included."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas
+
+from dpzero.report import provenance
+from dpzero.report.statistics import Summary
+from dpzero.report.table import ABSENT, number
+
+
+def identity(rows: pandas.DataFrame) -> dict[str, Any]:
+    """The method of these runs, for the CSV."""
+    keys = ("task", "model", "method", "title", "private", "order")
+    return {key: rows[key].iloc[0] for key in keys} | {"runs": len(rows), "status": status(rows)}
+
+
+def names(rows: pandas.DataFrame) -> dict[str, str]:
+    """The method of these runs, for readers."""
+    first = rows.iloc[0]
+    return {"task": first["task"], "model": first["model"], "method": first["title"]}
+
+
+def epsilon(rows: pandas.DataFrame) -> str:
+    """The epsilon of these runs; the infinity sign where nothing is private."""
+    return rows["epsilon"].iloc[0].replace("inf", "∞")
+
+
+def status(rows: pandas.DataFrame) -> str:
+    """`ok` if any run finished, else the worst that happened."""
+    return next(iter(provenance.status_counts(rows)))
+
+
+def failure(rows: pandas.DataFrame) -> str:
+    """What stands where no run has a number."""
+    return {"oom": "OOM", "diverged": "diverged"}.get(status(rows), ABSENT)
+
+
+def finished(rows: pandas.DataFrame) -> str:
+    """`3`, or `2/3 ok; 1 diverged` where some runs have no result."""
+    counts = provenance.status_counts(rows)
+    ok = counts.pop("ok", 0)
+    others = [f"{count} {provenance.LABELS.get(status, status)}" for status, count in counts.items()]
+    return "; ".join([f"{ok}/{len(rows)} ok", *others]) if others else str(ok)
+
+
+def score(summary: Summary, rows: pandas.DataFrame) -> str:
+    """`74.0 ± 1.2` in per cent; one seed is a value, never a mean; what no seed changes has none."""
+    if not summary.n:
+        return failure(rows)
+    mean = number(100 * summary.mean, ".1f")
+    if without_seed(rows):
+        return f"{mean} (no seed)"
+    return f"{mean} (one seed)" if summary.n == 1 else f"{mean} ± {number(100 * summary.std, '.1f')}"
+
+
+def interval(summary: Summary) -> str:
+    """`[72.1, 75.9]` in per cent."""
+    if not summary.has_spread:
+        return ABSENT
+    return f"[{number(100 * summary.low, '.1f')}, {number(100 * summary.high, '.1f')}]"
+
+
+def difference(summary: Summary) -> str:
+    """`+1.2 [0.3, 2.1]` in points."""
+    if not summary.n:
+        return ABSENT
+    alone = "(one seed)" if summary.n == 1 else "(at each seed)"
+    return f"{number(100 * summary.mean, '+.1f')} {interval(summary) if summary.has_spread else alone}"
+
+
+def without_seed(rows: pandas.DataFrame) -> bool:
+    """Whether a seed changes nothing in these runs: nothing is trained or shown, and the scored rows are not drawn by it."""
+    draws = rows.get("settings.train_examples")
+    return bool(rows["epsilon"].eq("0").all() and (draws is None or draws.isna().all()))
+
+
+def by_seed(rows: pandas.DataFrame, others: pandas.DataFrame | None = None) -> dict[int, float]:
+    """Score by seed. What has no seed has one score: that of every seed of the rows that it is compared with."""
+    ok = rows[rows["status"] == "ok"]
+    scores = dict(zip(ok["seed"], ok["score"], strict=True))
+    if others is not None and len(scores) == 1 and without_seed(rows):
+        return dict.fromkeys(others["seed"], *scores.values())
+    return scores
+
+
+def common(values: pandas.Series, form: str) -> str:
+    """What a row's runs agree on, as text; all of it, with slashes, where they do not."""
+    return " / ".join(sorted({_text(value, form) for value in values.dropna()})) or ABSENT
+
+
+def _text(value: Any, form: str) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(int(value)) if form and float(value).is_integer() else format(value, form)

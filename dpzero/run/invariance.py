@@ -1,0 +1,74 @@
+"""Whether the losses of a model are batch-invariant on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+STAND_INS = 8
+CLIP, SMOOTHING, LENGTH = 50.0, 1e-3, 16
+ARCHITECTURES = ("roberta-base", "opt-125m")  # an encoder and a decoder
+
+
+def measured(loss, model, batch, *, clip: float, smoothing: float) -> dict:
+    """For a run's record, of `stand_ins`, before its first release: nothing of private examples enters."""
+    from ..zeroth_order.invariance import losses_move
+
+    moved = losses_move(loss, model, batch, clip=clip, smoothing=smoothing, leaving=(0, STAND_INS // 2))
+    how = f"losses of {len(batch)} stand-ins, without one of them"
+    return {"others_move_over_clip": moved, "compute": loss.compute, "how": how}
+
+
+def of_architectures(names=ARCHITECTURES) -> list[dict]:
+    """What the others move when either of two of eight random texts leaves, for each model and type of products that this machine has.
+
+    Weights are random, in the published shapes, and the biases are perturbed.
+    """
+    import torch
+
+    from ..language.models import architectures, losses
+    from ..zeroth_order.invariance import others_move
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = []
+    for name in names:
+        model = architectures.build(name, device=device)
+        for place, parameter in model.named_parameters():
+            parameter.requires_grad_(place.endswith("bias"))
+        batch = stand_ins(None, model, LENGTH)
+        for compute in (*losses.COMPUTE, *(["tf32"] if device == "cuda" else [])):
+            loss = losses.CrossEntropy(2048, compute.replace("tf32", "float32"))
+            with _tf32(compute == "tf32"):
+                moved = others_move(loss, model, batch, clip=CLIP, smoothing=SMOOTHING, leaving=(0, 4))
+            found.append({"model": name, "compute": compute, **moved})
+    return found
+
+
+@contextmanager
+def _tf32(used: bool) -> Iterator[None]:
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if used else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def stand_ins(like, model, length: int):
+    """Random words or features of the type of `like` (a split of a task, or its features), the longest of `length` tokens, the others shorter."""
+    import numpy as np
+
+    from ..language.data.encoding import Examples
+    from ..language.data.multiple_choice import Continuations
+    from ..language.models.batch_invariance import stand_in_ids
+    from ..language.models.feature_cache import Features
+
+    if isinstance(like, Features):
+        values = np.random.default_rng(0).normal(size=(STAND_INS, like.values.shape[1]))
+        return Features(values.astype(np.float32), np.zeros(STAND_INS, np.int64))
+    texts = [stand_in_ids(model, int(n)) for n in np.linspace(length, 2, STAND_INS)]
+    if isinstance(like, Continuations):
+        return Continuations.of([[(ids, 1, True)] for ids in texts], [""] * STAND_INS)
+    return Examples.of(texts, [0] * STAND_INS)

@@ -1,0 +1,134 @@
+"""Where a number comes from: commit, code, versions, device."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from .. import __version__
+from ..plan.registry import ROOT
+
+# What changes no number of a run; every other file of the package does
+APART = (
+    "report",  # reads records
+    "algorithm.py",  # a method's own: see method_digest
+    "__main__.py",
+    "cli",
+    "plan/cost.py",
+    "plan/estimate.py",
+    "sweeps",  # what a cell says stands in its record
+    "profiles",
+    "environment.yaml",
+)
+SUFFIXES = {".py", ".yaml", ".csv", ".json", ".txt"}
+SOURCE = (
+    "dpzero",
+    "baselines/*.py",
+    *(f":(exclude)dpzero/{path}" for path in APART if path != "algorithm.py"),
+)
+PACKAGES = ("torch", "transformers", "numpy", "opacus", "peft", "dp-accounting")
+
+
+def provenance(method_file: str, device: str) -> dict:
+    """Of a run that uses the given method file. Slow parts: one git call, reading the source."""
+    return {
+        **commit(),
+        "code": core_digest(),
+        "method_code": method_digest(method_file),
+        "device": device_name(device),
+        "python": platform.python_version(),
+        "packages": {name: v for name in PACKAGES if (v := _version(name))},
+    }
+
+
+def commit() -> dict:
+    """The last git commit of the source that decides a run's numbers, and whether the tree differs from it.
+
+    Commits of results, reports or documents leave it as it is, so that committed tables stay equal to those of a rerun.
+    Of an installed package there is no commit: its version stands for it, and the digests beside it tell its code.
+    """
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(ROOT), *arguments], capture_output=True, encoding="utf-8", timeout=10
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # an environment may lie in a checkout of something else, which knows no commit of these files
+    if not (last := git("log", "-1", "--format=%H", "--", *SOURCE)):
+        return {"git": f"dpzero-{__version__}", "dirty": False}
+    return {"git": last, "dirty": git("status", "--porcelain", "--untracked-files=no", "--", *SOURCE) != ""}
+
+
+def core_digest() -> str:
+    """SHA-256 of the source that every run shares: all of the package but what is listed as apart."""
+    return _digest(core_files())
+
+
+def core_files() -> list[Path]:
+    package = ROOT / "dpzero"
+    apart = {package / path for path in APART}
+    return [
+        file
+        for file in sorted(package.rglob("*"))
+        if file.suffix in SUFFIXES and not apart & {file, *file.parents} and "__pycache__" not in file.parts
+    ]
+
+
+def method_digest(name: str) -> str:
+    """SHA-256 of a method's own file and of those beside it that it imports, or that they import."""
+    found: list[Path] = []
+    wanted = [ROOT / ("dpzero/algorithm.py" if name == "dpzero" else f"baselines/{name}.py")]
+    while wanted:
+        file = wanted.pop()
+        if file not in found and file.exists():
+            found.append(file)
+            wanted += [ROOT / path for path in _imported(file)]
+    return _digest([found[0], *sorted(found[1:])])
+
+
+def _imported(file: Path) -> Iterator[str]:
+    """Files beside the methods, and DPZero's, that a file may import."""
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        names = [alias.name for alias in getattr(node, "names", ()) if isinstance(alias, ast.alias)]
+        module = getattr(node, "module", None) or ""
+        for name in (module, *names, *(f"{module}.{name}" for name in names)):
+            first, _, rest = name.partition(".")
+            if first == "baselines" and rest:
+                yield f"baselines/{rest.partition('.')[0]}.py"
+            elif name == "dpzero.algorithm" or name == "dpzero.DPZero":
+                yield "dpzero/algorithm.py"
+
+
+def _digest(files: list[Path]) -> str:
+    names = [file.relative_to(ROOT).as_posix().encode() for file in files]
+    parts = [b"%s %s" % pair for pair in zip(names, (file.read_bytes() for file in files), strict=True)]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def device_name(device: str) -> str:
+    if device.startswith("cuda"):
+        import torch
+
+        return ", ".join(map(torch.cuda.get_device_name, device.split(",")))
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,1 @@
+"""Experiments beside the sweeps over language models: the quadratic, guarantees, membership inference, audit, benchmark."""

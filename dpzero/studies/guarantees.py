@@ -1,0 +1,113 @@
+"""The sweep `guarantees`: what public implementations claim, and the epsilon that their code gives. No model, no data, no GPU.
+
+settings: {SETTING: value}      of every row
+published: [{method, task, model, epsilons, SETTING: value}]      one published setting a row; the method names a practice
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from ..errors import UsageError, unknown
+from ..plan import sweep
+from ..plan.ranges import COUNT, POSITIVE_COUNT, Range
+from ..plan.setting_table import Entry
+from ..plan.settings import complete
+from ..privacy.public_implementations import DIVISORS, PRACTICES, Published
+from ..run import record
+from ..run.provenance import provenance
+
+KEYS = ("published", "settings")
+NAMES = ("method", "task", "model")
+DELTA = Range(0, 1, below=True)
+SETTINGS = {
+    "dataset_size": Entry("int", None, POSITIVE_COUNT, "training examples"),
+    "assumed_size": Entry("int", 0, COUNT, "what the accountant is told, where that is not the true size"),
+    "batch_size": Entry("int", None, POSITIVE_COUNT, "expected examples of a batch"),
+    "steps": Entry("int", None, POSITIVE_COUNT, "releases"),
+    "delta": Entry("float", None, DELTA, "of (epsilon, delta)"),
+    "version": Entry("int", 1, COUNT, "raise it to make the records anew"),
+}
+
+
+def cells(found: dict) -> Iterator[dict]:
+    """Of a sweep file."""
+    for row in found.get("published") or []:
+        for name in (*NAMES, "epsilons"):
+            if name not in row:
+                raise UsageError(f"a row of `published` has no {name!r}: {row}")
+        own = {key: value for key, value in row.items() if key not in (*NAMES, "epsilons")}
+        for epsilon in sweep.listed(row["epsilons"]):
+            cell = {name: row[name] for name in NAMES} | {"epsilon": epsilon, "seed": 0}
+            yield check(cell | {"settings": (found.get("settings") or {}) | own, "experiment": "guarantees"})
+
+
+def check(cell: dict) -> dict:
+    """The cell with its settings complete. Raises UsageError for one that is not known or not of its type."""
+    if cell["method"] not in PRACTICES:
+        raise UsageError(unknown("method with a public practice", cell["method"], PRACTICES))
+    settings = complete(f"method {cell['method']}", cell["settings"], SETTINGS)
+    names = {name: str(cell[name]) for name in ("task", "model", "method")}
+    epsilon = sweep.canonical_epsilon(cell["epsilon"])
+    return {**names, "epsilon": epsilon, "seed": 0, "settings": settings, "experiment": "guarantees"}
+
+
+def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device: str | None = None) -> dict:
+    """Compute claim and guarantee of one setting, write the record to `out` and return it."""
+    started, run = time.perf_counter(), sweep.run_id(cell)
+    try:
+        found = guarantee(cell, log)
+    except ValueError as error:
+        raise UsageError(f"{run}: {error}") from error
+    made = {
+        "version": record.VERSION,
+        "run": run,
+        "cell": cell,
+        "method": {"title": PRACTICES[cell["method"]].title, "private": True, "order": 0},
+        "status": "ok",
+        "error": None,
+        "metrics": None,
+        "guarantee": found,
+        "time": {"wall_seconds": time.perf_counter() - started},
+        "provenance": provenance(cell["method"], "cpu"),
+    }
+    record.write(out, made)
+    return made
+
+
+def guarantee(cell: dict, log: Callable[[str], object] = print) -> dict:
+    """The `guarantee` part of a record: epsilons at the claim's delta, noise on the sum over the clip bound."""
+    practice, settings = PRACTICES[cell["method"]], cell["settings"]
+    claim, delta = float(cell["epsilon"]), settings["delta"]
+    sizes = {name: settings[name] for name in ("dataset_size", "batch_size", "steps")}
+    published = Published(practice, claim, delta, **sizes, assumed_size=settings["assumed_size"] or None)
+    log(f"{sweep.run_id(cell)}: noise by {practice.accountant}, then bounds, then this project's noise")
+    noise, ours = published.noise_scale, published.setting
+    made = {
+        "source": practice.source,
+        "claimed_epsilon": claim,
+        "claimed_delta": delta,
+        "claimed_accountant": practice.accountant,
+        "sampling": practice.sampling,
+        "batches_per_epoch": published.batches,
+        "last_batch": published.last_batch,
+        "divisor": DIVISORS[practice.divisor],
+        "noise_scale": noise,
+        "noise_source": practice.noise_source,
+        "as_it_is": "none",  # no epsilon: who can compute the noise takes it away
+        "adjacency": practice.adjacency,
+        "epsilon_at_least": math.floor(published.at_least() * 1e4) / 1e4,
+        "epsilon_at_most": math.ceil(published.at_most() * 1e4) / 1e4,
+        "bound": published.bound,
+        "our_accountant": ours.accountant,
+        "our_noise_scale": ours.noise_scale(claim),
+    }
+    made["ratio"] = noise / made["our_noise_scale"]
+    if practice.adjacency == "replace_one":  # the same promise: one example replaced
+        replaced = replace(ours, sampling="without_replacement", adjacency="replace_one").noise_scale(claim)
+        made |= {"our_noise_scale_replace_one": replaced, "ratio_replace_one": noise / replaced}
+    return made

@@ -1,0 +1,206 @@
+"""The directions on the CPU, compiled: the same bits as `reference`, without temporaries, on as many threads as torch uses.
+
+Every operation is one of IEEE 754 (no fused multiply-add, no library's logarithm), so the bits depend on no compiler or machine.
+Elements lie in tiles of 64: 16 Philox counters side by side, one row of 16 elements for each of a counter's four words.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import float32, int32, int64, njit, types, uint32, uint64
+from numba.extending import intrinsic
+
+from . import philox_constants as k
+
+SIGNS = 32  # of a word
+
+_M0, _M1, _W0, _W1 = uint64(k.M0), uint64(k.M1), uint32(k.W0), uint32(k.W1)
+_ONE, _TWO, _HALFWORD, _MANTISSA = uint32(1), uint32(2), uint64(32), int32(23)
+_SQRT_HALF, _HALF = int32(k.SQRT_HALF), np.float32(0.5)
+_L0, _L1, _L2, _L3, _L4, _L5, _L6, _L7, _L8 = (np.float32(c) for c in k.LOG)
+_LN2_HIGH, _LN2_LOW = np.float32(k.LN2_HIGH), np.float32(k.LN2_LOW)
+_S0, _S1, _S2 = (np.float32(c) for c in k.SINE)
+_C0, _C1, _C2 = (np.float32(c) for c in k.COSINE)
+_UNIT, _ANGLE = np.float32(2.0**-31), np.float32(k.ANGLE)
+
+
+@intrinsic
+def _wide_vectors(context):
+    """Asks LLVM for the widest vectors that the machine has; it would take half of AVX-512, at half the speed."""
+
+    def generate(context, builder, signature, arguments):
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+def kept(function):
+    """Compiled, and kept on disk where numba finds a place for it: an installation and a home may be read-only."""
+    how = {"nogil": True, "error_model": "numpy"}
+    try:
+        return njit(cache=True, **how)(function)
+    except RuntimeError:
+        return njit(**how)(function)
+
+
+@njit(inline="always")
+def _philox(c0, c1, c2, c3, key0, key1):
+    for _ in range(10):
+        p0, p1 = uint64(c0) * _M0, uint64(c2) * _M1
+        c0, c1, c2, c3 = (
+            uint32(p1 >> _HALFWORD) ^ c1 ^ key0,
+            uint32(p1),
+            uint32(p0 >> _HALFWORD) ^ c3 ^ key1,
+            uint32(p0),
+        )
+        key0, key1 = uint32(key0 + _W0), uint32(key1 + _W1)
+    return c0, c1, c2, c3
+
+
+@njit(inline="always")
+def _pair(x0, x1):
+    """Two normals of two words: see `reference.normals`."""
+    u = np.float32((float32(int32(x0 >> _ONE)) + _HALF) * _UNIT)
+    bits = u.view(np.int32)
+    exponent = (bits - _SQRT_HALF) >> _MANTISSA
+    x = np.int32(bits - (exponent << _MANTISSA)).view(np.float32) - float32(1)
+    square, e = x * x, float32(exponent)
+    p = (((((((_L0 * x + _L1) * x + _L2) * x + _L3) * x + _L4) * x + _L5) * x + _L6) * x + _L7) * x + _L8
+    p = p * x * square + e * _LN2_LOW
+    p = p - square * _HALF
+    radius = np.sqrt(-((x + p) + e * _LN2_HIGH))
+    angle = (float32(int32(x1) >> int32(2)) + _HALF) * _ANGLE
+    square = angle * angle
+    sine = ((_S0 * square + _S1) * square + _S2) * square * angle + angle
+    cosine = ((_C0 * square + _C1) * square + _C2) * square * square - square * _HALF + float32(1)
+    sign0 = float32(int32(1) - int32(2) * int32(x1 & _ONE))
+    sign1 = float32(int32(1) - int32(x1 & _TWO))
+    return radius * (cosine - sine) * sign0, radius * (cosine + sine) * sign1
+
+
+@njit(inline="always")
+def _normal_tile(z, tile, key0, key1, tensor, step, direction):
+    first = uint32(tile * 16)
+    for lane in range(16):
+        x0, x1, x2, x3 = _philox(uint32(first + uint32(lane)), tensor, step, direction, key0, key1)
+        z[lane], z[16 + lane] = _pair(x0, x1)
+        z[32 + lane], z[48 + lane] = _pair(x2, x3)
+
+
+@njit(inline="always")
+def _word_tile(x, tile, key0, key1, tensor, step, direction):
+    first = uint32(tile * 16)
+    for lane in range(16):
+        x[lane], x[16 + lane], x[32 + lane], x[48 + lane] = _philox(
+            uint32(first + uint32(lane)), tensor, step, direction, key0, key1
+        )
+
+
+@kept
+def add_normals(w, first, key0, key1, tensor, steps, directions, scales):
+    """w[i] += scales[m, s] * z[first + i] of steps[m] and directions[m], for each m and each s in turn."""
+    _wide_vectors()
+    if scales.size == 1 and first % 64 == 0:  # the common case, whole tiles, without a detour through memory
+        whole = w.shape[0] // 64
+        _add_tiles(w, whole, first // 64, scales[0, 0], key0, key1, tensor, steps[0], directions[0])
+        w, first = w[64 * whole :], first + 64 * whole
+    z = np.empty(64, np.float32)
+    for tile in range(first // 64, (first + w.shape[0] + 63) // 64):
+        begin, end = max(tile * 64, first), min(tile * 64 + 64, first + w.shape[0])
+        part, skip = w[begin - first : end - first], begin - tile * 64
+        for m in range(steps.shape[0]):
+            _normal_tile(z, tile, key0, key1, tensor, steps[m], directions[m])
+            for s in range(scales.shape[1]):
+                scale = scales[m, s]
+                if part.shape[0] == 64:
+                    for i in range(64):
+                        part[i] += scale * z[i]
+                else:
+                    for i in range(part.shape[0]):
+                        part[i] += scale * z[skip + i]
+
+
+@njit(inline="always")
+def _add_tiles(w, count, first_tile, scale, key0, key1, tensor, step, direction):
+    for tile in range(count):
+        base, first = tile * 64, uint32((first_tile + tile) * 16)
+        for lane in range(16):
+            x0, x1, x2, x3 = _philox(uint32(first + uint32(lane)), tensor, step, direction, key0, key1)
+            z0, z1 = _pair(x0, x1)
+            z2, z3 = _pair(x2, x3)
+            w[base + lane] += scale * z0
+            w[base + 16 + lane] += scale * z1
+            w[base + 32 + lane] += scale * z2
+            w[base + 48 + lane] += scale * z3
+
+
+@kept
+def add_signs(w, first, key0, key1, tensor, steps, directions, scales):
+    """As `add_normals`, of signs, in tiles of 64 for each of a word's bits."""
+    _wide_vectors()
+    x = np.empty(64, np.uint32)
+    size = 64 * SIGNS
+    for tile in range(first // size, (first + w.shape[0] + size - 1) // size):
+        base = tile * size - first
+        begin, end = max(base, 0), min(base + size, w.shape[0])
+        part, skip = w[begin:end], begin - base
+        for m in range(steps.shape[0]):
+            _word_tile(x, tile, key0, key1, tensor, steps[m], directions[m])
+            for s in range(scales.shape[1]):
+                scale = scales[m, s]
+                if part.shape[0] == size:
+                    for bit in range(SIGNS):
+                        mask = _ONE << uint32(bit)
+                        for i in range(64):
+                            part[64 * bit + i] += -scale if x[i] & mask else scale
+                else:
+                    for i in range(part.shape[0]):
+                        bit, word = (skip + i) // 64, (skip + i) % 64
+                        part[i] += -scale if x[word] & (_ONE << uint32(bit)) else scale
+
+
+@kept
+def add_outer(w, u, v, scales):
+    """w[i, j] += scales[m, s] * sum over c of u[m, c, i] v[m, c, j], for each m and each s in turn."""
+    _wide_vectors()
+    z = np.empty(w.shape[1], np.float32)
+    for i in range(w.shape[0]):
+        row = w[i]
+        for m in range(u.shape[0]):
+            first = u[m, 0, i]
+            for j in range(row.shape[0]):
+                z[j] = first * v[m, 0, j]
+            for c in range(1, u.shape[1]):
+                factor = u[m, c, i]
+                for j in range(row.shape[0]):
+                    z[j] += factor * v[m, c, j]
+            for s in range(scales.shape[1]):
+                scale = scales[m, s]
+                for j in range(row.shape[0]):
+                    row[j] += scale * z[j]
+
+
+@kept
+def add_rows(out, rows, kind, key0, key1, tensor, steps, directions, scales):
+    """out[i] += the elements of row rows[i] of a tensor whose rows are as long as those of `out`."""
+    for i in range(rows.shape[0]):
+        first = rows[i] * out.shape[1]
+        if kind == 0:
+            add_normals(out[i], first, key0, key1, tensor, steps, directions, scales)
+        else:
+            add_signs(out[i], first, key0, key1, tensor, steps, directions, scales)
+
+
+@kept
+def sum_of_squares(first, count, key0, key1, tensor, step, direction):
+    """Of normals, in units of 2^-20, each rounded: the sum of integers is the same in any order."""
+    _wide_vectors()
+    z = np.empty(64, np.float32)
+    total = int64(0)
+    for tile in range(first // 64, (first + count + 63) // 64):
+        begin, end = max(tile * 64, first), min(tile * 64 + 64, first + count)
+        _normal_tile(z, tile, key0, key1, tensor, step, direction)
+        for i in range(begin - tile * 64, end - tile * 64):
+            total += int64(np.rint(np.float64(z[i]) * np.float64(z[i]) * 1048576.0))
+    return total

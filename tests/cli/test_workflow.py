@@ -1,0 +1,99 @@
+"""What the Snakefile hands on to its jobs, and says before them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tomllib
+
+import pytest
+import yaml
+
+from dpzero.cli import workflow
+from dpzero.errors import UsageError
+from dpzero.run import gpu_lock
+from tests.house import ROOT
+
+
+@pytest.fixture
+def hand_on(monkeypatch, tmp_path):
+    """hand_on(**config) -> the device; the environment is put back after the test."""
+    for name in (
+        "DPZERO_PYTHON",
+        "PYTHONPATH",
+        "DPZERO_DEVICE",
+        "DPZERO_DATA_DIR",
+        "DPZERO_MODEL_DIR",
+        gpu_lock.SHARE,
+    ):
+        monkeypatch.setenv(name, "before")
+        monkeypatch.delenv(name)
+    (tmp_path / "typed here" / "rows").mkdir(parents=True)
+    (tmp_path / "home" / "weights").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+    def call(share: int = 1, **config) -> str:
+        return workflow.hand_on(config, str(tmp_path / "code"), str(tmp_path / "typed here"), share)
+
+    return call
+
+
+def test_folders_are_meant_from_where_the_command_was_typed(hand_on, tmp_path):
+    config = {"data_dir": "rows", "model_dir": "~/weights", "seeds": [0]}
+    workflow.hand_on(config, "code", str(tmp_path / "typed here"), 1)
+    assert config == {"seeds": [0]}
+    assert os.environ["DPZERO_DATA_DIR"] == str(tmp_path / "typed here" / "rows")
+    assert os.environ["DPZERO_MODEL_DIR"] == str(tmp_path / "home" / "weights")
+
+
+def test_a_job_that_reads_the_snakefile_elsewhere_keeps_the_folders(hand_on, monkeypatch, tmp_path):
+    hand_on(data_dir="rows")
+    workflow.hand_on({"data_dir": "rows"}, "code", str(tmp_path), 1)
+    assert os.environ["DPZERO_DATA_DIR"] == str(tmp_path / "typed here" / "rows")
+
+
+def test_jobs_run_this_interpreter_and_the_code_beside_the_snakefile(hand_on, monkeypatch, tmp_path):
+    monkeypatch.setenv("PYTHONPATH", "another")
+    assert hand_on(share=3) == ""
+    assert os.environ["DPZERO_PYTHON"] == sys.executable
+    assert os.environ["PYTHONPATH"].split(os.pathsep) == [str(tmp_path / "code"), "another"]
+    assert os.environ[gpu_lock.SHARE] == "3"
+
+
+def test_a_device_list_reaches_the_jobs(hand_on):
+    assert hand_on(device="cuda:0,cuda:1") == os.environ["DPZERO_DEVICE"] == "cuda:0,cuda:1"
+
+
+@pytest.mark.parametrize(
+    "config, words",
+    [
+        ({"data_dir": "nowhere"}, "data_dir: .*nowhere is no folder"),
+        ({"device": "foo"}, "device: unknown device 'foo'"),
+        ({"gpu_share": 0}, "gpu_share is '0'"),
+    ],
+)
+def test_a_bad_value_is_named(hand_on, config, words):
+    with pytest.raises(UsageError, match=words):
+        hand_on(**config)
+
+
+def test_narrowing_is_spelt_for_the_verb_that_lists_cells():
+    found = workflow.axes({"methods": ["dpzero", "mezo"], "epsilons": 2, "seeds": "0,1"})
+    assert found == ["--methods", "dpzero", "mezo", "--epsilons", "2", "--seeds", "0,1"]
+
+
+def test_what_a_killed_workflow_left_is_explained(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    workflow.say_what_a_lock_means()
+    assert capsys.readouterr().err == ""
+    (tmp_path / ".snakemake" / "locks").mkdir(parents=True)
+    (tmp_path / ".snakemake" / "locks" / "0.input.lock").touch()
+    workflow.say_what_a_lock_means()
+    said = capsys.readouterr().err
+    assert "`snakemake --unlock`" in said and "--rerun-incomplete" in said and said.count("\n") == 1
+
+
+def test_the_environment_that_rules_name_is_the_projects():
+    found = yaml.safe_load((ROOT / "dpzero" / "environment.yaml").read_text("utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert found["dependencies"][-1]["pip"] == project["dependencies"]

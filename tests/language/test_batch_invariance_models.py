@@ -1,0 +1,54 @@
+"""The bits of an example's loss are its own on models of real size: real weights on real texts, and published shapes with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from dpzero.language.models.losses import COMPUTE, CrossEntropy
+from dpzero.zeroth_order.invariance import others_move
+
+from .invariance_bench import CLIP, HEAD, SMOOTHING, TOKENS, BatchShapes, load
+
+pytestmark = [pytest.mark.slow, pytest.mark.network]
+
+ASSETS = {"minilm": ("minilm", "reuters"), "smollm2-135m": ("smollm2", "vader")}
+ASSETS |= {HEAD: ASSETS["minilm"], "opt-125m": (), "roberta-base": ()}
+LONGEST = 32  # tokens
+SIZES = {"minilm": (2, 16, 64), HEAD: (2, 16, 64)}
+
+
+@pytest.fixture
+def moves(cached) -> Callable[..., list[float]]:
+    """What the others move, over the clip, when the longest of each number of texts leaves; of two the other is then alone."""
+
+    def measured(name: str, loss: CrossEntropy, sizes: tuple[int, ...]) -> list[float]:
+        for asset in ASSETS[name]:
+            cached(asset)
+        model, texts = load(name)
+        lengths = np.ones(len(texts)) if name == HEAD else texts.lengths()
+        short, found = np.flatnonzero(lengths <= LONGEST), []
+        for size in sizes:
+            drawn = short[:size]
+            how = {"clip": CLIP, "smoothing": SMOOTHING, "leaving": [int(lengths[drawn].argmax())]}
+            found.append(others_move(loss, model, texts[drawn], **how)["others_move_over_clip"])
+        return found
+
+    return measured
+
+
+@pytest.mark.parametrize("compute", COMPUTE)
+@pytest.mark.parametrize("name", ASSETS)
+def test_one_example_that_leaves_moves_no_other(name, compute, moves):
+    sizes = SIZES.get(name, (2, 16))
+    assert moves(name, CrossEntropy(TOKENS, compute), sizes) == [0] * len(sizes)
+
+
+def test_with_the_shapes_of_the_batch_it_does(moves):
+    """So the measure sees what it is there to see."""
+    cheapest_first = [("opt-125m", "bfloat16"), ("roberta-base", "bfloat16"), ("minilm", "float32")]
+    assert any(
+        max(moves(name, BatchShapes(TOKENS, compute), (2, 16))) > 0 for name, compute in cheapest_first
+    )

@@ -1,0 +1,85 @@
+"""The features of a frozen body: what the head makes of them is what the whole model makes of the texts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dpzero.language.data import encoding, tasks
+from dpzero.language.models import feature_cache, losses, models
+
+MODELS = ["tiny-encoder", "tiny-causal"]
+HEAD = {"tune": "head", "compute": "float32"}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DPZERO_CACHE", str(tmp_path))
+
+
+def load(name: str, tune: str = "head") -> tuple[models.Classifier, encoding.Examples]:
+    model = models.load(name, tasks.load("toy"), tune, seed=3)
+    return model, encoding.encode("toy", name, 24)["train"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_losses_and_accuracy_are_those_of_the_whole_model(name):
+    (model, texts), loss = load(name), losses.CrossEntropy(token_budget=200)
+    made = feature_cache.read(name, model, texts)
+    batch = np.array([5, 3, 200, 3, 77])
+    assert torch.allclose(loss(model, made[batch]), loss(model, texts[batch]), atol=1e-5)
+    assert loss(model, made[batch[:0]]).shape == (0,)
+    on_features, whole = loss.evaluate(model, made), loss.evaluate(model, texts)
+    assert on_features["accuracy"] == whole["accuracy"]
+    assert on_features["loss"] == pytest.approx(whole["loss"], abs=1e-5)
+
+
+def test_micro_batches_change_no_loss():
+    model, texts = load("tiny-encoder")
+    made = feature_cache.read("tiny-encoder", model, texts)
+    few, many = (losses.CrossEntropy(budget)(model, made[np.arange(50)]) for budget in (1000, 7))
+    assert torch.allclose(few, many, atol=1e-6)
+
+
+def test_they_are_made_once_and_for_these_texts(monkeypatch):
+    model, texts = load("tiny-encoder")
+    first = feature_cache.read("tiny-encoder", model, texts)
+
+    def asked(*_):
+        raise AssertionError("the body was asked again")
+
+    monkeypatch.setattr(model, "features", asked)
+    again = feature_cache.read("tiny-encoder", model, texts)
+    assert np.array_equal(first.values, again.values) and np.array_equal(first.labels, again.labels)
+    with pytest.raises(AssertionError, match="asked again"):
+        feature_cache.read("tiny-encoder", model, texts[np.arange(9)])
+
+
+def test_the_number_of_threads_changes_no_bit():
+    model, texts = load("tiny-causal")
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(feature_cache.features(model, texts))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert np.array_equal(*found)
+
+
+@pytest.mark.parametrize(
+    "settings, whether",
+    [
+        (HEAD, True),
+        (HEAD | {"tune": "bias"}, False),
+        (HEAD | {"tune": "full"}, False),
+        (HEAD | {"compute": "bfloat16"}, False),
+        (HEAD | {"cuda_graphs": True}, False),
+    ],
+)
+def test_they_are_for_a_head_that_is_trained_alone(settings, whether):
+    model, _ = load("tiny-encoder", settings["tune"])
+    assert feature_cache.applies(model, settings) is whether

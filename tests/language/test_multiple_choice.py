@@ -1,0 +1,317 @@
+"""Candidates by their likelihood and answers that a model writes: scores, losses, micro-batches, F1."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dpzero.errors import UsageError
+from dpzero.language.data import encoding, multiple_choice, questions, tasks
+from dpzero.language.data.datasets import Draw, Row
+from dpzero.language.data.multiple_choice import ContinuationLoss, Continuations
+from dpzero.language.models import generation, models, objective
+from dpzero.language.models.tokenizers import Marks, marks
+
+ROUNDING = 3e-6
+ROWS = {
+    "copa": [
+        {"premise": "It rained.", "question": "effect", "choice1": "The street was wet.", "choice2": "It was I.", "label": 0},
+        {"premise": "He fell.", "question": "cause", "choice1": "The floor.", "choice2": "I pushed him.", "label": 1},
+    ],
+    "record": [
+        {"passage": "A b c.\n@highlight\nD", "query": "It is @placeholder now.", "entities": ["Rome", "New York", "Rome"],
+         "answers": ["Rome"]},
+    ],
+    "squad": [
+        {"title": "T", "context": "The film was fun", "question": "How was it?", "answers": {"text": ["fun", "very fun"]}},
+        {"title": "T", "context": "In 1999 a war", "question": "When?", "answers": {"text": ["1999"]}},
+    ],
+    "drop": [
+        {"passage": "Two and two", "question": "How many?", "answers_spans": {"spans": ["4", "four"]}},
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch) -> Path:
+    """Small files of each task."""
+    for name, fields in ROWS.items():
+        (tmp_path / name).mkdir()
+        for split, count in (("train", 10), ("validation", 3)):
+            lines = "".join(json.dumps(f | {"idx": i}) + "\n" for i in range(count) for f in fields)
+            (tmp_path / name / f"{split}.jsonl").write_text(lines)
+    monkeypatch.setenv("DPZERO_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("DPZERO_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def model() -> models.Continuer:
+    return models.load("tiny-causal", tasks.load("squad"), "full")
+
+
+@pytest.fixture
+def batch() -> Continuations:
+    """Six examples of one to three candidates of one to five tokens."""
+    draw = np.random.default_rng(0)
+    made = []
+    for _ in range(6):
+        counts = draw.integers(1, 6, draw.integers(1, 4))
+        right = draw.integers(len(counts))
+        made.append(
+            [(draw.integers(1, 1000, n + draw.integers(1, 9)), n, i == right) for i, n in enumerate(counts)]
+        )
+    return Continuations.of(made, [""] * 6)
+
+
+def by_hand(model: models.Continuer, batch: Continuations, i: int) -> torch.Tensor:
+    """Mean log-probabilities of the candidates of one example, from the whole model's logits at every position."""
+    found = []
+    for c in range(batch.first[i], batch.first[i + 1]):
+        ids = torch.from_numpy(batch.candidates.ids(c).astype(np.int64))[None]
+        likely = model.whole(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        count = int(batch.candidates.labels[c])
+        found.append(likely.gather(1, ids[0, 1:, None])[-count:, 0].mean())
+    return torch.stack(found)
+
+
+# --- scores and losses
+
+
+@torch.no_grad()
+def test_a_score_is_the_mean_log_probability_of_the_candidates_tokens(model, batch):
+    scores = ContinuationLoss(10_000).scores(model, batch)
+    expected = torch.cat([by_hand(model, batch, i) for i in range(len(batch))])
+    torch.testing.assert_close(scores, expected, atol=ROUNDING, rtol=0)
+    assert scores.dtype == torch.float32
+
+
+@torch.no_grad()
+def test_the_loss_of_one_candidate_is_its_own_and_of_several_their_cross_entropy(model, batch):
+    losses = ContinuationLoss(10_000)(model, batch)
+    counts = np.diff(batch.first)
+    assert losses.shape == (6,) and 1 in counts and counts.max() > 1
+    for i in range(6):
+        scores, gold = by_hand(model, batch, i), int(batch.gold()[i])
+        alone = -scores[0] if counts[i] == 1 else -scores.log_softmax(0)[gold]
+        assert losses[i].item() == pytest.approx(alone.item(), abs=ROUNDING)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("budget", [1, 20, 40, 70])
+def test_any_cut_into_micro_batches_gives_the_same_losses(model, batch, budget):
+    parts = list(ContinuationLoss(budget).parts(batch))
+    assert len(parts) > 1 and sum(len(part) for part in parts) == 6
+    for part in parts:
+        assert len(part) == 1 or len(part.candidates) * part.candidates.lengths().max() <= budget
+    whole = ContinuationLoss(10_000)(model, batch)
+    torch.testing.assert_close(ContinuationLoss(budget)(model, batch), whole, atol=ROUNDING, rtol=0)
+
+
+@torch.no_grad()
+def test_one_example_changes_no_loss_but_its_own(model, batch):
+    before = ContinuationLoss(60)(model, batch)
+    others = batch[np.array([0, 1, 2, 3, 5])]
+    torch.testing.assert_close(
+        ContinuationLoss(60)(model, others), before[[0, 1, 2, 3, 5]], atol=ROUNDING, rtol=0
+    )
+
+
+def test_no_example_has_no_loss(model, batch):
+    assert ContinuationLoss(60)(model, batch[np.zeros(0, np.int64)]).shape == (0,)
+
+
+def test_the_output_layer_is_asked_at_the_answers_positions_alone(model, batch, monkeypatch):
+    seen = []
+    handle = model.head.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[:2]))
+    ContinuationLoss(10_000)(model, batch)
+    handle.remove()
+    assert seen == [(len(batch.candidates), batch.candidates.labels.max())]
+
+
+def test_one_token_candidates_of_a_classifier_and_of_text_have_the_same_loss():
+    """The normaliser of the vocabulary cancels, so that label words need no softmax over it."""
+    toy = tasks.load("toy")
+    classifier, text = (
+        models.load("tiny-causal", toy, "full", 3),
+        models.load("tiny-causal", tasks.load("squad"), "full", 3),
+    )
+    row, mark = toy.splits["dev"][0], marks("tiny-causal")
+    choice = multiple_choice.encoded(toy, [row], mark, 64, training=True)
+    assert len(choice.candidates) == 4
+    ids = torch.from_numpy(choice.candidates.ids(0)[:-1].astype(np.int64))[None]
+    expected = torch.nn.functional.cross_entropy(
+        classifier(ids, torch.ones_like(ids)), torch.tensor([row.label])
+    )
+    assert ContinuationLoss(512)(text, choice).item() == pytest.approx(expected.item(), abs=ROUNDING)
+
+
+# --- what rows become
+
+
+def shown(task: str, split: str, i: int = 0) -> list[tuple[str, bool]]:
+    """What each candidate appends."""
+    return questions.answers_of(tasks.load(task), Row("", 0, ROWS[task][i]))
+
+
+def test_candidates_of_copa_begin_in_lower_case_but_for_i():
+    assert shown("copa", "train", 0) == [(" the street was wet.", True), (" it was I.", False)]
+    assert shown("copa", "train", 1) == [(" the floor.", False), (" I pushed him.", True)]
+
+
+def test_a_candidate_of_record_stands_in_the_query():
+    assert shown("record", "train") == [
+        (" It is Rome now.", True), (" It is New York now.", False), (" It is Rome now.", True)
+    ]  # fmt: skip
+
+
+def test_an_answer_of_squad_ends_its_line():
+    assert shown("squad", "train") == [(" fun\n", True), (" very fun\n", True)]
+    assert shown("drop", "train") == [(" 4\n", True), (" four\n", True)]
+
+
+def test_free_answers_are_trained_on_alone_and_chosen_among_all():
+    splits = objective.encode("copa", "tiny-causal", 64)
+    assert np.diff(splits["train"].first).tolist() == [1] * len(splits["train"])
+    assert np.diff(splits["test"].first).tolist() == [2] * 6 and splits["test"].right.sum() == 6
+    again = objective.encode("copa", "tiny-causal", 64)  # from the cache
+    assert np.array_equal(again["test"].candidates.tokens, splits["test"].candidates.tokens)
+
+
+def test_the_prompt_is_cut_from_its_left_and_leaves_room_for_what_is_written():
+    splits = objective.encode("squad", "tiny-causal", 56)
+    assert splits["test"].candidates.lengths().max() <= 6
+    assert json.loads(str(splits["test"].references[0])) in (["fun", "very fun"], ["1999"])
+    with pytest.raises(UsageError, match="raise max_length"):
+        objective.encode("squad", "tiny-causal", 51)
+
+
+def test_a_row_without_a_right_candidate_is_refused():
+    fields = ROWS["record"][0] | {"answers": ["Paris"]}
+    with pytest.raises(UsageError, match="a row of task record has no right answer among its candidates"):
+        questions.answers_of(tasks.load("record"), Row("", 0, fields))
+
+
+# --- in-context learning
+
+
+def test_demonstrations_stand_before_the_prompt_with_their_answers_and_a_blank_line():
+    task = tasks.load("copa", Draw(seed=7, demonstrations=3))
+    texts = {0: "It rained so the street was wet.", 1: "He fell because I pushed him."}
+    order = np.random.RandomState(7).permutation(20)[:3]
+    assert questions.shown(task) == "".join(texts[i % 2] + "\n\n" for i in order)
+    assert questions.shown(tasks.load("copa")) == ""
+
+
+def test_demonstrations_are_read_by_label_words_and_by_candidates_alike():
+    toy, draw = tasks.load("toy", Draw(seed=3, demonstrations=2)), Draw(seed=3, demonstrations=2)
+    before = [1, *models.tokenizer("tiny-causal", 1000)(questions.shown(toy))[1:]]
+    found = encoding.encode("toy", "tiny-causal", 200, draw)["test"].ids(0)
+    row = toy.splits["test"][0]
+    assert found.tolist() == before + marks("tiny-causal").plain(toy.prompted(row.text))
+    assert questions.shown(toy).count("The topic of this sentence is") == 2
+    copa = objective.encode("copa", "tiny-causal", 200, draw)["test"]
+    alone = objective.encode("copa", "tiny-causal", 200)["test"]
+    assert copa.candidates.labels.tolist() == alone.candidates.labels.tolist()
+    assert copa.candidates.ids(0)[-3:].tolist() == alone.candidates.ids(0)[-3:].tolist()
+    assert copa.candidates.lengths().min() > alone.candidates.lengths().max()
+
+
+@pytest.mark.parametrize("task, model", [("toy", "tiny-encoder"), ("trec", "tiny-masked")])
+def test_demonstrations_are_for_causal_models(task, model, folder):
+    (folder / "trec").mkdir()
+    for split in ("train", "test"):
+        (folder / "trec" / f"{split}.jsonl").write_text('{"text": "What?", "coarse_label": 1}')
+    with pytest.raises(UsageError, match=f"demonstrations are for causal models, which {model} is not"):
+        encoding.encode(task, model, 64, Draw(seed=3, demonstrations=2))
+
+
+# --- metrics
+
+
+@torch.no_grad()
+def test_accuracy_asks_for_the_likeliest_candidate_and_several_may_be_right(model, batch):
+    found = ContinuationLoss(40).evaluate(model, batch)
+    likeliest = [int(by_hand(model, batch, i).argmax()) for i in range(6)]
+    right = [bool(batch.right[batch.first[i] + likeliest[i]]) for i in range(6)]
+    gold = [by_hand(model, batch, i)[batch.gold()[i]].item() for i in range(6)]
+    assert found["accuracy"] == pytest.approx(np.mean(right))
+    assert found["loss"] == pytest.approx(-np.mean(gold), abs=ROUNDING)
+    both = dataclasses.replace(batch, right=np.ones_like(batch.right))
+    assert ContinuationLoss(40).evaluate(model, both)["accuracy"] == 1
+
+
+@pytest.mark.parametrize(
+    "written, references, expected",
+    [
+        ("fun", ["fun"], 1.0),
+        ("The Fun!", ["fun"], 1.0),  # case, punctuation and articles do not count
+        ("it was fun", ["fun"], 0.5),
+        ("fun fun", ["fun"], 2 / 3),
+        ("it was fun", ["no", "was fun"], 0.8),  # the best of the references
+        ("", ["fun"], 0.0),
+        ("no answer", ["no answer"], 1.0),
+        ("answer", ["no answer"], 0.0),
+    ],
+)
+def test_f1(written, references, expected):
+    assert generation.f1(written, references) == pytest.approx(expected)
+
+
+def test_greedy_decoding_takes_the_likeliest_token_until_the_line_ends(model):
+    mark = marks("tiny-causal")
+    prompt = np.array([1, 50, 60])
+    ids = torch.from_numpy(prompt)[None]
+    expected = []
+    with torch.no_grad():
+        for _ in range(5):
+            expected.append(int(model.whole(input_ids=ids).logits[0, -1].argmax()))
+            ids = torch.cat([ids, torch.tensor([[expected[-1]]])], 1)
+    said = dataclasses.replace(mark, plain=lambda text: [1023] if text == "\n" else mark.plain(text))
+    assert generation.greedy(model, [prompt], 5, said) == [mark.decode(expected)]
+    ends = Marks(lambda text: [expected[2]], {}, (), mark.decode)
+    until = expected[: expected.index(expected[2]) + 1]
+    assert generation.greedy(model, [prompt], 5, ends) == [mark.decode(until)]
+
+
+@pytest.mark.parametrize("tune", ["full", "prefix"])
+def test_a_model_writes_to_each_prompt_of_a_batch_what_it_writes_to_it_alone(tune):
+    """A short prompt's text may end before a long one's."""
+    model, mark = models.load("tiny-causal", tasks.load("squad"), tune), marks("tiny-causal")
+    prompts = [np.array([1, *range(50, 50 + length)]) for length in (3, 11, 1, 6)]
+    free = Marks(lambda text: [], {}, (), mark.decode)
+    third = int(generation.greedy(model, prompts[:1], 8, free)[0].split()[2])
+    ends = Marks(lambda text: [third], {}, (), mark.decode)
+    alone = [generation.greedy(model, [prompt], 8, ends)[0] for prompt in prompts]
+    assert generation.greedy(model, prompts, 8, ends) == alone
+    assert len({len(text.split()) for text in alone}) > 1
+
+
+@pytest.mark.parametrize("model, longest", [("tiny-encoder", 64), ("tiny-masked", 67)])
+def test_texts_longer_than_the_model_has_positions_are_refused(model, longest):
+    """RoBERTa's positions begin behind that of its padding token."""
+    with pytest.raises(
+        UsageError, match=f"max_length is {longest + 1}, but {model} knows {longest} positions"
+    ):
+        objective.encode("toy", model, longest + 1)
+    loaded = models.load(model, tasks.load("trec"), "full")
+    ids = torch.full((1, longest), 9)
+    loaded(ids, torch.ones_like(ids))
+    with pytest.raises((IndexError, RuntimeError)):
+        ids = torch.full((1, longest + 1), 9)
+        loaded(ids, torch.ones_like(ids))
+
+
+def test_a_model_that_writes_is_scored_by_f1(model):
+    splits = objective.encode("squad", "tiny-causal", 80)
+    loss = objective.loss("squad", "tiny-causal", 256)
+    found = loss.evaluate(model, splits["test"][np.arange(2)])
+    assert set(found) == {"f1", "loss"} and 0 <= found["f1"] <= 1 and loss.generate == 50
+    assert (
+        loss.evaluate(model, loss.stand_in(2, 80))["f1"] == 0
+    )  # for the memory of an evaluation: there is nothing to be right about

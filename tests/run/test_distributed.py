@@ -1,0 +1,261 @@
+"""One run on several ranks: the record of one, whatever their number and whichever of them fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dpzero.errors import RankFailure, UsageError
+from dpzero.plan import sweep
+from dpzero.run import checkpoint
+from dpzero.run.replay import replay_record
+from dpzero.run.run import Run, run_cell
+from dpzero.zeroth_order import two_point
+from dpzero.zeroth_order.distributed import Ranks, Star
+from tests import slow_line
+from tests.forked import forked
+
+STEPS = 12
+SECONDS = 30
+
+
+@pytest.fixture
+def cell(smoke, cache):
+    """cell(method, **settings): 12 steps in micro-batches of some examples each."""
+
+    def make(method: str, **settings: object) -> dict:
+        found = smoke("dpzero" if method == "dp_aggzo" else method)
+        if method == "dp_aggzo":
+            found |= {"method": method, "use": method, "title": "DP-AggZO"}
+            found["settings"]["directions"] = 3
+        found["settings"].pop("noise_arithmetic", None)  # by the key
+        found["settings"] |= {"token_budget": 32, "steps": STEPS, "batch_size": 16, **settings}
+        return sweep.complete(found)
+
+    return make
+
+
+def on(ranks: int, cell: dict, out: Path, log=lambda line: None, at_step=None, device: str = "cpu") -> list:
+    """What became of the ranks; at_step(run, rank) happens before each step."""
+    whole = Run.batches
+
+    def batches(self, start):
+        for step, batch in whole(self, start):
+            if at_step:
+                at_step(self, step)
+            yield step, batch
+
+    def work(rank: int) -> dict | None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Run, "batches", batches)
+            joined = Star(timeout_seconds=SECONDS) if ranks > 1 else Ranks()
+            return run_cell(cell, out if rank == 0 else Path("/nowhere/a.json"), log, device, joined)
+
+    return forked(work, ranks)
+
+
+def told(out: Path) -> dict:
+    """What must not depend on the ranks. (Of a step of several, none knows the mean loss.)"""
+    made = json.loads(out.read_text())
+    curve = [(point["step"], point.get("dev_accuracy")) for point in made["curve"]]
+    said = {k: v for k, v in made["transcript"].items() if k != "file"}
+    return {"metrics": made["metrics"], "privacy": made["privacy"], "curve": curve, "transcript": said}
+
+
+@pytest.mark.parametrize(
+    "method, settings",
+    [
+        ("dpzero", {}),
+        ("dpzero", {"noise_arithmetic": "exact", "second_moment": 0.9}),
+        ("dpzero", {"perturb": "both_signs"}),
+        ("mezo", {"tune": "full"}),
+        ("dp_zo_laplace", {"perturb": "on_read"}),
+        ("dp_aggzo", {}),
+    ],
+)
+def test_any_number_of_ranks_leaves_the_same_record(cell, tmp_path, method, settings):
+    mine = cell(method, steps=6, evaluate_every=3, **settings)
+    run_cell(mine, tmp_path / "1.json", lambda line: None, "cpu")
+    for ranks in (2, 4) if (method, settings) == ("dpzero", {}) else (3,):
+        out = tmp_path / f"{ranks}.json"
+        first, *others = on(ranks, mine, out)
+        assert first["status"] == "ok" and others == [None] * (ranks - 1)
+        assert told(out) == told(tmp_path / "1.json")
+        said = first["provenance"]["ranks"]
+        scalars = mine["settings"].get("directions", 1)
+        assert said["count"] == ranks and said["backend"] == "gloo"
+        assert 8 + 24 * scalars <= said["bytes_a_step_from_each"] < 8 + 24 * scalars + 10
+        assert said["bytes_a_step_to_each"] == 8 + 8 * scalars
+    assert {f.name for f in tmp_path.iterdir()} >= {"1.json", "1.transcript"} and not Path(
+        "/nowhere"
+    ).exists()
+
+
+def test_a_release_of_several_ranks_is_one_release_a_step(cell, tmp_path):
+    lines, out = [], tmp_path / "a.json"
+    first, *_ = on(3, cell("dpzero", noise_key="secret"), out, lines.append)
+    assert first["privacy"]["steps"] == STEPS and first["privacy"]["valid_release"]
+    assert replay_record(out, device="cpu")["match"] is True
+
+
+@pytest.mark.parametrize(
+    "noise_key, victim, left", [("published", 0, 2), ("secret", 2, 1), ("published", 1, 4)]
+)
+def test_a_killed_rank_ends_the_run_which_goes_on_with_those_that_are_left(
+    cell, tmp_path, noise_key, victim, left
+):
+    mine, out = cell("dpzero", noise_key=noise_key), tmp_path / "a.json"
+    run_cell(mine, tmp_path / "whole.json", lambda line: None, "cpu")
+
+    def die(run, step):
+        if (run.ranks.rank, step) == (victim, 7):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    found = on(3, mine, out, at_step=die)
+    assert found[victim] == signal.SIGKILL and not out.exists()
+    if victim:
+        assert isinstance(found[0], RankFailure) and f"rank {victim} is gone" in str(found[0])
+    made, *_ = on(left, mine, out)
+    lost = STEPS - made["transcript"]["steps"]  # a release that was spent and not used
+    assert made["privacy"]["steps"] == STEPS and 0 <= lost <= (noise_key == "secret")
+    assert replay_record(out, device="cpu")["match"] is True
+    if noise_key == "published":
+        assert told(out) == told(tmp_path / "whole.json")
+
+
+def test_a_run_whose_budget_ends_early_leaves_no_rank_waiting(cell, tmp_path, monkeypatch):
+    """Rank 0 knew of a release that was lost, the others waited for the step that it had paid with until their time was out."""
+    mine, out = cell("dpzero", noise_key="secret"), tmp_path / "a.json"
+    monkeypatch.setattr(checkpoint, "SECONDS", 0)
+
+    def die(run: Run, step: int) -> None:
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert on(1, mine, out, at_step=die) == [signal.SIGKILL]
+    with (checkpoint.folder(out) / "ledger").open("a") as ledger:
+        ledger.write(f"5 {'0' * 16}\n")  # released, and killed before the step was taken
+    first, second = on(2, mine, out)
+    assert second is None
+    assert first["privacy"]["steps"] == STEPS == first["transcript"]["steps"] + 1
+
+
+@pytest.mark.parametrize("noise_key", ["published", "secret"])
+def test_a_rank_whose_weights_went_wrong_ends_the_run(cell, tmp_path, monkeypatch, noise_key):
+    mine, out = cell("dpzero", noise_key=noise_key), tmp_path / "a.json"
+    monkeypatch.setattr(two_point, "CHECK_EVERY", 5)
+
+    def flip(run, step):
+        if (run.ranks.rank, step) == (1, 6):
+            run.method.parameters[0].data[0] += 1e-6
+
+    first, *_ = on(2, mine, out, at_step=flip)
+    assert isinstance(first, RankFailure) and not out.exists()
+    assert "weights of rank 1 are not those of rank 0 after step 10, as they were after step 5" in str(first)
+    assert ("It will go on from step 5" if noise_key == "published" else "and count") in str(first)
+    made, *_ = on(3, mine, out)
+    assert made["privacy"]["steps"] == STEPS and replay_record(out, device="cpu")["match"] is True
+    if noise_key == "published":  # as if nothing had happened
+        run_cell(mine, tmp_path / "b.json", lambda line: None, "cpu")
+        assert told(out) == told(tmp_path / "b.json")
+
+
+def test_ranks_of_other_settings_are_told_so(cell, tmp_path):
+    mine = cell("dpzero")
+
+    def work(rank):
+        other = cell("dpzero", learning_rate=2e-3 if rank else 1e-3)
+        return run_cell(
+            other, tmp_path / f"{rank}.json", lambda line: None, "cpu", Star(timeout_seconds=SECONDS)
+        )
+
+    first, second = forked(work, 2)
+    assert mine and isinstance(first, RankFailure) and isinstance(second, UsageError)
+    assert "rank 1 is not set up as rank 0 is" in str(second)
+
+
+def test_a_run_that_diverges_is_a_record_and_no_rank_fails(cell, tmp_path):
+    out = tmp_path / "a.json"
+    mine = cell("mezo", evaluate_every=2)
+    mine["settings"]["learning_rate"] = 1e30  # which planning refuses
+    first, *others = on(3, mine, out)
+    assert first["status"] == "diverged" and others == [None, None]
+    assert json.loads(out.read_text())["transcript"]["steps"] < STEPS
+
+
+@pytest.mark.parametrize(
+    "method, settings, words",
+    [("adamw", {}, "exchanges more than scalars"), ("dpzero", {"as_published": True}, "size of a batch")],
+)
+def test_what_several_ranks_cannot_run_is_refused(cell, tmp_path, method, settings, words):
+    two = Ranks()
+    two.size = 2
+    with pytest.raises(UsageError, match=words):
+        run_cell(cell(method, **settings), tmp_path / "a.json", lambda line: None, "cpu", two)
+
+
+def test_a_slow_rank_is_waited_for(cell, tmp_path):
+    mine = cell("dpzero")
+
+    def wait(run, step):
+        if (run.ranks.rank, step) == (1, 3):
+            time.sleep(1)
+
+    on(2, mine, tmp_path / "a.json", at_step=wait)
+    run_cell(mine, tmp_path / "b.json", lambda line: None, "cpu")
+    assert told(tmp_path / "a.json") == told(tmp_path / "b.json")
+
+
+def test_across_a_line_that_is_slow_and_loses_packets_the_run_is_the_same(cell, tmp_path):
+    mine, out = cell("dpzero"), tmp_path / "a.json"
+    run_cell(mine, tmp_path / "b.json", lambda line: None, "cpu")
+    try:
+        with slow_line.line(delay_seconds=0.01, loss=0.05) as sides:
+
+            def work(rank: int) -> dict | None:
+                slow_line.enter(sides[rank])
+                os.environ["MASTER_ADDR"] = slow_line.ADDRESSES[0]
+                return run_cell(mine, out, lambda line: None, "cpu", Star(timeout_seconds=SECONDS))
+
+            first, second = forked(work, 2)
+    except OSError as error:
+        pytest.skip(f"no network namespaces on this machine: {error}")
+    assert first["status"] == "ok" and second is None and told(out) == told(tmp_path / "b.json")
+
+
+@pytest.mark.slow
+def test_torchrun_starts_again_what_was_killed(cell, tmp_path):
+    """The command itself: one of its two ranks is killed, both are started again, and the record is that of one process."""
+    mine, out = cell("dpzero", steps=150, evaluate_every=0), tmp_path / "a.json"
+    run_cell(mine, tmp_path / "b.json", lambda line: None, "cpu")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["--max-restarts=1", "-m", "dpzero", "run", "--spec", json.dumps(mine), "--out", str(out)]
+    process = subprocess.Popen(
+        [*command, "--threads", "1", "--device", "cpu"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    kept = checkpoint.folder(out) / "transcript"
+    while not kept.exists() or kept.stat().st_size < 1500:
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(_rank_1_of(process.pid), signal.SIGKILL)
+    answer, said = process.communicate(timeout=120)
+    assert process.returncode == 0 and said.count("2 ranks, by gloo") == 2 and "resumed at step" in said
+    assert answer.count('"status": "ok"') == 1 and told(out) == told(tmp_path / "b.json")
+
+
+def _rank_1_of(launcher: int) -> int:
+    for task in Path(f"/proc/{launcher}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            if b"\0RANK=1\0" in b"\0" + Path(f"/proc/{child}/environ").read_bytes():
+                return int(child)
+    raise AssertionError("torchrun has no rank 1")

@@ -1,0 +1,306 @@
+"""Whatever stops a run, it goes on to the same bits or says why not, and the ledger has every release."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dpzero import __main__ as command_line
+from dpzero.cli import runs
+from dpzero.errors import UsageError
+from dpzero.plan import sweep
+from dpzero.privacy import Budget
+from dpzero.run import checkpoint, run
+from dpzero.run.replay import replay_record
+from dpzero.run.run import Run, run_cell
+from dpzero.zeroth_order import transcript
+from tests.forked import forked
+
+STEPS = 8
+
+
+def quiet(line: str) -> None: ...
+
+
+@pytest.fixture
+def cell(smoke, cache):
+    """cell(noise_key, **settings): a DPZero run of 8 steps."""
+
+    def make(noise_key: str = "published", **settings: object) -> dict:
+        found = smoke("dpzero")
+        found["settings"] |= {"steps": STEPS, "evaluate_every": 3, "noise_key": noise_key, **settings}
+        return sweep.complete(found)
+
+    return make
+
+
+def told(out: Path) -> dict:
+    made = json.loads(out.read_text())
+    curve = [(point["step"], point["dev_accuracy"]) for point in made["curve"]]
+    said = {k: v for k, v in made["transcript"].items() if k != "file"}
+    return {"metrics": made["metrics"], "privacy": made["privacy"], "curve": curve, "transcript": said}
+
+
+def whole(cell: dict, out: Path) -> dict:
+    run_cell(cell, out, quiet, "cpu")
+    return told(out)
+
+
+def in_a_fork(cell: dict, out: Path, before=lambda: None) -> object:
+    """The run in a process of its own, in which `before` may arrange for its end."""
+
+    def work(_: int) -> dict:
+        before()
+        return run_cell(cell, out, quiet, "cpu")
+
+    return forked(work, 1)[0]
+
+
+def stopped(cell: dict, out: Path, step: int = 5, by: int = signal.SIGKILL) -> Path:
+    """The process ends before a step, with a state of the one before. Returns the checkpoint's folder."""
+    taken = Run._timed_step
+
+    def step_or_end(self, batch):
+        if self.method.steps_taken == step:
+            os.kill(os.getpid(), by)
+        return taken(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "SECONDS", 0)
+        patch.setattr(Run, "_timed_step", step_or_end)
+        assert in_a_fork(cell, out) == by
+    return checkpoint.folder(out)
+
+
+# --- killed at random
+
+
+def after_calls(count: int) -> None:
+    """SIGKILL at the entry to call number `count`, of Python and C functions alike, from here on."""
+    left = [count]
+
+    def profile(frame, event, argument):
+        if event in ("call", "c_call"):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.setprofile(profile)
+
+
+def calls(cell: dict, out: Path) -> int:
+    """How many there are in a whole run."""
+    seen = [0]
+
+    def profile(frame, event, argument):
+        seen[0] += event in ("call", "c_call")
+
+    def work(_: int) -> int:
+        sys.setprofile(profile)
+        run_cell(cell, out, quiet, "cpu")
+        sys.setprofile(None)
+        return seen[0]
+
+    return forked(work, 1)[0]
+
+
+def count_releases(log: Path) -> None:
+    """A line for each release that was handed to the method, on its way there."""
+    release = Budget.release
+
+    def counted(self, clipped, clip):
+        released = release(self, clipped, clip)
+        if self.ledger.path:  # no stand-in's
+            with log.open("a") as file:
+                file.write(f"{self._draws.position - 1} {self.key.name}\n")
+        return released
+
+    Budget.release = counted
+
+
+@pytest.mark.parametrize("points", [3, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("noise_key", ["published", "secret"])
+def test_killed_at_random_points_it_goes_on_to_the_same_bits(cell, tmp_path, monkeypatch, noise_key, points):
+    mine, draw = cell(noise_key), np.random.default_rng(points)
+    expected = whole(mine, tmp_path / "whole.json")
+    total = calls(mine, tmp_path / "counted.json")
+    for k, point in enumerate(draw.integers(1, total, points).tolist()):
+        out, log = tmp_path / f"{k}.json", tmp_path / f"{k}.log"
+        monkeypatch.setattr(
+            checkpoint, "SECONDS", (0, 15)[k % 2]
+        )  # a state a step, or those of the curve alone
+        found = in_a_fork(mine, out, lambda log=log, at=point: (count_releases(log), after_calls(at)))
+        assert found == signal.SIGKILL or (found["status"] == "ok" and out.exists())
+        in_a_fork(mine, out, lambda log=log: count_releases(log))
+        made = json.loads(out.read_text())
+        handed_out = set(log.read_text().splitlines())
+        lost = STEPS - made["transcript"]["steps"]  # a release that was spent and not used
+        assert made["privacy"]["steps"] == STEPS >= len(handed_out) >= STEPS - lost
+        assert 0 <= lost <= (noise_key == "secret") and replay_record(out, device="cpu")["match"] is True
+        if noise_key == "published":
+            assert told(out) == expected
+
+
+def test_killed_while_its_checkpoint_is_taken_away_it_releases_nothing_anew(cell, tmp_path):
+    """The mark was gone and the record there: the next process took the same steps under another key, and said that it was alone."""
+    mine, out, log = cell("secret"), tmp_path / "a.json", tmp_path / "a.log"
+
+    def die_with_the_mark_alone_gone() -> None:
+        def remove_one(folder: Path, **how: object) -> None:
+            if (folder / "cell.json").exists():
+                (folder / "cell.json").unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        checkpoint.shutil.rmtree = remove_one
+        count_releases(log)
+
+    assert in_a_fork(mine, out, die_with_the_mark_alone_gone) == signal.SIGKILL
+    record = json.loads(out.read_text())
+    assert in_a_fork(mine, out, lambda: count_releases(log)) == record
+    assert len(log.read_text().splitlines()) == STEPS == record["privacy"]["steps"]
+
+
+@pytest.mark.parametrize("noise_key", ["published", "secret"])
+def test_two_processes_on_one_run_are_one_run(cell, tmp_path, noise_key):
+    """An orphan of a killed workflow and its successor took the same steps under two keys, and each said that it was alone."""
+    mine, out = cell(noise_key), tmp_path / "a.json"
+    first, second = forked(lambda _: run_cell(mine, out, quiet, "cpu"), 2)
+    assert first == second and json.loads(out.read_text()) == first
+    assert first["privacy"]["steps"] == STEPS and {file.name for file in tmp_path.iterdir()} == {
+        "a.json",
+        "a.transcript",
+    }
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_end_it_ends_at_once_and_goes_on_later(cell, tmp_path, by):
+    mine, out = cell(), tmp_path / "a.json"
+    taken = Run._timed_step
+
+    def as_in_the_foreground() -> None:  # a shell's background jobs, this suite perhaps, ignore SIGINT
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def step_or_end(self, batch):
+        if self.method.steps_taken == 5:
+            os.kill(os.getpid(), by)
+        return taken(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "_timed_step", step_or_end)
+        found = in_a_fork(mine, out, as_in_the_foreground)
+    assert found == by or isinstance(found, KeyboardInterrupt)
+    assert not out.exists() and len(transcript.read(checkpoint.folder(out) / "transcript")[1]) == 5
+    assert whole(mine, out) == whole(mine, tmp_path / "b.json")
+
+
+# --- no room
+
+
+@pytest.mark.parametrize("octets", [200, 600, 3000])  # for the cell, the ledger or transcript, a state
+def test_without_room_it_stops_and_goes_on_when_there_is(cell, tmp_path, octets):
+    mine, out = cell("published", steps=30, evaluate_every=20), tmp_path / "a.json"
+
+    def work(_: int) -> int:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (octets, resource.RLIM_INFINITY))
+        try:
+            run_cell(mine, out, quiet, "cpu")
+        except OSError as error:
+            return error.errno
+        finally:  # for what the fork leaves
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    assert forked(work, 1) == [errno.EFBIG]
+    assert not out.exists() and not list(tmp_path.rglob("state.[0-9]*"))
+    assert whole(mine, out) == whole(mine, tmp_path / "b.json")
+
+
+def test_the_command_says_so_in_a_line(monkeypatch, capsys):
+    def full(options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(runs, "_cells", full)
+    assert command_line.main(["cells"]) == 1
+    assert capsys.readouterr().err == (
+        "dpzero: No space left on device: make room and run it again; a run goes on where it was\n"
+    )
+
+
+# --- another cell, another version
+
+
+def test_a_benchmark_of_another_setting_begins_anew(cell, tmp_path):
+    out, lines = tmp_path / "a.json", []
+    stopped(cell(), out)
+    other = cell(clip=2.0)
+    run_cell(other, out, lines.append, "cpu")
+    assert any("made with another clip: begun anew" in line for line in lines)
+    assert told(out) == whole(other, tmp_path / "b.json")
+
+
+def test_so_does_one_of_another_version(cell, tmp_path, monkeypatch):
+    out, lines = tmp_path / "a.json", []
+    stopped(cell(), out)
+    monkeypatch.setattr(run, "core_digest", lambda: "of another version")
+    run_cell(cell(), out, lines.append, "cpu")
+    assert any("made with another version of this code: begun anew" in line for line in lines)
+    assert told(out) == whole(cell(), tmp_path / "b.json")
+
+
+@pytest.mark.parametrize(
+    "settings, version, words",
+    [
+        ({"clip": 2.0}, None, "another clip"),
+        ({}, "of another version", "another version of this code"),
+        ({"noise_key": "published", "learning_rate": 1e-4}, None, "another learning_rate, noise_key"),
+    ],
+)
+def test_but_releases_of_private_data_are_not_thrown_away(
+    cell, tmp_path, monkeypatch, settings, version, words
+):
+    out = tmp_path / "a.json"
+    folder = stopped(cell("secret"), out)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    with monkeypatch.context() as patch:
+        if version:
+            patch.setattr(run, "core_digest", lambda: version)
+        with pytest.raises(UsageError, match=f"holds 5 releases of private data, made with {words}: "):
+            run_cell(cell(**({"noise_key": "secret"} | settings)), out, quiet, "cpu")
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    run_cell(cell("secret"), out, quiet, "cpu")
+    assert json.loads(out.read_text())["privacy"]["steps"] == STEPS
+
+
+# --- a ledger that would count too little
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (lambda lines: [], "lacks 5 of the 5 releases"),
+        (lambda lines: lines[:-2], "lacks 2 of the 5 releases"),
+        (lambda lines: lines[:2] + lines[3:], "lacks 1 of the 5 releases"),
+        (lambda lines: [*lines[:3], b"\xff" + lines[3], *lines[4:]], "is damaged"),
+        (lambda lines: [lines[0][3:], *lines[1:]], "is damaged"),
+        (lambda lines: [lines[0].replace(b"gaussian", b"laplace"), *lines[1:]], "is of another setting"),
+    ],
+)
+@pytest.mark.parametrize("noise_key", ["published", "secret"])
+def test_a_ledger_that_lost_releases_is_refused(cell, tmp_path, noise_key, damage, words):
+    mine, out = cell(noise_key), tmp_path / "a.json"
+    ledger = stopped(mine, out) / "ledger"
+    kept = ledger.read_bytes()
+    ledger.write_bytes(b"".join(damage(kept.splitlines(keepends=True))))
+    with pytest.raises(UsageError, match=words) as refused:
+        run_cell(mine, out, quiet, "cpu")
+    assert "\n" not in str(refused.value) and not out.exists()
+    ledger.write_bytes(kept)
+    run_cell(mine, out, quiet, "cpu")
+    assert json.loads(out.read_text())["privacy"]["steps"] == STEPS

@@ -1,0 +1,91 @@
+"""The digests: every file that can change a number is in one of them; a change of any other is in none."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import dpzero
+from dpzero.plan import registry
+from dpzero.run import provenance
+
+# By hand, apart from the list in the source: what no number of a run comes from
+NO_NUMBER = (
+    "report/",
+    "cli/",
+    "sweeps/",
+    "profiles/",
+    "environment.yaml",
+    "__main__.py",
+    "plan/cost.py",
+    "plan/estimate.py",
+)
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("house")
+    for name in ("dpzero", "baselines"):
+        shutil.copytree(registry.ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return root
+
+
+def test_every_file_that_can_change_a_number_is_in_a_digest(house, monkeypatch):
+    monkeypatch.setattr(provenance, "ROOT", house)
+    before = provenance.core_digest()
+    for file in sorted(
+        path for path in (house / "dpzero").rglob("*") if path.suffix in (".py", ".yaml", ".csv")
+    ):
+        name, content = file.relative_to(house / "dpzero").as_posix(), file.read_bytes()
+        file.write_bytes(content + b"\n")
+        changes_none = name.startswith(NO_NUMBER) or name == "algorithm.py"
+        assert (provenance.core_digest() == before) == changes_none, name
+        file.write_bytes(content)
+    assert provenance.core_digest() == before
+
+
+def test_a_methods_digest_is_of_its_file_and_those_that_it_imports(house, monkeypatch):
+    monkeypatch.setattr(provenance, "ROOT", house)
+    names = ("dpzero", "dp_sgd", "fine_tuning", "mezo")
+    own = {"dpzero/algorithm": {"dpzero"}, "baselines/mezo": {"mezo"}, "baselines/dp_sgd": {"dp_sgd"}}
+    own |= {
+        "baselines/_opacus": {"dp_sgd"},
+        "baselines/fine_tuning": {"dp_sgd", "fine_tuning"},
+        "baselines/dp_zo": set(),
+    }
+    before, core = {name: provenance.method_digest(name) for name in names}, provenance.core_digest()
+    for place, expected in own.items():
+        file = house / f"{place}.py"
+        content = file.read_bytes()
+        file.write_bytes(content + b"\n")
+        assert {name for name in names if provenance.method_digest(name) != before[name]} == expected, place
+        assert provenance.core_digest() == core
+        file.write_bytes(content)
+
+
+def test_a_file_that_moves_changes_the_digest(house, monkeypatch):
+    monkeypatch.setattr(provenance, "ROOT", house)
+    before = provenance.core_digest()
+    file = house / "dpzero" / "language" / "models" / "losses.py"
+    file.rename(file.with_name("other.py"))
+    assert provenance.core_digest() != before
+    file.with_name("other.py").rename(file)
+
+
+def test_an_installed_package_has_its_version_for_a_commit(house, monkeypatch):
+    monkeypatch.setattr(provenance, "ROOT", house)
+    version = {"git": f"dpzero-{dpzero.__version__}", "dirty": False}
+    assert provenance.commit() == version
+    subprocess.run(
+        ["git", "init", "-q", str(house)], check=True
+    )  # an environment in a checkout of something else
+    assert provenance.commit() == version
+
+
+def test_of_a_checkout_it_is_the_last_commit_of_the_source():
+    found = provenance.commit()
+    if (registry.ROOT / ".git").exists():
+        assert len(found["git"]) == 40 and isinstance(found["dirty"], bool)

@@ -1,0 +1,236 @@
+"""The membership game, small and whole: the toy task with random weights, all methods, in seconds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from baselines.mezo import MeZO
+from dpzero.algorithm import DPZero
+from dpzero.errors import UsageError
+from dpzero.language.data import encoding, tasks
+from dpzero.language.data.encoding import Examples
+from dpzero.language.models import losses, models
+from dpzero.language.models.feature_cache import features
+from dpzero.privacy import Budget, Rehearsal, RunKey, Setting
+from dpzero.studies import membership as game
+from dpzero.studies.head_features import FeatureLoss, distinct
+from dpzero.studies.membership import Contestant, make_world, members, membership, play
+
+SMALL = {
+    "task": "toy",
+    "model": "tiny-encoder",
+    "pool": 40,
+    "mislabelled": 0.25,
+    "runs": 16,
+    "steps": 12,
+    "processes": 1,
+}
+TWO_POINT = {"learning_rate": 3e-3, "smoothing": 1e-2}
+MEZO = Contestant("mezo", "MeZO", None, "mezo", TWO_POINT)
+ADAMW = Contestant("adamw", "AdamW", None, "fine_tuning", game.ADAMW)
+DPZERO = Contestant("dpzero", "DPZero", 2.0, "dpzero", {**TWO_POINT, "clip": 3.0}, noise_scale=5.0)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # the steps are so small that a second one only waits
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def world() -> game.World:
+    setting = Setting("gaussian", "poisson", "add_remove", 40, 20, 12, 1e-5)
+    return make_world("toy", "tiny-encoder", setting, wrong=0.25, seed=3)
+
+
+@pytest.fixture(scope="module")
+def found() -> dict:
+    return membership(**SMALL, epsilons=[2.0], log=lambda line: None)
+
+
+# -- the runs are the benchmark's runs ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    task = tasks.load("toy")
+    texts = encoding.encode("toy", "tiny-encoder", task.max_length)["train"][np.arange(40)]
+    return models.load("tiny-encoder", task, "head", 3), texts
+
+
+def test_the_loss_from_features_is_the_loss_of_the_whole_model(classifier):
+    model, texts = classifier
+    batch = np.array([3, 17, 4, 39])
+    found = FeatureLoss(features(model, texts), texts.labels)(model.head, batch)
+    assert torch.allclose(found, losses.CrossEntropy(256)(model, texts[batch]), atol=1e-6)
+
+
+def test_training_the_head_on_features_is_training_the_whole_model_with_its_body_frozen(classifier):
+    model, texts = classifier
+    setting = Setting("gaussian", "poisson", "add_remove", 40, 20, 5, 1e-5)
+
+    def trained(module, loss, batches):
+        method = DPZero(
+            module, loss, Rehearsal(setting, 5.0, RunKey.published(1)), **TWO_POINT, clip=3.0, seed=1
+        )
+        for batch in batches:
+            method.step(batch)
+        return torch.cat([p.flatten() for p in method.parameters])
+
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    indices = list(Budget(setting, 5.0, RunKey.published(1)).batches())
+    on_features = trained(model.head, FeatureLoss(features(model, texts), texts.labels), indices)
+    moved = on_features - torch.cat([start["head.weight"].flatten(), start["head.bias"]])
+    model.load_state_dict(start)
+    whole = trained(model, losses.CrossEntropy(256), [texts[batch] for batch in indices])
+    model.load_state_dict(start)
+    assert moved.abs().max() > 0.01
+    assert torch.allclose(on_features, whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("contestant", [MEZO, ADAMW, DPZERO], ids=lambda c: c.name)
+def test_a_run_trains_on_its_members_and_on_nobody_else(world, contestant):
+    inside, before = members(40, 5), play(world, (contestant, 5))[0]
+    for who, moves in ((np.flatnonzero(~inside), False), (np.flatnonzero(inside)[:1], True)):
+        labels = world.labels.copy()
+        labels[who] = (labels[who] + 1) % len(world.bias)
+        after = play(replace(world, labels=labels), (contestant, 5))[0]
+        assert (np.abs(after - before).max() > 0) == moves
+
+
+def test_the_base_model_stays_as_it_is(world):
+    logits, accuracy = play(world, (Contestant("base", "", 0.0), 5))
+    assert np.allclose(logits, world.features @ world.weight.T + world.bias, atol=1e-5)
+    assert (
+        accuracy == ((world.dev_features @ world.weight.T + world.bias).argmax(1) == world.dev_labels).mean()
+    )
+
+
+def test_dpzero_without_noise_or_clip_is_mezo_and_its_noise_is_added_where_there_is_some(world):
+    free = replace(DPZERO, settings={**TWO_POINT, "clip": 1e6}, noise_scale=0.0)
+    mezo = play(world, (MEZO, 5))[0]
+    assert np.allclose(play(world, (free, 5))[0], mezo, atol=1e-4)
+    assert not np.allclose(play(world, (replace(free, noise_scale=1e-4), 5))[0], mezo, atol=1e-2)
+
+
+def test_members_of_a_batch_join_it_at_the_accounted_rate(world, monkeypatch):
+    """1,000 steps over about 20 members: six standard errors of the mean, false alarm below 1e-8."""
+    sizes = []
+    monkeypatch.setattr(MeZO, "step", lambda self, batch: sizes.append(len(batch)))
+    setting = replace(world.setting, steps=1000, batch_size=10)
+    play(replace(world, setting=setting), (MEZO, 5))
+    drawn, n = sum(sizes), 1000 * members(40, 5).sum()
+    assert abs(drawn - n * setting.rate) < 6 * np.sqrt(n * setting.rate * (1 - setting.rate))
+
+
+# -- who is in it ------------------------------------------------------------------------------------------------------
+
+
+def test_members_are_a_fair_coin_for_every_text_and_run():
+    """64,000 coins, and the products of neighbours along both axes: six standard errors each, false alarm below 1e-8."""
+    signs = np.array([members(1000, seed) for seed in range(64)]) * 2 - 1
+    drawn_anew = np.array([members(1000, seed, "control") for seed in range(64)]) * 2 - 1
+    for values in (signs, signs[1:] * signs[:-1], signs[:, 1:] * signs[:, :-1], signs * drawn_anew):
+        assert abs(values.mean()) < 6 / np.sqrt(values.size)
+
+
+def test_the_pool_holds_each_text_once():
+    texts = Examples.of([[1, 2], [3], [1, 2], [1, 2, 0], [3], [4]], [0, 1, 1, 0, 1, 0])
+    assert distinct(texts, 4).tolist() == [0, 1, 3, 5]
+    with pytest.raises(UsageError, match="hold 5 distinct training texts, of 4"):
+        distinct(texts, 5)
+
+
+def test_wrong_labels_are_wrong_as_many_as_asked_for_and_of_every_other_kind():
+    setting = Setting("gaussian", "poisson", "add_remove", 80, 40, 12, 1e-5)
+    right = make_world("toy", "tiny-encoder", setting, wrong=0.0, seed=3)
+    wrong = make_world("toy", "tiny-encoder", setting, wrong=0.5, seed=3)
+    assert right.mislabelled.sum() == 0 and list(right.groups()) == ["natural", "all"]
+    assert wrong.mislabelled.sum() == 40
+    assert np.array_equal(right.labels != wrong.labels, wrong.mislabelled)
+    shifts = (wrong.labels - right.labels)[wrong.mislabelled] % len(wrong.bias)
+    assert set(shifts) == set(range(1, len(wrong.bias)))
+
+
+# -- the whole ---------------------------------------------------------------------------------------------------------
+
+
+def rows(found: dict, **wanted: object) -> list[dict]:
+    return [row for row in found["rows"] if wanted.items() <= row.items()]
+
+
+def test_every_method_is_attacked_in_every_group_in_both_ways(found):
+    names = ["base", "control", "mezo", "adamw", "dpzero_2"]
+    grid = [(m, t, a) for m in names for t in ("natural", "mislabelled", "all") for a in ("loss", "lira")]
+    assert [(row["method"], row["texts"], row["attack"]) for row in found["rows"]] == grid
+    assert [method["name"] for method in found["methods"]] == ["base", "mezo", "adamw", "dpzero_2"]
+
+
+def test_of_the_base_model_an_attack_only_guesses(found):
+    for row in rows(found, method="base"):
+        for name in ("true_positive_rate", "false_positive_rate"):
+            assert [row[f"{name}{end}"] for end in ("", "_low", "_high")] == pytest.approx(
+                [0.01] * 3, abs=1e-9
+            )
+        assert row["auc"] == 0.5 and row["ceiling"] == pytest.approx(0.01) and not row["refuted"]
+
+
+def test_of_members_that_were_learnt_by_heart_it_does_not(found):
+    for attack in ("loss", "lira"):
+        (row,) = rows(found, method="adamw", texts="all", attack=attack)
+        assert row["auc_low"] > 0.55
+
+
+def test_the_control_asks_mezos_models_for_other_members(found):
+    for attack in ("loss", "lira"):
+        (mezo,), (control,) = (rows(found, method=m, texts="all", attack=attack) for m in ("mezo", "control"))
+        assert control["auc"] not in (mezo["auc"], 0.5)  # neither MeZO's members nor the base model
+        assert abs(control["auc"] - 0.5) < 0.1
+
+
+def test_only_a_claim_has_a_ceiling_and_it_is_that_of_the_noise_that_was_added(found):
+    setting = Setting("gaussian", "poisson", "add_remove", 40, 20, 12, 1e-5)
+    (method,) = (method for method in found["methods"] if method["name"] == "dpzero_2")
+    assert method["noise_scale"] == pytest.approx(setting.noise_scale(2.0), rel=1e-4)
+    for row in found["rows"]:
+        assert ("ceiling" in row) == (row["method"] not in ("mezo", "adamw")) == (row["epsilon"] is not None)
+    for row in rows(found, method="dpzero_2"):
+        assert (
+            0.01 < row["ceiling"] < row["ceiling_of_epsilon_delta"] == pytest.approx(np.exp(2) / 100 + 1e-5)
+        )
+
+
+def test_the_result_is_json_and_says_that_it_is_no_release(found):
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert (found["noise_key"], found["valid_release"], found["data"]) == ("published", False, "public")
+    assert found["provenance"]["method_code"].keys() == {"dpzero", "fine_tuning", "mezo"}
+
+
+@pytest.mark.slow  # each process begins with the imports
+def test_it_replays_in_other_processes(found):
+    lines = []
+    again = membership(**{**SMALL, "processes": 2}, epsilons=[2.0], log=lines.append)
+    assert again["rows"] == found["rows"] and again["methods"] == found["methods"]
+    assert lines[-1] == "membership: 64 of 64 runs, about 0 s left"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"pool": 10**6}, "make it smaller"),
+        ({"task": "r9"}, "did you mean"),
+        ({"epsilons": [0.0]}, "epsilon is 0.0"),
+        ({"rate": 1.5}, "batch_size 60 is larger"),
+        ({"mislabelled": 2.0}, "fraction"),
+    ],
+)
+def test_what_makes_no_sense_is_said(wrong, words):
+    with pytest.raises(UsageError, match=words):
+        membership(**{**SMALL, "epsilons": [2.0], **wrong}, log=lambda line: None)

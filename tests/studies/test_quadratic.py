@@ -1,0 +1,145 @@
+"""The sweep `quadratic`: its cells, one of its runs, and the privacy that the run's ledger gives."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from dpzero.errors import UsageError
+from dpzero.plan import sweep
+from dpzero.privacy import Setting
+from dpzero.report.records import read_records
+from dpzero.studies import quadratic, quadratic_solver
+
+CELLS = sweep.load("quadratic")
+PUBLISHED = {  # the paper's table 6
+    "steps": [10, 20, 40, 80, 160, 320, 640, 1280, 2560, 5120],
+    "learning_rates": [1e-5, 3e-5, 1e-4, 3e-4, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1],
+    "clips": [0.1, 0.3, 1, 3, 10, 30, 100, 300],
+}
+
+
+def small(method="dpzero", **own) -> dict:
+    """A cell that runs in no time."""
+    settings = {
+        "dataset_size": 200,
+        "dimension": 5,
+        "decay": 1,
+        "steps": [4, 20],
+        "learning_rates": [0.01, 0.1],
+    }
+    settings |= {"clips": [0.5, 5.0], "delta": 1e-6} if quadratic.METHODS[method].private else {}
+    cell = {"task": "rank_log_d", "model": "d-5", "method": method, "epsilon": 2.0, "seed": 1}
+    return quadratic.check(cell | {"settings": settings | own})
+
+
+# Cells ------------------------------------------------------------------------------------------------------------------
+
+
+def test_its_grids_are_the_published_ones():
+    assert sweep.kind("quadratic") == "quadratic"
+    assert list(CELLS) == [sweep.run_id(cell) for cell in CELLS.values()]
+    assert len({cell["seed"] for cell in CELLS.values()}) >= 3
+    for cell in CELLS.values():
+        settings = cell["settings"]
+        assert settings["dataset_size"] == 10_000 and cell["model"] == f"d-{settings['dimension']}"
+        if cell["method"] in ("dpzero", "dpgd_0th"):
+            assert {name: settings[name] for name in PUBLISHED} == PUBLISHED
+            assert (settings["delta"], cell["epsilon"]) == (1e-6, "2")
+        for name in PUBLISHED.keys() & settings.keys():  # of DP-SGD a part
+            assert set(settings[name]) <= set(PUBLISHED[name])
+    dimensions = {cell["settings"]["dimension"] for cell in CELLS.values()}
+    assert dimensions == {20, 50, 100, 200, 500, 1000, 2000}
+
+
+def test_methods_without_privacy_have_neither_clips_nor_epsilon():
+    cell = CELLS["rank_d/d-20/mezo/eps-inf/seed-0"]
+    assert not {"clips", "delta"} & cell["settings"].keys()
+
+
+def test_an_axis_narrows():
+    narrowed = sweep.load("quadratic", tasks="rank_d", models="d-20", methods=["dpzero", "sgd"], seeds=[2])
+    assert list(narrowed) == ["rank_d/d-20/dpzero/eps-2/seed-2", "rank_d/d-20/sgd/eps-inf/seed-2"]
+
+
+def test_a_cell_by_hand_is_completed_like_those_of_the_sweep():
+    cell = CELLS["rank_log_d/d-50/dp_sgd/eps-2/seed-1"]
+    assert sweep.complete(cell) == cell
+
+
+@pytest.mark.parametrize(
+    "own, words",
+    [
+        ({"stepps": [3]}, "unknown setting 'stepps': did you mean 'steps'?"),
+        ({"steps": 3}, "setting steps is 3, but must be a list of numbers"),
+        ({"steps": [2.5]}, "setting steps is 2.5, but must be of type int"),
+        ({"clips": [0, 1]}, "setting clips is 0, but must be of type float, from 1e-12"),
+        ({"decay": "steep"}, "setting decay is 'steep', but must be of type float"),
+        ({"dimension": None}, "setting dimension is None"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_refused_by_name(own, words):
+    with pytest.raises(UsageError) as error:
+        small(**own)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_method_that_is_not_known_is_named_with_the_nearest():
+    with pytest.raises(UsageError, match="did you mean 'dpzero'"):
+        quadratic.check(small() | {"method": "dp_zero"})
+
+
+# A run ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> dict:
+    out = tmp_path_factory.mktemp("quadratic") / "record.json"
+    record = quadratic.run_cell(small(), out, log=lambda _: None)
+    assert json.loads(out.read_text()) == record
+    assert [row["run"] for row in read_records([out])] == [record["run"]]
+    return record
+
+
+def test_its_record_has_the_norm_of_every_setting_in_the_order_of_the_settings(made):
+    cell, norms = made["cell"], np.array(made["quadratic"]["train"])
+    assert norms.shape == (2, 2, 2) and made["metrics"]["gradient_norm"] == norms.min()
+    problem = quadratic_solver.Quadratic.drawn(200, 5, 1, 0, seed=1)
+    releases, directions = quadratic.Releases(cell), quadratic.public_directions(5, 1)
+    for place, steps in enumerate(cell["settings"]["steps"]):
+        one = quadratic_solver.Grid.product([steps], [0.1], [0.5], [releases.noise_scale(steps)], 200)
+        points = quadratic_solver.zeroth_order(problem, one, directions, lambda t: releases.unit_noise(t, 1))
+        assert norms[place, 1, 0] == pytest.approx(problem.gradient_norms(points)[0], rel=1e-5)
+
+
+def test_its_epsilon_is_of_the_steps_in_the_ledger_and_it_is_no_private_release(made):
+    privacy, steps = made["privacy"], made["privacy"]["steps"]
+    setting = Setting("gaussian", "full_batch", "replace_one", 200, 200, steps, 1e-6)
+    assert steps in (4, 20) and privacy["clip"] in (0.5, 5.0)
+    assert privacy["epsilon_spent"] == setting.epsilon(privacy["noise_scale"]) <= 2
+    assert privacy["epsilon_spent"] == pytest.approx(2, abs=1e-3)
+    assert (privacy["sampling"], privacy["batch_size"]) == ("full_batch", 200)
+    assert (privacy["noise_key"], privacy["valid_release"]) == ("published", False)
+    assert "not cover" in made["metrics"]["selection"]
+
+
+def test_longer_runs_have_the_more_noise():
+    releases = quadratic.Releases(small())
+    # advanced composition of full batches: the noise grows with the square root of the steps
+    assert releases.noise_scale(20) / releases.noise_scale(4) == pytest.approx(5**0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["dpgd_0th", "dp_sgd", "mezo", "sgd"])
+def test_every_method_descends(method):
+    found, privacy = quadratic.descend(small(method), log=lambda _: None)
+    assert np.array(found["train"]).min() < found["start"]
+    assert (privacy is None) is not quadratic.METHODS[method].private
+
+
+def test_what_diverges_has_no_norm_in_its_record(tmp_path):
+    cell = small("mezo", steps=[2000], learning_rates=[0.01, 50.0])
+    quadratic.run_cell(cell, tmp_path / "record.json", log=lambda _: None)
+    norms = json.loads((tmp_path / "record.json").read_text())["quadratic"]["train"]
+    assert norms[0][1] == [None] and norms[0][0][0] < 1
