@@ -42,7 +42,7 @@ class DPAggZO(TwoPoint):
         super().__init__(
             model,
             loss,
-            batch_size=Budget.of(budget).batch_size,
+            batch_size=Budget.require(budget).batch_size,
             learning_rate=learning_rate,
             smoothing=smoothing,
             seed=seed,

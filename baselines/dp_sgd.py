@@ -54,7 +54,7 @@ class DPSGD(FineTuning):
         super().__init__(
             model,
             loss,
-            Budget.of(budget).batch_size,
+            Budget.require(budget).batch_size,
             learning_rate=learning_rate,
             optimizer=optimizer,
             seed=seed,
@@ -98,8 +98,10 @@ class DPSGD(FineTuning):
     def gradients(self, batch: Sized) -> Tensor | float:
         self.watch.check()
         count = self.budget.admit(batches.sizes(batch), batches.indices(batch))
-        if self.budget.strict and not self._probed:
-            self._probed = probe(partial(self.loss, self.model), batch, count, self.budget.take) is not None
+        if self.budget.probes_loss and not self._probed:
+            self._probed = (
+                probe(partial(self.loss, self.model), batch, count, self.budget.collate_subset) is not None
+            )
         with self.watch.passes():
             sums, total = self._clipped_sums(batch)
         for p in self.parameters:

@@ -35,7 +35,7 @@ class DPZO(TwoPoint):
         super().__init__(
             model,
             loss,
-            batch_size=Budget.of(budget).batch_size,
+            batch_size=Budget.require(budget).batch_size,
             learning_rate=learning_rate,
             smoothing=smoothing,
             seed=seed,

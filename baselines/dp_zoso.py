@@ -45,7 +45,7 @@ class DPZOSO(TwoPoint):
         super().__init__(
             model,
             loss,
-            batch_size=Budget.of(budget).batch_size,
+            batch_size=Budget.require(budget).batch_size,
             learning_rate=learning_rate,
             smoothing=smoothing,
             seed=seed,

@@ -59,7 +59,7 @@ class DPZero(TwoPoint):
         super().__init__(
             model,
             loss,
-            batch_size=Budget.of(budget).batch_size,
+            batch_size=Budget.require(budget).batch_size,
             learning_rate=learning_rate,
             smoothing=smoothing,
             seed=seed,

@@ -16,8 +16,8 @@ from baselines.mezo import MeZO
 from dpzero.language.data import encoding, tasks
 from dpzero.language.models import models
 from dpzero.privacy import Budget, Rehearsal, RunKey, Setting
-from dpzero.privacy.public_budget import AsPublished
-from dpzero.privacy.public_implementations import PRACTICES, Published
+from dpzero.privacy.public_budget import PublicCodeBudget
+from dpzero.privacy.public_implementations import IMPLEMENTATIONS, PublicRun
 from dpzero.privacy.sampling import Users
 from dpzero.zeroth_order import Gaussian
 
@@ -122,8 +122,8 @@ def test_a_step_in_the_published_setting_is_the_formula_of_the_published_code():
         target_epsilon=2.0, target_delta=1e-5, sample_rate=1 / 16, steps=10_000, accountant="rdp"
     )
     assert multiplier == pytest.approx(13.516, abs=0.002)
-    theirs = Published(PRACTICES["dpzero"], 2.0, delta=1e-5, steps=10_000, **sizes)
-    share = AsPublished(theirs, RunKey.published(0))
+    theirs = PublicRun(IMPLEMENTATIONS["dpzero"], 2.0, delta=1e-5, steps=10_000, **sizes)
+    share = PublicCodeBudget(theirs, RunKey.published(0))
     model = models.load("tiny-encoder", tasks.load("toy"), "full").double()
     rows = encoding.encode("toy", "tiny-encoder", 24)["train"]
 

@@ -122,7 +122,7 @@ def _setting(options: argparse.Namespace):
     from ..privacy.accounting import Setting
 
     setting = Setting(**{field.name: getattr(options, field.name) for field in fields(Setting)})
-    if caution := setting.caution():
+    if caution := setting.delta_warning():
         print(f"dpzero: {caution}", file=sys.stderr)
     return setting
 

@@ -17,7 +17,7 @@ from ..language.models import architectures, losses, tuning
 from ..language.models.batch_invariance import Cut, batch_shapes
 from ..plan.registry import card
 from ..privacy import Rehearsal, Setting
-from ..privacy.noise import CHUNK, Noise
+from ..privacy.mechanisms import CHUNK, Noise
 from .naive_step import PublicStep
 from .trackers import Phases
 from .variants import variant

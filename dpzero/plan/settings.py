@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from ..errors import UsageError, unknown
 from ..language.data import tasks
 from ..privacy.accounting import Setting
-from ..privacy.public_implementations import PRACTICES
+from ..privacy.public_implementations import IMPLEMENTATIONS
 from . import row_selection, setting_table
 from .ranges import ANY, number
 from .registry import TYPES, Card
@@ -72,9 +72,9 @@ def _as_published(method: str, method_card: Card, settings: dict) -> None:
     if not settings["as_published"]:
         settings.pop("as_published")
         return
-    if method_card.file not in PRACTICES:
+    if method_card.file not in IMPLEMENTATIONS:
         raise UsageError(
-            f"method {method}: as_published is offered for {', '.join(PRACTICES)}, so leave it out"
+            f"method {method}: as_published is offered for {', '.join(IMPLEMENTATIONS)}, so leave it out"
         )
     for key in ("mechanism", "sampling", "adjacency", "noise_arithmetic"):
         if settings.pop(key) not in (RUN_SETTINGS[key].default, "float"):

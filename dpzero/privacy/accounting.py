@@ -68,7 +68,7 @@ class Setting:
     def rate(self) -> float:
         return self.batch_size / self.dataset_size
 
-    def caution(self, unit: str = "unit") -> str | None:
+    def delta_warning(self, unit: str = "unit") -> str | None:
         """What to say of a delta that protects nobody."""
         if self.delta < 1 / self.dataset_size:
             return None
@@ -92,7 +92,7 @@ class Setting:
             return -(-self.steps // self.period), 1.0
         return self.steps, self.rate
 
-    def counted(self, released: Iterable[int]) -> int:
+    def counted_steps(self, released: Iterable[int]) -> int:
         """As how many `steps` the releases of these steps count. Of random allocation a period that was touched counts whole:
         16 steps from the middle of one period to that of the next may hold an example twice."""
         steps = list(released)
@@ -332,5 +332,5 @@ def spent_epsilon(
 
 
 def _warn(setting: Setting) -> None:
-    if caution := setting.caution():
+    if caution := setting.delta_warning():
         warnings.warn(caution, stacklevel=3)

@@ -54,7 +54,7 @@ class Bounds:
     true_positive_rate: float  # lower
 
     @classmethod
-    def of(cls, threshold: float, without: NDArray, present: NDArray, confidence: float) -> Bounds:
+    def from_samples(cls, threshold: float, without: NDArray, present: NDArray, confidence: float) -> Bounds:
         """Of the test that says `present` where the statistic is above the threshold."""
         alpha = (1 - confidence) / 2
         wrong, right = int((without > threshold).sum()), int((present > threshold).sum())
@@ -81,13 +81,15 @@ def judge(setting: Setting, noise_scale: float, without: NDArray, present: NDArr
     """
     epsilon, deltas = _claim(setting, noise_scale)
     each = 1 - (1 - CONFIDENCE) / THRESHOLDS
-    tests = [Bounds.of(t, without, present, each) for t in np.linspace(-epsilon, epsilon, THRESHOLDS)]
+    tests = [
+        Bounds.from_samples(t, without, present, each) for t in np.linspace(-epsilon, epsilon, THRESHOLDS)
+    ]
 
     def excess(bounds: Bounds) -> float:
         allowed = (np.exp(PROFILE_EPSILONS) * bounds.false_positive_rate + deltas).min()
         return bounds.true_positive_rate - float(allowed)
 
-    mu = Bounds.of(0.0, without, present, CONFIDENCE).mu()
+    mu = Bounds.from_samples(0.0, without, present, CONFIDENCE).mu()
     return {
         "claimed_epsilon": epsilon,
         "delta": setting.delta,

@@ -27,8 +27,7 @@ from .clipping import check_clip
 from .discrete_noise import Bits
 from .draws import Draw, Draws
 from .ledger import Event, Ledger
-from .mechanisms import delta_excess
-from .noise import Noise
+from .mechanisms import Noise, delta_excess
 from .randomness import RunKey
 from .rounding import OthersMove
 from .sampling import SAMPLERS, Sampler
@@ -64,7 +63,7 @@ class Budget:
     >>> budget = Budget.calibrated(epsilon=2, delta=1e-5, dataset_size=1024, batch_size=64, steps=1000)
     """
 
-    strict = True  # whether a loss is probed before the first release
+    probes_loss = True  # whether a loss is probed before the first release
 
     def __init__(
         self,
@@ -133,7 +132,7 @@ class Budget:
         )
 
     @staticmethod
-    def of(given: object) -> Budget:
+    def require(given: object) -> Budget:
         """What a private method was given. Raises TypeError where it is no budget."""
         if not isinstance(given, Budget):
             raise TypeError(
@@ -165,7 +164,7 @@ class Budget:
     def _event(self) -> Event:
         """What all releases share."""
         how = {"unit": self.unit, "noise_arithmetic": self.noise_arithmetic, "noise_key": self.key.noise_key}
-        return Event.of(self.setting, self.sampler.name, self.noise_scale, **how)
+        return Event.from_setting(self.setting, self.sampler.name, self.noise_scale, **how)
 
     @property
     def noise_arithmetic(self) -> str:
@@ -184,7 +183,7 @@ class Budget:
         With `overspend`, a call that finds none left hands out as many as were calibrated for.
         """
         self._check_process()
-        yield from self._draws.loop(takewhile(self._is_left, self.planned()))
+        yield from self._draws.loop(takewhile(self._is_left, self.remaining_batches()))
 
     def loader(self, dataset: Dataset, users: Sequence | None = None, **how) -> DataLoader:
         """A `torch.utils.data.DataLoader` over the batches that are left, each of which goes to `step`, the empty ones too.
@@ -198,7 +197,7 @@ class Budget:
 
         return BudgetLoader(self, dataset, users, **how)
 
-    def planned(self) -> range:
+    def remaining_batches(self) -> range:
         """The numbers of the batches that are left. Those which a killed process released under this key count no second time."""
         first = self._draws.position
         again = sum(number >= first for number in self.ledger.numbers_of(self.key.name))
@@ -213,7 +212,7 @@ class Budget:
         return range(first, max(first, stop))
 
     @property
-    def take(self) -> Callable[[Sequence[int]], object] | None:
+    def collate_subset(self) -> Callable[[Sequence[int]], object] | None:
         """Makes a batch of the examples at some positions of the next one, collated anew. Only of a loader's."""
         return self._draws.oldest.take if self._draws.any_open else None
 
@@ -325,7 +324,7 @@ class Budget:
                 name != self.key.name
             ):  # the same batch, another sum: with the same noise the two would differ by what has none
                 self._check_left(name)
-                noise = self._noise.of(self.key.stream(f"noise {name}"))
+                noise = self._noise.with_stream(self.key.stream(f"noise {name}"))
             self.ledger.record(number, name, digest)
         elif (number, name) in self.ledger:
             raise ValueError(
@@ -349,7 +348,7 @@ class Budget:
 
         return terms
 
-    def share(self, terms: Terms) -> None:
+    def join_ranks(self, terms: Terms) -> None:
         """From here on this process is one of several ranks, whose terms `terms` brings together."""
         self._terms, self._shared = terms, True
 
@@ -391,13 +390,13 @@ class Budget:
     def overspent(self) -> bool:
         if self.sampler.independent:
             return len(self.ledger) > self.setting.steps
-        return self._counted() > self.setting.counted(range(self.setting.steps))
+        return self._counted() > self.setting.counted_steps(range(self.setting.steps))
 
     def _counted(self) -> int:
         """Steps that the releases count as. Under each key batches were drawn anew: a period of random allocation that two keys share counts twice."""
-        return sum(map(self.setting.counted, self.ledger.by_key().values()))
+        return sum(map(self.setting.counted_steps, self.ledger.by_key().values()))
 
-    def measured(self, others_move_over_clip: float | None) -> None:
+    def record_influence(self, others_move_over_clip: float | None) -> None:
         """Before its first release a method tells what the others' values move by, over the clip, when an example leaves; None where that
         cannot be told. Whoever calls `release` without a method tells it, too: else no release is called valid."""
         valid = self.key.valid_release and self.noise_arithmetic == "exact"
@@ -496,7 +495,7 @@ class Budget:
         others = any(name != self.key.name for _, name in self.ledger)
         self._draws.start_at(self.sampler.begin(number) if others else number)
 
-    def adopt(self, count: int, key_name: str) -> None:
+    def record_transcript(self, count: int, key_name: str) -> None:
         """A transcript has this many rows, of a run that began under the key of this name: they are, or now become, releases of the ledger.
 
         Raises:
@@ -506,7 +505,7 @@ class Budget:
             raise ValueError(
                 "a transcript is resumed by a budget that has taken steps of its own: write_transcript comes before the first step"
             )
-        self.ledger.adopt(count, key_name)
+        self.ledger.record_transcript(count, key_name)
         self.start_at(count)
 
     def close(self) -> None:
@@ -568,7 +567,7 @@ class Budget:
             )
 
     def _warn_of_delta(self) -> None:
-        if caution := self.setting.caution(self.unit):
+        if caution := self.setting.delta_warning(self.unit):
             warnings.warn(caution, stacklevel=3)
 
 

@@ -43,7 +43,7 @@ class Event:
     noise_key: str = "published"
 
     @classmethod
-    def of(cls, setting: Setting, sampler: str, noise_scale: float, **how: str) -> Event:
+    def from_setting(cls, setting: Setting, sampler: str, noise_scale: float, **how: str) -> Event:
         return cls(**(asdict(setting) | how | {"noise_scale": noise_scale, "sampling": sampler}))
 
     def setting(self) -> Setting:
@@ -208,7 +208,7 @@ class Ledger:
         for key_name, epsilon, chosen in state.get("choices", ()):
             self.record_choice(key_name, epsilon, chosen)
 
-    def adopt(self, count: int, key_name: str) -> None:
+    def record_transcript(self, count: int, key_name: str) -> None:
         """The first `count` batches were released in a run that began under this key; a ledger that is kept in a file has them already.
 
         Raises UsageError where such a file lacks some.

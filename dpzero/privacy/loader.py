@@ -43,7 +43,7 @@ class BudgetLoader(DataLoader):
 
     def __len__(self) -> int:
         """Batches that are left."""
-        return len(self._budget.planned())
+        return len(self._budget.remaining_batches())
 
     def __iter__(self) -> Iterator:
         ahead, handed_out = super().__iter__(), self._budget.batches()
@@ -64,7 +64,7 @@ class _Ahead:
 
     def __iter__(self) -> Iterator[list[int]]:
         budget, users = self._loader._budget, self._loader._users
-        for number in budget.planned():
+        for number in budget.remaining_batches():
             drawn = budget.sampler.batch(number)
             yield (drawn if users is None else users.examples(drawn)[0]).tolist()
 

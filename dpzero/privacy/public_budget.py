@@ -13,15 +13,15 @@ from pathlib import Path
 from torch import Tensor
 
 from .budget import Budget
-from .public_implementations import Published
+from .public_implementations import PublicRun
 from .randomness import RunKey
 from .sampling import Sampler, ShuffledEpochs
 
 
-class AsPublished(Budget):
+class PublicCodeBudget(Budget):
     """In place of a `Budget`, for the method whose practice it is. No valid release."""
 
-    def __init__(self, published: Published, key: RunKey, ledger: str | Path | None = None) -> None:
+    def __init__(self, published: PublicRun, key: RunKey, ledger: str | Path | None = None) -> None:
         self.published, self.practice = published, published.practice
         setting = published.setting
         if self.practice.adjacency == "replace_one":
@@ -53,7 +53,7 @@ class AsPublished(Budget):
 
     def epsilon_spent(self) -> float:
         """An upper bound, from the ledger."""
-        return self.published.at_most(len(self.ledger)) if len(self.ledger) else 0.0
+        return self.published.epsilon_upper(len(self.ledger)) if len(self.ledger) else 0.0
 
     def _of_what_ran(self, epsilon) -> None:
         """RDP and mu of the setting are not those of what runs."""

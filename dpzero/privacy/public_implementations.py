@@ -1,6 +1,6 @@
 """What public implementations of private zeroth-order methods do, and the epsilon that it gives.
 
-Read in their repositories at the commits named in PRACTICES. The sweep `guarantees` tabulates claim and guarantee side by side;
+Read in their repositories at the commits named in IMPLEMENTATIONS. The sweep `guarantees` tabulates claim and guarantee side by side;
 a run with `as_published` (see `as_published`) reproduces sampler, noise, accountant and divisor under its honest epsilon.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Practice:
+class Implementation:
     """One public implementation. The noise on the sum of a full batch is `factor` times the accountant's multiplier times clip."""
 
     title: str
@@ -40,8 +40,8 @@ DIVISORS = {
     "actual_with_noise": "own size, with noise",
     "noisy_count": "noisy size, with noise",  # rate times a noisy count of the examples
 }
-PRACTICES = {
-    "dpzero": Practice(
+IMPLEMENTATIONS = {
+    "dpzero": Implementation(
         title="DPZero",
         source="arXiv 2310.09639; Liang137/DPZero @ 485f236",
         accountant="opacus RDP",
@@ -52,7 +52,7 @@ PRACTICES = {
         divisor="actual",
         noise_source="drawn from the generator that the public direction seed has just seeded",
     ),
-    "dp_aggzo": Practice(
+    "dp_aggzo": Implementation(
         title="DP-AggZO",
         source="USENIX Security 2025; erguteb/dp-aggzo @ 8662f09",
         accountant="opacus RDP",
@@ -63,7 +63,7 @@ PRACTICES = {
         divisor="noisy_count",
         noise_source="drawn from the generator seeded with 100 + step (RoBERTa) or with the last direction seed (OPT)",
     ),
-    "dp_zoso": Practice(
+    "dp_zoso": Implementation(
         title="DP-ZOSO, DP-ZOPO",
         source="arXiv 2402.07818; Liuxiaohao6/DPZOPO @ 88fe31b",
         accountant="PRV upper bound, error 0.1",
@@ -78,13 +78,13 @@ PRACTICES = {
 
 
 @dataclass(frozen=True)
-class Published:
+class PublicRun:
     """One setting under the practice of a public implementation.
 
     `assumed_size` is the number of examples that its accountant is told, where that is not the true one.
     """
 
-    practice: Practice
+    practice: Implementation
     epsilon: float
     delta: float
     dataset_size: int
@@ -122,23 +122,23 @@ class Published:
 
     @property
     def bound(self) -> str:
-        """How `at_most` is computed."""
+        """How `epsilon_upper` is computed."""
         if self.practice.sampling == "poisson":
             return f"{self.setting.accountant}, with the noisy count"
         return "one release an epoch on all data, no amplification by sampling; " + self.setting.accountant
 
-    def at_most(self, steps: int | None = None) -> float:
+    def epsilon_upper(self, steps: int | None = None) -> float:
         """An upper bound of the epsilon at delta that so many steps give, if their noise were secret."""
         if self.practice.sampling == "poisson":
             return self._by_poisson(steps or self.steps)
-        return self._epochs(steps or self.steps).at_most(self.delta)
+        return self._epochs(steps or self.steps).epsilon_upper(self.delta)
 
-    def at_least(self) -> float:
+    def epsilon_lower(self) -> float:
         """A lower bound of it: a pair of data sets that can be told apart so well."""
         if self.practice.sampling == "poisson":
             return self._by_poisson(self.steps)  # the accounted pair is a pair of data sets
         epochs = self._epochs(self.steps)
-        return epochs.at_least(
+        return epochs.epsilon_lower(
             self.delta, without=epochs.shift if self.practice.adjacency == "zero_out" else 0.0
         )
 

@@ -49,7 +49,7 @@ class RunKey:
         return cls("secret", secrets.token_bytes(32))
 
     @classmethod
-    def of(cls, noise_key: str, seed: int) -> RunKey:
+    def for_run(cls, noise_key: str, seed: int) -> RunKey:
         return cls.secret() if noise_key == "secret" else cls(noise_key, cls.published(seed).key)
 
     @property

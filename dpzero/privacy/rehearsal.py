@@ -9,14 +9,14 @@ import numpy as np
 
 from .accounting import Setting
 from .budget import Budget
-from .noise import Noise
+from .mechanisms import Noise
 from .randomness import RunKey
 
 
 class Rehearsal(Budget):
     """Takes any batch, counts nothing as spent, and calls nothing private: its epsilon is infinite from the first release on."""
 
-    strict = False
+    probes_loss = False
 
     def __init__(self, setting: Setting, noise_scale: float, key: RunKey | None = None, **how) -> None:
         how = {"noise_arithmetic": "float"} | how

@@ -17,7 +17,7 @@ from scipy.special import ndtr
 from .accounting import DISCRETISATION
 from .dominating_pairs import gaussian, loss_distribution
 
-CELLS = 2**18  # values that the statistic of `at_least` may take
+CELLS = 2**18  # values that the statistic of `epsilon_lower` may take
 NEGLIGIBLE = 1e-15  # a value with less probability is left out, which lowers the bound
 REACH = 5.0  # standard deviations of a batch's noise that the values span: tried 4 to 8
 
@@ -33,7 +33,7 @@ class Epochs:
     last_share: float
     last_growth: float = 1.0
 
-    def at_most(self, delta: float) -> float:
+    def epsilon_upper(self, delta: float) -> float:
         """An upper bound of epsilon, whatever the other examples are and even if the batches were known.
 
         An epoch is one release on all data, for only one of its batches has the example (parallel composition). Which of the
@@ -47,7 +47,7 @@ class Epochs:
         whole = loss_distribution((profile,), DISCRETISATION).self_compose(self.epochs)
         return float(whole.get_epsilon_for_delta(delta))
 
-    def at_least(self, delta: float, without: float = 0.0) -> float:
+    def epsilon_lower(self, delta: float, without: float = 0.0) -> float:
         """A lower bound of epsilon: one bad pair of data sets, each epoch seen through one statistic.
 
         All other examples contribute -clip, so that the sum of every batch is known but for the one that has the example: that

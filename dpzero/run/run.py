@@ -21,8 +21,8 @@ from ..plan.settings import RUN_SETTINGS
 from ..plan.sweep import run_id
 from ..privacy import Budget, Rehearsal, RunKey, Setting
 from ..privacy.budget import Spent
-from ..privacy.public_budget import AsPublished
-from ..privacy.public_implementations import PRACTICES, Published
+from ..privacy.public_budget import PublicCodeBudget
+from ..privacy.public_implementations import IMPLEMENTATIONS, PublicRun
 from ..privacy.sampling import SAMPLERS
 from ..zeroth_order.distributed import Ranks
 from . import checkpoint_selection, distributed, gpu_lock, invariance, record, run_record, step_memory
@@ -116,7 +116,7 @@ class Run:
         self.card = find_card(cell["use"])
         self.ranks = distributed.checked(cell, self.card, ranks)
         self.key = distributed.one_key(
-            RunKey.of(self.settings.get("noise_key", "published"), cell["seed"]), ranks
+            RunKey.for_run(self.settings.get("noise_key", "published"), cell["seed"]), ranks
         )
         row_selection.check(cell)
         draw = row_selection.draw_of(cell)
@@ -189,11 +189,11 @@ class Run:
         kinds = {name: self.settings.get(name) for name in ("mechanism", "sampling", "adjacency")}
         try:
             if self.settings.get("as_published"):
-                practice = PRACTICES[self.card.file]
+                practice = IMPLEMENTATIONS[self.card.file]
                 # their accountant is told so, though a class may have fewer rows
                 assumed = self.settings.get("shots", 0) * len(self.task.labels) or None
-                published = Published(practice, epsilon, dataset_size=size, assumed_size=assumed, **sizes)
-                return AsPublished(published, key, ledger)
+                published = PublicRun(practice, epsilon, dataset_size=size, assumed_size=assumed, **sizes)
+                return PublicCodeBudget(published, key, ledger)
             setting = Setting(dataset_size=size, **sizes, **kinds)
             scale = setting.cached_noise_scale(epsilon, assets.cache_folder() / "calibrations")
             how = {"noise_arithmetic": self.settings["noise_arithmetic"], "epsilon_target": epsilon}

@@ -17,7 +17,7 @@ from ..plan import sweep
 from ..plan.ranges import COUNT, POSITIVE_COUNT, Range
 from ..plan.setting_table import Entry
 from ..plan.settings import complete
-from ..privacy.public_implementations import DIVISORS, PRACTICES, Published
+from ..privacy.public_implementations import DIVISORS, IMPLEMENTATIONS, PublicRun
 from ..run import record
 from ..run.provenance import provenance
 
@@ -48,8 +48,8 @@ def cells(found: dict) -> Iterator[dict]:
 
 def check(cell: dict) -> dict:
     """The cell with its settings complete. Raises UsageError for one that is not known or not of its type."""
-    if cell["method"] not in PRACTICES:
-        raise UsageError(unknown("method with a public practice", cell["method"], PRACTICES))
+    if cell["method"] not in IMPLEMENTATIONS:
+        raise UsageError(unknown("method with a public practice", cell["method"], IMPLEMENTATIONS))
     settings = complete(f"method {cell['method']}", cell["settings"], SETTINGS)
     names = {name: str(cell[name]) for name in ("task", "model", "method")}
     epsilon = sweep.canonical_epsilon(cell["epsilon"])
@@ -67,7 +67,7 @@ def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device
         "version": record.VERSION,
         "run": run,
         "cell": cell,
-        "method": {"title": PRACTICES[cell["method"]].title, "private": True, "order": 0},
+        "method": {"title": IMPLEMENTATIONS[cell["method"]].title, "private": True, "order": 0},
         "status": "ok",
         "error": None,
         "metrics": None,
@@ -81,10 +81,10 @@ def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device
 
 def guarantee(cell: dict, log: Callable[[str], object] = print) -> dict:
     """The `guarantee` part of a record: epsilons at the claim's delta, noise on the sum over the clip bound."""
-    practice, settings = PRACTICES[cell["method"]], cell["settings"]
+    practice, settings = IMPLEMENTATIONS[cell["method"]], cell["settings"]
     claim, delta = float(cell["epsilon"]), settings["delta"]
     sizes = {name: settings[name] for name in ("dataset_size", "batch_size", "steps")}
-    published = Published(practice, claim, delta, **sizes, assumed_size=settings["assumed_size"] or None)
+    published = PublicRun(practice, claim, delta, **sizes, assumed_size=settings["assumed_size"] or None)
     log(f"{sweep.run_id(cell)}: noise by {practice.accountant}, then bounds, then this project's noise")
     noise, ours = published.noise_scale, published.setting
     made = {
@@ -100,8 +100,8 @@ def guarantee(cell: dict, log: Callable[[str], object] = print) -> dict:
         "noise_source": practice.noise_source,
         "as_it_is": "none",  # no epsilon: who can compute the noise takes it away
         "adjacency": practice.adjacency,
-        "epsilon_at_least": math.floor(published.at_least() * 1e4) / 1e4,
-        "epsilon_at_most": math.ceil(published.at_most() * 1e4) / 1e4,
+        "epsilon_at_least": math.floor(published.epsilon_lower() * 1e4) / 1e4,
+        "epsilon_at_most": math.ceil(published.epsilon_upper() * 1e4) / 1e4,
         "bound": published.bound,
         "our_accountant": ours.accountant,
         "our_noise_scale": ours.noise_scale(claim),

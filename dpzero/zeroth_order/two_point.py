@@ -126,7 +126,7 @@ class TwoPoint:
             raise ValueError("the unit is the user, whose examples may lie with several ranks: use one rank")
         self.ranks = ranks
         if self.budget is not None:
-            self.budget.share(ranks.terms)
+            self.budget.join_ranks(ranks.terms)
         self.check_ranks()
 
     def check_ranks(self) -> None:
@@ -188,12 +188,12 @@ class TwoPoint:
     def _probe_once(self, batch: Sized, count: int) -> None:
         """At a point of the first step, where the weights are anyway."""
         if self._asks and not self._probed:
-            self._ask(batch, count, self.budget.take)
+            self._ask(batch, count, self.budget.collate_subset)
 
     @property
     def _asks(self) -> bool:
         """A rank's share of a loss is 0 for others' examples: it is not asked."""
-        return self.budget is not None and self.budget.strict and self.ranks.size == 1
+        return self.budget is not None and self.budget.probes_loss and self.ranks.size == 1
 
     def _ask(self, batch: Sized, count: int, take: batches.Take | None = None) -> None:
         """What the probe measures is the budget's to tell, where parts of the batch are what its examples alone would give."""
@@ -209,13 +209,13 @@ class TwoPoint:
         self.watch.held.ask(lambda part: self.loss(self.model, part), some, count)
         if self.budget is not None and not self._measured:
             told = self._probed and not (take is None and batches.padded(batch, count))
-            self.budget.measured(self._over_clip(moved) if told else None)
+            self.budget.record_influence(self._over_clip(moved) if told else None)
             self._measured = True
 
     def _ask_again(self, batch: Sized, count: int) -> None:
         """Whether the model keeps something of the examples in a plain attribute."""
         if self._asks and self._probed:
-            some = batches.picker(batch, count, self.budget.take)
+            some = batches.picker(batch, count, self.budget.collate_subset)
             self.watch.held.ask(lambda part: self.loss(self.model, part), some, count)
 
     def _over_clip(self, moved: Tensor) -> float:
@@ -254,7 +254,7 @@ class TwoPoint:
             pairs = self.passes.pairs(self.steps_taken, direction, self.smoothing)
             with self.watch.passes():
                 self._probe_once(batch, count)
-                take = self.budget and self.budget.take
+                take = self.budget and self.budget.collate_subset
                 parts = self._alone(batch, count, take) if self.one_at_a_time else [batch]
                 sides = [self.loss.both_sides(self.model, part, pairs) for part in parts]
                 self._ask_again(batch, count)
@@ -264,7 +264,7 @@ class TwoPoint:
         for scale in (self.smoothing, -self.smoothing):
             with self.passes.perturbed(self.steps_taken, direction, scale), self.watch.passes():
                 self._probe_once(batch, count)
-                sides.append(self._losses(batch, count, self.budget and self.budget.take))
+                sides.append(self._losses(batch, count, self.budget and self.budget.collate_subset))
                 if scale < 0:
                     self._ask_again(batch, count)
         return sides[0], sides[1]
@@ -341,7 +341,7 @@ class TwoPoint:
                 f"transcript {path} has {len(self.transcript)} of the {self.steps_taken} steps taken: start from the base model"
             )
         if self.budget is not None:
-            self.budget.adopt(len(self.transcript), self.transcript.header["privacy"]["key_name"])
+            self.budget.record_transcript(len(self.transcript), self.transcript.header["privacy"]["key_name"])
         self.steps_taken = replay(self.parameters, path, self.steps_taken, self.passes)
         self.moment = SecondMoment(self.moment.decay, self.transcript.scalars.tolist())
 

@@ -245,7 +245,7 @@ def test_trec_as_published_has_the_noise_of_the_published_runs(epsilon, multipli
     run = Run.__new__(Run)  # but for its rows and weights
     run.cell, run.settings, run.card = cell, cell["settings"], card(cell["use"])
     run.task, run.examples = tasks.load("trec"), {"train": range(2646)}
-    budget = run.make_budget(RunKey.of("published", 42), None)
+    budget = run.make_budget(RunKey.for_run("published", 42), None)
     assert budget.setting.dataset_size == 2646
     assert budget.published.noise_scale == pytest.approx(2 * multiplier, abs=1e-3)
 

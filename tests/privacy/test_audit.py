@@ -95,20 +95,20 @@ def test_the_statistic_is_the_log_ratio_of_the_two_densities():
 def test_clopper_pearson_bounds_are_those_of_the_binomial():
     """Upper bound u of k successes in n: k or fewer have probability alpha under u."""
     present, without = np.arange(100) % 10 < 7, np.arange(100) % 10 < 2
-    bounds = Bounds.of(0.5, without.astype(float), present.astype(float), 0.95)
+    bounds = Bounds.from_samples(0.5, without.astype(float), present.astype(float), 0.95)
     assert stats.binom.cdf(20, 100, bounds.false_positive_rate) == pytest.approx(0.025)
     assert stats.binom.sf(69, 100, bounds.true_positive_rate) == pytest.approx(0.025)
 
 
 def test_nothing_seen_proves_nothing():
     same = np.zeros(50)
-    bounds = Bounds.of(0.0, same, same, 0.95)
+    bounds = Bounds.from_samples(0.0, same, same, 0.95)
     assert bounds.true_positive_rate == 0.0 and bounds.epsilon(1e-5) == 0.0 and bounds.mu() == 0.0
 
 
 def test_a_perfect_distinguisher_is_bounded_by_its_number_of_trials():
     """500 in each world without an error: log((1 - u - delta) / u), u the upper bound on an error rate never seen."""
-    bounds = Bounds.of(0.0, -np.ones(500), np.ones(500), 0.95)
+    bounds = Bounds.from_samples(0.0, -np.ones(500), np.ones(500), 0.95)
     u = stats.beta.ppf(0.975, 1, 500)
     assert bounds.epsilon(0.0) == pytest.approx(np.log((1 - u) / u))
 

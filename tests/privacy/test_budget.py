@@ -304,7 +304,7 @@ def test_only_a_secret_key_makes_a_valid_release():
 
     def said(*how, moved: float | None = 0.0, **more) -> dict:
         source = budget(*how, **more)
-        source.measured(moved)
+        source.record_influence(moved)
         return source.statement(1.0, 2.0)
 
     assert not said(noise_arithmetic="exact")["valid_release"]

@@ -24,7 +24,7 @@ from torch.utils.data import TensorDataset
 
 from dpzero import Budget, DPZero
 from dpzero.privacy import RunKey, Setting
-from dpzero.privacy.noise import Noise
+from dpzero.privacy.mechanisms import Noise
 
 LIVES = int(os.environ.get("DPZERO_FUZZ", "150"))
 SIZE, STEPS, SCALE = 12, 6, 2.0

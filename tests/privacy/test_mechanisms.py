@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dpzero.privacy import Rehearsal, RunKey, Setting, discrete_noise
-from dpzero.privacy.mechanisms import ARITHMETICS, GRID_BITS, MECHANISMS, delta_excess
-from dpzero.privacy.noise import CHUNK
+from dpzero.privacy.mechanisms import ARITHMETICS, CHUNK, GRID_BITS, MECHANISMS, delta_excess
 
 RELEASES, DIRECTIONS = 20_000, 50_000
 CLIP, NOISE_SCALE = 0.7, 1.7

@@ -12,8 +12,8 @@ from dpzero.privacy import Budget, RunKey
 from dpzero.privacy.discrete_noise import Bits
 from dpzero.privacy.gdp import gaussian_delta
 from dpzero.privacy.permute_and_flip import gdp_mu, permute_and_flip
-from dpzero.privacy.public_budget import AsPublished
-from dpzero.privacy.public_implementations import PRACTICES, Published
+from dpzero.privacy.public_budget import PublicCodeBudget
+from dpzero.privacy.public_implementations import IMPLEMENTATIONS, PublicRun
 
 SIZES = {"epsilon": 1, "delta": 1e-5, "dataset_size": 500, "batch_size": 50, "steps": 10}
 
@@ -116,7 +116,7 @@ def test_a_choice_that_was_made_is_kept_whatever_is_asked_later(tmp_path, noise_
     """A process that ended after its choice has released it: the next one, with a key of its own, gets what was chosen."""
     path, setting, chosen = tmp_path / "ledger", Budget.calibrated(**SIZES).setting, []
     for counts in ({10: 4, 20: 5, 30: 5, 40: 3}, {10: 100, 20: 0, 30: 0, 40: 0}, {40: 1}):
-        one = Budget(setting, 1.0, RunKey.of(noise_key, 3), path)
+        one = Budget(setting, 1.0, RunKey.for_run(noise_key, 3), path)
         chosen += [one.choose(counts, 0.5), one.choose({10: 1}, 0.5)]
         one.ledger.close()
         assert one.epsilon_spent() == 0.5
@@ -162,6 +162,8 @@ def test_a_choice_at_another_epsilon_is_refused_and_so_is_one_that_is_not_accoun
         budget.choose({1: 9, 2: 1}, 4.0)
     with pytest.raises(ValueError, match="a user adds more than 1 to a count"):
         Budget.calibrated(**SIZES, unit="user").choose({1: 3, 2: 5}, 0.25)
-    published = Published(PRACTICES["dpzero"], 2.0, dataset_size=500, batch_size=50, steps=10, delta=1e-5)
+    published = PublicRun(
+        IMPLEMENTATIONS["dpzero"], 2.0, dataset_size=500, batch_size=50, steps=10, delta=1e-5
+    )
     with pytest.raises(ValueError, match="public code accounts for no choice"):
-        AsPublished(published, RunKey.published(0)).choose({1: 3, 2: 5}, 0.25)
+        PublicCodeBudget(published, RunKey.published(0)).choose({1: 3, 2: 5}, 0.25)

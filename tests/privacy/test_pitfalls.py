@@ -401,7 +401,7 @@ def test_p12_a_run_that_replays_is_no_valid_release_and_one_that_is_does_not_rep
         ends, said = [], []
         for _ in range(2):
             share = budget(key=key(), arithmetic="float" if kind is DPSGD else None)
-            share.measured(0.0)  # as of a loss whose bits are each example's own
+            share.record_influence(0.0)  # as of a loss whose bits are each example's own
             said.append(share.statement(CLIP, 2.0)["valid_release"])
             me = make(kind, share)
             for batch in share.batches():
@@ -423,7 +423,7 @@ KILLED_AFTER = 4
 def run_until_killed(folder: Path) -> None:
     """Both kinds of run, each with a ledger and no checkpoint yet, and then what no process can catch."""
     for kind in ("published", "secret"):
-        share = budget(key=RunKey.of(kind, 0), ledger=folder / kind)
+        share = budget(key=RunKey.for_run(kind, 0), ledger=folder / kind)
         me = make(DPZero, share)
         for batch in itertools.islice(share.batches(), KILLED_AFTER):
             print(me.step(batch), flush=True)
@@ -441,7 +441,7 @@ def test_p13_a_killed_run_counts_what_it_released_and_repeats_no_noise_on_other_
     printed = [float(line) for line in killed.stdout.split()]
     before = {"published": printed[:KILLED_AFTER], "secret": printed[KILLED_AFTER:]}
     for kind in ("published", "secret"):
-        share = budget(key=RunKey.of(kind, 0), ledger=tmp_path / kind)
+        share = budget(key=RunKey.for_run(kind, 0), ledger=tmp_path / kind)
         assert len(share.ledger) == KILLED_AFTER
         me = make(DPZero, share)
         again = [me.step(batch) for batch in share.batches()]

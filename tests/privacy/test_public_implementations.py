@@ -11,16 +11,16 @@ import torch
 from scipy import integrate, stats
 
 from dpzero.privacy import RunKey, Setting
-from dpzero.privacy.public_budget import AsPublished
-from dpzero.privacy.public_implementations import PRACTICES, Published, _least_on_grid
+from dpzero.privacy.public_budget import PublicCodeBudget
+from dpzero.privacy.public_implementations import IMPLEMENTATIONS, PublicRun, _least_on_grid
 from dpzero.privacy.sampling import ShuffledEpochs
 from dpzero.privacy.shuffled_epochs import Epochs
 
 SMALL = {"epsilon": 2.0, "delta": 1e-4, "size": 100, "batch": 16, "steps": 20}
 
 
-def published(name: str, epsilon=2.0, delta=1e-5, size=1024, batch=64, steps=10_000, **more) -> Published:
-    return Published(PRACTICES[name], epsilon, delta, size, batch, steps, **more)
+def published(name: str, epsilon=2.0, delta=1e-5, size=1024, batch=64, steps=10_000, **more) -> PublicRun:
+    return PublicRun(IMPLEMENTATIONS[name], epsilon, delta, size, batch, steps, **more)
 
 
 # The noise that the public code adds ------------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ def test_trecs_noise_is_for_more_examples_than_there_are():
     for epsilon, true in ((2.0, 2.35), (6.0, 7.14)):
         theirs = published("dpzero", epsilon, size=2646, assumed_size=3072)
         assert theirs.setting.epsilon_rdp(theirs.noise_scale / 2) == pytest.approx(true, abs=0.01)
-        assert theirs.at_least() > epsilon
+        assert theirs.epsilon_lower() > epsilon
 
 
 # Predictable noise ------------------------------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ def test_a_reproduction_does_not_reproduce_that():
     def release(key: RunKey, seed: int) -> float:
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002
-        budget = AsPublished(published("dpzero", 2.0, 1e-3, 32, len(CLIPPED), 20), key)
+        budget = PublicCodeBudget(published("dpzero", 2.0, 1e-3, 32, len(CLIPPED), 20), key)
         next(budget.batches())
         return budget.release(CLIPPED.double(), 1.0)
 
@@ -209,7 +209,7 @@ def test_shuffled_epochs_lose_more_than_poisson_batches():
     )
     epochs = Epochs(1 / noise, batches, 1, 1 / batches)
     assert claimed < 1.7 and lower > 2.5
-    assert lower < epochs.at_least(delta, without=epochs.shift) <= epochs.at_most(delta)
+    assert lower < epochs.epsilon_lower(delta, without=epochs.shift) <= epochs.epsilon_upper(delta)
 
 
 def two_batches(epsilon: float, shift: float, without=0.0, last_share=0.5, last_growth=1.0) -> float:
@@ -244,7 +244,7 @@ def test_both_bounds_hold_for_an_epoch_that_can_be_integrated(shift, without, la
     epochs = Epochs(shift, 2, 1, last_share, last_growth)
     for epsilon in (0.1, 1.0):
         delta = two_batches(epsilon, shift, without, last_share, last_growth)
-        lower, upper = epochs.at_least(delta, without), epochs.at_most(delta)
+        lower, upper = epochs.epsilon_lower(delta, without), epochs.epsilon_upper(delta)
         assert lower <= epsilon + 1e-3 and upper >= epsilon - 1e-3
         if without == 0:  # then what is seen is the likelihood ratio
             assert lower == pytest.approx(epsilon, abs=0.012)
@@ -257,32 +257,32 @@ def test_the_upper_bound_holds_whatever_the_example_contributes(contributions):
     epochs = Epochs(2.0, 2, 1, 0.5)
     for epsilon in (0.1, 1.0):
         delta = two_batches(epsilon, high - low, low)
-        assert delta == 0 or epochs.at_most(delta) >= epsilon
+        assert delta == 0 or epochs.epsilon_upper(delta) >= epsilon
 
 
 def test_epochs_compose():
     """One batch an epoch is the Gaussian mechanism; many epochs of 16 batches as a Monte Carlo estimate of the same pair
     (150,000 runs, published at 13.84 for delta 1e-3) has it, less what the statistic does not see."""
     full = Setting("gaussian", "full_batch", "add_remove", 50, 50, 63, 1e-5)
-    assert Epochs(0.25, 50, 63, 1 / 50).at_most(1e-5) == pytest.approx(full.epsilon(4.0), rel=1e-6)
+    assert Epochs(0.25, 50, 63, 1 / 50).epsilon_upper(1e-5) == pytest.approx(full.epsilon(4.0), rel=1e-6)
     noise = 1.39702  # that of epsilon 8 for Poisson batches at delta 1e-5
     epochs = Epochs(1 / noise, 16, 63, 1 / 16)
-    assert 0.95 * 13.84 < epochs.at_least(1e-3, without=epochs.shift) < 13.84
-    assert epochs.at_least(1e-5, without=epochs.shift) > 2 * 8
-    assert epochs.at_most(1e-5) == pytest.approx(39.6, abs=0.1)
+    assert 0.95 * 13.84 < epochs.epsilon_lower(1e-3, without=epochs.shift) < 13.84
+    assert epochs.epsilon_lower(1e-5, without=epochs.shift) > 2 * 8
+    assert epochs.epsilon_upper(1e-5) == pytest.approx(39.6, abs=0.1)
 
 
-@pytest.mark.parametrize("name", PRACTICES)
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_what_is_given_lies_between_its_bounds(name):
     theirs = published(name, **SMALL)
-    assert 0 < theirs.at_least() <= theirs.at_most()
-    assert theirs.at_most(7) < theirs.at_most()
+    assert 0 < theirs.epsilon_lower() <= theirs.epsilon_upper()
+    assert theirs.epsilon_upper(7) < theirs.epsilon_upper()
 
 
 def test_the_noisy_count_is_paid_for():
     theirs = published("dp_aggzo", 2.0, steps=1000)
     scalars = theirs.setting.epsilon(theirs.noise_scale)
-    assert scalars < theirs.at_most() < scalars + 0.1 and theirs.at_most() < 2
+    assert scalars < theirs.epsilon_upper() < scalars + 0.1 and theirs.epsilon_upper() < 2
 
 
 # Runs as published ------------------------------------------------------------------------------------------------------
@@ -291,23 +291,23 @@ OPT = {"epsilon": 6.0, "size": 1000, "batch": 16, "steps": 20_000}  # the defaul
 FULL, SHORT, SHORTER = (torch.full((size,), 0.5).double() for size in (16, 8, 4))
 
 
-def released(theirs: Published, values: torch.Tensor) -> tuple[float, int]:
+def released(theirs: PublicRun, values: torch.Tensor) -> tuple[float, int]:
     """The mean that a batch of so many values gives, and the batch's number, from a budget of its own."""
-    budget = AsPublished(theirs, RunKey.published(0))
+    budget = PublicCodeBudget(theirs, RunKey.published(0))
     number = next(n for n in range(theirs.batches) if len(budget.sampler.batch(n)) == len(values))
     budget.start_at(number)
     next(budget.batches())
     return budget.release(values, 1.0) / budget.batch_size, number
 
 
-def moved(theirs: Published, rows: torch.Tensor) -> float:
+def moved(theirs: PublicRun, rows: torch.Tensor) -> float:
     """What one example of the batch moves the mean by, from one end of [-1, 1] to the other."""
     ends = [torch.cat([rows[1:], torch.tensor([end]).double()]) for end in (-1.0, 1.0)]
     low, high = (released(theirs, values)[0] for values in ends)
     return high - low
 
 
-def noise_of(theirs: Published, rows: torch.Tensor) -> float:
+def noise_of(theirs: PublicRun, rows: torch.Tensor) -> float:
     """Its scale: what is released of nothing, over the number of unit scale that was drawn."""
     noise, number = released(theirs, 0 * rows)
     return noise / float(RunKey.published(0).stream("noise").normals(1, number, 0, 0)[0])
@@ -316,12 +316,14 @@ def noise_of(theirs: Published, rows: torch.Tensor) -> float:
 def test_a_short_last_batch_doubles_the_sensitivity_and_not_the_noise():
     """1000 is no multiple of 16: the last batch of an epoch has 8 rows, and noise for 16."""
     theirs = published("dpzero", **OPT)
-    budget = AsPublished(theirs, RunKey.published(0))
+    budget = PublicCodeBudget(theirs, RunKey.published(0))
     assert (theirs.batches, theirs.last_batch, len(budget.sampler.batch(62))) == (63, 8, 8)
     assert moved(theirs, FULL) == pytest.approx(2 / 16) and moved(theirs, SHORT) == pytest.approx(2 / 8)
     assert noise_of(theirs, FULL) == pytest.approx(noise_of(theirs, SHORT))
     even = Epochs(2 / theirs.noise_scale, 63, 318, 8 / 1000)
-    assert theirs.at_most() > even.at_most(1e-5) and theirs.at_least() > even.at_least(1e-5)
+    assert theirs.epsilon_upper() > even.epsilon_upper(1e-5) and theirs.epsilon_lower() > even.epsilon_lower(
+        1e-5
+    )
 
 
 def test_zosos_short_last_batch_has_its_noise_divided_too():
@@ -336,7 +338,7 @@ def test_aggzo_divides_by_the_rate_times_a_noisy_count():
     theirs = published("dp_aggzo", 2.0, steps=1000)
     counts = []
     for seed in range(3):
-        budget = AsPublished(theirs, RunKey.published(seed))
+        budget = PublicCodeBudget(theirs, RunKey.published(seed))
         noise = RunKey.published(seed).stream("noise")
         for number, drawn in zip(range(2), budget.batches(), strict=False):
             vectors = torch.zeros(len(drawn), 2).double()
@@ -348,10 +350,10 @@ def test_aggzo_divides_by_the_rate_times_a_noisy_count():
     assert all(0 < abs(count - 1024) < 200 for count in counts)  # beyond that with 2e-9
 
 
-@pytest.mark.parametrize("name", PRACTICES)
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_a_run_as_published_says_what_it_gives(name):
     theirs = published(name, **SMALL)
-    budget = AsPublished(theirs, RunKey.secret())
+    budget = PublicCodeBudget(theirs, RunKey.secret())
     assert budget.epsilon_spent() == 0
     for _, drawn in zip(range(5), budget.batches(), strict=False):
         if name == "dp_aggzo":
@@ -359,7 +361,7 @@ def test_a_run_as_published_says_what_it_gives(name):
         else:
             budget.release(torch.zeros(len(drawn)), 1.0)
     said = budget.statement(1.0, 2.0)
-    assert said["epsilon_spent"] == theirs.at_most(5) and said["epsilon_target"] == 2.0
+    assert said["epsilon_spent"] == theirs.epsilon_upper(5) and said["epsilon_target"] == 2.0
     assert said["valid_release"] is False and said["steps"] == 5
     assert said["sampling"] == budget.sampler.name == theirs.practice.sampling
     assert said["adjacency"] == theirs.practice.adjacency

@@ -169,8 +169,13 @@ def test_a_period_that_ends_early_counts_as_a_whole_one():
 
 def test_a_period_that_was_touched_counts_whole():
     """Steps 8 to 23 are 16, but of two periods: an example may be in both."""
-    assert COMMON.counted(range(8, 24)) == COMMON.counted(range(32)) == COMMON.counted([0, 31, 31]) == 32
-    assert replace(COMMON, sampling="poisson").counted(range(8, 24)) == 16
+    assert (
+        COMMON.counted_steps(range(8, 24))
+        == COMMON.counted_steps(range(32))
+        == COMMON.counted_steps([0, 31, 31])
+        == 32
+    )
+    assert replace(COMMON, sampling="poisson").counted_steps(range(8, 24)) == 16
 
 
 def test_a_period_that_two_keys_share_counts_once_for_each():
@@ -190,7 +195,9 @@ def test_another_key_begins_with_a_period_of_its_own():
     for batch, _ in zip(one.batches(), range(2), strict=False):
         one.release(torch.zeros(len(batch)), 1.0)
     two.load_state_dict(one.state_dict())
-    assert two.planned().start == 4 and one.planned().start == 3  # one had drawn a third batch
+    assert (
+        two.remaining_batches().start == 4 and one.remaining_batches().start == 3
+    )  # one had drawn a third batch
 
 
 def test_a_batch_size_that_does_not_divide_the_data_has_one_batch_more():

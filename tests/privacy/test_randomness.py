@@ -76,12 +76,12 @@ def test_a_published_key_replays_for_ever():
         18221724161861885754,
         9074106913803271134,
     ]
-    assert RunKey.of("published", 3) == RunKey.published(3) != RunKey.published(4)
+    assert RunKey.for_run("published", 3) == RunKey.published(3) != RunKey.published(4)
     assert not RunKey.published(0).valid_release
 
 
 def test_a_secret_key_never_replays():
-    keys = [RunKey.of("secret", seed=0) for _ in range(3)]
+    keys = [RunKey.for_run("secret", seed=0) for _ in range(3)]
     assert len({key.key for key in keys}) == len({key.name for key in keys}) == 3
     assert all(key.valid_release for key in keys)
     first = [key.stream("noise").normals(1, 0)[0] for key in keys]
@@ -108,7 +108,7 @@ def test_neither_name_nor_representation_tells_the_key():
 
 def test_an_unknown_kind_of_key_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r"noise_key is 'hidden': give one of published, secret"):
-        RunKey.of("hidden", 0)
+        RunKey.for_run("hidden", 0)
 
 
 @pytest.mark.parametrize("word", [0, 2**64 - 1, 2**63, 2**11 - 1], ids=hex)

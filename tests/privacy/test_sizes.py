@@ -146,7 +146,7 @@ def test_a_ledger_counts_every_one_of_many_releases():
     state = source.state_dict()
     other = Budget(source.setting, SCALE, RunKey.secret(), noise_arithmetic="float")
     other.load_state_dict(state)
-    assert len(other.ledger) == 20_000 and other.planned() == range(0, STEPS - 20_000)
+    assert len(other.ledger) == 20_000 and other.remaining_batches() == range(0, STEPS - 20_000)
 
 
 def test_a_long_ledger_is_read_to_its_end(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from dpzero import __main__ as command_line
 from dpzero.errors import UsageError
 from dpzero.plan import experiment_types, sweep
-from dpzero.privacy.public_implementations import PRACTICES
+from dpzero.privacy.public_implementations import IMPLEMENTATIONS
 from dpzero.report.records import read_records
 from dpzero.run.run import run_cell
 from dpzero.studies import guarantees
@@ -35,7 +35,7 @@ published:
 def test_its_cells_have_the_shape_of_every_cell():
     assert sweep.kind("guarantees") == "guarantees" and sweep.kind("smoke") == "language"
     assert list(CELLS) == [sweep.run_id(cell) for cell in CELLS.values()]
-    assert {cell["method"] for cell in CELLS.values()} == set(PRACTICES)
+    assert {cell["method"] for cell in CELLS.values()} == set(IMPLEMENTATIONS)
     assert {cell["seed"] for cell in CELLS.values()} == {0}
     assert CELLS[TREC]["settings"] == {
         **{"dataset_size": 2646, "assumed_size": 3072, "batch_size": 64, "steps": 10_000},
