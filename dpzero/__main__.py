@@ -17,7 +17,7 @@ from .cli import invariance, memory, privacy, runs
 from .cli.options import Parser, device, folder_to_write, whole
 from .cli.runs import read, say, use_cache, use_threads
 from .errors import RankFailure, UsageError, let_every_print_pass, one_line
-from .plan.ranges import POSITIVE_COUNT, Range
+from .plan.settings import POSITIVE_COUNT, Range
 from .run.record import plain
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, limit of a file

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..errors import UsageError
-from ..plan.ranges import FACTOR, POSITIVE_COUNT
+from ..plan.settings import FACTOR, POSITIVE_COUNT
 from ..run.invariance import CLIP, SMOOTHING
 from .options import real, whole
 

@@ -57,8 +57,8 @@ def _settings(options: argparse.Namespace) -> dict:
 
 
 def _workload(options: argparse.Namespace):
-    from ..memory.variants import canonical
     from ..memory.workload import Workload
+    from ..plan.method_variants import canonical
 
     return Workload(options.model, canonical(options.method), **_settings(options))
 
@@ -92,7 +92,7 @@ def _told(found: dict) -> dict:
 
 def _fits(options: argparse.Namespace) -> dict:
     from ..memory import capacity
-    from ..memory.variants import canonical
+    from ..plan.method_variants import canonical
 
     memory, reserve = capacity.bytes_of(options.gpu_memory), capacity.bytes_of(options.reserve)
     methods = [canonical(name) for name in options.methods or capacity.METHODS]

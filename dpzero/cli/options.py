@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import one_line
-from ..plan.ranges import ANY, COUNT, Range, number
+from ..plan.settings import ANY, COUNT, Range, number
 
 DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?(,cuda:\d{1,3})*", re.ASCII)
 

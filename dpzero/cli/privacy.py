@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..errors import UsageError
-from ..plan.ranges import FACTOR, POSITIVE, POSITIVE_COUNT
-from ..plan.setting_table import RUN_SETTINGS
+from ..plan.settings import FACTOR, POSITIVE, POSITIVE_COUNT, RUN_SETTINGS
 from ..run.invariance import ARCHITECTURES, of_architectures
 from .options import real, whole
 
@@ -74,7 +73,7 @@ SIZES = {
 def _setting_arguments(parser: argparse.ArgumentParser, defaults: dict) -> None:
     for name in ("mechanism", "sampling", "adjacency"):
         entry = RUN_SETTINGS[name]
-        parser.add_argument(f"--{name}", choices=entry.allowed, default=entry.default, help=entry.words)
+        parser.add_argument(f"--{name}", choices=entry.allowed, default=entry.default, help=entry.help)
     for name, (kind, words) in SIZES.items():
         option = "--" + name.replace("_", "-")
         parser.add_argument(option, type=kind, default=defaults.get(name), required=not defaults, help=words)

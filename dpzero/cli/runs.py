@@ -7,10 +7,11 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import UsageError, unknown
-from ..plan.ranges import NOT_NEGATIVE, Range
+from ..plan.settings import NOT_NEGATIVE, Range
 from .options import device, file_to_write, folder_to_read, real, whole
 
 AXES = ("tasks", "models", "methods", "epsilons", "seeds")
@@ -119,7 +120,7 @@ def _run(options: argparse.Namespace) -> dict | None:
             gpu_lock.lease(gpu_lock.of_this_rank(), log=say)
         else:
             gpu_lock.lease_all(options.device, log=say)
-    run_cell = experiment_types.module_of(kind).run_cell  # torch, from here on
+    run_cell = _run_cell(kind)  # torch, from here on
     if options.device:
         gpu_lock.check(options.device)
     if kind == experiment_types.LANGUAGE:
@@ -135,6 +136,19 @@ def _run(options: argparse.Namespace) -> dict | None:
         return None
     answer = {"run": made["run"], "status": made["status"], "record": str(options.out)}
     return answer | {"accuracy": (made["metrics"] or {}).get("accuracy")}
+
+
+def _run_cell(kind: str) -> Callable[..., dict | None]:
+    """The function that runs cells of this kind."""
+    if kind == "memory":
+        from ..studies.memory import run_cell
+    elif kind == "guarantees":
+        from ..studies.guarantees import run_cell
+    elif kind == "quadratic":
+        from ..studies.quadratic import run_cell
+    else:
+        from ..run.run import run_cell
+    return run_cell
 
 
 def _replay(options: argparse.Namespace) -> dict:
@@ -200,10 +214,10 @@ def _cells(options: argparse.Namespace) -> dict:
 
 
 def _settings(options: argparse.Namespace) -> dict:
-    from ..plan import setting_table
+    from ..plan import settings
 
-    print(setting_table.markdown())
-    return {"settings": len(list(setting_table.rows()))}
+    print(settings.markdown())
+    return {"settings": len(list(settings.rows()))}
 
 
 def _estimate(options: argparse.Namespace) -> dict:
@@ -224,7 +238,8 @@ def _assets(options: argparse.Namespace) -> dict:
 
     if options.names:
         return {"assets": prepare.fetch(options.names, log=say)}
-    from ..plan import experiment_types, row_selection, sweep
+    from ..plan import experiment_types, sweep
+    from ..plan.cell import draw_of
 
     narrowed = {k: v for k, v in (("tasks", options.tasks), ("models", options.models)) if v}
     cells = [
@@ -232,7 +247,7 @@ def _assets(options: argparse.Namespace) -> dict:
         for c in sweep.load(options.sweep, **narrowed).values()
         if experiment_types.kind_of(c) == experiment_types.LANGUAGE
     ]
-    read = {(c["task"], c["model"], c["settings"]["max_length"], row_selection.draw_of(c)) for c in cells}
+    read = {(c["task"], c["model"], c["settings"]["max_length"], draw_of(c)) for c in cells}
     found = prepare.prepare(sorted(read), log=say)
     if options.out:
         from ..run.record import write_whole

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from ..errors import UsageError
 from ..language.models import architectures
+from ..plan.method_variants import variant
 from .predict import Unpredictable, predict
-from .variants import variant
 from .workload import Workload
 
 UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}

@@ -15,8 +15,8 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 
 from ..errors import UsageError
+from ..plan.method_variants import variant
 from . import trackers
-from .variants import variant
 from .workload import Loaded, Workload, counts, tuned_model
 
 HOW = "predicted: live storage of fake tensors, attention kernels as on the CPU"

@@ -15,12 +15,12 @@ from ..errors import UsageError
 from ..language.data.encoding import Examples
 from ..language.models import architectures, losses, tuning
 from ..language.models.batch_invariance import Cut, batch_shapes
+from ..plan.method_variants import variant
 from ..plan.registry import card
 from ..privacy import Rehearsal, Setting
 from ..privacy.mechanisms import CHUNK, Noise
 from .naive_step import PublicStep
 from .trackers import Phases
-from .variants import variant
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NOT_TRAINED_SO = (

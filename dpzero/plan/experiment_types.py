@@ -1,21 +1,39 @@
-"""Kinds of experiment: what a sweep file says under `experiment`. Imports no torch.
+"""The kinds of experiment, which a sweep file names under `experiment`, and how each study's sweep becomes cells.
 
-Each has a module here with run_cell(cell, out, log, device) -> its record. One of another kind than language also says what its
-sweep files hold: KEYS of the file, cells(sweep) -> its cells, check(cell) -> the same cell or a UsageError. Its tables and
-figures are in a module of its name in dpzero/report.
+A cell of the kind `language`, the default, trains a language model (see `sweep` and `cell`). A study's sweep holds other keys:
+
+guarantees   settings: {SETTING: value}
+             published: [{method, task, model, epsilons, SETTING: value}]      one published setting a row
+memory       settings: {SETTING: value}
+             series: [{models, methods, sizes: [BATCHxLENGTH], measure: [model]}]      each product is a run; its size is the task
+quadratic    ranks: {NAME: {decay: P, informative: M}}      curvature i^-P; data in the first M coordinates, without M in all
+             dimensions, seeds, epsilon      the other axes
+             settings: {SETTING: value}      of every run
+             methods: {NAME: {SETTING: value}}
+
+`dpzero.studies` runs the cells of these studies, and `dpzero.report` has their tables and figures. Imports no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from importlib import import_module
-from types import ModuleType
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..errors import UsageError, unknown
+from ..privacy.public_implementations import IMPLEMENTATIONS
+from .cell import canonical_epsilon
+from .method_variants import canonical
+from .settings import COUNT, DELTA, FACTOR, POSITIVE_COUNT, SEED, VERSION, Entry, Range, refuse_unknown, typed
 
 LANGUAGE = "language"
-MODULES = {LANGUAGE: "run.run"} | {name: f"studies.{name}" for name in ("memory", "guarantees", "quadratic")}
-KINDS = tuple(MODULES)
+
+
+class Study(NamedTuple):
+    keys: tuple[str, ...]  # of a sweep file, beside those of every sweep
+    cells: Callable[[dict], Iterator[dict]]  # sweep -> its cells, unchecked
+    check: Callable[[dict], dict]  # cell -> the cell with its settings complete, or a UsageError
 
 
 def kind_of(sweep_or_cell: dict) -> str:
@@ -25,25 +43,143 @@ def kind_of(sweep_or_cell: dict) -> str:
     return kind
 
 
-def module_of(kind: str) -> ModuleType:
-    return import_module(f"dpzero.{MODULES[kind]}")
+def listed(value: object) -> list:
+    """One value may stand without brackets, in a file as on the command line."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def narrow(cells: Iterable[dict], chosen: dict[str, list]) -> dict[str, dict]:
-    """{run id: cell} of those listed cells that are asked for; `chosen`: values for axes, as from the command line."""
-    from .sweep import canonical_epsilon, run_id
+def _names(cell: dict) -> dict[str, str]:
+    return {name: str(cell[name]) for name in ("task", "model", "method")}
 
-    cells = kept = list(cells)
-    for axis, values in chosen.items():
-        key = axis.removesuffix("s")
-        known = list(dict.fromkeys(str(cell[key]) for cell in cells))
-        spelt = [canonical_epsilon(value) if key == "epsilon" else str(value) for value in values]
-        if not spelt:
-            raise UsageError(f"the axis {axis} is empty: give it at least one value")
-        for value in spelt:
-            if value not in known:
-                raise UsageError(unknown(key, value, known))
-        kept = [cell for cell in kept if str(cell[key]) in spelt]
-    if not kept:
-        raise UsageError(f"no run of the sweep has all of {', '.join(chosen)} as given: narrow it less")
-    return {run_id(cell): cell for cell in kept}
+
+# Guarantees of public implementations ---------------------------------------------------------------------------------
+
+_GUARANTEES = {
+    "dataset_size": Entry("int", None, POSITIVE_COUNT, "training examples"),
+    "assumed_size": Entry("int", 0, COUNT, "size that the accountant is given, if that is not the true one"),
+    "batch_size": Entry("int", None, POSITIVE_COUNT, "expected batch size"),
+    "steps": Entry("int", None, POSITIVE_COUNT, "releases"),
+    "delta": Entry("float", None, DELTA, "of (epsilon, delta)"),
+    "version": VERSION,
+}
+
+
+def _guarantees(sweep: dict) -> Iterator[dict]:
+    names = ("method", "task", "model", "epsilons")
+    for row in sweep.get("published") or []:
+        for name in names:
+            if name not in row:
+                raise UsageError(f"a row of `published` has no {name!r}: {row}")
+        own = {key: value for key, value in row.items() if key not in names}
+        for epsilon in listed(row["epsilons"]):
+            yield {**row, "epsilon": epsilon, "settings": (sweep.get("settings") or {}) | own}
+
+
+def _check_guarantees(cell: dict) -> dict:
+    if cell["method"] not in IMPLEMENTATIONS:
+        raise UsageError(unknown("method with a public practice", cell["method"], IMPLEMENTATIONS))
+    settings = typed(cell["settings"], _GUARANTEES, f"method {cell['method']}")
+    epsilon = canonical_epsilon(cell["epsilon"])
+    return _names(cell) | {"epsilon": epsilon, "seed": 0, "settings": settings, "experiment": "guarantees"}
+
+
+# Peak memory ----------------------------------------------------------------------------------------------------------
+
+_MEMORY = {
+    "dtype": Entry("str", "float32", ("float32", "bfloat16", "float16"), "of the stored weights"),
+    "compute": Entry("str", "float32", ("float32", "bfloat16"), "type of matrix products"),
+    "measure": Entry("bool", False, None, "measure as well as predict"),
+    "version": VERSION,
+}
+
+
+def _memory(sweep: dict) -> Iterator[dict]:
+    """A run that several series name is what the first says."""
+    seen = set()
+    for series in sweep.get("series") or []:
+        for key in ("models", "methods", "sizes"):
+            if not series.get(key):
+                raise UsageError(f"a series has no {key!r}: give it models, methods, sizes")
+        for model in listed(series["models"]):
+            settings = (sweep.get("settings") or {}) | {"measure": model in listed(series.get("measure"))}
+            for method in listed(series["methods"]):
+                for size in listed(series["sizes"]):
+                    if (size, model, method) not in seen:
+                        seen.add((size, model, method))
+                        yield {"task": size, "model": model, "method": method, "settings": settings}
+
+
+def _check_memory(cell: dict) -> dict:
+    method = canonical(cell["method"])
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", str(cell["task"])):
+        raise UsageError(f"the size {cell['task']!r} is no BATCHxLENGTH: write it as 8x512")
+    settings = typed(cell["settings"], _MEMORY, f"method {method}")
+    names = _names(cell) | {"method": method}
+    return names | {"epsilon": "0", "seed": 0, "settings": settings, "experiment": "memory"}
+
+
+# The quadratic --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class QuadraticMethod:
+    title: str
+    private: bool
+    order: int
+
+
+QUADRATIC_METHODS = {
+    "dpzero": QuadraticMethod("DPZero", True, 0),
+    # noise and clip of the whole vector: the paper's algorithm 1
+    "dpgd_0th": QuadraticMethod("DPGD-0th", True, 0),
+    "dp_sgd": QuadraticMethod("DP-SGD", True, 1),
+    "mezo": QuadraticMethod("MeZO", False, 0),
+    "sgd": QuadraticMethod("SGD", False, 1),
+}
+_QUADRATIC = {
+    "dataset_size": Entry("int", None, POSITIVE_COUNT, "examples"),
+    "dimension": Entry("int", None, POSITIVE_COUNT, "of the weights"),
+    "decay": Entry("float", None, Range(0, 100), "exponent of the curvature"),
+    "informative": Entry("int", 0, COUNT, "coordinates in which the data differ from 0; 0: all"),
+    "version": VERSION,
+    "delta": Entry("float", None, DELTA, "of (epsilon, delta)", private=True),
+    # a point of the grid for each combination
+    "steps": Entry("int", None, POSITIVE_COUNT, "of each point", many=True),
+    "learning_rates": Entry("float", None, FACTOR, "of each point", many=True),
+    "clips": Entry("float", None, FACTOR, "of each point", many=True, private=True),
+}
+
+
+def _quadratic(sweep: dict) -> Iterator[dict]:
+    for rank, law in (sweep.get("ranks") or {}).items():
+        for dimension in listed(sweep.get("dimensions")):
+            for method, own in (sweep.get("methods") or {}).items():
+                for seed in listed(sweep.get("seeds")):
+                    settings = {**(sweep.get("settings") or {}), **(law or {}), "dimension": dimension}
+                    names = {"task": rank, "model": f"d-{dimension}", "method": method, "seed": seed}
+                    yield names | {"epsilon": sweep.get("epsilon"), "settings": settings | (own or {})}
+
+
+def _check_quadratic(cell: dict) -> dict:
+    method = cell["method"]
+    if method not in QUADRATIC_METHODS:
+        raise UsageError(unknown("method of the quadratic", method, QUADRATIC_METHODS))
+    private, where = QUADRATIC_METHODS[method].private, f"method {method}"
+    refuse_unknown(cell["settings"], _QUADRATIC, where)
+    schema = {key: entry for key, entry in _QUADRATIC.items() if private or not entry.private}
+    settings = typed({k: v for k, v in cell["settings"].items() if k in schema}, schema, where)
+    seed = typed({"seed": cell["seed"]}, {"seed": Entry("int", None, SEED, "")}, where)
+    epsilon = canonical_epsilon(cell["epsilon"]) if private else "inf"
+    return _names(cell) | {"epsilon": epsilon, **seed, "settings": settings, "experiment": "quadratic"}
+
+
+STUDIES = {
+    "memory": Study(("series", "settings"), _memory, _check_memory),
+    "guarantees": Study(("published", "settings"), _guarantees, _check_guarantees),
+    "quadratic": Study(
+        ("ranks", "dimensions", "seeds", "epsilon", "settings", "methods"), _quadratic, _check_quadratic
+    ),
+}
+KINDS = (LANGUAGE, *STUDIES)

@@ -1,21 +1,20 @@
-"""A sweep file becomes cells: one for each run. Imports no torch, so that planning is instant.
+"""A sweep file becomes cells, one for each run. Imports no torch, so that planning is instant.
 
-experiment: KIND            `language` where none is named; another kind says itself what else its file holds (see `kinds`)
+experiment: KIND            `language` by default; see `experiment_types` for what the files of other kinds hold
 extends: NAME               start from another sweep
 chosen: RULE                how the settings were chosen, one of CHOSEN: a heading of the tables; `selection` has the words
 tasks, models, epsilons, seeds:      the axes; any of them, and `methods`, narrows on the command line
 settings:                   of every run
-gpu_share:                  how many runs may be on one GPU where its memory allows; 1 where it is not said
-methods: {NAME: {use: FILE, title: ..., version: N, SETTING: value, grid: {SETTING: [values]}}}      grid: see `grids`
+gpu_share:                  how many runs may be on one GPU if its memory allows; 1 by default
+methods: {NAME: {use: FILE, title: ..., version: N, SETTING: value, grid: {SETTING: [values]}}}
+                            a grid makes a method of each of its points
 overrides: {TASK/MODEL/METHOD: {SETTING: value}}      `*` for any; the most specific wins
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from decimal import Decimal, InvalidOperation
-from functools import partial
+from collections.abc import Iterable, Mapping
 from itertools import product
 from pathlib import Path
 
@@ -23,13 +22,15 @@ import yaml
 
 from ..errors import UsageError, unknown
 from ..language.data import catalogues, tasks
-from . import experiment_types, grids, row_selection, settings, sweep_shape
-from .ranges import EPSILON, SEED, number
+from .cell import canonical_epsilon, check_settings, run_id
+from .experiment_types import LANGUAGE, STUDIES, kind_of, listed
 from .registry import Card, card
+from .settings import POSITIVE, POSITIVE_COUNT, SEED, number
 
 FOLDER = Path(__file__).parents[1] / "sweeps"
 AXES = ("tasks", "models", "methods", "epsilons", "seeds")
 STANZA = ("use", "title")
+NEEDED = ("task", "model", "method", "epsilon", "seed", "settings")  # of a cell given by hand
 CHOSEN = {
     "fixed": "settings fixed beforehand",
     "nothing": "nothing is chosen",
@@ -46,26 +47,34 @@ def names() -> list[str]:
 
 
 def load(name: str, **narrowed: object) -> dict[str, dict]:
-    """{run id: cell} of a sweep, in the order of its axes. `narrowed`: values for axes, as from the command line.
+    """Expand a sweep into its cells.
 
-    Raises UsageError, before anything runs, for every name or value that is not known.
+    Args:
+        name: of the file in dpzero/sweeps.
+        narrowed: axis -> its values, as from the command line.
+
+    Returns:
+        Run id -> cell, in the order of the axes.
+
+    Raises:
+        UsageError: a name or value that is not known, before anything runs.
     """
     sweep = _read(str(name))
     for axis in narrowed:
         if axis not in AXES:
             raise UsageError(unknown("axis", axis, AXES))
     chosen = {axis: listed(_split(value)) for axis, value in narrowed.items()}
-    experiment = experiment_types.kind_of(sweep)
-    if experiment == experiment_types.LANGUAGE:
+    kind = kind_of(sweep)
+    if kind == LANGUAGE:
         return _expand(sweep, chosen, str(name))
-    module = experiment_types.module_of(experiment)
-    _check_keys(sweep, str(name), module.KEYS)
-    return experiment_types.narrow(module.cells(sweep), chosen)
+    study = STUDIES[kind]
+    _check_keys(sweep, str(name), study.keys)
+    return _narrow([study.check(cell) for cell in study.cells(sweep)], chosen)
 
 
 def kind(name: str) -> str:
     """The kind of experiment that a sweep is."""
-    return experiment_types.kind_of(_read(str(name)))
+    return kind_of(_read(str(name)))
 
 
 def gpu_share(name: str) -> int:
@@ -74,22 +83,48 @@ def gpu_share(name: str) -> int:
 
 
 def chosen(name: str) -> str:
-    """By which rule the settings of a sweep were chosen, in words."""
+    """The rule by which the settings of a sweep were chosen, in words."""
     return CHOSEN[_read(name)["chosen"]]
 
 
 def core_seconds(name: str) -> float | None:
-    """Of one run on one CPU core, measured; None where the sweep does not say."""
+    """Measured seconds of one run on one CPU core; None if the sweep does not say."""
     return _read(name).get("core_seconds")
 
 
 def tokens(name: str) -> dict[str, float]:
-    """Mean tokens of a prompt, by task; empty where the sweep does not say."""
+    """Mean tokens of a prompt, by task; empty if the sweep does not say."""
     return _read(name).get("tokens", {})
 
 
+def complete(spec: object) -> dict:
+    """Check a cell given by hand and fill in its defaults. A sweep's own cell comes back as it is.
+
+    Raises UsageError for a key, name or value that is missing or not known.
+    """
+    if not isinstance(spec, dict) or not isinstance(spec.get("settings"), dict):
+        raise UsageError(f"a cell is an object of {', '.join(NEEDED)}: `settings` is one, too")
+    for key in NEEDED:
+        if key not in spec:
+            raise UsageError(f"the cell has no {key!r}: it needs {', '.join(NEEDED)}")
+    kind = kind_of(spec)
+    for key in ("task", "model", "method", "title", "use") if kind == LANGUAGE else ("method",):
+        if not isinstance(spec.get(key, ""), str):
+            raise UsageError(f"the cell's {key} is {spec[key]!r}, but must be a text")
+    if kind != LANGUAGE:
+        return STUDIES[kind].check(spec)
+    known = {axis: names for axis, names in _known([]).items() if axis != "methods"}
+    _check_axes({axis: [spec[axis.removesuffix("s")]] for axis in AXES}, known)
+    stanza = {key: spec[key] for key in STANZA if key in spec} | spec["settings"]
+    half, method_card = _cell(spec, stanza, {spec["method"]: stanza}, {}, {})
+    return _placed(half, method_card, spec["epsilon"], spec["seed"])
+
+
+# The file -------------------------------------------------------------------------------------------------------------
+
+
 def _read(name: str, before: tuple[str, ...] = ()) -> dict:
-    """`before`: the sweeps that extend this one."""
+    """A sweep file with the one that it extends. `before`: the sweeps that extend this one."""
     if name not in names():
         raise UsageError(unknown("sweep", name, names()))
     if name in before:
@@ -100,160 +135,92 @@ def _read(name: str, before: tuple[str, ...] = ()) -> dict:
         sweep = yaml.safe_load(_text(name)) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"sweep {name}: not valid YAML ({' '.join(str(error).split())})") from error
-    sweep_shape.check(sweep, name, FOLDER)
+    _check_shape(sweep, f"sweep {name}")
     base = _read(sweep.pop("extends"), (*before, name)) if "extends" in sweep else {}
     if sweep.get("methods"):
-        sweep["methods"] = grids.spread(sweep["methods"])
-    whole = {**base, **sweep}
-    if "chosen" not in whole:
+        sweep["methods"] = spread_grids(sweep["methods"])
+    merged = {**base, **sweep}
+    if "chosen" not in merged:
         raise UsageError(
             f"sweep {name} does not say how its settings were chosen: give `chosen`, one of {', '.join(CHOSEN)}"
         )
-    if whole["chosen"] not in CHOSEN:
-        raise UsageError(f"sweep {name}: " + unknown("rule of choice", whole["chosen"], CHOSEN))
-    _check_overrides(sweep.get("overrides") or {}, whole.get("methods") or {})
-    for part in {"settings", "overrides"} & whole.keys():
-        whole[part] = {**(base.get(part) or {}), **(sweep.get(part) or {})}
-    return whole
+    if merged["chosen"] not in CHOSEN:
+        raise UsageError(f"sweep {name}: " + unknown("rule of choice", merged["chosen"], CHOSEN))
+    _check_overrides(sweep.get("overrides") or {}, merged.get("methods") or {})
+    for key in {"settings", "overrides"} & merged.keys():
+        merged[key] = {**(base.get(key) or {}), **(sweep.get(key) or {})}
+    return merged
 
 
 def _text(name: str) -> str:
     return (FOLDER / f"{name}.yaml").read_text("utf-8")
 
 
-def _split(value: object) -> object:
-    """On the command line 2,8 is a list, too."""
-    return value.split(",") if isinstance(value, str) and "," in value else value
+OBJECTS = {"settings", "tokens"}
+OBJECTS_OF_OBJECTS = {"methods", "overrides", "ranks"}
+ROWS = {"series": ("models", "methods", "sizes", "measure"), "published": ("epsilons",)}  # with their lists
+TEXTS = {"extends", "experiment", "description", "selection", "chosen"}
 
 
-def listed(value: object) -> list:
-    """One value may stand without brackets, in a file as on the command line."""
-    if value is None:
-        return []
-    return list(value) if isinstance(value, (list, tuple)) else [value]
+def _check_shape(sweep: object, where: str) -> None:
+    """Objects, lists, texts and numbers stand where they belong; what is in them is checked when it is read."""
+    if not isinstance(sweep, dict) or not all(isinstance(key, str) for key in sweep):
+        raise UsageError(f"{where} is no object of keys and values: see the other files in {FOLDER}")
+    for key, value in sweep.items():
+        if key in OBJECTS | OBJECTS_OF_OBJECTS:
+            inner = value.values() if isinstance(value, dict) and key in OBJECTS_OF_OBJECTS else ()
+            if any(item is not None and not isinstance(item, dict) for item in (value, *inner)):
+                raise UsageError(f"{where}: {key} must hold {{NAME: value}} pairs, not {value!r}")
+        elif key in TEXTS and not isinstance(value, str):
+            raise UsageError(f"{where}: {key} is {value!r}, but must be a text")
+        elif key in ("dimensions", "seeds"):
+            _check_values(value, f"{where}: {key}")
+        elif key in ROWS:
+            if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
+                raise UsageError(f"{where}: {key} must be a list of {{NAME: value}} objects, not {value!r}")
+            for name, item in ((name, item) for row in value for name, item in row.items()):
+                _check_values(item if name in ROWS[key] else [item], f"{where}: {name} in {key}")
+    tokens = sweep.get("tokens") or {}
+    numbers = [("gpu_share", int, POSITIVE_COUNT, sweep), ("core_seconds", float, POSITIVE, sweep)]
+    for key, kind, allowed, holder in numbers + [(task, float, POSITIVE, tokens) for task in tokens]:
+        try:
+            number(holder.get(key, 1), kind, allowed)
+        except ValueError:
+            raise UsageError(f"{where}: {key} is {holder[key]!r}, but must be a number, {allowed}") from None
 
 
-def _expand(sweep: dict, narrowed: dict[str, list], name: str) -> dict[str, dict]:
-    _check_keys(sweep, name)
-    stanzas = sweep.get("methods") or {}
-    axes = {axis: narrowed.get(axis, listed(sweep.get(axis))) for axis in AXES}
-    axes["methods"] = narrowed.get("methods", list(stanzas))
-    _check_axes(axes, _known(stanzas))
-    cells: dict[str, dict] = {}
-    for task in axes["tasks"]:
-        for model in axes["models"]:
-            for method in axes["methods"]:
-                stanza = stanzas[method] or {}
-                method_card = card(stanza.get("use", method))
-                epsilons = (
-                    [canonical_epsilon(e) for e in axes["epsilons"]] if method_card.private else ["inf"]
-                )
-                shown = stanza.get("demonstrations")
-                if method_card.order is None:
-                    epsilons = ["inf" if shown else "0"]  # without demonstrations it reads no private example
-                shared = _cell(sweep, task, model, method, method_card)
-                # a seed changes nothing for what is not trained, unless it draws what is shown or what is scored
-                drawn = shown or shared["settings"].get("train_examples")
-                seeds = axes["seeds"] if drawn or method_card.order is not None else [0]
-                for epsilon, seed in product(epsilons, seeds):
-                    own = {"epsilon": epsilon, "seed": int(seed), "settings": dict(shared["settings"])}
-                    cell = shared | own
-                    cells.setdefault(run_id(cell), cell)
-    if not cells:
-        raise UsageError(f"sweep {name} has no runs: give every axis at least one value")
-    return cells
+def _check_values(values: object, where: str) -> None:
+    """One number or text, or a list of them."""
+    for value in values if isinstance(values, list) else [values]:
+        if not isinstance(value, (str, int, float)):
+            raise UsageError(f"{where} is {values!r}, but must be a number, a text or a list of them")
 
 
-def complete(spec: object) -> dict:
-    """A cell given by hand: checked like a sweep's, with defaults filled in. A sweep's own comes back as it is."""
-    needed = ("task", "model", "method", "epsilon", "seed", "settings")
-    if not isinstance(spec, dict) or not isinstance(spec.get("settings"), dict):
-        raise UsageError(f"a cell is an object of {', '.join(needed)}: `settings` is one, too")
-    for key in needed:
-        if key not in spec:
-            raise UsageError(f"the cell has no {key!r}: it needs {', '.join(needed)}")
-    if experiment_types.kind_of(spec) != experiment_types.LANGUAGE:
-        return experiment_types.module_of(experiment_types.kind_of(spec)).check(spec)
-    for key in ("task", "model", "method", "title", "use"):
-        if not isinstance(spec.get(key, ""), str):
-            raise UsageError(f"the cell's {key} is {spec[key]!r}, but must be a text")
-    stanza = {key: spec[key] for key in STANZA if key in spec} | spec["settings"]
-    axes = {axis: [spec[axis.removesuffix("s")]] for axis in ("tasks", "models", "epsilons", "seeds")}
-    (cell,) = _expand({**axes, "methods": {spec["method"]: stanza}}, {}, "of one cell").values()
-    return cell
-
-
-def run_id(cell: dict) -> str:
-    return f"{cell['task']}/{cell['model']}/{cell['method']}/eps-{cell['epsilon']}/seed-{cell['seed']}"
-
-
-def canonical_epsilon(value: object) -> str:
-    """2, 2.0, "2" -> "2"; .5 -> "0.5": one spelling for paths and keys."""
-    try:
-        decimal = Decimal(str(value) if str(value).isascii() else "nan")
-    except InvalidOperation:
-        decimal = Decimal(0)
-    if not decimal.is_finite() or decimal <= 0:
-        raise UsageError(
-            f"epsilon {value!r} is not a positive number: non-private methods are listed without one, so give numbers only"
-        )
-    if float(decimal) not in EPSILON:
-        raise UsageError(f"epsilon {value!r} is out of range: give a number {EPSILON}")
-    return format(decimal.normalize(), "f")
-
-
-def _cell(sweep: dict, task: str, model: str, method: str, method_card: Card) -> dict:
-    """A cell but for its epsilon and its seed, on which no setting depends."""
-    own = sweep["methods"][method] or {}
-    stanza = {k: v for k, v in own.items() if k not in STANZA}
-    shared = {"max_length": tasks.stanza(task)["max_length"]} | (sweep.get("settings") or {})
-    layers = [shared, stanza, *_overrides(sweep, (task, model, method))]
-    use = own.get("use", method)
-    made = settings.of(method, method_card, task, layers, partial(_some_method_has, sweep))
-    title = own.get("title", method_card.title if use == method else f"{method_card.title} ({method})")
-    if not isinstance(title, str):
-        raise UsageError(f"method {method}: title is {title!r}, but must be a text")
-    return {
-        "task": task,
-        "model": model,
-        "method": method,
-        "use": use,
-        "title": title,
-        "epsilon": None,  # these two hold their places
-        "seed": None,
-        "settings": row_selection.with_weights(model, made),
-    }
-
-
-def _some_method_has(sweep: dict, key: str) -> bool:
-    """A setting shared by all runs may be meant for some methods only."""
-    return any(key in card((stanza or {}).get("use", m)).settings for m, stanza in sweep["methods"].items())
-
-
-def _overrides(sweep: dict, place: tuple[str, str, str]) -> list[dict]:
-    """The overrides that match, the most specific last."""
-    matching = []
-    for pattern, values in (sweep.get("overrides") or {}).items():
-        parts = pattern.split("/")
-        if all(part in ("*", value) for part, value in zip(parts, place, strict=True)):
-            matching.append((sum(part != "*" for part in parts), values or {}))
-    return [values for _, values in sorted(matching, key=lambda pair: pair[0])]
-
-
-def _check_keys(sweep: dict, name: str, own: Iterable[str] = (*AXES, "settings", "overrides")) -> None:
-    known = ("experiment", "description", "selection", "chosen", "core_seconds", "tokens", "gpu_share")
-    allowed = (*own, *known)
+def _check_keys(sweep: dict, name: str, own: Iterable[str]) -> None:
+    shared = ("experiment", "description", "selection", "chosen", "core_seconds", "tokens", "gpu_share")
     for key in sweep:
-        if key not in allowed:
-            raise UsageError(f"sweep {name}: " + unknown("key", key, allowed))
+        if key not in (*own, *shared):
+            raise UsageError(f"sweep {name}: " + unknown("key", key, (*own, *shared)))
 
 
-def _known(methods: Iterable[str]) -> dict[str, list[str]]:
-    return {
-        "tasks": catalogues.names("tasks"),
-        "models": catalogues.names("models"),
-        "methods": list(methods),
-    }
+def spread_grids(stanzas: dict[str, dict | None]) -> dict[str, dict | None]:
+    """{METHOD: {grid: {clip: [1, 2]}, ...}} -> {METHOD_clip1: {use: METHOD, clip: 1, ...}, METHOD_clip2: ...}"""
+    spread: dict[str, dict | None] = {}
+    for name, stanza in stanzas.items():
+        if not isinstance(stanza, dict) or "grid" not in stanza:
+            spread[name] = stanza
+            continue
+        grid = stanza["grid"]
+        if not isinstance(grid, dict) or not all(isinstance(v, list) and v for v in grid.values()):
+            raise UsageError(
+                f"method {name}: a grid is {{SETTING: [values]}} with at least one value for each"
+            )
+        common = {"use": name} | {key: value for key, value in stanza.items() if key != "grid"}
+        for values in product(*grid.values()):
+            point = dict(zip(grid, values, strict=True))
+            label = "_".join(f"{key}{value}" for key, value in point.items())
+            spread[f"{name}_{label}"] = common | point
+    return spread
 
 
 def _check_overrides(overrides: dict, methods: Iterable[str]) -> None:
@@ -263,11 +230,109 @@ def _check_overrides(overrides: dict, methods: Iterable[str]) -> None:
         parts = str(pattern).split("/")
         if len(parts) != 3:
             raise UsageError(f"override {pattern!r}: write it as TASK/MODEL/METHOD, with * for any")
-        for axis, part in zip(("tasks", "models", "methods"), parts, strict=True):
+        for axis, part in zip(known, parts, strict=True):
             if part not in ("*", *known[axis]):
                 raise UsageError(
                     f"override {pattern!r}: " + unknown(axis.removesuffix("s"), part, known[axis])
                 )
+
+
+# Cells ----------------------------------------------------------------------------------------------------------------
+
+
+def _expand(sweep: dict, narrowed: dict[str, list], name: str) -> dict[str, dict]:
+    _check_keys(sweep, name, (*AXES, "settings", "overrides"))
+    stanzas = sweep.get("methods") or {}
+    axes = {axis: narrowed.get(axis, listed(sweep.get(axis))) for axis in AXES}
+    axes["methods"] = narrowed.get("methods", list(stanzas))
+    _check_axes(axes, _known(stanzas))
+    cells: dict[str, dict] = {}
+    for task, model, method in product(axes["tasks"], axes["models"], axes["methods"]):
+        place = {"task": task, "model": model, "method": method}
+        settings, overrides = sweep.get("settings") or {}, sweep.get("overrides") or {}
+        half, method_card = _cell(place, stanzas[method] or {}, stanzas, settings, overrides)
+        for epsilon, seed in product(axes["epsilons"], axes["seeds"]):
+            cell = _placed(half, method_card, epsilon, seed)
+            cells.setdefault(run_id(cell), cell)
+    if not cells:
+        raise UsageError(f"sweep {name} has no runs: give every axis at least one value")
+    return cells
+
+
+def _cell(
+    place: Mapping, stanza: dict, stanzas: Mapping, settings: dict, overrides: dict
+) -> tuple[dict, Card]:
+    """A cell without its epsilon and seed, on which no setting depends, and the card of its method."""
+    task, method = place["task"], place["method"]
+    use = stanza.get("use", method)
+    method_card = card(use)
+
+    def for_others(key: str) -> bool:  # a setting shared by all runs may be meant for some methods only
+        return any(key in card((own or {}).get("use", name)).settings for name, own in stanzas.items())
+
+    own = {key: value for key, value in stanza.items() if key not in STANZA}
+    shared = {"max_length": tasks.stanza(task)["max_length"]} | settings
+    layers = [shared, own, *_matching(overrides, tuple(place[axis] for axis in ("task", "model", "method")))]
+    checked = check_settings(place, method_card, layers, for_others)
+    title = stanza.get("title", method_card.title if use == method else f"{method_card.title} ({method})")
+    if not isinstance(title, str):
+        raise UsageError(f"method {method}: title is {title!r}, but must be a text")
+    names = {"task": task, "model": place["model"], "method": method, "use": use, "title": title}
+    return names | {"epsilon": None, "seed": None, "settings": checked}, method_card
+
+
+def _placed(half: dict, method_card: Card, epsilon: object, seed: object) -> dict:
+    """The cell at this epsilon and seed, each in the spelling that all runs with the same outcome share."""
+    settings = dict(half["settings"])
+    shown = settings.get("demonstrations")
+    if method_card.order is None:
+        epsilon = "inf" if shown else "0"  # without demonstrations it reads no private example
+        # a seed changes nothing for what is not trained, unless it draws what is shown or what is scored
+        seed = seed if shown or settings.get("train_examples") else 0
+    else:
+        epsilon = canonical_epsilon(epsilon) if method_card.private else "inf"
+    return half | {"epsilon": epsilon, "seed": int(seed), "settings": settings}
+
+
+def _matching(overrides: dict, place: tuple[str, str, str]) -> list[dict]:
+    """The overrides that match, the most specific last."""
+    matching = []
+    for pattern, values in overrides.items():
+        parts = pattern.split("/")
+        if all(part in ("*", value) for part, value in zip(parts, place, strict=True)):
+            matching.append((sum(part != "*" for part in parts), values or {}))
+    return [values for _, values in sorted(matching, key=lambda pair: pair[0])]
+
+
+def _narrow(cells: list[dict], chosen: dict[str, list]) -> dict[str, dict]:
+    """Run id -> cell, of those that have the chosen values."""
+    kept = cells
+    for axis, values in chosen.items():
+        key = axis.removesuffix("s")
+        known = list(dict.fromkeys(str(cell[key]) for cell in cells))
+        spelt = [canonical_epsilon(value) if key == "epsilon" else str(value) for value in values]
+        if not spelt:
+            raise UsageError(f"the axis {axis} is empty: give it at least one value")
+        for value in spelt:
+            if value not in known:
+                raise UsageError(unknown(key, value, known))
+        kept = [cell for cell in kept if str(cell[key]) in spelt]
+    if not kept:
+        raise UsageError(f"no run of the sweep has all of {', '.join(chosen)} as given: widen the selection")
+    return {run_id(cell): cell for cell in kept}
+
+
+def _split(value: object) -> object:
+    """On the command line 2,8 is a list, too."""
+    return value.split(",") if isinstance(value, str) and "," in value else value
+
+
+def _known(methods: Iterable[str]) -> dict[str, list[str]]:
+    return {
+        "tasks": catalogues.names("tasks"),
+        "models": catalogues.names("models"),
+        "methods": list(methods),
+    }
 
 
 def _check_axes(axes: dict, known: dict[str, list[str]]) -> None:

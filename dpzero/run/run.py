@@ -15,10 +15,9 @@ from ..errors import RankFailure, UsageError
 from ..language.data import assets, tasks
 from ..language.models import feature_cache, models, objective
 from ..memory import trackers
-from ..plan import row_selection
+from ..plan.cell import check_files, draw_of, run_id
 from ..plan.registry import card as find_card
 from ..plan.settings import RUN_SETTINGS
-from ..plan.sweep import run_id
 from ..privacy import Budget, Rehearsal, RunKey, Setting
 from ..privacy.budget import Spent
 from ..privacy.public_budget import PublicCodeBudget
@@ -118,8 +117,8 @@ class Run:
         self.key = distributed.one_key(
             RunKey.for_run(self.settings.get("noise_key", "published"), cell["seed"]), ranks
         )
-        row_selection.check(cell)
-        draw = row_selection.draw_of(cell)
+        check_files(cell)
+        draw = draw_of(cell)
         self.task = tasks.load(cell["task"], draw)
         self.examples = objective.encode(cell["task"], cell["model"], self.settings["max_length"], draw)
         self._check_rows()

@@ -1,64 +1,23 @@
-"""The sweep `guarantees`: what public implementations claim, and the epsilon that their code gives. No model, no data, no GPU.
-
-settings: {SETTING: value}      of every row
-published: [{method, task, model, epsilons, SETTING: value}]      one published setting a row; the method names a practice
-"""
+"""The sweep `guarantees`: what public implementations claim, and the epsilon that their code gives. No model, no data, no GPU."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import UsageError, unknown
-from ..plan import sweep
-from ..plan.ranges import COUNT, POSITIVE_COUNT, Range
-from ..plan.setting_table import Entry
-from ..plan.settings import complete
+from ..errors import UsageError
+from ..plan.cell import run_id
 from ..privacy.public_implementations import DIVISORS, IMPLEMENTATIONS, PublicRun
 from ..run import record
 from ..run.provenance import provenance
 
-KEYS = ("published", "settings")
-NAMES = ("method", "task", "model")
-DELTA = Range(0, 1, below=True)
-SETTINGS = {
-    "dataset_size": Entry("int", None, POSITIVE_COUNT, "training examples"),
-    "assumed_size": Entry("int", 0, COUNT, "what the accountant is told, where that is not the true size"),
-    "batch_size": Entry("int", None, POSITIVE_COUNT, "expected examples of a batch"),
-    "steps": Entry("int", None, POSITIVE_COUNT, "releases"),
-    "delta": Entry("float", None, DELTA, "of (epsilon, delta)"),
-    "version": Entry("int", 1, COUNT, "raise it to make the records anew"),
-}
-
-
-def cells(found: dict) -> Iterator[dict]:
-    """Of a sweep file."""
-    for row in found.get("published") or []:
-        for name in (*NAMES, "epsilons"):
-            if name not in row:
-                raise UsageError(f"a row of `published` has no {name!r}: {row}")
-        own = {key: value for key, value in row.items() if key not in (*NAMES, "epsilons")}
-        for epsilon in sweep.listed(row["epsilons"]):
-            cell = {name: row[name] for name in NAMES} | {"epsilon": epsilon, "seed": 0}
-            yield check(cell | {"settings": (found.get("settings") or {}) | own, "experiment": "guarantees"})
-
-
-def check(cell: dict) -> dict:
-    """The cell with its settings complete. Raises UsageError for one that is not known or not of its type."""
-    if cell["method"] not in IMPLEMENTATIONS:
-        raise UsageError(unknown("method with a public practice", cell["method"], IMPLEMENTATIONS))
-    settings = complete(f"method {cell['method']}", cell["settings"], SETTINGS)
-    names = {name: str(cell[name]) for name in ("task", "model", "method")}
-    epsilon = sweep.canonical_epsilon(cell["epsilon"])
-    return {**names, "epsilon": epsilon, "seed": 0, "settings": settings, "experiment": "guarantees"}
-
 
 def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device: str | None = None) -> dict:
     """Compute claim and guarantee of one setting, write the record to `out` and return it."""
-    started, run = time.perf_counter(), sweep.run_id(cell)
+    started, run = time.perf_counter(), run_id(cell)
     try:
         found = guarantee(cell, log)
     except ValueError as error:
@@ -85,7 +44,7 @@ def guarantee(cell: dict, log: Callable[[str], object] = print) -> dict:
     claim, delta = float(cell["epsilon"]), settings["delta"]
     sizes = {name: settings[name] for name in ("dataset_size", "batch_size", "steps")}
     published = PublicRun(practice, claim, delta, **sizes, assumed_size=settings["assumed_size"] or None)
-    log(f"{sweep.run_id(cell)}: noise by {practice.accountant}, then bounds, then this project's noise")
+    log(f"{run_id(cell)}: noise by {practice.accountant}, then bounds, then this project's noise")
     noise, ours = published.noise_scale, published.setting
     made = {
         "source": practice.source,

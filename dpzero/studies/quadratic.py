@@ -3,113 +3,29 @@
 A run is one method on one rank law, dimension and seed: the last gradient norm of every setting of its grid (see `descents`).
 Batches are full, neighbours differ by one example replaced, as in the paper; epsilon is this project's own. Keys are published
 and the data are drawn: nothing here is a private release.
-
-ranks: {NAME: {decay: P, informative: M}}      curvature i^-P; data in the first M coordinates, without M in all
-dimensions, seeds, epsilon:                    the other axes
-settings: {SETTING: value}                     of every run
-methods: {NAME: {SETTING: value}}
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import UsageError, unknown
-from ..plan import sweep
-from ..plan.ranges import COUNT, FACTOR, POSITIVE_COUNT, SEED, Range
-from ..plan.setting_table import Entry
-from ..plan.settings import complete, value_of
+from ..errors import UsageError
+from ..plan.cell import run_id
+from ..plan.experiment_types import QUADRATIC_METHODS
 from ..run import record
 from ..run.provenance import provenance
 
-KEYS = ("ranks", "dimensions", "seeds", "epsilon", "settings", "methods")
 ADJACENCY, SAMPLING = "replace_one", "full_batch"
 SELECTION = "the best of the grid by the measured gradient norm, a choice that epsilon does not cover"
 SOURCE = ("quadratic.py", "quadratic_solver.py")
 
 
-@dataclass(frozen=True)
-class Method:
-    title: str
-    private: bool
-    order: int
-
-
-METHODS = {
-    "dpzero": Method("DPZero", True, 0),
-    "dpgd_0th": Method("DPGD-0th", True, 0),  # noise and clip of the whole vector: the paper's algorithm 1
-    "dp_sgd": Method("DP-SGD", True, 1),
-    "mezo": Method("MeZO", False, 0),
-    "sgd": Method("SGD", False, 1),
-}
-SETTINGS = {
-    "dataset_size": Entry("int", None, POSITIVE_COUNT, "examples"),
-    "dimension": Entry("int", None, POSITIVE_COUNT, "of the weights"),
-    "decay": Entry("float", None, Range(0, 100), "exponent of the curvature"),
-    "informative": Entry("int", 0, COUNT, "coordinates in which the data differ from 0; 0: all"),
-    "version": Entry("int", 1, COUNT, "raise it to make the records anew"),
-}
-OF_PRIVATE = {"delta": Entry("float", None, Range(0, 1, below=True), "of (epsilon, delta)")}
-# Lists of values, each a point of a grid; the last for private methods
-GRIDS = {
-    "steps": Entry("int", None, POSITIVE_COUNT, "of each point"),
-    "learning_rates": Entry("float", None, FACTOR, "of each point"),
-}
-GRIDS_OF_PRIVATE = {"clips": Entry("float", None, FACTOR, "of each point")}
-SEEDS = Entry("int", None, SEED, "")
-
-
-def cells(found: dict) -> Iterator[dict]:
-    """Of a sweep file."""
-    for rank, law in (found.get("ranks") or {}).items():
-        for dimension in sweep.listed(found.get("dimensions")):
-            for method, own in (found.get("methods") or {}).items():
-                for seed in sweep.listed(found.get("seeds")):
-                    settings = {
-                        **(found.get("settings") or {}),
-                        **(law or {}),
-                        "dimension": dimension,
-                        **(own or {}),
-                    }
-                    names = {"task": rank, "model": f"d-{dimension}", "method": method}
-                    cell = {**names, "epsilon": found.get("epsilon"), "seed": seed, "settings": settings}
-                    yield check(cell)
-
-
-def check(cell: dict) -> dict:
-    """The cell with its settings complete. Raises UsageError for one that is not known or not of its type."""
-    if cell["method"] not in METHODS:
-        raise UsageError(unknown("method of the quadratic", cell["method"], METHODS))
-    private, where = METHODS[cell["method"]].private, f"method {cell['method']}"
-    for key in cell["settings"]:
-        if key not in (known := {**SETTINGS, **OF_PRIVATE, **GRIDS, **GRIDS_OF_PRIVATE}):
-            raise UsageError(f"{where}: " + unknown("setting", key, known))
-    numbers, grids = SETTINGS | (OF_PRIVATE if private else {}), GRIDS | (GRIDS_OF_PRIVATE if private else {})
-    given = {key: value for key, value in cell["settings"].items() if key in numbers}
-    settings = complete(where, given, numbers)
-    for key, entry in grids.items():
-        values = cell["settings"].get(key)
-        if not isinstance(values, list) or not values:
-            raise UsageError(f"{where}: setting {key} is {values!r}, but must be a list of numbers")
-        settings[key] = [value_of(where, key, value, entry) for value in values]
-    epsilon = sweep.canonical_epsilon(cell["epsilon"]) if private else "inf"
-    names = {name: str(cell[name]) for name in ("task", "model", "method")}
-    return {
-        **names,
-        "epsilon": epsilon,
-        "seed": value_of(where, "seed", cell["seed"], SEEDS),
-        "settings": settings,
-        "experiment": "quadratic",
-    }
-
-
 def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device: str | None = None) -> dict:
     """Descend with every setting of the cell's grid, write the record to `out` and return it."""
-    started, run, method = time.perf_counter(), sweep.run_id(cell), METHODS[cell["method"]]
+    started, run, method = time.perf_counter(), run_id(cell), QUADRATIC_METHODS[cell["method"]]
     try:
         found, privacy = descend(cell, log)
     except ValueError as error:
@@ -142,7 +58,7 @@ def descend(cell: dict, log: Callable[[str], object] = print) -> tuple[dict, dic
 
     from . import quadratic_solver
 
-    settings, seed, method = cell["settings"], cell["seed"], METHODS[cell["method"]]
+    settings, seed, method = cell["settings"], cell["seed"], QUADRATIC_METHODS[cell["method"]]
     size, dimension = settings["dataset_size"], settings["dimension"]
     problem = quadratic_solver.Quadratic.drawn(
         size, dimension, settings["decay"], settings["informative"], seed
@@ -150,7 +66,7 @@ def descend(cell: dict, log: Callable[[str], object] = print) -> tuple[dict, dic
     releases = Releases(cell) if method.private else None
     grids = [settings["steps"], settings["learning_rates"], settings.get("clips") or [np.inf]]
     shape = tuple(len(grid) for grid in grids)
-    log(f"{sweep.run_id(cell)}: {np.prod(shape)} settings")
+    log(f"{run_id(cell)}: {np.prod(shape)} settings")
     scales = [releases.noise_scale(steps) for steps in settings["steps"]] if releases else ()
     grid = quadratic_solver.Grid.product(*grids[:2], settings.get("clips", ()), scales, size)
     count = 1 if cell["method"] == "dpzero" else dimension

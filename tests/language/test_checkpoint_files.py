@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 from dpzero.errors import UsageError
 from dpzero.language.models import models, weights
-from dpzero.plan import row_selection, sweep
+from dpzero.plan import sweep
+from dpzero.plan.cell import check_files
 
 SIZES = {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 64,
@@ -182,18 +183,18 @@ def cell(**settings) -> dict:
 def test_a_cell_of_other_weights_in_the_same_folder_is_another_cell(folder):
     first = cell()
     assert len(first["settings"]["weights"]) == 64 and sweep.complete(first) == first == cell()
-    row_selection.check(first)
+    check_files(first)
     edit(folder / "opt-125m", lambda w: {k: t + 1 for k, t in w.items()})
     assert cell()["settings"]["weights"] != first["settings"]["weights"]
     with pytest.raises(
         UsageError, match=r"weights of model opt-125m are .* give the model_dir that it was made with"
     ):
-        row_selection.check(first)
+        check_files(first)
 
 
 def test_a_release_names_its_weights_which_are_public(folder):
     assert cell(noise_key="secret")["settings"]["weights"] == cell()["settings"]["weights"]
-    row_selection.check(cell(noise_key="secret"))
+    check_files(cell(noise_key="secret"))
 
 
 def test_weights_that_are_not_local_have_no_digest_in_the_cell(folder, monkeypatch):

@@ -12,8 +12,8 @@ from dpzero.errors import UsageError
 from dpzero.language.models import architectures
 from dpzero.memory import trackers
 from dpzero.memory.predict import HOW, Unpredictable, predict
-from dpzero.memory.variants import VARIANTS
 from dpzero.memory.workload import Loaded, Workload, tuned_model
+from dpzero.plan.method_variants import VARIANTS
 
 GIB = 2**30
 WIDTH = {"vocab_size": 2000, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 
 from dpzero.errors import UsageError
-from dpzero.plan.grids import spread
+from dpzero.plan.sweep import spread_grids
 
 
 def test_a_stanza_without_a_grid_stays_as_it_is():
     stanzas = {"mezo": None, "dpzero": {"clip": 5}}
-    assert spread(stanzas) == stanzas
+    assert spread_grids(stanzas) == stanzas
 
 
 def test_each_point_is_a_method_of_the_same_file():
-    found = spread({"dpzero": {"steps": 9, "grid": {"learning_rate": ["1e-7", 0.1], "clip": [1, 2]}}})
+    found = spread_grids({"dpzero": {"steps": 9, "grid": {"learning_rate": ["1e-7", 0.1], "clip": [1, 2]}}})
     assert list(found) == [
         f"dpzero_learning_rate{rate}_clip{clip}" for rate in ("1e-7", 0.1) for clip in (1, 2)
     ]
@@ -27,14 +27,14 @@ def test_each_point_is_a_method_of_the_same_file():
 
 
 def test_a_file_that_is_named_is_kept():
-    (stanza,) = spread({"adamw": {"use": "fine_tuning", "grid": {"learning_rate": [1]}}}).values()
+    (stanza,) = spread_grids({"adamw": {"use": "fine_tuning", "grid": {"learning_rate": [1]}}}).values()
     assert stanza["use"] == "fine_tuning"
 
 
 @pytest.mark.parametrize("grid", [None, [1, 2], {"clip": 5}, {"clip": []}])
 def test_what_is_no_grid_is_refused(grid):
     with pytest.raises(UsageError, match="method dpzero: a grid is"):
-        spread({"dpzero": {"grid": grid}})
+        spread_grids({"dpzero": {"grid": grid}})
 
 
 def test_a_misspelt_setting_of_a_grid_is_named(write):

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from dpzero.errors import UsageError
 from dpzero.language.data import tasks
-from dpzero.plan import registry, setting_table, sweep
-from dpzero.plan.ranges import ANY, Range
-from dpzero.plan.setting_table import Entry
+from dpzero.plan import registry, sweep
+from dpzero.plan import settings as schema
+from dpzero.plan.settings import ANY, Entry, Range
 
 CELL = {"task": "toy", "model": "tiny-encoder", "epsilon": "2", "seed": 0}
 CARDS = registry.cards()
-PAIRS = [(method, name) for method, card in CARDS.items() for name in setting_table.known(card)]
+PAIRS = [(method, name) for method, card in CARDS.items() for name in schema.known(card)]
 JUNK = [None, [], {}, [1], "x", "", b"x", float("nan"), float("inf"), -float("inf"), 10**400, "1e400", "٣"]
 
 
@@ -56,13 +56,13 @@ def wrong(entry: Entry) -> Iterator[object]:
 
 @pytest.mark.parametrize("method, name", PAIRS, ids=map("-".join, PAIRS))
 def test_a_value_that_is_not_allowed_is_named(method, name):
-    for value in wrong(setting_table.known(CARDS[method])[name]):
+    for value in wrong(schema.known(CARDS[method])[name]):
         assert name in refused(cell(method, **{name: value})), value
 
 
 @pytest.mark.parametrize("method, name", PAIRS, ids=map("-".join, PAIRS))
 def test_what_the_table_allows_is_taken_or_another_rule_refuses_it(method, name):
-    entry = setting_table.known(CARDS[method])[name]
+    entry = schema.known(CARDS[method])[name]
     if isinstance(entry.allowed, tuple):
         values = entry.allowed
     elif isinstance(entry.allowed, Range) and entry.allowed != ANY:
@@ -142,7 +142,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
     max_leaves=4,
 )
-KEYS = st.sampled_from([*CELL, "method", "settings", "experiment", *setting_table.RUN_SETTINGS, "clip", "x"])
+KEYS = st.sampled_from([*CELL, "method", "settings", "experiment", *schema.RUN_SETTINGS, "clip", "x"])
 
 
 @settings(max_examples=150, deadline=None)

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpzero.errors import UsageError
-from dpzero.plan import registry, row_selection, sweep
+from dpzero.plan import registry, sweep
+from dpzero.plan.cell import canonical_epsilon, check_files, draw_of, run_id
 from dpzero.zeroth_order import TwoPoint
 
 SMOKE = sweep.load("smoke")
@@ -54,7 +55,7 @@ def only(cells: dict[str, dict]) -> dict:
     ],
 )
 def test_epsilon_has_one_spelling(spelling, text):
-    assert sweep.canonical_epsilon(spelling) == text
+    assert canonical_epsilon(spelling) == text
 
 
 @pytest.mark.parametrize(
@@ -68,10 +69,10 @@ def test_an_epsilon_that_is_no_positive_number_is_refused_in_one_line(value):
 
 @given(POSITIVE)
 def test_every_spelling_of_a_number_is_the_same_epsilon(number):
-    text = sweep.canonical_epsilon(number)
+    text = canonical_epsilon(number)
     assert Decimal(text) == number
     spellings = (str(number), float(number), f"{number:e}", f"{number}0", f" {number}", text)
-    assert {sweep.canonical_epsilon(spelling) for spelling in spellings} == {text}
+    assert {canonical_epsilon(spelling) for spelling in spellings} == {text}
     assert set(text) <= set("0123456789.") and text[-1] != "."  # fit for a path
 
 
@@ -81,7 +82,7 @@ def test_every_spelling_of_a_number_is_the_same_epsilon(number):
 @pytest.mark.parametrize("name", sweep.names())
 def test_every_sweep_of_the_house_loads(name):
     cells = sweep.load(name)
-    assert cells and all(run == sweep.run_id(cell) for run, cell in cells.items())
+    assert cells and all(run == run_id(cell) for run, cell in cells.items())
     assert json.loads(json.dumps(cells)) == cells
 
 
@@ -339,7 +340,7 @@ def test_a_cell_of_a_sweep_is_complete(name):
 def test_a_short_cell_is_filled_in():
     short = {"task": "toy", "model": "tiny-encoder", "method": "mezo", "epsilon": 3, "seed": "4"}
     cell = sweep.complete(short | {"settings": {"steps": 5, "learning_rate": "1e-3"}})
-    assert sweep.run_id(cell) == "toy/tiny-encoder/mezo/eps-inf/seed-4"
+    assert run_id(cell) == "toy/tiny-encoder/mezo/eps-inf/seed-4"
     assert cell["title"] == "MeZO" and cell["settings"]["learning_rate"] == 1e-3
     assert cell["settings"]["tune"] == "bias"
 
@@ -488,7 +489,7 @@ def test_a_cell_of_other_local_rows_is_another_cell(rows):
     rows(["good", "worse"])
     assert sst2()["settings"]["data"] != first["settings"]["data"]
     with pytest.raises(UsageError, match="give the data_dir that it was made with"):
-        row_selection.check(first)
+        check_files(first)
 
 
 def test_a_release_says_nothing_of_its_rows(rows):
@@ -496,7 +497,7 @@ def test_a_release_says_nothing_of_its_rows(rows):
     rows(["good", "bad"])
     cell = sst2(noise_key="secret")
     assert "data" not in cell["settings"]
-    row_selection.check(cell)
+    check_files(cell)
 
 
 def test_rows_that_are_not_local_have_no_digest_in_the_cell(monkeypatch):
@@ -507,9 +508,9 @@ def test_rows_that_are_not_local_have_no_digest_in_the_cell(monkeypatch):
 
 def test_a_draw_is_of_the_cells_seed(rows):
     rows(["good", "bad"])
-    assert row_selection.draw_of(sst2(shots=512)) == (512, 0, 42, 0)
-    assert row_selection.draw_of(sst2(train_examples=1000)) == (0, 1000, 42, 0)
-    assert row_selection.draw_of(sst2()) == (0, 0, 0, 0)
+    assert draw_of(sst2(shots=512)) == (512, 0, 42, 0)
+    assert draw_of(sst2(train_examples=1000)) == (0, 1000, 42, 0)
+    assert draw_of(sst2()) == (0, 0, 0, 0)
     with pytest.raises(UsageError, match="shots and train_examples both say which rows to draw"):
         sst2(shots=1, train_examples=1)
 
@@ -521,7 +522,7 @@ def test_in_context_learning_reads_private_examples_and_depends_on_the_seed(writ
     assert {run for run in cells if "/icl/" in run} == {
         f"toy/tiny-encoder/icl/eps-inf/seed-{s}" for s in (0, 1)
     }
-    assert row_selection.draw_of(cells["toy/tiny-encoder/icl/eps-inf/seed-1"]) == (0, 0, 1, 32)
+    assert draw_of(cells["toy/tiny-encoder/icl/eps-inf/seed-1"]) == (0, 0, 1, 32)
 
 
 def test_no_method_that_trains_has_private_examples_in_its_prompts(write):

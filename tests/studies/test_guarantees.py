@@ -11,7 +11,8 @@ import pytest
 
 from dpzero import __main__ as command_line
 from dpzero.errors import UsageError
-from dpzero.plan import experiment_types, sweep
+from dpzero.plan import sweep
+from dpzero.plan.cell import run_id
 from dpzero.privacy.public_implementations import IMPLEMENTATIONS
 from dpzero.report.records import read_records
 from dpzero.run.run import run_cell
@@ -34,7 +35,7 @@ published:
 
 def test_its_cells_have_the_shape_of_every_cell():
     assert sweep.kind("guarantees") == "guarantees" and sweep.kind("smoke") == "language"
-    assert list(CELLS) == [sweep.run_id(cell) for cell in CELLS.values()]
+    assert list(CELLS) == [run_id(cell) for cell in CELLS.values()]
     assert {cell["method"] for cell in CELLS.values()} == set(IMPLEMENTATIONS)
     assert {cell["seed"] for cell in CELLS.values()} == {0}
     assert CELLS[TREC]["settings"] == {
@@ -113,9 +114,7 @@ def test_a_run_writes_claim_and_guarantee(write, tmp_path):
     """And a command that is given the cell by hand does the same."""
     ((run, cell),) = write("one", ONE).items()
     out = tmp_path / f"{run}.json"
-    made = experiment_types.module_of(experiment_types.kind_of(cell)).run_cell(
-        sweep.complete(cell), out, log=lambda line: None
-    )
+    made = guarantees.run_cell(sweep.complete(cell), out, log=lambda line: None)
     (record,) = read_records([out])
     assert record == made == json.loads(out.read_text())
     found = record["guarantee"]

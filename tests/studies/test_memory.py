@@ -10,9 +10,10 @@ import pytest
 
 from dpzero.errors import UsageError
 from dpzero.language.models import architectures
-from dpzero.memory.variants import VARIANTS
-from dpzero.plan import experiment_types, sweep
+from dpzero.plan import sweep
+from dpzero.plan.method_variants import VARIANTS
 from dpzero.report.records import read_records
+from dpzero.studies import memory
 
 ONE = """
 experiment: memory
@@ -61,8 +62,7 @@ def test_a_run_keeps_predicted_and_measured_apart(write, tmp_path, monkeypatch):
     made = {}
     for run, cell in cells.items():
         out = tmp_path / f"{run}.json"
-        module = experiment_types.module_of(experiment_types.kind_of(cell))
-        module.run_cell(sweep.complete(cell), out, log=lambda line: None, device="cpu")
+        memory.run_cell(sweep.complete(cell), out, log=lambda line: None, device="cpu")
         (made[run],) = read_records([out])
         assert made[run] == json.loads(out.read_text()) and made[run]["status"] == "ok"
     both, adamw, predicted = (record["memory"] for record in made.values())

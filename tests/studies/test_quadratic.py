@@ -9,6 +9,8 @@ import pytest
 
 from dpzero.errors import UsageError
 from dpzero.plan import sweep
+from dpzero.plan.cell import run_id
+from dpzero.plan.experiment_types import QUADRATIC_METHODS
 from dpzero.privacy import Setting
 from dpzero.report.records import read_records
 from dpzero.studies import quadratic, quadratic_solver
@@ -30,9 +32,10 @@ def small(method="dpzero", **own) -> dict:
         "steps": [4, 20],
         "learning_rates": [0.01, 0.1],
     }
-    settings |= {"clips": [0.5, 5.0], "delta": 1e-6} if quadratic.METHODS[method].private else {}
+    settings |= {"clips": [0.5, 5.0], "delta": 1e-6} if QUADRATIC_METHODS[method].private else {}
     cell = {"task": "rank_log_d", "model": "d-5", "method": method, "epsilon": 2.0, "seed": 1}
-    return quadratic.check(cell | {"settings": settings | own})
+    cell["experiment"] = "quadratic"
+    return sweep.complete(cell | {"settings": settings | own})
 
 
 # Cells ------------------------------------------------------------------------------------------------------------------
@@ -40,7 +43,7 @@ def small(method="dpzero", **own) -> dict:
 
 def test_its_grids_are_the_published_ones():
     assert sweep.kind("quadratic") == "quadratic"
-    assert list(CELLS) == [sweep.run_id(cell) for cell in CELLS.values()]
+    assert list(CELLS) == [run_id(cell) for cell in CELLS.values()]
     assert len({cell["seed"] for cell in CELLS.values()}) >= 3
     for cell in CELLS.values():
         settings = cell["settings"]
@@ -88,7 +91,7 @@ def test_a_setting_that_makes_no_sense_is_refused_by_name(own, words):
 
 def test_a_method_that_is_not_known_is_named_with_the_nearest():
     with pytest.raises(UsageError, match="did you mean 'dpzero'"):
-        quadratic.check(small() | {"method": "dp_zero"})
+        sweep.complete(small() | {"method": "dp_zero"})
 
 
 # A run ------------------------------------------------------------------------------------------------------------------
@@ -135,7 +138,7 @@ def test_longer_runs_have_the_more_noise():
 def test_every_method_descends(method):
     found, privacy = quadratic.descend(small(method), log=lambda _: None)
     assert np.array(found["train"]).min() < found["start"]
-    assert (privacy is None) is not quadratic.METHODS[method].private
+    assert (privacy is None) is not QUADRATIC_METHODS[method].private
 
 
 def test_what_diverges_has_no_norm_in_its_record(tmp_path):

@@ -38,7 +38,7 @@ def best_settings() -> Iterator[tuple[int, str, dict]]:
 
 def gradients(dimension: int, method: str, grid: dict) -> tuple[np.ndarray, np.ndarray]:
     """That of the start [d], and the last ones [REPEATS, d]."""
-    card = quadratic.METHODS[method]
+    card = quadratic.QUADRATIC_METHODS[method]
     run = f"{RANK}/d-{dimension}/{method}/eps-{'2' if card.private else 'inf'}/seed-0"
     cell = sweep.load("quadratic")[run]
     settings = cell["settings"] | grid
@@ -57,7 +57,7 @@ def gradients(dimension: int, method: str, grid: dict) -> tuple[np.ndarray, np.n
 def descend(
     problem: quadratic_solver.Quadratic, grid: quadratic_solver.Grid, method: str, random: np.random.Generator
 ) -> np.ndarray:
-    card, dimension = quadratic.METHODS[method], len(problem.curvature)
+    card, dimension = quadratic.QUADRATIC_METHODS[method], len(problem.curvature)
     count = 1 if method == "dpzero" else dimension
     noise = (lambda step: random.standard_normal(count)) if card.private else None
     if card.order == 1:
