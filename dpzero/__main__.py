@@ -198,8 +198,8 @@ def _records(options: argparse.Namespace) -> tuple[list[Path], list[str]]:
 
 
 def _membership(options: argparse.Namespace) -> dict:
+    from .files import write_whole
     from .report.membership import write_membership
-    from .run.record import write_whole
     from .studies.membership import membership
 
     game = {"runs": options.runs, "steps": options.steps}
@@ -214,9 +214,9 @@ def _benchmark(options: argparse.Namespace) -> dict:
     use_threads(options.threads)
     import torch
 
+    from .files import write_whole
     from .report.benchmark import write_benchmark
     from .run import gpu_lock
-    from .run.record import write_whole
     from .studies.benchmark import ROWS, Benchmark
 
     gpu_lock.check(options.device or "cpu")

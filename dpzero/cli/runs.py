@@ -205,7 +205,7 @@ def _cells(options: argparse.Namespace) -> dict:
     narrowed = {axis: values for axis in AXES if (values := getattr(options, axis))}
     cells = sweep.load(options.sweep, **narrowed)
     if options.out:
-        from ..run.record import write_whole
+        from ..files import write_whole
 
         write_whole(options.out, "\n".join(cells) + "\n")
     else:
@@ -250,7 +250,7 @@ def _assets(options: argparse.Namespace) -> dict:
     read = {(c["task"], c["model"], c["settings"]["max_length"], draw_of(c)) for c in cells}
     found = prepare.prepare(sorted(read), log=say)
     if options.out:
-        from ..run.record import write_whole
+        from ..files import write_whole
 
         write_whole(options.out, json.dumps(found, indent=1) + "\n")
     return found

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+
+from ..files import write_whole
 
 TOLERANCE = 2e-5  # relative, of the noise scale
 FAR = 3.0  # of logarithms of epsilons: beyond it the distance does not matter
@@ -54,8 +55,5 @@ def cached(question: dict, folder: Path, answer: Callable[[], float]) -> float:
     if path.exists():
         return json.loads(path.read_text("utf-8"))["noise_scale"]
     found = answer()
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=folder, delete=False, encoding="utf-8") as file:
-        json.dump({**question, "noise_scale": found}, file)
-    Path(file.name).replace(path)
+    write_whole(path, json.dumps({**question, "noise_scale": found}))
     return found

@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 
 from ..errors import UsageError
+from ..files import replacing, write_whole
 from ..zeroth_order.transcript import read
-from .record import is_release, write_whole
+from .record import is_release
 
 SECONDS = 15  # a killed run loses at most about this much
 
@@ -174,13 +175,8 @@ class Checkpoint:
             self.save(state())
 
     def save(self, state: dict) -> None:
-        temporary = self.folder / f"state.{os.getpid()}"
-        try:
-            with temporary.open("wb") as file:  # given a path, torch would not say that the disk is full
-                torch.save(state, file)
-            temporary.replace(self._file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(self._file) as file:  # given a path, torch would not say that the disk is full
+            torch.save(state, file)
         self._saved = time.monotonic()
 
     def remove(self) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..files import write_whole
 from ..privacy import Budget
-from .record import write_whole
 
 RULES = {
     "last": "last iterate",

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from ..errors import UsageError
+from ..files import write_whole
 
 VERSION = 1
 
@@ -252,20 +252,6 @@ def of_run(path: Path, cell: Mapping) -> dict | None:
         return found if all(cell[key] == value for key, value in found["cell"].items()) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write through a temporary file beside the target; on any death there is the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def plain(value: object) -> object:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from ..errors import UsageError
+from ..files import write_whole
 from ..language.data import tasks
 from ..language.models import models
 from ..plan import sweep
@@ -108,9 +108,6 @@ def _check_base(file: Path, made: dict, cell: dict) -> None:
 
 
 def _save(file: Path, model: models.Classifier) -> None:
-    """The trained tensors by name; on any death there is the old file or the new one."""
+    """The trained tensors by name, as safetensors."""
     tensors = {name: p.detach().cpu() for name, p in model.named_parameters() if p.requires_grad}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    save_file(tensors, temporary)
-    temporary.replace(file)
+    write_whole(file, save(tensors))

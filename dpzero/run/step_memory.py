@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..files import write_whole
 from ..language.data import assets
 from ..language.models import feature_cache
 from ..memory import trackers
 from .provenance import provenance
-from .record import write_whole
 
 if TYPE_CHECKING:
     from .run import Run

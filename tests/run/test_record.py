@@ -13,6 +13,7 @@ import time
 import pytest
 
 from dpzero.errors import UsageError
+from dpzero.files import write_whole
 from dpzero.run import record
 
 RELEASE = {
@@ -90,7 +91,7 @@ def test_a_record_that_cannot_be_written_leaves_the_old_one(tmp_path):
     with pytest.raises(TypeError):
         record.write(tmp_path / "a.json", {"a": object()})
     with pytest.raises(UnicodeEncodeError):
-        record.write_whole(tmp_path / "a.json", "x" * 100_000 + "\ud800")
+        write_whole(tmp_path / "a.json", "x" * 100_000 + "\ud800")
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import UsageError
+from ...files import replacing
 from ..models import models, tokenizers
 from ..models.batch_invariance import Kind, longest_text, padded_length, stand_in_ids
 from . import assets, prompts, questions, tasks
@@ -103,13 +103,10 @@ def encode(task: str, model: str, max_length: int, draw: Draw = ALL) -> dict[str
 
 
 def write(path: Path, splits: dict[str, dict[str, np.ndarray]]) -> None:
-    """The arrays of each split; on any death there is the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.npz")
-    np.savez(
-        temporary, **{f"{split}/{key}": a for split, arrays in splits.items() for key, a in arrays.items()}
-    )
-    temporary.replace(path)
+    """Write the arrays of each split."""
+    arrays = {f"{split}/{key}": a for split, parts in splits.items() for key, a in parts.items()}
+    with replacing(path) as file:
+        np.savez(file, **arrays)
 
 
 def read_arrays(path: Path) -> dict[str, dict[str, np.ndarray]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...files import replacing
 from ..data import assets
 from ..data.encoding import Examples
 from . import models
@@ -76,10 +76,8 @@ def read(name: str, model: models.Classifier, texts: Examples) -> Features:
     path = assets.cache_folder() / "features" / f"{name}-{key.hexdigest()[:16]}.npy"
     with assets.locked(path.stem):
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".{os.getpid()}.npy")
-            np.save(temporary, features(model, texts))
-            temporary.replace(path)
+            with replacing(path) as file:
+                np.save(file, features(model, texts))
     return Features(np.load(path), texts.labels)
 
 

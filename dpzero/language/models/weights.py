@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from ...errors import UsageError
+from ...files import write_whole
 from ..data import assets, catalogues
 
 MODEL_FOLDER = "DPZERO_MODEL_DIR"  # environment variable: a folder with a folder for each model of the hub
@@ -102,10 +103,7 @@ def _digest_at(path: str, *size_and_times: int) -> str:
     with Path(path).open("rb") as stream:
         made = hashlib.file_digest(stream, "sha256").hexdigest()
     with contextlib.suppress(OSError):  # without a writable cache each process hashes it
-        note.parent.mkdir(parents=True, exist_ok=True)
-        temporary = note.with_suffix(f".{os.getpid()}")
-        temporary.write_text(made, "utf-8")
-        temporary.replace(note)
+        write_whole(note, made)
     return made
 
 
