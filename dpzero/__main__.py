@@ -199,14 +199,14 @@ def _records(options: argparse.Namespace) -> tuple[list[Path], list[str]]:
 
 def _membership(options: argparse.Namespace) -> dict:
     from .files import write_whole
-    from .report.membership import write_membership
+    from .report.writing import write_study
     from .studies.membership import membership
 
     game = {"runs": options.runs, "steps": options.steps}
     found = membership(options.task, options.model, **game, log=say)
     result = options.out / "membership.json"
     write_whole(result, json.dumps(found, indent=1) + "\n")
-    files = write_membership(result, options.out, options.figures)
+    files = write_study("membership", result, options.out, options.figures)
     return {"result": str(result), "files": [str(file) for file in files]}
 
 
@@ -215,7 +215,7 @@ def _benchmark(options: argparse.Namespace) -> dict:
     import torch
 
     from .files import write_whole
-    from .report.benchmark import write_benchmark
+    from .report.writing import write_study
     from .run import gpu_lock
     from .studies.benchmark import ROWS, Benchmark
 
@@ -230,7 +230,7 @@ def _benchmark(options: argparse.Namespace) -> dict:
     benchmark.run(
         options.rows or list(ROWS), lambda found: write_whole(result, json.dumps(found, indent=1) + "\n")
     )
-    files = write_benchmark(result, options.out, options.figures)
+    files = write_study("benchmark", result, options.out, options.figures)
     return {"result": str(result), "files": [str(file) for file in files]}
 
 

@@ -3,38 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
-# Adding a figure: one function of that name in figures.py, its caption in captions/NAME.rst, and its name here.
+# To add a figure: one function of that name in figures.py, its caption in captions/NAME.rst, and its name here.
 FIGURES = ("accuracy_vs_epsilon", "memory_by_method", "accuracy_vs_time", "learning_curves")
 TABLES = ("accuracy", "memory", "time", "privacy", "order")
-COMPARED = ("published", "discrepancies")  # beside them where a run has a published number
+COMPARED = ("published", "discrepancies")  # if a run has a published number
 
-# Kinds of experiment: tables (the first is printed at the end of a sweep), figures, further files beside the tables.
-# Each has a module of its name here, which writing.py reads.
+
+class Kind(NamedTuple):
+    """What the report of one kind of experiment writes; the first table is printed at the end of a sweep."""
+
+    tables: tuple[str, ...]
+    figures: tuple[str, ...]
+    further_files: tuple[str, ...] = ("provenance.json",)
+
+
+# Kind of experiment -> its report. The module of the kind (`writing.MODULES`) makes these.
 KINDS = {
-    "language": (TABLES, FIGURES, ("runs.csv", "times.csv", "provenance.json", "privacy_statement.md")),
-    "guarantees": (("guarantees",), ("guarantees",), ("provenance.json",)),
-    "memory": (
-        ("growth", "peaks", "published"),
-        ("memory_by_size", "memory_by_batch"),
-        ("provenance.json",),
-    ),
-    "quadratic": (("exponents", "norms"), ("quadratic", "quadratic_steps"), ("provenance.json",)),
+    "language": Kind(TABLES, FIGURES, ("runs.csv", "times.csv", "provenance.json", "privacy_statement.md")),
+    "guarantees": Kind(("guarantees",), ("guarantees",)),
+    "memory": Kind(("growth", "peaks", "published"), ("memory_by_size", "memory_by_batch")),
+    "quadratic": Kind(("exponents", "norms"), ("quadratic", "quadratic_steps")),
 }
 
 
 def table_files(kind: str, runs: Iterable[str] = ()) -> tuple[str, ...]:
-    """The names of the files that these runs are tabulated in."""
-    from .published import any_of
+    """The names of the files with the tables of these runs."""
+    from .published import any_published
 
     tables, _, further = KINDS[kind]
-    if kind == "language" and any_of(runs):
+    if kind == "language" and any_published(runs):
         tables = (*tables, *COMPARED)
     return (*further, *(f"{name}.{suffix}" for name in tables for suffix in ("csv", "md", "tex")))
 
 
 def figure_files(kind: str) -> tuple[str, ...]:
-    return tuple(f"{name}.{suffix}" for name in KINDS[kind][1] for suffix in ("pdf", "png"))
-
-
-FIGURE_FILES, TABLE_FILES = figure_files("language"), table_files("language")
+    """The names of the files with the figures of a kind."""
+    return tuple(f"{name}.{suffix}" for name in KINDS[kind].figures for suffix in ("pdf", "png"))

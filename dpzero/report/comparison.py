@@ -1,4 +1,4 @@
-"""Our results beside the published ones: each difference with its interval, by a stated test, and where papers and code disagree."""
+"""Our results compared with published ones: differences with intervals, and where papers and their code disagree."""
 
 from __future__ import annotations
 
@@ -19,33 +19,47 @@ from dpzero.report.statistics import (
     summarise,
     welch_half_width,
 )
-from dpzero.report.table import ABSENT, Table, number
+from dpzero.report.table import ABSENT, NAMES, Column, Table, number
+from dpzero.report.tables import CELL, EPSILON
 
 DISCREPANCIES = Path(__file__).with_name("discrepancies.csv")
-CELL = ["task", "model", "method", "epsilon"]
 WELCH, ONE_MORE_OF_OURS, ONE_MORE_OF_THEIRS = "Welch", "one more seed of ours", "one more seed of theirs"
 NO_TEST, NO_SPREAD = "none: one value each", "none: ours is the same at each seed"
-READING = (
-    "Published ±: as its paper gives it, named in the cell. Published interval: 95 % t-interval of the mean, from that standard error or "
-    "deviation.",
-    "Difference: ours − published, in points, with its 95 % interval. Welch: of two means with unequal variances. One more seed: where "
-    "one side is a single value, the interval in which a further run of the other side falls; a single value that is a mean over seeds "
-    "that its paper does not count would fall closer, so the test is weak there.",
-    "Each interval is wider by what the published number may be off: 0.05 points for its rounding, 0.2 where it was read from a figure, "
-    "0.5 where it is called approximate.",
-    "Verdict: higher or lower where the interval leaves 0 out. No difference shown is no proof of equality: the interval says how large "
-    "a difference there may be. One verdict in twenty is wrong by chance.",
-    "Not compared: rows, model, the reported iterate or a setting that the paper states are not those of the published run, or the "
-    "number is a misprint. What a later paper copied to the digit stands once.",
-    "A published cell is the best point of a grid, and no paper says which. Ours is one point, unless the heading says otherwise.",
-    "At one ε two runs may have different noise: what the accountants and samplers of papers are is in discrepancies.md; rows as its code "
-    "have the published one.",
+COLUMNS = (
+    *NAMES,
+    EPSILON,
+    Column("ours (%)", "_score"),
+    Column("95 % interval", "_interval"),
+    Column("published (%)", "_published"),
+    Column("its 95 % interval", "_published_interval"),
+    Column("difference", "_difference"),
+    Column("test", "test"),
+    Column("verdict", "verdict"),
+    Column("published by", "source"),
+    Column("published rule", "rule"),
+)
+NOTES = (
+    "Published ±: as its paper gives it, named in the cell. Published interval: 95 % t-interval of the mean, from that "
+    "standard error or deviation.",
+    "Difference: ours − published in points, with its 95 % interval. Welch: two means with unequal variances. One more "
+    "seed: if one side is a single value, the interval that contains a further run of the other side. A single value may "
+    "be a mean over seeds that its paper does not count; the test is weak there.",
+    "Each interval is widened by the uncertainty of the published number: 0.05 points for its rounding, 0.2 if it was read "
+    "from a figure, 0.5 if the paper calls it approximate.",
+    "Verdict: higher or lower if the interval excludes 0. No difference shown is no proof of equality: the interval says "
+    "how large a difference may be. One verdict in twenty is wrong by chance.",
+    "Not compared: the rows, the model, the reported iterate or a stated setting differ from the published run, or the "
+    "number is a misprint. Numbers that a later paper copied to the digit appear once.",
+    "A published number is the best point of a grid, and no paper says which. Ours is one point unless the heading says "
+    "otherwise.",
+    "At one ε two runs may have different noise. discrepancies.md lists the accountants and samplers of the papers; rows "
+    "called as its code have the published noise.",
 )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A difference in points with its 95 % interval; NaN where there is none."""
+    """A difference in points with its 95 % interval; NaN without one."""
 
     difference: float
     low: float
@@ -53,20 +67,24 @@ class Comparison:
     test: str
     verdict: str
 
+    def __str__(self) -> str:
+        interval = "" if math.isnan(self.low) else f" {_interval(self.low, self.high)}"
+        return number(self.difference, "+.1f") + interval
+
 
 def compare(ours: Summary, theirs: Published) -> Comparison:
-    """`ours`: of scores in 0 .. 1, `theirs` in per cent."""
+    """Test one published number. `ours`: scores in [0, 1]; `theirs`: in per cent."""
     if not ours.n:
         return Comparison(math.nan, math.nan, math.nan, ABSENT, "no result yet")
-    difference, several = 100 * ours.mean - theirs.value, theirs.spread is not None
-    if ours.n > 1 and several:
+    difference, they_have_spread = 100 * ours.mean - theirs.value, theirs.spread is not None
+    if ours.n > 1 and they_have_spread and theirs.n_seeds:
         error = 100 * ours.std / math.sqrt(ours.n)
-        half, test = welch_half_width(error, ours.n, theirs.standard_error, theirs.seeds), WELCH
+        half, test = welch_half_width(error, ours.n, theirs.standard_error, theirs.n_seeds), WELCH
     elif ours.has_spread:
         half, test = prediction_half_width(100 * ours.std, ours.n), ONE_MORE_OF_OURS
-    elif several and theirs.seeds:
-        spread = theirs.standard_error * math.sqrt(theirs.seeds)
-        half, test = prediction_half_width(spread, theirs.seeds), ONE_MORE_OF_THEIRS
+    elif they_have_spread and theirs.n_seeds:
+        deviation = theirs.standard_error * math.sqrt(theirs.n_seeds)
+        half, test = prediction_half_width(deviation, theirs.n_seeds), ONE_MORE_OF_THEIRS
     else:
         return Comparison(difference, math.nan, math.nan, NO_SPREAD if ours.n > 1 else NO_TEST, "no test")
     low, high = difference - half - theirs.slack, difference + half + theirs.slack
@@ -75,56 +93,62 @@ def compare(ours: Summary, theirs: Published) -> Comparison:
 
 
 def published(runs: pandas.DataFrame) -> Table:
-    """One line a published number of a cell that is here, finished or not."""
+    """One row for each published number of a cell of these runs, finished or not."""
     shots = set(runs["settings.shots"].dropna()) if "settings.shots" in runs else set()
-    table = Table("Ours beside published numbers, in per cent")
+    table = Table("Our results and published numbers, in per cent", COLUMNS)
     for (task, model, method, epsilon), rows in runs.groupby(CELL, sort=False):
-        score = summarise(rows["score"][rows["status"] == "ok"])
-        for theirs in numbers.of(f"{task}/{model}/{method}/{epsilon}"):
-            if theirs.shots and shots and theirs.shots not in shots:
-                continue
-            _add(table, rows, score, theirs)
-    tested = sum(row["test"] not in (NO_TEST, NO_SPREAD, ABSENT) for row in table.values)
-    table.notes = [
-        *READING,
-        f"{len(table.values)} published numbers, {tested} of them tested. All of them: dpzero/report/published.csv.",
-    ]
+        for theirs in numbers.for_run(f"{task}/{model}/{method}/eps-{epsilon}"):
+            if not theirs.shots or not shots or theirs.shots in shots:
+                table.rows.append(_row(rows, theirs))
+    tested = sum(row["test"] not in (NO_TEST, NO_SPREAD, ABSENT) for row in table.rows)
+    count = f"{len(table.rows)} published numbers, {tested} of them tested."
+    table.notes = [*NOTES, f"{count} All published numbers: dpzero/report/published.csv."]
     return table
 
 
-def _add(table: Table, rows: pandas.DataFrame, score: Summary, theirs: Published) -> None:
-    made = rows[rows["status"] != "missing"]
-    apart = [numbers.differences(row, theirs) for row in made.to_dict("records")]
-    apart = list(dict.fromkeys(words for some in apart for words in some))
-    found = compare(score, theirs)
-    if apart and score.n:
-        found = Comparison(found.difference, math.nan, math.nan, ABSENT, f"not compared: {'; '.join(apart)}")
-    values = formatting.identity(rows) | {"epsilon": rows["epsilon"].iloc[0], "metric": theirs.metric}
-    values |= {"score_n": score.n, "score_mean": 100 * score.mean, "score_std": 100 * score.std}
-    values |= {"score_low": 100 * score.low, "score_high": 100 * score.high}
+def _row(rows: pandas.DataFrame, theirs: Published) -> dict:
+    score = summarise(rows["score"][rows["status"] == "ok"])
+    with_record = rows[rows["status"] != "missing"].to_dict("records")
+    differences = dict.fromkeys(words for row in with_record for words in numbers.differences(row, theirs))
+    result = compare(score, theirs)
+    if differences and score.n:
+        verdict = f"not compared: {'; '.join(differences)}"
+        result = Comparison(result.difference, math.nan, math.nan, ABSENT, verdict)
     low, high = _published_interval(theirs)
-    values |= {
+    return formatting.identity(rows) | {
+        "epsilon": rows["epsilon"].iloc[0],
+        "metric": theirs.metric,
+        "score_n": score.n,
+        "score_mean": 100 * score.mean,
+        "score_std": 100 * score.std,
+        "score_low": 100 * score.low,
+        "score_high": 100 * score.high,
         "published": theirs.value,
         "published_spread": math.nan if theirs.spread is None else theirs.spread,
+        "published_kind": theirs.spread_kind,
+        "published_low": low,
+        "published_high": high,
+        "difference": result.difference,
+        "difference_low": result.low,
+        "difference_high": result.high,
+        "test": result.test,
+        "verdict": result.verdict,
+        "rule": theirs.iterate_rule,
+        "source": theirs.source,
+        "arxiv": theirs.arxiv,
+        "published_method": theirs.published_method,
+        "_score": formatting.score(score, rows),
+        "_interval": formatting.interval(score),
+        "_published": str(theirs),
+        "_published_interval": _interval(low, high),
+        "_difference": str(result),
     }
-    values |= {"published_kind": theirs.kind, "published_low": low, "published_high": high}
-    values |= {"difference": found.difference, "difference_low": found.low, "difference_high": found.high}
-    values |= {"test": found.test, "verdict": found.verdict, "rule": theirs.rule}
-    values |= {"source": theirs.source, "arxiv": theirs.arxiv, "published_method": theirs.words}
-    shown = formatting.names(rows) | {
-        "ε": formatting.epsilon(rows),
-        "ours (%)": formatting.score(score, rows),
-    }
-    shown |= {"95 % interval": formatting.interval(score), "published (%)": theirs.shown}
-    shown |= {"its 95 % interval": _interval(low, high), "difference": _difference(found)}
-    shown |= {"test": found.test, "verdict": found.verdict, "published by": theirs.source}
-    table.add(values, shown | {"published rule": theirs.rule})
 
 
 def _published_interval(theirs: Published) -> tuple[float, float]:
-    if theirs.spread is None or not theirs.seeds:
+    if theirs.spread is None or not theirs.n_seeds:
         return math.nan, math.nan
-    half = quantile(theirs.seeds - 1) * theirs.standard_error
+    half = quantile(theirs.n_seeds - 1) * theirs.standard_error
     return theirs.value - half, theirs.value + half
 
 
@@ -132,21 +156,18 @@ def _interval(low: float, high: float) -> str:
     return ABSENT if math.isnan(low) else f"[{number(low, '.1f')}, {number(high, '.1f')}]"
 
 
-def _difference(found: Comparison) -> str:
-    interval = "" if math.isnan(found.low) else f" {_interval(found.low, found.high)}"
-    return number(found.difference, "+.1f") + interval
-
-
 def discrepancies(runs: pandas.DataFrame) -> Table:
-    """One line a known disagreement between a paper and its code, or a trap in either, of the papers that `published` names."""
-    papers = {theirs.paper for cell in runs["run"] for theirs in numbers.of(cell.rpartition("/")[0])}
+    """Known disagreements between a paper and its code, and pitfalls in either, for the papers of `published`."""
+    papers = {theirs.paper for cell in runs["run"] for theirs in numbers.for_run(cell.rpartition("/")[0])}
     papers |= {"DP-ZO"} if runs["method"].str.startswith("dp_zo_").any() else set()
-    table = Table("Where papers and their public code disagree, and what stands here")
     with DISCREPANCIES.open(encoding="utf-8", newline="") as stream:
-        for row in csv.DictReader(stream):
-            if row["paper"] in papers:
-                table.add(row, row)
+        reader = csv.DictReader(stream)
+        columns = [Column(name, name) for name in reader.fieldnames or ()]
+        rows = [row for row in reader if row["paper"] in papers]
+    table = Table(
+        "Disagreements between papers and their public code, and the choice made here", columns, rows
+    )
     table.notes = [
-        "From the papers' texts and their public code, as read; DP-ZO's code is not public, and its text was not read."
+        "From the papers' texts and public code. DP-ZO's code is not public, and its text was not read."
     ]
     return table

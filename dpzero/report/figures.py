@@ -41,7 +41,7 @@ def accuracy_vs_epsilon(runs: pandas.DataFrame) -> Figure:
 
 def memory_by_method(runs: pandas.DataFrame) -> Figure:
     """Peak over the loaded weights, one bar a method, beside plain inference."""
-    rows = pandas.DataFrame(tables.memory(runs).values)
+    rows = pandas.DataFrame(tables.memory(runs).rows)
     most = rows.groupby(["task", "model"]).size().max()
     figure, axes = _one_panel_a_task(rows, height=0.6 + 0.2 * most)
     for axis, (title, panel) in zip(axes, drawing.panels(rows), strict=True):

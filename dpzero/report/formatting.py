@@ -1,4 +1,4 @@
-"""What stands in one cell of a table: the text for a group of runs, seeds that failed or are missing included."""
+"""The text in a table for a group of runs, including seeds that failed or are missing."""
 
 from __future__ import annotations
 
@@ -12,20 +12,15 @@ from dpzero.report.table import ABSENT, number
 
 
 def identity(rows: pandas.DataFrame) -> dict[str, Any]:
-    """The method of these runs, for the CSV."""
+    """The method of these runs and how many finished: the first values of a row."""
     keys = ("task", "model", "method", "title", "private", "order")
-    return {key: rows[key].iloc[0] for key in keys} | {"runs": len(rows), "status": status(rows)}
+    row = {key: rows[key].iloc[0] for key in keys}
+    return row | {"runs": len(rows), "status": status(rows), "_finished": finished(rows)}
 
 
-def names(rows: pandas.DataFrame) -> dict[str, str]:
-    """The method of these runs, for readers."""
-    first = rows.iloc[0]
-    return {"task": first["task"], "model": first["model"], "method": first["title"]}
-
-
-def epsilon(rows: pandas.DataFrame) -> str:
-    """The epsilon of these runs; the infinity sign where nothing is private."""
-    return rows["epsilon"].iloc[0].replace("inf", "∞")
+def epsilon(text: str) -> str:
+    """The epsilon of a run; the infinity sign if nothing is private."""
+    return text.replace("inf", "∞")
 
 
 def status(rows: pandas.DataFrame) -> str:
@@ -34,12 +29,12 @@ def status(rows: pandas.DataFrame) -> str:
 
 
 def failure(rows: pandas.DataFrame) -> str:
-    """What stands where no run has a number."""
+    """The text in place of a number if no run has one."""
     return {"oom": "OOM", "diverged": "diverged"}.get(status(rows), ABSENT)
 
 
 def finished(rows: pandas.DataFrame) -> str:
-    """`3`, or `2/3 ok; 1 diverged` where some runs have no result."""
+    """`3`, or `2/3 ok; 1 diverged` if some runs have no result."""
     counts = provenance.status_counts(rows)
     ok = counts.pop("ok", 0)
     others = [f"{count} {provenance.LABELS.get(status, status)}" for status, count in counts.items()]
@@ -47,7 +42,7 @@ def finished(rows: pandas.DataFrame) -> str:
 
 
 def score(summary: Summary, rows: pandas.DataFrame) -> str:
-    """`74.0 ± 1.2` in per cent; one seed is a value, never a mean; what no seed changes has none."""
+    """`74.0 ± 1.2` in per cent; one seed is a value, never a mean; runs that no seed changes say so."""
     if not summary.n:
         return failure(rows)
     mean = number(100 * summary.mean, ".1f")
@@ -67,18 +62,18 @@ def difference(summary: Summary) -> str:
     """`+1.2 [0.3, 2.1]` in points."""
     if not summary.n:
         return ABSENT
-    alone = "(one seed)" if summary.n == 1 else "(at each seed)"
-    return f"{number(100 * summary.mean, '+.1f')} {interval(summary) if summary.has_spread else alone}"
+    no_interval = "(one seed)" if summary.n == 1 else "(at each seed)"
+    return f"{number(100 * summary.mean, '+.1f')} {interval(summary) if summary.has_spread else no_interval}"
 
 
 def without_seed(rows: pandas.DataFrame) -> bool:
-    """Whether a seed changes nothing in these runs: nothing is trained or shown, and the scored rows are not drawn by it."""
+    """Whether a seed changes nothing: no training, no demonstrations, and the seed does not draw the scored rows."""
     draws = rows.get("settings.train_examples")
     return bool(rows["epsilon"].eq("0").all() and (draws is None or draws.isna().all()))
 
 
 def by_seed(rows: pandas.DataFrame, others: pandas.DataFrame | None = None) -> dict[int, float]:
-    """Score by seed. What has no seed has one score: that of every seed of the rows that it is compared with."""
+    """Score by seed. Runs without seed have one score, which counts for every seed of the `others`."""
     ok = rows[rows["status"] == "ok"]
     scores = dict(zip(ok["seed"], ok["score"], strict=True))
     if others is not None and len(scores) == 1 and without_seed(rows):
@@ -87,7 +82,7 @@ def by_seed(rows: pandas.DataFrame, others: pandas.DataFrame | None = None) -> d
 
 
 def common(values: pandas.Series, form: str) -> str:
-    """What a row's runs agree on, as text; all of it, with slashes, where they do not."""
+    """The value that the runs of a row share, as text; every value, with slashes, if they differ."""
     return " / ".join(sorted({_text(value, form) for value in values.dropna()})) or ABSENT
 
 

@@ -1,4 +1,4 @@
-"""The table and the figure of the sweep `guarantees`: what is claimed, what the public code gives, what this project would add."""
+"""Report of the sweep `guarantees`: the claims of public implementations, and the guarantees of their code."""
 
 from __future__ import annotations
 
@@ -11,35 +11,68 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from dpzero.report import style
-from dpzero.report.table import ABSENT, Table, number
+from dpzero.report.table import ABSENT, Column, Table, number
 
 METHODS = ("dpzero", "dp_aggzo", "dp_zoso")  # in this order
 ROW_INCHES = 0.155
-COLUMNS = (
+MARGIN = (
     (1.04, "code\nas it is"),
-    (1.155, "claim, were\nnoise secret"),
+    (1.155, "claim if noise\nwere secret"),
 )  # right of the panels: place, heading
 
-BOUNDS = {"poisson": "PLD with the count", "shuffled_epochs": "a bad pair; epochs composed by PLD"}
+BOUNDS = {
+    "poisson": "PLD with the count",
+    "shuffled_epochs": "worst-case pair (lower), PLD over epochs (upper)",
+}
+NEIGHBOURS = {"add_remove": "add remove", "replace_one": "replace one", "zero_out": "zero-out"}
 CLAIM = {"marker": "o", "color": style.BLACK, "mfc": "white", "markersize": 5, "linestyle": "", "zorder": 4}
 BETWEEN = {"color": style.BLUE, "linewidth": 2.2, "solid_capstyle": "butt", "zorder": 2}
 AT_LEAST = {"marker": 9, "color": style.BLUE, "markersize": 6, "linestyle": "", "zorder": 3}
 AT_MOST = {"marker": 8, "color": style.BLUE, "markersize": 6, "linestyle": "", "zorder": 3}
 GIVEN = {"marker": "D", "color": style.VERMILION, "markersize": 4.5, "linestyle": "", "zorder": 3}
 
-READING = (
-    "Code as it is: none means that no epsilon holds, because who knows the run's public seeds can compute the noise and take it "
-    "away.",
-    "ε if the noise were secret: at least and at most, at the claim's δ, under the neighbours of that line. Shuffled "
-    "epochs: at most is one release on all data an epoch, composed (PLD), no amplification by sampling being proven; at least is "
-    "one pair of data sets, seen through one statistic an epoch. Poisson: both are the PLD, the noisy count included.",
-    "Verdict on the claim, were the noise secret: held (at most ≤ claim), refuted (at least > claim), open (neither).",
-    "Divided by: own size, then noise: the mean over the rows of the batch, then noise made for a full batch (a short last batch "
-    "weighs more); own size, with noise: the noisy sum is divided; noisy size: so it is, by the rate times a noisy count.",
-    "Neighbours: replace one is the paper's own (and what its factor 2 is for); zero out takes one example's contribution away "
-    "with all batches in place, the nearest to add or remove that batches of a fixed size allow.",
-    "Noise: standard deviation on the sum of a full batch over the clip bound. Ours: for the same claim with Poisson batches and "
+NOTES = (
+    "Code as it is: none means that no epsilon holds. An adversary with the run's public seeds can recompute the noise and "
+    "subtract it.",
+    "ε if the noise were secret: at least and at most, at the claim's δ, for the neighbours in that row. Shuffled epochs, at "
+    "most: one release on all data in each epoch, composed by PLD, since no amplification by sampling is proven; at least: one "
+    "pair of data sets, seen through one statistic an epoch. Poisson: both are the PLD, the noisy count included.",
+    "Verdict on the claim if the noise were secret: held (at most ≤ claim), refuted (at least > claim), open (neither).",
+    "Divided by: actual batch size, before noise: the mean over the rows of the batch, then noise made for a full batch (a short "
+    "last batch weighs more); actual batch size, with noise: the noisy sum is divided; noisy size: the noisy sum is divided by "
+    "the rate times a noisy count.",
+    "Neighbours: replace one is the paper's own (its factor 2 is for that); zero-out removes one example's contribution and "
+    "keeps all batches, the nearest to add or remove that batches of a fixed size allow.",
+    "Noise: standard deviation on the sum of a full batch over the clip bound. Ours: the same claim with Poisson batches and "
     "one example added or removed, by PLD; replaced: without replacement, one example replaced. Ratio: theirs / ours.",
+)
+DIVISORS = {  # as in the record -> for readers
+    "own size, then noise": "actual batch size, before noise",
+    "own size, with noise": "actual batch size, with noise",
+}
+COLUMNS = (
+    Column("paper", "title"),
+    Column("task", "task"),
+    Column("model", "model"),
+    Column("n", "_size"),
+    Column("batch", "batch_size", ".0f"),
+    Column("steps", "steps", ".0f"),
+    Column("claimed ε", "_epsilon"),
+    Column("δ", "claimed_delta", ".2g"),
+    Column("claimed by", "claimed_accountant"),
+    Column("batches", "_batches"),
+    Column("divided by", "divisor", lambda divisor: DIVISORS.get(divisor, _text(divisor))),
+    Column("noise / clip", "noise_scale", ".3f"),
+    Column("code as it is", "as_it_is"),
+    Column("neighbours", "adjacency", lambda adjacency: NEIGHBOURS.get(adjacency, _text(adjacency))),
+    Column("ε at least", "epsilon_at_least", ".2f"),
+    Column("ε at most", "epsilon_at_most", ".2f"),
+    Column("bounded by", "sampling", lambda sampling: BOUNDS.get(sampling, ABSENT)),
+    Column("claim", "verdict"),
+    Column("ours", "our_noise_scale", ".3f"),
+    Column("ratio", "ratio", ".2f"),
+    Column("ours, replaced", "our_noise_scale_replace_one", ".3f"),
+    Column("ratio, replaced", "ratio_replace_one", ".2f"),
 )
 
 
@@ -58,41 +91,24 @@ def arranged(runs: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def guarantees(runs: pandas.DataFrame) -> Table:
-    """One line a published setting."""
-    table = Table("What public implementations claim, and what their code gives")
-    for row in runs.to_dict("records"):
-        found = {key.partition(".")[2]: value for key, value in row.items() if key.startswith("guarantee.")}
-        sizes = {key: row.get(f"settings.{key}") for key in ("dataset_size", "batch_size", "steps")}
-        assumed = row.get("settings.assumed_size")
-        told = f" (told {assumed:.0f})" if pandas.notna(assumed) and assumed else ""
-        size = number(sizes["dataset_size"], ".0f") + told
-        names = {key: row[key] for key in ("task", "model", "method", "title", "status")}
-        values = names | sizes | {"assumed_size": assumed, **found, "verdict": verdict(row)}
-        shown = {"paper": row["title"], "task": row["task"], "model": row["model"], "n": size}
-        shown |= {"batch": number(sizes["batch_size"], ".0f"), "steps": number(sizes["steps"], ".0f")}
-        shown |= {"claimed ε": row["epsilon"], "δ": number(found.get("claimed_delta"), ".2g")}
-        shown |= {"claimed by": _text(found.get("claimed_accountant")), "batches": _batches(row)}
-        shown |= {"divided by": _text(found.get("divisor"))}
-        shown |= {"noise / clip": number(found.get("noise_scale"), ".3f")}
-        shown |= {"code as it is": _text(found.get("as_it_is"))}
-        shown |= {"neighbours": _text(found.get("adjacency")).replace("_", " ")}
-        shown |= {
-            "ε at least": number(found.get("epsilon_at_least"), ".2f"),
-            "ε at most": number(found.get("epsilon_at_most"), ".2f"),
-            "bounded by": BOUNDS.get(found.get("sampling"), ABSENT),
-            "claim": values["verdict"],
-            "ours": number(found.get("our_noise_scale"), ".3f"),
-            "ratio": number(found.get("ratio"), ".2f"),
-            "ours, replaced": number(found.get("our_noise_scale_replace_one"), ".3f"),
-            "ratio, replaced": number(found.get("ratio_replace_one"), ".2f"),
-        }
-        table.add(values, shown)
-    table.notes = [*READING, *_noise_sources(runs)]
+    """One row for each published setting."""
+    table = Table("What public implementations claim, and what their code gives", COLUMNS)
+    for run in runs.to_dict("records"):
+        row = {key: run[key] for key in ("task", "model", "method", "title", "status")}
+        row |= {key: run.get(f"settings.{key}") for key in ("dataset_size", "batch_size", "steps")}
+        assumed = row["assumed_size"] = run.get("settings.assumed_size")
+        row |= {key.partition(".")[2]: value for key, value in run.items() if key.startswith("guarantee.")}
+        row["verdict"] = verdict(run)
+        mistaken = f" (told {assumed:.0f})" if pandas.notna(assumed) and assumed else ""
+        row["_size"] = number(row["dataset_size"], ".0f") + mistaken
+        row |= {"_epsilon": run["epsilon"], "_batches": _batches(run)}
+        table.rows.append(row)
+    table.notes = [*NOTES, *_noise_sources(runs)]
     return table
 
 
 def verdict(row: dict[str, Any]) -> str:
-    """On a claim, were the noise secret."""
+    """The verdict on a claim if the noise were secret."""
     at_most, at_least = row.get("guarantee.epsilon_at_most"), row.get("guarantee.epsilon_at_least")
     if pandas.isna(at_most):
         return ABSENT
@@ -101,7 +117,7 @@ def verdict(row: dict[str, Any]) -> str:
 
 
 def draw(runs: pandas.DataFrame) -> Figure:
-    """Claimed against given: one panel a paper, one line a setting; settings that only their task tells apart share one."""
+    """Claimed and actual epsilon: a panel for each paper, a line for each setting; settings that differ in the task share a line."""
     rows = _merged(runs[runs["status"] == "ok"])
     papers = list(rows.groupby("title", sort=False))
     counts = [len(some) for _, some in papers]
@@ -121,7 +137,7 @@ def draw(runs: pandas.DataFrame) -> Figure:
     ticks = {"major_locator": LogLocator(subs=(1, 2, 5)), "minor_locator": NullLocator()}
     axes[-1].xaxis.set(major_formatter=FormatStrFormatter("%g"), **ticks)
     axes[-1].set_xlabel("ε at the claim's δ")
-    for x, words in COLUMNS:
+    for x, words in MARGIN:
         axes[0].annotate(
             words, (x, 1), (0, 4), "axes fraction", "offset points", ha="center", va="bottom", size=6.5
         )
@@ -142,7 +158,7 @@ def _draw_row(axis: Axes, place: int, row: dict[str, Any]) -> None:
         axis.plot([low], [place], **AT_LEAST)
         axis.plot([high], [place], **AT_MOST)
     axis.plot([claim], [place], **CLAIM)
-    for (x, _), words in zip(COLUMNS, (row["guarantee.as_it_is"], verdict(row)), strict=True):
+    for (x, _), words in zip(MARGIN, (row["guarantee.as_it_is"], verdict(row)), strict=True):
         bold = "bold" if words == "refuted" else "normal"
         axis.annotate(
             words,
@@ -158,7 +174,7 @@ def _draw_row(axis: Axes, place: int, row: dict[str, Any]) -> None:
 def _legend() -> list[Line2D]:
     words = {
         "claimed": CLAIM,
-        "given, were the noise secret: at least": AT_LEAST,
+        "actual if the noise were secret: at least": AT_LEAST,
         "at most": AT_MOST,
         "exactly": GIVEN,
     }
@@ -166,16 +182,9 @@ def _legend() -> list[Line2D]:
 
 
 def _merged(runs: pandas.DataFrame) -> pandas.DataFrame:
-    """Rows that differ in nothing but their task become one, with a label."""
-    same = [
-        "title",
-        "model",
-        "epsilon",
-        "settings.dataset_size",
-        "settings.batch_size",
-        "settings.steps",
-        "settings.delta",
-    ]
+    """Merge the rows that differ only in their task, with a label."""
+    same = ["title", "model", "epsilon"]
+    same += [f"settings.{key}" for key in ("dataset_size", "batch_size", "steps", "delta")]
     lines = []
     for _, some in runs.groupby(same, sort=False):
         first = some.iloc[0].to_dict()
@@ -196,15 +205,9 @@ def _batches(row: dict[str, Any]) -> str:
 
 
 def _noise_sources(runs: pandas.DataFrame) -> list[str]:
-    found = (
-        runs[runs["status"] == "ok"]
-        .groupby("title", sort=False)[["guarantee.noise_source", "guarantee.source"]]
-        .first()
-    )
-    return [
-        f"{title} ({source}): noise {why}."
-        for title, (why, source) in zip(found.index, found.to_numpy(), strict=True)
-    ]
+    papers = runs[runs["status"] == "ok"].groupby("title", sort=False).first()
+    sources = papers[["guarantee.noise_source", "guarantee.source"]].itertuples(name=None)
+    return [f"{title} ({source}): noise {why}." for title, why, source in sources]
 
 
 def _text(value: Any) -> str:

@@ -1,9 +1,7 @@
-"""Membership inference: the result of the experiment -> a table and a figure."""
+"""Report of the study `membership`: one table and one figure of membership inference attacks."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from textwrap import fill
 from typing import Any
 
@@ -12,9 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from dpzero.errors import UsageError
-from dpzero.report import drawing, provenance, style
-from dpzero.report.table import Table, number
+from dpzero.report import drawing, style
+from dpzero.report.table import Column, Row, Table, number
 
 ATTACKS = {"loss": "loss against base", "lira": "LiRA"}
 LOOKS = {
@@ -25,106 +22,93 @@ CEILINGS = {
     "ceiling": ("allowed by the privacy profile", "-"),
     "ceiling_of_epsilon_delta": ("by (ε, δ) alone", ":"),
 }
-BESIDE = {"loss": -0.14, "lira": 0.14}  # of the distance between two methods
+OFFSETS = {"loss": -0.14, "lira": 0.14}  # of the distance between two methods
 FLOOR = 0.004  # of the figure: intervals that reach zero end there
+TPR, FPR = "true_positive_rate", "false_positive_rate"
+Result = dict[str, Any]
 
 
-def write_membership(result: Path, tables: Path, figures: Path) -> list[Path]:
-    """From the JSON file that the experiment left: membership.csv and .md in `tables`, .pdf and .png in `figures`.
-
-    Returns the files; the same bytes for the same results. Raises UsageError for a file that is none.
-    """
-    try:
-        found = json.loads(Path(result).read_text("utf-8"))
-        found["rows"][0]["true_positive_rate"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UsageError(f"{result} is no result of `membership` ({error!r}): run that first") from None
-    for folder in (tables, figures):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    made, files = table(found), [Path(tables) / "membership.csv", Path(tables) / "membership.md"]
-    files[0].write_text(made.csv(), "utf-8")
-    files[1].write_text(made.markdown(), "utf-8")
-    with style.settings():
-        return files + style.save(
-            figure(found), Path(figures), "membership", provenance.short(found["provenance"])
-        )
+def check(result: Result) -> None:
+    """Raise LookupError or TypeError unless this has the shape of a result."""
+    result["rows"][0][TPR]
 
 
-def table(found: dict[str, Any]) -> Table:
-    """Numbers: a line for each method, group of texts and attack. Text: the two attacks side by side."""
-    rate = f"{100 * found['false_positive_rate']:g} %"
-    made = Table(
-        f"Membership inference on {found['task']} ({found['model']}, head trained): true positives at {rate} false ones; "
-        "last iterate; settings set by first trials on the same pool (not accounted)"
-    )
-    learnt = {method["name"]: method for method in found["methods"]}
-    learnt["control"] = learnt["mezo"]
-    pairs: dict[tuple[str, str], dict[str, str]] = {}
-    for row in found["rows"]:
-        method = learnt[row["method"]]
-        made.values.append({**row, **{name: method[name] for name in ("noise_scale", "dev_accuracy")}})
-        line = pairs.setdefault(
-            (row["method"], row["texts"]), {"method": row["title"], "texts": row["texts"]}
-        )
-        line[f"TPR, {ATTACKS[row['attack']]}"] = with_interval(row, "true_positive_rate") + (
-            ", refuted" if row.get("refuted") else ""
-        )
+def table(result: Result) -> Table:
+    """One row for each method, group of texts and attack in the CSV; for readers the two attacks share a row."""
+    methods = {method["name"]: method for method in result["methods"]}
+    methods["control"] = methods["mezo"]
+    rows, pairs = [], {}
+    for row in result["rows"]:
+        method = methods[row["method"]]
+        rows.append({**row, **{name: method[name] for name in ("noise_scale", "dev_accuracy")}})
+        pair = pairs.setdefault((row["method"], row["texts"]), {"title": row["title"], "texts": row["texts"]})
+        pair[row["attack"]] = with_interval(row, TPR) + (", refuted" if row.get("refuted") else "")
         if row["attack"] == "lira":
-            line["its FPR"] = with_interval(row, "false_positive_rate")
-            line["its AUC"] = number(row["auc"], ".3f")
-            line["ceiling"] = number(row.get("ceiling"), ".2%")
-            line["ceiling of (ε, δ) alone"] = number(row.get("ceiling_of_epsilon_delta"), ".2%")
-            line["labels learnt"] = number(method[f"fit_{row['texts']}"], ".1%")
-            line["dev accuracy"] = number(method["dev_accuracy"], ".1%")
-    made.shown = list(pairs.values())
-    made.notes = notes(found)
-    made.provenance = provenance.short(found["provenance"])
-    return made
+            pair |= {key: row.get(key) for key in ("auc", *CEILINGS)} | {"fpr": with_interval(row, FPR)}
+            pair |= {"fit": method[f"fit_{row['texts']}"], "dev_accuracy": method["dev_accuracy"]}
+    columns = (
+        Column("method", "title"),
+        Column("texts", "texts"),
+        *(Column(f"TPR, {name}", attack) for attack, name in ATTACKS.items()),
+        Column("its FPR", "fpr"),
+        Column("its AUC", "auc", ".3f"),
+        Column("ceiling", "ceiling", ".2%"),
+        Column("ceiling of (ε, δ) alone", "ceiling_of_epsilon_delta", ".2%"),
+        Column("labels learnt", "fit", ".1%"),
+        Column("dev accuracy", "dev_accuracy", ".1%"),
+    )
+    title = (
+        f"Membership inference on {result['task']} ({result['model']}, head trained): true positives at "
+        f"{100 * result[FPR]:g} % false ones; last iterate; settings set by first trials on the same pool (not accounted)"
+    )
+    return Table(title, columns, rows, notes(result), readers=list(pairs.values()))
 
 
-def with_interval(row: dict[str, Any], name: str) -> str:
-    """A rate in per cent, with half its interval."""
+def with_interval(row: Row, name: str) -> str:
+    """A rate in per cent, with half the width of its interval."""
     return f"{number(row[name], '.2%')} ± {number(row[f'{name}_high'] - row[name], '.2%')}"
 
 
-def notes(found: dict[str, Any]) -> list[str]:
-    """How it was played and how to read it."""
-    pool, runs, level = found["pool"], found["runs"], f"{100 * found['confidence']:g} %"
+def notes(result: Result) -> list[str]:
+    """The set-up of the attacks and how to read the table."""
+    level = f"{100 * result['confidence']:g} %"
     return [
-        f"Pool of {pool} distinct training texts, {found['mislabelled']} of them under a wrong label; each of {runs} runs of a method "
-        f"trains on a random half, {found['steps']} steps, a member being in a batch with probability {found['rate']:g}.",
-        f"The attacker {found['attacker']}. Thresholds come from the other runs' non-members.",
-        f"±: {level} t-interval over runs, which share the pool. It says nothing of other pools.",
-        "Ceiling: min over e of exp(e) FPR + δ(e), δ(e) from the run's accounted privacy loss distribution "
-        f"({found['accountant']}, δ = {found['delta']:g}); beside it exp(ε) FPR + δ, which (ε, δ) alone allows. A claim is called "
-        "refuted where the whole interval lies above the ceiling at the upper end of the measured FPR, for either attack taken alone.",
-        "Members redrawn: the same models, asked for members that nobody trained on. An attack that finds more than 1 % there cheats.",
-        "Labels learnt: members to which the trained model gives the label it was trained with. The control's are MeZO's.",
-        "Steps, step sizes and clip were set by first trials on the same pool with other draws, MeZO's so that it memorises; not accounted.",
-        "That an attack finds little proves nothing: stronger attackers (of the transcript, or with chosen texts) exist.",
-        f"Keys are {found['noise_key']} and the data {found['data']}: valid release: {'yes' if found['valid_release'] else 'no'}.",
+        f"Pool of {result['pool']} distinct training texts, {result['mislabelled']} of them under a wrong label. Each of "
+        f"{result['runs']} runs of a method trains on a random half, {result['steps']} steps; a member is in a batch with "
+        f"probability {result['rate']:g}.",
+        f"The attacker {result['attacker']}. Thresholds come from the other runs' non-members.",
+        f"±: {level} t-interval over runs, which share the pool. It does not cover other pools.",
+        "Ceiling: min over e of exp(e) FPR + δ(e), with δ(e) from the run's accounted privacy loss distribution "
+        f"({result['accountant']}, δ = {result['delta']:g}). The next column is exp(ε) FPR + δ, which (ε, δ) alone allows. A claim "
+        "is refuted if the whole interval lies above the ceiling at the upper end of the measured FPR, for either attack alone.",
+        "Members redrawn: the same models with members that nobody trained on. An attack that finds more than 1 % there cheats.",
+        "Labels learnt: members to which the trained model gives their training label. The control's are MeZO's.",
+        "Steps, step sizes and clip were set by first trials on the same pool with other draws, MeZO's so that it memorises; "
+        "not accounted.",
+        "A weak attack proves nothing: stronger attackers (with the transcript, or with chosen texts) exist.",
+        f"Keys are {result['noise_key']} and the data {result['data']}: valid release: {'yes' if result['valid_release'] else 'no'}.",
     ]
 
 
-def figure(found: dict[str, Any]) -> Figure:
-    """True positive rate of each method, a panel for each group of texts, with what its claim allows."""
-    rows = [row for row in found["rows"] if row["texts"] != "all"]
+def figure(result: Result) -> Figure:
+    """True positive rate of each method and the ceiling of its claim; one panel for each group of texts."""
+    rows = [row for row in result["rows"] if row["texts"] != "all"]
     groups = list(dict.fromkeys(row["texts"] for row in rows))
     drawn, panels = drawing.canvas(1, len(groups), 2.9, sharey=True)
     for axis, group in zip(panels[0], groups, strict=True):
-        _panel(axis, [row for row in rows if row["texts"] == group], found["false_positive_rate"])
+        _panel(axis, [row for row in rows if row["texts"] == group], result[FPR])
         axis.set_title(f"{group} texts")
-    panels[0][0].set_ylabel(f"true positive rate at {100 * found['false_positive_rate']:g} % false positives")
+    panels[0][0].set_ylabel(f"true positive rate at {100 * result[FPR]:g} % false positives")
     drawn.legend(
         *panels[0][-1].get_legend_handles_labels(), loc="outside upper center", ncols=5, columnspacing=1.2
     )
-    made = found["provenance"]
-    note = f"membership: {found['runs']} runs a method · {made['git'][:7]}{'+' if made['dirty'] else ''} · {made['device']}"
-    drawn.supxlabel(note, x=0.995, ha="right", fontsize=5, color=style.GREY)
+    source = result["provenance"]
+    commit = f"{source['git'][:7]}{'+' if source['dirty'] else ''}"
+    style.footnote(drawn, f"membership: {result['runs']} runs a method · {commit} · {source['device']}")
     return drawn
 
 
-def _panel(axis: Axes, rows: list[dict[str, Any]], target: float) -> None:
+def _panel(axis: Axes, rows: list[Row], target: float) -> None:
     titles = list(dict.fromkeys(row["title"] for row in rows))
     axis.axhline(target, color=style.GREY, linestyle="--", linewidth=0.7, zorder=1, label="guessing")
     for name, (label, line) in CEILINGS.items():
@@ -133,7 +117,7 @@ def _panel(axis: Axes, rows: list[dict[str, Any]], target: float) -> None:
         axis.hlines(y, x - 0.36, x + 0.36, color=style.BLACK, linestyle=line, linewidth=1.4, label=label)
     for attack, (colour, marker, face) in LOOKS.items():
         some = [row for row in rows if row["attack"] == attack]
-        x = [titles.index(row["title"]) + BESIDE[attack] for row in some]
+        x = [titles.index(row["title"]) + OFFSETS[attack] for row in some]
         y, low, high = (
             numpy.maximum(FLOOR, [row[f"true_positive_rate{end}"] for row in some])
             for end in ("", "_low", "_high")

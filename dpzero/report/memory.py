@@ -1,4 +1,4 @@
-"""Tables and figures of the sweep `memory`: peaks by model size, batch and length, how they grow, and published figures beside them."""
+"""Report of the sweep `memory`: peaks by model size, batch and length, their growth, and published figures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dpzero.report import drawing, style
-from dpzero.report.table import ABSENT, Table, number
+from dpzero.report.table import ABSENT, Column, Table, number
 
 GIB, MIB = 2**30, 2**20
 CARDS = (24, 48, 80, 141)  # GiB of common GPUs
@@ -26,18 +26,18 @@ LOOKS = {
     "dp_sgd_ghost": style.Look(style.PURPLE, "s", "-"),
     "dp_sgd_hooks": style.Look(style.GREEN, "D", "-"),
 }
-READING = (
-    "Predicted: live storage of fake tensors that run the method's own code; kernels' workspaces, fragments and the CUDA context (some "
-    "0.5 to 1 GiB of a GPU) are not counted. Measured: live storage of real tensors on the CPU, nothing else. By formula: at least so much.",
-    "Weights float32, the answer read at one position by a head of two words; the whole batch at once. The public-style step asks the "
-    "whole vocabulary at every position.",
+NOTES = (
+    "Predicted: live storage of fake tensors that run the method's own code. Kernel workspaces, fragmentation and the CUDA "
+    "context (0.5 to 1 GiB of a GPU) are not counted. Measured: live storage of real tensors on the CPU. By formula: a lower bound.",
+    "Weights float32, the answer read at one position by a head of two words; the whole batch at once. The public-style step "
+    "computes logits of the whole vocabulary at every position.",
 )
 AXES = {  # axis of growth -> what it counts, the unit of its slope, bytes in that unit
     "parameters": ("bytes a parameter, by model size", 1),
     "batch_size": ("MiB an example, by batch", MIB),
     "length": ("MiB a token of length, by length", MIB),
 }
-# published name -> ours. What a paper calls a method may differ in optimizer, precision and head
+# Published name -> ours. A paper's method may differ in optimizer, precision and head
 OURS = {
     "MeZO": "dpzero",
     "DPZero": "dpzero",
@@ -76,51 +76,58 @@ def arranged(runs: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def tables(runs: pandas.DataFrame) -> dict[str, Table]:
+    """Growth, peaks and published figures."""
     runs = arranged(runs)
-    made = {"growth": growth(runs), "peaks": peaks(runs), "published": published(runs)}
-    for table in made.values():
-        table.notes += READING
-    return made
+    tables = {"growth": growth(runs), "peaks": peaks(runs), "published": published(runs)}
+    for table in tables.values():
+        table.notes += NOTES
+    return tables
 
 
 def figures(runs: pandas.DataFrame) -> dict[str, Figure]:
+    """Peaks by model size, and by batch and length."""
     runs = arranged(runs)
     return {"memory_by_size": by_size(runs), "memory_by_batch": by_batch(runs)}
 
 
 def peaks(runs: pandas.DataFrame) -> Table:
-    """One line a run."""
-    table = Table("Peak memory of a step (GiB)")
-    for row in runs.to_dict("records"):
-        names = {key: row[key] for key in ("model", "method", "title", "batch_size", "length", "status")}
-        found = {k.removeprefix("memory."): v for k, v in row.items() if k.startswith("memory.")}
-        shown = {"model": row["model"], "batch x length": row["task"], "method": row["title"]}
-        for heading, key in (
-            ("weights", "weights_bytes"),
-            ("inference, predicted", "predicted_inference_peak_bytes"),
-            ("peak, predicted", "predicted_peak_bytes"),
-            ("at least, by formula", "formula_peak_bytes"),
-            ("peak, measured", "measured_peak_bytes"),
-        ):
-            shown[heading] = _gib(found.get(key))
-        phase = found.get("predicted_phase")
-        out_of_memory = {"peak, measured": "out of memory"} if row["status"] == "oom" else {}
-        table.add(names | found, shown | out_of_memory | {"in": phase if isinstance(phase, str) else ABSENT})
+    """One row for each run."""
+    columns = (
+        Column("model", "model"),
+        Column("batch x length", "_size"),
+        Column("method", "title"),
+        Column("weights", "weights_bytes", _gib),
+        Column("inference, predicted", "predicted_inference_peak_bytes", _gib),
+        Column("peak, predicted", "predicted_peak_bytes", _gib),
+        Column("at least, by formula", "formula_peak_bytes", _gib),
+        Column("peak, measured", "_measured"),
+        Column("in", "predicted_phase", lambda phase: phase if isinstance(phase, str) else ABSENT),
+    )
+    table = Table("Peak memory of a step (GiB)", columns)
+    for run in runs.to_dict("records"):
+        row = {key: run[key] for key in ("model", "method", "title", "batch_size", "length", "status")}
+        row |= {k.removeprefix("memory."): v for k, v in run.items() if k.startswith("memory.")}
+        measured = "out of memory" if run["status"] == "oom" else _gib(row["measured_peak_bytes"])
+        table.rows.append(row | {"_size": run["task"], "_measured": measured})
     return table
 
 
 def growth(runs: pandas.DataFrame) -> Table:
-    """One line a method: slopes of straight lines through its predicted peaks, one along each axis."""
-    table = Table("How the peak of a step grows: slopes of predicted peaks")
+    """One row for each method: slopes of straight lines through its predicted peaks, one along each axis."""
+    columns = [
+        Column("method", "_title"),
+        *(Column(heading, f"_{axis}") for axis, (heading, _) in AXES.items()),
+    ]
+    table = Table("How the peak of a step grows: slopes of predicted peaks", columns)
     for method, some in runs.groupby("method", sort=False):
-        values, shown = {"method": method}, {"method": some["title"].iloc[0]}
-        for axis, (heading, unit) in AXES.items():
+        row = {"method": method, "_title": some["title"].iloc[0]}
+        for axis, (_, unit) in AXES.items():
             slope, miss = line(*along(some, axis))
-            values |= {f"{axis}_slope_bytes": slope, f"{axis}_largest_miss": miss}
-            shown[heading] = ABSENT if slope is None else f"{number(slope / unit, '.3g')} ({miss:.0%})"
-        table.add(values, shown)
+            row |= {f"{axis}_slope_bytes": slope, f"{axis}_largest_miss": miss}
+            row[f"_{axis}"] = None if slope is None else f"{number(slope / unit, '.3g')} ({miss:.0%})"
+        table.rows.append(row)
     table.notes = [
-        "In brackets: the largest distance of a peak from its line, of the peak. Float32 weights take 4 bytes a parameter by themselves. "
+        "In brackets: the largest relative distance of a peak from its line. Float32 weights alone take 4 bytes a parameter. "
         "Model size: OPT, 8 x 512 tokens; batch: RoBERTa-large, 128 tokens; length: RoBERTa-large, 8 texts.",
     ]
     return table
@@ -150,63 +157,58 @@ def line(x: numpy.ndarray, y: numpy.ndarray) -> tuple[float | None, float | None
 
 
 def published(runs: pandas.DataFrame) -> Table:
-    """One line a published figure of the models that are here, over the paper's own zeroth-order row, and ours so divided."""
-    table = Table("Published peaks, and as ratios to the same paper's zeroth-order method beside ours")
+    """One row for each published figure of these models: its ratio to the same paper's zeroth-order method, and our ratio."""
+    columns = (
+        Column("paper", "_paper"),
+        Column("model", "model"),
+        Column("method", "method"),
+        Column("task", "_task"),
+        Column("batch", "batch_size", ".0f"),
+        Column("published (GiB)", "memory_gb", ".2f"),
+        Column("ratio", "ratio", _times),
+        Column("ours, predicted", "our_ratio_predicted", _times),
+        Column("at", "our_size"),
+        Column("counted", "counted"),
+    )
+    table = Table(
+        "Published peaks, and their ratios to the same paper's zeroth-order method with ours", columns
+    )
     rows = pandas.read_csv(PUBLISHED, dtype={"table": str})
     rows = rows[rows["memory_gb"].notna() & ~rows["notes"].str.contains("EXCESS", na=False)]
-    ours = {
-        (row["model"], row["task"], row["method"]): row["memory.predicted_peak_bytes"]
-        for row in runs.to_dict("records")
-    }
+    ours = runs.set_index(["model", "task", "method"])["memory.predicted_peak_bytes"].to_dict()
     for row in rows.to_dict("records"):
         task = "" if row["notes"].startswith("paper value") else re.split("[;,]", row["notes"])[0]
         same = rows[
-            (rows["paper"] == row["paper"])
-            & (rows["table"] == row["table"])
-            & (rows["model"] == row["model"])
+            (rows[["paper", "table", "model"]] == [row[k] for k in ("paper", "table", "model")]).all(axis=1)
         ]
         same = same[same["notes"].str.startswith(task) & same["method"].isin(BASE)]
-        ratio = row["memory_gb"] / same["memory_gb"].iloc[0] if len(same) else None
         size = "64x128" if row["model"] == "roberta-large" else "8x512"
         mine = ours.get((row["model"], size, OURS.get(row["method"])))
         base = ours.get((row["model"], size, "dpzero"))
         own = mine / base if pandas.notna(mine) and pandas.notna(base) else None
-        values = {
-            key: row[key] for key in ("paper", "arxiv", "table", "method", "model", "batch_size", "memory_gb")
-        }
-        values |= {
-            "ratio": ratio,
-            "our_ratio_predicted": own,
-            "our_size": size if own else None,
-            "counted": _counted(row),
-        }
-        shown = {"paper": f"{row['paper']}, {row['table']}", "model": row["model"], "method": row["method"]}
-        shown |= {
-            "task": task or ABSENT,
-            "batch": number(row["batch_size"], ".0f"),
-            "published (GiB)": number(row["memory_gb"], ".2f"),
-        }
-        shown |= {"ratio": _times(ratio), "ours, predicted": _times(own), "at": size if own else ABSENT}
-        table.add(values, shown | {"counted": _counted(row)})
+        keys = ("paper", "arxiv", "table", "method", "model", "batch_size", "memory_gb")
+        table.rows.append(
+            {key: row[key] for key in keys}
+            | {"ratio": row["memory_gb"] / same["memory_gb"].iloc[0] if len(same) else None}
+            | {"our_ratio_predicted": own, "our_size": size if own else None}
+            | {"counted": COUNTED.get(row["paper"], ABSENT)}
+            | {"_paper": f"{row['paper']}, {row['table']}", "_task": task or ABSENT}
+        )
     table.notes = [
-        "Ratio: over MeZO or DPZero in the same table, for the same model and task. Ours: predicted with float32 weights at the size given, "
-        "of the nearest method here; papers store OPT in half precision, keep other lengths and count other things, so that only ratios "
-        "are to be compared. MeZO's OPT rows hold some 2 bytes a parameter (26 of 13 billion), its Adam rows some 25: about half of that "
-        "ratio is precision. Rows that ran out of memory are in the file beside this code, published_memory.csv.",
+        "Ratio: over MeZO or DPZero in the same table, for the same model and task. Ours: predicted with float32 weights at the "
+        "size given, of the nearest method here. Papers store OPT in half precision, use other lengths and count other things: "
+        "compare ratios only. MeZO's OPT rows take some 2 bytes a parameter (26 of 13 billion), its Adam rows some 25: about half "
+        "of that ratio is precision. Rows that ran out of memory are in published_memory.csv.",
     ]
     return table
 
 
-def _counted(row: dict) -> str:
-    return COUNTED.get(row["paper"], ABSENT)
-
-
 def _gib(value: float | None) -> str:
-    return number(None if value is None else value / GIB, ".3f")
+    return ABSENT if pandas.isna(value) else number(value / GIB, ".3f")
 
 
 def _times(value: float | None) -> str:
-    return ABSENT if pandas.isna(value) else number(value, ".2f") + "×"
+    return ABSENT if pandas.isna(value) else f"{number(value, '.2f')}×"
 
 
 def by_size(runs: pandas.DataFrame) -> Figure:

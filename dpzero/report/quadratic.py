@@ -1,4 +1,4 @@
-"""The sweep `quadratic`: records -> exponents of the dimension with a verdict, gradient norms, two figures."""
+"""Report of the sweep `quadratic`: exponents of the dimension with verdicts, gradient norms, two figures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from dpzero.report import drawing, power_law, style
 from dpzero.report.power_law import Fit
 from dpzero.report.statistics import Summary, summarise
-from dpzero.report.table import ABSENT, Table, number
+from dpzero.report.table import ABSENT, Column, Table, number
 
 RANKS = {
     "rank_d": "O(d)",
@@ -24,7 +24,7 @@ RANKS = {
     "rank_log_d_one_coordinate": "O(log d), data in one coordinate",
 }
 METHODS = ("dpzero", "dpgd_0th", "dp_sgd", "mezo", "sgd")  # in this order
-PUBLISHED = {  # in words: the paper draws its figures 1 and 2 and prints no number
+PUBLISHED = {  # in words: figures 1 and 2 of the paper have no numbers
     ("dpzero", "rank_d"): "grows with d",
     ("dpzero", "rank_log_d"): "nearly independent of d",
     ("dp_sgd", "rank_d"): "grows with d",
@@ -33,35 +33,37 @@ PUBLISHED = {  # in words: the paper draws its figures 1 and 2 and prints no num
 }
 Draw = Callable[[Axes, list, dict], tuple[float, float, str]]
 LABEL_GAP = 0.075  # of the height of a panel
-CONVERGED = 1e-8  # of the norm at the start: below it what is left is rounding, and has no exponent
-NO_EXPONENT = "No exponent: the method converged to rounding at some dimension, so that no one power describes its norms, or has fewer than three."
+CONVERGED = 1e-8  # of the norm at the start: a smaller norm is rounding and has no exponent
+NO_EXPONENT = (
+    "No exponent: the method converged to rounding at some dimension, so that no power law describes its norms, or it has fewer "
+    "than three dimensions."
+)
 GRIDS = ("steps", "learning_rates", "clips")
 
-READING = (
-    "Best of grid: the setting (steps, learning rate, clip) with the least mean gradient norm over the seeds, chosen for each rank "
-    "law, dimension and method on the very norms that are shown, and for test on those of test, as published. Epsilon does not cover "
-    "that choice.",
-    "Exponent p: least squares of the mean log norm on log d, norm ~ d^p, over the dimensions, with a 95 % t-interval. It holds the "
-    "scatter of the means about a straight line, whether chance or curvature.",
-    "Norm: of the gradient of the mean loss at the last iterate; train: over the examples, what is descended. Mean and 95 % "
+NOTES = (
+    "Best of grid: the setting (steps, learning rate, clip) with the least mean gradient norm over the seeds. It is selected for "
+    "each rank law, dimension and method on the very norms that are shown, and for test on those of test, as published. Epsilon "
+    "does not cover that selection.",
+    "Exponent p: least squares of the mean log norm on log d, norm ~ d^p, over the dimensions, with a 95 % t-interval. The "
+    "interval covers the scatter of the means about a straight line, whether chance or curvature.",
+    "Norm: of the gradient of the mean loss at the last iterate; train: over the examples, the objective. Mean and 95 % "
     "t-interval of the seeds.",
-    "What is left of the gradient at the best settings, coordinate by coordinate, and why the exponents come near each other: "
-    "unfinished.csv (python tests/studies/unfinished_bench.py).",
-    "Private: ε = 2 at δ = 1e-6 by this project's accountant (PLD of T full batches, one of 10,000 examples replaced); sums of clipped "
-    "values with Gaussian noise over 10,000. DPGD-0th: the paper's algorithm 1, clip and noise on the whole zeroth-order vector. "
-    "DP-SGD (the paper's DP-GD) has a part of the grid: steps to 1280, learning rates 0.3 and 1. Noise and directions are of published "
-    "seeds: no private release.",
-    "Data in one coordinate: the paper's text says that every coordinate is N(1, 1), as in the other laws here. In its repository's toy "
-    "code (toy/median.py in the history of Liang137/DPZero), as in the code of Li et al. (2022, arXiv 2207.00160) on which it is based, the "
-    "data differ from 0 in the first coordinate alone, so that the distance to the minimum does not grow with d. That code differs from "
-    "the text in more: the loss is the norm and not its square, the running average of the iterates is evaluated, composition is by "
-    "the advanced theorem. Here the text holds.",
+    "unfinished.csv has the remaining gradient at the best settings by coordinate, which explains why the exponents are close.",
+    "Private: ε = 2 at δ = 1e-6 by this project's accountant (PLD of T full batches, one of 10,000 examples replaced); sums of "
+    "clipped values with Gaussian noise over 10,000. DPGD-0th: the paper's algorithm 1, clip and noise on the whole zeroth-order "
+    "vector. DP-SGD (the paper's DP-GD) has a part of the grid: steps to 1280, learning rates 0.3 and 1. Noise and directions "
+    "have published seeds: no private release.",
+    "Data in one coordinate: in the paper's text every coordinate is N(1, 1), as in the other laws here. In its toy code "
+    "(toy/median.py in the history of Liang137/DPZero), based on the code of Li et al. (2022, arXiv 2207.00160), only the first "
+    "coordinate of the data is not 0, so that the distance to the minimum does not grow with d. That code differs from the text "
+    "in more: the loss is the norm and not its square, it evaluates the running average of the iterates, and it composes by the "
+    "advanced theorem. Here the text holds.",
 )
 
 
 @dataclass(frozen=True)
 class Best:
-    """Of one rank law, dimension and method: the norms of its best setting, one a seed, and what that setting is."""
+    """The best setting of one rank law, dimension and method, with its norm for each seed."""
 
     rank: str
     dimension: int
@@ -82,17 +84,17 @@ class Best:
 
 
 def tables(runs: pandas.DataFrame) -> dict[str, Table]:
-    found = best(runs)
-    return {"exponents": exponents_table(found), "norms": norms_table(found)}
+    bests = best(runs)
+    return {"exponents": exponents_table(bests), "norms": norms_table(bests)}
 
 
 def figures(runs: pandas.DataFrame) -> dict[str, Figure]:
-    found = best(runs)
-    return {"quadratic": by_dimension(found), "quadratic_steps": by_steps(found)}
+    bests = best(runs)
+    return {"quadratic": by_dimension(bests), "quadratic_steps": by_steps(bests)}
 
 
 def best(runs: pandas.DataFrame) -> list[Best]:
-    """One for each rank law, dimension and method that has a run, in the order of the tables."""
+    """One `Best` for each rank law, dimension and method that has a run, in the order of the tables."""
     done = runs[runs["status"] == "ok"]
     groups = dict(list(done.groupby(["task", "settings.dimension", "method"])))
     order = {name: place for place, name in enumerate((*RANKS, *METHODS))}
@@ -133,10 +135,10 @@ def _given(row: pandas.Series, key: str) -> bool:
     return isinstance(row.get(key), str)
 
 
-def fits(found: Sequence[Best], split: str = "train") -> dict[tuple[str, str], Fit | None]:
+def fits(bests: Sequence[Best], split: str = "train") -> dict[tuple[str, str], Fit | None]:
     """(rank law, method) -> the fit of its norms over the dimensions; None where these are too few, or one converged to rounding."""
     series: dict[tuple[str, str], dict[int, float]] = {}
-    for one in found:
+    for one in bests:
         norms = getattr(one, split)
         converged = min(norms) <= CONVERGED * one.start
         logs = series.setdefault((one.rank, one.method), {})
@@ -144,61 +146,78 @@ def fits(found: Sequence[Best], split: str = "train") -> dict[tuple[str, str], F
     return {key: power_law.power(logs) if power_law.enough(logs) else None for key, logs in series.items()}
 
 
-def exponents_table(found: Sequence[Best]) -> Table:
-    """One line a rank law and method; the verdict is the first of its notes."""
-    table = Table("Exponent of the dimension d in the best-of-grid gradient norm")
-    train, test = fits(found), fits(found, "test")
-    for (rank, method), fit in train.items():
-        ones = [one for one in found if (one.rank, one.method) == (rank, method)]
-        first, last, of_test = ones[0], ones[-1], test[rank, method]
-        published = PUBLISHED.get((method, rank), ABSENT)
-        ends = {"dimension_first": first.dimension, "dimension_last": last.dimension}
-        ends |= {"norm_first": first.seeds.mean, "norm_last": last.seeds.mean}
-        values = {"task": rank, "method": method, "published": published, "seeds": first.seeds.n, **ends}
-        for split, some in (("train", fit), ("test", of_test)):
-            for part in ("exponent", "low", "high"):
-                values[f"{split}_{part}"] = getattr(some, part) if some else None
-        shown = {"effective rank": RANKS.get(rank, rank)}
-        shown |= {"Tr A": f"{first.effective_rank:.3g} to {last.effective_rank:.4g}", "method": first.title}
-        shown |= {"exponent, best of grid": _shown(fit)}
-        shown |= {"exponent on test, best of grid": _shown(of_test)}
-        for end, one in (("smallest", first), ("largest", last)):
-            shown[f"norm at the {end} d"] = f"{number(one.seeds.mean, '.2g')} at {one.dimension}"
-        table.add(values, shown | {"seeds": str(first.seeds.n), "published": published})
-    table.notes = [*power_law.verdict(train, RANKS, _without_privacy(found)), *READING, NO_EXPONENT]
+def exponents_table(bests: Sequence[Best]) -> Table:
+    """One row for each rank law and method; the verdicts are the first notes."""
+    columns = (
+        Column("effective rank", "task", _rank_name),
+        Column("Tr A", "_rank"),
+        Column("method", "_title"),
+        Column("exponent, best of grid", "_train"),
+        Column("exponent on test, best of grid", "_test"),
+        Column("norm at the smallest d", "_first"),
+        Column("norm at the largest d", "_last"),
+        Column("seeds", "seeds", "d"),
+        Column("published", "published"),
+    )
+    table = Table("Exponent of the dimension d in the best-of-grid gradient norm", columns)
+    fitted = {split: fits(bests, split) for split in ("train", "test")}
+    for rank, method in fitted["train"]:
+        ones = [one for one in bests if (one.rank, one.method) == (rank, method)]
+        first, last = ones[0], ones[-1]
+        row = {"task": rank, "method": method, "published": PUBLISHED.get((method, rank), ABSENT)}
+        row["seeds"] = first.seeds.n
+        row |= {"dimension_first": first.dimension, "dimension_last": last.dimension}
+        row |= {"norm_first": first.seeds.mean, "norm_last": last.seeds.mean}
+        for split, fit in ((split, some[rank, method]) for split, some in fitted.items()):
+            row |= {f"{split}_{key}": getattr(fit, key, None) for key in ("exponent", "low", "high")}
+            row[f"_{split}"] = str(fit or ABSENT)
+        row |= {
+            f"_{end}": f"{number(one.seeds.mean, '.2g')} at {one.dimension}"
+            for end, one in (("first", first), ("last", last))
+        }
+        row |= {"_rank": f"{first.effective_rank:.3g} to {last.effective_rank:.4g}", "_title": first.title}
+        table.rows.append(row)
+    verdicts = power_law.verdict(fitted["train"], RANKS, _norm_ratios(bests))
+    table.notes = [*verdicts, *NOTES, NO_EXPONENT]
     return table
 
 
-def _shown(fit: Fit | None) -> str:
-    return str(fit) if fit else ABSENT
+def _rank_name(rank: str) -> str:
+    return RANKS.get(rank, rank)
 
 
-def _without_privacy(found: Sequence[Best]) -> dict[str, dict[int, float]]:
-    """Rank law -> dimension -> MeZO's norm over DPZero's, where both have run."""
-    means = {(one.rank, one.method, one.dimension): one.seeds.mean for one in found}
-    shares: dict[str, dict[int, float]] = {}
+def _norm_ratios(bests: Sequence[Best]) -> dict[str, dict[int, float]]:
+    """Rank law -> dimension -> MeZO's norm over DPZero's, if both have run."""
+    means = {(one.rank, one.method, one.dimension): one.seeds.mean for one in bests}
+    ratios: dict[str, dict[int, float]] = {}
     for (rank, method, dimension), mean in means.items():
         if method == "dpzero" and (rank, "mezo", dimension) in means:
-            shares.setdefault(rank, {})[dimension] = means[rank, "mezo", dimension] / mean
-    return shares
+            ratios.setdefault(rank, {})[dimension] = means[rank, "mezo", dimension] / mean
+    return ratios
 
 
-def norms_table(found: Sequence[Best]) -> Table:
-    """One line a rank law, dimension and method."""
-    table = Table("Best-of-grid gradient norm, and the setting that has it")
-    for one in found:
+def norms_table(bests: Sequence[Best]) -> Table:
+    """One row for each rank law, dimension and method."""
+    columns = (
+        Column("effective rank", "task", _rank_name),
+        Column("d", "dimension", "d"),
+        Column("method", "_title"),
+        Column("norm at the start", "start", ".3g"),
+        Column("best of grid", "_train"),
+        Column("best of grid on test", "_test"),
+        *(Column(name.replace("_", " ").removesuffix("s"), f"_{name}") for name in GRIDS),
+    )
+    table = Table("Best-of-grid gradient norm, and the setting that has it", columns)
+    for one in bests:
         train, test = one.seeds, summarise(one.test)
-        values = {"task": one.rank, "dimension": one.dimension, "method": one.method, "start": one.start}
-        values |= {"train": train.mean, "train_low": train.low, "train_high": train.high, "seeds": train.n}
-        values |= {"test": test.mean} | one.setting | {"at_edge": " ".join(one.at_edge)}
-        shown = {"effective rank": RANKS.get(one.rank, one.rank), "d": str(one.dimension)}
-        shown |= {"method": one.title, "norm at the start": number(one.start, ".3g")}
-        shown |= {"best of grid": _interval(train), "best of grid on test": _interval(test)}
+        row = {"task": one.rank, "dimension": one.dimension, "method": one.method, "start": one.start}
+        row |= {"train": train.mean, "train_low": train.low, "train_high": train.high, "seeds": train.n}
+        row |= {"test": test.mean} | one.setting | {"at_edge": " ".join(one.at_edge)}
+        row |= {"_title": one.title, "_train": _interval(train), "_test": _interval(test)}
         for name in GRIDS:
-            edge = "*" if name in one.at_edge else ""
-            shown[name.replace("_", " ").removesuffix("s")] = number(one.setting.get(name), "g") + edge
-        table.add(values, shown)
-    table.notes = ["*: the first or the last value of that grid.", *READING]
+            row[f"_{name}"] = number(one.setting.get(name), "g") + ("*" if name in one.at_edge else "")
+        table.rows.append(row)
+    table.notes = ["*: the first or the last value of that grid.", *NOTES]
     return table
 
 
@@ -207,9 +226,9 @@ def _interval(summary: Summary) -> str:
     return number(summary.mean, ".3g") + ("" if math.isnan(half) else f" ± {half:.1g}")
 
 
-def by_dimension(found: Sequence[Best]) -> Figure:
+def by_dimension(bests: Sequence[Best]) -> Figure:
     """Best-of-grid norm against d: a panel a rank law, the exponent at the end of each line."""
-    fitted = fits(found)
+    fitted = fits(bests)
 
     def draw(axis: Axes, ones: list[Best], strokes: dict) -> tuple[float, float, str]:
         x, seeds = [one.dimension for one in ones], [one.seeds for one in ones]
@@ -221,10 +240,10 @@ def by_dimension(found: Sequence[Best]) -> Figure:
         fit = fitted[ones[0].rank, ones[0].method]
         return x[-1], y[-1], f"{fit.exponent:.2f}".replace("-", "−") if fit else ""
 
-    return _panels(found, draw, "dimension d (line ends: exponent of d)")
+    return _panels(bests, draw, "dimension d (line ends: exponent of d)")
 
 
-def by_steps(found: Sequence[Best]) -> Figure:
+def by_steps(bests: Sequence[Best]) -> Figure:
     """At the largest d: the norm of the best setting with so many steps."""
 
     def draw(axis: Axes, ones: list[Best], strokes: dict) -> tuple[float, float, str]:
@@ -232,13 +251,13 @@ def by_steps(found: Sequence[Best]) -> Figure:
         axis.plot(x, y, **strokes)
         return x[-1], y[-1], ""
 
-    largest = max(one.dimension for one in found)
-    return _panels([one for one in found if one.dimension == largest], draw, f"steps T, at d = {largest}")
+    largest = max(one.dimension for one in bests)
+    return _panels([one for one in bests if one.dimension == largest], draw, f"steps T, at d = {largest}")
 
 
-def _panels(found: Sequence[Best], draw: Draw, label: str) -> Figure:
+def _panels(bests: Sequence[Best], draw: Draw, label: str) -> Figure:
     """One panel a rank law, each method drawn by `draw`, which says where its line ends and what is written there."""
-    ranks = list(dict.fromkeys(one.rank for one in found))
+    ranks = list(dict.fromkeys(one.rank for one in bests))
     columns = min(2, len(ranks))
     rows = -(-len(ranks) // columns)
     figure, axes = drawing.canvas(rows, columns, 2.0, sharex=True)
@@ -246,13 +265,13 @@ def _panels(found: Sequence[Best], draw: Draw, label: str) -> Figure:
         axis.set(xscale="log", yscale="log", title=f"effective rank {RANKS.get(rank, rank)}")
         ends = []
         for method in METHODS:
-            ones = [one for one in found if (one.rank, one.method) == (rank, method)]
+            ones = [one for one in bests if (one.rank, one.method) == (rank, method)]
             if ones:
                 look, face = style.look(method), None if ones[0].private else "white"
                 strokes = {"color": look.colour, "marker": look.marker, "linestyle": look.line}
                 strokes |= {"label": ones[0].title, "markerfacecolor": face or look.colour}
                 ends.append((*draw(axis, ones, strokes), look.colour))
-        _frame(axis, [one for one in found if one.rank == rank])
+        _frame(axis, [one for one in bests if one.rank == rank])
         _label_ends(axis, ends)
     for axis in axes.flat[len(ranks) :]:
         axis.remove()
@@ -265,7 +284,7 @@ def _panels(found: Sequence[Best], draw: Draw, label: str) -> Figure:
         for axis in axes.flat
         for stroke, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }
-    labels = [one for one in dict.fromkeys(one.title for one in sorted(found, key=_place)) if one in named]
+    labels = [one for one in dict.fromkeys(one.title for one in sorted(bests, key=_place)) if one in named]
     handles = [named[label] for label in labels]
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), handlelength=2.4)
     return figure

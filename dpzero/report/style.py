@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,6 +98,11 @@ def save(figure: Figure, folder: Path, name: str, provenance: str) -> list[Path]
     return paths
 
 
-def settings() -> matplotlib.rc_context:
+def footnote(figure: Figure, text: str) -> None:
+    """A small grey line in the lower right corner."""
+    figure.supxlabel(text, x=0.995, ha="right", fontsize=5, color=GREY)
+
+
+def settings() -> AbstractContextManager[None]:
     """A context in which matplotlib draws in this style, whatever the user's own settings are."""
     return matplotlib.rc_context({**matplotlib.rcParamsDefault, **SETTINGS, "backend": "agg"})

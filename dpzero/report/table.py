@@ -1,10 +1,11 @@
-"""One table -> CSV, Markdown and LaTeX. The three say the same; only the CSV holds bare numbers."""
+"""A table: rows of values and columns for readers, written as CSV, Markdown and LaTeX."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 import pandas
@@ -17,58 +18,83 @@ LATEX_SYMBOLS = {
     "∞": r"$\infty$",
     "ε": r"$\varepsilon$",
     "δ": r"$\delta$",
+    "μ": r"$\mu$",
+    "×": r"$\times$",
+    "√": r"$\surd$",
 }
-LATEX_SYMBOLS |= {"μ": r"$\mu$", "×": r"$\times$", "√": r"$\surd$"}
+Row = dict[str, Any]
+
+
+class Column(NamedTuple):
+    """A column for readers: its heading, the key of its value, and a format or a function that makes the text."""
+
+    heading: str
+    key: str
+    format: str | Callable[[Any], str] = ""
+
+    def text(self, row: Row) -> str:
+        """The text of this column in one row; a dash without a value."""
+        value = row.get(self.key)
+        if callable(self.format):
+            return self.format(value)
+        return value if isinstance(value, str) else number(value, self.format)
+
+
+NAMES = (Column("task", "task"), Column("model", "model"), Column("method", "title"))
 
 
 @dataclass
 class Table:
-    """One line of a table is a dict in `values`, numbers for the CSV, and a dict in `shown`, text for readers."""
+    """Rows of values, and the columns that readers see of them.
+
+    A key that begins with `_` holds something for readers and is not in the CSV. `readers` are the rows of Markdown and LaTeX if
+    these are not the rows of the CSV.
+    """
 
     title: str
-    values: list[dict[str, Any]] = field(default_factory=list)
-    shown: list[dict[str, str]] = field(default_factory=list)
+    columns: Sequence[Column] = NAMES
+    rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     provenance: str = ""
-    of: pandas.DataFrame | None = None  # its runs, where these are not all
-
-    def add(self, values: dict[str, Any], shown: dict[str, str]) -> None:
-        """Append one line."""
-        self.values.append(values)
-        self.shown.append(shown)
+    runs: pandas.DataFrame | None = None  # the runs of the table, if these are not all
+    readers: list[Row] | None = None
 
     def csv(self) -> str:
-        """Plain numbers, absent values empty."""
-        return csv_text(_frame(self.values))
+        """The values of the rows, without formats; absent values are empty."""
+        return csv_text(_frame([{k: v for k, v in row.items() if k[0] != "_"} for row in self.rows]))
 
     def markdown(self) -> str:
-        """Title, table, one bullet a note, provenance last."""
-        cells = _frame(self.shown)
-        rows = [
-            [" ".join(cell.split()).replace("|", r"\|") for cell in row]
-            for row in (cells.columns, *cells.to_numpy())
-        ]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        heading, *lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
-        rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-        notes = [f"- {note}" for note in self._notes()]
-        return "\n".join([f"**{self.title}**", "", heading, rule, *lines, "", *notes]) + "\n"
+        """Title, table, one bullet for each note, the provenance last."""
+        notes = [f"- {note}" for note in self._all_notes()]
+        return "\n".join([f"**{self.title}**", "", *self.markdown_lines(), "", *notes]) + "\n"
+
+    def markdown_lines(self) -> list[str]:
+        """The lines of the table alone, columns aligned."""
+        lines = [[column.heading for column in self.columns], *self._texts()]
+        lines = [[" ".join(cell.split()).replace("|", r"\|") for cell in line] for line in lines]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        heading, *body = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines]
+        return [heading, "|" + "|".join("-" * (width + 2) for width in widths) + "|", *body]
 
     def latex(self) -> str:
         """A booktabs tabular without float, to stand in a `table`; title and notes are comments above it."""
-        comments = [f"% {' '.join(text.split())}" for text in (self.title, *self._notes())]
-        cells = _frame(self.shown)
+        comments = [f"% {' '.join(text.split())}" for text in (self.title, *self._all_notes())]
+        cells = pandas.DataFrame(self._texts(), columns=[column.heading for column in self.columns])
         style = cells.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
         body = style.to_latex(hrules=True, column_format="l" * len(cells.columns))
         for symbol, command in LATEX_SYMBOLS.items():
             body = body.replace(symbol, command)
         return "\n".join(comments) + "\n" + body
 
-    def _notes(self) -> list[str]:
+    def _texts(self) -> list[list[str]]:
+        rows = self.rows if self.readers is None else self.readers
+        return [[column.text(row) for column in self.columns] for row in rows]
+
+    def _all_notes(self) -> list[str]:
         return [*self.notes, f"Provenance: {self.provenance}."]
 
 
-def _frame(rows: list[dict[str, Any]]) -> pandas.DataFrame:
+def _frame(rows: list[Row]) -> pandas.DataFrame:
     return pandas.DataFrame(rows, columns=None if rows else ["task", "model", "method"], dtype=object)
 
 
@@ -89,10 +115,10 @@ def _plain(value: Any) -> str:
 
 
 def number(value: Any, form: str) -> str:
-    """`value` in this format with a real minus sign, or a dash where there is none."""
+    """`value` in this format with a real minus sign; a dash for no value."""
     return ABSENT if pandas.isna(value) else format(value, form).replace("-", "−")
 
 
 def mebibytes(value: Any) -> str:
     """Bytes as MiB with two decimals."""
-    return ABSENT if pandas.isna(value) else number(value / 2**20, ".2f")
+    return number(value / 2**20, ".2f") if pandas.notna(value) else ABSENT

@@ -1,7 +1,7 @@
-"""Records into files: every table and figure of a kind of experiment, with its provenance and its rules of choice.
+"""Records -> files: every table and figure of a kind of experiment, with provenance and selection rules.
 
-A kind is a module of its name here, with `tables(runs)`, the main one first, and `figures(runs)`, each by name; and, where it
-writes further files, `others(runs, sweep)`, their text by name.
+The module of a kind has `tables(runs)`, the main one first, and `figures(runs)`, each by name. If it writes further files, it has
+`further_files(runs, sweep)`: their text by name.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from types import ModuleType
 
 import pandas
 
+from dpzero.errors import UsageError
 from dpzero.report import provenance, style
 from dpzero.report.records import load
 
+MODULES = {"language": "training"}  # kind -> module of this package, if it has another name
 SELECTION = "metrics.selection"
 
 
@@ -27,20 +29,30 @@ def write_tables(
     expected: list[str] | None = None,
     chosen: str | None = None,
 ) -> str:
-    """Write each table of a sweep as NAME.csv, .md and .tex, and what stands beside them, into `folder` (`table_files`).
+    """Write each table of a sweep as NAME.csv, .md and .tex, and the further files, into `folder` (`table_files`).
 
-    `chosen` is the rule by which the settings were chosen: it stands in every heading. `records` are the files of these runs and no
-    others. `expected` are the run ids that the sweep should have: one without a record is a dash in the tables and named in a note.
-    Returns the main table, Markdown. Raises UsageError for a file that is no record.
+    Args:
+        kind: a key of `KINDS`.
+        records: files of these runs and no others.
+        folder: made if it does not exist.
+        sweep: its name.
+        expected: run ids of the sweep; one without a record is a dash in the tables and named in a note.
+        chosen: the rule by which the settings were chosen; every heading ends with it.
+
+    Returns:
+        The main table, Markdown.
+
+    Raises:
+        UsageError: a file is no record, or there is none.
     """
-    report, runs = _module(kind), load(records, expected)
+    report, runs = module_of(kind), load(records, expected)
     tables = report.tables(runs)
     union = json.dumps(provenance.union(runs, sweep), indent=2, ensure_ascii=False) + "\n"
     contents = {"provenance.json": union}
-    if hasattr(report, "others"):
-        contents |= report.others(runs, sweep)
+    if hasattr(report, "further_files"):
+        contents |= report.further_files(runs, sweep)
     for name, table in tables.items():
-        used = runs if table.of is None else table.of
+        used = runs if table.runs is None else table.runs
         table.title = "; ".join(filter(None, (table.title, _reported(used), chosen)))
         table.notes += provenance.warnings(used)
         table.provenance = provenance.line(used, sweep)
@@ -55,22 +67,51 @@ def write_tables(
 def write_figures(
     kind: str, records: list[Path], folder: Path, sweep: str, expected: list[str] | None = None
 ) -> list[Path]:
-    """Draw each figure of a sweep into `folder`, as PDF and PNG; return the files. Arguments as for `write_tables`."""
-    report, runs, paths = _module(kind), load(records, expected), []
+    """Draw each figure of a sweep into `folder` as PDF and PNG and return the files. Arguments: as for `write_tables`."""
+    report, runs, paths = module_of(kind), load(records, expected), []
     Path(folder).mkdir(parents=True, exist_ok=True)
     with style.settings():
         for name, figure in report.figures(runs).items():
-            note = provenance.footnote(runs, sweep)
-            figure.supxlabel(note, x=0.995, ha="right", fontsize=5, color=style.GREY)
+            style.footnote(figure, provenance.footnote(runs, sweep))
             paths += style.save(figure, Path(folder), name, provenance.line(runs, sweep))
     return paths
 
 
-def _module(kind: str) -> ModuleType:
-    return import_module(f"dpzero.report.{kind}")
+def write_study(study: str, result: Path, tables: Path, figures: Path) -> list[Path]:
+    """Table and figure of a study with one JSON result: NAME.csv and NAME.md in `tables`, PDF and PNG in `figures`.
+
+    Args:
+        study: `membership` or `benchmark`, a module of this package.
+        result: NAME.json, as the study wrote it.
+
+    Returns:
+        The files; their bytes are the same for the same result.
+
+    Raises:
+        UsageError: the file is no result of this study.
+    """
+    report, name = module_of(study), Path(result).stem
+    try:
+        content = json.loads(Path(result).read_text("utf-8"))
+        report.check(content)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UsageError(f"{result} is no result of `{study}` ({error!r}): run that first") from None
+    for folder in (tables, figures):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    table, files = report.table(content), [Path(tables) / f"{name}.{suffix}" for suffix in ("csv", "md")]
+    table.provenance = provenance.short(content["provenance"])
+    files[0].write_text(table.csv(), "utf-8")
+    files[1].write_text(table.markdown(), "utf-8")
+    with style.settings():
+        return files + style.save(report.figure(content), Path(figures), name, table.provenance)
+
+
+def module_of(kind: str) -> ModuleType:
+    """The module of this package that reports a kind of experiment, or a study."""
+    return import_module(f"dpzero.report.{MODULES.get(kind, kind)}")
 
 
 def _reported(runs: pandas.DataFrame) -> str | None:
-    """The rule by which the reported iterate was chosen; None where no run reports one."""
+    """The rule that selects the reported checkpoint; None if no run reports one."""
     rules = provenance.distinct(runs[SELECTION]) if SELECTION in runs else []
     return f"reported: {' or '.join(rules)}" if rules else None

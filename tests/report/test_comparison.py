@@ -48,8 +48,8 @@ def rows(files: dict[str, str], **wanted: str) -> list[dict[str, str]]:
 
 
 def number(value=91.8, spread=0.1, kind="standard error", seeds=3, slack=0.0) -> published.Published:
-    (one,) = (n for n in published.of("sst2/roberta-large/dpzero/eps-2") if n.table == "2")
-    return dataclasses.replace(one, value=value, spread=spread, kind=kind, seeds=seeds, slack=slack)
+    (one,) = (n for n in published.for_run("sst2/roberta-large/dpzero/eps-2") if n.table == "2")
+    return dataclasses.replace(one, value=value, spread=spread, spread_kind=kind, n_seeds=seeds, slack=slack)
 
 
 # --- the tests, by hand

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import dpzero.report
-from dpzero.report import FIGURE_FILES, FIGURES, drawing, figures, style
+from dpzero.report import FIGURES, drawing, figure_files, figures, style
 from dpzero.report.records import to_frame
 from dpzero.report.writing import write_figures
 
@@ -62,7 +62,7 @@ def test_redrawing_in_another_order_changes_no_byte(draw, sweep):
     few = ("zero_shot", "mezo", "dpzero", "dp_sgd")
     records = [made for made in sweep(epsilons=("2",)) if made["cell"]["method"] in few]
     first, again = draw(records), draw(records[::-1])
-    assert set(first) == set(FIGURE_FILES)
+    assert set(first) == set(figure_files("language"))
     for name, path in first.items():
         assert path.read_bytes() == again[name].read_bytes(), name
 
@@ -101,7 +101,7 @@ def test_every_kind_of_gap_can_be_drawn(draw, record):
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("method, epsilon, status", [("mezo", "inf", "ok"), ("dp_sgd", "2", "oom")])
 def test_one_record_can_be_drawn(draw, record, method, epsilon, status):
-    assert set(draw([record(method, epsilon, status=status)])) == set(FIGURE_FILES)
+    assert set(draw([record(method, epsilon, status=status)])) == set(figure_files("language"))
 
 
 @pytest.mark.filterwarnings("error")

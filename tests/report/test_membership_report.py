@@ -11,7 +11,8 @@ import pytest
 
 from dpzero.errors import UsageError
 from dpzero.report import style
-from dpzero.report.membership import FLOOR, figure, table, write_membership
+from dpzero.report.membership import FLOOR, figure, table
+from dpzero.report.writing import write_study
 
 METHODS = {
     "base": ("Base model", 0.0),
@@ -86,7 +87,10 @@ def write(result, tmp_path):
     def build(folder: str) -> dict[str, Path]:
         source = tmp_path / "membership.json"
         source.write_text(json.dumps(result), "utf-8")
-        return {path.name: path for path in write_membership(source, tmp_path / folder, tmp_path / folder)}
+        return {
+            path.name: path
+            for path in write_study("membership", source, tmp_path / folder, tmp_path / folder)
+        }
 
     return build
 
@@ -157,4 +161,4 @@ def test_what_is_no_result_is_refused_in_a_sentence(tmp_path, content):
     (tmp_path / "x.json").write_text(content)
     for file in ("x.json", "absent.json"):
         with pytest.raises(UsageError, match="is no result of `membership`"):
-            write_membership(tmp_path / file, tmp_path, tmp_path)
+            write_study("membership", tmp_path / file, tmp_path, tmp_path)

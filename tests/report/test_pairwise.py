@@ -23,7 +23,7 @@ def compared(record):
         ]
         return {
             (row["claim"], row["first"], row["second"], row["epsilon"]): row
-            for row in order(to_frame(made)).values
+            for row in order(to_frame(made)).rows
         }
 
     return build
@@ -75,10 +75,10 @@ def test_a_verdict_is_what_the_interval_says(differences, claim, question):
 
 def test_failed_runs_are_no_evidence(record):
     runs = [record("mezo", "inf", 0), record("dpzero", "2", 0, status="oom")]
-    (row,) = order(to_frame(runs)).values
+    (row,) = order(to_frame(runs)).rows
     assert row["verdict"] == "–" and math.isnan(row["difference_mean"])
 
 
 def test_a_sweep_without_such_a_pair_says_so(record):
     table = order(to_frame([record("dpzero", "2", 0)]))
-    assert not table.values and table.notes == ["No two methods here of which a paper claims an order."]
+    assert not table.rows and table.notes == ["No two methods here of which a paper claims an order."]

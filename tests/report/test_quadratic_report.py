@@ -82,8 +82,8 @@ def test_the_setting_is_chosen_by_its_mean_over_the_seeds(written):
 def test_one_seed_has_its_own_best_setting_and_the_edge_of_the_grid_is_marked(written):
     (one,) = best_of(written([made(norm=0.1)]))
     assert one.train == (0.05,) and one.at_edge == ("steps", "learning_rates", "clips")
-    shown = quadratic.norms_table([one]).shown[0]
-    assert (shown["best of grid"], shown["step"], shown["clip"]) == ("0.05", "10*", "1*")
+    (row,) = quadratic.norms_table([one]).rows
+    assert (row["_train"], row["_steps"], row["_clips"]) == ("0.05", "10*", "1*")
 
 
 def test_test_has_its_own_best_setting_and_what_diverged_is_none(written):

@@ -12,7 +12,7 @@ from dpzero.errors import UsageError
 from dpzero.language.models import architectures
 from dpzero.memory.naive_step import PublicStep
 from dpzero.memory.trackers import peak_bytes
-from dpzero.report.benchmark import write_benchmark
+from dpzero.report.writing import write_study
 from dpzero.studies import benchmark
 from dpzero.studies.benchmark import ROWS, Benchmark, batch_of
 
@@ -91,19 +91,19 @@ def test_the_zeroth_order_rows_hold_what_inference_holds_and_the_public_step_mor
 def test_tables_and_figures_are_made_of_what_was_kept_and_are_the_same_again(kept, tmp_path):
     result = tmp_path / "tiny.json"
     result.write_text(json.dumps(kept["tiny-roberta"][-1]))
-    files = write_benchmark(result, tmp_path / "tables", tmp_path / "figures")
+    files = write_study("benchmark", result, tmp_path / "tables", tmp_path / "figures")
     first = {file: file.read_bytes() for file in files}
     assert {file.name for file in files} == {"tiny.csv", "tiny.md", "tiny.pdf", "tiny.png"}
     text = (tmp_path / "tables" / "tiny.md").read_text()
     assert all(ROWS[name].title in text for name in RUN) and "× the time" in text
-    write_benchmark(result, tmp_path / "tables", tmp_path / "figures")
+    write_study("benchmark", result, tmp_path / "tables", tmp_path / "figures")
     assert {file: file.read_bytes() for file in files} == first
 
 
 def test_a_file_that_is_no_result_is_refused(tmp_path):
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(UsageError, match=r"is no result of `benchmark`"):
-        write_benchmark(tmp_path / "other.json", tmp_path, tmp_path)
+        write_study("benchmark", tmp_path / "other.json", tmp_path, tmp_path)
 
 
 def test_running_out_of_memory_is_a_row(monkeypatch):

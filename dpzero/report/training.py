@@ -1,0 +1,46 @@
+"""Report of the runs that fine-tune a model (kind `language`): tables, figures, run-by-run files, privacy statement.
+
+Only `time.*` and `times.csv` hold values that a rerun changes (times, resident memory, the machine). Every other file has the
+same bytes for the same results from the same checkout.
+"""
+
+from __future__ import annotations
+
+import pandas
+from matplotlib.figure import Figure
+
+from dpzero.report import COMPARED, FIGURES, TABLES, comparison, pairwise
+from dpzero.report import figures as figure_functions
+from dpzero.report import tables as table_functions
+from dpzero.report.published import any_published
+from dpzero.report.records import INTERNAL
+from dpzero.report.statement import statement
+from dpzero.report.table import Table, csv_text
+
+VOLATILE = ("time.", "provenance.", "memory.peak_resident_bytes", "memory.peak_reserved_bytes", "error")
+STABLE_PROVENANCE = tuple(
+    f"provenance.{key}" for key in ("code", "method_code", "python", "packages.", "model.", "data.")
+)
+
+
+def tables(runs: pandas.DataFrame) -> dict[str, Table]:
+    """`TABLES`, and `COMPARED` if one of these runs has a published number."""
+    names = (*TABLES, *COMPARED) if any_published(runs["run"]) else TABLES
+    modules = {"order": pairwise} | dict.fromkeys(COMPARED, comparison)
+    return {name: getattr(modules.get(name, table_functions), name)(runs) for name in names}
+
+
+def figures(runs: pandas.DataFrame) -> dict[str, Figure]:
+    """`FIGURES`."""
+    return {name: getattr(figure_functions, name)(runs) for name in FIGURES}
+
+
+def further_files(runs: pandas.DataFrame, sweep: str) -> dict[str, str]:
+    """runs.csv: the values that a rerun repeats. times.csv: the others. The privacy statement."""
+    kept = runs[runs["status"] != "missing"].drop(columns=list(INTERNAL)).sort_values("run")
+    volatile = [c for c in kept.columns if c.startswith(VOLATILE) and not c.startswith(STABLE_PROVENANCE)]
+    return {
+        "runs.csv": csv_text(kept.drop(columns=volatile)),
+        "times.csv": csv_text(kept[["run", "status", *volatile]]),
+        "privacy_statement.md": statement(runs, sweep),
+    }
