@@ -1,14 +1,25 @@
-"""What the privacy proof rests on: streams, sampling, clipping, mechanisms, accounting, the ledger.
+"""Privacy: sampling, clipping, noise, accounting and the ledger, shared by all private methods.
 
-Knows nothing of models. Every private method of the benchmark, first order or zeroth order, stands on these modules,
-so that two rows of a table differ by the algorithm alone.
+Knows no models: two rows of a table differ by the algorithm alone.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-_HOME = {  # loaded when asked for: accounting alone needs no torch
+if TYPE_CHECKING:
+    from .accounting import Setting as Setting
+    from .budget import Budget as Budget
+    from .clipping import check_clip as check_clip
+    from .clipping import clip_scalars as clip_scalars
+    from .ledger import Event as Event
+    from .ledger import Ledger as Ledger
+    from .randomness import RunKey as RunKey
+    from .randomness import Stream as Stream
+    from .rehearsal import Rehearsal as Rehearsal
+
+_HOME = {  # imported on first use: accounting alone needs no torch
     "Budget": "budget",
     "Event": "ledger",
     "Ledger": "ledger",
@@ -22,7 +33,7 @@ _HOME = {  # loaded when asked for: accounting alone needs no torch
 __all__ = list(_HOME)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_HOME[name]}", __name__), name)

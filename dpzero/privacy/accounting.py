@@ -1,23 +1,22 @@
 """Noise for a target epsilon, and epsilon for the noise that was added.
 
-The accountant is dp-accounting's privacy loss distribution (PLD), pessimistic, on the dominating profiles of `profiles`,
-discretisation 1e-4 (there finer for small losses, coarser for large ones). Deltas that it cannot resolve are composed by
-`composition`; pure epsilon for the Laplace mechanism has a closed form. What is not proven is refused.
+The accountant is dp-accounting's privacy loss distribution (PLD), pessimistic, on the dominating pairs of `dominating_pairs`,
+with discretisation 1e-4 (finer for small losses, coarser for large ones). `composition` handles deltas that it cannot
+resolve; pure epsilon of the Laplace mechanism has a closed form. Settings without a proof are refused.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .calibration import cached, least_scale
-from .checks import number, whole
-from .offered_settings import check
+from .validation import check_setting, integer, real
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -27,26 +26,37 @@ if TYPE_CHECKING:
     from .dominating_pairs import Pair
 
 DISCRETISATION = 1e-4
-ANSWERS = 3  # raised when a change of this code may change an answer, were it by a rounding: kept answers are of one version
-MOST_NOISE = 1e10  # over the sensitivity: of more the two outputs are not told apart in floating point, and it counts as this
-# dp-accounting counts 1e-15 of each release as infinite and rounds as coarsely: left to it are 1e4 steps at the least delta,
-# in proportion more at a larger one. Its transforms round, up or down, by 3e-13 of delta in 1e4 steps (measured): below
-# SURE_DELTA the larger of the two answers counts
+CACHE_VERSION = 3  # raised when a change of this code may change an answer, be it by rounding
+MAX_NOISE = 1e10  # over the sensitivity: larger noise counts as this, since floats no longer tell the two outputs apart
+# dp-accounting counts 1e-15 of each release as infinite and rounds as coarsely. It answers up to 1e4 steps at the least
+# delta, and proportionally more at larger ones. Its transforms round, up or down, by 3e-13 of delta in 1e4 steps
+# (measured): below SURE_DELTA the larger of the two answers counts
 RESOLVED_DELTA, RESOLVED_STEPS, SURE_DELTA = 1e-10, 10**6, 1e-6
 
 
-def period(dataset_size: int, batch_size: int) -> int:
-    """Batches of a pass over the data."""
+def batches_per_pass(dataset_size: int, batch_size: int) -> int:
+    """Batches of one pass over the data."""
     return -(-dataset_size // batch_size)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Everything that epsilon depends on, beside the noise scale.
+    """Everything that epsilon depends on, except the noise scale.
 
-    noise_scale, wherever it appears, is the Gaussian standard deviation or the Laplace scale divided by the clip bound, for
-    the noisy sum. `directions` scalars of one step share the batch and are accounted jointly: sensitivity clip * sqrt(K).
-    Where the unit is a user, dataset_size and batch_size count users.
+    In all methods noise_scale is the Gaussian standard deviation or the Laplace scale of the noisy sum, over the clip.
+
+    Args:
+        mechanism: gaussian or laplace.
+        sampling: poisson, without_replacement, full_batch or random_allocation.
+        adjacency: add_remove or replace_one.
+        dataset_size: number of units (examples or users).
+        batch_size: the expected number of units in a batch.
+        steps: number of releases.
+        delta: 0 for pure epsilon (laplace).
+        directions: scalars per step. They share the batch and are accounted jointly: sensitivity clip * sqrt(directions).
+
+    Raises:
+        ValueError: an inconsistent setting, or one without a proven accounting.
     """
 
     mechanism: str
@@ -60,16 +70,17 @@ class Setting:
 
     def __post_init__(self) -> None:
         for name in ("dataset_size", "batch_size", "steps", "directions"):
-            object.__setattr__(self, name, whole(name, getattr(self, name)))
-        object.__setattr__(self, "delta", number("delta", self.delta))
-        check(self)
+            object.__setattr__(self, name, integer(name, getattr(self, name)))
+        object.__setattr__(self, "delta", real("delta", self.delta))
+        check_setting(**asdict(self))
 
     @property
     def rate(self) -> float:
+        """Sampling rate."""
         return self.batch_size / self.dataset_size
 
     def delta_warning(self, unit: str = "unit") -> str | None:
-        """What to say of a delta that protects nobody."""
+        """A warning if delta is too large to protect anybody."""
         if self.delta < 1 / self.dataset_size:
             return None
         return (
@@ -79,56 +90,60 @@ class Setting:
 
     @property
     def period(self) -> int:
-        """Steps of which random allocation gives each example exactly one."""
-        return period(self.dataset_size, self.batch_size)
+        """Steps in which random allocation uses each example exactly once."""
+        return batches_per_pass(self.dataset_size, self.batch_size)
 
     @property
     def _allocated(self) -> bool:
         return self.sampling == "random_allocation" and self.period > 1
 
-    def _releases(self) -> tuple[int, float]:
-        """How many are composed, and the chance of an example to be in one. Of random allocation those are whole periods."""
+    def _composed_releases(self) -> tuple[int, float]:
+        """Number of composed releases and the probability that an example is in one. Random allocation composes periods."""
         if self._allocated:
             return -(-self.steps // self.period), 1.0
         return self.steps, self.rate
 
-    def counted_steps(self, released: Iterable[int]) -> int:
-        """As how many `steps` the releases of these steps count. Of random allocation a period that was touched counts whole:
-        16 steps from the middle of one period to that of the next may hold an example twice."""
-        steps = list(released)
-        return self.period * len({step // self.period for step in steps}) if self._allocated else len(steps)
+    def counted_steps(self, released: Collection[int]) -> int:
+        """Number of steps as which the releases of these steps count.
+
+        A started period of random allocation counts whole: 16 steps from the middle of one period to that of the next may
+        use an example twice.
+        """
+        if not self._allocated:
+            return len(released)
+        return self.period * len({step // self.period for step in released})
 
     def sensitivity(self) -> float:
-        """The largest change of the sum by one unit, over the clip bound."""
+        """The largest change of the sum by one unit, over the clip."""
         return math.sqrt(self.directions) * (2 if self.adjacency == "replace_one" else 1)
 
     # -- epsilon -------------------------------------------------------------------------------------------------------
 
     def epsilon(self, noise_scale: float, discretisation: float = DISCRETISATION) -> float:
-        """The epsilon that `steps` releases with this noise give at delta (inf for no noise, 0 for infinite noise)."""
+        """Epsilon of `steps` releases at delta: inf for no noise, 0 for infinite noise."""
         noise_scale = _scale(noise_scale)
         if noise_scale in (0.0, math.inf):
             return math.inf if noise_scale == 0 else 0.0
         if self.delta == 0:
-            count, rate = self._releases()
-            return count * _sampled(self.sensitivity() / noise_scale, rate)
+            count, rate = self._composed_releases()
+            return count * amplified_loss(self.sensitivity() / noise_scale, rate)
         spent = 0.0
         if self.resolved:
             import numpy as np
 
-            with np.errstate(over="ignore"):  # dp-accounting divides by masses that may be all but nothing
+            with np.errstate(over="ignore"):  # dp-accounting divides by tiny masses
                 spent = self.loss_distribution(noise_scale, discretisation).get_epsilon_for_delta(self.delta)
         if not self.resolved or self.delta < SURE_DELTA:
             spent = max(spent, self._tilted(noise_scale, discretisation).get_epsilon_for_delta(self.delta))
         return float(spent)
 
     def _tilted(self, noise_scale: float, discretisation: float = DISCRETISATION) -> Composition:
-        """All steps, for deltas of any size."""
+        """The composition of all steps, for deltas of any size."""
         from . import composition, random_allocation
 
         looseness = composition.LOOSENESS * discretisation / DISCRETISATION
         if self._allocated:
-            periods, _ = self._releases()
+            periods, _ = self._composed_releases()
             return random_allocation.compose(
                 self._base(noise_scale), self.period, periods, self.delta, looseness
             )
@@ -136,7 +151,7 @@ class Setting:
 
     @property
     def resolved(self) -> bool:
-        """Whether dp-accounting answers, its arithmetic being fine enough for delta and steps."""
+        """Whether dp-accounting's arithmetic is fine enough for delta and steps."""
         return (
             not self._allocated
             and self.delta >= RESOLVED_DELTA
@@ -146,20 +161,20 @@ class Setting:
     def loss_distribution(
         self, noise_scale: float, discretisation: float = DISCRETISATION
     ) -> PrivacyLossDistribution:
-        """dp-accounting's privacy loss distribution of all steps: for deltas of RESOLVED_DELTA and more."""
+        """dp-accounting's privacy loss distribution of all steps, for deltas of at least RESOLVED_DELTA."""
         from . import dominating_pairs, random_allocation
 
         if self._allocated:
             return random_allocation.loss_distribution(
-                self._base(noise_scale), self.period, self._releases()[0]
+                self._base(noise_scale), self.period, self._composed_releases()[0]
             )
         return dominating_pairs.composed(self._pairs(noise_scale), self.steps, discretisation)
 
     def _noise(self, noise_scale: float) -> float:
-        return min(noise_scale / self.sensitivity(), MOST_NOISE)
+        return min(noise_scale / self.sensitivity(), MAX_NOISE)
 
     def _base(self, noise_scale: float) -> Pair:
-        """The dominating pair of a release that the example is surely in."""
+        """The dominating pair of a release that surely includes the example."""
         from . import dominating_pairs
 
         return {"gaussian": dominating_pairs.gaussian, "laplace": dominating_pairs.laplace}[self.mechanism](
@@ -167,7 +182,7 @@ class Setting:
         )
 
     def _pairs(self, noise_scale: float) -> Sequence[Pair]:
-        """The dominating pair of one step and, where it is not symmetric, its reverse."""
+        """The dominating pair of one step and, if it is not symmetric, its reverse."""
         from . import dominating_pairs
 
         base, rate = self._base(noise_scale), self.rate
@@ -180,7 +195,7 @@ class Setting:
         return (dominating_pairs.removed(base, rate), dominating_pairs.added(base, rate))
 
     def epsilon_rdp(self, noise_scale: float) -> float | None:
-        """The looser Renyi bound, for comparison with older papers; None where no library offers one that is proven."""
+        """The looser Renyi bound, for comparison with older papers; None if no library offers a proven one."""
         noise_scale = _scale(noise_scale)
         event = None if noise_scale in (0.0, math.inf) else self.event(noise_scale)
         if event is None or self.delta == 0:
@@ -188,26 +203,31 @@ class Setting:
         return self.renyi_epsilon(event)
 
     def renyi_epsilon(self, event: DpEvent) -> float:
-        """Of an event of dp-accounting, at this delta, by its Renyi accountant."""
+        """Epsilon of a dp-accounting event at this delta, by the Renyi accountant."""
         from absl import logging
+        from dp_accounting import NeighboringRelation
         from dp_accounting.rdp import RdpAccountant
 
-        before = logging.get_verbosity()
+        relation = {
+            "add_remove": NeighboringRelation.ADD_OR_REMOVE_ONE,
+            "replace_one": NeighboringRelation.REPLACE_ONE,
+        }[self.adjacency]
+        verbosity = logging.get_verbosity()
         logging.set_verbosity(
             logging.ERROR
         )  # it warns of each order that it leaves out, which only loosens the bound
         try:
-            return float(
-                RdpAccountant(neighboring_relation=self.relation()).compose(event).get_epsilon(self.delta)
-            )
+            return float(RdpAccountant(neighboring_relation=relation).compose(event).get_epsilon(self.delta))
         finally:
-            logging.set_verbosity(before)
+            logging.set_verbosity(verbosity)
 
     def event(self, noise_scale: float) -> DpEvent | None:
-        """The run as dp-accounting's Renyi accountant reads it: there replace_one does not double the sensitivity, so the
-        noise is divided by it here. None for what that accountant cannot do."""
-        untold = self._allocated or (self.sampling, self.adjacency) == ("poisson", "replace_one")
-        if self.mechanism != "gaussian" or untold:
+        """The run as an event for dp-accounting's Renyi accountant; None if that accountant does not support it.
+
+        That accountant does not double the sensitivity for replace_one, so the noise is divided by it here.
+        """
+        unsupported = self._allocated or (self.sampling, self.adjacency) == ("poisson", "replace_one")
+        if self.mechanism != "gaussian" or unsupported:
             return None
         import dp_accounting as dp
 
@@ -218,17 +238,12 @@ class Setting:
             event = dp.SampledWithoutReplacementDpEvent(self.dataset_size, self.batch_size, event)
         return dp.SelfComposedDpEvent(event, self.steps)
 
-    def relation(self):
-        from dp_accounting import NeighboringRelation
-
-        return {
-            "add_remove": NeighboringRelation.ADD_OR_REMOVE_ONE,
-            "replace_one": NeighboringRelation.REPLACE_ONE,
-        }[self.adjacency]
-
     def gdp_mu(self, noise_scale: float) -> float:
-        """The least mu whose Gaussian mechanism loses at least as much at every epsilon where the run's delta is at least
-        `delta` (Gaussian differential privacy, Dong, Roth and Su 2022, down to delta). For delta 0 the mu of pure epsilon."""
+        """Mu of Gaussian differential privacy (Dong, Roth and Su 2022), down to delta.
+
+        The least mu whose Gaussian mechanism loses at least as much at every epsilon where the run's delta is at least
+        `delta`. For delta 0, the mu of pure epsilon.
+        """
         from scipy.special import log_expit, ndtri_exp
 
         from .gdp import least_mu
@@ -244,14 +259,14 @@ class Setting:
     # -- noise ---------------------------------------------------------------------------------------------------------
 
     def noise_scale(self, epsilon: float) -> float:
-        """The least noise that `epsilon` allows, to 2e-5 relative and never less than it needs."""
-        if not 0 < number("epsilon", epsilon) < math.inf:
+        """The least noise scale that `epsilon` allows: too large by at most 2e-5 (relative), never too small."""
+        if not 0 < real("epsilon", epsilon) < math.inf:
             raise ValueError(f"epsilon is {epsilon}: it must be a positive number")
-        count, rate = self._releases()
+        count, rate = self._composed_releases()
         if self.delta == 0:
-            return self.sensitivity() / _sampled(epsilon / count, 1 / rate)
+            return self.sensitivity() / amplified_loss(epsilon / count, 1 / rate)
         ever_drawn = -math.expm1(count * math.log1p(-rate)) if rate < 1 else 1.0
-        if self.delta * (1 + 1e-9) >= ever_drawn:  # any noise would do: there is no least
+        if self.delta * (1 + 1e-9) >= ever_drawn:  # any noise is enough: there is no least
             raise ValueError(
                 f"delta is {self.delta:g}, but an example is ever in a batch with probability {ever_drawn:g} only: give a "
                 "smaller delta"
@@ -259,8 +274,13 @@ class Setting:
         return least_scale(self.epsilon, epsilon, DISCRETISATION)
 
     def cached_noise_scale(self, epsilon: float, folder: Path) -> float:
-        """`noise_scale`, kept in `folder` under a hash of all that it depends on."""
-        question = {**asdict(self), "epsilon": epsilon, "accountant": self.accountant, "answers": ANSWERS}
+        """`noise_scale`, cached in `folder` under a hash of everything that it depends on."""
+        question = {
+            **asdict(self),
+            "epsilon": epsilon,
+            "accountant": self.accountant,
+            "answers": CACHE_VERSION,
+        }
         return cached(question, folder, lambda: self.noise_scale(epsilon))
 
     @property
@@ -279,16 +299,16 @@ class Setting:
 
 
 def _scale(noise_scale: float) -> float:
-    scale = number("noise_scale", noise_scale)
+    scale = real("noise_scale", noise_scale)
     if not scale >= 0:
         raise ValueError(f"noise_scale is {noise_scale}: it must be a number of at least 0")
     return scale
 
 
-def _sampled(loss: float, rate: float) -> float:
-    """The largest loss of a release that an example takes part in with probability `rate`, from that where it surely does.
+def amplified_loss(loss: float, rate: float) -> float:
+    """The largest privacy loss of a release that includes an example with probability `rate`, given that of a sure one.
 
-    With 1 / rate it is its own inverse.
+    1 / rate inverts it.
     """
     if loss > 700:  # beyond the range of exp
         return loss + math.log(rate)
@@ -307,7 +327,7 @@ def calibrate_noise(
     steps: int,
     directions: int = 1,
 ) -> float:
-    """The noise scale (in units of the clip bound, on the sum) that (epsilon, delta) needs. See `Setting`."""
+    """Return the noise scale that (epsilon, delta) needs: of the noisy sum, over the clip. See `Setting`."""
     setting = Setting(mechanism, sampling, adjacency, dataset_size, batch_size, steps, delta, directions)
     _warn(setting)
     return setting.noise_scale(epsilon)
@@ -325,7 +345,7 @@ def spent_epsilon(
     steps: int,
     directions: int = 1,
 ) -> float:
-    """The epsilon that `steps` releases with this noise scale give at delta. See `Setting`."""
+    """Return the epsilon of `steps` releases with this noise scale at delta. See `Setting`."""
     setting = Setting(mechanism, sampling, adjacency, dataset_size, batch_size, steps, delta, directions)
     _warn(setting)
     return setting.epsilon(noise_scale)

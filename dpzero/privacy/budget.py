@@ -1,7 +1,7 @@
-"""The privacy budget of one run: its sampler, its noise, its ledger, and the steps that are left.
+"""The privacy budget of one run: it draws batches, adds noise, and keeps the ledger.
 
-`release` (with `release_vectors` and `release_`) is the only door through which a function of private examples leaves. What leaves
-belongs to a batch that the budget handed out, each batch once. So the ledger counts what the accountant accounts.
+`release`, `release_vectors`, `release_` and `choose` are the only ways by which a function of private examples leaves. Each release
+belongs to a batch that the budget drew, and each batch is released once: the ledger counts what the accountant assumes.
 """
 
 from __future__ import annotations
@@ -11,59 +11,62 @@ import math
 import os
 import threading
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from . import permute_and_flip
 from .accounting import Setting
+from .batch_queue import BatchQueue, Indices
 from .clipping import check_clip
+from .data_loader import BudgetLoader
 from .discrete_noise import Bits
-from .draws import Draw, Draws
 from .ledger import Event, Ledger
-from .mechanisms import Noise, delta_excess
+from .mechanisms import Noise
+from .permute_and_flip import permute_and_flip
 from .randomness import RunKey
-from .rounding import OthersMove
 from .sampling import SAMPLERS, Sampler
-
-if TYPE_CHECKING:
-    from torch.utils.data import DataLoader, Dataset
+from .spending import Spending, grid_delta
 
 UNITS = ("example", "user")
-Terms = Callable[[Tensor], list[list[float]]]
 NORM_ROUNDING = 1e-12  # of a norm that was clipped in float64
-_SECRETS_IN_USE: set[str] = set()  # names of the secret keys that budgets of this process were made with
+Terms = Callable[[Tensor], list[list[float]]]
 
 
-class Spent(ValueError):
+class BudgetExhausted(ValueError):
     """No step is left."""
 
 
-class Budget:
-    """What a private method is given. Batches come from `batches` or `loader`; what was spent is `epsilon_spent`.
+class Budget(Spending):
+    """The privacy budget that a private method spends.
 
-    The setting is public, dataset_size included: add_remove hides who is in, not the number that the rate is made with.
+    Batches come from `batches` or `loader`; `epsilon_spent` and `statement` say what the releases cost. The setting is public, including
+    dataset_size: add_remove hides who takes part, not the size that the sampling rate is computed from.
 
     Args:
-        ledger: a file that keeps each release; a budget made with it again counts the releases that it has.
-        noise_arithmetic: exact (integers, for scalars) or float; exact where the key is secret, unless it is given. Noise in floats is
-            no valid release: its low-order bits give the sum away.
+        setting: mechanism, sampling, adjacency, sizes and delta.
+        noise_scale: over the clip, for the noisy sum.
+        key: of sampling and noise. Only releases under a secret key are private.
+        ledger: file that keeps each release; a budget made with an existing file counts its releases.
+        noise_arithmetic: exact (integers, for scalars) or float; by default exact if the key is secret. Float noise makes no valid
+            release: its low-order bits reveal the sum.
         unit: example or user. With user, dataset_size and batch_size count users (see `sampling.Users`).
-        overspend: whether more steps may be taken than were calibrated for. `epsilon_spent` and `statement` then say what that gave.
+        overspend: whether more steps may be taken than were calibrated for; `statement` then says so.
+        epsilon_target: the epsilon that the noise was calibrated for, for the statement.
 
     Raises:
-        ValueError: a setting, key or noise that makes no sense; a ledger of another setting, or in use by another process.
+        ValueError: an invalid setting, key or noise; a ledger of another setting, or in use by another process.
 
     >>> budget = Budget.calibrated(epsilon=2, delta=1e-5, dataset_size=1024, batch_size=64, steps=1000)
     """
 
-    probes_loss = True  # whether a loss is probed before the first release
+    probes_loss = True  # whether methods test before the first release that the loss does not mix examples
 
     def __init__(
         self,
@@ -79,25 +82,35 @@ class Budget:
     ) -> None:
         if unit not in UNITS:
             raise ValueError(f"unit is {unit!r}: give one of {', '.join(UNITS)}")
-        _check_noise(noise_scale, key)
-        self.setting, self.noise_scale, self.key, self.unit = setting, noise_scale, key, unit
-        self.overspend, self.epsilon_target = overspend, epsilon_target
+        if not 0 <= noise_scale < math.inf:
+            raise ValueError(f"noise_scale is {noise_scale}: it must be a finite number of at least 0")
+        if noise_scale == 0 and key.valid_release:
+            raise ValueError("noise_scale is 0 under a secret key: a private release needs noise")
         arithmetic = noise_arithmetic or ("exact" if key.valid_release else "float")
         self._noise = Noise(setting.mechanism, noise_scale, arithmetic, key.stream("noise"))
-        self._check_excess()
-        _claim(key)
-        self.sampler = self._make_sampler()
-        self.ledger = Ledger(self._event(), None if ledger is None else Path(ledger))
-        self._draws = Draws(self.sampler, unit)
-        self._clip: float | None = None  # of the last release
+        self._check_grid_delta(setting, noise_scale, arithmetic)
+        key.claim()
+        sampler = self._make_sampler(setting, key)
+        event = Event.from_setting(
+            setting,
+            sampler.name,
+            noise_scale,
+            unit=unit,
+            noise_arithmetic=arithmetic,
+            noise_key=key.noise_key,
+        )
+        super().__init__(
+            setting, key, Ledger(event, None if ledger is None else Path(ledger)), epsilon_target
+        )
+        self.overspend = overspend
+        self.queue = BatchQueue(sampler, unit)
         self._process, self._released_here = os.getpid(), 0
-        self._one_at_a_time = threading.RLock()  # two threads would both take the oldest batch, and its noise
-        self._terms: Terms = own_terms
-        self._shared = False  # whether this process is one of several ranks
-        self._others_move = OthersMove()
+        self._lock = threading.RLock()  # else two threads would take the same batch and noise
+        self._rank_terms: Terms | None = None
         if any(name != key.name for _, name in self.ledger):
             self.start_at(len(self.ledger))
-        self._warn_of_delta()
+        if warning := setting.delta_warning(unit):
+            warnings.warn(warning, stacklevel=2)
 
     @classmethod
     def calibrated(
@@ -118,7 +131,7 @@ class Budget:
         unit: str = "example",
         overspend: bool = False,
     ) -> Budget:
-        """The budget with the least noise that (epsilon, delta) allows. The key is secret unless one is given."""
+        """Make the budget with the least noise that (epsilon, delta) allows, under a secret key unless one is given."""
         setting = Setting(mechanism, sampling, adjacency, dataset_size, batch_size, steps, delta, directions)
         return cls(
             setting,
@@ -133,7 +146,7 @@ class Budget:
 
     @staticmethod
     def require(given: object) -> Budget:
-        """What a private method was given. Raises TypeError where it is no budget."""
+        """Return the argument of a private method if it is a budget; raise TypeError otherwise."""
         if not isinstance(given, Budget):
             raise TypeError(
                 f"budget is {given!r}: give a private method Budget.calibrated(epsilon=..., delta=..., dataset_size=..., batch_size=..., "
@@ -143,123 +156,125 @@ class Budget:
 
     @classmethod
     def resume(cls, ledger: str | Path, *, key: RunKey | None = None, overspend: bool = False) -> Budget:
-        """The budget whose ledger this file is, with what it has spent and the steps that are left, under a new secret key.
+        """Continue a ledger file under a new secret key, with what it has spent and the steps that are left.
 
-        Raises ValueError for a file that is no ledger.
+        Raises:
+            ValueError: the file is no ledger, or was begun under a published key that is not given.
         """
-        event = Ledger.event_of(Path(ledger))
+        event = Ledger.read_event(Path(ledger))
         if event.noise_key == "published" and key is None:
             raise ValueError(
                 f"ledger {ledger} was begun under a published key: give it, as key=RunKey.published(seed)"
             )
-        how = {"noise_arithmetic": event.noise_arithmetic, "unit": event.unit}
         return cls(
-            event.setting(), event.noise_scale, key or RunKey.secret(), ledger, overspend=overspend, **how
+            event.setting(),
+            event.noise_scale,
+            key or RunKey.secret(),
+            ledger,
+            noise_arithmetic=event.noise_arithmetic,
+            unit=event.unit,
+            overspend=overspend,
         )
 
-    def _make_sampler(self) -> Sampler:
-        kind = SAMPLERS[self.setting.sampling]
-        return kind(self.setting.dataset_size, self.setting.batch_size, self.key.stream("sampling"))
-
-    def _event(self) -> Event:
-        """What all releases share."""
-        how = {"unit": self.unit, "noise_arithmetic": self.noise_arithmetic, "noise_key": self.key.noise_key}
-        return Event.from_setting(self.setting, self.sampler.name, self.noise_scale, **how)
+    def _make_sampler(self, setting: Setting, key: RunKey) -> Sampler:
+        return SAMPLERS[setting.sampling](setting.dataset_size, setting.batch_size, key.stream("sampling"))
 
     @property
-    def noise_arithmetic(self) -> str:
-        return self._noise.arithmetic
+    def sampler(self) -> Sampler:
+        return self.queue.sampler
 
     @property
     def batch_size(self) -> int:
-        """The expected batch size: the constant that released sums are divided by."""
+        """The expected batch size: the constant by which released sums are divided."""
         return self.setting.batch_size
 
     # -- batches -------------------------------------------------------------------------------------------------------
 
-    def batches(self) -> Iterator[np.ndarray]:
-        """Index arrays of the batches that are left, which no earlier call handed out. An empty one is a step like any other.
+    def batches(self) -> Iterator[Indices]:
+        """Yield index arrays of the remaining batches; an empty batch is a step like any other.
 
-        With `overspend`, a call that finds none left hands out as many as were calibrated for.
+        With `overspend`, a call that finds none left yields as many as were calibrated for.
         """
         self._check_process()
-        yield from self._draws.loop(takewhile(self._is_left, self.remaining_batches()))
+        yield from self.queue.draw(takewhile(self._may_release, self.remaining_batches()))
 
-    def loader(self, dataset: Dataset, users: Sequence | None = None, **how) -> DataLoader:
-        """A `torch.utils.data.DataLoader` over the batches that are left, each of which goes to `step`, the empty ones too.
+    def loader(
+        self, dataset: Dataset[Any], users: Sequence[Any] | None = None, **options: Any
+    ) -> BudgetLoader:
+        """Make a `torch.utils.data.DataLoader` over the remaining batches. Give each one to `step`, the empty ones too.
 
         Args:
             dataset: of dataset_size examples, with `len` and integer indices.
-            users: where the unit is the user, the user of each example. Batches are then pairs for `step(batch, users)`.
-            how: collate_fn, num_workers, pin_memory and others of DataLoader, but for those that draw batches.
-        """
-        from .loader import BudgetLoader
+            users: if the unit is the user, the user of each example. Batches are then pairs for `step(batch, users)`.
+            options: collate_fn, num_workers, pin_memory and others of DataLoader, except those that draw batches.
 
-        return BudgetLoader(self, dataset, users, **how)
+        Raises:
+            ValueError: another data set size than the budget's, a data set without indices, options that draw batches, or users that do
+                not fit the unit.
+        """
+        return BudgetLoader(self, dataset, users, **options)
 
     def remaining_batches(self) -> range:
-        """The numbers of the batches that are left. Those which a killed process released under this key count no second time."""
-        first = self._draws.position
-        again = sum(number >= first for number in self.ledger.numbers_of(self.key.name))
+        """Numbers of the remaining batches, including those that a killed process released under this key."""
+        first = self.queue.position
+        replayed = sum(number >= first for number in self.ledger.numbers_of(self.key.name))
         left = self.setting.steps - len(self.ledger)
         if left <= 0 and self.overspend:
             left = self.setting.steps
-        stop = first + again + max(0, left)
-        if not (
-            self.sampler.independent or self.overspend
-        ):  # a batch that was dropped is not made up for by one of a further period
-            stop = min(stop, self.setting.steps)
+        stop = first + replayed + max(0, left)
+        if not (self.sampler.independent or self.overspend):
+            stop = min(stop, self.setting.steps)  # a dropped batch is not replaced by one of a further period
         return range(first, max(first, stop))
+
+    def _may_release(self, number: int) -> bool:
+        """Whether a step is left, or the batch is a replay. Another budget of the lineage may have spent the rest."""
+        left = self.overspend or len(self.ledger) < self.setting.steps
+        return left or (number, self.key.name) in self.ledger
 
     @property
     def collate_subset(self) -> Callable[[Sequence[int]], object] | None:
-        """Makes a batch of the examples at some positions of the next one, collated anew. Only of a loader's."""
-        return self._draws.oldest.take if self._draws.any_open else None
+        """For a loader's batch: collates the examples at some positions of the next batch anew."""
+        return self.queue.oldest.collate_subset if self.queue.any_open else None
 
-    @property
-    def latest(self) -> Draw:
-        """The batch that was handed out last."""
-        return self._draws.latest
-
-    def _is_left(self, number: int) -> bool:
-        """Whether a batch may be released: another budget of the lineage may have spent the rest, and one that was released may replay."""
-        return (
-            self.overspend or len(self.ledger) < self.setting.steps or (number, self.key.name) in self.ledger
-        )
-
-    def admit(self, counts: int | Collection[int], batch: np.ndarray | None = None) -> int:
-        """Compares the batch that a method was given with the one that was handed out; `release` and `release_` then release it.
+    def admit(self, counts: int | Collection[int], batch: Indices | None = None) -> int:
+        """Compare a method's batch with the one that was drawn; the next release is then of that batch.
 
         Args:
-            counts: how many units the method was given; several numbers where its batch's structure leaves that open.
-            batch: where the method was given indices, these.
+            counts: the number of units in the method's batch; several numbers if its structure is ambiguous.
+            batch: the method's batch, if it consists of indices.
 
         Returns:
             The number of units.
 
         Raises:
-            ValueError: another batch than the next one in order, no step left, a forked process.
+            ValueError: another batch than the next one in order, or no step left.
+            RuntimeError: a forked process.
         """
         self._check_process()
         self._check_left(self.key.name)
         counts = {counts} if isinstance(counts, int) else set(counts)
-        count = self._draws.next(counts, batch, self._shared)
-        self._draws.admitted = True
+        count = self.queue.check(counts, batch, partial=self._rank_terms is not None)
+        self.queue.admitted = True
         return count
+
+    def join_ranks(self, terms: Terms) -> None:
+        """From now on this process is one of several ranks; `terms` gathers the columns of all ranks' values."""
+        self._rank_terms = terms
 
     # -- releases ------------------------------------------------------------------------------------------------------
 
     def release(self, clipped: Tensor, clip: float) -> float | list[float]:
-        """The noisy sum of clipped scalars of the next batch. The ledger has it before the caller does.
+        """Release the noisy sum of the next batch's clipped scalars. It is in the ledger before the caller has it.
 
         Args:
-            clipped: [batch], one value in [-clip, clip] for each unit, or [batch, directions] where the setting has several.
+            clipped: [batch], one value in [-clip, clip] per unit, or [batch, directions] if the setting has several.
+            clip: the clipping threshold.
 
         Returns:
-            One scalar, or a list of one for each direction.
+            One scalar, or a list with one per direction.
 
         Raises:
-            ValueError: a value beyond the clip, another number of values than the batch has units, another number of directions.
+            ValueError: a value beyond the clip, another number of values than units in the batch, another number of directions.
         """
         values = clipped.double()[:, None] if clipped.dim() == 1 else clipped.double()
         if values.shape[1:] != (self.setting.directions,):
@@ -269,17 +284,18 @@ class Budget:
         check_clip(clip)
         if not (values.abs() <= clip).all():
             raise ValueError(f"a value to be released lies beyond the clip of {clip}: clip each one first")
-        noisy = self._released(values, clip)
+        noisy = self._noisy_sums(values, clip)
         return noisy[0] if self.setting.directions == 1 else noisy
 
     def release_vectors(self, clipped: Tensor, clip: float) -> list[float]:
-        """The noisy sum of short vectors of the next batch, accounted as one release.
+        """Release the noisy sum of the next batch's clipped vectors, accounted as one release.
 
         Args:
-            clipped: [batch, K], one vector of norm at most clip for each example.
+            clipped: [batch, K], one vector of norm at most clip per example.
+            clip: the clipping threshold.
 
         Raises:
-            ValueError: a vector beyond the clip, another number of them than the batch has examples; Laplace noise, users, directions.
+            ValueError: a vector beyond the clip, another number of vectors than examples, Laplace noise, unit user.
         """
         self._check_vectors()
         check_clip(clip)
@@ -288,41 +304,52 @@ class Budget:
             raise ValueError(
                 f"a vector to be released is longer than the clip of {clip}: clip each one first"
             )
-        return self._released(values, clip, norm=True)
+        return self._noisy_sums(values, clip, norm=True)
 
     def release_(self, clipped_sums: Sequence[Tensor], clip: float) -> None:
-        """In place: a list of tensors that together are one sum of vectors with norms of at most clip, of the batch last admitted.
+        """Add noise in place to the sum of the admitted batch's clipped gradients.
 
-        The noise is in floats, so that such a release is never called valid (see `statement`).
+        The noise is in floats, so such a release is never called valid (see `statement`).
+
+        Args:
+            clipped_sums: tensors that together are one sum of vectors of norm at most clip.
+            clip: the clipping threshold.
         """
         self.check_gradients()
         check_clip(clip)
-        with self._one_at_a_time:
-            if not self._draws.admitted:
+        with self._lock:
+            if not self.queue.admitted:
                 raise ValueError("a sum of gradients of no batch: call admit with the batch's size first")
-            number, noise = self._record(clip, lambda: _digest(*map(_octets, clipped_sums)))
+            number, noise = self._record(clip, lambda: _digest(map(_as_bytes, clipped_sums)))
         noise.add_(number, clipped_sums, clip)
 
-    def _released(self, values: Tensor, clip: float, norm: bool = False) -> list[float]:
-        with self._one_at_a_time:
+    def _noisy_sums(self, values: Tensor, clip: float, norm: bool = False) -> list[float]:
+        with self._lock:
             self.admit(len(values))
-            totals = self._noise.totals(self._bounded_terms(clip)(self._noise.summed(values, clip, norm)))
-            number, noise = self._record(clip, lambda: _digest(repr(totals).encode()))
+            terms = self._noise.terms(values, clip, norm)
+            columns = self._rank_terms(terms) if self._rank_terms else terms.T.tolist()
+            bound = self.setting.dataset_size * (clip if self.noise_arithmetic == "float" else math.inf)
+            if not all(abs(math.fsum(column)) <= bound for column in columns):
+                raise ValueError("the clipped sum over all ranks is beyond its bound: a rank sent garbage")
+            totals = self._noise.totals(columns)
+            number, noise = self._record(clip, lambda: _digest([repr(totals).encode()]))
         return noise.sums(number, totals, clip)
 
-    def _record(self, clip: float, value: Callable[[], str]) -> tuple[int, Noise]:
-        """The next batch's release goes into the ledger, whatever becomes of it. Returns the batch's number, and the noise for it.
+    def _record(self, clip: float, digest_sum: Callable[[], str]) -> tuple[int, Noise]:
+        """Record the release of the next batch in the ledger.
 
         Args:
-            value: a digest of what is summed, which is asked for where the key is published.
+            digest_sum: a digest of the sum, called if the key is published.
+
+        Returns:
+            The batch's number and the noise for it.
         """
         self._check_process()
-        number, name, noise = self._draws.oldest.number, self.key.name, self._noise
+        number, name, noise = self.queue.oldest.number, self.key.name, self._noise
         if not self.key.valid_release:
-            _, name = self.ledger.place(number, name, digest := value())
-            if (
-                name != self.key.name
-            ):  # the same batch, another sum: with the same noise the two would differ by what has none
+            _, name = self.ledger.place(number, name, digest := digest_sum())
+            if name != self.key.name:
+                # the same batch with another sum: the same noise would cancel in the difference of the two
                 self._check_left(name)
                 noise = self._noise.with_stream(self.key.stream(f"noise {name}"))
             self.ledger.record(number, name, digest)
@@ -332,174 +359,73 @@ class Budget:
             )
         else:
             self.ledger.record(number, name)
-        self._draws.close()
+        self.queue.close_oldest()
         self._clip = clip
         self._released_here += 1
         return number, noise
 
-    def _bounded_terms(self, clip: float) -> Terms:
-        bound = self.setting.dataset_size * (clip if self.noise_arithmetic == "float" else math.inf)
-
-        def terms(values: Tensor) -> list[list[float]]:
-            columns = self._terms(values)
-            if not all(abs(math.fsum(column)) <= bound for column in columns):
-                raise ValueError("the clipped sum over all ranks is beyond its bound: a rank sent garbage")
-            return columns
-
-        return terms
-
-    def join_ranks(self, terms: Terms) -> None:
-        """From here on this process is one of several ranks, whose terms `terms` brings together."""
-        self._terms, self._shared = terms, True
-
     def choose(self, counts: Mapping[int, int], epsilon: float) -> int:
-        """One of the candidates with the largest counts, by permute and flip. The ledger has it before the caller does, and keeps it.
+        """Select a candidate with one of the largest counts, by permute and flip, and keep the choice in the ledger.
 
         Args:
-            counts: candidate -> number, to which one example adds 0 or 1. Of examples that are not trained on: then each example has one
-                of two guarantees, that of training or that of the choice, and what is spent is the larger.
+            counts: candidate -> number to which one example adds 0 or 1. The examples must be disjoint from the training set: each
+                example then has one of two guarantees, and the larger epsilon is spent.
+            epsilon: of the selection.
 
         Raises:
-            ValueError: no candidate, a choice that was made before at another epsilon, units other than examples.
+            ValueError: no candidate, an earlier choice at another epsilon, units other than examples.
         """
         self._check_process()
         if self.unit != "example":
             raise ValueError(
                 f"a choice is offered for unit example: a {self.unit} adds more than 1 to a count"
             )
-        with self._one_at_a_time:
-            made = next((made for made in self.ledger.choices if made.chosen is not None), None)
-            if made is None:
+        with self._lock:
+            choice = next((choice for choice in self.ledger.choices if choice.chosen is not None), None)
+            if choice is None:
                 candidates, bits = list(counts), Bits(self.key.stream("choice"))
-                place = permute_and_flip.permute_and_flip([counts[c] for c in candidates], epsilon, bits)
-                made = self.ledger.record_choice(self.key.name, epsilon, candidates[place])
-        if made.epsilon != epsilon:
+                place = permute_and_flip([counts[candidate] for candidate in candidates], epsilon, bits)
+                choice = self.ledger.record_choice(self.key.name, epsilon, candidates[place])
+        if choice.epsilon != epsilon:
             raise ValueError(
-                f"a choice was made before with epsilon {made.epsilon:g}, not {epsilon:g}: make a new budget"
+                f"a choice was made before with epsilon {choice.epsilon:g}, not {epsilon:g}: make a new budget"
             )
-        return made.chosen
-
-    @property
-    def epsilon_of_choice(self) -> float:
-        """The sum over those in the ledger, each made under a key of its own; 0 without one."""
-        return math.fsum(made.epsilon for made in self.ledger.choices)
-
-    # -- what was spent ------------------------------------------------------------------------------------------------
-
-    @property
-    def overspent(self) -> bool:
-        if self.sampler.independent:
-            return len(self.ledger) > self.setting.steps
-        return self._counted() > self.setting.counted_steps(range(self.setting.steps))
-
-    def _counted(self) -> int:
-        """Steps that the releases count as. Under each key batches were drawn anew: a period of random allocation that two keys share counts twice."""
-        return sum(map(self.setting.counted_steps, self.ledger.by_key().values()))
-
-    def record_influence(self, others_move_over_clip: float | None) -> None:
-        """Before its first release a method tells what the others' values move by, over the clip, when an example leaves; None where that
-        cannot be told. Whoever calls `release` without a method tells it, too: else no release is called valid."""
-        valid = self.key.valid_release and self.noise_arithmetic == "exact"
-        self._others_move.add(others_move_over_clip, warn=valid)
-
-    @property
-    def others_move_over_clip(self) -> float | None:
-        return self._others_move.largest
-
-    @property
-    def valid_release(self) -> bool:
-        """Whether what was released is private by proof: the noise is secret, its low-order bits give nothing away, and an example moves
-        no value but its own (see `others_move_over_clip`)."""
-        exact = self.noise_arithmetic == "exact"
-        return self.key.valid_release and exact and self.others_move_over_clip == 0
-
-    def epsilon_spent(self) -> float:
-        """From the ledger: 0 before the first release. The larger of that of training and that of a choice, if any."""
-        return self._larger(
-            self._of_what_ran(lambda setting: setting.epsilon(self.noise_scale)), self.epsilon_of_choice
-        )
-
-    def statement(self, clip: float | None = None, epsilon_target: float | None = None) -> dict:
-        """The privacy part of a record, computed from the ledger. Clip and target are those of the budget unless they are given."""
-        setting, chosen = self.setting, self.epsilon_of_choice
-        renyi = self._of_what_ran(lambda setting: setting.epsilon_rdp(self.noise_scale))
-        mu = self._of_what_ran(lambda setting: setting.gdp_mu(self.noise_scale))
-        return {
-            "unit": self.unit,
-            "adjacency": setting.adjacency,
-            "sampling": self.sampler.name,
-            "mechanism": setting.mechanism,
-            "dataset_size": setting.dataset_size,
-            "batch_size": setting.batch_size,
-            "steps": len(self.ledger),
-            **({"overspent": f"{len(self.ledger)} steps of {setting.steps}"} if self.overspent else {}),
-            "directions": setting.directions,
-            "clip": self._clip if clip is None else clip,
-            "noise_scale": self.noise_scale,
-            "delta": setting.delta,
-            "epsilon_target": self.epsilon_target if epsilon_target is None else epsilon_target,
-            "epsilon_spent": self.epsilon_spent(),
-            "epsilon_spent_rdp": self._larger(renyi, chosen),
-            "gdp_mu": self._larger(mu, permute_and_flip.gdp_mu(chosen)),
-            **({"choice": {"mechanism": permute_and_flip.MECHANISM, "epsilon": chosen}} if chosen else {}),
-            "accountant": setting.accountant,
-            "noise_arithmetic": self.noise_arithmetic,
-            "noise_key": self.key.noise_key,
-            "others_move_over_clip": self.others_move_over_clip,
-            "valid_release": self.valid_release,
-        }
-
-    @staticmethod
-    def _larger(of_training: float | None, of_choice: float) -> float | None:
-        return None if of_training is None else max(of_training, of_choice)
-
-    def _of_what_ran(self, epsilon) -> float | None:
-        if len(self.ledger) == 0:
-            return 0.0
-        ran = replace(self.setting, steps=self._counted())
-        left = ran.delta - self._excess(ran)
-        spent = epsilon(replace(ran, delta=left)) if left >= 0 else math.inf
-        return None if spent is None or math.isnan(spent) else spent
-
-    def _excess(self, ran: Setting) -> float:
-        """What the grid of exact noise takes of delta at most, at epsilons up to one above that of these steps (see `mechanisms`)."""
-        if self.noise_arithmetic == "float" or ran.delta == 0 or self.noise_scale == 0:
-            return 0.0
-        return delta_excess(self.noise_scale, ran.steps * ran.directions, ran.epsilon(self.noise_scale) + 1)
+        assert choice.chosen is not None
+        return choice.chosen
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict:
-        """Setting, ledger and the number of the next batch, without the key: what a checkpoint keeps beside the weights.
+    def state_dict(self) -> dict[str, Any]:
+        """Return setting, ledger and the number of the next batch, without the key, for a checkpoint.
 
-        Budgets of one process that go on from it count what all of them release. What another process has released since, a state
-        cannot know: keep the ledger in a file.
+        Budgets of one process that load the same state count each other's releases. A state cannot know of releases in other
+        processes: keep the ledger in a file.
         """
-        moved = {"others_move_over_clip": self.others_move_over_clip} if len(self.ledger) else {}
-        return {"position": self._draws.position, **moved, **self.ledger.state_dict()}
+        influence = {"others_move_over_clip": self.others_move_over_clip} if len(self.ledger) else {}
+        return {"position": self.queue.position, **influence, **self.ledger.state_dict()}
 
-    def load_state_dict(self, state: Mapping) -> None:
-        """Takes over what an earlier process spent.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Count the releases of a saved state and continue after them.
 
         Raises:
-            ValueError: a state of another setting; a ledger that has releases, but not all of those that the state has.
+            ValueError: a state of another setting; a ledger that has releases, but not all of those in the state.
         """
         self._check_process()
         self.ledger.load_state_dict(state)
         if "others_move_over_clip" in state:
-            self._others_move.add(state["others_move_over_clip"])
+            self._influences.append(state["others_move_over_clip"])
         self.start_at(state["position"])
 
     def start_at(self, number: int) -> None:
-        """The next batch is the one of this number; once a batch was handed out, none of an earlier number than that."""
-        others = any(name != self.key.name for _, name in self.ledger)
-        self._draws.start_at(self.sampler.begin(number) if others else number)
+        """Continue with this batch number, but never before a batch that was drawn in this process."""
+        other_keys = any(name != self.key.name for _, name in self.ledger)
+        self.queue.start_at(self.sampler.first_step_of_new_key(number) if other_keys else number)
 
     def record_transcript(self, count: int, key_name: str) -> None:
-        """A transcript has this many rows, of a run that began under the key of this name: they are, or now become, releases of the ledger.
+        """Count the rows of a transcript, begun under the key of this name, as releases.
 
         Raises:
-            ValueError: a ledger file that lacks some of them; a budget that has released already.
+            ValueError: a ledger file that lacks some of them; a budget that has already released.
         """
         if count and self._released_here:
             raise ValueError(
@@ -509,10 +435,10 @@ class Budget:
         self.start_at(count)
 
     def close(self) -> None:
-        """Gives the ledger's file free for another process."""
+        """Unlock the ledger's file for other processes."""
         self.ledger.close()
 
-    def __reduce__(self):
+    def __reduce__(self) -> NoReturn:
         raise TypeError(
             "a budget is not copied, since the copy would draw the same noise: keep state_dict() and load it into a new budget, or give "
             "the new one the ledger's file (Budget.resume)"
@@ -520,26 +446,14 @@ class Budget:
 
     # -- checks --------------------------------------------------------------------------------------------------------
 
-    def _check_process(self) -> None:
-        if os.getpid() != self._process:
-            raise RuntimeError(
-                f"this budget was made in process {self._process} and this is process {os.getpid()}, its fork, which would draw the same "
-                "noise: make a budget of its own here"
+    def check_gradients(self) -> None:
+        """Raise ValueError if `release_` is not offered for this setting."""
+        self._check_vectors()
+        if self.noise_arithmetic == "exact":
+            raise ValueError(
+                "exact noise is offered for scalars: make the budget with noise_arithmetic='float' for gradients, whose releases are "
+                "then not called valid"
             )
-
-    def _check_left(self, key_name: str) -> None:
-        """A batch that a killed process released under this key replays, and is none of the steps that are left."""
-        again = self._draws.any_open and (self._draws.oldest.number, key_name) in self.ledger
-        if len(self.ledger) >= self.setting.steps and not self.overspend and not again:
-            raise Spent(
-                f"the {self.setting.steps} steps of this budget are spent{self._elsewhere()}: calibrate a new one for more steps, or make "
-                "it with overspend=True, and epsilon_spent() says what more steps cost"
-            )
-
-    def _elsewhere(self) -> str:
-        """Who spent them, where it was not this budget alone."""
-        others = len(self.ledger) - len(self.ledger.numbers_of(self.key.name))
-        return f", {others} of them by others that went on from the same state or ledger" if others else ""
 
     def _check_vectors(self) -> None:
         if self.setting.mechanism != "gaussian":
@@ -549,63 +463,42 @@ class Budget:
         if self.unit != "example":
             raise ValueError(f"unit {self.unit} is offered for scalars: use unit example for vectors")
 
-    def check_gradients(self) -> None:
-        """Raises ValueError where `release_` is not offered."""
-        self._check_vectors()
-        if self.noise_arithmetic == "exact":
-            raise ValueError(
-                "exact noise is offered for scalars: make the budget with noise_arithmetic='float' for gradients, whose releases are "
-                "then not called valid"
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                f"this budget was made in process {self._process} and this is process {os.getpid()}, its fork, which would draw the same "
+                "noise: make a budget of its own here"
             )
 
-    def _check_excess(self) -> None:
-        excess = self._excess(self.setting)
-        if excess > 1e-3 * self.setting.delta:
+    def _check_left(self, key_name: str) -> None:
+        """Raise BudgetExhausted if no step is left. A replay of a killed process's release under this key needs none."""
+        replay = self.queue.any_open and (self.queue.oldest.number, key_name) in self.ledger
+        if len(self.ledger) >= self.setting.steps and not self.overspend and not replay:
+            others = len(self.ledger) - len(self.ledger.numbers_of(self.key.name))
+            by_others = (
+                f", {others} of them by others that went on from the same state or ledger" if others else ""
+            )
+            raise BudgetExhausted(
+                f"the {self.setting.steps} steps of this budget are spent{by_others}: calibrate a new one for more steps, or make "
+                "it with overspend=True, and epsilon_spent() says what more steps cost"
+            )
+
+    def _check_grid_delta(self, setting: Setting, noise_scale: float, arithmetic: str) -> None:
+        added = grid_delta(setting, noise_scale, arithmetic)
+        if added > 1e-3 * setting.delta:
             raise ValueError(
-                f"delta is {self.setting.delta:g}, but exact noise adds up to {excess:.1g} to it: give a larger delta, or "
+                f"delta is {setting.delta:g}, but exact noise adds up to {added:.1g} to it: give a larger delta, or "
                 "noise_arithmetic='float', whose releases are not called valid"
             )
 
-    def _warn_of_delta(self) -> None:
-        if caution := self.setting.delta_warning(self.unit):
-            warnings.warn(caution, stacklevel=3)
 
-
-def own_terms(values: Tensor) -> list[list[float]]:
-    """float64 [batch, K] -> for each of the K columns the numbers whose exact sum is released."""
-    return values.T.tolist()
-
-
-def _check_noise(noise_scale: float, key: RunKey) -> None:
-    if not 0 <= noise_scale < math.inf:
-        raise ValueError(f"noise_scale is {noise_scale}: it must be a finite number of at least 0")
-    if noise_scale == 0 and key.valid_release:
-        raise ValueError("noise_scale is 0 under a secret key: a private release needs noise")
-
-
-def _digest(*parts: bytes | np.ndarray) -> str:
-    """16 hexadecimal digits, others for other sums."""
-    found = hashlib.sha256()
+def _digest(parts: Iterable[bytes | NDArray[np.uint8]]) -> str:
+    """16 hexadecimal digits of a sum."""
+    digest = hashlib.sha256()
     for part in parts:
-        found.update(part)
-    return found.hexdigest()[:16]
+        digest.update(part)
+    return digest.hexdigest()[:16]
 
 
-def _octets(tensor: Tensor) -> np.ndarray:
+def _as_bytes(tensor: Tensor) -> NDArray[np.uint8]:
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-
-
-def _claim(key: RunKey) -> None:
-    """Two budgets with one secret key would add the same noise to two sums."""
-    if not key.valid_release:
-        return
-    if key.name in _SECRETS_IN_USE:
-        raise ValueError(
-            "this secret key is another budget's, whose noise would be used again: draw a new one"
-        )
-    if key.process != os.getpid():
-        raise ValueError(
-            f"this secret key was drawn in process {key.process}, and another budget there or in a fork would add the same noise: draw "
-            "one here with RunKey.secret()"
-        )
-    _SECRETS_IN_USE.add(key.name)

@@ -1,4 +1,4 @@
-"""Every release that happened. The epsilon that a record reports is computed from it."""
+"""The ledger of every release that happened. The epsilon of a record is computed from it."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 from ..errors import UsageError
 from .accounting import Setting
 from .lineage import Choice, Lineage, Release, join
 
 CHOICE = "choice"
-UNKNOWN = "?"  # what was chosen
+UNKNOWN = "?"  # a choice that can no longer be read
 LINE = re.compile(
     rf"(\d+) ([0-9a-f]{{16}})(?: ([0-9a-f]{{16}}))?|{CHOICE} ([0-9a-f]{{16}}) ([0-9.e+-]+) (-?\d+|\{UNKNOWN})"
 )
-
-TORN = re.compile(r"(\d+)(?: ([0-9a-f]{0,16})(?: [0-9a-f]*)?)?")  # a release, cut anywhere
+TORN_RELEASE = re.compile(r"(\d+)(?: ([0-9a-f]{0,16})(?: [0-9a-f]*)?)?")  # cut anywhere
 
 
 @dataclass(frozen=True)
 class Event:
-    """What all releases of a run share: how batches are drawn and how much noise a sum gets (noise_scale in units of the clip)."""
+    """What all releases of a run share: how batches are drawn and how much noise a sum gets (noise_scale over the clip)."""
 
     mechanism: str
     sampling: str
@@ -43,26 +43,30 @@ class Event:
     noise_key: str = "published"
 
     @classmethod
-    def from_setting(cls, setting: Setting, sampler: str, noise_scale: float, **how: str) -> Event:
-        return cls(**(asdict(setting) | how | {"noise_scale": noise_scale, "sampling": sampler}))
+    def from_setting(cls, setting: Setting, sampling: str, noise_scale: float, **options: str) -> Event:
+        """Make the event of a setting; `sampling` is the name of the sampler that runs."""
+        return cls(**(asdict(setting) | options | {"noise_scale": noise_scale, "sampling": sampling}))
 
     def setting(self) -> Setting:
         return Setting(**{field.name: getattr(self, field.name) for field in fields(Setting)})
 
-    def as_dict(self) -> dict:
+    def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 class Ledger:
-    """Append-only: line one is the event that all releases of a run share, each further line one release (batch, key name).
+    """Append-only list of releases. Line one of its file is the event; each further line is one release (batch, key name).
 
-    A release is written before it is used, so a killed process has never released more than its ledger says. A batch that is
-    released again under the same published key with the same sum (of which its line has a digest) is the same release, bit for bit,
-    and counts once; with another sum, or under a new key (a resumed run with a secret key), it is a further release. A choice among
-    candidates has a line of its own (choice, key name, epsilon, what was chosen).
+    A release is written before it is used: a killed process has never released more than its ledger says. The same batch with the
+    same sum under the same published key is the same release bit for bit, and counts once (its line has a digest of the sum). With
+    another sum, or under a new key (a resumed run with a secret key), it is a further release. A private selection has a line of its
+    own (choice, key name, epsilon, what was chosen).
 
-    The file is locked while its ledger lives: two processes never spend from one. Ledgers that go on from the same releases in one
-    process are of one `Lineage`.
+    The file is locked as long as its ledger is open, so two processes never spend from one. Ledgers of one process that continue the
+    same releases share a `Lineage`.
+
+    Raises:
+        ValueError: the file is in use, damaged, or of another setting.
     """
 
     def __init__(self, event: Event, path: Path | None = None) -> None:
@@ -73,14 +77,16 @@ class Ledger:
             self._open(path)
 
     @staticmethod
-    def event_of(path: Path) -> Event:
-        """Of a ledger's first line. Raises ValueError for a file that is no ledger."""
+    def read_event(path: Path) -> Event:
+        """Read a ledger's first line. Raises ValueError if the file is no ledger."""
         try:
             return Event(**json.loads(path.read_text("utf-8").split("\n", 1)[0]))
         except (OSError, ValueError, TypeError):
             raise ValueError(
                 f"{path} is no ledger of this version: give the file that Budget.calibrated(..., ledger=...) wrote"
             ) from None
+
+    # -- the file ------------------------------------------------------------------------------------------------------
 
     def _open(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,68 +112,84 @@ class Ledger:
             return
         first, *lines = content.decode("utf-8", "replace").split("\n")
         torn = lines.pop() if lines else ""
-        found = [LINE.fullmatch(line) for line in lines]
-        if _json(first) is None or None in found:
-            raise ValueError(_damaged(path))
-        if _json(first) != self.event.as_dict():
+        entries = [_parse(path, line) for line in lines]
+        try:
+            event = json.loads(first)
+        except ValueError:
+            raise _damaged(path) from None
+        if event != self.event.as_dict():
             raise ValueError(f"ledger {path} is of another setting: remove its folder to start the run anew")
-        for line in found:
-            self.lineage.hold(*_entry(line))
+        for entry in entries:
+            self.lineage.hold(*entry)
         if b"\n" not in content:
             self._append("")
         if torn:
             self._complete(path, torn, content.rindex(b"\n") + 1)
 
-    def _complete(self, path: Path, torn: str, whole: int) -> None:
-        """A last line without its end may be of a release that was used: it is made a line that counts, behind the `whole` bytes."""
+    def _complete(self, path: Path, torn: str, start: int) -> None:
+        """Replace a torn last line, which starts at this byte, by a whole one that counts: its release may have been used."""
         line = _completed(torn, self.lineage.releases.keys())
         if line is None:
-            raise ValueError(_damaged(path))
+            raise _damaged(path)
         if not line.startswith(torn):
-            self._file.truncate(whole)
+            self._open_file.truncate(start)
             torn = ""
         self._append(line[len(torn) :])
-        self.lineage.hold(*_entry(LINE.fullmatch(line)))
+        self.lineage.hold(*_parse(path, line))
+
+    @property
+    def _open_file(self) -> FileIO:
+        assert self._file is not None
+        return self._file
 
     def _append(self, line: str) -> None:
-        end, left = self._file.seek(0, os.SEEK_END), f"{line}\n".encode()
+        file = self._open_file
+        end, left = file.seek(0, os.SEEK_END), f"{line}\n".encode()
         try:
             while left:
-                left = left[self._file.write(left) :]
-            os.fsync(self._file.fileno())
+                left = left[file.write(left) :]
+            os.fsync(file.fileno())
         except OSError:
-            self._file.truncate(end)  # nobody gets to use what is not on disk
+            file.truncate(end)  # nobody may use what is not on disk
             raise
 
-    def write(self, entry: Release | Choice, value: str) -> None:
-        """A line of the file, where there is one."""
+    def write(self, entry: Release | Choice, digest: str) -> None:
+        """Append an entry to the file, if there is one."""
         if self._file is not None:
-            words = [CHOICE, *entry] if isinstance(entry, Choice) else [*entry, *filter(None, [value])]
+            words = [CHOICE, *entry] if isinstance(entry, Choice) else [*entry, *filter(None, [digest])]
             self._append(" ".join(UNKNOWN if word is None else str(word) for word in words))
 
-    def record(self, number: int, key_name: str, value: str = "") -> None:
-        """Note the release of one batch, on disk before the caller goes on. `value`: under a published key a digest of the sum."""
+    def close(self) -> None:
+        """Unlock the file; nothing can be recorded after that."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    # -- entries -------------------------------------------------------------------------------------------------------
+
+    def record(self, number: int, key_name: str, digest: str = "") -> None:
+        """Record the release of a batch, on disk before the caller continues; `digest`: of the sum, if the key is published."""
         if (number, key_name) not in self.lineage.releases:
-            self._add(Release(number, key_name), value)
+            self._add(Release(number, key_name), digest)
 
     def record_choice(self, key_name: str, epsilon: float, chosen: int | None) -> Choice:
-        """Note the choice, on disk before the caller goes on."""
+        """Record a private selection, on disk before the caller continues."""
         choice = Choice(key_name, epsilon, chosen)
         self._add(choice)
         return choice
 
-    def _add(self, entry: Release | Choice, value: str = "") -> None:
+    def _add(self, entry: Release | Choice, digest: str = "") -> None:
         if self.path and self._file is None:
             raise ValueError(f"ledger {self.path} is closed: make a new budget to go on")
         self._join([entry.key_name])
-        self.lineage.add(entry, value)
+        self.lineage.add(entry, digest)
 
-    def place(self, number: int, key_name: str, value: str) -> Release:
-        """The release that this is: one of the ledger, or a further one, which may have another key name (see `Release.again`)."""
-        return self.lineage.place(Release(number, key_name), value)
+    def place(self, number: int, key_name: str, digest: str) -> Release:
+        """The entry for this release: one of the ledger, or a further one under another name (see `Release.further`)."""
+        return self.lineage.place(Release(number, key_name), digest)
 
     def _join(self, key_names: Iterable[str]) -> None:
-        """A secret key is of one run alone, a published one is of any number."""
+        """A secret key belongs to one run, a published one to any number."""
         if self.event.noise_key == "secret":
             join(self, *key_names)
 
@@ -175,74 +197,15 @@ class Ledger:
     def choices(self) -> list[Choice]:
         return list(self.lineage.choices)
 
-    def state_dict(self) -> dict:
-        """Of a published key the state has the lineage's name, too; of secret ones their names tell it."""
-        told = {"event": self.event.as_dict(), "releases": self.by_key()}
-        if self.event.noise_key == "published":
-            told["lineage"] = self.lineage.name
-            join(self, self.lineage.name)
-        return told | ({"choices": [list(choice) for choice in self.choices]} if self.choices else {})
-
-    def load_state_dict(self, state: Mapping) -> None:
-        """Take over the releases of a state, and what else was released in this process by those who went on from it; the ledger may have
-        more of its own, but not only other ones.
-
-        Raises ValueError for a state of another setting, or of a run that this ledger is not of.
-        """
-        mine, event = self.event.as_dict(), state["event"]
-        if differing := [key for key in mine if event.get(key) != mine[key]]:
-            key = differing[0]
-            raise ValueError(
-                f"the state was saved with {key} {event.get(key)!r} and this budget has {mine[key]!r}: make it with the same settings"
-            )
-        theirs = {Release(number, name) for name, numbers in state["releases"].items() for number in numbers}
-        if len(self) and not theirs <= self.lineage.releases.keys():
-            lacking = len(theirs - self.lineage.releases.keys())
-            raise ValueError(
-                f"the state has {lacking} releases that this budget's ledger lacks: load it into a budget that has "
-                "released nothing, or give the ledger that the state was saved with"
-            )
-        join(self, *filter(None, [state.get("lineage")]))
-        for release in sorted(theirs):
-            self.record(*release)
-        for key_name, epsilon, chosen in state.get("choices", ()):
-            self.record_choice(key_name, epsilon, chosen)
-
-    def record_transcript(self, count: int, key_name: str) -> None:
-        """The first `count` batches were released in a run that began under this key; a ledger that is kept in a file has them already.
-
-        Raises UsageError where such a file lacks some.
-        """
-        missing = count - len(self)
-        if self.path and missing > 0:
-            raise UsageError(
-                f"ledger {self.path} lacks {missing} of the {count} releases of the transcript, so that epsilon cannot be told: bring the "
-                "file back, or begin anew and add what was spent"
-            )
-        if not count:
-            return
-        self._join([key_name])
-        known = any(name == key_name for _, name in self)
-        numbers = {number for number, _ in self} if known else set()
-        for number in range(count):
-            if number not in numbers and not (known and len(self) >= count):
-                self.record(number, key_name)
-
     def by_key(self) -> dict[str, list[int]]:
-        """Key name -> the numbers of the batches that were released under it."""
-        found: dict[str, list[int]] = {}
+        """Key name -> numbers of the batches that were released under it."""
+        numbers: dict[str, list[int]] = {}
         for number, name in self:
-            found.setdefault(name, []).append(number)
-        return found
+            numbers.setdefault(name, []).append(number)
+        return numbers
 
     def numbers_of(self, key_name: str) -> list[int]:
         return [number for number, name in self.lineage.releases if name == key_name]
-
-    def close(self) -> None:
-        """Frees the file; nothing can be recorded after that."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
 
     def __contains__(self, release: tuple[int, str]) -> bool:
         return release in self.lineage.releases
@@ -253,41 +216,96 @@ class Ledger:
     def __iter__(self) -> Iterator[Release]:
         return iter(sorted(self.lineage.releases))
 
+    # -- state ---------------------------------------------------------------------------------------------------------
 
-def _json(line: str) -> dict | None:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
+    def state_dict(self) -> dict[str, Any]:
+        """Event and entries. For a published key also the lineage's name; secret key names identify it anyway."""
+        state = {"event": self.event.as_dict(), "releases": self.by_key()}
+        if self.event.noise_key == "published":
+            state["lineage"] = self.lineage.name
+            join(self, self.lineage.name)
+        return state | ({"choices": [list(choice) for choice in self.choices]} if self.choices else {})
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Add the entries of a state, and those that other budgets of this process added to it.
+
+        Raises:
+            ValueError: the state has another setting, or this ledger has releases but lacks some of the state's.
+        """
+        event = self.event.as_dict()
+        for key, value in event.items():
+            if state["event"].get(key) != value:
+                raise ValueError(
+                    f"the state was saved with {key} {state['event'].get(key)!r} and this budget has {value!r}: make it with the "
+                    "same settings"
+                )
+        saved = {Release(number, name) for name, numbers in state["releases"].items() for number in numbers}
+        if len(self) and not saved <= self.lineage.releases.keys():
+            lacking = len(saved - self.lineage.releases.keys())
+            raise ValueError(
+                f"the state has {lacking} releases that this budget's ledger lacks: load it into a budget that has "
+                "released nothing, or give the ledger that the state was saved with"
+            )
+        join(self, *filter(None, [state.get("lineage")]))
+        for release in sorted(saved):
+            self.record(*release)
+        for key_name, epsilon, chosen in state.get("choices", ()):
+            self.record_choice(key_name, epsilon, chosen)
+
+    def record_transcript(self, count: int, key_name: str) -> None:
+        """Count the first `count` batches as releases of a run that began under this key; a ledger file has them already.
+
+        Raises:
+            UsageError: a ledger file lacks some of them.
+        """
+        missing = count - len(self)
+        if self.path and missing > 0:
+            raise UsageError(
+                f"ledger {self.path} lacks {missing} of the {count} releases of the transcript, so that epsilon cannot be told: bring the "
+                "file back, or begin anew and add what was spent"
+            )
+        if not count:
+            return
+        self._join([key_name])
+        key_is_known = any(name == key_name for _, name in self)
+        numbers = {number for number, _ in self} if key_is_known else set()
+        for number in range(count):
+            if number not in numbers and not (key_is_known and len(self) >= count):
+                self.record(number, key_name)
 
 
-def _damaged(path: Path) -> str:
-    return f"ledger {path} is damaged, so that epsilon cannot be told: bring the file back, or move its folder away to begin anew"
+def _damaged(path: Path) -> ValueError:
+    return ValueError(
+        f"ledger {path} is damaged, so that epsilon cannot be told: bring the file back, or move its folder away to begin anew"
+    )
 
 
-def _entry(line: re.Match) -> tuple[Release | Choice, str]:
-    number, name, value, chooser, epsilon, chosen = line.groups()
+def _parse(path: Path, text: str) -> tuple[Release | Choice, str]:
+    """A line -> its entry and the digest of the sum, if any. Raises ValueError if it cannot be read."""
+    line = LINE.fullmatch(text)
+    if line is None:
+        raise _damaged(path)
+    number, name, digest, chooser, epsilon, chosen = line.groups()
     if chooser:
         return Choice(chooser, float(epsilon), None if chosen == UNKNOWN else int(chosen)), ""
-    return Release(int(number), name), value or ""
+    return Release(int(number), name), digest or ""
 
 
 def _completed(torn: str, releases: Collection[tuple[int, str]]) -> str | None:
-    """The whole line that counts what a torn one may have been; None where that cannot be told.
+    """A whole line that counts whatever the torn one was; None if its epsilon cannot be read.
 
-    Of a release the batch and key as far as they can be read, else a name of its own: it may count once too often. Of a choice epsilon
-    must be whole; what was chosen may be cut.
+    For a release, keep the batch and key as far as they can be read, or use a new key name, which may count once too often.
+    For a choice, epsilon must be whole; what was chosen may be cut.
     """
     if torn.startswith(CHOICE) or CHOICE.startswith(torn):
-        told = re.match(rf"{CHOICE} [0-9a-f]{{16}} [0-9.e+-]+ ", torn)
-        return told and told[0] + UNKNOWN
-    read = TORN.fullmatch(torn)
-    number, name = read.groups() if read else (str(len(releases)), None)
+        choice = re.match(rf"{CHOICE} [0-9a-f]{{16}} [0-9.e+-]+ ", torn)
+        return choice and choice[0] + UNKNOWN
+    match = TORN_RELEASE.fullmatch(torn)
+    number, name = match.groups() if match else (str(len(releases)), None)
     if name is None or len(name) < 16:
-        meant = [
-            known for known in {known for _, known in releases} if name is not None and known.startswith(name)
-        ]
-        own = hashlib.sha256(f"{torn} {len(releases)}".encode()).hexdigest()
-        sure = len(meant) == 1 and (int(number), meant[0]) not in releases
-        name = meant[0] if sure else ((name or "") + own)[:16]
+        known = {key for _, key in releases}
+        candidates = [key for key in known if name is not None and key.startswith(name)]
+        unused = hashlib.sha256(f"{torn} {len(releases)}".encode()).hexdigest()
+        unique = len(candidates) == 1 and (int(number), candidates[0]) not in releases
+        name = candidates[0] if unique else ((name or "") + unused)[:16]
     return f"{number} {name}"

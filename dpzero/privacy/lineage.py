@@ -1,4 +1,7 @@
-"""What one run has released in this process, whichever budgets took part: those that went on from one state, ledger or transcript."""
+"""Budgets of one process that continue the same run share a lineage: all releases of the run, whichever budget made them.
+
+Budgets continue the same run if they load the same state, ledger or transcript.
+"""
 
 from __future__ import annotations
 
@@ -6,99 +9,105 @@ import hashlib
 import os
 import secrets
 import threading
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 from weakref import WeakSet
-
-if TYPE_CHECKING:
-    from .ledger import Ledger
 
 
 class Release(NamedTuple):
-    """Of a batch, under a key."""
+    """The release of a batch under a key."""
 
     number: int
     key_name: str
 
-    def again(self) -> Release:
-        """What stands for a further release of the batch under the same, published key, with another sum."""
-        own = hashlib.sha256(self.key_name.encode()).hexdigest()
-        return Release(self.number, self.key_name[:8] + own[:8])
+    def further(self) -> Release:
+        """The entry for a further release of the same batch under the same published key, with another sum."""
+        suffix = hashlib.sha256(self.key_name.encode()).hexdigest()
+        return Release(self.number, self.key_name[:8] + suffix[:8])
 
-    def of_sum(self, value: str) -> tuple[int, str, str]:
-        """Equal for the same sum under the same key, again or not."""
-        return self.number, self.key_name[:8], value
+    def with_sum(self, digest: str) -> tuple[int, str, str]:
+        """Equal for releases of the same sum under the same key, further ones included."""
+        return self.number, self.key_name[:8], digest
 
 
 class Choice(NamedTuple):
-    """Among candidates. `chosen` is None where it cannot be told any more: what it spent counts all the same."""
+    """A private selection. `chosen` is None if it can no longer be read; its epsilon still counts."""
 
     key_name: str
     epsilon: float
     chosen: int | None
 
 
+class Member(Protocol):
+    """A ledger."""
+
+    lineage: Lineage
+
+    def write(self, entry: Release | Choice, digest: str) -> None: ...
+    def __hash__(self) -> int: ...
+
+
 class Lineage:
-    """Ledgers of one lineage share what is here, so that each says what all have spent, and so does each one's file."""
+    """The entries that its ledgers share. Each ledger's file holds them all."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Member) -> None:
         self.name = secrets.token_hex(8)
-        self.releases: dict[Release, str] = {}  # with a digest of the sum, where it is known
+        self.releases: dict[Release, str] = {}  # -> a digest of the sum, if known
         self.choices: dict[Choice, None] = {}
-        self.ledgers = WeakSet([ledger])
+        self.ledgers: WeakSet[Member] = WeakSet([ledger])
 
-    def add(self, entry: Release | Choice, value: str = "") -> None:
-        """On disk before the caller goes on."""
+    def add(self, entry: Release | Choice, digest: str = "") -> None:
+        """Write an entry to the files of all ledgers before the caller continues."""
         with _lock:
             if entry in self.releases or entry in self.choices:
                 return
             for ledger in list(self.ledgers):
-                ledger.write(entry, value)
-            self.hold(entry, value)
+                ledger.write(entry, digest)
+            self.hold(entry, digest)
 
-    def hold(self, entry: Release | Choice, value: str = "") -> None:
-        """What the files have."""
+    def hold(self, entry: Release | Choice, digest: str = "") -> None:
+        """Keep an entry that the files already have."""
         if isinstance(entry, Choice):
             self.choices[entry] = None
         else:
-            self.releases[entry] = value
+            self.releases[entry] = digest
 
-    def place(self, release: Release, value: str) -> Release:
-        """The release itself or, where it is here with another sum, the one that stands for a further one."""
-        while self.releases.get(release, value) != value:
-            release = release.again()
+    def place(self, release: Release, digest: str) -> Release:
+        """The release itself or, if it is known with another sum, the entry for a further one."""
+        while self.releases.get(release, digest) != digest:
+            release = release.further()
         return release
 
-    def absorb(self, other: Lineage) -> None:
-        """The two were one all along."""
+    def merge(self, other: Lineage) -> None:
+        """Combine two lineages that turned out to be one."""
         for source, target in ((self, other), (other, self)):
-            known = {release.of_sum(value) for release, value in target.releases.items() if value}
-            for release, value in list(source.releases.items()):
-                if release.of_sum(value) not in known:
-                    known_by_name = "" in (value, target.releases.get(release, ""))
-                    target.add(release if known_by_name else target.place(release, value), value)
+            known = {release.with_sum(digest) for release, digest in target.releases.items() if digest}
+            for release, digest in list(source.releases.items()):
+                if release.with_sum(digest) not in known:
+                    without_sum = "" in (digest, target.releases.get(release, ""))
+                    target.add(release if without_sum else target.place(release, digest), digest)
             for choice in list(source.choices):
                 target.add(choice)
         for ledger in list(other.ledgers):
             ledger.lineage = self
             self.ledgers.add(ledger)
-        _known.update({name: self for name, lineage in _known.items() if lineage is other})
+        _lineages.update({name: self for name, lineage in _lineages.items() if lineage is other})
 
 
-def join(ledger: Ledger, *names: str) -> None:
-    """The ledger belongs to the lineages that these names are of: those of their states, and of the secret keys that released in them."""
+def join(ledger: Member, *names: str) -> None:
+    """Merge the ledger's lineage with those of these names: of states, or of secret keys that released in them."""
     with _lock:
         for name in names:
-            known = _known.setdefault(name, ledger.lineage)
+            known = _lineages.setdefault(name, ledger.lineage)
             if known is not ledger.lineage:
-                known.absorb(ledger.lineage)
+                known.merge(ledger.lineage)
 
 
 def _renew_lock() -> None:
-    """In a fork, where no other thread is left that could give the old one free."""
+    """In a fork no other thread is left to release the lock."""
     global _lock
     _lock = threading.RLock()
 
 
-_known: dict[str, Lineage] = {}
+_lineages: dict[str, Lineage] = {}
 _lock = threading.RLock()
 os.register_at_fork(after_in_child=_renew_lock)

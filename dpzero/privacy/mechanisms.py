@@ -1,13 +1,13 @@
-"""Noise laws for a sum whose terms are bounded by `clip`. Scales are in units of clip.
+"""Gaussian and Laplace noise for a sum whose terms are bounded by `clip`, in float or in exact arithmetic.
 
-Each law comes in two arithmetics. `float` is exact in distribution up to rounding, and rounding is what attacks on the
-low-order bits use (Mironov 2012). `exact` is for scalars: every clipped value is rounded to an integer number of
-clip * 2^-GRID_BITS, integers are summed, a discrete law is added, an integer is released.
+`float` noise is exact in distribution up to rounding, which attacks on the low-order bits exploit (Mironov 2012).
+`exact` noise is for scalars: every clipped value is rounded to an integer multiple of clip * 2^-GRID_BITS, the integers
+are summed, discrete noise is added, and an integer is released.
 
-What `exact` proves. Laplace: the ratio of probabilities is that of the continuous law, so pure epsilon holds as it stands.
-Gaussian, and Laplace at delta > 0: the discrete law lies within total variation TV of the rounded continuous one, whose
-release is a function of the continuous release of the same integer sum; so T scalars cost at most
-(1 + exp(epsilon)) T TV of delta beyond what the accountant says. TV is below 2^-80 / noise_scale^2 (see `delta_excess`).
+What `exact` proves. Laplace: the ratio of probabilities is that of the continuous law, so pure epsilon holds unchanged.
+Gaussian, and Laplace at delta > 0: the discrete law lies within total variation TV of the rounded continuous one, and
+rounding is post-processing of the continuous release of the same integer sum. So T scalars cost at most
+(1 + exp(epsilon)) T TV of delta beyond the accountant's. TV is below 2^-80 / noise_scale^2 (see `delta_excess`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from fractions import Fraction
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from . import discrete_noise
@@ -26,10 +27,10 @@ from .randomness import Stream
 # fine enough for the excess above, coarse enough for sums of 2^12 values and their noise in a float64
 GRID_BITS = 40
 ARITHMETICS = ("float", "exact")
-CHUNK = 2**18  # numbers of noise drawn at once: 2 MiB
+CHUNK = 2**18  # noise numbers drawn at once: 2 MiB
 SHRINK = (
     1 - 2.0**-39
-)  # of vectors before they are cut to the grid: more than the rounding of norms that a release lets pass
+)  # of vectors before truncation to the grid: covers the rounding of norms that a release accepts
 
 
 class Gaussian:
@@ -38,24 +39,24 @@ class Gaussian:
     name = "gaussian"
 
     @staticmethod
-    def unit_noise(stream: Stream, count: int, *counter: int) -> np.ndarray:
+    def unit_noise(stream: Stream, count: int, *counter: int) -> NDArray[np.float64]:
         return stream.normals(count, *counter)
 
     @staticmethod
     def grid_noise(stream: Stream, noise_scale: float, *counter: int) -> int:
-        """In units of clip * 2^-GRID_BITS, with no less variance than noise_scale has."""
+        """Noise in units of clip * 2^-GRID_BITS, with at least the variance of noise_scale."""
         return discrete_noise.gaussian(
             discrete_noise.Bits(stream, *counter), math.ceil(_on_grid(noise_scale) ** 2)
         )
 
 
 class Laplace:
-    """Noise with density exp(-|x| / b) / 2b, b = noise_scale * clip. For scalars: clip bounds an absolute value."""
+    """Noise with density exp(-|x| / b) / 2b, b = noise_scale * clip, for scalars bounded by clip."""
 
     name = "laplace"
 
     @staticmethod
-    def unit_noise(stream: Stream, count: int, *counter: int) -> np.ndarray:
+    def unit_noise(stream: Stream, count: int, *counter: int) -> NDArray[np.float64]:
         return stream.laplaces(count, *counter)
 
     @staticmethod
@@ -63,20 +64,17 @@ class Laplace:
         return discrete_noise.laplace(discrete_noise.Bits(stream, *counter), math.ceil(_on_grid(noise_scale)))
 
 
-def _on_grid(noise_scale: float) -> Fraction:
-    return Fraction(noise_scale) * 2**GRID_BITS
-
-
-MECHANISMS = {cls.name: cls for cls in (Gaussian, Laplace)}
+MECHANISMS: dict[str, type[Gaussian] | type[Laplace]] = {law.name: law for law in (Gaussian, Laplace)}
 
 
 class Noise:
-    """The noise of one run, in units of the clip; the noise of draw t depends on t and the stream alone.
+    """Adds noise to sums. The noise of draw t depends on t and the stream alone.
 
     Args:
         mechanism: gaussian or laplace.
         scale: standard deviation or Laplace scale, over the clip.
-        arithmetic: exact (integers, for scalars) or float (see `mechanisms`).
+        arithmetic: exact (integers, for scalars) or float.
+        stream: of the run key.
     """
 
     def __init__(self, mechanism: str, scale: float, arithmetic: str, stream: Stream) -> None:
@@ -85,14 +83,16 @@ class Noise:
         self.law, self.scale, self.arithmetic, self._stream = MECHANISMS[mechanism], scale, arithmetic, stream
 
     def with_stream(self, stream: Stream) -> Noise:
-        """The same law, of another stream."""
+        """The same law on another stream."""
         return type(self)(self.law.name, self.scale, self.arithmetic, stream)
 
-    def summed(self, values: Tensor, clip: float, norm: bool = False) -> Tensor:
-        """float64 [batch, K] -> what is added up over the batch: the values or, of exact noise, integers in units of clip * 2^-GRID_BITS.
+    def terms(self, values: Tensor, clip: float, norm: bool = False) -> Tensor:
+        """Clipped values -> the terms of the sum: the values or, for exact noise, integers in units of clip * 2^-GRID_BITS.
 
         Args:
-            norm: whether `clip` bounds each row's Euclidean norm, in place of each number.
+            values: float64 [batch, K].
+            clip: the bound on each value.
+            norm: whether `clip` bounds each row's Euclidean norm instead.
         """
         if self.arithmetic == "float":
             return values
@@ -100,11 +100,11 @@ class Noise:
         return torch.trunc(scaled * SHRINK) if norm else torch.round(scaled)
 
     def totals(self, columns: Sequence[Sequence[float]]) -> list[float]:
-        """The exact sum of each column that `summed` makes: of exact noise an integer."""
+        """The exact sum of each column of terms; an integer for exact noise."""
         return [math.fsum(c) if self.arithmetic == "float" else sum(map(int, c)) for c in columns]
 
     def sums(self, draw: int, totals: Sequence[float], clip: float) -> list[float]:
-        """Noisy sums. Exact noise: integers up to the last line, which is a function of the released integers."""
+        """Totals -> noisy sums. For exact noise the last line post-processes the released integers."""
         if self.arithmetic == "float":
             noise = self.unit(len(totals), draw, 0, 0)
             return [total + self.scale * clip * float(z) for total, z in zip(totals, noise, strict=True)]
@@ -114,7 +114,7 @@ class Noise:
         return [n * 2.0**-GRID_BITS * clip for n in noisy]
 
     def add_(self, draw: int, sums: Sequence[Tensor], clip: float) -> None:
-        """In place, in floats: tensors that together are one sum of vectors with norms of at most clip."""
+        """Add float noise in place to tensors that together are one sum of vectors of norm at most clip."""
         for index, tensor in enumerate(sums):
             flat = tensor.view(-1)
             for chunk, start in enumerate(range(0, flat.numel(), CHUNK)):
@@ -122,16 +122,20 @@ class Noise:
                 noise = torch.from_numpy(self.unit(part.numel(), draw, index, chunk))
                 part.add_(noise.to(part), alpha=self.scale * clip)
 
-    def unit(self, count: int, *counter: int) -> np.ndarray:
-        """`count` numbers at scale 1, float64."""
+    def unit(self, count: int, *counter: int) -> NDArray[np.float64]:
+        """`count` noise numbers at scale 1."""
         return self.law.unit_noise(self._stream, count, *counter)
 
 
 def delta_excess(noise_scale: float, scalars: int, epsilon: float) -> float:
-    """What `exact` arithmetic adds to delta at most, over all scalars (steps times directions) of a run.
+    """Return what `exact` arithmetic adds to delta at most, over all scalars (steps times directions) of a run.
 
-    The rounded Gaussian's mass at k is the mean of the density over k +- 1/2: it differs by the second derivative over 24,
+    The rounded Gaussian's mass at k is the mean of the density over k +- 1/2. It differs by the second derivative over 24,
     in all by at most 1 / (24 s^2) of mass for s = noise_scale 2^GRID_BITS; the rounded Laplace's by at most 1 / (4 s^2).
     """
     scale = noise_scale * 2.0**GRID_BITS
     return (1 + math.exp(min(epsilon, 700.0))) * scalars / (4 * scale * scale)
+
+
+def _on_grid(noise_scale: float) -> Fraction:
+    return Fraction(noise_scale) * 2**GRID_BITS

@@ -84,7 +84,7 @@ class PublicRun:
     `assumed_size` is the number of examples that its accountant is told, where that is not the true one.
     """
 
-    practice: Implementation
+    implementation: Implementation
     epsilon: float
     delta: float
     dataset_size: int
@@ -99,9 +99,11 @@ class PublicRun:
     def noise_scale(self) -> float:
         """Standard deviation of the noise on the sum of a full batch over the clip bound, by the practice's own accountant."""
         rate = self.batch_size / (self.assumed_size or self.dataset_size)
-        multiplier = {"opacus RDP": _by_rdp, "PRV upper bound, error 0.1": _by_prv}[self.practice.accountant]
-        share = self.practice.share * self.epsilon
-        return self.practice.factor * multiplier(share, self.delta, rate, self.steps)
+        multiplier = {"opacus RDP": _by_rdp, "PRV upper bound, error 0.1": _by_prv}[
+            self.implementation.accountant
+        ]
+        share = self.implementation.share * self.epsilon
+        return self.implementation.factor * multiplier(share, self.delta, rate, self.steps)
 
     @property
     def batches(self) -> int:
@@ -123,30 +125,30 @@ class PublicRun:
     @property
     def bound(self) -> str:
         """How `epsilon_upper` is computed."""
-        if self.practice.sampling == "poisson":
+        if self.implementation.sampling == "poisson":
             return f"{self.setting.accountant}, with the noisy count"
         return "one release an epoch on all data, no amplification by sampling; " + self.setting.accountant
 
     def epsilon_upper(self, steps: int | None = None) -> float:
         """An upper bound of the epsilon at delta that so many steps give, if their noise were secret."""
-        if self.practice.sampling == "poisson":
+        if self.implementation.sampling == "poisson":
             return self._by_poisson(steps or self.steps)
         return self._epochs(steps or self.steps).epsilon_upper(self.delta)
 
     def epsilon_lower(self) -> float:
         """A lower bound of it: a pair of data sets that can be told apart so well."""
-        if self.practice.sampling == "poisson":
+        if self.implementation.sampling == "poisson":
             return self._by_poisson(self.steps)  # the accounted pair is a pair of data sets
         epochs = self._epochs(self.steps)
         return epochs.epsilon_lower(
-            self.delta, without=epochs.shift if self.practice.adjacency == "zero_out" else 0.0
+            self.delta, without=epochs.shift if self.implementation.adjacency == "zero_out" else 0.0
         )
 
     def _epochs(self, steps: int) -> Epochs:
         from .shuffled_epochs import Epochs
 
-        changes = {"replace_one": 2, "zero_out": 1}[self.practice.adjacency]
-        growth = self.batch_size / self.last_batch if self.practice.divisor == "actual" else 1.0
+        changes = {"replace_one": 2, "zero_out": 1}[self.implementation.adjacency]
+        growth = self.batch_size / self.last_batch if self.implementation.divisor == "actual" else 1.0
         share = self.last_batch / self.dataset_size
         return Epochs(
             changes / self.noise_scale, self.batches, math.ceil(steps / self.batches), share, growth
@@ -163,7 +165,7 @@ class PublicRun:
     @property
     def count_scale(self) -> float:
         """Laplace scale of the noisy count of the examples."""
-        return 1 / ((1 - self.practice.share) * self.epsilon)
+        return 1 / ((1 - self.implementation.share) * self.epsilon)
 
 
 @cache

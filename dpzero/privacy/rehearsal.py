@@ -1,48 +1,50 @@
-"""A budget for public or stand-in examples: to measure what a step costs, and to hand in what a test likes."""
+"""A budget for public or stand-in examples: to measure the cost of a step, and for tests."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-
-import numpy as np
+from typing import Any
 
 from .accounting import Setting
+from .batch_queue import Indices
 from .budget import Budget
 from .mechanisms import Noise
 from .randomness import RunKey
 
 
 class Rehearsal(Budget):
-    """Takes any batch, counts nothing as spent, and calls nothing private: its epsilon is infinite from the first release on."""
+    """Accepts any batch and takes any number of steps. Makes no valid release: epsilon is infinite after the first one."""
 
     probes_loss = False
 
-    def __init__(self, setting: Setting, noise_scale: float, key: RunKey | None = None, **how) -> None:
-        how = {"noise_arithmetic": "float"} | how
-        super().__init__(setting, noise_scale, key or RunKey.published(0), **how)
+    def __init__(
+        self, setting: Setting, noise_scale: float, key: RunKey | None = None, **options: Any
+    ) -> None:
+        options = {"noise_arithmetic": "float"} | options
+        super().__init__(setting, noise_scale, key or RunKey.published(0), **options)
 
-    def admit(self, counts: int | Collection[int], batch: np.ndarray | None = None) -> int:
+    def admit(self, counts: int | Collection[int], batch: Indices | None = None) -> int:
         self._check_process()
-        self._draws.admitted = True
+        self.queue.admitted = True
         return counts if isinstance(counts, int) else max(counts)
 
-    def _record(self, clip: float, value: Callable[[], str]) -> tuple[int, Noise]:
-        """The noise of release t is that of batch t."""
+    def _record(self, clip: float, digest_sum: Callable[[], str]) -> tuple[int, Noise]:
+        """Release t gets the noise of batch t."""
         self._check_process()
-        number, self._clip = self._draws.position, clip
-        self._draws.admitted = False
-        self._draws.position += 1
+        number, self._clip = self.queue.position, clip
+        self.queue.admitted = False
+        self.queue.position += 1
         self._released_here += 1
         self.ledger.record(number, self.key.name)
         return number, self._noise
 
-    def _check_excess(self) -> None:
+    def _check_grid_delta(self, setting: Setting, noise_scale: float, arithmetic: str) -> None:
         """No delta is claimed."""
 
     @property
     def valid_release(self) -> bool:
         return False
 
-    def _of_what_ran(self, epsilon) -> float:
+    def _training_cost(self, measure: Callable[[Setting, float], float | None]) -> float | None:
         return math.inf if self._released_here else 0.0

@@ -1,20 +1,23 @@
-"""Which examples are in the batch of step t. The sampler that runs is the sampler that is accounted."""
+"""Samplers: which examples are in the batch of step t. The sampler that runs is the sampler that is accounted."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .accounting import period
+from .accounting import batches_per_pass
 from .randomness import Stream
+
+Indices = NDArray[np.int64]
 
 
 class Sampler:
-    """Batches as index arrays, int64; `batch(step)` needs no earlier step. `batch_size` is the expected size: the divisor."""
+    """Draws batches of example indices, each independent of earlier calls. `batch_size` is the expected size."""
 
     name: str
-    independent = True  # whether a batch says nothing of the others
+    independent = True  # whether a batch tells nothing about the others
 
     def __init__(self, dataset_size: int, batch_size: int, stream: Stream) -> None:
         if not 1 <= batch_size <= dataset_size:
@@ -23,11 +26,11 @@ class Sampler:
             )
         self.dataset_size, self.batch_size, self.stream = dataset_size, batch_size, stream
 
-    def batch(self, step: int) -> np.ndarray:
+    def batch(self, step: int) -> Indices:
         raise NotImplementedError
 
-    def begin(self, step: int) -> int:
-        """The first step from `step` on at which a run may go on under another key."""
+    def first_step_of_new_key(self, step: int) -> int:
+        """The first step from `step` on at which a run may continue under another key."""
         return step
 
 
@@ -36,7 +39,7 @@ class Poisson(Sampler):
 
     name = "poisson"
 
-    def batch(self, step: int) -> np.ndarray:
+    def batch(self, step: int) -> Indices:
         rate = self.batch_size / self.dataset_size
         return np.flatnonzero(self.stream.uniforms(self.dataset_size, step) < rate)
 
@@ -46,7 +49,7 @@ class WithoutReplacement(Sampler):
 
     name = "without_replacement"
 
-    def batch(self, step: int) -> np.ndarray:
+    def batch(self, step: int) -> Indices:
         order = np.argsort(self.stream.words(self.dataset_size, step), kind="stable")
         return np.sort(order[: self.batch_size])
 
@@ -61,14 +64,14 @@ class FullBatch(Sampler):
             raise ValueError(f"batch_size is {batch_size}: full_batch needs dataset_size, {dataset_size}")
         super().__init__(dataset_size, batch_size, stream)
 
-    def batch(self, step: int) -> np.ndarray:
+    def batch(self, step: int) -> Indices:
         return np.arange(self.dataset_size)
 
 
 class RandomAllocation(Sampler):
-    """Each example in exactly one batch of each period, whichever the others are in: for whoever must shuffle.
+    """Each example in exactly one uniform batch of each period, independently of the others: accounted shuffling.
 
-    A period has dataset_size / batch_size steps, rounded up. Batches differ in size, as Poisson batches do, and may be empty.
+    A period has dataset_size / batch_size steps, rounded up. Batch sizes vary, as with Poisson sampling; a batch may be empty.
     """
 
     name = "random_allocation"
@@ -76,12 +79,12 @@ class RandomAllocation(Sampler):
 
     @property
     def period(self) -> int:
-        return period(self.dataset_size, self.batch_size)
+        return batches_per_pass(self.dataset_size, self.batch_size)
 
-    def begin(self, step: int) -> int:
+    def first_step_of_new_key(self, step: int) -> int:
         return -(-step // self.period) * self.period
 
-    def batch(self, step: int) -> np.ndarray:
+    def batch(self, step: int) -> Indices:
         passed, place = divmod(step, self.period)
         return np.flatnonzero(
             np.floor(self.stream.uniforms(self.dataset_size, passed) * self.period) == place
@@ -91,19 +94,19 @@ class RandomAllocation(Sampler):
 class ShuffledEpochs(Sampler):
     """What most public code runs: the data in a new order each epoch, cut into batches, the last one short.
 
-    Not among SAMPLERS: no amplification is proven for it, so no `Setting` can ask for it (see `published`).
+    Not in SAMPLERS: no amplification is proven for it, so no `Setting` offers it (see `public_implementations`).
     """
 
     name = "shuffled_epochs"
 
-    def batch(self, step: int) -> np.ndarray:
-        epoch, position = divmod(step, period(self.dataset_size, self.batch_size))
+    def batch(self, step: int) -> Indices:
+        epoch, position = divmod(step, batches_per_pass(self.dataset_size, self.batch_size))
         order = np.argsort(self.stream.words(self.dataset_size, epoch), kind="stable")
         return np.sort(order[position * self.batch_size : (position + 1) * self.batch_size])
 
 
 class Users:
-    """For user-level privacy: the sampler draws users, a user's examples come together, and the mean is clipped per user.
+    """Maps drawn users to their examples, for user-level privacy. The mean over a user's examples is clipped.
 
     Args:
         users: the user of each example, any hashable, length n.
@@ -119,11 +122,13 @@ class Users:
         """Number of users: the dataset_size of a `Setting` whose unit is the user."""
         return len(self._names)
 
-    def examples(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Indices of users, as a sampler draws them -> (indices of their examples, position in the batch of each one's user)."""
-        own = [self._examples[self._names[user]] for user in batch]
-        positions = np.repeat(np.arange(len(own)), [len(e) for e in own])
-        return np.array([i for e in own for i in e], dtype=np.int64), positions
+    def examples(self, batch: Indices) -> tuple[Indices, Indices]:
+        """Indices of drawn users -> (indices of their examples, each one's user as a position in `batch`)."""
+        examples = [self._examples[self._names[user]] for user in batch]
+        positions = np.repeat(np.arange(len(examples)), [len(e) for e in examples])
+        return np.array([i for e in examples for i in e], dtype=np.int64), positions
 
 
-SAMPLERS = {cls.name: cls for cls in (Poisson, WithoutReplacement, FullBatch, RandomAllocation)}
+SAMPLERS: dict[str, type[Sampler]] = {
+    sampler.name: sampler for sampler in (Poisson, WithoutReplacement, FullBatch, RandomAllocation)
+}

@@ -19,7 +19,7 @@ from ..plan.cell import check_files, draw_of, run_id
 from ..plan.registry import card as find_card
 from ..plan.settings import RUN_SETTINGS
 from ..privacy import Budget, Rehearsal, RunKey, Setting
-from ..privacy.budget import Spent
+from ..privacy.budget import BudgetExhausted
 from ..privacy.public_budget import PublicCodeBudget
 from ..privacy.public_implementations import IMPLEMENTATIONS, PublicRun
 from ..privacy.sampling import SAMPLERS
@@ -305,7 +305,9 @@ class Run:
         for step, batch in self.batches(self.method.steps_taken):
             try:
                 seconds = self._timed_step(batch)
-            except Spent:  # where another machine's rounding made what is taken again a further release
+            except (
+                BudgetExhausted
+            ):  # where another machine's rounding made what is taken again a further release
                 break
             if step in probes and len(batch) and not self.release:
                 self.clock.pairs.append((seconds, self._two_forward_seconds(batch)))

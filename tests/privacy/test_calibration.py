@@ -169,7 +169,7 @@ def test_whatever_epsilon_depends_on_is_in_the_address(tmp_path, counted, monkey
     for setting in [COMMON, *others]:
         setting.cached_noise_scale(2.0, tmp_path)
     COMMON.cached_noise_scale(2.5, tmp_path)
-    monkeypatch.setattr(accounting, "ANSWERS", accounting.ANSWERS + 1)
+    monkeypatch.setattr(accounting, "CACHE_VERSION", accounting.CACHE_VERSION + 1)
     COMMON.cached_noise_scale(2.0, tmp_path)
     monkeypatch.setattr(accounting, "version", lambda name: "99")
     COMMON.cached_noise_scale(2.0, tmp_path)

@@ -363,9 +363,9 @@ def test_a_run_as_published_says_what_it_gives(name):
     said = budget.statement(1.0, 2.0)
     assert said["epsilon_spent"] == theirs.epsilon_upper(5) and said["epsilon_target"] == 2.0
     assert said["valid_release"] is False and said["steps"] == 5
-    assert said["sampling"] == budget.sampler.name == theirs.practice.sampling
-    assert said["adjacency"] == theirs.practice.adjacency
+    assert said["sampling"] == budget.sampler.name == theirs.implementation.sampling
+    assert said["adjacency"] == theirs.implementation.adjacency
     assert said["epsilon_spent_rdp"] is said["gdp_mu"] is None
     assert said["accountant"].endswith(
-        f"the claim of 2 is by {theirs.practice.accountant} for Poisson sampling"
+        f"the claim of 2 is by {theirs.implementation.accountant} for Poisson sampling"
     )

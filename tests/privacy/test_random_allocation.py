@@ -249,7 +249,7 @@ def test_replacing_an_example_is_refused():
 @pytest.mark.parametrize("sampling", ["shuffle", "shuffled_epochs"])
 def test_shuffling_is_refused_and_the_way_to_it_is_named(sampling):
     with pytest.raises(
-        ValueError, match=f"no proven accounting .*{sampling}.*For whoever must shuffle: random_allocation"
+        ValueError, match=f"no proven accounting .*{sampling}.*To shuffle, use random_allocation"
     ):
         replace(COMMON, sampling=sampling)
 

@@ -17,7 +17,7 @@ from dpzero.errors import UsageError
 from dpzero.language.data import encoding, tasks
 from dpzero.language.models import losses, models
 from dpzero.plan import sweep
-from dpzero.privacy import Budget, RunKey, budget, lineage
+from dpzero.privacy import Budget, RunKey, lineage
 from dpzero.report.writing import write_figures, write_tables
 from dpzero.run import checkpoint, distributed, record, run_record, step_memory
 from dpzero.run.checkpoint import Checkpoint
@@ -259,8 +259,8 @@ def world(monkeypatch, number: int) -> Iterator[None]:
         patch.setattr(tasks, "digest", lambda task: f"{number:064d}")
         patch.setattr(RunKey, "secret", lambda: RunKey("secret", bytes(range(number, number + 32))))
         patch.setattr(RunKey, "name", "the same")  # it tells keys apart, and these must be two
-        patch.setattr(lineage, "_known", {})  # so that the two runs are not taken for one
-        patch.setattr(budget, "_claim", lambda key: None)  # and the same ones in several runs
+        patch.setattr(lineage, "_lineages", {})  # so that the two runs are not taken for one
+        patch.setattr(RunKey, "claim", lambda key: None)  # and the same ones in several runs
         patch.setattr(Budget, "release", release)
         patch.setattr(Budget, "release_vectors", release_vectors)
         patch.setattr(Budget, "release_", release_)

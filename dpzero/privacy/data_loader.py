@@ -1,0 +1,115 @@
+"""A torch DataLoader whose batches are those of a privacy budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+
+from .accounting import Setting
+from .batch_queue import BatchQueue, Indices
+from .sampling import Users
+
+DRAWING = ("batch_size", "shuffle", "sampler", "batch_sampler", "drop_last")  # arguments that draw batches
+
+
+class BatchSource(Protocol):
+    """What a loader needs of a `Budget`."""
+
+    setting: Setting
+    queue: BatchQueue
+
+    def batches(self) -> Iterator[Indices]: ...
+    def remaining_batches(self) -> range: ...
+
+
+class BudgetLoader(DataLoader[Any]):
+    """A loop over it hands out the batches that are left. See `Budget.loader`.
+
+    Workers may read ahead; a batch counts as handed out when the loop receives it. An empty batch is what
+    `collate_fn` makes of the first example, cut to length 0.
+    """
+
+    def __init__(
+        self, budget: BatchSource, dataset: Dataset[Any], users: Sequence[Any] | None, **options: Any
+    ) -> None:
+        unit = budget.queue.unit
+        if given := [name for name in DRAWING if name in options]:
+            raise ValueError(
+                f"{given[0]} would draw other batches than those that are accounted: leave it out, the budget draws them"
+            )
+        if (users is None) == (unit == "user"):
+            raise ValueError(f"the unit is the {unit}: give `users` if it is the user, and only then")
+        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+            raise ValueError(
+                "the data set has no indices to draw from: give one with len() and integer indices"
+            )
+        if users is not None and len(users) != len(dataset):
+            raise ValueError(f"{len(users)} users for {len(dataset)} examples: give the user of each example")
+        self._users = None if users is None else Users(users)
+        size = len(dataset) if self._users is None else len(self._users)
+        if size != budget.setting.dataset_size:
+            raise ValueError(
+                f"the data set has {size} {unit}s and the budget was made for {budget.setting.dataset_size}: make it with "
+                f"dataset_size={size}"
+            )
+        self._budget = budget
+        collate = CollateAny(options.pop("collate_fn", None) or default_collate, dataset)
+        super().__init__(dataset, batch_sampler=_ReadAhead(self), collate_fn=collate, **options)
+
+    def __len__(self) -> int:
+        """Number of batches that are left."""
+        return len(self._budget.remaining_batches())
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        for batch, drawn in zip(super().__iter__(), self._budget.batches(), strict=False):
+            rows = self.examples(drawn)
+            self._budget.queue.latest.collate_subset = partial(self._collate_subset, rows)
+            yield batch if self._users is None else (batch, self._users.examples(drawn)[1])
+
+    def examples(self, drawn: Indices) -> Indices:
+        """Indices of the drawn units -> indices of their examples."""
+        return drawn if self._users is None else self._users.examples(drawn)[0]
+
+    def _collate_subset(self, rows: Indices, positions: Sequence[int]) -> object:
+        return self.collate_fn([self.dataset[int(rows[position])] for position in positions])
+
+
+class _ReadAhead:
+    """The batch sampler: the batches that the next loop will hand out, as lists of example indices."""
+
+    def __init__(self, loader: BudgetLoader) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[list[int]]:
+        budget = self._loader._budget
+        for number in budget.remaining_batches():
+            yield self._loader.examples(budget.queue.sampler.batch(number)).tolist()
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+
+class CollateAny:
+    """A `collate_fn` that accepts empty batches. A class, because spawned workers pickle it."""
+
+    def __init__(self, collate_fn: Callable[[list[Any]], Any], dataset: Dataset[Any]) -> None:
+        self.collate_fn, self.dataset = collate_fn, dataset
+
+    def __call__(self, examples: list[Any]) -> object:
+        if examples:
+            return self.collate_fn(examples)
+        first = self.dataset[0]
+        return _empty_batch(self.collate_fn([first]), self.collate_fn([first, first]))
+
+
+def _empty_batch(one: Any, two: Any) -> Any:
+    """The fields of an empty batch, from batches of one and of two: what grows from one to the other are examples."""
+    if isinstance(one, Mapping):
+        return type(one)({key: _empty_batch(field, two[key]) for key, field in one.items()})  # type: ignore[call-arg]
+    if isinstance(one, (list, tuple)) and len(one) == len(two):
+        fields = [_empty_batch(*pair) for pair in zip(one, two, strict=True)]
+        return type(one)(*fields) if hasattr(one, "_fields") else type(one)(fields)
+    return one[:0] if hasattr(one, "__getitem__") else one

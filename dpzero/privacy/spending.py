@@ -1,0 +1,139 @@
+"""What the releases in a ledger cost: epsilon, and the privacy statement of a record."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from . import permute_and_flip
+from .accounting import Setting
+from .ledger import Ledger
+from .mechanisms import delta_excess
+from .randomness import RunKey
+
+BATCH_DEPENDENT = (
+    "the last bits of an example's loss depend on the rest of its batch: removing one example moves the others by up to {:g} of the clip, "
+    "so no release is called valid. Give the method one_at_a_time=True, or a loss whose bits are each example's own, as in "
+    "dpzero.language"
+)
+UNMEASURABLE = (
+    "this batch may be padded as a whole, so it cannot be told whether the last bits of an example's loss depend on the rest of the batch, "
+    "and no release is called valid: give step indices, a list of examples, or what budget.loader hands out"
+)
+
+
+class Spending:
+    """The releases under one setting and their privacy loss: the half of `Budget` that only reads the ledger."""
+
+    def __init__(self, setting: Setting, key: RunKey, ledger: Ledger, epsilon_target: float | None) -> None:
+        self.setting, self.key, self.ledger, self.epsilon_target = setting, key, ledger, epsilon_target
+        self.unit, self.noise_scale = ledger.event.unit, ledger.event.noise_scale
+        self._clip: float | None = None  # of the last release
+        self._influences: list[float | None] = []  # of every method that used this budget
+
+    @property
+    def noise_arithmetic(self) -> str:
+        return self.ledger.event.noise_arithmetic
+
+    @property
+    def overspent(self) -> bool:
+        """Whether more was released than the noise was calibrated for."""
+        return self._counted_steps() > self.setting.counted_steps(range(self.setting.steps))
+
+    @property
+    def epsilon_of_choice(self) -> float:
+        """Epsilon of the private selections in the ledger. Each was made under its own key, so they add up."""
+        return math.fsum(choice.epsilon for choice in self.ledger.choices)
+
+    def record_influence(self, others_move_over_clip: float | None) -> None:
+        """Record how much the other clipped values move when one example leaves the batch.
+
+        A method measures this before its first release. Callers of `release` without a method must report it too;
+        otherwise no release is called valid.
+
+        Args:
+            others_move_over_clip: in units of the clip; None if it cannot be measured.
+        """
+        if self.key.valid_release and self.noise_arithmetic == "exact" and others_move_over_clip != 0:
+            known = others_move_over_clip is not None
+            warnings.warn(
+                BATCH_DEPENDENT.format(others_move_over_clip) if known else UNMEASURABLE, stacklevel=2
+            )
+        self._influences.append(others_move_over_clip)
+
+    @property
+    def others_move_over_clip(self) -> float | None:
+        """The largest recorded influence; None if nothing was measured or one could not be."""
+        return None if None in self._influences else max(self._influences, default=None)  # type: ignore[type-var]
+
+    @property
+    def valid_release(self) -> bool:
+        """Whether the releases are private by proof.
+
+        The noise must be secret, its low-order bits must reveal nothing, and an example must move no value but its own.
+        """
+        exact = self.noise_arithmetic == "exact"
+        return self.key.valid_release and exact and self.others_move_over_clip == 0
+
+    def epsilon_spent(self) -> float:
+        """Epsilon at the setting's delta, from the ledger: the larger of training and private selection."""
+        trained = self._training_cost(Setting.epsilon)
+        return math.inf if trained is None else max(trained, self.epsilon_of_choice)
+
+    def statement(self, clip: float | None = None, epsilon_target: float | None = None) -> dict[str, Any]:
+        """Return the privacy part of a record, computed from the ledger.
+
+        Args:
+            clip: the clipping threshold; that of the last release if not given.
+            epsilon_target: the epsilon that the noise was calibrated for; the budget's own if not given.
+        """
+        setting, chosen = self.setting, self.epsilon_of_choice
+        renyi, mu = self._training_cost(Setting.epsilon_rdp), self._training_cost(Setting.gdp_mu)
+        return {
+            "unit": self.unit,
+            "adjacency": setting.adjacency,
+            "sampling": self.ledger.event.sampling,
+            "mechanism": setting.mechanism,
+            "dataset_size": setting.dataset_size,
+            "batch_size": setting.batch_size,
+            "steps": len(self.ledger),
+            **({"overspent": f"{len(self.ledger)} steps of {setting.steps}"} if self.overspent else {}),
+            "directions": setting.directions,
+            "clip": self._clip if clip is None else clip,
+            "noise_scale": self.noise_scale,
+            "delta": setting.delta,
+            "epsilon_target": self.epsilon_target if epsilon_target is None else epsilon_target,
+            "epsilon_spent": self.epsilon_spent(),
+            "epsilon_spent_rdp": None if renyi is None else max(renyi, chosen),
+            "gdp_mu": None if mu is None else max(mu, permute_and_flip.gdp_mu(chosen)),
+            **({"choice": {"mechanism": permute_and_flip.MECHANISM, "epsilon": chosen}} if chosen else {}),
+            "accountant": setting.accountant,
+            "noise_arithmetic": self.noise_arithmetic,
+            "noise_key": self.key.noise_key,
+            "others_move_over_clip": self.others_move_over_clip,
+            "valid_release": self.valid_release,
+        }
+
+    def _counted_steps(self) -> int:
+        """Steps that the releases count as. Each key allocates anew, so a period that two keys share counts twice."""
+        return sum(map(self.setting.counted_steps, self.ledger.by_key().values()))
+
+    def _training_cost(self, measure: Callable[[Setting, float], float | None]) -> float | None:
+        """`measure(setting, noise_scale)` of the steps that ran, at the delta that exact noise leaves."""
+        if len(self.ledger) == 0:
+            return 0.0
+        ran = replace(self.setting, steps=self._counted_steps())
+        left = ran.delta - grid_delta(ran, self.noise_scale, self.noise_arithmetic)
+        cost = measure(replace(ran, delta=left), self.noise_scale) if left >= 0 else math.inf
+        return None if cost is None or math.isnan(cost) else cost
+
+
+def grid_delta(setting: Setting, noise_scale: float, noise_arithmetic: str) -> float:
+    """Delta that the grid of exact noise adds at most, at epsilons up to one above the setting's own."""
+    if noise_arithmetic == "float" or setting.delta == 0 or noise_scale == 0:
+        return 0.0
+    scalars = setting.steps * setting.directions
+    return delta_excess(noise_scale, scalars, setting.epsilon(noise_scale) + 1)

@@ -1,0 +1,83 @@
+"""Checks of numbers and of settings: only settings with a proven accounting are offered."""
+
+from __future__ import annotations
+
+import operator
+from numbers import Real
+
+MIN_DELTA = 1e-30  # tested down to here against an independent accountant
+MAX_STEPS = 10**10  # beyond, rounding is no longer small
+PROVEN = (  # (sampling, adjacency) for both mechanisms
+    ("poisson", "add_remove"),
+    ("random_allocation", "add_remove"),
+    ("without_replacement", "replace_one"),
+    ("full_batch", "add_remove"),
+    ("full_batch", "replace_one"),
+)
+OFFERED = (
+    "gaussian or laplace with poisson sampling and add_remove, with random_allocation and add_remove, with without_replacement "
+    "and replace_one, and with full_batch and either adjacency; gaussian with poisson sampling and replace_one; delta 0 with "
+    "laplace; several directions with gaussian"
+)
+
+
+def integer(name: str, value: object, least: int = 1) -> int:
+    """Convert any integer type; True and 3.0 are refused."""
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None:
+        raise ValueError(f"{name} is {value!r}: it must be an integer")
+    if number < least:
+        raise ValueError(f"{name} is {number}: it must be at least {least}")
+    return number
+
+
+def real(name: str, value: object) -> float:
+    """Convert any real type; True is refused."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{name} is {value!r}: it must be a number")
+    return float(value)
+
+
+def check_setting(
+    *,
+    mechanism: str,
+    sampling: str,
+    adjacency: str,
+    dataset_size: int,
+    batch_size: int,
+    steps: int,
+    delta: float,
+    directions: int,
+) -> None:
+    """Raise ValueError unless the setting is consistent and its accounting is proven."""
+    if steps > MAX_STEPS:
+        raise ValueError(f"steps is {steps}: at most {MAX_STEPS} are accounted for")
+    if batch_size > dataset_size:
+        raise ValueError(f"batch_size {batch_size} is larger than dataset_size {dataset_size}")
+    if not 0 <= delta < 1:
+        raise ValueError(f"delta is {delta}: it must be at least 0 and below 1")
+    if 0 < delta < MIN_DELTA:
+        raise ValueError(
+            f"delta is {delta:g}: it must be 0 (with laplace) or at least {MIN_DELTA:g}, the least that is accounted for"
+        )
+    if sampling == "full_batch" and batch_size != dataset_size:
+        raise ValueError(f"full_batch needs batch_size {dataset_size}, not {batch_size}")
+    pair = (sampling, adjacency)
+    if mechanism == "gaussian":
+        proven = delta > 0 and (pair in PROVEN or pair == ("poisson", "replace_one"))
+    else:
+        proven = mechanism == "laplace" and directions == 1 and pair in PROVEN
+    if not proven:
+        several = f" and {directions} directions" if directions > 1 else ""
+        shuffling = (
+            ". To shuffle, use random_allocation: each example is in exactly one batch of each pass, which is accounted for"
+            if "shuffle" in str(sampling)
+            else ""
+        )
+        raise ValueError(
+            f"no proven accounting for {mechanism} with {sampling} sampling, {adjacency}, delta {delta:g}{several}: "
+            f"offered are {OFFERED}{shuffling}"
+        )
