@@ -17,6 +17,7 @@ import torch
 
 from dpzero import __main__ as command_line
 from dpzero import __version__
+from dpzero.cli.options import build_parser
 from dpzero.plan import sweep
 from dpzero.zeroth_order import TwoPoint
 
@@ -191,7 +192,8 @@ def test_it_has_a_version(here):
 
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
-    (verbs,) = (a for a in command_line._parser()._actions if isinstance(a, argparse._SubParsersAction))
+    parser = build_parser(command_line.VERBS, "", "")
+    (verbs,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     return verbs.choices
 
 
@@ -231,7 +233,7 @@ def test_a_cache_that_cannot_be_written_is_named(here, monkeypatch):
 
 
 SETPRIV = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]  # root, whom permissions bind
-READ_ONLY = "from dpzero.cli.runs import use_cache; use_cache(); import dpzero.zeroth_order.kernels_numba"
+READ_ONLY = "from dpzero.cli.process import use_cache; use_cache(); import dpzero.zeroth_order.kernels_numba"
 
 
 @pytest.mark.skipif(shutil.which("setpriv") is None or os.getuid() != 0, reason="needs setpriv and root")

@@ -1,1 +1,1 @@
-"""The verbs of `python -m dpzero`, and what the Snakefile asks of Python."""
+"""The verbs of `python -m dpzero`, and the Python part of the Snakefile."""

@@ -1,4 +1,7 @@
-"""The options of the command line: each has help and tells its default, and a bad value is said in one line before anything is loaded."""
+"""How a verb of the command line is declared, and the types of its options.
+
+Every option has a help text and states its default. A bad value is reported in one line before anything is loaded.
+"""
 
 from __future__ import annotations
 
@@ -6,66 +9,102 @@ import argparse
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
 
 from ..errors import one_line
-from ..plan.settings import ANY, COUNT, Range, number
+from ..plan.settings import ANY, COUNT, POSITIVE_COUNT, Range, number
 
-DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?(,cuda:\d{1,3})*", re.ASCII)
+DEVICES = re.compile(r"cpu|cuda(:\d{1,3})?(,cuda:\d{1,3})*", re.ASCII)
+Options = dict[str, dict[str, Any]]
+"""Flag, or name of a positional argument -> keyword arguments of `ArgumentParser.add_argument`."""
+
+
+class Verb(NamedTuple):
+    """A verb of the command line.
+
+    Args:
+        name: what the user types.
+        help: one line for the list of verbs.
+        answer: parsed options -> the answer that is printed as JSON; None if another rank prints it.
+        options: the options that it takes.
+        compiles: whether it runs compiled kernels, which need a writable cache.
+    """
+
+    name: str
+    help: str
+    answer: Callable[[argparse.Namespace], dict | None]
+    options: Options = {}
+    compiles: bool = False
 
 
 class Parser(argparse.ArgumentParser):
-    def __init__(self, **arguments) -> None:
+    def __init__(self, **arguments: Any) -> None:
         super().__init__(formatter_class=_Help, allow_abbrev=False, **arguments)
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         print(one_line(f"{self.prog}: {message}"), file=sys.stderr)
         sys.exit(2)
 
 
+def build_parser(verbs: Iterable[Verb], description: str, version: str) -> Parser:
+    """The parser of the command line; the chosen verb is `options.verb`."""
+    parser = Parser(prog="dpzero", description=description)
+    parser.add_argument("--version", action="version", version=f"dpzero {version}")
+    subparsers = parser.add_subparsers(title="verbs", metavar="VERB")
+    parser.set_defaults(verb=None)
+    for verb in verbs:
+        subparser = subparsers.add_parser(verb.name, help=verb.help)
+        for flag, arguments in verb.options.items():
+            subparser.add_argument(flag, **arguments)
+        subparser.set_defaults(verb=verb)
+    return parser
+
+
 class _Help(argparse.HelpFormatter):
-    """Defaults stand behind the words, unless these say what happens without the option."""
+    """Appends the default to the help, unless the help says what happens without the option."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        words = action.help or ""
+        text = action.help or ""
         silent = any(action.default is value for value in (None, False, argparse.SUPPRESS))
-        return (
-            words
-            if silent or action.default == "" or "(default" in words
-            else f"{words} (default: %(default)s)".lstrip()
-        )
+        if silent or action.default == "" or "(default" in text:
+            return text
+        return f"{text} (default: %(default)s)".lstrip()
+
+
+# -- types of options --------------------------------------------------------------------------------------------------
 
 
 def device(text: str) -> str | None:
-    if text and not DEVICE.fullmatch(text):
+    if text and not DEVICES.fullmatch(text):
         raise argparse.ArgumentTypeError(f"unknown device {text!r}: give cpu, cuda, cuda:1, or cuda:0,cuda:1")
     return text or None
 
 
-def whole(allowed: Range = COUNT) -> Callable[[str], int]:
-    return _option(int, allowed, "a whole number")
+def integer(allowed: Range = COUNT) -> Callable[[str], int | float]:
+    return _number(int, allowed, "a whole number")
 
 
-def real(allowed: Range = ANY) -> Callable[[str], float]:
-    return _option(float, allowed, "a number")
+def real(allowed: Range = ANY) -> Callable[[str], int | float]:
+    return _number(float, allowed, "a number")
 
 
-def _option(kind: type, allowed: Range, words: str) -> Callable[[str], int | float]:
+def _number(kind: type, allowed: Range, name: str) -> Callable[[str], int | float]:
     def convert(text: str) -> int | float:
         try:
             return number(text, kind, allowed)
         except ValueError:
             limits = "" if allowed == ANY else f", {allowed}"
-            raise argparse.ArgumentTypeError(f"{text!r} is not {words}{limits}") from None
+            raise argparse.ArgumentTypeError(f"{text!r} is not {name}{limits}") from None
 
     return convert
 
 
 def folder_to_read(text: str) -> Path:
     path = Path(text).expanduser()
-    with _refusals(text):
+    with _path_errors(text):
         if path.is_dir():
             return path
     raise argparse.ArgumentTypeError(f"{text} is no folder: give an existing one")
@@ -73,34 +112,59 @@ def folder_to_read(text: str) -> Path:
 
 def file_to_write(text: str) -> Path:
     path = Path(text).expanduser()
-    with _refusals(text):
+    with _path_errors(text):
         if not path.is_dir():
-            _try_to_write(path)
+            _check_writable(path)
             return path
     raise argparse.ArgumentTypeError(f"{text} is a folder: give the name of a file")
 
 
 def folder_to_write(text: str) -> Path:
     path = Path(text).expanduser()
-    with _refusals(text):
+    with _path_errors(text):
         if path.is_dir() or not path.exists():
-            _try_to_write(path / "any")
+            _check_writable(path / "any")
             return path
     raise argparse.ArgumentTypeError(f"{text} is a file: give the name of a folder")
 
 
-def _try_to_write(file: Path) -> None:
-    """Where its folder will be; permissions alone do not tell (a read-only disk)."""
+def _check_writable(file: Path) -> None:
+    """Write a temporary file: permissions alone do not show a read-only disk."""
     nearest = next(folder for folder in file.absolute().parents if folder.exists())
     with tempfile.TemporaryFile(dir=nearest):
         pass
 
 
 @contextmanager
-def _refusals(text: str) -> Iterator[None]:
-    """What the system says of a path, in one line."""
+def _path_errors(text: str) -> Iterator[None]:
+    """Report what the operating system says of a path in one line."""
     try:
         yield
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise argparse.ArgumentTypeError(f"cannot use {text} ({reason}): give another place") from None
+
+
+# -- options that several verbs take -----------------------------------------------------------------------------------
+
+
+def option(text: str, default: object = None, **arguments: Any) -> dict[str, Any]:
+    """The arguments of an option with this help text."""
+    return {"help": text} | ({} if default is None else {"default": default}) | arguments
+
+
+def positive(text: str, default: int) -> dict[str, Any]:
+    """An option that takes a positive integer."""
+    return option(text, default, type=integer(POSITIVE_COUNT))
+
+
+SWEEP: Options = {"--sweep": option("name of the sweep", "quick")}
+THREADS: Options = {"--threads": option("CPU threads; 0: all cores", 0, type=integer(Range(0, 4096)))}
+COMPUTE: Options = {
+    "--compute": option("type of matrix products", "float32", choices=("float32", "bfloat16"))
+}
+DEVICE: Options = {"--device": option("cpu, cuda or cuda:1 (default: a GPU if there is one)", type=device)}
+LOCAL_FILES: Options = {
+    "--data-dir": option("folder of JSON lines, in place of the hub's data sets", type=folder_to_read),
+    "--model-dir": option("folder of models, in place of the hub's", type=folder_to_read),
+}

@@ -1,4 +1,4 @@
-"""The verbs of the command line that ask of privacy: calibrate, epsilon, audit. torch is imported when one needs it."""
+"""The verbs about privacy: calibrate, epsilon, audit. Each imports torch only if it needs it."""
 
 from __future__ import annotations
 
@@ -7,117 +7,54 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
+from typing import TYPE_CHECKING
 
 from ..errors import UsageError
-from ..plan.settings import FACTOR, POSITIVE, POSITIVE_COUNT, RUN_SETTINGS
+from ..plan.settings import FACTOR, POSITIVE, RUN_SETTINGS
 from ..run.invariance import ARCHITECTURES, of_architectures
-from .options import real, whole
+from .options import Options, Verb, option, positive, real
 
-# A short run with large batches: its trade-off curve is near a Gaussian one, and the lower bound through mu near the claim.
-AUDITED = {"dataset_size": 10, "batch_size": 9, "steps": 8, "delta": 1e-5}
-
-
-def add(verbs) -> None:
-    """To the subparsers of the command line."""
-    calibrate = verbs.add_parser("calibrate", help="noise for an epsilon")
-    calibrate.add_argument("--epsilon", type=float, required=True, help="that all steps together may spend")
-    calibrate.set_defaults(verb=_calibrate)
-    epsilon = verbs.add_parser("epsilon", help="epsilon of a noise")
-    epsilon.add_argument(
-        "--noise-scale",
-        type=float,
-        required=True,
-        help="Gaussian standard deviation or Laplace scale of the noisy sum, over the clip bound",
-    )
-    epsilon.add_argument("--more", action="store_true", help="the Renyi bound and mu, too")
-    epsilon.set_defaults(verb=_epsilon)
-    audit = verbs.add_parser("audit", help="transcripts of the real step code against its claim")
-    audit.add_argument("--method", default="dpzero", help="dpzero or dp_zo")
-    audit.add_argument("--epsilon", type=float, default=4.0, help="the claim")
-    audit.add_argument(
-        "--transcripts", type=whole(POSITIVE_COUNT), default=20_000, help="of each of the two worlds"
-    )
-    audit.add_argument(
-        "--noise-factor", type=real(FACTOR), default=1.0, help="run with this times the noise: a planted bug"
-    )
-    audit.add_argument(
-        "--models",
-        nargs="*",
-        default=ARCHITECTURES,
-        help="published shapes whose losses are asked whether other examples move them; none: not asked",
-    )
-    audit.set_defaults(verb=_audit)
-    for question in (calibrate, epsilon, audit):
-        _setting_arguments(question, AUDITED if question is audit else {})
-        if question is not audit:
-            question.add_argument(
-                "--tries",
-                type=real(POSITIVE),
-                help="mean of a random number of runs, of which the best counts (default: one run)",
-            )
-            question.add_argument(
-                "--tries-law",
-                default="geometric",
-                help="law of that number: geometric, logarithmic, poisson, ...",
-            )
+if TYPE_CHECKING:
+    from ..privacy.accounting import Setting
+    from ..privacy.hyperparameter_selection import Tries
 
 
-SIZES = {
-    "delta": (float, "of (epsilon, delta); 0 with laplace is pure epsilon"),
-    "dataset_size": (int, "training examples"),
-    "batch_size": (int, "expected examples of a batch"),
-    "steps": (int, "releases"),
-}
-
-
-def _setting_arguments(parser: argparse.ArgumentParser, defaults: dict) -> None:
-    for name in ("mechanism", "sampling", "adjacency"):
-        entry = RUN_SETTINGS[name]
-        parser.add_argument(f"--{name}", choices=entry.allowed, default=entry.default, help=entry.help)
-    for name, (kind, words) in SIZES.items():
-        option = "--" + name.replace("_", "-")
-        parser.add_argument(option, type=kind, default=defaults.get(name), required=not defaults, help=words)
-    parser.add_argument("--directions", type=int, default=1, help="random directions of one batch")
-
-
-def _calibrate(options: argparse.Namespace) -> dict:
-    with _refusals():
+def calibrate(options: argparse.Namespace) -> dict:
+    with _usage_errors():
         setting = _setting(options)
-        if options.tries is not None:
-            return {"noise_scale": _tries(options).noise_scale(setting, options.epsilon)}
-        return {"noise_scale": setting.noise_scale(options.epsilon)}
+        tries = _tries(options)
+        scale = tries.noise_scale(setting, options.epsilon) if tries else setting.noise_scale(options.epsilon)
+    return {"noise_scale": scale}
 
 
-def _epsilon(options: argparse.Namespace) -> dict:
-    with _refusals():
+def epsilon(options: argparse.Namespace) -> dict:
+    with _usage_errors():
         setting, scale = _setting(options), options.noise_scale
-        if options.tries is not None:
-            return {"epsilon": _tries(options).epsilon(setting, scale)}
-        asked = {"epsilon": setting.epsilon}
+        if tries := _tries(options):
+            return {"epsilon": tries.epsilon(setting, scale)}
+        answer = {"epsilon": setting.epsilon(scale)}
         if options.more:
-            asked |= {"epsilon_rdp": setting.epsilon_rdp, "gdp_mu": setting.gdp_mu}
-        found = {name: ask(scale) for name, ask in asked.items()}
-    for name, value in found.items():
+            answer |= {"epsilon_rdp": setting.epsilon_rdp(scale), "gdp_mu": setting.gdp_mu(scale)}
+    for name, value in answer.items():
         if value is not None and math.isinf(value):
             print(
                 f"dpzero: {name} is infinite, which is null in JSON: this noise bounds nothing",
                 file=sys.stderr,
             )
-    return found
+    return answer
 
 
-def _audit(options: argparse.Namespace) -> dict:
+def audit(options: argparse.Namespace) -> dict:
     from ..studies.audit import audit
 
-    with _refusals():
+    with _usage_errors():
         counts = {"transcripts": options.transcripts, "noise_factor": options.noise_factor}
-        judged = audit(options.method, _setting(options), options.epsilon, **counts)
-    return judged | {"others_move": of_architectures(options.models)}
+        verdict = audit(options.method, _setting(options), options.epsilon, **counts)
+    return verdict | {"others_move": of_architectures(options.models)}
 
 
-def _setting(options: argparse.Namespace):
-    from dataclasses import fields
-
+def _setting(options: argparse.Namespace) -> Setting:
     from ..privacy.accounting import Setting
 
     setting = Setting(**{field.name: getattr(options, field.name) for field in fields(Setting)})
@@ -126,16 +63,90 @@ def _setting(options: argparse.Namespace):
     return setting
 
 
-def _tries(options: argparse.Namespace):
+def _tries(options: argparse.Namespace) -> Tries | None:
     from ..privacy.hyperparameter_selection import Tries
 
-    return Tries(options.tries_law, options.tries)
+    return None if options.tries is None else Tries(options.tries_law, options.tries)
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
-    """What the privacy core refuses is a bad argument here."""
+def _usage_errors() -> Iterator[None]:
+    """Report what the privacy core refuses as a bad argument."""
     try:
         yield
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+# A short run with large batches: its trade-off curve is nearly Gaussian, so the lower bound through mu is near the claim.
+AUDITED = {"dataset_size": 10, "batch_size": 9, "steps": 8, "delta": 1e-5}
+SIZES = {
+    "delta": (float, "delta of (epsilon, delta); 0 with laplace is pure epsilon"),
+    "dataset_size": (int, "training examples"),
+    "batch_size": (int, "expected examples of a batch"),
+    "steps": (int, "number of releases"),
+}
+
+
+def _setting_options(defaults: dict | None = None) -> Options:
+    """The fields of `Setting`; its sizes are required unless they have defaults."""
+    options: Options = {}
+    for name in ("mechanism", "sampling", "adjacency"):
+        entry = RUN_SETTINGS[name]
+        options[f"--{name}"] = option(entry.help, entry.default, choices=entry.allowed)
+    for name, (kind, text) in SIZES.items():
+        given = {"default": defaults[name]} if defaults else {"required": True}
+        options["--" + name.replace("_", "-")] = option(text, type=kind, **given)
+    return options | {"--directions": option("random directions of one batch", 1, type=int)}
+
+
+TRIES: Options = {
+    "--tries": option(
+        "mean of a random number of runs, of which the best counts (default: one run)", type=real(POSITIVE)
+    ),
+    "--tries-law": option("law of that number: geometric, logarithmic, poisson, ...", "geometric"),
+}
+NOISE = "Gaussian standard deviation or Laplace scale of the noisy sum, over the clip bound"
+VERBS = (
+    Verb(
+        "calibrate",
+        "compute the noise for an epsilon",
+        calibrate,
+        {
+            "--epsilon": option("budget of all steps together", type=float, required=True),
+            **_setting_options(),
+            **TRIES,
+        },
+    ),
+    Verb(
+        "epsilon",
+        "compute the epsilon of a noise",
+        epsilon,
+        {
+            "--noise-scale": option(NOISE, type=float, required=True),
+            "--more": option("also print the Renyi bound and mu", action="store_true"),
+            **_setting_options(),
+            **TRIES,
+        },
+    ),
+    Verb(
+        "audit",
+        "test the claim of a private method on transcripts of its own step code",
+        audit,
+        {
+            "--method": option("dpzero or dp_zo", "dpzero"),
+            "--epsilon": option("the claim", 4.0, type=float),
+            "--transcripts": positive("transcripts of each of the two neighbouring data sets", 20_000),
+            "--noise-factor": option(
+                "multiply the noise by it: below 1 is a planted bug", 1.0, type=real(FACTOR)
+            ),
+            "--models": option(
+                "architectures whose losses are tested for batch invariance; none: no test",
+                ARCHITECTURES,
+                nargs="*",
+            ),
+            **_setting_options(AUDITED),
+        },
+        compiles=True,
+    ),
+)

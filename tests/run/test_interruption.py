@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from dpzero import __main__ as command_line
-from dpzero.cli import runs
 from dpzero.errors import UsageError
 from dpzero.plan import sweep
 from dpzero.privacy import Budget
@@ -223,10 +222,10 @@ def test_without_room_it_stops_and_goes_on_when_there_is(cell, tmp_path, octets)
 
 
 def test_the_command_says_so_in_a_line(monkeypatch, capsys):
-    def full(options):
+    def full(name):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(runs, "_cells", full)
+    monkeypatch.setattr(sweep, "load", full)
     assert command_line.main(["cells"]) == 1
     assert capsys.readouterr().err == (
         "dpzero: No space left on device: make room and run it again; a run goes on where it was\n"

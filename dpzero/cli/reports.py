@@ -1,0 +1,69 @@
+"""The verbs that read records: tables, figures, report."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..errors import UsageError
+from .options import SWEEP, Options, Verb, folder_to_write, option
+from .process import read_text
+
+
+def tables(options: argparse.Namespace) -> dict:
+    from ..plan import sweep
+    from ..report.writing import write_tables
+
+    records, runs = _find_records(options)
+    tuning, kind = sweep.chosen(options.sweep), sweep.kind(options.sweep)
+    print(write_tables(kind, records, options.out, options.sweep, runs, tuning))
+    return {"tables": str(options.out), "records": len(records), "runs": len(runs)}
+
+
+def figures(options: argparse.Namespace) -> dict:
+    from ..plan import sweep
+    from ..report.writing import write_figures
+
+    records, runs = _find_records(options)
+    files = write_figures(sweep.kind(options.sweep), records, options.out, options.sweep, runs)
+    return {"figures": [str(file) for file in files], "records": len(records), "runs": len(runs)}
+
+
+def report(options: argparse.Namespace) -> dict:
+    from ..plan import experiment_types, sweep
+    from ..report.statement import statement
+
+    if sweep.kind(options.sweep) != experiment_types.LANGUAGE:
+        raise UsageError(
+            f"sweep {options.sweep} trains nothing, so it has no privacy statement: see its tables"
+        )
+    records, runs = _find_records(options)
+    print(statement(records, options.sweep, runs))
+    return {"sweep": options.sweep, "records": len(records), "runs": len(runs)}
+
+
+def _find_records(options: argparse.Namespace) -> tuple[list[Path], list[str]]:
+    """The existing record files of the planned runs, and these runs; other files in the folder are ignored."""
+    from ..plan import sweep
+
+    runs = read_text(options.cells).split() if options.cells else list(sweep.load(options.sweep))
+    folder = options.records or Path("results") / options.sweep / "runs"
+    records = [path for run in runs if (path := folder / f"{run}.json").exists()]
+    if not records:
+        raise UsageError(
+            f"none of the {len(runs)} runs of sweep {options.sweep} has a record in {folder}: run it first"
+        )
+    return records, runs
+
+
+RECORDS: Options = {
+    **SWEEP,
+    "--cells": option("file of run ids, one a line (default: all of the sweep)", type=Path),
+    "--records": option("folder of the records (default: results/SWEEP/runs)", type=Path),
+}
+OUT: Options = {"--out": option("folder for the files", type=folder_to_write, required=True)}
+VERBS = (
+    Verb("tables", "write the tables of the records that exist", tables, RECORDS | OUT),
+    Verb("figures", "draw the figures of the records that exist", figures, RECORDS | OUT),
+    Verb("report", "print the privacy statement of a sweep", report, RECORDS),
+)

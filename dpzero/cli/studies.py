@@ -1,0 +1,138 @@
+"""The verbs of the studies beside the sweeps: membership, benchmark, invariance."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from ..errors import UsageError
+from ..plan.settings import FACTOR
+from ..run.invariance import CLIP, SMOOTHING
+from .options import COMPUTE, DEVICE, THREADS, Options, Verb, folder_to_write, option, positive, real
+from .process import log, use_threads
+
+TUNES = ("full", "bias", "lora", "prefix", "head")
+
+
+def membership(options: argparse.Namespace) -> dict:
+    from ..report.membership import write_membership
+    from ..studies.membership import membership
+
+    found = membership(options.task, options.model, runs=options.runs, steps=options.steps, log=log)
+    result = options.out / "membership.json"
+    _write_json(result, found)
+    return _files(result, write_membership(result, options.out, options.figures))
+
+
+def benchmark(options: argparse.Namespace) -> dict:
+    use_threads(options.threads)
+    import torch
+
+    from ..report.benchmark import write_benchmark
+    from ..run import gpu_lock
+    from ..studies.benchmark import ROWS, Benchmark
+
+    gpu_lock.check(options.device or "cpu")
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    settings = {"token_budget": options.token_budget, "compute": options.compute, "rounds": options.rounds}
+    name = f"{options.model}-{options.batch_size}x{options.length}-{options.compute}-{device.split(':')[0]}"
+    result = options.out / f"{name}.json"
+    study = Benchmark(options.model, options.batch_size, options.length, **settings, device=device, log=log)
+    study.run(options.rows or list(ROWS), lambda found: _write_json(result, found))
+    return _files(result, write_benchmark(result, options.out, options.figures))
+
+
+def _write_json(path: Path, content: dict) -> None:
+    from ..files import write_whole
+
+    write_whole(path, json.dumps(content, indent=1) + "\n")
+
+
+def _files(result: Path, files: list[Path]) -> dict:
+    return {"result": str(result), "files": [str(file) for file in files]}
+
+
+def invariance(options: argparse.Namespace) -> dict:
+    """Measure batch invariance on the first training rows of a task."""
+    import numpy as np
+
+    from ..language.data import tasks
+    from ..language.models import models, objective
+    from ..zeroth_order.invariance import others_move
+
+    rows = objective.encode(options.task, options.model, options.max_length)["train"]
+    if not 2 <= options.batch_size <= len(rows):
+        raise UsageError(
+            f"--batch-size is {options.batch_size}: give 2 to {len(rows)}, the training rows of {options.task}"
+        )
+    model = models.load(options.model, tasks.load(options.task), options.tune)
+    loss = objective.loss(options.task, options.model, options.token_budget, options.compute)
+    leaving = np.linspace(0, options.batch_size - 1, min(options.leaving, options.batch_size)).astype(int)
+    batch = rows[np.arange(options.batch_size)]
+    settings = {"clip": options.clip, "smoothing": options.smoothing}
+    moved = others_move(loss, model, batch, **settings, leaving=leaving.tolist())
+    names = ("task", "model", "compute", "batch_size", "clip", "smoothing")
+    return moved | {name: getattr(options, name) for name in names}
+
+
+def _folders(name: str) -> Options:
+    tables, figures = f"results/{name}/tables", f"figures/{name}"
+    return {
+        "--out": option("folder of the tables", tables, type=folder_to_write),
+        "--figures": option("folder of the figures", figures, type=folder_to_write),
+    }
+
+
+VERBS = (
+    Verb(
+        "membership",
+        "compare membership inference attacks with the ceiling of each privacy claim",
+        membership,
+        {
+            "--task": option("task whose texts are members or not", "r8"),
+            "--model": option("model whose head is trained", "minilm"),
+            "--runs": positive("runs of each method", 48),
+            "--steps": positive("steps of each run", 1000),
+            **_folders("membership"),
+        },
+        compiles=True,
+    ),
+    Verb(
+        "benchmark",
+        "measure step time and memory of each method, relative to two forward passes",
+        benchmark,
+        {
+            "--model": option("an architecture; its weights are random", "roberta-base"),
+            "--batch-size": positive("texts of a step", 16),
+            "--length": option("tokens of each text, or short: those of sentences", "short"),
+            "--token-budget": positive("padded tokens of a micro-batch", 256),
+            "--rows": option("methods to measure (default: all)", nargs="+"),
+            "--rounds": positive("rounds; the median is reported", 7),
+            **COMPUTE,
+            **THREADS,
+            **DEVICE,
+            **_folders("benchmark"),
+        },
+        compiles=True,
+    ),
+    Verb(
+        "invariance",
+        "measure how one example that leaves a batch changes the losses of the others",
+        invariance,
+        {
+            "--task": option("task whose first training rows are the batch", "r8"),
+            "--model": option("a name of models.yaml", "minilm"),
+            "--tune": option("parameters that are perturbed", "bias", choices=TUNES),
+            **COMPUTE,
+            "--batch-size": positive("examples of the batch", 16),
+            "--max-length": positive("tokens at which a text is cut", 64),
+            "--token-budget": positive("padded tokens of a micro-batch", 2048),
+            "--leaving": positive("number of examples that leave, one at a time", 4),
+            "--clip": option("bound of an example's difference", CLIP, type=real(FACTOR)),
+            "--smoothing": option(
+                "distance of the two points from the weights", SMOOTHING, type=real(FACTOR)
+            ),
+        },
+    ),
+)
