@@ -61,6 +61,7 @@ MAY_IMPORT = {
         "dpzero.memory",
         "dpzero.run",
         "dpzero.studies",
+        "dpzero.report",
     },
     "dpzero.report": set(),
 }

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import json
+from importlib import import_module
 from pathlib import Path
 
 from ..errors import UsageError
 from ..plan.settings import FACTOR
 from ..run.invariance import CLIP, SMOOTHING
-from .options import COMPUTE, DEVICE, THREADS, Options, Verb, folder_to_write, option, positive, real
+from .options import (
+    COMPUTE,
+    DEVICE,
+    LOCAL_FILES,
+    THREADS,
+    Options,
+    Verb,
+    folder_to_write,
+    option,
+    positive,
+    real,
+)
 from .process import log, use_threads
 
 TUNES = ("full", "bias", "lora", "prefix", "head")
@@ -76,6 +90,41 @@ def invariance(options: argparse.Namespace) -> dict:
     return moved | {name: getattr(options, name) for name in names}
 
 
+STUDIES: dict[str, tuple[str, str, dict]] = {
+    "batch-invariance": ("batch_invariance", "benchmark/tables/invariance.csv", {}),
+    "calibration": ("calibration", "accounting/tables/calibration.csv", {}),
+    "linear-probe": ("linear_probe", "heads/tables/rte_features.csv", {"model_name": "minilm"}),
+    "linear-probe-lm": ("linear_probe", "heads-lm/tables/rte_features.csv", {"model_name": "smollm2-135m"}),
+    "precision": ("precision", "benchmark/tables/precision.csv", {}),
+    "quadratic-residual": ("quadratic_residual", "quadratic/tables/unfinished.csv", {}),
+}
+"""Name -> module of dpzero/studies, its table under results/, arguments of its `rows`."""
+
+
+def study(options: argparse.Namespace) -> dict:
+    """Write the table of a study, row by row as they are measured."""
+    module, table, settings = STUDIES[options.name]
+    path, rows = Path("results") / table, []
+    if module == "batch_invariance":
+        settings = {"table": path}
+    for row in import_module(f"dpzero.studies.{module}").rows(**settings):
+        rows.append({key: f"{v:.4g}" if isinstance(v, float) else v for key, v in row.items()})
+        log(" ".join(map(str, rows[-1].values())))
+        _write_csv(path, rows)
+    return {"table": str(path), "rows": len(rows)}
+
+
+def _write_csv(path: Path, rows: list[dict]) -> None:
+    from ..run.record import write_whole
+
+    text = io.StringIO()
+    columns = dict.fromkeys(key for row in rows for key in row)
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue())
+
+
 def _folders(name: str) -> Options:
     tables, figures = f"results/{name}/tables", f"figures/{name}"
     return {
@@ -85,6 +134,13 @@ def _folders(name: str) -> Options:
 
 
 VERBS = (
+    Verb(
+        "study",
+        "make the table of one of the studies that belong to no sweep",
+        study,
+        {"name": option("one of them", choices=tuple(STUDIES)), **LOCAL_FILES},
+        compiles=True,
+    ),
     Verb(
         "membership",
         "compare membership inference attacks with the ceiling of each privacy claim",

@@ -1,4 +1,4 @@
-"""What the Snakefile needs of Python: what its jobs find in their environment, and what is said before they start. Imports no torch."""
+"""The Python part of the Snakefile: the plan of a sweep, the environment of its jobs, and messages. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,54 +8,128 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from ..errors import UsageError
-from ..plan import cost
+from ..errors import UsageError, let_every_print_pass
+from ..plan import cost, sweep
+from ..report import KINDS, figure_files, table_files
 from ..run import gpu_lock
 from . import options
 
-PLACES = ("data_dir", "model_dir")
+LOCAL_FILES = ("data_dir", "model_dir")
+LOCKED = (
+    "dpzero: .snakemake/locks is not empty: a snakemake is at work here, or one was killed; if none is at work, give "
+    "`snakemake --unlock`, and then the same command with --rerun-incomplete"
+)
+INCOMPLETE = (
+    "\nSome runs are missing (their logs: {results}/logs): the same command goes on with them. Tables of what exists: add "
+    "`partial` to the command. Should snakemake be killed: `snakemake --unlock` first, then --rerun-incomplete."
+)
 
 
-def hand_on(config: dict, code: str, where: str, share: int) -> str:
-    """Take out of Snakemake's configuration what its jobs are to find in their environment; return the device, empty where a run chooses.
+class Plan:
+    """The runs of a sweep and the files that they leave.
 
-    `code`: the folder of the Snakefile, whose code runs whatever lies in the folder of the results. `where`: the folder of the command.
-    `share`: how many runs may be on one GPU where the configuration does not say.
+    Args:
+        config: Snakemake's configuration; what jobs find in their environment is taken out of it.
+        workflow: Snakemake's workflow.
+    """
+
+    def __init__(self, config: dict, workflow: Any) -> None:
+        self.name = str(config.get("sweep", "quick"))
+        kind = sweep.kind(self.name)
+        device = export(config, workflow.basedir, workflow.rundir, sweep.gpu_share(self.name))
+        narrowed = {key: value for key, value in config.items() if key != "sweep"}
+        self.axes = axis_options(narrowed)
+        self.cells = sweep.load(self.name, **narrowed)
+        self.trains = kind == "language"  # needs weights, data and a GPU
+        self.gpus = max(1, device.count("cuda")) if self.trains else 0
+        self.results, self.figures = f"results/{self.name}", f"figures/{self.name}"
+        self.records = [f"{self.results}/runs/{run}.json" for run in self.cells]
+        tables, self.figure_names, _ = KINDS[kind]
+        self.first_table = f"{self.results}/tables/{tables[0]}.md"
+        self.table_paths = [f"{self.results}/tables/{name}" for name in table_files(kind, self.cells)]
+        self.figure_paths = [f"{self.figures}/{name}" for name in figure_files(kind)]
+        self._tokens = sweep.tokens(self.name)  # once: a thousand runs ask for them
+        self._pace = cost.speed(list(self.cells.values())) if self.trains else cost.PUBLISHED
+
+    @classmethod
+    def load(cls, config: dict, workflow: Any) -> Plan:
+        """The plan, announced in the log. A bad value ends the process with one line and status 2."""
+        let_every_print_pass()
+        try:
+            plan = cls(config, workflow)
+        except UsageError as error:
+            print(f"dpzero: {error}", file=sys.stderr)
+            os._exit(2)  # no stack of frames from Snakemake
+        if workflow.is_main_process:
+            warn_of_locks()
+            from snakemake.logging import logger
+
+            logger.addHandler(Announcement(workflow, plan.name, plan.cells))
+        return plan
+
+    def inputs(self, run: str, assets: str, ancient: Callable[[str], Any]) -> list[Any]:
+        """What a run needs: the assets of its task and model, of any age."""
+        return [ancient(assets.format(**self.cells[run]))] if self.trains else []
+
+    def minutes(self, run: str) -> int:
+        return cost.minutes(self._tokens, self.cells[run], self._pace)
+
+    def host_megabytes(self, run: str) -> int:
+        return cost.host_megabytes(self.cells[run])
+
+    def print_results(self) -> None:
+        """At the end: the first table, and where everything is."""
+        if (table := Path(self.first_table)).exists():
+            print(f"\n{table.read_text('utf-8')}\nTables:  {self.results}/tables")
+            for path in self.figure_paths:
+                if path.endswith(".png"):
+                    print(f"Figure:  {path}")
+
+    def print_incomplete(self) -> None:
+        print(INCOMPLETE.format(results=self.results))
+
+
+def export(config: dict, code: str, working_folder: str, gpu_share: int) -> str:
+    """Move settings from Snakemake's configuration into the environment of the jobs.
+
+    Args:
+        config: the configuration, changed in place.
+        code: folder of the Snakefile, whose code the jobs run.
+        working_folder: folder of the command, to which paths are relative.
+        gpu_share: runs that may share a GPU unless the configuration says otherwise.
+
+    Returns:
+        The device, empty if each run chooses.
     """
     paths = (str(Path(code).absolute()), os.environ.get("PYTHONPATH"))
-    os.environ["DPZERO_PYTHON"], os.environ["PYTHONPATH"] = (
-        sys.executable,
-        os.pathsep.join(filter(None, paths)),
-    )
-    os.environ["DPZERO_DEVICE"] = _ask(options.device, str(config.pop("device", "")), "device") or ""
-    os.environ[gpu_lock.SHARE] = str(config.pop("gpu_share", share))
+    os.environ["DPZERO_PYTHON"] = sys.executable
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    device = _convert(options.device, str(config.pop("device", "")), "device") or ""
+    os.environ["DPZERO_DEVICE"] = device
+    os.environ[gpu_lock.SHARE] = str(config.pop("gpu_share", gpu_share))
     gpu_lock.share()
-    _export_places(config, where)
-    return os.environ["DPZERO_DEVICE"]
-
-
-def _export_places(config: dict, where: str) -> None:
-    """Take the folders out of Snakemake's configuration into the environment of the jobs. `where`: the folder of the command, from which
-    they are meant. A job that reads the Snakefile again has them already."""
-    for place in PLACES:
-        if place in config:
-            text, name = str(config.pop(place)), f"DPZERO_{place.upper()}"
-            path = Path(where, Path(text).expanduser())
+    for key in LOCAL_FILES:
+        if key in config:
+            name = f"DPZERO_{key.upper()}"
+            path = Path(working_folder, Path(str(config.pop(key))).expanduser())
+            # a job that reads the Snakefile in another folder has the variable already
             if path.is_dir() or name not in os.environ:
-                _ask(options.folder_to_read, str(path), place)
+                _convert(options.folder_to_read, str(path), key)
                 os.environ[name] = str(path)
+    return device
 
 
-def _ask(convert: Callable, text: str, key: str):
+def _convert(convert: Callable[[str], Any], text: str, key: str) -> Any:
     try:
         return convert(text)
     except argparse.ArgumentTypeError as error:
         raise UsageError(f"{key}: {error}") from None
 
 
-def axes(narrowed: dict) -> list[str]:
-    """The options of the verb `cells` that narrow as a configuration of Snakemake does."""
+def axis_options(narrowed: dict) -> list[str]:
+    """The options of the verb `cells` that narrow a sweep as Snakemake's configuration does."""
     return [
         word
         for axis, value in narrowed.items()
@@ -63,29 +137,27 @@ def axes(narrowed: dict) -> list[str]:
     ]
 
 
-def say_what_a_lock_means() -> None:
-    """Before Snakemake's LockException: the way on, which has two steps."""
+def warn_of_locks() -> None:
+    """Before Snakemake's LockException: say the two steps of the way on."""
     if any(Path(".snakemake/locks").glob("*")):
-        print(
-            "dpzero: .snakemake/locks is not empty: a snakemake is at work here, or one was killed; if none is at work, give "
-            "`snakemake --unlock`, and then the same command with --rerun-incomplete",
-            file=sys.stderr,
-        )
+        print(LOCKED, file=sys.stderr)
 
 
 class Announcement(logging.Handler):
-    """A handler of Snakemake's log. The event before its table of jobs is the first at which the plan is made, in a dry run, too."""
+    """Prints how many runs there are to make, before Snakemake's table of jobs, in a dry run, too."""
 
-    def __init__(self, workflow, sweep: str, cells: dict[str, dict]) -> None:
+    def __init__(self, workflow: Any, sweep: str, cells: dict[str, dict]) -> None:
         super().__init__()
-        self.workflow, self.sweep, self.cells, self.said = workflow, sweep, cells, False
+        self.workflow, self.sweep, self.cells, self.printed = workflow, sweep, cells, False
 
     def emit(self, record: logging.LogRecord) -> None:
         event = getattr(record, "event", None)
-        if self.said or getattr(event, "name", "") != "RUN_INFO":
+        if self.printed or getattr(event, "name", "") != "RUN_INFO":  # the first event after planning
             return
-        self.said = True
+        self.printed = True
         jobs = (job for job in self.workflow.dag.needrun_jobs() if job.rule.name == "run")
         new = [self.cells[job.wildcards.run] for job in jobs]
-        takes = cost.estimate(self.sweep, new, self.workflow.resource_settings.cores)
-        print(f"{self.sweep}: {len(self.cells)} runs, {len(new)} of them to be run{takes}", file=sys.stderr)
+        estimate = cost.estimate(self.sweep, new, self.workflow.resource_settings.cores)
+        print(
+            f"{self.sweep}: {len(self.cells)} runs, {len(new)} of them to be run{estimate}", file=sys.stderr
+        )

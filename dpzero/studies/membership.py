@@ -1,16 +1,16 @@
-"""Membership inference: who sees a trained model, and not its training set, guesses which texts were in it.
+"""Membership inference: an attacker sees a trained model, but not its training set, and guesses which texts were in it.
 
-The game. From a pool of distinct texts each joins a run's training set with probability 1/2. Some carry a wrong label, so that
-memorising shows. Each of K runs trains on its members; an attack scores every text of every run, and says "member" above the
-threshold that lets 1 % of the other runs' non-members pass.
+The experiment. Each of a pool of distinct texts joins the training set of a run with probability 1/2. Some texts carry a wrong
+label, so that memorisation shows. Each of K runs trains on its members. An attack scores every text of every run and answers
+"member" above the threshold that 1 % of the other runs' non-members pass.
 
-Why a claim caps it. All other members given, the two cases of one text are neighbours under add/remove, and the attack was
-fixed by the other runs: TPR <= min over e of exp(e) FPR + delta(e), delta(e) from the accounted privacy loss distribution.
-The bound is concave in FPR, so it holds for the means over texts and runs, too.
+Why a claim limits it. Given all other members, a text in or out makes two neighbouring data sets (add/remove), and the attack was
+fixed by the other runs. So TPR <= min over e of exp(e) FPR + delta(e), with delta(e) from the accounted privacy loss distribution.
+The bound is concave in FPR, so it also holds for means over texts and runs.
 
-Two attacks: `loss`, the loss at the public base model less the loss after training (Yeom et al. 2018, arXiv 1709.01604, with a
-reference), and `lira`. The body is frozen (`tune: head`), so its features are computed once; the methods are the benchmark's own.
-Keys are published and the texts are public: all of it replays, and nothing here is a private release.
+Two attacks: `loss`, the loss at the public base model minus the loss after training (Yeom et al. 2018, arXiv 1709.01604, with a
+reference), and `lira`. The body is frozen (`tune: head`), so its features are computed once. The methods are those of the sweeps.
+Keys are published and the texts are public: every run can be replayed, and none is a private release.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from multiprocessing import get_context
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..language.data import assets, encoding, tasks
@@ -37,24 +37,34 @@ from ..privacy import Rehearsal, RunKey, Setting
 from ..privacy.sampling import SAMPLERS
 from ..run.provenance import method_digest, provenance
 from . import membership_attacks
-from .head_features import FeatureLoss, distinct
 
 FALSE_POSITIVE_RATE = 0.01
-ADAMW = {"optimizer": "adamw", "learning_rate": 1e-2}  # learns the pool by heart
+DELTA = 1e-5
+ADAMW = {"optimizer": "adamw", "learning_rate": 1e-2}  # memorises the pool
+TWO_POINT = {"learning_rate": 3e-3, "smoothing": 1e-2}
+CLIP = 3.0
 LOG_SECONDS = 10
 
 
 @dataclass(frozen=True)
-class World:
-    """What all runs share. `setting` is the Poisson sampler's over the pool: thinned to members, it is theirs at the same rate."""
+class Pool:
+    """The texts that may be members, as features, and what all runs share.
 
-    features: NDArray  # float32 [N, H], of the pool
-    labels: NDArray  # int64 [N]
-    mislabelled: NDArray  # bool [N]
+    Args:
+        features, labels: float32 [N, H] and int64 [N].
+        mislabelled: bool [N], texts under a wrong label.
+        dev_features, dev_labels: of the dev split.
+        weight, bias: [C, H] and [C], the head before training.
+        setting: of the Poisson sampler over the pool; restricted to the members it samples them at the same rate.
+    """
+
+    features: NDArray
+    labels: NDArray
+    mislabelled: NDArray
     dev_features: NDArray
     dev_labels: NDArray
-    weight: NDArray  # [C, H], of the head before training
-    bias: NDArray  # [C]
+    weight: NDArray
+    bias: NDArray
     setting: Setting
 
     def groups(self) -> dict[str, NDArray]:
@@ -65,38 +75,60 @@ class World:
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """A method with its settings. `use` is its file; without one the model stays as it is."""
+class Method:
+    """A method under attack.
+
+    Args:
+        epsilon: its claim; None without one.
+        use: its file; None leaves the model untrained.
+        noise_scale: of a private method.
+    """
 
     name: str
     title: str
-    epsilon: float | None  # None where nothing is claimed
+    epsilon: float | None
     use: str | None = None
     settings: dict = field(default_factory=dict)
     noise_scale: float | None = None
 
     def claim(self, setting: Setting) -> membership_attacks.Claim | None:
+        if self.epsilon is None:
+            return None
         if self.noise_scale is None:
-            return membership_attacks.NOTHING_LEARNT if self.epsilon == 0 else None
+            return membership_attacks.NO_LEARNING
         return membership_attacks.Claim.accounted(self.epsilon, setting, self.noise_scale)
 
 
-# -- what is played with -----------------------------------------------------------------------------------------------
+class FeatureLoss:
+    """Cross entropy of each text from its features. A batch is an array of indices into the pool."""
+
+    def __init__(self, features: NDArray, labels: NDArray) -> None:
+        self.features, self.labels = torch.from_numpy(features), torch.from_numpy(labels)
+
+    def parts(self, batch: NDArray) -> Iterator[NDArray]:
+        yield batch
+
+    def __call__(self, head: nn.Module, batch: NDArray) -> Tensor:
+        rows = torch.from_numpy(batch)
+        return nn.functional.cross_entropy(head(self.features[rows]), self.labels[rows], reduction="none")
 
 
-def make_world(task_name: str, model_name: str, setting: Setting, wrong: float, seed: int) -> World:
-    """The first distinct texts of train, of which a fraction `wrong`, drawn at random, gets another label than its own."""
+# -- the pool ----------------------------------------------------------------------------------------------------------
+
+
+def load_pool(task_name: str, model_name: str, setting: Setting, mislabelled: float, seed: int) -> Pool:
+    """The first distinct training texts; a random fraction `mislabelled` of them gets a wrong label."""
     task = tasks.load(task_name)
     splits = encoding.encode(task_name, model_name, task.max_length)
     model = models.load(model_name, task, "head", seed)
-    pool = splits["train"][distinct(splits["train"], setting.dataset_size)]
+    texts = splits["train"][first_distinct(splits["train"], setting.dataset_size)]
     stream = RunKey.published(seed).stream("mislabelled")
-    mislabelled = np.argsort(stream.words(len(pool), 0), kind="stable") < round(wrong * len(pool))
-    shift = 1 + (stream.uniforms(len(pool), 1) * (len(task.labels) - 1)).astype(np.int64)
-    return World(
-        features=features(model, pool),
-        labels=np.where(mislabelled, (pool.labels + shift) % len(task.labels), pool.labels),
-        mislabelled=mislabelled,
+    wrong = np.argsort(stream.words(len(texts), 0), kind="stable") < round(mislabelled * len(texts))
+    shift = 1 + (stream.uniforms(len(texts), 1) * (len(task.labels) - 1)).astype(np.int64)
+    return Pool(
+        features=features(model, texts),
+        labels=np.where(wrong, (texts.labels + shift) % len(task.labels), texts.labels),
+        mislabelled=wrong,
         dev_features=features(model, splits["dev"]),
         dev_labels=splits["dev"].labels,
         weight=model.head.weight.detach().numpy(),
@@ -105,59 +137,70 @@ def make_world(task_name: str, model_name: str, setting: Setting, wrong: float, 
     )
 
 
-def members(pool: int, seed: int, purpose: str = "members") -> NDArray[np.bool_]:
-    """Which of the pool are in the training set of the run with this seed, whatever its method."""
-    return RunKey.published(seed).stream(purpose).uniforms(pool, 0) < 0.5
+def first_distinct(texts: encoding.Examples, count: int) -> NDArray[np.int64]:
+    """Indices of the first `count` texts with different tokens. Raises UsageError if there are fewer."""
+    first: dict[bytes, int] = {}
+    for i in range(len(texts)):
+        first.setdefault(texts.ids(i).tobytes(), i)
+    if len(first) < count:
+        raise UsageError(
+            f"the pool is to hold {count} distinct training texts, of {len(first)}: make it smaller"
+        )
+    return np.array(list(first.values())[:count])
+
+
+def draw_members(pool_size: int, seed: int, purpose: str = "members") -> NDArray[np.bool_]:
+    """Which texts [N] are in the training set of the run with this seed, whatever its method."""
+    return RunKey.published(seed).stream(purpose).uniforms(pool_size, 0) < 0.5
 
 
 # -- the runs ----------------------------------------------------------------------------------------------------------
 
 
-def play(world: World, job: tuple[Contestant, int]) -> tuple[NDArray, float]:
-    """One run: a contestant and a seed. Returns the logits of the pool, float32 [N, C], and the accuracy on dev."""
-    contestant, seed = job
-    head = nn.Linear(*world.weight.shape[::-1])
-    head.load_state_dict({"weight": torch.tensor(world.weight), "bias": torch.tensor(world.bias)})
-    if contestant.use:
-        _train(head, world, contestant, seed)
+def train_run(pool: Pool, job: tuple[Method, int]) -> tuple[NDArray, float]:
+    """One run of a (method, seed). Returns the logits of the pool, float32 [N, C], and the accuracy on dev."""
+    method, seed = job
+    head = nn.Linear(*pool.weight.shape[::-1])
+    head.load_state_dict({"weight": torch.tensor(pool.weight), "bias": torch.tensor(pool.bias)})
+    if method.use:
+        _train(head, pool, method, seed)
     with torch.no_grad():
-        pool, dev = (head(torch.from_numpy(f)).numpy() for f in (world.features, world.dev_features))
-    return pool, float((dev.argmax(1) == world.dev_labels).mean())
+        logits, dev = (head(torch.from_numpy(f)).numpy() for f in (pool.features, pool.dev_features))
+    return logits, float((dev.argmax(1) == pool.dev_labels).mean())
 
 
-def _train(head: nn.Linear, world: World, contestant: Contestant, seed: int) -> None:
-    setting, key, method = world.setting, RunKey.published(seed), card(contestant.use)
-    if method.private:
-        share = Rehearsal(
-            setting, contestant.noise_scale, key
-        )  # a world without some members: batches are parts of those drawn
-        sampler = share.sampler
+def _train(head: nn.Linear, pool: Pool, method: Method, seed: int) -> None:
+    setting, key, method_card = pool.setting, RunKey.published(seed), card(method.use)
+    if method_card.private:  # a rehearsal takes the members among the texts that were drawn
+        budget = Rehearsal(setting, method.noise_scale, key)
+        sampler = budget.sampler
     else:
-        share = setting.batch_size
-        sampler = SAMPLERS[setting.sampling](setting.dataset_size, share, key.stream("sampling"))
-    loss, inside = FeatureLoss(world.features, world.labels), members(setting.dataset_size, seed)
-    trainer = method.load()(head, loss, share, seed=seed, **contestant.settings)
+        budget = setting.batch_size
+        sampler = SAMPLERS[setting.sampling](setting.dataset_size, budget, key.stream("sampling"))
+    loss, members = FeatureLoss(pool.features, pool.labels), draw_members(setting.dataset_size, seed)
+    optimizer = method_card.load()(head, loss, budget, seed=seed, **method.settings)
     for step in range(setting.steps):
         drawn = sampler.batch(step)
-        trainer.step(drawn[inside[drawn]])
+        optimizer.step(drawn[members[drawn]])
 
 
-def _play_all(
-    world: World, contestants: list[Contestant], seeds: range, processes: int, log: Callable[[str], object]
+def _train_all(
+    pool: Pool, methods: list[Method], seeds: range, processes: int, log: Callable[[str], object]
 ) -> tuple[dict[str, NDArray], dict[str, float]]:
-    """Of each contestant the logits [K, N, C], and the mean accuracy on dev."""
-    jobs = [(contestant, seed) for seed in seeds for contestant in contestants]
-    logits, accuracies = ({contestant.name: [] for contestant in contestants} for _ in range(2))
+    """The logits [K, N, C] and the mean dev accuracy of each method."""
+    jobs = [(method, seed) for seed in seeds for method in methods]
+    logits: dict[str, list[NDArray]] = {method.name: [] for method in methods}
+    accuracies: dict[str, list[float]] = {method.name: [] for method in methods}
     processes = processes or len(os.sched_getaffinity(0))
     start = last = time.perf_counter()
     with ExitStack() as stack:
-        apply = map
+        apply: Callable = map
         if processes > 1:  # spawned: torch does not survive a fork; one thread each: the steps are small
             workers = get_context("spawn").Pool(processes, torch.set_num_threads, (1,))
             apply = stack.enter_context(workers).imap
-        for done, (pool, accuracy) in enumerate(apply(partial(play, world), jobs), 1):
+        for done, (run_logits, accuracy) in enumerate(apply(partial(train_run, pool), jobs), 1):
             name = jobs[done - 1][0].name
-            logits[name].append(pool)
+            logits[name].append(run_logits)
             accuracies[name].append(accuracy)
             if (now := time.perf_counter()) - last > LOG_SECONDS or done == len(jobs):
                 last, left = now, (now - start) / done * (len(jobs) - done)
@@ -172,71 +215,63 @@ def membership(
     task: str = "r8",
     model: str = "minilm",
     *,
-    pool: int = 400,
+    pool_size: int = 400,
     mislabelled: float = 0.25,
     runs: int = 48,
     steps: int = 1000,
     rate: float = 0.5,
     epsilons: Sequence[float] = (6.0, 2.0, 1.0),
-    delta: float = 1e-5,
-    learning_rate: float = 3e-3,
-    smoothing: float = 1e-2,
-    clip: float = 3.0,
-    seed: int = 0,
     processes: int = 0,
     log: Callable[[str], object] = print,
 ) -> dict:
-    """Play the game with the untouched base model, MeZO, AdamW, and DPZero at each epsilon.
+    """Attack the base model, MeZO, AdamW, and DPZero at each epsilon.
 
     Args:
-        pool: distinct training texts; `mislabelled`: the fraction of them under a wrong label.
-        runs: of each method; the same members, batches and directions for all methods.
-        rate: probability with which a member is in a batch.
-        epsilons: claimed by DPZero at `delta`, with `clip`; `learning_rate` and `smoothing` are those of MeZO, too.
+        pool_size: number of distinct training texts.
+        mislabelled: fraction of them that gets a wrong label.
+        runs: of each method; all methods share members, batches and directions.
+        rate: probability that a member is in a batch.
+        epsilons: claims of DPZero at DELTA.
         processes: 0 for as many as there are cores.
 
     Returns:
-        `rows`, one a method, group of texts and attack; `methods`, what each was and what it learnt; settings; provenance.
+        `rows`, one for each method, group of texts and attack; `methods`, each with its settings and what it learnt; the settings
+        of the experiment; provenance.
 
     Raises:
-        UsageError: an unknown task or model, a number that makes no sense.
+        UsageError: an unknown task or model, or a number out of range.
     """
     start = time.perf_counter()
     if not 0 <= mislabelled <= 1:
         raise UsageError(f"mislabelled is {mislabelled}: it must be a fraction of the pool, from 0 to 1")
     try:
-        setting = Setting("gaussian", "poisson", "add_remove", pool, round(rate * pool), steps, delta)
-        folder = assets.cache_folder() / "calibrations"
-        noise = {epsilon: setting.cached_noise_scale(epsilon, folder) for epsilon in epsilons}
+        setting = Setting(
+            "gaussian", "poisson", "add_remove", pool_size, round(rate * pool_size), steps, DELTA
+        )
+        methods = _methods(setting, epsilons)
     except ValueError as error:
         raise UsageError(f"membership: {error}") from error
-    contestants = _contestants(noise, {"learning_rate": learning_rate, "smoothing": smoothing}, clip)
     log(f"membership: features of {task}")
-    world, seeds = make_world(task, model, setting, mislabelled, seed), range(seed, seed + runs)
-    logits, accuracies = _play_all(world, contestants, seeds, processes, log)
-    inside = np.array([members(pool, s) for s in seeds])
-    played = [(contestant, contestant.name, inside) for contestant in contestants]
-    # of members that nobody trained on an attack finds 1 %, or it cheats
-    control = Contestant("control", "MeZO, members redrawn", 0.0)
-    played.insert(1, (control, "mezo", np.array([members(pool, s, "control") for s in seeds])))
-    rows = [row for c, name, truth in played for row in _rows(c, world, logits[name], logits["base"], truth)]
-    learnt = [
-        {**asdict(c), "dev_accuracy": accuracies[c.name], **_fits(world, logits[c.name], inside)}
-        for c in contestants
-    ]
-    files = sorted({c.use for c in contestants if c.use})
+    pool, seeds = load_pool(task, model, setting, mislabelled, seed=0), range(runs)
+    logits, accuracies = _train_all(pool, methods, seeds, processes, log)
+    members = np.array([draw_members(pool_size, seed) for seed in seeds])
     return {
-        "rows": rows,
-        "methods": learnt,
+        "rows": list(_attack_all(pool, methods, logits, members)),
+        "methods": [
+            asdict(method)
+            | {"dev_accuracy": accuracies[method.name]}
+            | _fraction_fitted(pool, logits[method.name], members)
+            for method in methods
+        ],
         "task": task,
         "model": model,
         "tune": "head",
-        "pool": pool,
-        "mislabelled": int(world.mislabelled.sum()),
+        "pool": pool_size,
+        "mislabelled": int(pool.mislabelled.sum()),
         "runs": runs,
         "steps": steps,
         "rate": setting.rate,
-        "delta": delta,
+        "delta": DELTA,
         "false_positive_rate": FALSE_POSITIVE_RATE,
         "confidence": membership_attacks.CONFIDENCE,
         "accountant": setting.accountant,
@@ -245,45 +280,70 @@ def membership(
         "valid_release": False,
         "data": "public",
         "seconds": round(time.perf_counter() - start, 1),
-        "provenance": {
-            **provenance("dpzero", "cpu"),
-            "method_code": {file: method_digest(file) for file in files},
-            "model": {"name": model, "sha256": models.digest(model)},
-            "data": {"name": task, "sha256": tasks.digest(task)},
-        },
+        "provenance": _provenance(task, model, methods),
     }
 
 
-def _contestants(noise: dict[float, float], two_point: dict, clip: float) -> list[Contestant]:
-    first = [
-        Contestant("base", "Base model", 0.0),
-        Contestant("mezo", "MeZO", None, "mezo", two_point),
-        Contestant("adamw", "AdamW", None, "fine_tuning", ADAMW),
+def _methods(setting: Setting, epsilons: Sequence[float]) -> list[Method]:
+    folder = assets.cache_folder() / "calibrations"
+    private = {**TWO_POINT, "clip": CLIP}
+    return [
+        Method("base", "Base model", 0.0),
+        Method("mezo", "MeZO", None, "mezo", TWO_POINT),
+        Method("adamw", "AdamW", None, "fine_tuning", ADAMW),
+        *(
+            Method(
+                f"dpzero_{e:g}",
+                f"DPZero, ε = {e:g}",
+                e,
+                "dpzero",
+                private,
+                setting.cached_noise_scale(e, folder),
+            )
+            for e in epsilons
+        ),
     ]
-    clipped = {**two_point, "clip": clip}
-    return first + [
-        Contestant(f"dpzero_{e:g}", f"DPZero, ε = {e:g}", e, "dpzero", clipped, scale)
-        for e, scale in noise.items()
-    ]
 
 
-def _fits(world: World, logits: NDArray, inside: NDArray) -> dict[str, float]:
-    """The share of members to which the trained model gives the label that they were trained with."""
-    right = logits.argmax(-1) == world.labels
-    return {f"fit_{name}": float(right[inside & texts].mean()) for name, texts in world.groups().items()}
-
-
-def _rows(
-    contestant: Contestant, world: World, logits: NDArray, base: NDArray, inside: NDArray
+def _attack_all(
+    pool: Pool, methods: list[Method], logits: dict[str, NDArray], members: NDArray
 ) -> Iterator[dict]:
-    """One a group of texts and attack, with the ceiling of the claim, if there is one."""
-    loss, log_odds = membership_attacks.confidence(logits, world.labels)
-    base_loss, _ = membership_attacks.confidence(base, world.labels)
-    scores = {"loss": base_loss - loss, "lira": membership_attacks.likelihood_ratio(log_odds, inside)}
-    claim = contestant.claim(world.setting)
-    for group, texts in world.groups().items():
-        for attack, found in scores.items():
-            row = {"method": contestant.name, "title": contestant.title, "epsilon": contestant.epsilon}
+    """The rows of all methods, with a control: an attack that finds members who were redrawn after training cheats."""
+    redrawn = np.array([draw_members(members.shape[1], seed, "control") for seed in range(len(members))])
+    control = Method("control", "MeZO, members redrawn", 0.0)
+    attacked = [(method, logits[method.name], members) for method in methods]
+    attacked.insert(1, (control, logits["mezo"], redrawn))
+    for method, its_logits, its_members in attacked:
+        yield from _attack(method, pool, its_logits, logits["base"], its_members)
+
+
+def _attack(
+    method: Method, pool: Pool, logits: NDArray, base_logits: NDArray, members: NDArray
+) -> Iterator[dict]:
+    """One row for each group of texts and attack, with the ceiling of the claim, if there is one."""
+    loss, log_odds = membership_attacks.loss_and_log_odds(logits, pool.labels)
+    base_loss, _ = membership_attacks.loss_and_log_odds(base_logits, pool.labels)
+    scores = {"loss": base_loss - loss, "lira": membership_attacks.likelihood_ratio(log_odds, members)}
+    claim = method.claim(pool.setting)
+    for group, texts in pool.groups().items():
+        for attack, score in scores.items():
+            row = {"method": method.name, "title": method.title, "epsilon": method.epsilon}
             row |= {"texts": group, "attack": attack}
-            row |= membership_attacks.measured(found[:, texts], inside[:, texts], FALSE_POSITIVE_RATE)
+            row |= membership_attacks.measure(score[:, texts], members[:, texts], FALSE_POSITIVE_RATE)
             yield row | (claim.limits(row, FALSE_POSITIVE_RATE) if claim else {})
+
+
+def _fraction_fitted(pool: Pool, logits: NDArray, members: NDArray) -> dict[str, float]:
+    """The fraction of members to which the trained model gives the label that they were trained with."""
+    fitted = logits.argmax(-1) == pool.labels
+    return {f"fit_{name}": float(fitted[members & texts].mean()) for name, texts in pool.groups().items()}
+
+
+def _provenance(task: str, model: str, methods: list[Method]) -> dict:
+    files = sorted({method.use for method in methods if method.use})
+    return {
+        **provenance("dpzero", "cpu"),
+        "method_code": {file: method_digest(file) for file in files},
+        "model": {"name": model, "sha256": models.digest(model)},
+        "data": {"name": task, "sha256": tasks.digest(task)},
+    }

@@ -1,7 +1,7 @@
-"""Membership attacks on K runs over one pool of N texts, how well they do, and the ceiling that a privacy claim sets.
+"""Membership inference attacks on K runs over one pool of N texts, their success, and the ceiling of a privacy claim.
 
-Throughout: scores [K, N], higher for "was trained on"; inside, bool [K, N], the truth. An attack on one run learns from the
-other runs alone, its threshold included. So it is fixed before it sees the run, which is what the ceiling is proven for.
+Throughout: scores [K, N], higher for members; members, bool [K, N], the truth. An attack on a run, and its threshold, are fitted on
+the other runs alone. So it is fixed before it sees the run, and the ceiling is proven for such attacks.
 """
 
 from __future__ import annotations
@@ -18,83 +18,94 @@ from ..errors import UsageError
 from ..privacy import Setting
 
 CONFIDENCE = 0.95
-EPSILONS = np.linspace(-6, 8, 561)  # every one bounds the true positive rate: finer is only tighter
+EPSILONS = np.linspace(-6, 8, 561)  # each bounds the true positive rate: a finer grid is only tighter
 
 
-def confidence(logits: NDArray, labels: NDArray) -> tuple[NDArray, NDArray]:
-    """Logits [..., N, C] -> loss [..., N], and log(p / (1 - p)) [..., N] of each label's probability p."""
+def loss_and_log_odds(logits: NDArray, labels: NDArray) -> tuple[NDArray, NDArray]:
+    """Cross entropy and log odds log(p / (1 - p)) of each label, whose probability is p.
+
+    Args:
+        logits: [..., N, C].
+        labels: [N].
+
+    Returns:
+        Two float64 arrays [..., N].
+    """
     right = np.arange(logits.shape[-1]) == labels[:, None]
     log_p = log_softmax(logits.astype(np.float64), axis=-1)
     return -log_p[..., right], log_p[..., right] - logsumexp(np.where(right, -np.inf, log_p), axis=-1)
 
 
-def likelihood_ratio(log_odds: NDArray, inside: NDArray) -> NDArray[np.float64]:
-    """Offline LiRA (Carlini et al. 2022, arXiv 2112.03570), its shadow models being the other runs that did not hold the text.
+def likelihood_ratio(log_odds: NDArray, members: NDArray) -> NDArray[np.float64]:
+    """Offline LiRA (Carlini et al. 2022, arXiv 2112.03570). Shadow models of a text: the other runs without it.
 
-    The score is the number of standard deviations by which the log odds exceed those of the shadow models: the order of the
-    Gaussian p-values. UsageError where a text has fewer than two shadow models.
+    The score is the number of standard deviations by which the log odds exceed those of the shadow models. It orders texts as the
+    Gaussian p-value does.
+
+    Raises:
+        UsageError: a text has fewer than two shadow models.
     """
     scores = np.zeros(log_odds.shape)
     for run in range(len(log_odds)):
-        shadow = ~inside
+        shadow = ~members
         shadow[run] = False
         if (shadow.sum(0) < 2).any():
             raise UsageError(
                 f"of {len(log_odds)} runs fewer than two others did without one of the texts: give more runs"
             )
         mean, deviation = log_odds.mean(0, where=shadow), log_odds.std(0, ddof=1, where=shadow)
-        moves = deviation > 1e-9  # an untouched model does not, but for rounding: no score, rather than 0 / 0
+        moves = deviation > 1e-9  # an untrained model moves by rounding alone: no score, rather than 0 / 0
         scores[run, moves] = (log_odds[run] - mean)[moves] / deviation[moves]
     return scores
 
 
-def rates(scores: NDArray, inside: NDArray, target: float) -> tuple[NDArray, NDArray]:
-    """True and false positive rate of each run, [K] each, at the threshold that lets `target` of the other runs' non-members pass.
+def rates(scores: NDArray, members: NDArray, target: float) -> tuple[NDArray, NDArray]:
+    """TPR and FPR of each run, [K] each, at the threshold that a fraction `target` of the other runs' non-members pass.
 
-    A score equal to the threshold passes with the probability that makes it `target` exactly.
+    A score equal to the threshold passes with the probability that makes the fraction exact.
     """
     true, false = np.empty(len(scores)), np.empty(len(scores))
     for run in range(len(scores)):
         others = np.arange(len(scores)) != run
-        shadow = np.sort(scores[others][~inside[others]])[::-1]
+        shadow = np.sort(scores[others][~members[others]])[::-1]
         threshold = shadow[math.floor(target * len(shadow))]
         ties = (target - (shadow > threshold).mean()) / (shadow == threshold).mean()
         passes = (scores[run] > threshold) + ties * (scores[run] == threshold)
-        true[run], false[run] = passes[inside[run]].mean(), passes[~inside[run]].mean()
+        true[run], false[run] = passes[members[run]].mean(), passes[~members[run]].mean()
     return true, false
 
 
-def areas(scores: NDArray, inside: NDArray) -> NDArray[np.float64]:
-    """Area under the curve of each run [K]: the chance that a member scores above a non-member, ties counting half."""
-    ranks, count = rankdata(scores, axis=1), inside.sum(1)
-    return ((ranks * inside).sum(1) - count * (count + 1) / 2) / (count * (inside.shape[1] - count))
+def aucs(scores: NDArray, members: NDArray) -> NDArray[np.float64]:
+    """AUC of each run [K]: the probability that a member scores above a non-member; ties count half."""
+    ranks, count = rankdata(scores, axis=1), members.sum(1)
+    return ((ranks * members).sum(1) - count * (count + 1) / 2) / (count * (members.shape[1] - count))
 
 
 def interval(values: NDArray) -> tuple[float, float, float]:
-    """Mean of one value a run, and the ends of its 95 % t-interval."""
+    """Mean of one value for each run, and the ends of its 95 % t-interval."""
     mean, n = values.mean(), len(values)
     half = stdtrit(n - 1, (1 + CONFIDENCE) / 2) * values.std(ddof=1) / math.sqrt(n)
     return float(mean), float(mean - half), float(mean + half)
 
 
-def measured(scores: NDArray, inside: NDArray, target: float) -> dict[str, float]:
-    """Means over runs and their intervals: of both rates at the threshold for `target`, and of the area under the curve."""
-    both = inside.any(1) & ~inside.all(1)  # a run without members, or without others, has no rate
-    scores, inside = scores[both], inside[both]
-    true, false = rates(scores, inside, target)
-    found = {}
+def measure(scores: NDArray, members: NDArray, target: float) -> dict[str, float]:
+    """Mean over runs, with its interval, of TPR and FPR at the threshold for `target`, and of the AUC."""
+    both = members.any(1) & ~members.all(1)  # without members, or without others, a run has no rates
+    scores, members = scores[both], members[both]
+    true, false = rates(scores, members, target)
+    metrics: dict[str, float] = {}
     for name, values in (
         ("true_positive_rate", true),
         ("false_positive_rate", false),
-        ("auc", areas(scores, inside)),
+        ("auc", aucs(scores, members)),
     ):
-        found |= dict(zip((name, f"{name}_low", f"{name}_high"), interval(values), strict=True))
-    return found
+        metrics |= dict(zip((name, f"{name}_low", f"{name}_high"), interval(values), strict=True))
+    return metrics
 
 
 @dataclass(frozen=True)
 class Claim:
-    """(epsilon, delta), and the whole profile behind it: delta(e) at each of EPSILONS."""
+    """An (epsilon, delta) claim with its privacy profile: delta(e) at each of EPSILONS."""
 
     epsilon: float
     delta: float
@@ -106,17 +117,17 @@ class Claim:
         return cls(epsilon, setting.delta, np.array(deltas))
 
     def ceiling(self, false_positive_rate: float) -> float:
-        """The largest true positive rate that the profile allows: min over e of exp(e) FPR + delta(e)."""
+        """The largest TPR that the profile allows: min over e of exp(e) FPR + delta(e)."""
         return float(min(1.0, (np.exp(EPSILONS) * false_positive_rate + self.profile).min()))
 
-    def limits(self, found: dict[str, float], target: float) -> dict[str, float | bool]:
-        """What the claim allows at `target`, and whether what was `measured` refutes it, intervals considered."""
-        allowed = self.ceiling(found["false_positive_rate_high"])
+    def limits(self, metrics: dict[str, float], target: float) -> dict[str, float | bool]:
+        """What the claim allows at FPR `target`, and whether the measured metrics refute it, given their intervals."""
+        allowed = self.ceiling(metrics["false_positive_rate_high"])
         return {
             "ceiling": self.ceiling(target),
             "ceiling_of_epsilon_delta": min(1.0, math.exp(self.epsilon) * target + self.delta),
-            "refuted": found["true_positive_rate_low"] > allowed + 1e-9,  # more than rounding
+            "refuted": metrics["true_positive_rate_low"] > allowed + 1e-9,  # more than rounding
         }
 
 
-NOTHING_LEARNT = Claim(0.0, 0.0, np.maximum(0.0, -np.expm1(EPSILONS)))
+NO_LEARNING = Claim(0.0, 0.0, np.maximum(0.0, -np.expm1(EPSILONS)))

@@ -11,12 +11,18 @@ import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..plan.cell import run_id
 from ..plan.experiment_types import QUADRATIC_METHODS
 from ..run import record
 from ..run.provenance import provenance
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from .quadratic_solver import Draw, Grid, Quadratic
 
 ADJACENCY, SAMPLING = "replace_one", "full_batch"
 SELECTION = "the best of the grid by the measured gradient norm, a choice that epsilon does not cover"
@@ -71,11 +77,7 @@ def descend(cell: dict, log: Callable[[str], object] = print) -> tuple[dict, dic
     grid = quadratic_solver.Grid.product(*grids[:2], settings.get("clips", ()), scales, size)
     count = 1 if cell["method"] == "dpzero" else dimension
     noise = (lambda step: releases.unit_noise(step, count)) if releases else None
-    if method.order == 0:
-        directions = public_directions(dimension, seed)
-        points = quadratic_solver.zeroth_order(problem, grid, directions, noise, cell["method"] == "dpgd_0th")
-    else:
-        points = quadratic_solver.first_order(problem, grid, noise)
+    points = solve(cell["method"], problem, grid, public_directions(dimension, seed), noise)
     by_length = np.argsort(settings["steps"])[::-1]  # the grid has the longest runs first
 
     def listed(norms: np.ndarray) -> list:
@@ -92,6 +94,15 @@ def descend(cell: dict, log: Callable[[str], object] = print) -> tuple[dict, dic
     }
     best = int(train.argmin())
     return found, releases.statement(int(grid.steps[best]), float(grid.clips[best])) if releases else None
+
+
+def solve(method: str, problem: Quadratic, grid: Grid, directions: Draw, noise: Draw | None) -> NDArray:
+    """The last points [K, d] of a method at each setting of a grid."""
+    from . import quadratic_solver
+
+    if QUADRATIC_METHODS[method].order == 1:
+        return quadratic_solver.first_order(problem, grid, noise)
+    return quadratic_solver.zeroth_order(problem, grid, directions, noise, vector=method == "dpgd_0th")
 
 
 class Releases:

@@ -16,8 +16,8 @@ from tests.house import ROOT
 
 
 @pytest.fixture
-def hand_on(monkeypatch, tmp_path):
-    """hand_on(**config) -> the device; the environment is put back after the test."""
+def export(monkeypatch, tmp_path):
+    """export(**config) -> the device; the environment is put back after the test."""
     for name in (
         "DPZERO_PYTHON",
         "PYTHONPATH",
@@ -33,35 +33,35 @@ def hand_on(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
     def call(share: int = 1, **config) -> str:
-        return workflow.hand_on(config, str(tmp_path / "code"), str(tmp_path / "typed here"), share)
+        return workflow.export(config, str(tmp_path / "code"), str(tmp_path / "typed here"), share)
 
     return call
 
 
-def test_folders_are_meant_from_where_the_command_was_typed(hand_on, tmp_path):
+def test_folders_are_meant_from_where_the_command_was_typed(export, tmp_path):
     config = {"data_dir": "rows", "model_dir": "~/weights", "seeds": [0]}
-    workflow.hand_on(config, "code", str(tmp_path / "typed here"), 1)
+    workflow.export(config, "code", str(tmp_path / "typed here"), 1)
     assert config == {"seeds": [0]}
     assert os.environ["DPZERO_DATA_DIR"] == str(tmp_path / "typed here" / "rows")
     assert os.environ["DPZERO_MODEL_DIR"] == str(tmp_path / "home" / "weights")
 
 
-def test_a_job_that_reads_the_snakefile_elsewhere_keeps_the_folders(hand_on, monkeypatch, tmp_path):
-    hand_on(data_dir="rows")
-    workflow.hand_on({"data_dir": "rows"}, "code", str(tmp_path), 1)
+def test_a_job_that_reads_the_snakefile_elsewhere_keeps_the_folders(export, monkeypatch, tmp_path):
+    export(data_dir="rows")
+    workflow.export({"data_dir": "rows"}, "code", str(tmp_path), 1)
     assert os.environ["DPZERO_DATA_DIR"] == str(tmp_path / "typed here" / "rows")
 
 
-def test_jobs_run_this_interpreter_and_the_code_beside_the_snakefile(hand_on, monkeypatch, tmp_path):
+def test_jobs_run_this_interpreter_and_the_code_beside_the_snakefile(export, monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", "another")
-    assert hand_on(share=3) == ""
+    assert export(share=3) == ""
     assert os.environ["DPZERO_PYTHON"] == sys.executable
     assert os.environ["PYTHONPATH"].split(os.pathsep) == [str(tmp_path / "code"), "another"]
     assert os.environ[gpu_lock.SHARE] == "3"
 
 
-def test_a_device_list_reaches_the_jobs(hand_on):
-    assert hand_on(device="cuda:0,cuda:1") == os.environ["DPZERO_DEVICE"] == "cuda:0,cuda:1"
+def test_a_device_list_reaches_the_jobs(export):
+    assert export(device="cuda:0,cuda:1") == os.environ["DPZERO_DEVICE"] == "cuda:0,cuda:1"
 
 
 @pytest.mark.parametrize(
@@ -72,23 +72,23 @@ def test_a_device_list_reaches_the_jobs(hand_on):
         ({"gpu_share": 0}, "gpu_share is '0'"),
     ],
 )
-def test_a_bad_value_is_named(hand_on, config, words):
+def test_a_bad_value_is_named(export, config, words):
     with pytest.raises(UsageError, match=words):
-        hand_on(**config)
+        export(**config)
 
 
 def test_narrowing_is_spelt_for_the_verb_that_lists_cells():
-    found = workflow.axes({"methods": ["dpzero", "mezo"], "epsilons": 2, "seeds": "0,1"})
+    found = workflow.axis_options({"methods": ["dpzero", "mezo"], "epsilons": 2, "seeds": "0,1"})
     assert found == ["--methods", "dpzero", "mezo", "--epsilons", "2", "--seeds", "0,1"]
 
 
 def test_what_a_killed_workflow_left_is_explained(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    workflow.say_what_a_lock_means()
+    workflow.warn_of_locks()
     assert capsys.readouterr().err == ""
     (tmp_path / ".snakemake" / "locks").mkdir(parents=True)
     (tmp_path / ".snakemake" / "locks" / "0.input.lock").touch()
-    workflow.say_what_a_lock_means()
+    workflow.warn_of_locks()
     said = capsys.readouterr().err
     assert "`snakemake --unlock`" in said and "--rerun-incomplete" in said and said.count("\n") == 1
 

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from dpzero.language.models.losses import COMPUTE, CrossEntropy
+from dpzero.studies.batch_invariance import CLIP, HEAD, SMOOTHING, TOKENS, BatchShapes, load
 from dpzero.zeroth_order.invariance import others_move
-
-from .invariance_bench import CLIP, HEAD, SMOOTHING, TOKENS, BatchShapes, load
 
 pytestmark = [pytest.mark.slow, pytest.mark.network]
 

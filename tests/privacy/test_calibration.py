@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from dpzero import calibrate_noise, spent_epsilon
 from dpzero.privacy import Setting, accounting
 from dpzero.privacy.calibration import least_scale
-from tests.privacy.calibration_bench import EXAMPLES, targets
-from tests.privacy.contour import delta_for
+from dpzero.studies.calibration import EXAMPLES, draw_settings
+from dpzero.studies.contour_accountant import delta_for
 
 COMMON = Setting("gaussian", "poisson", "add_remove", 1024, 64, 1000, 1e-5)
 LAPLACE = replace(COMMON, mechanism="laplace")
@@ -31,7 +31,7 @@ def assert_as_small_as_may_be(setting: Setting, epsilon: float) -> None:
 
 @pytest.mark.slow
 def test_noise_is_exact_to_5e_4_on_fifty_settings_that_span_the_range():
-    for setting, epsilon in targets():
+    for setting, epsilon in draw_settings():
         assert_as_small_as_may_be(setting, epsilon)
 
 

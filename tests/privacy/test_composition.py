@@ -14,7 +14,7 @@ import pytest
 from dpzero import calibrate_noise, spent_epsilon
 from dpzero.privacy import Setting
 from dpzero.privacy.composition import compose
-from tests.privacy.contour import by_contour, by_lattice, delta_for, loss_laws
+from dpzero.studies.contour_accountant import by_contour, by_lattice, delta_for, loss_laws
 
 COMMON = Setting("gaussian", "poisson", "add_remove", 1024, 64, 1000, 1e-15)
 FULL = Setting("gaussian", "full_batch", "add_remove", 100, 100, 1, 1e-30)

@@ -13,7 +13,7 @@ from dp_accounting.pld import PLDAccountant
 from scipy import stats
 
 from dpzero.privacy import Setting, dominating_pairs
-from tests.privacy.contour import LAWS, by_contour, by_lattice, delta_for, loss_laws, panels
+from dpzero.studies.contour_accountant import LAWS, by_contour, by_lattice, delta_for, loss_laws, panels
 
 EPSILONS = np.concatenate([-np.geomspace(1e-3, 4, 12)[::-1], [0.0], np.geomspace(1e-3, 4, 12)])
 BASES = {"gaussian": dominating_pairs.gaussian, "laplace": dominating_pairs.laplace}

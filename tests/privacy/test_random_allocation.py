@@ -19,7 +19,7 @@ from dpzero.privacy import Budget, RunKey, Setting, dominating_pairs
 from dpzero.privacy.composition import Composition
 from dpzero.privacy.random_allocation import of_period
 from dpzero.privacy.sampling import SAMPLERS, RandomAllocation
-from tests.privacy.contour import LAWS, panels
+from dpzero.studies.contour_accountant import LAWS, panels
 
 COMMON = Setting("gaussian", "random_allocation", "add_remove", 1024, 64, 1000, 1e-5)
 BASES = {"gaussian": dominating_pairs.gaussian, "laplace": dominating_pairs.laplace}

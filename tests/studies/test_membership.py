@@ -18,22 +18,29 @@ from dpzero.language.models import losses, models
 from dpzero.language.models.feature_cache import features
 from dpzero.privacy import Budget, Rehearsal, RunKey, Setting
 from dpzero.studies import membership as game
-from dpzero.studies.head_features import FeatureLoss, distinct
-from dpzero.studies.membership import Contestant, make_world, members, membership, play
+from dpzero.studies.membership import (
+    TWO_POINT,
+    FeatureLoss,
+    Method,
+    draw_members,
+    first_distinct,
+    load_pool,
+    membership,
+    train_run,
+)
 
 SMALL = {
     "task": "toy",
     "model": "tiny-encoder",
-    "pool": 40,
+    "pool_size": 40,
     "mislabelled": 0.25,
     "runs": 16,
     "steps": 12,
     "processes": 1,
 }
-TWO_POINT = {"learning_rate": 3e-3, "smoothing": 1e-2}
-MEZO = Contestant("mezo", "MeZO", None, "mezo", TWO_POINT)
-ADAMW = Contestant("adamw", "AdamW", None, "fine_tuning", game.ADAMW)
-DPZERO = Contestant("dpzero", "DPZero", 2.0, "dpzero", {**TWO_POINT, "clip": 3.0}, noise_scale=5.0)
+MEZO = Method("mezo", "MeZO", None, "mezo", TWO_POINT)
+ADAMW = Method("adamw", "AdamW", None, "fine_tuning", game.ADAMW)
+DPZERO = Method("dpzero", "DPZero", 2.0, "dpzero", {**TWO_POINT, "clip": 3.0}, noise_scale=5.0)
 
 
 @pytest.fixture(autouse=True)
@@ -45,9 +52,9 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def world() -> game.World:
+def pool() -> game.Pool:
     setting = Setting("gaussian", "poisson", "add_remove", 40, 20, 12, 1e-5)
-    return make_world("toy", "tiny-encoder", setting, wrong=0.25, seed=3)
+    return load_pool("toy", "tiny-encoder", setting, mislabelled=0.25, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -95,38 +102,36 @@ def test_training_the_head_on_features_is_training_the_whole_model_with_its_body
     assert torch.allclose(on_features, whole, atol=1e-5)
 
 
-@pytest.mark.parametrize("contestant", [MEZO, ADAMW, DPZERO], ids=lambda c: c.name)
-def test_a_run_trains_on_its_members_and_on_nobody_else(world, contestant):
-    inside, before = members(40, 5), play(world, (contestant, 5))[0]
+@pytest.mark.parametrize("method", [MEZO, ADAMW, DPZERO], ids=lambda c: c.name)
+def test_a_run_trains_on_its_members_and_on_nobody_else(pool, method):
+    inside, before = draw_members(40, 5), train_run(pool, (method, 5))[0]
     for who, moves in ((np.flatnonzero(~inside), False), (np.flatnonzero(inside)[:1], True)):
-        labels = world.labels.copy()
-        labels[who] = (labels[who] + 1) % len(world.bias)
-        after = play(replace(world, labels=labels), (contestant, 5))[0]
+        labels = pool.labels.copy()
+        labels[who] = (labels[who] + 1) % len(pool.bias)
+        after = train_run(replace(pool, labels=labels), (method, 5))[0]
         assert (np.abs(after - before).max() > 0) == moves
 
 
-def test_the_base_model_stays_as_it_is(world):
-    logits, accuracy = play(world, (Contestant("base", "", 0.0), 5))
-    assert np.allclose(logits, world.features @ world.weight.T + world.bias, atol=1e-5)
-    assert (
-        accuracy == ((world.dev_features @ world.weight.T + world.bias).argmax(1) == world.dev_labels).mean()
-    )
+def test_the_base_model_stays_as_it_is(pool):
+    logits, accuracy = train_run(pool, (Method("base", "", 0.0), 5))
+    assert np.allclose(logits, pool.features @ pool.weight.T + pool.bias, atol=1e-5)
+    assert accuracy == ((pool.dev_features @ pool.weight.T + pool.bias).argmax(1) == pool.dev_labels).mean()
 
 
-def test_dpzero_without_noise_or_clip_is_mezo_and_its_noise_is_added_where_there_is_some(world):
+def test_dpzero_without_noise_or_clip_is_mezo_and_its_noise_is_added_where_there_is_some(pool):
     free = replace(DPZERO, settings={**TWO_POINT, "clip": 1e6}, noise_scale=0.0)
-    mezo = play(world, (MEZO, 5))[0]
-    assert np.allclose(play(world, (free, 5))[0], mezo, atol=1e-4)
-    assert not np.allclose(play(world, (replace(free, noise_scale=1e-4), 5))[0], mezo, atol=1e-2)
+    mezo = train_run(pool, (MEZO, 5))[0]
+    assert np.allclose(train_run(pool, (free, 5))[0], mezo, atol=1e-4)
+    assert not np.allclose(train_run(pool, (replace(free, noise_scale=1e-4), 5))[0], mezo, atol=1e-2)
 
 
-def test_members_of_a_batch_join_it_at_the_accounted_rate(world, monkeypatch):
+def test_members_of_a_batch_join_it_at_the_accounted_rate(pool, monkeypatch):
     """1,000 steps over about 20 members: six standard errors of the mean, false alarm below 1e-8."""
     sizes = []
     monkeypatch.setattr(MeZO, "step", lambda self, batch: sizes.append(len(batch)))
-    setting = replace(world.setting, steps=1000, batch_size=10)
-    play(replace(world, setting=setting), (MEZO, 5))
-    drawn, n = sum(sizes), 1000 * members(40, 5).sum()
+    setting = replace(pool.setting, steps=1000, batch_size=10)
+    train_run(replace(pool, setting=setting), (MEZO, 5))
+    drawn, n = sum(sizes), 1000 * draw_members(40, 5).sum()
     assert abs(drawn - n * setting.rate) < 6 * np.sqrt(n * setting.rate * (1 - setting.rate))
 
 
@@ -135,23 +140,23 @@ def test_members_of_a_batch_join_it_at_the_accounted_rate(world, monkeypatch):
 
 def test_members_are_a_fair_coin_for_every_text_and_run():
     """64,000 coins, and the products of neighbours along both axes: six standard errors each, false alarm below 1e-8."""
-    signs = np.array([members(1000, seed) for seed in range(64)]) * 2 - 1
-    drawn_anew = np.array([members(1000, seed, "control") for seed in range(64)]) * 2 - 1
+    signs = np.array([draw_members(1000, seed) for seed in range(64)]) * 2 - 1
+    drawn_anew = np.array([draw_members(1000, seed, "control") for seed in range(64)]) * 2 - 1
     for values in (signs, signs[1:] * signs[:-1], signs[:, 1:] * signs[:, :-1], signs * drawn_anew):
         assert abs(values.mean()) < 6 / np.sqrt(values.size)
 
 
 def test_the_pool_holds_each_text_once():
     texts = Examples.of([[1, 2], [3], [1, 2], [1, 2, 0], [3], [4]], [0, 1, 1, 0, 1, 0])
-    assert distinct(texts, 4).tolist() == [0, 1, 3, 5]
+    assert first_distinct(texts, 4).tolist() == [0, 1, 3, 5]
     with pytest.raises(UsageError, match="hold 5 distinct training texts, of 4"):
-        distinct(texts, 5)
+        first_distinct(texts, 5)
 
 
 def test_wrong_labels_are_wrong_as_many_as_asked_for_and_of_every_other_kind():
     setting = Setting("gaussian", "poisson", "add_remove", 80, 40, 12, 1e-5)
-    right = make_world("toy", "tiny-encoder", setting, wrong=0.0, seed=3)
-    wrong = make_world("toy", "tiny-encoder", setting, wrong=0.5, seed=3)
+    right = load_pool("toy", "tiny-encoder", setting, mislabelled=0.0, seed=3)
+    wrong = load_pool("toy", "tiny-encoder", setting, mislabelled=0.5, seed=3)
     assert right.mislabelled.sum() == 0 and list(right.groups()) == ["natural", "all"]
     assert wrong.mislabelled.sum() == 40
     assert np.array_equal(right.labels != wrong.labels, wrong.mislabelled)
@@ -224,7 +229,7 @@ def test_it_replays_in_other_processes(found):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"pool": 10**6}, "make it smaller"),
+        ({"pool_size": 10**6}, "make it smaller"),
         ({"task": "r9"}, "did you mean"),
         ({"epsilons": [0.0]}, "epsilon is 0.0"),
         ({"rate": 1.5}, "batch_size 60 is larger"),

@@ -13,13 +13,13 @@ from scipy.special import ndtr, ndtri
 from dpzero.errors import UsageError
 from dpzero.privacy import RunKey, Setting
 from dpzero.studies.membership_attacks import (
-    NOTHING_LEARNT,
+    NO_LEARNING,
     Claim,
-    areas,
-    confidence,
+    aucs,
     interval,
     likelihood_ratio,
-    measured,
+    loss_and_log_odds,
+    measure,
     rates,
 )
 
@@ -42,17 +42,17 @@ def near(values: np.ndarray, truth: float) -> bool:
 # -- scores from logits ------------------------------------------------------------------------------------------------
 
 
-def test_confidence_is_the_loss_and_the_log_odds_of_the_label():
+def test_loss_and_log_odds_is_the_loss_and_the_log_odds_of_the_label():
     logits, labels = normals(0, 3, 5 * 4).reshape(3, 5, 4), np.array([0, 3, 1, 2, 2])
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     p = p[:, np.arange(5), labels]
-    loss, log_odds = confidence(logits, labels)
+    loss, log_odds = loss_and_log_odds(logits, labels)
     assert np.allclose(loss, -np.log(p)) and np.allclose(log_odds, np.log(p / (1 - p)))
 
 
 def test_the_log_odds_of_a_sure_model_are_finite_and_still_in_order():
     logits = np.array([[200.0, 0.0], [300.0, 0.0], [-300.0, 0.0]], dtype=np.float32)
-    _, log_odds = confidence(logits, np.zeros(3, int))
+    _, log_odds = loss_and_log_odds(logits, np.zeros(3, int))
     assert np.allclose(log_odds, [200, 300, -300])
 
 
@@ -63,21 +63,21 @@ def test_a_perfect_attack_finds_every_member():
     inside = halves(1)
     true, false = rates(inside * 1.0, inside, 0.01)
     assert (true == 1).all() and np.allclose(false, 0.01)  # ties among non-members, broken by lot
-    assert (areas(inside * 1.0, inside) == 1).all()
+    assert (aucs(inside * 1.0, inside) == 1).all()
 
 
 def test_an_attack_without_a_score_guesses():
     inside = halves(1)
     true, false = rates(np.zeros_like(inside, float), inside, 0.01)
     assert np.allclose(true, 0.01) and np.allclose(false, 0.01)
-    assert (areas(np.zeros_like(inside, float), inside) == 0.5).all()
+    assert (aucs(np.zeros_like(inside, float), inside) == 0.5).all()
 
 
 @pytest.mark.parametrize("target", [0.01, 0.1])
 def test_an_attack_on_noise_finds_as_many_members_as_others(target):
     true, false = rates(normals(2), halves(3), target)
     assert near(true, target) and near(false, target)
-    assert near(areas(normals(2), halves(3)), 0.5)
+    assert near(aucs(normals(2), halves(3)), 0.5)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
@@ -86,7 +86,7 @@ def test_an_attack_of_known_strength_has_its_rates(shift):
     scores = normals(5) + shift * inside
     true, false = rates(scores, inside, 0.01)
     assert near(true, ndtr(shift + ndtri(0.01))) and near(false, 0.01)
-    assert near(areas(scores, inside), ndtr(shift / np.sqrt(2)))
+    assert near(aucs(scores, inside), ndtr(shift / np.sqrt(2)))
 
 
 def test_the_threshold_of_a_run_comes_from_the_other_runs():
@@ -99,7 +99,7 @@ def test_the_threshold_of_a_run_comes_from_the_other_runs():
 
 def test_the_area_counts_pairs_and_half_the_ties():
     scores, inside = np.round(normals(6, 4, 30)), halves(7, 4, 30)
-    for score, member, area in zip(scores, inside, areas(scores, inside), strict=True):
+    for score, member, area in zip(scores, inside, aucs(scores, inside), strict=True):
         differences = score[member][:, None] - score[~member][None]
         assert area == pytest.approx((differences > 0).mean() + (differences == 0).mean() / 2, abs=1e-12)
 
@@ -116,26 +116,26 @@ def world(shift: float) -> tuple[np.ndarray, np.ndarray]:
 
 def test_lira_finds_members_that_the_log_odds_alone_do_not_show():
     log_odds, inside = world(shift=2)
-    assert areas(log_odds, inside).mean() < 0.6
+    assert aucs(log_odds, inside).mean() < 0.6
     scores = likelihood_ratio(log_odds, inside)
     # about 32 shadow models estimate mean and deviation: close to, and below, the normal law's rate
     true, false = rates(scores, inside, 0.01)
     assert 0.75 * ndtr(2 + ndtri(0.01)) < true.mean() < ndtr(2 + ndtri(0.01))
     assert near(false, 0.01)
-    assert areas(scores, inside).mean() == pytest.approx(ndtr(2 / np.sqrt(2)), abs=0.02)
+    assert aucs(scores, inside).mean() == pytest.approx(ndtr(2 / np.sqrt(2)), abs=0.02)
 
 
 def test_lira_finds_nothing_where_nothing_is():
     scores = likelihood_ratio(*world(shift=0))
     true, false = rates(scores, world(0)[1], 0.01)
-    assert near(true, 0.01) and near(false, 0.01) and near(areas(scores, world(0)[1]), 0.5)
+    assert near(true, 0.01) and near(false, 0.01) and near(aucs(scores, world(0)[1]), 0.5)
 
 
 def test_lira_finds_nothing_among_members_that_nobody_trained_on():
     log_odds, _ = world(shift=3)
     redrawn = halves(12)
     scores = likelihood_ratio(log_odds, redrawn)
-    assert near(rates(scores, redrawn, 0.01)[0], 0.01) and near(areas(scores, redrawn), 0.5)
+    assert near(rates(scores, redrawn, 0.01)[0], 0.01) and near(aucs(scores, redrawn), 0.5)
 
 
 def test_lira_fits_a_run_on_the_others_alone_and_only_on_those_without_the_text():
@@ -177,9 +177,9 @@ def test_an_interval_covers_the_mean_as_often_as_it_says():
 def test_runs_without_a_member_or_without_another_text_are_left_out():
     inside = halves(1, 20, 40)
     inside[3], inside[4] = True, False
-    found = measured(normals(2, 20, 40), inside, 0.01)
+    found = measure(normals(2, 20, 40), inside, 0.01)
     kept = np.delete(np.arange(20), [3, 4])
-    assert found == measured(normals(2, 20, 40)[kept], inside[kept], 0.01)
+    assert found == measure(normals(2, 20, 40)[kept], inside[kept], 0.01)
     assert np.isfinite(list(found.values())).all()
 
 
@@ -199,7 +199,7 @@ def test_the_ceiling_of_one_gaussian_release_is_its_trade_off_curve(noise_scale,
 
 def test_the_ceiling_of_a_model_that_learnt_nothing_is_guessing():
     for rate in (0.01, 0.3, 1.0):
-        assert NOTHING_LEARNT.ceiling(rate) == pytest.approx(rate, abs=1e-12)
+        assert NO_LEARNING.ceiling(rate) == pytest.approx(rate, abs=1e-12)
 
 
 def test_no_test_on_the_dominating_pair_passes_the_ceiling_and_the_best_one_reaches_it():

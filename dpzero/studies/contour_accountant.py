@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy import optimize, stats
 from scipy.special import logsumexp
 
-from dpzero.privacy import Setting
+from ..privacy import Setting
 
 Array = NDArray[np.float64]
 Law = tuple[Array, Array]  # losses of one release, and the logarithms of their probabilities
