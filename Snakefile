@@ -12,6 +12,7 @@ snakemake --unlock                                              after one that w
 
 import json
 import sys
+from pathlib import Path
 
 from snakemake.utils import min_version
 
@@ -26,8 +27,6 @@ CELLS = f"{RESULTS}/cells.txt"  # by name: rules.plan.output beside the records 
 ASSETS = f"{RESULTS}/assets/{{task}}/{{model}}.json"
 CAPTIONS = f"{workflow.basedir}/dpzero/report/captions"
 ENVIRONMENT = f"{workflow.basedir}/dpzero/environment.yaml"
-DPZERO = '"$DPZERO_PYTHON" -P -m dpzero '
-LOGGED = " 2>&1 | tee -i {log:q}"
 
 
 localrules:
@@ -58,9 +57,8 @@ rule assets:
     message:
         "{wildcards.task} for {wildcards.model}: rows and weights, downloaded, verified and tokenized once"
     shell:
-        DPZERO
-        + "assets --sweep {params.sweep:q} --tasks {wildcards.task:q} --models {wildcards.model:q} "
-        "--out {output:q}" + LOGGED
+        '"$DPZERO_PYTHON" -P -m dpzero assets --sweep {params.sweep:q} --tasks {wildcards.task:q} --models {wildcards.model:q} '
+        "--out {output:q} 2>&1 | tee -i {log:q}"
 
 
 rule run:
@@ -84,8 +82,7 @@ rule run:
     message:
         "{wildcards.run}"
     shell:
-        DPZERO
-        + 'run --spec {params.cell:q} --out {output:q} --threads {threads} --device "$DPZERO_DEVICE" '
+        '"$DPZERO_PYTHON" -P -m dpzero run --spec {params.cell:q} --out {output:q} --threads {threads} --device "$DPZERO_DEVICE" '
         "2>&1 | tee -ia {log:q}"
 
 
@@ -101,9 +98,8 @@ rule plan:
         sweep=SWEEP.name,
         narrowed=SWEEP.axes,
     shell:
-        DPZERO
-        + "cells --sweep {params.sweep:q} {params.narrowed:q} --out {output:q}"
-        + LOGGED
+        '"$DPZERO_PYTHON" -P -m dpzero cells --sweep {params.sweep:q} {params.narrowed:q} --out {output:q} '
+        "2>&1 | tee -i {log:q}"
 
 
 rule tables:
@@ -122,15 +118,14 @@ rule tables:
     conda:
         ENVIRONMENT
     params:
-        verb="tables",
+        command="dpzero tables",
         sweep=SWEEP.name,
-        folder=f"{RESULTS}/tables",
+        folder=lambda wildcards, output: Path(output[0]).parent,
     message:
-        "{params.verb} of {params.sweep}"
+        "{params.command} --sweep {params.sweep}"
     shell:
-        DPZERO
-        + "{params.verb} --sweep {params.sweep:q} --cells {input.cells:q} --out {params.folder:q}"
-        + LOGGED
+        '"$DPZERO_PYTHON" -P -m {params.command} --sweep {params.sweep:q} --cells {input.cells:q} --out {params.folder:q} '
+        "2>&1 | tee -i {log:q}"
 
 
 use rule tables as figures with:
@@ -147,9 +142,9 @@ use rule tables as figures with:
     log:
         f"{RESULTS}/logs/figures.log",
     params:
-        verb="figures",
+        command="dpzero figures",
         sweep=SWEEP.name,
-        folder=SWEEP.figures,
+        folder=lambda wildcards, output: Path(output[0]).parent,
 
 
 rule partial:
@@ -166,12 +161,8 @@ rule partial:
     message:
         "tables and figures of the runs that exist"
     shell:
-        "("
-        + DPZERO
-        + "tables --sweep {params.sweep:q} --cells {input.cells:q} --out {params.tables:q} && "
-        + DPZERO
-        + "figures --sweep {params.sweep:q} --cells {input.cells:q} --out {params.figures:q})"
-        + LOGGED
+        'for what in tables figures; do "$DPZERO_PYTHON" -P -m dpzero $what --sweep {params.sweep:q} --cells {input.cells:q} '
+        "--out $(test $what = tables && echo {params.tables:q} || echo {params.figures:q}); done 2>&1 | tee -i {log:q}"
 
 
 onstart:
