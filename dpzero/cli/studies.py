@@ -30,20 +30,20 @@ TUNES = ("full", "bias", "lora", "prefix", "head")
 
 
 def membership(options: argparse.Namespace) -> dict:
-    from ..report.membership import write_membership
+    from ..report.writing import write_study
     from ..studies.membership import membership
 
     found = membership(options.task, options.model, runs=options.runs, steps=options.steps, log=log)
     result = options.out / "membership.json"
     _write_json(result, found)
-    return _files(result, write_membership(result, options.out, options.figures))
+    return _files(result, write_study("membership", result, options.out, options.figures))
 
 
 def benchmark(options: argparse.Namespace) -> dict:
     use_threads(options.threads)
     import torch
 
-    from ..report.benchmark import write_benchmark
+    from ..report.writing import write_study
     from ..run import gpu_lock
     from ..studies.benchmark import ROWS, Benchmark
 
@@ -54,7 +54,7 @@ def benchmark(options: argparse.Namespace) -> dict:
     result = options.out / f"{name}.json"
     study = Benchmark(options.model, options.batch_size, options.length, **settings, device=device, log=log)
     study.run(options.rows or list(ROWS), lambda found: _write_json(result, found))
-    return _files(result, write_benchmark(result, options.out, options.figures))
+    return _files(result, write_study("benchmark", result, options.out, options.figures))
 
 
 def _write_json(path: Path, content: dict) -> None:
@@ -115,7 +115,7 @@ def study(options: argparse.Namespace) -> dict:
 
 
 def _write_csv(path: Path, rows: list[dict]) -> None:
-    from ..run.record import write_whole
+    from ..files import write_whole
 
     text = io.StringIO()
     columns = dict.fromkeys(key for row in rows for key in row)
