@@ -76,7 +76,7 @@ def pinned(shelf, cache, monkeypatch) -> str:
 
 def in_another_process(code: str, digest: str) -> subprocess.Popen:
     """Runs `code` with the bbc stanza pinned to `digest`."""
-    start = f"from dpzero.language import assets; assets.catalogue()['bbc']['sha256'] = {digest!r}\n"
+    start = f"from dpzero.language.data import assets; assets.catalogue()['bbc']['sha256'] = {digest!r}\n"
     return subprocess.Popen([sys.executable, "-c", start + code], stdout=subprocess.PIPE, text=True)
 
 

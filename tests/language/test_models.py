@@ -210,7 +210,7 @@ def test_a_folder_that_lacks_the_model_is_named(tmp_path, monkeypatch, trec):
 def test_a_hub_that_does_not_answer_is_told_in_one_sentence(tmp_path, trec):
     """In a process of its own: the libraries read HF_HUB_OFFLINE once."""
     code = (
-        "from dpzero.language import models, tasks\n"
+        "from dpzero.language.data import tasks; from dpzero.language.models import models\n"
         "from dpzero.errors import UsageError\n"
         "try: models.load('opt-125m', tasks.load('sst2'), 'full')\n"
         "except UsageError as error: print(error)"

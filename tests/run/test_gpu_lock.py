@@ -21,9 +21,9 @@ from tests.house import House
 
 HOLDER = """
 import os, sys, time
-from dpzero.experiment import gpu
+from dpzero.run import gpu_lock
 seconds, log = float(sys.argv[1]), open(sys.argv[2], "a", buffering=1)
-got = gpu.lease(gpu.visible(), log=lambda line: print(line, flush=True))
+got = gpu_lock.lease(gpu_lock.visible(), log=lambda line: print(line, flush=True))
 assert os.environ["CUDA_VISIBLE_DEVICES"] == got and "torch" not in sys.modules
 log.write(f"{got} {os.getpid()} begin\\n")
 time.sleep(seconds)
