@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import yaml
 
 from dpzero.plan import registry, sweep
 from dpzero.privacy import Budget, RunKey
+from dpzero.report import overview
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,6 +68,47 @@ def test_the_example_stanzas_are_ones_that_a_sweep_takes():
         assert cell["epsilon"] == "inf" and stanza.items() <= cell["settings"].items()
 
 
+def sentences(text: str) -> list[str]:
+    """The sentences of a Markdown text, without code, tables, headings, comments and the targets of links."""
+    text = re.sub(r"```.*?```|<!--.*?-->", "\n\n", text, flags=re.DOTALL)
+    text = re.sub(r"^(#.*|\|.*|!\[.*)$", "\n", text, flags=re.MULTILINE)
+    text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", text)
+    paragraphs = re.split(r"\n\s*\n|^\* ", text, flags=re.MULTILINE)
+    return [
+        sentence
+        for paragraph in paragraphs
+        for sentence in re.split(r"(?<=[.!?])\s+(?=\W*[A-Z])", paragraph.strip())
+    ]
+
+
+def words(sentence: str) -> int:
+    return sum(any(map(str.isalnum, word)) for word in sentence.split())
+
+
+def test_sentences_are_counted():
+    text = "# Title\n\nOne two. Three [four](five.md)\nsix!\n\n* Seven.\n* Eight 9.5 ten\n\n```\nno. no.\n```\n| no |\n"
+    assert [words(sentence) for sentence in sentences(text) if sentence] == [2, 3, 1, 3]
+
+
+def test_the_readme_is_short():
+    """Nine kilobytes, and sentences of 25 words in the mean."""
+    text = (ROOT / "README.md").read_text()
+    assert len(text.encode()) <= 9_000
+    lengths = [n for n in map(words, sentences(text)) if n]
+    assert len(lengths) > 40 and sum(lengths) / len(lengths) <= 25 and max(lengths) <= 60
+
+
+def test_the_results_are_those_of_the_tables():
+    assert overview.update(ROOT, check=True) == []
+
+
+def test_no_committed_run_is_called_a_release():
+    """As results/README.md says of all of them."""
+    for path in (ROOT / "results").glob("*/tables/privacy.csv"):
+        with path.open(encoding="utf-8", newline="") as stream:
+            assert {row["valid_release"] for row in csv.DictReader(stream)} <= {"no"}, path
+
+
 def test_every_sweep_and_cell_that_the_readme_names_exists():
     text = (ROOT / "README.md").read_text()
     named = set(re.findall(r"(?:sweep=|--sweep )([\w-]+)", text))
@@ -74,9 +117,10 @@ def test_every_sweep_and_cell_that_the_readme_names_exists():
         assert cell in sweep.load(name)
 
 
-def test_every_file_that_the_readme_shows_exists():
-    for path in re.findall(r"\]\(((?!http)[^)]+)\)", (ROOT / "README.md").read_text()):
-        assert (ROOT / path).exists(), path
+def test_every_file_that_the_readmes_show_exists():
+    for document in (ROOT / "README.md", ROOT / "results/README.md"):
+        for path in re.findall(r"\]\(((?!http)[^)]+)\)", document.read_text()):
+            assert (document.parent / path).exists(), (document, path)
 
 
 def test_the_readme_has_the_two_commands_and_ci_runs_the_second():

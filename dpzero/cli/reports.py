@@ -1,4 +1,4 @@
-"""The verbs that read records: tables, figures, report."""
+"""The verbs that read records and tables: tables, figures, report, readme."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import UsageError
-from .options import SWEEP, Options, Verb, folder_to_write, option
+from .options import SWEEP, Options, Verb, folder_to_read, folder_to_write, option
 from .process import read_text
 
 
@@ -42,6 +42,15 @@ def report(options: argparse.Namespace) -> dict:
     return {"sweep": options.sweep, "records": len(records), "runs": len(runs)}
 
 
+def readme(options: argparse.Namespace) -> dict:
+    from ..report import overview
+
+    differing = overview.update(options.root, options.check)
+    if options.check and differing:
+        raise UsageError(f"{', '.join(differing)} differs from the tables: run `python -m dpzero readme`")
+    return {"written": differing}
+
+
 def _find_records(options: argparse.Namespace) -> tuple[list[Path], list[str]]:
     """The existing record files of the planned runs, and these runs; other files in the folder are ignored."""
     from ..plan import sweep
@@ -62,8 +71,13 @@ RECORDS: Options = {
     "--records": option("folder of the records (default: results/SWEEP/runs)", type=Path),
 }
 OUT: Options = {"--out": option("folder for the files", type=folder_to_write, required=True)}
+README: Options = {
+    "--check": option("write nothing, and fail if a file differs", action="store_true"),
+    "--root": option("folder of the project", Path(), type=folder_to_read),
+}
 VERBS = (
     Verb("tables", "write the tables of the records that exist", tables, RECORDS | OUT),
     Verb("figures", "draw the figures of the records that exist", figures, RECORDS | OUT),
     Verb("report", "print the privacy statement of a sweep", report, RECORDS),
+    Verb("readme", "write the results in README.md and results/README.md from the tables", readme, README),
 )

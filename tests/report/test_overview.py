@@ -1,0 +1,92 @@
+"""The documents that are generated from committed tables."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dpzero.errors import UsageError
+from dpzero.report import overview
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of the tables, and a README.md with an empty generated part."""
+    for path in (ROOT / "results").rglob("*"):
+        if path.suffix in (".csv", ".md", ".json") and "runs/" not in str(path):
+            copy = tmp_path / path.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copy)
+    (tmp_path / "README.md").write_text(f"before\n{overview.START}\nold\n{overview.END}\nafter\n")
+    return tmp_path
+
+
+def test_the_generated_part_is_replaced_and_the_rest_kept(project):
+    assert overview.update(project, check=True) == ["README.md"]
+    assert "\nold\n" in (project / "README.md").read_text()
+    assert overview.update(project, check=False) == ["README.md"]
+    text = (project / "README.md").read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "\nold\n" not in text
+    assert overview.update(project, check=True) == []
+
+
+def test_a_number_that_is_typed_is_noticed(project):
+    overview.update(project, check=False)
+    results = project / "results/README.md"
+    results.write_text(results.read_text().replace("72.4", "92.4"))
+    assert overview.update(project, check=True) == ["results/README.md"]
+
+
+def test_a_readme_without_marks_is_refused(project):
+    (project / "README.md").write_text("nothing\n")
+    with pytest.raises(UsageError, match="has no generated part"):
+        overview.update(project, check=False)
+
+
+def test_a_table_that_is_missing_is_named(project):
+    (project / "results/heads/tables/memory.csv").unlink()
+    with pytest.raises(UsageError, match=r"memory.csv cannot be read"):
+        overview.update(project, check=True)
+
+
+def test_an_added_sweep_has_a_section_of_its_name(project):
+    shutil.copytree(project / "results/full", project / "results/a-new-one")
+    assert "\n## a-new-one\n" in overview.all_results(project / "results")
+
+
+def test_one_seed_is_no_mean_and_the_best_of_a_grid_says_of_how_many():
+    one = {"score_n": "1", "score_mean": "0.5", "score_std": "", "epsilon": "inf", "status": "ok"}
+    assert overview._score(one) == "50.0 (one seed)"
+    assert overview._score(one | {"score_n": "3", "score_std": "0.01"}) == "50.0 ± 1.0"
+    assert overview._score(one | {"score_n": "0", "status": "oom"}) == "OOM"
+    assert "| best of |" in overview.grids(ROOT / "results")
+
+
+def test_a_verdict_that_is_not_reached_is_in_none():
+    pairs = [
+        {
+            "task": task,
+            "claim": "MeZO over DPZero",
+            "first": "mezo",
+            "second": "dpzero",
+            "epsilon": epsilon,
+            "verdict": verdict,
+        }
+        | {"difference_mean": "0.05", "difference_low": "0.01", "difference_high": "0.09"}
+        for task, epsilon, verdict in (
+            ("a", "2", "shown"),
+            ("a", "6", "shown"),
+            ("b", "2", "shown"),
+            ("b", "6", "open"),
+        )
+    ]
+    (sentence,) = overview._claims(pairs, {})
+    places = "a at every ε, b at ε = 2"
+    assert (
+        sentence
+        == f"MeZO over DPZero: shown in 3 of 4 ({places}), largest difference +5.0 [1.0, 9.0]; refuted in none of 4."
+    )
