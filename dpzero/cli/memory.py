@@ -57,7 +57,7 @@ def fits(options: argparse.Namespace) -> dict:
     from ..memory import capacity
     from ..plan.method_variants import canonical
 
-    memory, reserve = capacity.bytes_of(options.gpu_memory), capacity.bytes_of(options.reserve)
+    memory, reserve = capacity.parse_size(options.gpu_memory), capacity.parse_size(options.reserve)
     methods = [canonical(name) for name in options.methods or capacity.METHODS]
     settings = _settings(options)
     if options.model:

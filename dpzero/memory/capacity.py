@@ -1,4 +1,4 @@
-"""What fits into a GPU: of each method the largest model, or for one model the largest batch. All of it predicted."""
+"""The largest model, or the largest batch, whose step fits into a given memory. All peaks are predicted."""
 
 from __future__ import annotations
 
@@ -24,80 +24,90 @@ METHODS = (
 )
 MODELS = tuple(name for name in architectures.catalogue() if name.startswith("opt-"))
 LARGEST_BATCH = 2**16
-COPIES = {"adamw": 4, "sgd": 2}  # of what is trained: value, gradient, moments
+TENSORS = {"adamw": 4, "sgd": 2}  # for each trainable parameter: value, gradient, moments
 
 
-def bytes_of(text: str) -> int:
-    """24GiB -> bytes. Raises UsageError for what is no size."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG]i?B)", text.strip(), re.IGNORECASE)
-    if not found:
+def parse_size(text: str) -> int:
+    """24GiB -> bytes. Raises UsageError for anything that is no size."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG]i?B)", text.strip(), re.IGNORECASE)
+    if not match:
         raise UsageError(f"{text!r} is no size of memory: write it as 24GiB, 80GB or 512MiB")
-    return int(float(found[1]) * UNITS[found[2].upper()])
+    return int(float(match[1]) * UNITS[match[2].upper()])
 
 
 def largest_models(
-    models: Sequence[str], room: int, methods: Sequence[str], settings: dict, log: Callable[[str], object]
+    models: Sequence[str], limit: int, methods: Sequence[str], settings: dict, log: Callable[[str], object]
 ) -> list[dict]:
-    """A row a method: the largest of the models whose step needs at most `room` bytes, and what the next one needs."""
+    """The largest model of each method whose step needs at most `limit` bytes, and what the next larger one needs.
+
+    Args:
+        models: names of architectures.
+        limit: bytes.
+        methods: names of variants.
+        settings: the other arguments of `Workload`.
+    """
     ordered = sorted(models, key=_parameters, reverse=True)
     rows = []
     for method in methods:
         row = {"method": method, "title": variant(method).title, "model": None, "peak_bytes": None}
         for model in ordered:
-            least = _least(model, method, settings)
-            if least > room:
-                row |= {"next_model": model, "next_at_least_bytes": least}
+            at_least = _lower_bound(model, method, settings)
+            if at_least > limit:
+                row |= {"next_model": model, "next_at_least_bytes": at_least}
                 continue
             peak, how = _peak(Workload(model, method, **settings))
-            if peak is not None and peak <= room:
+            if peak is not None and peak <= limit:
                 row |= {"model": model, "peak_bytes": peak, "how": how}
                 break
             row |= {"next_model": model, "next_at_least_bytes": peak}
             if peak is None:
                 row["not_predicted"] = how
-        log(f"{row['title']}: {row['model'] or 'none'}{_gib(row['peak_bytes'])}")
+        log(f"{row['title']}: {row['model'] or 'none'}{_gibibytes(row['peak_bytes'])}")
         rows.append(row)
     return rows
 
 
 def largest_batches(
-    model: str, room: int, methods: Sequence[str], settings: dict, log: Callable[[str], object]
+    model: str, limit: int, methods: Sequence[str], settings: dict, log: Callable[[str], object]
 ) -> list[dict]:
-    """A row a method: the largest batch of the model whose step needs at most `room` bytes; 0 if one text does not fit."""
+    """The largest batch of each method whose step needs at most `limit` bytes; 0 if not even one text fits.
+
+    The arguments are those of `largest_models`.
+    """
     rows = []
     for method in methods:
-        row = {"method": method, "title": variant(method).title, "model": model}
 
         def peak(size: int, method: str = method) -> int:
-            found, how = _peak(Workload(model, method, **settings | {"batch_size": size}))
-            if found is None:
+            peak, how = _peak(Workload(model, method, **settings | {"batch_size": size}))
+            if peak is None:
                 raise UsageError(how)
-            return found
+            return peak
 
+        row = {"method": method, "title": variant(method).title, "model": model}
         try:
-            size, size_peak = _largest(peak, room)
+            size, size_peak = _largest(peak, limit)
             row |= {"batch_size": size, "peak_bytes": size_peak}
         except UsageError as error:
             row |= {"batch_size": None, "peak_bytes": None, "not_predicted": str(error)}
-        log(f"{row['title']}: batch of {row['batch_size']}{_gib(row['peak_bytes'])}")
+        log(f"{row['title']}: batch of {row['batch_size']}{_gibibytes(row['peak_bytes'])}")
         rows.append(row)
     return rows
 
 
-def _largest(peak: Callable[[int], int], room: int) -> tuple[int, int | None]:
-    """The largest size with a peak of at most `room`, and that peak. A peak is all but a line in the size: so aim by a secant."""
+def _largest(peak: Callable[[int], int], limit: int) -> tuple[int, int | None]:
+    """The largest size whose peak is within the limit, and that peak. Peaks are nearly linear in the size: secant steps."""
     known = {size: peak(size) for size in (2, 3)}
-    if known[2] > room:
+    if known[2] > limit:
         one = peak(1)
-        return (1, one) if one <= room else (0, None)
-    low, high = max(s for s in known if known[s] <= room), LARGEST_BATCH + 1
+        return (1, one) if one <= limit else (0, None)
+    low, high = max(s for s in known if known[s] <= limit), LARGEST_BATCH + 1
     while high - low > 1:
         a, b = sorted(known)[-2:]
         slope = max(1.0, (known[b] - known[a]) / (b - a))
-        aim = int(low + (room - known[low]) / slope)
+        aim = int(low + (limit - known[low]) / slope)
         size = min(max(aim, low + 1), high - 1)
         known[size] = peak(size)
-        if known[size] <= room:
+        if known[size] <= limit:
             low = size
         else:
             high = size
@@ -105,11 +115,12 @@ def _largest(peak: Callable[[int], int], room: int) -> tuple[int, int | None]:
 
 
 def _peak(workload: Workload) -> tuple[int | None, str]:
+    """The predicted peak and how it was predicted, or None and why there is none."""
     try:
-        found = predict(workload)
+        prediction = predict(workload)
     except Unpredictable as error:
         return None, str(error)
-    return found["peak_bytes"], found["how"]
+    return prediction["peak_bytes"], prediction["how"]
 
 
 def _parameters(model: str) -> int:
@@ -118,15 +129,14 @@ def _parameters(model: str) -> int:
     return architectures.catalogue()[model]["parameters"]
 
 
-def _least(model: str, method: str, settings: dict) -> int:
-    """Bytes that it needs in any case, without asking: so that few models are predicted."""
+def _lower_bound(model: str, method: str, settings: dict) -> int:
+    """Bytes that a step needs at least, by formula: so that few models must be predicted."""
     full = (settings.get("tune") or variant(method).tune) == "full"
-    copies = COPIES.get(variant(method).settings.get("optimizer", ""), 1) if full else 1
+    tensors = TENSORS.get(variant(method).settings.get("optimizer", ""), 1) if full else 1
+    element_size = 4 if settings["dtype"] == "float32" else 2
     # an untied output table is not trained, and the published number is known within 1 %
-    return int(
-        _parameters(model) * (4 if settings["dtype"] == "float32" else 2) * (1 + 0.85 * (copies - 1)) * 0.99
-    )
+    return int(_parameters(model) * element_size * (1 + 0.85 * (tensors - 1)) * 0.99)
 
 
-def _gib(size: int | None) -> str:
+def _gibibytes(size: int | None) -> str:
     return "" if size is None else f" ({size / 2**30:.2f} GiB, predicted)"

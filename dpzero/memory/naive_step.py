@@ -1,7 +1,7 @@
-"""A zeroth-order step as public code takes it, written down plainly: what the engine is measured against.
+"""A zeroth-order step as public code takes it: the baseline of the benchmark. For timing only: it is not private.
 
-Four passes over the weights (plus, minus, back, update), each drawing all directions anew from the framework's generator, out of
-place; a batch padded to its longest text; logits of the whole vocabulary at every position. For timing only: not private.
+Four passes over the weights (plus, minus, back, update), each of which draws all directions anew from the framework's generator, out
+of place. A batch is padded to its longest text, and the logits are those of the whole vocabulary at every position.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..language.data.encoding import Examples
 from ..language.models.architectures import ANSWERS, Answering
 
 
-class PublicStep:
+class NaiveStep:
     def __init__(
         self, model: Answering, *, learning_rate: float = 1e-9, smoothing: float = 1e-3, seed: int = 0
     ) -> None:

@@ -1,13 +1,14 @@
-"""Peak memory of a step without weights, data or GPU: the code that runs, on fake tensors, which have shapes and no data.
+"""Predicts the peak memory of a step without weights, data or GPU: the real code runs on fake tensors, which have shapes only.
 
-Counts live tensor storage as `memory.LiveStorage` does on real tensors. Kernels' own workspaces, the allocator's fragments and the
-CUDA context (together some 0.5 to 1 GiB of a GPU) are not in it.
+Counts live tensor storage, as `trackers.LiveStorage` does on real tensors. Not included are the workspaces of kernels, the fragments
+of the allocator and the CUDA context: together 0.5 to 1 GiB of a GPU.
 """
 
 from __future__ import annotations
 
 import time
 import warnings
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -17,7 +18,7 @@ from torch._subclasses import FakeTensorMode
 from ..errors import UsageError
 from ..plan.method_variants import variant
 from . import trackers
-from .workload import Loaded, Workload, counts, tuned_model
+from .workload import Loaded, Workload, build_model, counts
 
 HOW = "predicted: live storage of fake tensors, attention kernels as on the CPU"
 ANALYTIC = "by formula: weights, their gradients' sum and a gradient for each example; not the activations of the backward pass"
@@ -25,12 +26,12 @@ aten = torch.ops.aten
 
 
 class FakeStorage(trackers.LiveStorage):
-    """Answers for fake tensors what only data could: a number is one, a truth value true, and no text has a token twice.
+    """Answers for fake tensors what needs data: a number is 1, a truth value true, and no text has a token twice.
 
-    The last is what Opacus' norms of an embedding ask; it is the case that takes most.
+    Opacus' norms of an embedding ask the last; it is the case that needs most memory.
     """
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func is aten._local_scalar_dense.default:
             return args[0].dtype == torch.bool or 1
         if func is aten.unique_dim.default:
@@ -40,22 +41,24 @@ class FakeStorage(trackers.LiveStorage):
 
 
 def predict(workload: Workload) -> dict:
-    """Peaks in bytes, of the step and of its phases.
+    """Predict the peak of a step and of each of its phases, in bytes.
 
-    Raises UsageError, with a figure by formula where there is one, if the method refuses the model or fake tensors cannot take it.
+    Raises:
+        UsageError: the method refuses the model, or the code does not run on fake tensors. `Unpredictable`, for DP-SGD, has a lower
+            bound by formula.
     """
     started = time.perf_counter()
     try:
-        found = _peaks(workload)
+        peaks = _peaks(workload)
     except (ValueError, RuntimeError, NotImplementedError, AttributeError, TypeError) as error:
         if isinstance(error, UsageError) or variant(workload.method).method != "dp_sgd":
             raise
         raise Unpredictable(workload, error) from error
-    return header(workload) | found | {"how": HOW, "seconds": round(time.perf_counter() - started, 2)}
+    return header(workload) | peaks | {"how": HOW, "seconds": round(time.perf_counter() - started, 2)}
 
 
 class Unpredictable(UsageError):
-    """A method that does not run on a model, or not on fake tensors. `analytic`: what a formula says of it, as `predict`."""
+    """A method that does not run on a model, or not on fake tensors. `analytic`: peaks by formula, in the form of `predict`."""
 
     def __init__(self, workload: Workload, error: BaseException) -> None:
         self.reason = " ".join(str(error).split()) or type(error).__name__
@@ -68,6 +71,7 @@ class Unpredictable(UsageError):
 
 
 def header(workload: Workload) -> dict:
+    """What was predicted or measured."""
     return {
         "model": workload.model,
         "method": workload.method,
@@ -80,11 +84,11 @@ def header(workload: Workload) -> dict:
 
 
 def _peaks(workload: Workload) -> dict:
-    model = tuned_model(workload, "meta")
-    # a batch's tokens are real: they count for nothing, as they do in a measurement
-    # Opacus moves copies to `meta`: fake ones are as empty
-    as_it_is = patch.object(nn.Module, "to", lambda module, *_, **__: module)
-    with FakeTensorMode(allow_non_fake_inputs=True), as_it_is, warnings.catch_warnings():
+    model = build_model(workload, "meta")
+    # Opacus moves copies to `meta`, which is not needed: fake ones are empty, too
+    stay = patch.object(nn.Module, "to", lambda module, *_, **__: module)
+    # the tokens of a batch are real tensors, which are not counted in a measurement either
+    with FakeTensorMode(allow_non_fake_inputs=True), stay, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _give_storage(model)
         loaded = Loaded(workload, model)
@@ -98,29 +102,29 @@ def _peaks(workload: Workload) -> dict:
         with tracker:
             loaded.steps(tracker)
         weights = trackers.weights_bytes(loaded.model)
-    return figures(weights, inference.peak, tracker) | {
+    return peak_fields(weights, inference.peak, tracker) | {
         "parameters": parameters,
         "trained_parameters": trained,
     }
 
 
 def _give_storage(model: nn.Module) -> None:
-    """Fake tensors on the CPU for those on `meta`, tied ones once. (Made as fake ones at once, adapters could not be put in.)"""
-    made: dict[int, torch.Tensor] = {}
+    """Replace tensors on `meta` by fake ones on the CPU; tied ones stay tied. (PEFT cannot put adapters into fake ones.)"""
+    replaced: dict[int, torch.Tensor] = {}
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
             for name, tensor in tensors.items():
                 if tensor is not None:
-                    if id(tensor) not in made:
+                    if id(tensor) not in replaced:
                         empty = torch.empty_like(tensor, device="cpu")
-                        grad = tensor.requires_grad
-                        made[id(tensor)] = (
-                            nn.Parameter(empty, grad) if tensors is module._parameters else empty
-                        )
-                    tensors[name] = made[id(tensor)]
+                        if tensors is module._parameters:
+                            empty = nn.Parameter(empty, tensor.requires_grad)
+                        replaced[id(tensor)] = empty
+                    tensors[name] = replaced[id(tensor)]
 
 
-def figures(weights: int, inference: int, peaks: trackers.LiveStorage | trackers.AllocatorPeaks) -> dict:
+def peak_fields(weights: int, inference: int, peaks: trackers.LiveStorage | trackers.AllocatorPeaks) -> dict:
+    """The bytes that a prediction and a measurement both report."""
     return {
         "weights_bytes": weights,
         "inference_peak_bytes": inference,
@@ -133,15 +137,15 @@ def figures(weights: int, inference: int, peaks: trackers.LiveStorage | trackers
 
 
 def analytic(workload: Workload) -> dict:
-    """At least so much: for methods that keep each example's gradient, P (B + 1) beside the weights and what inference adds."""
-    found = predict(Workload(**{**vars(workload), "method": "inference", "tune": workload.trained}))
-    kept = 0
+    """A lower bound by formula: with per-sample gradients, P (B + 1) on top of inference for P trainable parameters; else 0."""
+    inference = predict(Workload(**{**vars(workload), "method": "inference", "tune": workload.trained}))
+    peak = 0
     if variant(workload.method).settings.get("clipping") == "hooks":
-        examples = max(1, min(workload.batch_size, found["token_budget"] // workload.sequence_length))
-        kept = found["trained_parameters"] * found["weights_bytes"] // found["parameters"] * (examples + 1)
-    peak = {"peak_bytes": found["inference_peak_bytes"] + kept if kept else 0}
-    same = {
-        key: found[key]
-        for key in ("parameters", "trained_parameters", "weights_bytes", "inference_peak_bytes")
-    }
-    return header(workload) | same | peak | {"how": ANALYTIC, "phases": {}, "phase": "", "operation": ""}
+        examples = max(1, min(workload.batch_size, inference["token_budget"] // workload.sequence_length))
+        trained_bytes = (
+            inference["trained_parameters"] * inference["weights_bytes"] // inference["parameters"]
+        )
+        peak = inference["inference_peak_bytes"] + trained_bytes * (examples + 1)
+    same = ("parameters", "trained_parameters", "weights_bytes", "inference_peak_bytes")
+    fields = {key: inference[key] for key in same} | {"peak_bytes": peak}
+    return header(workload) | fields | {"how": ANALYTIC, "phases": {}, "phase": "", "operation": ""}

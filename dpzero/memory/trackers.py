@@ -1,7 +1,7 @@
 """Peak memory of a step and of its phases: the allocator's on CUDA, live tensor storage on the CPU or of fake tensors.
 
-Both count what tensors hold, in blocks of 512 bytes, and neither the interpreter nor kernels' own scratch. The batch is a
-stand-in of the expected size and the full length, so the figure says nothing of private data and repeats exactly.
+Both count what tensors hold, in blocks of 512 bytes, but neither the interpreter nor the workspaces of kernels. The batch is a
+stand-in of the expected size and the full length, so a peak reveals nothing about private data and is reproducible.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,10 +22,11 @@ BLOCK = 512  # bytes: the rounding of the CUDA caching allocator
 
 
 class Phases:
-    """Peaks of the parts of a step, bytes by name. What lies in no named part counts as `rest`."""
+    """Peak bytes of each phase of a step, by name. `rest`: the phase of whatever is in no other."""
 
     def __init__(self, rest: str = "") -> None:
-        self.current, self.peaks = rest, {}
+        self.current = rest
+        self.peaks: dict[str, int] = {}
 
     @property
     def phase_of_peak(self) -> str:
@@ -42,7 +44,7 @@ class Phases:
             self.current = outer
 
     def mark(self) -> None:
-        """Where one phase ends and another begins."""
+        """End one phase and begin another."""
         raise NotImplementedError
 
     def note(self, size: int) -> None:
@@ -50,7 +52,7 @@ class Phases:
 
 
 class AllocatorPeaks(Phases):
-    """Of CUDA's caching allocator, whose peak is read and forgotten at each mark."""
+    """Peaks of CUDA's caching allocator, read and reset at each mark."""
 
     def __init__(self, device: torch.device, rest: str = "") -> None:
         super().__init__(rest)
@@ -75,13 +77,13 @@ class AllocatorPeaks(Phases):
 
 
 class LiveStorage(TorchDispatchMode, Phases):
-    """Counts the bytes of every storage that the dispatcher sees, from its creation to its end."""
+    """Counts the bytes of every storage that the dispatcher sees, from its creation until it is freed."""
 
     def __init__(self, rest: str = "") -> None:
         TorchDispatchMode.__init__(self)
         Phases.__init__(self, rest)
         self.live = self.peak = 0
-        self.operation = ""  # whose result made the peak
+        self.operation = ""  # the one whose result made the peak
         self._known: dict[int, weakref.ref] = {}
 
     def add(self, tensor: torch.Tensor, operation: object = "") -> None:
@@ -108,7 +110,7 @@ class LiveStorage(TorchDispatchMode, Phases):
     def mark(self) -> None:
         self.note(self.live)
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for tensor in tree_iter(out):
             if isinstance(tensor, torch.Tensor):
@@ -117,7 +119,7 @@ class LiveStorage(TorchDispatchMode, Phases):
 
 
 def peak_bytes(model: torch.nn.Module, work: Callable[[], object]) -> int:
-    """Peak of allocated bytes, the model's weights included, while `work` runs."""
+    """Peak of allocated bytes while `work` runs, including the model's weights."""
     if devices := _cuda_devices(model):
         for device in devices:
             torch.cuda.synchronize(device)
@@ -134,30 +136,31 @@ def peak_bytes(model: torch.nn.Module, work: Callable[[], object]) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is what torch or the interpreter says when memory runs out."""
+    """Whether torch or the interpreter ran out of memory."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return any(words in str(error) for words in ("can't allocate memory", "out of memory", "ALLOC_FAILED"))
 
 
 def how(model: torch.nn.Module) -> str:
+    """How `peak_bytes` measures this model."""
     on_cuda = next(model.parameters()).device.type == "cuda"
     return "CUDA allocator" if on_cuda else "live tensor storage on the CPU"
 
 
 def reserved_bytes(model: torch.nn.Module) -> int | None:
-    """What the CUDA allocator took from the device, fragments included; None on the CPU."""
+    """Bytes that the CUDA allocator took from the device, including fragments; None on the CPU."""
     devices = _cuda_devices(model)
     return sum(map(torch.cuda.max_memory_reserved, devices)) if devices else None
 
 
 def _cuda_devices(model: torch.nn.Module) -> list[torch.device]:
-    """Several where a model's layers are spread: peaks are then summed, although they need not come together."""
+    """The model's CUDA devices. The peaks of several devices are summed, although they may not coincide."""
     return [d for d in dict.fromkeys(p.device for p in model.parameters()) if d.type == "cuda"]
 
 
 def weights_bytes(model: torch.nn.Module) -> int:
-    """Bytes of parameters and buffers, each storage once, in allocator blocks."""
+    """Bytes of parameters and buffers in allocator blocks; tied ones count once."""
     storages = {
         s._cdata: s.nbytes() for t in [*model.parameters(), *model.buffers()] for s in [t.untyped_storage()]
     }
@@ -165,13 +168,13 @@ def weights_bytes(model: torch.nn.Module) -> int:
 
 
 def reset_resident_peak() -> None:
-    """Forget the peak of loading (Linux; elsewhere the peak since the start stays)."""
+    """Reset the resident peak of the process (Linux only)."""
     if sys.platform == "linux":
         Path("/proc/self/clear_refs").write_bytes(b"5")
 
 
 def resident_peak_bytes() -> int:
-    """Most physical memory of this process since the last reset, interpreter and libraries included."""
+    """Peak physical memory of this process since the last reset, including interpreter and libraries."""
     if sys.platform == "linux":
         for line in Path("/proc/self/status").read_text("utf-8").splitlines():
             if line.startswith("VmHWM:"):

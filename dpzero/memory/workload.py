@@ -1,11 +1,11 @@
-"""One step of one method on one shape and a stand-in batch, with its phases told apart: what is predicted and what is measured."""
+"""One step of a method variant on random weights and a stand-in batch, divided into phases: what is predicted and measured."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,32 +15,34 @@ from ..errors import UsageError
 from ..language.data.encoding import Examples
 from ..language.models import architectures, losses, tuning
 from ..language.models.batch_invariance import Cut, batch_shapes
-from ..plan.method_variants import variant
+from ..plan.method_variants import Variant, variant
 from ..plan.registry import card
 from ..privacy import Rehearsal, Setting
 from ..privacy.mechanisms import CHUNK, Noise
-from .naive_step import PublicStep
+from .naive_step import NaiveStep
 from .trackers import Phases
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-NOT_TRAINED_SO = (
+HALF_PRECISION = (
     "weights stored in {dtype}, as papers count them; this project runs inference so and refuses to train so, because small updates "
     "vanish"
 )
-MOST_TOKENS = 2**31  # of a batch: beyond it nobody means it
+MOST_TOKENS = 2**31  # of a batch: more is a mistake
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What a step is taken of. Raises UsageError for what makes no sense.
+    """A step whose memory is asked for. Raises UsageError for values out of range.
 
     Args:
-        model: a name of architectures.yaml or a path of a config.json.
-        method: a name of `variants`.
-        dtype: in which the weights are stored.
-        compute: of the matrix products, where it differs: bfloat16 over float32 weights.
-        tune: what is trained, if not what the variant says.
-        token_budget: padded tokens of a micro-batch; 0: the batch is one.
+        model: a name of architectures.yaml or the path of a config.json.
+        method: a name of `method_variants`.
+        batch_size: texts of the batch.
+        sequence_length: tokens of each text.
+        dtype: of the stored weights.
+        compute: type of matrix products; bfloat16 is for float32 weights.
+        tune: trainable parameters; empty: the variant's.
+        token_budget: padded tokens of a micro-batch; 0: the whole batch.
     """
 
     model: str
@@ -87,70 +89,80 @@ class Workload:
     @property
     def notes(self) -> list[str]:
         half = self.dtype != "float32" and self.method != "inference"
-        return [NOT_TRAINED_SO.format(dtype=self.dtype)] if half else []
+        return [HALF_PRECISION.format(dtype=self.dtype)] if half else []
 
 
-class Silence(Noise):
+class ZeroNoise(Noise):
     def unit(self, count: int, *counter: int) -> np.ndarray:
         return np.zeros(count)
 
 
-class Quiet(Rehearsal):
-    """Draws no noise: its memory is one chunk at a time, of which each tensor's first one is taken."""
+class NoiselessRehearsal(Rehearsal):
+    """Draws no noise, whose memory is one chunk at a time: it takes the first chunk of each tensor only."""
 
-    def __init__(self, setting: Setting) -> None:
-        super().__init__(setting, 1.0)
-        self._noise = Silence(setting.mechanism, 1.0, "float", self.key.stream("noise"))
+    def __init__(self, setting: Setting, noise_scale: float) -> None:
+        super().__init__(setting, noise_scale)
+        self._noise = ZeroNoise(setting.mechanism, noise_scale, "float", self.key.stream("noise"))
 
-    def release_(self, clipped_sums, clip: float) -> None:
+    def release_(self, clipped_sums: Sequence[Tensor], clip: float) -> None:
         super().release_([total.view(-1)[:CHUNK] for total in clipped_sums], clip)
 
 
-def tuned_model(workload: Workload, device: str) -> architectures.Answering:
-    """Random weights, float32, with `requires_grad` and checkpointing as the workload says."""
+def build_model(workload: Workload, device: str) -> architectures.Answering:
+    """Random float32 weights, with `requires_grad` and activation checkpointing as the workload says."""
     model = architectures.build(workload.model, device=device)
     if workload.trained != "full":
         tuning.select(model, workload.trained)
         model.freeze_vocabulary()
     if variant(workload.method).checkpointing:
-        _checkpoint(model)
+        _checkpoint_activations(model)
     return model
 
 
+def build_method(
+    method: Variant,
+    model: architectures.Answering,
+    loss: losses.CrossEntropy,
+    batch_size: int,
+    rehearsal: type[Rehearsal] = Rehearsal,
+) -> Any:
+    """The method of a variant on a model; `rehearsal` is the class of a private method's stand-in budget.
+
+    Raises:
+        ValueError: the method refuses the model.
+    """
+    if method.method == "public":
+        return NaiveStep(model)
+    method_card = card(method.method)
+    size: int | Rehearsal = batch_size
+    if method_card.private:
+        setting = Setting("gaussian", "poisson", "add_remove", 1000 * batch_size, batch_size, 1000, 1e-9)
+        size = rehearsal(setting, 1.0)
+    return method_card.load()(model, loss, size, seed=0, **method.settings)
+
+
 class Loaded:
-    """A workload's model with its batch and method. Raises ValueError where the method refuses the model."""
+    """A workload with its model, batch and method. Raises ValueError if the method refuses the model."""
 
     def __init__(self, workload: Workload, model: architectures.Answering) -> None:
         self.workload, self.variant, self.model = workload, variant(workload.method), model
         size, length = workload.batch_size, workload.sequence_length
         self.batch = _stand_in(size, length)
-        self.loss = Watched(workload.token_budget or size * length, workload.compute)
-        self.method = None if self.variant.method == "zero_shot" else self._method()
+        self.loss = PhaseLoss(workload.token_budget or size * length, workload.compute)
+        self.method = None
+        if self.variant.method != "zero_shot":
+            self.method = build_method(self.variant, model, self.loss, size, NoiselessRehearsal)
+        for group in self.method.optimizer.param_groups if self.rest == "backward" else ():
+            group[self.variant.implementation] = True
         self._watch()
-        if workload.dtype != "float32":  # which no method takes: so after it is made
+        if workload.dtype != "float32":  # after the method, which would refuse them
             for tensor in [*self.model.parameters(), *self.model.buffers()]:
                 if tensor.dtype == torch.float32:
                     tensor.data = tensor.data.to(DTYPES[workload.dtype])
 
-    def _method(self):
-        if self.variant.method == "public":
-            return PublicStep(self.model)
-        found, size = card(self.variant.method), self.workload.batch_size
-        share = self._budget(size) if found.private else size
-        made = found.load()(self.model, self.loss, share, seed=0, **self.variant.settings)
-        for group in made.optimizer.param_groups if found.order == 1 else ():
-            group[self.variant.implementation] = True
-        return made
-
-    @staticmethod
-    def _budget(size: int) -> Rehearsal:
-        setting = Setting("gaussian", "poisson", "add_remove", 1000 * size, size, 1000, 1e-9)
-        with warnings.catch_warnings():
-            return Quiet(setting)
-
     @property
     def rest(self) -> str:
-        """The phase of what is in no other."""
+        """The phase of whatever is in no other."""
         return "backward" if hasattr(self.method, "optimizer") else "perturb"
 
     @torch.no_grad()
@@ -159,27 +171,29 @@ class Loaded:
         self.loss(self.model, self.batch)
 
     def steps(self, phases: Phases) -> None:
-        """Two steps where an optimizer makes its state in the first; one of another."""
+        """Two steps if an optimizer creates its state in the first, else one."""
         self.loss.phases = phases
         if self.method is None:
-            return self.forward()
+            self.forward()
+            return
         for _ in range(1 if self.variant.settings.get("optimizer", "sgd") == "sgd" else 2):
             self.method.step(self.batch)
 
     def _watch(self) -> None:
-        """The method's own functions, as phases of whatever `steps` was given last."""
+        """Make functions of the method phases of the tracker that `steps` was given last."""
         if self.variant.method == "public":
-            self._name("forward", self.method, "_losses")
-            self._name("update", self.method, "_update")
+            self._mark("forward", self.method, "_losses")
+            self._mark("update", self.method, "_update")
         elif self.rest == "backward":
-            self._name("update", self.method.optimizer, "step")
+            self._mark("update", self.method.optimizer, "step")
         elif self.method is not None:
-            self._name("update", self.method, "_move")
+            self._mark("update", self.method, "_move")
 
-    def _name(self, phase: str, owner: object, attribute: str) -> None:
+    def _mark(self, phase: str, owner: object, attribute: str) -> None:
         work = getattr(owner, attribute)
 
-        def watched(*arguments, **named):
+        def watched(*arguments: Any, **named: Any) -> Any:
+            assert self.loss.phases is not None
             with self.loss.phases.phase(phase):
                 return work(*arguments, **named)
 
@@ -187,18 +201,17 @@ class Loaded:
 
 
 def _stand_in(size: int, length: int) -> Examples:
-    """Texts of one length, but for one that is a token shorter: padding, and with it a mask, is in every real batch."""
+    """Texts of one length; one is a token shorter, because every real batch has padding and so a mask."""
     lengths = [length] * (size - 1) + [max(1, length - 1) if size > 1 else length]
     return Examples.of([np.ones(n, np.int32) for n in lengths], np.zeros(size, np.int64))
 
 
-class Watched(losses.CrossEntropy):
-    """A loss whose passes through the model are the phase `forward`, once there are phases. Its shapes are those of the batch: fake tensors
-    have no bits to keep."""
+class PhaseLoss(losses.CrossEntropy):
+    """A loss whose passes through the model are the phase `forward`. Its shapes are the batch's: fake tensors have no bits to keep."""
 
     phases: Phases | None = None
 
-    def cut(self, model: nn.Module, batch: Examples, sides: int = 1, *_) -> Sequence[Cut]:
+    def cut(self, model: nn.Module, batch: Examples, sides: int = 1, *_: object) -> Sequence[Cut]:
         return batch_shapes(batch, self.token_budget // sides)
 
     def _losses(self, model: nn.Module, part: Examples, length: int) -> Tensor:
@@ -206,8 +219,8 @@ class Watched(losses.CrossEntropy):
             return super()._losses(model, part, length)
 
 
-def _checkpoint(model: architectures.Answering) -> None:
-    """transformers asks the layer itself whether it is in training; nothing in it drops out (see `shapes`)."""
+def _checkpoint_activations(model: architectures.Answering) -> None:
+    """Layers in training mode, which transformers asks for; the architectures have no dropout."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     model.model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
@@ -217,6 +230,6 @@ def _checkpoint(model: architectures.Answering) -> None:
 
 
 def counts(model: nn.Module) -> Iterator[int]:
-    """Parameters, then those that are trained."""
+    """Numbers of all parameters, then of the trainable ones."""
     yield sum(p.numel() for p in model.parameters())
     yield sum(p.numel() for p in model.parameters() if p.requires_grad)

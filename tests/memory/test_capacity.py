@@ -12,7 +12,7 @@ from dpzero.language.models import architectures
 from dpzero.memory import capacity, trackers
 from dpzero.memory.measure import measure
 from dpzero.memory.predict import predict
-from dpzero.memory.workload import Loaded, Workload, tuned_model
+from dpzero.memory.workload import Loaded, Workload, build_model
 
 SETTINGS = {"batch_size": 4, "sequence_length": 32, "dtype": "float32"}
 TINY = {"model_type": "opt", "vocab_size": 2000, "num_attention_heads": 4, "max_position_embeddings": 64}
@@ -68,10 +68,10 @@ def test_what_does_not_fit_at_all_says_so():
 
 
 def test_sizes_are_read():
-    assert capacity.bytes_of("24GiB") == 24 * 2**30 and capacity.bytes_of("0.5 MB") == 500_000
+    assert capacity.parse_size("24GiB") == 24 * 2**30 and capacity.parse_size("0.5 MB") == 500_000
     for text in ("24", "many", "-1GiB", "24TB"):
         with pytest.raises(UsageError, match="write it as 24GiB"):
-            capacity.bytes_of(text)
+            capacity.parse_size(text)
 
 
 def test_the_verbs_answer(capsys):
@@ -109,7 +109,7 @@ def test_half_precision_is_not_measured_on_a_cpu():
 
 def test_phases_of_a_second_reading_are_its_own():
     """As on CUDA, where steps that warm up come first."""
-    loaded = Loaded(Workload("small", "adamw", 4, 32), tuned_model(Workload("small", "adamw", 4, 32), "cpu"))
+    loaded = Loaded(Workload("small", "adamw", 4, 32), build_model(Workload("small", "adamw", 4, 32), "cpu"))
     first, second = (trackers.LiveStorage(loaded.rest) for _ in range(2))
     with first:
         loaded.steps(first)

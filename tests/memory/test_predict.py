@@ -12,7 +12,7 @@ from dpzero.errors import UsageError
 from dpzero.language.models import architectures
 from dpzero.memory import trackers
 from dpzero.memory.predict import HOW, Unpredictable, predict
-from dpzero.memory.workload import Loaded, Workload, tuned_model
+from dpzero.memory.workload import Loaded, Workload, build_model
 from dpzero.plan.method_variants import VARIANTS
 
 GIB = 2**30
@@ -47,7 +47,7 @@ def tracked(workload: Workload) -> trackers.LiveStorage:
     """Of a real run."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        loaded = Loaded(workload, tuned_model(workload, "cpu"))
+        loaded = Loaded(workload, build_model(workload, "cpu"))
         tracker = trackers.LiveStorage(loaded.rest)
         tracker.add_model(loaded.model)
         with tracker:
