@@ -13,8 +13,8 @@ from torch import nn
 import dpzero
 from baselines.dp_zo import DPZO
 from baselines.mezo import MeZO
-from dpzero.language.data import encoding, tasks
-from dpzero.language.models import models
+from dpzero.language.data import tasks
+from dpzero.language.models import encoding, models
 from dpzero.privacy import Budget, Rehearsal, RunKey, Setting
 from dpzero.privacy.public_budget import PublicCodeBudget
 from dpzero.privacy.public_implementations import IMPLEMENTATIONS, PublicRun
@@ -125,7 +125,7 @@ def test_a_step_in_the_published_setting_is_the_formula_of_the_published_code():
     theirs = PublicRun(IMPLEMENTATIONS["dpzero"], 2.0, delta=1e-5, steps=10_000, **sizes)
     share = PublicCodeBudget(theirs, RunKey.published(0))
     model = models.load("tiny-encoder", tasks.load("toy"), "full").double()
-    rows = encoding.encode("toy", "tiny-encoder", 24)["train"]
+    rows = encoding.encode(tasks.load("toy"), "tiny-encoder", 24)["train"]
 
     def loss(model, batch):
         ids, mask, labels = rows[batch % len(rows)].padded(torch.device("cpu"))

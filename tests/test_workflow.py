@@ -259,9 +259,7 @@ def test_what_fails_costs_no_other_and_leaves_a_hole_that_shows(house, tmp_path)
     config = ["sweep=smoke", "methods=[broken, zero_shot, mezo]"]
     done = house.snakemake(config=[*config, "tasks=[sst2, toy]", f"data_dir={tmp_path / 'data'}"])
     assert done.returncode == 1 and "logs: results/smoke/logs)" in done.stdout + done.stderr
-    assert (
-        "train_sentences.jsonl, line 2, has sentence null where text is wanted" in done.stdout + done.stderr
-    )
+    assert "train_sentences.jsonl, line 2, has sentence null, which is no text" in done.stdout + done.stderr
     assert house.runs() == {ZERO_SHOT, MEZO, DPZERO}  # nothing of the broken one, no half record
     assert "a bug in the fourth step" in "".join(
         path.read_text() for path in house.folder.glob("results/smoke/logs/**/broken/**/*.log")

@@ -115,7 +115,7 @@ def estimate_cost(options: argparse.Namespace) -> dict:
 
 def prepare_assets(options: argparse.Namespace) -> dict:
     """Fill the cache: with the named assets, or with all that the runs of a sweep read."""
-    from ..language.data import prepare
+    from ..language import prepare
 
     if options.names:
         return {"assets": prepare.fetch(options.names, log=log)}

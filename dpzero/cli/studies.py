@@ -72,16 +72,17 @@ def invariance(options: argparse.Namespace) -> dict:
     import numpy as np
 
     from ..language.data import tasks
-    from ..language.models import models, objective
+    from ..language.models import encoding, losses, models
     from ..zeroth_order.invariance import others_move
 
-    rows = objective.encode(options.task, options.model, options.max_length)["train"]
+    task = tasks.load(options.task)
+    rows = encoding.encode(task, options.model, options.max_length)["train"]
     if not 2 <= options.batch_size <= len(rows):
         raise UsageError(
             f"--batch-size is {options.batch_size}: give 2 to {len(rows)}, the training rows of {options.task}"
         )
-    model = models.load(options.model, tasks.load(options.task), options.tune)
-    loss = objective.loss(options.task, options.model, options.token_budget, options.compute)
+    model = models.load(options.model, task, options.tune)
+    loss = losses.make_loss(task, options.model, options.token_budget, options.compute)
     leaving = np.linspace(0, options.batch_size - 1, min(options.leaving, options.batch_size)).astype(int)
     batch = rows[np.arange(options.batch_size)]
     settings = {"clip": options.clip, "smoothing": options.smoothing}

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ..language.data.encoding import Examples
 from ..language.models.architectures import ANSWERS, Answering
+from ..language.models.encoding import Examples
 
 
 class NaiveStep:

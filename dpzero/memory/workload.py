@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from ..language.data.encoding import Examples
-from ..language.models import architectures, losses, tuning
+from ..language.models import architectures, losses, tuning, weights
 from ..language.models.batch_invariance import Cut, batch_shapes
+from ..language.models.encoding import Examples
 from ..plan.method_variants import Variant, variant
 from ..plan.registry import card
 from ..privacy import Rehearsal, Setting
@@ -76,7 +76,7 @@ class Workload:
         if self.tune and self.tune not in tuning.TUNES:
             raise UsageError(f"tune is {self.tune!r}: give one of {', '.join(tuning.TUNES)}")
         variant(self.method)
-        longest = architectures.positions(architectures.config_of(self.model))
+        longest = weights.positions(architectures.config_of(self.model))
         if self.sequence_length > longest:
             raise UsageError(
                 f"sequence_length is {self.sequence_length}, but {self.model} knows {longest} positions: give a shorter one"

@@ -135,7 +135,7 @@ def _check_checkpoint_selection(where: str, card: Card, task: str, settings: dic
         raise UsageError(
             f"{where}: iterate accounted chooses among points of the curve: give evaluate_every below {settings['steps']} steps"
         )
-    metric = tasks.stanza(task)["metric"]
+    metric = tasks.load(task).metric
     if metric != "accuracy":
         raise UsageError(
             f"task {task}: iterate accounted counts right answers, but {metric} is no such count: leave iterate out"

@@ -21,7 +21,8 @@ from pathlib import Path
 import yaml
 
 from ..errors import UsageError, unknown
-from ..language.data import catalogues, tasks
+from ..language.data import tasks
+from ..language.models import weights
 from .cell import canonical_epsilon, check_settings, run_id
 from .experiment_types import LANGUAGE, STUDIES, kind_of, listed
 from .registry import Card, card
@@ -329,8 +330,8 @@ def _split(value: object) -> object:
 
 def _known(methods: Iterable[str]) -> dict[str, list[str]]:
     return {
-        "tasks": catalogues.names("tasks"),
-        "models": catalogues.names("models"),
+        "tasks": tasks.names(),
+        "models": weights.names(),
         "methods": list(methods),
     }
 

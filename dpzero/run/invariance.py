@@ -60,9 +60,8 @@ def stand_ins(like, model, length: int):
     """Random words or features of the type of `like` (a split of a task, or its features), the longest of `length` tokens, the others shorter."""
     import numpy as np
 
-    from ..language.data.encoding import Examples
-    from ..language.data.multiple_choice import Continuations
     from ..language.models.batch_invariance import stand_in_ids
+    from ..language.models.encoding import Continuations, Examples
     from ..language.models.feature_cache import Features
 
     if isinstance(like, Features):

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from ..errors import UsageError
 from ..files import write_whole
 from ..language.data import tasks
-from ..language.models import models
+from ..language.models import models, weights
 from ..plan import sweep
 from ..plan.registry import cards
 from ..zeroth_order import transcript
@@ -101,7 +101,7 @@ def _transcript(file: Path, made: dict) -> Path:
 
 def _check_base(file: Path, made: dict, cell: dict) -> None:
     """What the base model is made of, before anything is made of it."""
-    if models.digest(cell["model"]) != (made["provenance"].get("model") or {}).get("sha256"):
+    if weights.digest(cell["model"]) != (made["provenance"].get("model") or {}).get("sha256"):
         raise UsageError(
             f"the model {cell['model']} here is not the one that {file} started from: install the version of that run"
         )

@@ -13,7 +13,7 @@ import torch
 
 from ..errors import RankFailure, UsageError
 from ..language.data import assets, tasks
-from ..language.models import feature_cache, models, objective
+from ..language.models import encoding, feature_cache, losses, models
 from ..memory import trackers
 from ..plan.cell import check_files, draw_of, run_id
 from ..plan.registry import card as find_card
@@ -120,16 +120,12 @@ class Run:
         check_files(cell)
         draw = draw_of(cell)
         self.task = tasks.load(cell["task"], draw)
-        self.examples = objective.encode(cell["task"], cell["model"], self.settings["max_length"], draw)
+        self.examples = encoding.encode(self.task, cell["model"], self.settings["max_length"])
         self._check_rows()
         code = core_digest() + method_digest(cell["use"])
         self.checkpoint = Checkpoint(out, cell, code, self._say) if ranks.rank == 0 else None
-        sizes = (
-            self.settings["token_budget"],
-            self.settings["compute"],
-            self.settings.get("cuda_graphs", False),
-        )
-        self.loss = objective.loss(cell["task"], cell["model"], *sizes)
+        sizes = self.settings["token_budget"], self.settings["compute"]
+        self.loss = losses.make_loss(self.task, cell["model"], *sizes)
         self.loss.share = ranks.rank, ranks.size
         self.curve: list[dict] = []
         self.memory: dict | None = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..language.data import tasks
-from ..language.models import models
+from ..language.models import weights
 from ..zeroth_order import transcript
 from . import distributed, gpu_lock, record
 from .provenance import provenance
@@ -71,7 +71,7 @@ def _method(run: Run) -> dict:
 
 def _provenance(run: Run) -> dict:
     found, task, model = provenance(run.cell["use"], run.device), run.cell["task"], run.cell["model"]
-    differs = None if run.release else tasks.departure(task)
+    differs = None if run.release else tasks.files_differ(task)
     departure = {"departure": differs} if differs else {}
     if gpu_lock.shared():  # so that its times stand in a row of their own
         found["device"] += f", shared by up to {gpu_lock.share()} runs"
@@ -79,6 +79,6 @@ def _provenance(run: Run) -> dict:
         **found,
         **distributed.provenance(run.ranks, run.clock.steps),
         "threads": torch.get_num_threads(),
-        "model": {"name": model, "sha256": models.digest(model), "title": models.catalogue()[model]["title"]},
+        "model": {"name": model, "sha256": weights.digest(model), "title": weights.stanza(model)["title"]},
         "data": {"name": task, "sha256": tasks.digest(task), **run.task.about(), **departure},
     }

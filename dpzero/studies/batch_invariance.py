@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..language.data import encoding, tasks
-from ..language.models import architectures, feature_cache, losses, models
+from ..language.data import tasks
+from ..language.models import architectures, encoding, feature_cache, losses, models
 from ..language.models.batch_invariance import Cut, batch_shapes
 from ..plan.registry import card
 from ..zeroth_order.invariance import others_move
@@ -58,13 +58,14 @@ def rows(table: Path) -> Iterator[dict]:
 
 def load(name: str) -> tuple[nn.Module, Any]:
     """A model and its texts; the weights of published architectures are random."""
+    r8, movies = tasks.load("r8"), tasks.load("movies")
     if name == HEAD:
-        model, texts = models.load("minilm", tasks.load("r8"), "head"), encoding.encode("r8", "minilm", 24)
-        return model, feature_cache.read("minilm", model, texts["train"][np.arange(1000)])
+        model, texts = models.load("minilm", r8, "head"), encoding.encode(r8, "minilm", 24)["train"]
+        return model, feature_cache.read("minilm", model, texts[np.arange(1000)])
     if name == "minilm":
-        return models.load(name, tasks.load("r8"), "bias"), encoding.encode("r8", name, 24)["train"]
+        return models.load(name, r8, "bias"), encoding.encode(r8, name, 24)["train"]
     if name == "smollm2-135m":
-        return models.load(name, tasks.load("movies"), "bias"), encoding.encode("movies", name, 64)["train"]
+        return models.load(name, movies, "bias"), encoding.encode(movies, name, 64)["train"]
     model = architectures.build(name)
     for parameter_name, parameter in model.named_parameters():
         parameter.requires_grad_(parameter_name.endswith("bias"))

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from ..errors import UsageError
-from ..language.data.encoding import Examples
 from ..language.models import architectures, losses
+from ..language.models.encoding import Examples
 from ..memory import trackers
 from ..memory.workload import build_method
 from ..plan.method_variants import VARIANTS

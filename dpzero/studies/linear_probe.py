@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ..language.data import datasets, encoding, tasks
-from ..language.models import feature_cache, models, tokenizers
+from ..language.data import datasets, tasks
+from ..language.models import encoding, feature_cache, models, tokenizers
 
 LENGTH, FOLDS = 256, 5
 DECAYS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -50,7 +50,7 @@ def _features(model_name: str, splits: Rows) -> dict[str, dict[str, NDArray]]:
     """{kind of features: {split: float32 [N, H]}}."""
     task = tasks.load("rte")
     model = models.load(model_name, task, "head", 0)
-    encode_pair = encoding._reader(task, model_name, LENGTH)
+    encode_pair = encoding.row_encoder(task, model_name, LENGTH)
     encode = tokenizers.tokenizer(model_name, LENGTH)
 
     def vectors(texts: list[list[int]]) -> NDArray:

@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from ..language.data import assets, encoding, tasks
-from ..language.models import models
+from ..language.data import assets, tasks
+from ..language.models import encoding, models, weights
 from ..language.models.feature_cache import features
 from ..plan.registry import card
 from ..privacy import Rehearsal, RunKey, Setting
@@ -119,7 +119,7 @@ class FeatureLoss:
 def load_pool(task_name: str, model_name: str, setting: Setting, mislabelled: float, seed: int) -> Pool:
     """The first distinct training texts; a random fraction `mislabelled` of them gets a wrong label."""
     task = tasks.load(task_name)
-    splits = encoding.encode(task_name, model_name, task.max_length)
+    splits = encoding.encode(task, model_name, task.max_length)
     model = models.load(model_name, task, "head", seed)
     texts = splits["train"][first_distinct(splits["train"], setting.dataset_size)]
     stream = RunKey.published(seed).stream("mislabelled")
@@ -344,6 +344,6 @@ def _provenance(task: str, model: str, methods: list[Method]) -> dict:
     return {
         **provenance("dpzero", "cpu"),
         "method_code": {file: method_digest(file) for file in files},
-        "model": {"name": model, "sha256": models.digest(model)},
+        "model": {"name": model, "sha256": weights.digest(model)},
         "data": {"name": task, "sha256": tasks.digest(task)},
     }

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..language.data import encoding, tasks
-from ..language.models import losses, models
+from ..language.data import tasks
+from ..language.models import encoding, losses, models
 from ..zeroth_order import TwoPoint
 
 CASES = [("r8", "minilm"), ("movies", "smollm2-135m")]
@@ -53,7 +53,7 @@ def rows() -> Iterator[dict]:
 def finite_differences(task: str, model_name: str, smoothing: float, compute: str) -> NDArray:
     """(f(x + smoothing z) - f(x - smoothing z)) / (2 smoothing) of each text and direction, [TEXTS * DIRECTIONS]."""
     model = models.load(model_name, tasks.load(task), "full")
-    texts = encoding.encode(task, model_name, 64)["train"][np.arange(TEXTS)]
+    texts = encoding.encode(tasks.load(task), model_name, 64)["train"][np.arange(TEXTS)]
     settings = {"learning_rate": 1e-3, "smoothing": smoothing, "seed": 0}
     recorder = _Recorder(model, losses.CrossEntropy(2048, compute), batch_size=TEXTS, **settings)
     for _ in range(DIRECTIONS):

@@ -18,8 +18,8 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 import baselines
-from dpzero.language.data import encoding, tasks
-from dpzero.language.models import losses, models
+from dpzero.language.data import tasks
+from dpzero.language.models import encoding, losses, models
 from dpzero.memory import trackers
 from dpzero.plan import registry
 from dpzero.plan.registry import ROOT, Card, cards
@@ -65,7 +65,10 @@ def data(tmp_path_factory) -> dict[str, dict[str, encoding.Examples]]:
     """The toy task as each tiny model reads it; the user's cache is left alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DPZERO_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return {model: encoding.encode("toy", model, LENGTH) for model in ("tiny-encoder", "tiny-causal")}
+        return {
+            model: encoding.encode(tasks.load("toy"), model, LENGTH)
+            for model in ("tiny-encoder", "tiny-causal")
+        }
 
 
 @pytest.fixture(scope="module")

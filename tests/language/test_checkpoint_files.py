@@ -48,7 +48,7 @@ def folder(saved, tmp_path, monkeypatch) -> Path:
 
 
 def pretrained(name: str) -> torch.nn.Module:
-    return models._pretrained(name, weights.stanza(name))
+    return models.load_pretrained(name)
 
 
 def refused(name: str) -> str:
@@ -67,7 +67,7 @@ def edit(place: Path, change: Callable[[dict], dict]) -> None:
 def test_what_save_pretrained_writes_is_read_whole(folder, name):
     """Tied heads are in no file."""
     model = pretrained(name)
-    for key, tensor in load_file(f"{weights.place(name)}/model.safetensors").items():
+    for key, tensor in load_file(f"{weights.source(name)}/model.safetensors").items():
         assert torch.equal(model.get_parameter(key), tensor)
 
 
@@ -78,7 +78,7 @@ EDITS = [
     (lambda w: {**w, QUERY.format(1): w[QUERY.format(1)].to(torch.int8), QUERY.format(1).replace("weight", "SCB"): torch.zeros(16)}, "hold tensors of a quantised model (roberta.encoder.layer.1.attention.self.query.SCB): give the weights in floats"),
     (lambda w: {k: t for k, t in w.items() if k != KEY}, f"lack {KEY}: give a checkpoint of the whole model"),
     (lambda w: {k: t for k, t in w.items() if "lm_head" not in k}, "lack lm_head.bias, lm_head.decoder.bias, lm_head.dense.bias and 3 more: give a checkpoint"),
-    (lambda w: w | {KEY: torch.zeros(15)}, f"have {KEY} as (15,), where config.json makes it (16,): give the config.json"),
+    (lambda w: w | {KEY: torch.zeros(15)}, f"have {KEY} as (15,), but config.json makes it (16,): give the config.json"),
     (lambda w: w | {k.replace("layer.1", "layer.2"): t.clone() for k, t in w.items() if "layer.1" in k}, "hold roberta.encoder.layer.2.attention.output.LayerNorm.bias, roberta.encoder.layer.2.attention.output.LayerNorm.weight, roberta.encoder.layer.2.attention.output.dense.bias and 13 more, layers that config.json does not have"),
 ]  # fmt: skip
 
@@ -106,7 +106,7 @@ def test_a_head_that_is_not_tied_must_be_there(folder):
 def test_an_encoder_reads_the_body_of_a_masked_model(folder, monkeypatch):
     """Its head is of another use; a tensor of the body is not."""
     monkeypatch.setitem(
-        weights.catalogue(), "own", {"kind": "encoder", "hub": "x/roberta-base", "title": "own"}
+        weights.CATALOGUE.stanzas, "own", {"kind": "encoder", "hub": "x/roberta-base", "title": "own"}
     )
     assert isinstance(
         pretrained("own"), type(AutoModel.from_config(AutoConfig.for_model("roberta", **SIZES)))
@@ -133,7 +133,9 @@ def test_a_file_that_is_cut_short_is_named(folder, file, kept):
 
 
 def test_damaged_weights_of_a_package_are_to_be_fetched_again(folder, monkeypatch):
-    monkeypatch.setitem(weights.catalogue(), "own", {"kind": "encoder", "asset": "minilm", "title": "own"})
+    monkeypatch.setitem(
+        weights.CATALOGUE.stanzas, "own", {"kind": "encoder", "asset": "minilm", "title": "own"}
+    )
     monkeypatch.setattr("dpzero.language.data.assets.folder", lambda name: folder / "roberta-base")
     file = folder / "roberta-base" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
@@ -231,6 +233,6 @@ def test_a_digest_is_of_contents_and_a_file_is_hashed_once(folder, tmp_path, mon
 def test_weights_that_are_not_read_are_not_in_the_digest(folder):
     before = weights.local_digest("opt-125m")
     (folder / "opt-125m" / "training_args.bin").write_bytes(b"not read beside safetensors")
-    assert weights.local_digest("opt-125m") == before == models.digest("opt-125m")
+    assert weights.local_digest("opt-125m") == before == weights.digest("opt-125m")
     (folder / "opt-125m" / "merges.txt").write_text("read")
     assert weights.local_digest("opt-125m") != before

@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dpzero.errors import UsageError
-from dpzero.language.data import columns, datasets, encoding, tasks
+from dpzero.language.data import datasets, tasks
 from dpzero.language.data.datasets import Draw
+from dpzero.language.models import encoding
 
 LABELS = {
     "trec": ([1162, 1250, 86, 1223, 835, 896], [138, 94, 9, 65, 81, 113]),
@@ -68,21 +69,21 @@ def test_few_shots_are_drawn_from_the_order_of_the_file(folder):
     train, dev = few_shot_split([i % 2 for i in range(60)], 4, 13)
     assert {row.text for row in task.splits["train"]} == {f"film number {i}" for i in train}
     assert {row.text for row in task.splits["dev"]} == {f"film number {i}" for i in dev}
-    assert len(task.splits["test"]) == 8 and "LM-BFF with seed 13" in task.split_statement
+    assert len(task.splits["test"]) == 8 and "LM-BFF with seed 13" in task.about()["split"]
 
 
 def test_digests_and_tokens_follow_the_rows(folder):
-    before, digest = columns.local_digest(tasks.stanza("sst2")), tasks.digest("sst2")
-    first = encoding.encode("sst2", "tiny-encoder", 16)["test"]
+    before, digest = datasets.local_digest(tasks.stanza("sst2")), tasks.digest("sst2")
+    first = encoding.encode(tasks.load("sst2"), "tiny-encoder", 16)["test"]
     write(folder / "sst2" / "validation.jsonl", [("another play", 0)])
-    assert columns.local_digest(tasks.stanza("sst2")) != before and tasks.digest("sst2") != digest
-    second = encoding.encode("sst2", "tiny-encoder", 16)["test"]
+    assert datasets.local_digest(tasks.stanza("sst2")) != before and tasks.digest("sst2") != digest
+    second = encoding.encode(tasks.load("sst2"), "tiny-encoder", 16)["test"]
     assert (len(first), len(second)) == (8, 1)
 
 
 def test_tokens_of_each_draw_are_kept_apart(folder):
     for draw in (datasets.ALL, Draw(shots=2, seed=1), Draw(shots=2, seed=2), Draw(shots=3, seed=1)):
-        encoded = encoding.encode("sst2", "tiny-encoder", 16, draw)
+        encoded = encoding.encode(tasks.load("sst2", draw), "tiny-encoder", 16)
         assert len(encoded["train"]) == (2 * draw.shots or len(tasks.load("sst2").splits["train"]))
     assert len(list((folder / "cache" / "tokens").iterdir())) == 4
 
@@ -96,7 +97,7 @@ WRONG = [
     ('{"text": "x", "label": 1}', "has no column 'sentence'"),
     # texts
     *(
-        (f'{{"sentence": {value}, "label": 1}}', f"has sentence {said} where text is wanted: correct it")
+        (f'{{"sentence": {value}, "label": 1}}', f"has sentence {said}, which is no text: correct it")
         for value, said in [
             ("null", "null"),
             ("NaN", "NaN"),
@@ -172,7 +173,7 @@ def test_a_file_in_utf16_is_named(folder, encoding):
 def test_a_split_without_a_row_is_named(folder, content):
     (folder / "sst2" / "validation.jsonl").write_text(content)
     with pytest.raises(
-        UsageError, match=r"validation.jsonl.* (holds no rows: task sst2|have no label: give)"
+        UsageError, match=r"validation.jsonl.* (holds no rows: task sst2|has no row with a label)"
     ):
         datasets.read("sst2", tasks.stanza("sst2"))
 
@@ -193,15 +194,15 @@ OTHERS = [
     ("copa", COPA, {"label": 2}, "has label 2: it is the number of the right candidate, 0 to 1"),
     ("copa", COPA, {"label": True}, "has label true: it is the number of the right candidate"),
     ("copa", COPA, {"label": [1]}, "has label [1]: it is the number of the right candidate"),
-    ("copa", COPA, {"question": "why"}, 'has question "why", of which the prompt has no conjunction'),
-    ("copa", COPA, {"choice2": 3}, "has choice2 3 where text is wanted"),
-    ("record", RECORD, {"answers": "Bob"}, 'has answers "Bob" where a list of texts is wanted'),
-    ("record", RECORD, {"answers": []}, "has answers [] where a list of texts is wanted"),
+    ("copa", COPA, {"question": "why"}, 'has question "why", which has no conjunction'),
+    ("copa", COPA, {"choice2": 3}, "has choice2 3, which is no text"),
+    ("record", RECORD, {"answers": "Bob"}, 'has answers "Bob", which is no list of texts'),
+    ("record", RECORD, {"answers": []}, "has answers [], which is no list of texts"),
     ("record", RECORD, {"answers": ["Eve"]}, "has no right answer among its entities: correct answers"),
-    ("record", RECORD, {"entities": ["Bob", None]}, "has entities null where text is wanted"),
+    ("record", RECORD, {"entities": ["Bob", None]}, "has entities null, which is no text"),
     ("squad", SQUAD, {"answers": ["a"]}, "has no column 'answers.text': task squad reads title, context, question and answers.text"),
-    ("squad", SQUAD, {"answers": {"text": None}}, "has answers.text null where a list of texts is wanted"),
-    ("squad", SQUAD, {"context": None}, "has context null where text is wanted"),
+    ("squad", SQUAD, {"answers": {"text": None}}, "has answers.text null, which is no list of texts"),
+    ("squad", SQUAD, {"context": None}, "has context null, which is no text"),
     ("boolq", BOOLQ, {"answer": 1}, "has answer 1: labels of task boolq are true, false"),
 ]  # fmt: skip
 
@@ -263,8 +264,8 @@ def test_the_hubs_rows_and_label_values_are_read_by_name(folder, monkeypatch):
     found = datasets.read("sst2", lines)
     assert [(row.text, row.label) for row in found["test"]] == [("c", 0)]
     assert counts(found["train"]) == [10, 10]
-    assert columns.hub_digest(hub) != columns.hub_digest(hub | {"train": "test"})
-    with pytest.raises(UsageError, match="here, validation, row 1, has sentence null where text is wanted"):
+    assert datasets.hub_digest(hub) != datasets.hub_digest(hub | {"train": "test"})
+    with pytest.raises(UsageError, match="here, validation, row 1, has sentence null, which is no text"):
         datasets.read("sst2", lines | {"hub": hub | {"test": "validation"}})
 
 

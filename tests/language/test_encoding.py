@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpzero.errors import UsageError
-from dpzero.language.data import encoding, tasks
-from dpzero.language.data.encoding import Examples
-from dpzero.language.models import models
+from dpzero.language.data import tasks
+from dpzero.language.models import encoding, tokenizers
+from dpzero.language.models.encoding import Examples
 
 SEQUENCES = st.lists(st.lists(st.integers(1, 30_000), min_size=1, max_size=20), min_size=1, max_size=15)
 
@@ -72,7 +72,7 @@ def test_padding_is_on_the_right_and_masked():
 @pytest.mark.parametrize("max_length", [9, 64])
 def test_every_row_is_there_in_its_order_and_fits(model, max_length):
     toy = tasks.load("toy")
-    splits = encoding.encode("toy", model, max_length)
+    splits = encoding.encode(tasks.load("toy"), model, max_length)
     assert set(splits) == {"train", "dev", "test"}
     for name, split in splits.items():
         assert split.labels.tolist() == [row.label for row in toy.splits[name]]
@@ -81,15 +81,15 @@ def test_every_row_is_there_in_its_order_and_fits(model, max_length):
 
 def test_an_encoder_reads_the_text_alone():
     row = tasks.load("toy").splits["dev"][3]
-    read = encoding.encode("toy", "tiny-encoder", 64)["dev"].ids(3)
-    assert read.tolist() == models.tokenizer("tiny-encoder", 64)(row.text)
+    read = encoding.encode(tasks.load("toy"), "tiny-encoder", 64)["dev"].ids(3)
+    assert read.tolist() == tokenizers.tokenizer("tiny-encoder", 64)(row.text)
 
 
 def test_tokens_are_made_once(cache, monkeypatch):
-    first = encoding.encode("toy", "tiny-encoder", 16)
+    first = encoding.encode(tasks.load("toy"), "tiny-encoder", 16)
     assert len(list((cache / "tokens").iterdir())) == 1
-    monkeypatch.setattr(models, "tokenizer", lambda *_: pytest.fail("tokenized again"))
-    again = encoding.encode("toy", "tiny-encoder", 16)
+    monkeypatch.setattr(tokenizers, "tokenizer", lambda *_: pytest.fail("tokenized again"))
+    again = encoding.encode(tasks.load("toy"), "tiny-encoder", 16)
     for split in first:
         assert all(
             np.array_equal(getattr(first[split], key), getattr(again[split], key))
@@ -101,21 +101,21 @@ def test_tokens_are_kept_apart_by_all_that_they_depend_on(cache, monkeypatch):
     def files() -> int:
         return len(list((cache / "tokens").iterdir()))
 
-    encoding.encode("toy", "tiny-encoder", 16)
-    encoding.encode("toy", "tiny-encoder", 17)
-    encoding.encode("toy", "tiny-causal", 16)
+    encoding.encode(tasks.load("toy"), "tiny-encoder", 16)
+    encoding.encode(tasks.load("toy"), "tiny-encoder", 17)
+    encoding.encode(tasks.load("toy"), "tiny-causal", 16)
     assert files() == 3
     changed = {"toy": tasks.stanza("toy") | {"prompt": "{text}\nWhat is it about? It is about"}}
     before = tasks.digest("toy")
-    monkeypatch.setattr(tasks, "_stanzas", lambda: changed)
+    monkeypatch.setattr(tasks.CATALOGUE, "stanzas", changed)
     assert tasks.digest("toy") != before
-    encoding.encode("toy", "tiny-causal", 16)
+    encoding.encode(tasks.load("toy"), "tiny-causal", 16)
     assert files() == 4
 
 
 def test_words_about_the_files_are_not_what_examples_are_made_of(monkeypatch):
     before, changed = tasks.digest("toy"), {"toy": tasks.stanza("toy") | {"files_differ": "in a word"}}
-    monkeypatch.setattr(tasks, "_stanzas", lambda: changed)
+    monkeypatch.setattr(tasks.CATALOGUE, "stanzas", changed)
     assert tasks.digest("toy") == before
 
 
@@ -127,8 +127,8 @@ def test_a_killed_tokenization_is_done_again(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(np, "savez", half)
         with pytest.raises(KeyboardInterrupt):
-            encoding.encode("toy", "tiny-encoder", 16)
-    assert len(encoding.encode("toy", "tiny-encoder", 16)["dev"]) == 60
+            encoding.encode(tasks.load("toy"), "tiny-encoder", 16)
+    assert len(encoding.encode(tasks.load("toy"), "tiny-encoder", 16)["dev"]) == 60
 
 
 # --- prompts of causal models
@@ -136,18 +136,18 @@ def test_a_killed_tokenization_is_done_again(monkeypatch):
 
 @pytest.mark.parametrize("max_length", [7, 9, 12, 64])
 def test_a_prompt_that_is_too_long_loses_text_and_never_the_question(max_length):
-    question = models.tokenizer("tiny-causal", 64)("The topic of this sentence is")[1:]
+    question = tokenizers.tokenizer("tiny-causal", 64)("The topic of this sentence is")[1:]
     toy = tasks.load("toy")
-    for name, split in encoding.encode("toy", "tiny-causal", max_length).items():
+    for name, split in encoding.encode(tasks.load("toy"), "tiny-causal", max_length).items():
         for i, row in enumerate(toy.splits[name]):
-            text = models.tokenizer("tiny-causal", 1000)(row.text)
+            text = tokenizers.tokenizer("tiny-causal", 1000)(row.text)
             kept = max_length - len(question)
             assert split.ids(i).tolist() == text[:kept] + question
 
 
 def test_a_prompt_that_has_no_room_is_refused():
     with pytest.raises(UsageError, match="max_length is 6, but the prompt of task toy has 7 tokens"):
-        encoding.encode("toy", "tiny-causal", 6)
+        encoding.encode(tasks.load("toy"), "tiny-causal", 6)
 
 
 TEXTS = st.text(alphabet="ab é€\U0001f600{}", max_size=80)
@@ -156,9 +156,10 @@ TEXTS = st.text(alphabet="ab é€\U0001f600{}", max_size=80)
 @given(TEXTS, st.integers(1, 60))
 def test_any_text_is_shortened_from_its_end_until_it_fits(text, room):
     """Tokens here are bytes: words and even characters are many tokens."""
-    task = dataclasses.replace(tasks.load("toy"), prompt="Review: {text}\nSentiment:")
+    toy = tasks.load("toy")
+    task = dataclasses.replace(toy, stanza=toy.stanza | {"prompt": "Review: {text}\nSentiment:"})
     around = len("Review: \nSentiment:")
-    ids = bytes(encoding._prompt(task, text, lambda t: list(t.encode()), around + room))
+    ids = bytes(encoding._encode_prompt(task, text, lambda t: list(t.encode()), around + room))
     assert ids.startswith(b"Review: ") and ids.endswith(b"\nSentiment:") and len(ids) <= around + room
     kept = ids[len(b"Review: ") : -len(b"\nSentiment:")]
     assert text.encode().startswith(kept)
@@ -174,9 +175,9 @@ def test_a_real_tokenizer_keeps_the_question(cached, monkeypatch):
 
     real = AutoTokenizer.from_pretrained(cached("smollm2"))
     movies = tasks.load("movies")
-    tokenize = models.tokenizer("smollm2-135m", encoding.UNLIMITED)
+    tokenize = tokenizers.tokenizer("smollm2-135m", encoding.UNLIMITED)
     for row in movies.splits["dev"][:100]:
-        ids = encoding._prompt(movies, row.text, tokenize, 24)
+        ids = encoding._encode_prompt(movies, row.text, tokenize, 24)
         text = real.decode(ids)
         assert len(ids) <= 24 and text.startswith("Review: ") and text.endswith("\nSentiment:")
 
@@ -185,6 +186,6 @@ def test_a_real_tokenizer_keeps_the_question(cached, monkeypatch):
 def test_a_real_encoder_keeps_its_marks(cached, monkeypatch):
     monkeypatch.delenv("DPZERO_CACHE")
     cached("minilm")
-    tokenize = models.tokenizer("minilm", 8)
+    tokenize = tokenizers.tokenizer("minilm", 8)
     short, long = tokenize("oil"), tokenize("crude oil prices rose again on Monday, traders said")
     assert (short[0], short[-1]) == (long[0], long[-1]) == (101, 102) and len(short) == 3 and len(long) == 8

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dpzero.language.data import encoding, tasks
-from dpzero.language.models import feature_cache, losses, models
+from dpzero.language.data import tasks
+from dpzero.language.models import encoding, feature_cache, losses, models
 
 MODELS = ["tiny-encoder", "tiny-causal"]
 HEAD = {"tune": "head", "compute": "float32"}
@@ -20,7 +20,7 @@ def cache(tmp_path, monkeypatch):
 
 def load(name: str, tune: str = "head") -> tuple[models.Classifier, encoding.Examples]:
     model = models.load(name, tasks.load("toy"), tune, seed=3)
-    return model, encoding.encode("toy", name, 24)["train"]
+    return model, encoding.encode(tasks.load("toy"), name, 24)["train"]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -77,7 +77,6 @@ def test_the_number_of_threads_changes_no_bit():
         (HEAD | {"tune": "bias"}, False),
         (HEAD | {"tune": "full"}, False),
         (HEAD | {"compute": "bfloat16"}, False),
-        (HEAD | {"cuda_graphs": True}, False),
     ],
 )
 def test_they_are_for_a_head_that_is_trained_alone(settings, whether):

@@ -10,7 +10,7 @@ import pytest
 
 import dpzero.language
 from dpzero.language.data.datasets import Draw
-from dpzero.language.data.few_shot import drawn, few_shot_split
+from dpzero.language.data.few_shot import draw_rows, few_shot_split
 
 LABELS = ["b", "a", "c", "a", "b", "a", "c", "a", "b", "b", "a", "c", "b", "a"]
 
@@ -61,16 +61,16 @@ def test_no_shots_are_refused():
 
 
 def test_a_test_file_is_sampled_only_where_it_has_more_than_a_thousand_rows():
-    whole = drawn(LABELS, 1000, Draw(shots=2, seed=13))["test"]
+    whole = draw_rows(LABELS, 1000, Draw(shots=2, seed=13))["test"]
     assert whole.tolist() == list(range(1000))
-    samples = [drawn(LABELS, 2210, Draw(shots=2, seed=seed))["test"] for seed in (13, 21)]
+    samples = [draw_rows(LABELS, 2210, Draw(shots=2, seed=seed))["test"] for seed in (13, 21)]
     assert np.array_equal(*samples) and len(set(samples[0].tolist())) == 1000
     sampled = pandas.DataFrame({"row": range(2210)}).sample(n=1000, random_state=42)  # as the script does
     assert samples[0].tolist() == sampled["row"].tolist()
 
 
 def test_mezo_draws_train_and_dev_from_one_permutation_and_test_with_the_same_seed():
-    drawing = drawn([0] * 3000, 2000, Draw(train_examples=1000, seed=29))
+    drawing = draw_rows([0] * 3000, 2000, Draw(train_examples=1000, seed=29))
     order = np.random.RandomState(29).permutation(3000)
     assert drawing["train"].tolist() == order[:1000].tolist()
     assert drawing["dev"].tolist() == order[1000:1500].tolist()
@@ -82,7 +82,7 @@ def test_mezo_draws_train_and_dev_from_one_permutation_and_test_with_the_same_se
 )
 def test_of_a_small_task_dev_is_the_last_of_the_permutation_and_train_the_rest(rows, dev_rows, train):
     """CB, COPA and WSC: MeZO's script draws train and dev together and cuts dev off the end."""
-    drawing = drawn([0] * rows, 56, Draw(train_examples=1000, seed=29), dev_rows)
+    drawing = draw_rows([0] * rows, 56, Draw(train_examples=1000, seed=29), dev_rows)
     order = np.random.RandomState(29).permutation(rows)
     assert drawing["train"].tolist() == order[:train].tolist()
     assert drawing["dev"].tolist() == order[train:].tolist()
@@ -90,10 +90,10 @@ def test_of_a_small_task_dev_is_the_last_of_the_permutation_and_train_the_rest(r
 
 
 def test_a_draw_that_the_rows_cannot_give_is_refused():
-    with pytest.raises(ValueError, match="500 training rows leave none beside 500 for dev"):
-        drawn([0] * 500, 56, Draw(train_examples=1000, seed=29))
+    with pytest.raises(ValueError, match="500 training rows leave none after 500 for dev"):
+        draw_rows([0] * 500, 56, Draw(train_examples=1000, seed=29))
     with pytest.raises(ValueError, match="no class has 512 training rows"):
-        drawn([0] * 16 + [1] * 16, 56, Draw(shots=512, seed=13))
+        draw_rows([0] * 16 + [1] * 16, 56, Draw(shots=512, seed=13))
 
 
 def test_trec_with_512_shots_has_the_2646_rows_that_were_trained_on(data):

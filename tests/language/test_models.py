@@ -12,8 +12,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from dpzero.errors import UsageError
-from dpzero.language.data import catalogues, tasks
-from dpzero.language.models import models
+from dpzero.language.data import prompts, tasks
+from dpzero.language.models import models, tokenizers, weights
 from tests.language.byte_level import byte_level_bpe
 
 TINY = ["tiny-encoder", "tiny-causal"]
@@ -25,7 +25,7 @@ def toy() -> tasks.Task:
 
 
 def read(name: str, text: str) -> torch.Tensor:
-    return torch.tensor([models.tokenizer(name, 64)(text)])
+    return torch.tensor([tokenizers.tokenizer(name, 64)(text)])
 
 
 def same(one: models.Classifier, other: models.Classifier) -> bool:
@@ -34,8 +34,8 @@ def same(one: models.Classifier, other: models.Classifier) -> bool:
 
 
 def test_the_names_are_those_of_the_catalogue():
-    assert catalogues.names("models") == list(models.catalogue())
-    assert catalogues.names("tasks") == tasks.names()
+    assert weights.names() == list(weights.CATALOGUE.stanzas)
+    assert tasks.names() == list(tasks.CATALOGUE.stanzas)
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -93,10 +93,10 @@ def test_a_feature_of_an_encoder_is_the_mean_over_its_tokens_on_a_sphere(toy):
 def test_a_causal_model_starts_as_the_language_model_restricted_to_the_answers(toy):
     model = models.load("tiny-causal", toy, "full", seed=3)
     torch.manual_seed(3)
-    config = dict(models.catalogue()["tiny-causal"]["config"])
+    config = dict(weights.CATALOGUE.stanzas["tiny-causal"]["config"])
     whole = AutoModelForCausalLM.from_config(AutoConfig.for_model(config.pop("model_type"), **config)).eval()
-    ids = read("tiny-causal", toy.prompted("We read a long story about the rain."))
-    answers = [models.tokenizer("tiny-causal", 9)(answer)[1] for answer in toy.answers]
+    ids = read("tiny-causal", prompts.fill(toy.prompt, {"text": "We read a long story about the rain."}))
+    answers = [tokenizers.tokenizer("tiny-causal", 9)(answer)[1] for answer in toy.answers]
     with torch.no_grad():
         expected = whole(input_ids=ids).logits[:, -1, answers]
         torch.testing.assert_close(model(ids, torch.ones_like(ids)), expected, atol=1e-6, rtol=0)
@@ -119,14 +119,15 @@ def test_a_causal_model_keeps_no_keys_and_values_of_a_pass(toy):
 
 
 def test_an_answer_of_two_tokens_is_read_as_text(toy):
-    two = dataclasses.replace(toy, answers=(" wild animals", *toy.answers[1:]))
-    assert isinstance(models.load("tiny-causal", two, "full"), models.Continuer)
+    words = ["wild animals", *toy.words[1:]]
+    two = dataclasses.replace(toy, stanza=toy.stanza | {"answers": words})
+    assert isinstance(models.load("tiny-causal", two, "full"), models.TextScorer)
     assert isinstance(models.load("tiny-encoder", two, "full"), models.Classifier)  # which reads no answers
 
 
 def test_free_answers_are_for_causal_models():
     squad = tasks.load("squad")
-    assert isinstance(models.load("tiny-causal", squad, "full"), models.Continuer)
+    assert isinstance(models.load("tiny-causal", squad, "full"), models.TextScorer)
     for name in ("tiny-encoder", "tiny-masked"):
         with pytest.raises(UsageError, match=f"task squad asks for text, which {name} does not write"):
             models.load(name, squad, "full")
@@ -141,17 +142,17 @@ def trec() -> tasks.Task:
 
 
 def prompted(text: str, mask_at: int = 1) -> torch.Tensor:
-    words = models.tokenizer("tiny-masked", 64)(text)
+    words = tokenizers.tokenizer("tiny-masked", 64)(text)
     return torch.tensor([[*words[:mask_at], 2, *words[mask_at:], 1]])
 
 
 def test_a_masked_model_starts_as_its_own_output_layer_restricted_to_the_words(trec):
     model = models.load("tiny-masked", trec, "full", seed=3)
     torch.manual_seed(3)
-    config = dict(models.catalogue()["tiny-masked"]["config"])
+    config = dict(weights.CATALOGUE.stanzas["tiny-masked"]["config"])
     whole = AutoModelForMaskedLM.from_config(AutoConfig.for_model(config.pop("model_type"), **config)).eval()
     ids = prompted("What is a film ?")
-    words = [models.tokenizer("tiny-masked", 9)(word)[1] for word in trec.stanza["masked"]["words"]]
+    words = [tokenizers.tokenizer("tiny-masked", 9)(word)[1] for word in trec.stanza["masked"]["words"]]
     with torch.no_grad():
         expected = whole(input_ids=ids).logits[:, 1, words]
         torch.testing.assert_close(model(ids, torch.ones_like(ids)), expected, atol=1e-6, rtol=0)
@@ -196,9 +197,9 @@ def test_a_saved_model_is_found_by_its_name(tmp_path, monkeypatch, trec):
     assert model.head.words.tolist() == chosen
     assert torch.equal(model.head.rows.weight, made.get_output_embeddings().weight)
     assert model.mask == read.mask_token_id == 4
-    before = models.digest("roberta-base")
+    before = weights.digest("roberta-base")
     (tmp_path / "roberta-base" / "added.txt").write_text("another file")
-    assert models.digest("roberta-base") != before
+    assert weights.digest("roberta-base") != before
 
 
 def test_a_folder_that_lacks_the_model_is_named(tmp_path, monkeypatch, trec):
@@ -210,7 +211,7 @@ def test_a_folder_that_lacks_the_model_is_named(tmp_path, monkeypatch, trec):
 def test_a_hub_that_does_not_answer_is_told_in_one_sentence(tmp_path, trec):
     """In a process of its own: the libraries read HF_HUB_OFFLINE once."""
     code = (
-        "from dpzero.language.data import tasks; from dpzero.language.models import models\n"
+        "from dpzero.language.data import tasks\nfrom dpzero.language.models import models\n"
         "from dpzero.errors import UsageError\n"
         "try: models.load('opt-125m', tasks.load('sst2'), 'full')\n"
         "except UsageError as error: print(error)"
@@ -230,14 +231,14 @@ def test_a_hub_that_does_not_answer_is_told_in_one_sentence(tmp_path, trec):
 @pytest.mark.parametrize("name", TINY)
 def test_a_tokenizer_cuts_at_the_length(name):
     text = "one two three four five"
-    assert models.tokenizer(name, 3)(text) == models.tokenizer(name, 64)(text)[:3]
-    ids = models.tokenizer(name, 64)(text)
+    assert tokenizers.tokenizer(name, 3)(text) == tokenizers.tokenizer(name, 64)(text)[:3]
+    ids = tokenizers.tokenizer(name, 64)(text)
     assert len(ids) == 6 and all(0 < i < 1024 for i in ids)
 
 
 def test_digests_tell_models_apart_and_need_no_weights():
-    assert len({models.digest(name) for name in TINY}) == 2
-    assert models.digest("tiny-causal") == models.digest("tiny-causal")
+    assert len({weights.digest(name) for name in TINY}) == 2
+    assert weights.digest("tiny-causal") == weights.digest("tiny-causal")
 
 
 def test_weights_that_are_not_there_are_named(toy, tmp_path, monkeypatch):
@@ -250,10 +251,9 @@ def test_weights_that_are_not_there_are_named(toy, tmp_path, monkeypatch):
 @pytest.mark.network
 def test_minilm_knows_the_topics_of_reuters_before_any_training(cached):
     cached("minilm"), cached("reuters")
-    from dpzero.language.data import encoding
-    from dpzero.language.models import losses
+    from dpzero.language.models import encoding, losses
 
     r8 = tasks.load("r8")
     model = models.load("minilm", r8, "head")
-    dev = encoding.encode("r8", "minilm", 24)["dev"]
-    assert losses.evaluate(model, dev, 2048)["accuracy"] > 0.5  # eight topics
+    dev = encoding.encode(tasks.load("r8"), "minilm", 24)["dev"]
+    assert losses.CrossEntropy(2048).evaluate(model, dev)["accuracy"] > 0.5  # eight topics

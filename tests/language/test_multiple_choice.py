@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from dpzero.errors import UsageError
-from dpzero.language.data import encoding, multiple_choice, questions, tasks
+from dpzero.language.data import tasks
 from dpzero.language.data.datasets import Draw, Row
-from dpzero.language.data.multiple_choice import ContinuationLoss, Continuations
-from dpzero.language.models import generation, models, objective
-from dpzero.language.models.tokenizers import Marks, marks
+from dpzero.language.models import encoding, generation, losses, models, tokenizers
+from dpzero.language.models.encoding import Continuations
+from dpzero.language.models.losses import ContinuationLoss
+from dpzero.language.models.tokenizers import TokenizerInfo, tokenizer_info
 
 ROUNDING = 3e-6
 ROWS = {
@@ -51,7 +52,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model() -> models.Continuer:
+def model() -> models.TextScorer:
     return models.load("tiny-causal", tasks.load("squad"), "full")
 
 
@@ -69,12 +70,12 @@ def batch() -> Continuations:
     return Continuations.of(made, [""] * 6)
 
 
-def by_hand(model: models.Continuer, batch: Continuations, i: int) -> torch.Tensor:
+def by_hand(model: models.TextScorer, batch: Continuations, i: int) -> torch.Tensor:
     """Mean log-probabilities of the candidates of one example, from the whole model's logits at every position."""
     found = []
     for c in range(batch.first[i], batch.first[i + 1]):
         ids = torch.from_numpy(batch.candidates.ids(c).astype(np.int64))[None]
-        likely = model.whole(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        likely = model.language_model(input_ids=ids).logits[0, :-1].log_softmax(-1)
         count = int(batch.candidates.labels[c])
         found.append(likely.gather(1, ids[0, 1:, None])[-count:, 0].mean())
     return torch.stack(found)
@@ -141,8 +142,8 @@ def test_one_token_candidates_of_a_classifier_and_of_text_have_the_same_loss():
         models.load("tiny-causal", toy, "full", 3),
         models.load("tiny-causal", tasks.load("squad"), "full", 3),
     )
-    row, mark = toy.splits["dev"][0], marks("tiny-causal")
-    choice = multiple_choice.encoded(toy, [row], mark, 64, training=True)
+    row = toy.splits["dev"][0]
+    choice = encoding.encode_candidates(toy, "tiny-causal", 64, "dev")[np.array([0])]
     assert len(choice.candidates) == 4
     ids = torch.from_numpy(choice.candidates.ids(0)[:-1].astype(np.int64))[None]
     expected = torch.nn.functional.cross_entropy(
@@ -156,7 +157,7 @@ def test_one_token_candidates_of_a_classifier_and_of_text_have_the_same_loss():
 
 def shown(task: str, split: str, i: int = 0) -> list[tuple[str, bool]]:
     """What each candidate appends."""
-    return questions.answers_of(tasks.load(task), Row("", 0, ROWS[task][i]))
+    return tasks.load(task).candidates(Row("", 0, ROWS[task][i]))
 
 
 def test_candidates_of_copa_begin_in_lower_case_but_for_i():
@@ -176,25 +177,25 @@ def test_an_answer_of_squad_ends_its_line():
 
 
 def test_free_answers_are_trained_on_alone_and_chosen_among_all():
-    splits = objective.encode("copa", "tiny-causal", 64)
+    splits = encoding.encode(tasks.load("copa"), "tiny-causal", 64)
     assert np.diff(splits["train"].first).tolist() == [1] * len(splits["train"])
     assert np.diff(splits["test"].first).tolist() == [2] * 6 and splits["test"].right.sum() == 6
-    again = objective.encode("copa", "tiny-causal", 64)  # from the cache
+    again = encoding.encode(tasks.load("copa"), "tiny-causal", 64)  # from the cache
     assert np.array_equal(again["test"].candidates.tokens, splits["test"].candidates.tokens)
 
 
 def test_the_prompt_is_cut_from_its_left_and_leaves_room_for_what_is_written():
-    splits = objective.encode("squad", "tiny-causal", 56)
+    splits = encoding.encode(tasks.load("squad"), "tiny-causal", 56)
     assert splits["test"].candidates.lengths().max() <= 6
     assert json.loads(str(splits["test"].references[0])) in (["fun", "very fun"], ["1999"])
     with pytest.raises(UsageError, match="raise max_length"):
-        objective.encode("squad", "tiny-causal", 51)
+        encoding.encode(tasks.load("squad"), "tiny-causal", 51)
 
 
 def test_a_row_without_a_right_candidate_is_refused():
     fields = ROWS["record"][0] | {"answers": ["Paris"]}
     with pytest.raises(UsageError, match="a row of task record has no right answer among its candidates"):
-        questions.answers_of(tasks.load("record"), Row("", 0, fields))
+        tasks.load("record").candidates(Row("", 0, fields))
 
 
 # --- in-context learning
@@ -204,19 +205,19 @@ def test_demonstrations_stand_before_the_prompt_with_their_answers_and_a_blank_l
     task = tasks.load("copa", Draw(seed=7, demonstrations=3))
     texts = {0: "It rained so the street was wet.", 1: "He fell because I pushed him."}
     order = np.random.RandomState(7).permutation(20)[:3]
-    assert questions.shown(task) == "".join(texts[i % 2] + "\n\n" for i in order)
-    assert questions.shown(tasks.load("copa")) == ""
+    assert task.demonstrations == "".join(texts[i % 2] + "\n\n" for i in order)
+    assert tasks.load("copa").demonstrations == ""
 
 
 def test_demonstrations_are_read_by_label_words_and_by_candidates_alike():
     toy, draw = tasks.load("toy", Draw(seed=3, demonstrations=2)), Draw(seed=3, demonstrations=2)
-    before = [1, *models.tokenizer("tiny-causal", 1000)(questions.shown(toy))[1:]]
-    found = encoding.encode("toy", "tiny-causal", 200, draw)["test"].ids(0)
+    before = [1, *tokenizers.tokenizer("tiny-causal", 1000)(toy.demonstrations)[1:]]
+    found = encoding.encode(tasks.load("toy", draw), "tiny-causal", 200)["test"].ids(0)
     row = toy.splits["test"][0]
-    assert found.tolist() == before + marks("tiny-causal").plain(toy.prompted(row.text))
-    assert questions.shown(toy).count("The topic of this sentence is") == 2
-    copa = objective.encode("copa", "tiny-causal", 200, draw)["test"]
-    alone = objective.encode("copa", "tiny-causal", 200)["test"]
+    assert found.tolist() == before + tokenizer_info("tiny-causal").encode(toy.prompt_for(row))
+    assert toy.demonstrations.count("The topic of this sentence is") == 2
+    copa = encoding.encode(tasks.load("copa", draw), "tiny-causal", 200)["test"]
+    alone = encoding.encode(tasks.load("copa"), "tiny-causal", 200)["test"]
     assert copa.candidates.labels.tolist() == alone.candidates.labels.tolist()
     assert copa.candidates.ids(0)[-3:].tolist() == alone.candidates.ids(0)[-3:].tolist()
     assert copa.candidates.lengths().min() > alone.candidates.lengths().max()
@@ -228,7 +229,7 @@ def test_demonstrations_are_for_causal_models(task, model, folder):
     for split in ("train", "test"):
         (folder / "trec" / f"{split}.jsonl").write_text('{"text": "What?", "coarse_label": 1}')
     with pytest.raises(UsageError, match=f"demonstrations are for causal models, which {model} is not"):
-        encoding.encode(task, model, 64, Draw(seed=3, demonstrations=2))
+        encoding.encode(tasks.load(task, Draw(seed=3, demonstrations=2)), model, 64)
 
 
 # --- metrics
@@ -264,29 +265,29 @@ def test_f1(written, references, expected):
 
 
 def test_greedy_decoding_takes_the_likeliest_token_until_the_line_ends(model):
-    mark = marks("tiny-causal")
+    info = tokenizer_info("tiny-causal")
     prompt = np.array([1, 50, 60])
     ids = torch.from_numpy(prompt)[None]
     expected = []
     with torch.no_grad():
         for _ in range(5):
-            expected.append(int(model.whole(input_ids=ids).logits[0, -1].argmax()))
+            expected.append(int(model.language_model(input_ids=ids).logits[0, -1].argmax()))
             ids = torch.cat([ids, torch.tensor([[expected[-1]]])], 1)
-    said = dataclasses.replace(mark, plain=lambda text: [1023] if text == "\n" else mark.plain(text))
-    assert generation.greedy(model, [prompt], 5, said) == [mark.decode(expected)]
-    ends = Marks(lambda text: [expected[2]], {}, (), mark.decode)
+    said = dataclasses.replace(info, encode=lambda text: [1023] if text == "\n" else info.encode(text))
+    assert generation.greedy(model, [prompt], 5, said) == [info.decode(expected)]
+    ends = TokenizerInfo(lambda text: [expected[2]], {}, (), info.decode)
     until = expected[: expected.index(expected[2]) + 1]
-    assert generation.greedy(model, [prompt], 5, ends) == [mark.decode(until)]
+    assert generation.greedy(model, [prompt], 5, ends) == [info.decode(until)]
 
 
 @pytest.mark.parametrize("tune", ["full", "prefix"])
 def test_a_model_writes_to_each_prompt_of_a_batch_what_it_writes_to_it_alone(tune):
     """A short prompt's text may end before a long one's."""
-    model, mark = models.load("tiny-causal", tasks.load("squad"), tune), marks("tiny-causal")
+    model, info = models.load("tiny-causal", tasks.load("squad"), tune), tokenizer_info("tiny-causal")
     prompts = [np.array([1, *range(50, 50 + length)]) for length in (3, 11, 1, 6)]
-    free = Marks(lambda text: [], {}, (), mark.decode)
+    free = TokenizerInfo(lambda text: [], {}, (), info.decode)
     third = int(generation.greedy(model, prompts[:1], 8, free)[0].split()[2])
-    ends = Marks(lambda text: [third], {}, (), mark.decode)
+    ends = TokenizerInfo(lambda text: [third], {}, (), info.decode)
     alone = [generation.greedy(model, [prompt], 8, ends)[0] for prompt in prompts]
     assert generation.greedy(model, prompts, 8, ends) == alone
     assert len({len(text.split()) for text in alone}) > 1
@@ -298,7 +299,7 @@ def test_texts_longer_than_the_model_has_positions_are_refused(model, longest):
     with pytest.raises(
         UsageError, match=f"max_length is {longest + 1}, but {model} knows {longest} positions"
     ):
-        objective.encode("toy", model, longest + 1)
+        encoding.encode(tasks.load("toy"), model, longest + 1)
     loaded = models.load(model, tasks.load("trec"), "full")
     ids = torch.full((1, longest), 9)
     loaded(ids, torch.ones_like(ids))
@@ -308,10 +309,10 @@ def test_texts_longer_than_the_model_has_positions_are_refused(model, longest):
 
 
 def test_a_model_that_writes_is_scored_by_f1(model):
-    splits = objective.encode("squad", "tiny-causal", 80)
-    loss = objective.loss("squad", "tiny-causal", 256)
+    splits = encoding.encode(tasks.load("squad"), "tiny-causal", 80)
+    loss = losses.make_loss(tasks.load("squad"), "tiny-causal", 256)
     found = loss.evaluate(model, splits["test"][np.arange(2)])
-    assert set(found) == {"f1", "loss"} and 0 <= found["f1"] <= 1 and loss.generate == 50
+    assert set(found) == {"f1", "loss"} and 0 <= found["f1"] <= 1 and loss.max_new_tokens == 50
     assert (
         loss.evaluate(model, loss.stand_in(2, 80))["f1"] == 0
     )  # for the memory of an evaluation: there is nothing to be right about

@@ -13,8 +13,8 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 from dpzero.language.data import tasks
-from dpzero.language.data.multiple_choice import Continuations
-from dpzero.language.models import models, objective, tokenizers
+from dpzero.language.models import encoding, tokenizers
+from dpzero.language.models.encoding import Continuations
 from tests.language.byte_level import byte_level_bpe
 
 WORDS = [  # one that begins like the middle of another stands behind it
@@ -128,12 +128,12 @@ def shown(ids) -> str:
 
 def asked(task: str) -> list[tuple[str, str]]:
     """The tokens of the test row's prompt and of each answer to it, the right one first, as a run has them."""
-    read = objective.encode(task, "opt-125m", 2048)["test"]
+    read = encoding.encode(tasks.load(task), "opt-125m", 2048)["test"]
     if isinstance(read, Continuations):
         whole = [(read.candidates.ids(i), count) for i, count in enumerate(read.candidates.labels)]
         pairs, right = [(ids[:-count], ids[-count:]) for ids, count in whole], read.gold()[0]
     else:
-        words = models.answer_tokens("opt-125m", tasks.load(task))
+        words = tokenizers.answer_tokens("opt-125m", tasks.load(task))
         pairs, right = [(read.ids(0), [word]) for word in words], read.labels[0]
     pairs.insert(0, pairs.pop(right))
     return [(shown(prompt), shown(answer)) for prompt, answer in pairs]
@@ -145,7 +145,7 @@ def test_the_stand_in_has_opts_habit():
 
 @pytest.mark.parametrize("name", OPT)
 def test_each_opt_begins_with_the_token_that_mezos_does(name):
-    assert tokenizers.marks(name).first == (0,)
+    assert tokenizers.tokenizer_info(name).first == (0,)
 
 
 @pytest.mark.parametrize("task", CASES)

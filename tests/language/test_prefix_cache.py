@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoModel
 
 from dpzero.language.data import tasks
 from dpzero.language.data.datasets import Draw
-from dpzero.language.data.encoding import Examples
-from dpzero.language.models import models, objective, prefix_cache
+from dpzero.language.models import encoding, losses, models, prefix_cache
+from dpzero.language.models.encoding import Examples
 
 ROUNDING = 1e-5
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 256}
@@ -46,7 +46,7 @@ def test_scores_behind_a_shared_beginning_are_those_of_whole_texts(body):
     ids, mask, _ = texts.padded(torch.device("cpu"))
     with torch.no_grad():
         whole = model(ids, mask)
-        with prefix_cache.once(model, texts):
+        with prefix_cache.reuse(model, texts):
             assert torch.allclose(model(ids, mask), whole, atol=ROUNDING)
             one = texts[np.array([4])]  # alone, and again after others
             assert torch.allclose(model(*one.padded(torch.device("cpu"))[:2]), whole[4:], atol=ROUNDING)
@@ -63,16 +63,16 @@ def test_in_context_learning_is_scored_as_without_the_short_cut(task, monkeypatc
             lines = "".join(row % (i, i % 2) for i in range(rows))
             (tmp_path / "copa" / f"{split}.jsonl").write_text(lines)
     draw = Draw(seed=3, demonstrations=32)
-    scored = objective.encode(task, "tiny-causal", 1024, draw)["test"]
+    scored = encoding.encode(tasks.load(task, draw), "tiny-causal", 1024)["test"]
     model = models.load("tiny-causal", tasks.load(task, draw), "full")
-    loss = objective.loss(task, "tiny-causal", 2048)
+    loss = losses.make_loss(tasks.load(task), "tiny-causal", 2048)
     read: list[int] = []
     watch = model.backbone.get_input_embeddings().register_forward_hook(
         lambda _, given, __: read.append(given[0].numel())
     )
     found = loss.evaluate(model, scored)
     in_all, read[:] = sum(read), []
-    monkeypatch.setattr(prefix_cache, "LEAST", 10**9)
+    monkeypatch.setattr(prefix_cache, "MIN_TOKENS", 10**9)
     assert loss.evaluate(model, scored) == pytest.approx(found, abs=ROUNDING)
     watch.remove()
     assert in_all < sum(read) / 2
@@ -80,16 +80,16 @@ def test_in_context_learning_is_scored_as_without_the_short_cut(task, monkeypatc
 
 def test_a_beginning_ends_before_the_tokens_at_which_the_model_is_read():
     same = Examples.of([[5, 6, 7, 8], [5, 6, 7, 8], [5, 6, 7, 8, 9]], [0, 0, 0])
-    assert prefix_cache.shared(same).tolist() == [5, 6, 7]
-    assert prefix_cache.shared(same, asked=3).tolist() == [5]
-    assert prefix_cache.shared(same, asked=9).tolist() == []
-    assert prefix_cache.shared(Examples.of([[1, 2, 3], [1, 4, 3, 3]], [0, 0])).tolist() == [1]
+    assert prefix_cache.shared_prefix(same).tolist() == [5, 6, 7]
+    assert prefix_cache.shared_prefix(same, kept=3).tolist() == [5]
+    assert prefix_cache.shared_prefix(same, kept=9).tolist() == []
+    assert prefix_cache.shared_prefix(Examples.of([[1, 2, 3], [1, 4, 3, 3]], [0, 0])).tolist() == [1]
 
 
 def test_a_model_that_reads_in_both_directions_reads_whole_texts(monkeypatch):
-    monkeypatch.setattr(prefix_cache, "LEAST", 8)
+    monkeypatch.setattr(prefix_cache, "MIN_TOKENS", 8)
     texts, task = texts_behind(20, (3, 5)), tasks.load("toy")
     for name, reads_whole in (("tiny-encoder", True), ("tiny-causal", False)):
         model = models.load(name, task, "full")
-        with prefix_cache.once(model, texts):
+        with prefix_cache.reuse(model, texts):
             assert bool(model.backbone._forward_pre_hooks) != reads_whole

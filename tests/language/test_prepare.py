@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dpzero.errors import UsageError
-from dpzero.language.data import prepare
+from dpzero.language import prepare
 from dpzero.language.data.datasets import ALL, Draw
 from dpzero.language.models import weights
 
@@ -46,7 +46,7 @@ def test_what_cannot_be_had_stops_no_other(folder):
     said: list[str] = []
     with pytest.raises(UsageError) as error:
         prepare.prepare([SST2, LOST, TOY], said.append)
-    row = f"{folder}/data/sst2/validation.jsonl, line 6, has sentence null where text is wanted"
+    row = f"{folder}/data/sst2/validation.jsonl, line 6, has sentence null, which is no text"
     model = f"model opt-125m is not in {folder}/models/opt-125m"
     assert str(error.value).startswith(f"2 things cannot be had: {row}") and model in str(error.value)
     assert any(line.startswith(f"sst2: {row}") for line in said)

@@ -47,7 +47,7 @@ def shown(ids: list[int]) -> str:
 def masked(task: str, *sentences: str, max_length: int = 256) -> list[int]:
     lines = tasks.stanza(task)["masked"]
     limits = lines.get("limits", ())
-    return prompts.masked(lines["template"], sentences, plain, SPECIAL, max_length, limits)
+    return prompts.masked_prompt(lines["template"], sentences, plain, SPECIAL, max_length, limits)
 
 
 # --- masked
@@ -178,7 +178,7 @@ ROWS = {
 def test_a_causal_prompt_is_mezos(task):
     fields, prompt, answer = ROWS[task]
     found = tasks.load(task)
-    assert prompts.filled(found.prompt, fields) == prompt
+    assert prompts.fill(found.prompt, fields) == prompt
     assert answer is None or answer in found.answers
 
 
@@ -200,13 +200,13 @@ def test_answers_are_mezos_by_name(task, answers):
 
 
 def test_an_answer_is_what_the_prompt_alone_is_shorter():
-    ids, count = prompts.answered("fun film It was", " great", plain)
+    ids, count = prompts.tokenize_answer("fun film It was", " great", plain)
     assert shown(ids) == "fun|Ġfilm|ĠIt|Ġwas|Ġgreat" and count == 1
-    ids, count = prompts.answered("It was?\n", "Yes", plain)
+    ids, count = prompts.tokenize_answer("It was?\n", "Yes", plain)
     assert shown(ids) == "It|Ġwas|?|Ċ|Yes" and count == 1
-    ids, count = prompts.answered("Answer:", " fun film\n", plain)
+    ids, count = prompts.tokenize_answer("Answer:", " fun film\n", plain)
     assert shown(ids[-count:]) == "Ġfun|Ġfilm|Ċ"
-    ids, count = prompts.answered(
+    ids, count = prompts.tokenize_answer(
         "\n It was", " great", plain
     )  # MeZO's encode_prompt ends in `.lstrip().strip(" ")`
     assert shown(ids) == "It|Ġwas|Ġgreat" and count == 1
@@ -214,8 +214,8 @@ def test_an_answer_is_what_the_prompt_alone_is_shorter():
 
 def test_a_long_causal_prompt_loses_its_beginning_but_for_the_first_token():
     ids = plain("bad bad bad fun film It was")
-    assert shown(prompts.cut_left(ids, 5, [2])) == "</s>|fun|Ġfilm|ĠIt|Ġwas".replace("fun", "Ġfun")
-    assert prompts.cut_left(ids, 7, []) == ids and prompts.cut_left(ids, 8, [2]) == [2, *ids]
+    assert shown(prompts.truncate_left(ids, 5, [2])) == "</s>|fun|Ġfilm|ĠIt|Ġwas".replace("fun", "Ġfun")
+    assert prompts.truncate_left(ids, 7, []) == ids and prompts.truncate_left(ids, 8, [2]) == [2, *ids]
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_a_long_causal_prompt_loses_its_beginning_but_for_the_first_token():
     ],
 )
 def test_changes(change, text, expected):
-    assert prompts.filled("{x:" + change + "}", {"x": text}) == expected
+    assert prompts.fill("{x:" + change + "}", {"x": text}) == expected
 
 
 def test_every_prompt_of_the_papers_tasks_can_be_read():
@@ -241,7 +241,9 @@ def test_every_prompt_of_the_papers_tasks_can_be_read():
         if lines["reader"] == "columns":
             fields = dict.fromkeys(("sentence", "text", "word", "passage", "premise", "hypothesis", "paragraph", "title",
                                     "context", "answer", "query", "sentence1", "sentence2", "span1_text", "span2_text"), "x")  # fmt: skip
-            filled = prompts.filled(tasks.load(name).prompt, fields | {"question": "cause"})
+            filled = prompts.fill(tasks.load(name).prompt, fields | {"question": "cause"})
             assert "{" not in filled and "x" in filled, name
             assert set(lines["sentences"]) <= {*fields, "question", "choice1", "choice2"}
-    assert json.dumps(prompts.tail("{a} It was")) == '" It was"' and prompts.tail("{a}{b}") == ""
+    assert (
+        json.dumps(prompts.last_literal("{a} It was")) == '" It was"' and prompts.last_literal("{a}{b}") == ""
+    )

@@ -9,6 +9,7 @@ import pytest
 
 from dpzero.errors import UsageError
 from dpzero.language.data import tasks
+from dpzero.language.data.datasets import Row
 from dpzero.plan import sweep
 
 NAMES = ["r8", "r52", "newsgroups", "movies", "tweets", "bbc", "toy"]
@@ -114,7 +115,7 @@ def test_one_word_tells_the_toy_topic():
 
 def test_a_prompt_takes_any_text():
     toy = tasks.load("toy")
-    assert toy.prompted("{x} and {text}") == "{x} and {text}\nThe topic of this sentence is"
+    assert toy.prompt_for(Row("{x} and {text}", 0)) == "{x} and {text}\nThe topic of this sentence is"
 
 
 def test_a_cell_that_gives_no_length_has_the_tasks():
@@ -143,12 +144,12 @@ def test_every_label_has_words_and_an_answer(task):
     assert all(answer.startswith(" ") and answer.strip() == answer[1:] for answer in task.answers)
     assert {row.label for rows in task.splits.values() for row in rows} == set(range(len(task.labels)))
     assert task.prompt.count("{text}") == 1 and not task.prompt[-1].isspace()
-    assert task.metric == "accuracy" and task.source and task.split_statement
+    assert task.metric == "accuracy" and all(task.about().values())
 
 
 def test_no_text_is_on_two_sides_of_our_split(task):
     assert not texts(task, "train") & texts(task, "dev")
-    if not task.split_statement.startswith("official"):
+    if not task.about()["split"].startswith("official"):
         assert not (texts(task, "train") | texts(task, "dev")) & texts(task, "test")
 
 
@@ -194,7 +195,7 @@ def test_movies_keep_the_rows_at_least_half_a_point_from_neutral(cached):
     movies = tasks.load("movies")
     labels = collections.Counter(row.label for rows in movies.splits.values() for row in rows)
     assert movies.labels == ("negative", "positive") and labels == {0: 5076, 1: 4996}
-    assert movies.prompted("Dull.") + movies.answers[0] == "Review: Dull.\nSentiment: negative"
+    assert movies.prompt_for(Row("Dull.", 0)) + movies.answers[0] == "Review: Dull.\nSentiment: negative"
 
 
 @pytest.mark.network

@@ -110,7 +110,7 @@ def test_a_model_with_a_prefix_writes_what_it_scores():
     """With its cache of earlier tokens, too, every new token sees the prefix once."""
     model = models.load("tiny-causal", tasks.load("squad"), "prefix")
     ids = torch.tensor([[1, 20, 30, 40]])
-    written = model.whole.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=4, pad_token_id=0)  # fmt: skip
+    written = model.language_model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=4, pad_token_id=0)  # fmt: skip
     for end in range(4, written.shape[1]):
         read = written[:, :end]
         logits = model(read, torch.ones_like(read), torch.tensor([[end - 1]]))
@@ -120,7 +120,7 @@ def test_a_model_with_a_prefix_writes_what_it_scores():
 @pytest.mark.parametrize("clipping", ["hooks", "ghost"])
 def test_the_gradient_of_a_prefix_is_clipped_for_each_example(clipping):
     from baselines.dp_sgd import DPSGD
-    from dpzero.language.data.encoding import Examples
+    from dpzero.language.models.encoding import Examples
     from dpzero.language.models.losses import CrossEntropy
     from dpzero.privacy import Rehearsal, Setting
 

@@ -77,7 +77,7 @@ def test_a_loss_whose_bits_are_its_examples_own_gives_a_valid_one(how):
 def test_the_projects_own_loss_gives_a_valid_one():
     from transformers import BertConfig, BertModel
 
-    from dpzero.language.data.encoding import Examples
+    from dpzero.language.models.encoding import Examples
     from dpzero.language.models.losses import CrossEntropy
     from dpzero.language.models.models import Classifier
 

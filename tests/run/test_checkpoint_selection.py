@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from dpzero.errors import UsageError
-from dpzero.language.models import objective
+from dpzero.language.models import encoding
 from dpzero.plan import sweep
 from dpzero.privacy import Budget
 from dpzero.run.checkpoint_selection import BestDev
@@ -71,8 +71,8 @@ def test_no_dev_rows_are_no_choice(cache, smoke, tmp_path, monkeypatch):
         found = encode(*arguments)
         return found | {"dev": found["dev"][np.arange(0)]}
 
-    encode = objective.encode
-    monkeypatch.setattr(objective, "encode", without_dev)
+    encode = encoding.encode
+    monkeypatch.setattr(encoding, "encode", without_dev)
     with pytest.raises(UsageError, match="iterate best_dev looks at dev, of which there are no rows"):
         Run(cell, tmp_path / "run.json", quiet, "cpu")
     cell["settings"] |= {"iterate": "last", "split": "dev"}

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from dpzero.__main__ import main
-from dpzero.language.data import encoding, tasks
-from dpzero.language.models import feature_cache, models, objective
+from dpzero.language.data import tasks
+from dpzero.language.models import encoding, feature_cache, losses, models
 from dpzero.language.models.losses import CrossEntropy
 from dpzero.run import invariance
 
@@ -47,8 +47,8 @@ def test_bad_numbers_are_one_sentence(change, message, capsys):
 
 def test_a_record_has_the_figure_of_a_run(monkeypatch):
     model = models.load("tiny-encoder", tasks.load("toy"), "head")
-    texts = encoding.encode("toy", "tiny-encoder", 24)["train"][np.arange(9)]
-    loss = objective.loss("toy", "tiny-encoder", 512)
+    texts = encoding.encode(tasks.load("toy"), "tiny-encoder", 24)["train"][np.arange(9)]
+    loss = losses.make_loss(tasks.load("toy"), "tiny-encoder", 512)
     for like in (texts, feature_cache.read("tiny-encoder", model, texts)):
         batch = invariance.stand_ins(like, model, 24)
         found = invariance.measured(loss, model, batch, clip=1.0, smoothing=1e-3)

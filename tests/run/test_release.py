@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from dpzero.errors import UsageError
-from dpzero.language.data import encoding, tasks
-from dpzero.language.models import losses, models
+from dpzero.language.data import tasks
+from dpzero.language.models import encoding, losses, models
 from dpzero.plan import sweep
 from dpzero.privacy import Budget, RunKey, lineage
 from dpzero.report.writing import write_figures, write_tables

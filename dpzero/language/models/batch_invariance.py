@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import architectures
+from . import weights
 
 SHORTEST = 16  # tokens: what is shorter is padded to it, for few passes
 USUAL = 256  # tokens: a CPU takes that many at nearly full speed
@@ -60,20 +60,19 @@ class Cutter:
         self._known: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()
 
     def cut(
-        self, model: nn.Module, kinds: Sequence[Kind], made: StandIns, sides: int = 1, pass_cost: int = 0
+        self, model: nn.Module, kinds: Sequence[Kind], made: StandIns, pass_cost: int = 0
     ) -> Sequence[Cut]:
         """Micro-batches of texts of one padded length, the longest first: too little memory shows at once.
 
         Args:
-            sides: how often one pass through the model has each text.
             pass_cost: in tokens, where it is not that of a whole model on this device.
         """
         device = next(model.parameters()).device
-        known = self._known.setdefault(model, {}).setdefault((sides, device, *_circumstances()), {})
+        known = self._known.setdefault(model, {}).setdefault((device, *_circumstances()), {})
         plans, key = known.setdefault("plans", {}), tuple(kinds)
         if key not in plans:
             pass_cost = pass_cost or PASS.get(device.type, PASS_ELSEWHERE)
-            tried = _Tried(known, made, self.token_budget // sides, pass_cost // sides)
+            tried = _Tried(known, made, self.token_budget, pass_cost)
             if len(plans) == PLANS:
                 plans.clear()
             plans[key] = list(self._cuts(kinds, tried))
@@ -174,4 +173,4 @@ def stand_in_ids(model: nn.Module, length: int) -> np.ndarray:
 def longest_text(model: nn.Module) -> int:
     """Tokens of the longest text that the model reads."""
     configs = (m.config for m in model.modules() if hasattr(getattr(m, "config", None), "get_text_config"))
-    return next((architectures.positions(config.get_text_config()) for config in configs), 2**31)
+    return next((weights.positions(config.get_text_config()) for config in configs), 2**31)

@@ -1,50 +1,48 @@
-"""A model on a device, or with its layers spread over several where one is too small: by accelerate, which moves what they hand on."""
+"""A model whose layers are spread over several devices, by accelerate."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from torch import nn
 
 
-def place(model: nn.Module, device: str) -> nn.Module:
-    """`device`: one (cuda:1), or several with commas between (cuda:0,cuda:1), the first of which has inputs and outputs.
+def dispatch(model: nn.Module, devices: Sequence[str]) -> Any:
+    """Spread the layers over the devices; the first device has inputs and outputs.
 
-    Directions, perturbations and updates are each tensor's own, so a step needs nothing more.
+    Directions, perturbations and updates are computed tensor by tensor, so a step needs nothing more.
     """
-    devices = device.split(",")
-    if len(devices) == 1:
-        return model.to(device)
     from accelerate import dispatch_model
 
-    places = {unit: devices[number] for unit, number in cut(model, len(devices)).items()}
-    return dispatch_model(model, places, main_device=devices[0], force_hooks=True)
+    device_map = {unit: devices[number] for unit, number in assign(model, len(devices)).items()}
+    return dispatch_model(model, device_map, main_device=devices[0], force_hooks=True)
 
 
-def cut(model: nn.Module, count: int) -> dict[str, int]:
-    """{unit: number of its device}, in the model's order with about as many bytes on each; tied parameters stay together."""
+def assign(model: nn.Module, count: int) -> dict[str, int]:
+    """{unit: number of its device}, in the model's order, with about as many bytes on each; tied parameters stay together."""
     sizes = {
         name: sum(p.numel() * p.element_size() for p in module.parameters()) for name, module in units(model)
     }
-    places: dict[str, int] = {}
+    devices: dict[str, int] = {}
     of_parameter: dict[int, int] = {}
     done, total = 0, max(1, sum(sizes.values()))
     for name, module in units(model):
         fair = min(count - 1, int(count * (done + sizes[name] / 2) / total))
         tied = [of_parameter[id(p)] for p in module.parameters() if id(p) in of_parameter]
-        places[name] = tied[0] if tied else fair
-        of_parameter |= {id(p): places[name] for p in module.parameters()}
+        devices[name] = tied[0] if tied else fair
+        of_parameter |= {id(p): devices[name] for p in module.parameters()}
         done += sizes[name]
-    return places
+    return devices
 
 
 def units(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """What is not cut: a layer of a stack, a module without parts, or with tensors of its own beside them."""
+    """Modules that stay on one device: layers of a stack, and modules without children or with tensors of their own."""
     own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-    parts = list(module.named_children())
-    if own or not parts:
+    children = list(module.named_children())
+    if own or not children:
         yield name, module
         return
-    for part, child in parts:
-        path = f"{name}.{part}" if name else part
+    for key, child in children:
+        path = f"{name}.{key}" if name else key
         yield from [(path, child)] if isinstance(module, nn.ModuleList) else units(child, path)

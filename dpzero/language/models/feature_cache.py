@@ -1,4 +1,4 @@
-"""A body that is not trained makes the same features of a text at every step: made once, kept in the cache, read by the head alone."""
+"""Feature cache: a frozen backbone gives a text the same features at every step, so they are computed once for the head."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...files import replacing
 from ..data import assets
-from ..data.encoding import Examples
-from . import models
+from . import weights
 from .batch_invariance import Kind
+from .encoding import Examples
+from .models import Classifier
 
 TOKEN_BUDGET = 4096  # of a micro-batch
 FORMAT = 1  # raise it when the same model and texts give other features
@@ -24,22 +26,23 @@ FORMAT = 1  # raise it when the same model and texts give other features
 
 @dataclass(frozen=True)
 class Features:
-    """What the head is given of n texts, and their labels. Stands where `Examples` do: a row is as long as one token."""
+    """Features of n texts and their labels, in place of `Examples`: a row counts as one token."""
 
-    values: np.ndarray  # float32 [n, H]
-    labels: np.ndarray  # int64 [n]
+    values: NDArray[np.float32]  # [n, H]
+    labels: NDArray[np.int64]  # [n]
     pass_cost: ClassVar[int] = (
-        512  # rows of a head that take as long as all else that a pass does (see `invariant`)
+        512  # rows of a head that take as long as the rest of a pass (see `batch_invariance`)
     )
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, indices: np.ndarray) -> Features:
+    def __getitem__(self, indices: NDArray) -> Features:
         return Features(self.values[indices], self.labels[indices])
 
-    def parts(self, token_budget: int) -> Iterator[tuple[np.ndarray, Features]]:
-        for start in range(0, len(self), token_budget):  # rows are of one length
+    def parts(self, token_budget: int) -> Iterator[tuple[NDArray[np.int64], Features]]:
+        """(positions, features) of micro-batches."""
+        for start in range(0, len(self), token_budget):
             order = np.arange(start, min(len(self), start + token_budget))
             yield order, self[order]
 
@@ -51,26 +54,27 @@ class Features:
         return Features(np.tile(values, (len(kinds), 1)), np.zeros(len(kinds), np.int64))
 
     def padded(self, device: torch.device, length: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-        """values [n, H], a mask of ones [n, 1], labels [n]."""
+        """Values [n, H], a mask of ones [n, 1], labels [n]."""
         mask = np.ones((len(self), 1), np.int64)
-        return tuple(torch.from_numpy(a).to(device) for a in (self.values, mask, self.labels))
+        values, ones, labels = (torch.from_numpy(a).to(device) for a in (self.values, mask, self.labels))
+        return values, ones, labels
 
 
-def applies(model: nn.Module, settings: Mapping) -> bool:
-    """Whether a run's steps may begin at the features: the head alone is trained, and read at one position, in float32."""
-    plain = settings["compute"] == "float32" and not settings.get("cuda_graphs")
-    return settings["tune"] == "head" and isinstance(model, models.Classifier) and plain
+def applies(model: nn.Module, settings: Mapping[str, Any]) -> bool:
+    """Whether a run can train on features: only the head of a classifier is trainable, in float32."""
+    return settings["tune"] == "head" and settings["compute"] == "float32" and isinstance(model, Classifier)
 
 
-def stand_in(model: models.Classifier, size: int) -> Features:
-    """Features that say nothing of private texts."""
-    return Features(np.zeros((size, model.head.in_features), np.float32), np.zeros(size, np.int64))
+def stand_in(model: Classifier, size: int) -> Features:
+    """Features that say nothing about private texts."""
+    width = model.head.in_features
+    return Features(np.zeros((size, width), np.float32), np.zeros(size, np.int64))
 
 
-def read(name: str, model: models.Classifier, texts: Examples) -> Features:
-    """The features of texts, from the cache where they are there. `name` is the model's in the catalogue."""
+def read(name: str, model: Classifier, texts: Examples) -> Features:
+    """The features of texts, from the cache if they are there. `name` is the model's in models.yaml."""
     device = next(model.parameters()).device
-    key = hashlib.sha256(f"{FORMAT} {models.digest(name)} {device.type}".encode())
+    key = hashlib.sha256(f"{FORMAT} {weights.digest(name)} {device.type}".encode())
     for array in (texts.tokens, texts.offsets):
         key.update(array.tobytes())
     path = assets.cache_folder() / "features" / f"{name}-{key.hexdigest()[:16]}.npy"
@@ -82,15 +86,15 @@ def read(name: str, model: models.Classifier, texts: Examples) -> Features:
 
 
 @torch.no_grad()
-def features(model: models.Classifier, texts: Examples) -> np.ndarray:
-    """What the head is given, float32 [n, H]: the same bits whatever the number of threads."""
+def features(model: Classifier, texts: Examples) -> NDArray[np.float32]:
+    """What the head reads, float32 [n, H]: the same bits for every number of threads."""
     device = next(model.parameters()).device
-    found = np.empty((len(texts), model.head.in_features), np.float32)
+    values = np.empty((len(texts), model.head.in_features), np.float32)
     with _one_thread():
         for order, part in texts.parts(TOKEN_BUDGET):
             ids, mask, _ = part.padded(device)
-            found[order] = model.features(ids, mask).cpu().numpy()
-    return found
+            values[order] = model.features(ids, mask).cpu().numpy()
+    return values
 
 
 @contextmanager

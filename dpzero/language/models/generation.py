@@ -1,4 +1,4 @@
-"""Answers that a causal model writes, and how much of them is right: greedy decoding and F1 as for SQuAD (Rajpurkar et al., 2016)."""
+"""Answers that a causal model writes: greedy decoding, and F1 as for SQuAD (Rajpurkar et al., 2016)."""
 
 from __future__ import annotations
 
@@ -9,46 +9,47 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
 
-from .tokenizers import Marks
+from .models import TextScorer
+from .tokenizers import TokenizerInfo
 
 
 @torch.no_grad()
-def greedy(model: nn.Module, prompts: Sequence[np.ndarray], most: int, marks: Marks) -> list[str]:
-    """What the model writes behind each prompt, int [L], token by likeliest token, until a line or the text ends or `most` are
-    written. Prompts of one batch: padding stands on the left."""
-    whole, longest = model.whole, max(len(prompt) for prompt in prompts)
+def greedy(
+    model: TextScorer, prompts: Sequence[NDArray], max_new_tokens: int, info: TokenizerInfo
+) -> list[str]:
+    """What the model writes after each prompt, int [L], by greedy decoding.
+
+    A text ends with its line, with the model's end of text, or after max_new_tokens. Prompts of a batch are padded on the left.
+    """
+    longest = max(len(prompt) for prompt in prompts)
     ids = np.zeros((len(prompts), longest), np.int64)
     mask = np.zeros_like(ids)
     for row, prompt in enumerate(prompts):
         ids[row, longest - len(prompt) :], mask[row, longest - len(prompt) :] = prompt, 1
-    ids, mask = (torch.from_numpy(a).to(next(model.parameters()).device) for a in (ids, mask))
-    stops = sorted({*marks.plain("\n")[:1], *_ends(whole)})
-    made = whole.generate(
-        input_ids=ids,
-        attention_mask=mask,
+    device = next(model.parameters()).device
+    end_of_text = model.language_model.generation_config.eos_token_id
+    if not isinstance(end_of_text, list):
+        end_of_text = [] if end_of_text is None else [end_of_text]
+    stops = sorted({*info.encode("\n")[:1], *end_of_text})
+    written = model.language_model.generate(
+        input_ids=torch.from_numpy(ids).to(device),
+        attention_mask=torch.from_numpy(mask).to(device),
         do_sample=False,
-        max_new_tokens=most,
+        max_new_tokens=max_new_tokens,
         eos_token_id=stops,
         pad_token_id=0,
     )
-    return [_said(row, stops, marks) for row in made[:, longest:].tolist()]
-
-
-def _said(tokens: list[int], ends: Sequence[int], marks: Marks) -> str:
-    """Up to the first end and with it; behind it is padding."""
-    end = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
-    return marks.decode(tokens[: end + 1]).strip()
-
-
-def _ends(whole: nn.Module) -> list[int]:
-    end = whole.generation_config.eos_token_id
-    return end if isinstance(end, list) else [] if end is None else [end]
+    texts = []
+    for tokens in written[:, longest:].tolist():
+        end = next((i for i, token in enumerate(tokens) if token in stops), len(tokens))
+        texts.append(info.decode(tokens[: end + 1]).strip())  # after the first stop is padding
+    return texts
 
 
 def f1(written: str, references: Sequence[str]) -> float:
-    """The best over the references of the harmonic mean of precision and recall of words; no answer must be said as it is."""
+    """The best F1 of words over the references; "no answer" must be written exactly."""
     if references[0] in ("CANNOTANSWER", "no answer"):
         return float(normalized(written) == normalized(references[0]))
     return max(_overlap(normalized(written), normalized(reference)) for reference in references)
@@ -62,7 +63,4 @@ def normalized(text: str) -> list[str]:
 
 def _overlap(written: list[str], reference: list[str]) -> float:
     same = sum((Counter(written) & Counter(reference)).values())
-    if not same:
-        return 0.0
-    precision, recall = same / len(written), same / len(reference)
-    return 2 * precision * recall / (precision + recall)
+    return 2 * same / (len(written) + len(reference)) if same else 0.0

@@ -1,30 +1,31 @@
-"""What makes scores of the label words from a feature: a copy of a model's output layer at these words, or its table of embeddings.
+"""Classification heads: a copy of a model's output layer at the label words, or its tied table of embeddings.
 
-A copy trains as the layer would where the layer is the model's alone, for no other row of it is read. Where the layer is the table of
-embeddings itself (RoBERTa, OPT, small Llamas), a row that is trained is also what its word is read as, and a copy would part the two.
+A copy trains exactly as an untied output layer would, because no other row of that layer is used. In models with tied embeddings
+(RoBERTa, OPT, small Llamas) a trained row is also the word's input embedding; a copy would separate the two.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-class WordLayer(nn.Module):
-    """What RoBERTa has between its hidden states and the scores of words, without the words: [B, H] -> [B, H]."""
+class MaskedTransform(nn.Module):
+    """RoBERTa's layer between hidden states and its output layer: [B, H] -> [B, H]."""
 
-    def __init__(self, head: nn.Module) -> None:
+    def __init__(self, lm_head: Any) -> None:
         super().__init__()
-        self.dense, self.layer_norm = head.dense, head.layer_norm
+        self.dense, self.layer_norm = lm_head.dense, lm_head.layer_norm
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.layer_norm(nn.functional.gelu(self.dense(hidden)))
 
 
 class Shift(nn.Module):
-    """Adds a bias, [B, K] -> [B, K]: a layer of its own, of which DP-SGD can take gradients of single examples."""
+    """Adds a bias, [B, K] -> [B, K]: a layer of its own, so that DP-SGD can take per-sample gradients of it."""
 
     def __init__(self, bias: Tensor) -> None:
         super().__init__()
@@ -35,11 +36,13 @@ class Shift(nn.Module):
 
 
 class TiedHead(nn.Module):
-    """Scores of K words by the model's own output layer, [B, H] -> [B, K]: its weight, and a copy of its biases of these words.
+    """Scores of K words, [B, H] -> [B, K], by the model's own table of embeddings and a copy of its output biases for these words.
 
-    Every text looks the rows up for itself, as it does its own words: the passes perturb rows that are looked up and no others, and
-    DP-SGD's per-sample gradients add up both uses.
+    Each text looks the rows up separately, as it does for its input: perturbations touch only rows that are looked up, and per-sample
+    gradients of DP-SGD add both uses of a row.
     """
+
+    words: Tensor
 
     def __init__(self, output: nn.Linear, words: Sequence[int]) -> None:
         super().__init__()
@@ -53,20 +56,26 @@ class TiedHead(nn.Module):
         return self.shift((rows @ feature[..., None])[..., 0])
 
 
-def own_head(width: int, labels: int) -> nn.Linear:
-    """Rows to be set, biases 0."""
+def new_head(width: int, labels: int) -> nn.Linear:
+    """[B, width] -> [B, labels], with zero biases; the caller sets the rows."""
     head = nn.Linear(width, labels)
     nn.init.zeros_(head.bias)
     return head
 
 
 @torch.no_grad()
-def head_of(whole: nn.Module, words: Sequence[int], tied: bool) -> nn.Linear | TiedHead:
-    """A language model's output layer at these tokens of one word each; where `tied`, sharing what the model shares."""
-    output = whole.get_output_embeddings()
-    if tied and output.weight is whole.get_input_embeddings().weight:
+def label_head(language_model: Any, words: Sequence[int], tied: bool) -> nn.Linear | TiedHead:
+    """A language model's output layer for K label words of one token each, [B, H] -> [B, K].
+
+    Args:
+        language_model: from transformers, with its output layer.
+        words: token ids, in the order of the labels.
+        tied: keep the output layer tied to the input embeddings if the model ties them.
+    """
+    output = language_model.get_output_embeddings()
+    if tied and output.weight is language_model.get_input_embeddings().weight:
         return TiedHead(output, words)
-    head = own_head(output.weight.shape[1], len(words))
+    head = new_head(output.weight.shape[1], len(words))
     head.weight.copy_(output.weight[words])
     if output.bias is not None:
         head.bias.copy_(output.bias[words])

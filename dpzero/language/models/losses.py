@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.encoding import Examples
-from . import prefix_cache
+from ..data.tasks import Task
+from . import prefix_cache, tokenizers
 from .batch_invariance import Cut, Cutter, Kind, batch_shapes
+from .encoding import Continuations, Examples
+from .tokenizers import TokenizerInfo
 
 COMPUTE = ("float32", "bfloat16")
-Pairs = Callable[[int], AbstractContextManager]
-"""In `pairs(n)` a model takes the first n of 2 n rows at one point and the others at the other (see `zeroth_order.passes`)."""
-
-
-def _alone(rows: int) -> AbstractContextManager:
-    return nullcontext()
 
 
 class CrossEntropy:
@@ -56,43 +54,40 @@ class CrossEntropy:
             result[torch.from_numpy(order).to(result.device)] = values
         return torch.zeros(len(batch), device=next(model.parameters()).device) if result is None else result
 
-    def both_sides(self, model: nn.Module, batch: Examples, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        """Losses [B] at either point of a two-point step, in one pass through the model (see `TwoPoint`)."""
-        sides = torch.zeros(2, len(batch), device=next(model.parameters()).device)
-        for order, filled, kind in self.cut(model, batch, 2, pairs):
-            with pairs(len(filled)):
-                losses = self._losses(model, batch[np.tile(filled, 2)], kind[0]).view(2, -1)
-            sides[:, torch.from_numpy(order).to(sides.device)] = losses[:, : len(order)]
-        return sides[0], sides[1]
-
-    def evaluate(self, model: nn.Module, batch: Examples) -> dict[str, float]:
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, examples: Examples) -> dict[str, float]:
         """Accuracy and mean loss over all examples, in float32."""
-        return evaluate(model, batch, self.token_budget)
+        right, total = 0, 0.0
+        device = next(model.parameters()).device
+        with prefix_cache.reuse(model, examples):
+            for _, part in examples.parts(self.token_budget):
+                ids, mask, labels = part.padded(device)
+                logits = model(ids, mask)
+                right += int((logits.argmax(1) == labels).sum())
+                total += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
+        return {"accuracy": right / len(examples), "loss": total / len(examples)}
 
     def stand_in(self, size: int, length: int) -> Examples:
         """Examples of full length that say nothing of private ones."""
         return Examples.of([[1] * length] * size, [0] * size)
 
-    def cut(self, model: nn.Module, batch: Examples, sides: int = 1, pairs: Pairs = _alone) -> Sequence[Cut]:
-        """The micro-batches of this process's share (see `Cutter`), for passes that have each text `sides` times, in `pairs`."""
+    def cut(self, model: nn.Module, batch: Examples) -> Sequence[Cut]:
+        """The micro-batches of this process's share (see `Cutter`)."""
         first, every = self.share
         if every > 1:
             mine = np.arange(len(batch))[first::every]
-            cuts = self._cut(model, batch[mine], sides, pairs)
+            cuts = self._cut(model, batch[mine])
             return [(mine[order], mine[filled], kind) for order, filled, kind in cuts]
-        return self._cut(model, batch, sides, pairs)
+        return self._cut(model, batch)
 
-    def _cut(self, model: nn.Module, batch: Examples, sides: int, pairs: Pairs) -> Sequence[Cut]:
+    def _cut(self, model: nn.Module, batch: Examples) -> Sequence[Cut]:
         if torch.is_grad_enabled():
             return batch_shapes(batch, self.token_budget)
 
-        def made(kinds: Sequence[Kind]) -> Tensor:
-            texts = batch.stand_ins(model, [*kinds] * sides)
-            with pairs(len(kinds)):
-                logits = self._logits(model, texts, kinds[0][0])[0]
-            return logits.view(sides, len(kinds), -1).transpose(0, 1)
+        def score_stand_ins(kinds: Sequence[Kind]) -> Tensor:
+            return self._logits(model, batch.stand_ins(model, kinds), kinds[0][0])[0]
 
-        return self.cutter.cut(model, batch.kinds(model), made, sides, batch.pass_cost)
+        return self.cutter.cut(model, batch.kinds(model), score_stand_ins, batch.pass_cost)
 
     def _losses(self, model: nn.Module, part: Examples, length: int) -> Tensor:
         return nn.functional.cross_entropy(*self._logits(model, part, length), reduction="none")
@@ -107,15 +102,140 @@ class CrossEntropy:
         return logits.float(), labels
 
 
-@torch.no_grad()
-def evaluate(model: nn.Module, examples: Examples, token_budget: int) -> dict[str, float]:
-    """Accuracy and mean loss over all examples."""
-    right, total = 0, 0.0
-    device = next(model.parameters()).device
-    with prefix_cache.once(model, examples):
-        for _, part in examples.parts(token_budget):
-            ids, mask, labels = part.padded(device)
-            logits = model(ids, mask)
-            right += int((logits.argmax(1) == labels).sum())
-            total += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
-    return {"accuracy": right / len(examples), "loss": total / len(examples)}
+class ContinuationLoss:
+    """(model, examples) -> losses [B], float32, of a model that scores text (Malladi et al., 2023).
+
+    A candidate's score is the mean log-probability of its tokens after the prompt. The loss of one candidate is its negative score, of
+    several the cross entropy over their scores. As with `CrossEntropy`, no other example changes a bit of a loss without gradients.
+    """
+
+    share = 0, 1  # as of `CrossEntropy`
+
+    def __init__(
+        self,
+        token_budget: int,
+        compute: str = "float32",
+        info: TokenizerInfo | None = None,
+        max_new_tokens: int = 0,
+    ) -> None:
+        """With max_new_tokens, `evaluate` lets the model write its answers, for F1; `info` is then its tokenizer."""
+        if compute not in COMPUTE:
+            raise ValueError(f"compute is {compute!r}: give one of {', '.join(COMPUTE)}")
+        self.token_budget, self.compute = token_budget, compute
+        self.info, self.max_new_tokens = info, max_new_tokens
+        self.cutter = Cutter(token_budget)
+
+    def parts(self, batch: Continuations) -> Iterator[Continuations]:
+        """The micro-batches of a first-order method's gradients."""
+        for _, part in batch.parts(self.token_budget):
+            yield part
+
+    def owners(self, part: Continuations) -> np.ndarray:
+        """The example of each row that the model reads in a micro-batch of `parts`: positions in it, int64 [rows]."""
+        [(order, inner)] = part.parts(self.token_budget)
+        return np.repeat(order, np.diff(inner.first))
+
+    def __call__(self, model: nn.Module, batch: Continuations) -> Tensor:
+        result = torch.zeros(len(batch), device=next(model.parameters()).device)
+        first, every = self.share
+        mine = np.arange(len(batch))[first::every]
+        if torch.is_grad_enabled():
+            for order, part in batch[mine].parts(self.token_budget):
+                losses = _gold_losses(self.scores(model, part), part)
+                result[torch.from_numpy(mine[order]).to(result.device)] = losses
+        elif len(mine):
+            part = batch[mine]
+            losses = _gold_losses(self._invariant_scores(model, part.candidates), part)
+            result[torch.from_numpy(mine).to(result.device)] = losses
+        return result
+
+    def scores(self, model: nn.Module, part: Continuations) -> Tensor:
+        """The score of each candidate, float32, one after the other."""
+        return self._scores(model, part.candidates)
+
+    def _invariant_scores(self, model: nn.Module, rows: Examples) -> Tensor:
+        """The same, to the last bit a function of each candidate alone (see `batch_invariance`)."""
+
+        def score_stand_ins(kinds: Sequence[Kind]) -> Tensor:
+            texts = rows.stand_ins(model, kinds)
+            counts = np.minimum([answer for _, _, answer in kinds], texts.lengths() - 1)
+            length, _, answer = kinds[0]
+            return self._scores(model, replace(texts, labels=counts), length, answer)
+
+        answers = [1 << (int(count) - 1).bit_length() for count in rows.labels]
+        kinds = [(*kind, n) for kind, n in zip(rows.kinds(model), answers, strict=True)]
+        result = torch.zeros(len(rows), device=next(model.parameters()).device)
+        for order, filled, (length, _, answer) in self.cutter.cut(model, kinds, score_stand_ins):
+            scores = self._scores(model, rows[filled], length, answer)
+            result[torch.from_numpy(order).to(result.device)] = scores[: len(order)]
+        return result
+
+    def _scores(self, model: nn.Module, rows: Examples, length: int = 0, answer: int = 0) -> Tensor:
+        """Of rows padded to `length` tokens, with room for `answer` tokens of a candidate; 0: those of the longest."""
+        device = next(model.parameters()).device
+        ids, mask, counts = rows.padded(device, length)
+        steps = torch.arange(answer or int(counts.max()), device=device)
+        in_answer = steps < counts[:, None]
+        # positions of the answer's tokens; each is predicted at the position before
+        positions = torch.where(in_answer, (mask.sum(1) - counts)[:, None] + steps, 1)
+        half = self.compute == "bfloat16"
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
+            logits = model(ids, mask, positions - 1)
+        tokens = ids.gather(1, positions)[..., None]
+        likelihoods = logits.float().log_softmax(-1).gather(2, tokens)[..., 0]
+        return (likelihoods * in_answer).sum(1) / counts
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, examples: Continuations) -> dict[str, float]:
+        """Mean loss of the first right answers, and the accuracy of the likeliest candidate or, if the model writes, F1."""
+        right, loss, f1 = 0, 0.0, 0.0
+        candidates = examples.candidates
+        with prefix_cache.reuse(model, candidates, int(candidates.labels.max()) + 1):
+            for _, part in examples.parts(self.token_budget):
+                groups = self.scores(model, part).split(np.diff(part.first).tolist())
+                for scores, start, gold in zip(groups, part.first, part.gold(), strict=False):
+                    loss -= float(scores[gold])
+                    right += bool(part.right[start + int(scores.argmax())])
+        if self.max_new_tokens:
+            f1 = sum(self._f1(model, part) for _, part in examples.parts(self.token_budget))
+        metric = {"f1": f1} if self.max_new_tokens else {"accuracy": right}
+        return {key: value / len(examples) for key, value in (metric | {"loss": loss}).items()}
+
+    def _f1(self, model: Any, part: Continuations) -> float:
+        """The sum over examples of one candidate each."""
+        from . import generation
+
+        prompts = [part.candidates.ids(i)[: -int(count)] for i, count in enumerate(part.candidates.labels)]
+        written = generation.greedy(model, prompts, self.max_new_tokens, self.info)
+        pairs = zip(written, part.references, strict=True)
+        return sum(generation.f1(text, json.loads(str(references))) for text, references in pairs)
+
+    def stand_in(self, size: int, length: int) -> Continuations:
+        """Examples of full length that say nothing about private ones."""
+        right = json.dumps([""]) if self.max_new_tokens else ""
+        return Continuations.of([[([1] * length, 1, True)]] * size, [right] * size)
+
+
+def _gold_losses(scores: Tensor, part: Continuations) -> Tensor:
+    """[n]: from the scores of all candidates."""
+    groups = zip(scores.split(np.diff(part.first).tolist()), part.gold(), strict=True)
+    return torch.stack(
+        [-group[gold] if len(group) == 1 else group.logsumexp(0) - group[gold] for group, gold in groups]
+    )
+
+
+def make_loss(
+    task: Task, model: str, token_budget: int, compute: str = "float32"
+) -> CrossEntropy | ContinuationLoss:
+    """The per-example loss of a model on a task.
+
+    Args:
+        task: decides, with the model, between label words at one position and candidate texts.
+        model: a name of models.yaml.
+        token_budget: padded tokens of a micro-batch.
+        compute: the type of matrix products, "float32" or "bfloat16".
+    """
+    if not tokenizers.scores_text(model, task):
+        return CrossEntropy(token_budget, compute)
+    info = tokenizers.tokenizer_info(model) if task.max_new_tokens else None
+    return ContinuationLoss(token_budget, compute, info, task.max_new_tokens)

@@ -1,24 +1,21 @@
-"""A language model as a classifier: a backbone, one feature per text, and a head with one row per label.
+"""A language model as a classifier: a backbone, one feature vector per text, and a head with one row per label.
 
-The head starts where no private example is needed: an encoder's rows are the embeddings of the label words, a causal or masked
-model's are those of its own output layer for the answer tokens. The model is therefore a zero-shot classifier before any training.
-Trained in full, a model whose output layer is its table of embeddings keeps them one (`heads`); otherwise the head is its own.
+The head starts without private examples: an encoder's rows are the embeddings of the label words; a causal or masked model's are the rows
+of its own output layer for the answer tokens. So the model is a zero-shot classifier before any training.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from ...errors import UsageError
-from ..data import prompts
 from ..data.tasks import Task
-from . import architectures, checkpoint_files, device_map, weights
-from .heads import WordLayer, head_of, own_head
-from .tokenizers import marks, tokenizer
-from .weights import catalogue, digest
-
-__all__ = ["Classifier", "Continuer", "catalogue", "digest", "load", "tokenizer"]
+from . import weights
+from .heads import MaskedTransform, label_head, new_head
+from .tokenizers import answer_tokens, scores_text, tokenizer, tokenizer_info
+from .weights import Stanza
 
 
 class Classifier(nn.Module):
@@ -33,7 +30,16 @@ class Classifier(nn.Module):
         transform: nn.Module | None = None,
         mask: int | None = None,
     ) -> None:
-        """`transform` is what a masked model has before its output layer, `mask` its mask token."""
+        """A classifier of kind "encoder", "causal" or "masked".
+
+        Args:
+            backbone: from transformers, without its output layer.
+            head: features [B, H] -> logits [B, labels].
+            kind: where the feature is read, see `features`.
+            feature_scale: norm of an encoder's features.
+            transform: the layer of a masked model before its output layer, [B, H] -> [B, H].
+            mask: the mask token of a masked model.
+        """
         super().__init__()
         self.backbone, self.kind, self.feature_scale = backbone, kind, feature_scale
         if transform is not None:
@@ -42,154 +48,131 @@ class Classifier(nn.Module):
         self.head = head
 
     def features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """[B, H]: the mean hidden state of an encoder, scaled to unit norm times feature_scale; the last token's of a causal model, the
+        first mask's of a masked one."""
         extra = {}
         if self.backbone.config.model_type == "bert":
             # one row of positions for each text: broadcast rows would give Opacus one gradient for the whole batch
-            extra["position_ids"] = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(
-                input_ids
-            )
+            positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+            extra["position_ids"] = positions.expand_as(input_ids)
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **extra).last_hidden_state
-        if self.kind != "encoder":
-            # the last token, as padding is on the right, or the first mask: a text might hold another
-            masked = self.kind == "masked"
-            read = (input_ids == self.mask).int().argmax(1) if masked else attention_mask.sum(1) - 1
-            read = hidden[torch.arange(len(hidden), device=hidden.device), read.to(hidden.device)]
-            return self.transform(read) if masked else read
-        mask = attention_mask[..., None].to(hidden)
-        return nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1) * self.feature_scale
+        if self.kind == "encoder":
+            mask = attention_mask[..., None].to(hidden)
+            mean = (hidden * mask).sum(1) / mask.sum(1)
+            return nn.functional.normalize(mean, dim=-1) * self.feature_scale
+        if self.kind == "masked":
+            position = (input_ids == self.mask).int().argmax(1)  # the first mask: a text might hold another
+        else:
+            position = attention_mask.sum(1) - 1  # padding is on the right
+        feature = hidden[torch.arange(len(hidden), device=hidden.device), position.to(hidden.device)]
+        return self.transform(feature) if self.kind == "masked" else feature
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        made = input_ids.is_floating_point()  # features that were made before (see `frozen`)
-        return self.head(input_ids if made else self.features(input_ids, attention_mask)).float()
+        cached = input_ids.is_floating_point()  # features (see `feature_cache`)
+        return self.head(input_ids if cached else self.features(input_ids, attention_mask)).float()
 
 
-class Continuer(nn.Module):
-    """A causal model that scores text: forward(input_ids [B, L], attention_mask [B, L], positions [B, A]) -> logits [B, A, V], float32,
-    of what follows each position. The output layer is asked at these positions alone."""
+class TextScorer(nn.Module):
+    """A causal model that scores text: forward(input_ids [B, L], attention_mask [B, L], positions [B, A]) -> logits [B, A, V], float32.
 
-    def __init__(self, whole: nn.Module) -> None:
+    The logits are those of the token after each position. The output layer runs at these positions alone.
+    """
+
+    def __init__(self, language_model: nn.Module) -> None:
         super().__init__()
-        self.whole = whole
+        self.language_model = language_model
 
     @property
     def backbone(self) -> nn.Module:
-        return self.whole.base_model
+        return self.language_model.base_model
 
     @property
     def head(self) -> nn.Module:
-        return self.whole.get_output_embeddings()
+        return self.language_model.get_output_embeddings()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        read = hidden.gather(1, positions.to(hidden.device)[..., None].expand(-1, -1, hidden.shape[2]))
-        return self.head(read).float()
+        index = positions.to(hidden.device)[..., None].expand(-1, -1, hidden.shape[2])
+        return self.head(hidden.gather(1, index)).float()
 
 
-def load(name: str, task: Task, tune: str, seed: int = 0, device: str = "cpu") -> Classifier | Continuer:
-    """The model for a task, in float32 and evaluation mode, with `requires_grad` set by `tune`.
+def load(name: str, task: Task, tune: str, seed: int = 0, device: str = "cpu") -> Classifier | TextScorer:
+    """The model for a task, in float32 and evaluation mode.
 
-    Raises UsageError for weights that cannot be had, and for a task that this kind of model cannot be asked.
+    Args:
+        name: of models.yaml.
+        task: decides whether the model classifies or scores text, and where its head starts.
+        tune: the trainable parameters (see `tuning`).
+        seed: of the random weights of a tiny model, of LoRA and of a prefix. Nothing private is drawn from it.
+        device: one device, or several with commas between.
+
+    Raises:
+        UsageError: weights are missing or damaged, or this kind of model cannot do the task.
     """
     from . import tuning
 
     stanza = weights.stanza(name)
-    torch.manual_seed(seed)  # random weights of a tiny model and of LoRA; nothing private is drawn from it
-    whole = _pretrained(name, stanza)
-    model = Continuer(whole) if continues(name, task) else _classifier(name, stanza, whole, task, tune)
-    del whole
+    torch.manual_seed(seed)
+    language_model = load_pretrained(name)
+    if scores_text(name, task):
+        model: Classifier | TextScorer = TextScorer(language_model)
+    else:
+        model = _classifier(name, stanza, language_model, task, tune)
+    del language_model
     tuning.select(model, tune, seed)
     model.eval()
     if stanza["kind"] == "encoder":
         with torch.no_grad():
             model.head.weight.copy_(_embed(model, [tokenizer(name, 64)(word) for word in task.words]))
-    return device_map.place(model, device)
+    if "," not in device:
+        return model.to(device)
+    from . import device_map
+
+    return device_map.dispatch(model, device.split(","))
 
 
-def _pretrained(name: str, stanza: dict) -> nn.Module:
-    """The transformer, with the head that it was trained with, if we read it."""
+def load_pretrained(name: str) -> Any:
+    """The transformer with its pretrained output layer; an encoder without one."""
     import transformers
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    makers = {"encoder": "AutoModel", "causal": "AutoModelForCausalLM", "masked": "AutoModelForMaskedLM"}
-    maker = getattr(transformers, makers[stanza["kind"]])
-    extra = {"add_pooling_layer": False} if stanza["kind"] == "encoder" else {}
+    stanza = weights.stanza(name)
+    classes = {"encoder": "AutoModel", "causal": "AutoModelForCausalLM", "masked": "AutoModelForMaskedLM"}
+    auto_class = getattr(transformers, classes[stanza["kind"]])
+    options = {"add_pooling_layer": False} if stanza["kind"] == "encoder" else {}
     if "config" in stanza:
-        whole = maker.from_config(_config(name), **extra)
+        model = auto_class.from_config(weights.config(name), **options)
     else:
-        whole = checkpoint_files.load(name, maker, **extra)
-    whole.config.use_cache = False  # of keys and values, which one pass over whole texts has no use for
-    return whole
+        from . import checkpoint_files
+
+        model = checkpoint_files.load(name, auto_class, **options)
+    model.config.use_cache = False  # of keys and values: one pass over complete texts does not need it
+    return model
 
 
-def _config(name: str):
-    """The configuration of transformers."""
-    from transformers import AutoConfig
-
-    if own := dict(weights.stanza(name).get("config", {})):
-        return AutoConfig.for_model(own.pop("model_type"), **own)
-    with weights.refusals(name):
-        return AutoConfig.from_pretrained(weights.place(name))
-
-
-def positions(name: str) -> int:
-    """Tokens of the longest text that the model reads. UsageError for a model that cannot be had."""
-    return architectures.positions(_config(name).get_text_config())
-
-
-def _classifier(name: str, stanza: dict, whole: nn.Module, task: Task, tune: str) -> Classifier:
-    """With the head at its start, but for an encoder's."""
+def _classifier(name: str, stanza: Stanza, language_model: Any, task: Task, tune: str) -> Classifier:
+    """With the head at its start, except an encoder's."""
     kind = stanza["kind"]
     if kind == "encoder":
-        head = own_head(whole.config.hidden_size, len(task.labels))
-        return Classifier(whole, head, kind, stanza.get("feature_scale", 1.0))
-    head = head_of(whole, answer_tokens(name, task), tied=tune == "full")
+        head = new_head(language_model.config.hidden_size, len(task.labels))
+        return Classifier(language_model, head, kind, stanza.get("feature_scale", 1.0))
+    head = label_head(language_model, answer_tokens(name, task), tied=tune == "full")
     if kind == "causal":
-        return Classifier(whole.base_model, head, kind)
-    inner = WordLayer(whole.lm_head) if hasattr(whole, "lm_head") else whole.cls.predictions.transform
-    return Classifier(whole.base_model, head, kind, transform=inner, mask=marks(name).special["mask"])
-
-
-def continues(name: str, task: Task) -> bool:
-    """Whether the model is asked for text: where answers are free, or one of a causal model's is more than one token.
-
-    Raises UsageError for a free answer of a model that is not causal.
-    """
-    causal = weights.stanza(name)["kind"] == "causal"
-    if not task.labels and not causal:
-        raise UsageError(f"task {task.name} asks for text, which {name} does not write: give a causal model")
-    return causal and (not task.labels or any(len(ids) != 1 for ids in _answers(name, task)))
-
-
-def answer_tokens(name: str, task: Task) -> list[int]:
-    """The one token that each answer adds to the prompt, or that each word is in the place of the mask."""
-    found = _answers(name, task)
-    for label, ids in zip(task.labels, found, strict=True):
-        if len(ids) != 1:
-            raise UsageError(
-                f"the word for {label!r} of task {task.name} is {len(ids)} tokens of {name}: choose a one-token word"
-            )
-    return [ids[0] for ids in found]
-
-
-def _answers(name: str, task: Task) -> list[list[int]]:
-    """The tokens of each answer."""
-    plain = marks(name).plain
-    if weights.stanza(name)["kind"] == "causal":
-        end = prompts.tail(task.prompt).strip(" ")
-        return [plain(end + answer)[len(plain(end)) :] for answer in task.answers]
-    if "masked" not in task.stanza:
-        raise UsageError(
-            f"task {task.name} has no template for masked models such as {name}: add one to its stanza"
-        )
-    return [plain(f" {word}") for word in task.stanza["masked"]["words"]]
+        return Classifier(language_model.base_model, head, kind)
+    if hasattr(language_model, "lm_head"):
+        transform = MaskedTransform(language_model.lm_head)
+    else:
+        transform = language_model.cls.predictions.transform
+    mask = tokenizer_info(name).special["mask"]
+    return Classifier(language_model.base_model, head, kind, transform=transform, mask=mask)
 
 
 def _embed(model: Classifier, sequences: list[list[int]]) -> Tensor:
-    """Unit-norm features of token sequences: the label words, which are public.
+    """Unit-norm features [n, H], float32, of token sequences: the label words, which are public.
 
-    In float64 on the CPU, then rounded: the same bits whatever the machine and its threads, so that a transcript fits its base.
+    In float64 on the CPU, then rounded: the same bits on every machine, so that a transcript fits its base model.
     """
     model.double()
     rows = []

@@ -1,58 +1,68 @@
-"""In-context learning asks every question behind the same demonstrations: their keys and values are made once."""
+"""Prefix cache: keys and values of the tokens that all texts begin with (in-context demonstrations) are computed once."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from ..data.encoding import Examples
+from .encoding import Examples
 
-LEAST = 64  # tokens: a shorter beginning is not worth a pass of its own
+MIN_TOKENS = 64  # a shorter prefix is not worth a pass of its own
 
 
-def shared(texts: Examples, asked: int = 1) -> np.ndarray:
-    """The tokens with which all texts begin, int32 [P]; none of the last `asked` of any, at which the model is read."""
-    beginning = texts.ids(0)[: max(0, int(texts.lengths().min()) - asked)]
+def shared_prefix(texts: Examples, kept: int = 1) -> NDArray[np.int32]:
+    """The tokens that all texts begin with, [P], without the last `kept` of any text: the model is read there."""
+    prefix = texts.ids(0)[: max(0, int(texts.lengths().min()) - kept)]
     for i in range(1, len(texts)):
-        differs = np.flatnonzero(texts.ids(i)[: len(beginning)] != beginning)
-        beginning = beginning[: differs[0]] if len(differs) else beginning
-    return beginning
+        differs = np.flatnonzero(texts.ids(i)[: len(prefix)] != prefix)
+        prefix = prefix[: differs[0]] if len(differs) else prefix
+    return prefix
 
 
 @contextmanager
-def once(model: nn.Module, texts: Examples, asked: int = 1) -> Iterator[None]:
-    """Within, a causal model's backbone reads these texts, or any of them, from where their `shared` beginning ends.
+def reuse(model: Any, texts: Any, kept: int = 1) -> Iterator[None]:
+    """Forward passes over these texts, or any of them, skip their shared prefix.
 
-    Hidden states of the beginning, which nobody asks for, are zeros there; the others are those of whole texts, but for rounding.
+    Hidden states of the prefix are zeros; the others equal those of complete texts, except for rounding. Does nothing for a model that is
+    not causal, for cached features, and for a prefix of fewer than MIN_TOKENS.
+
+    Args:
+        model: a Classifier or TextScorer.
+        texts: `Examples`, or the features of texts.
+        kept: tokens at the end of each text whose hidden states are used.
     """
     causal = getattr(model, "kind", "causal") == "causal" and isinstance(texts, Examples)
-    beginning = shared(texts, asked) if causal and len(texts) > 1 else ()
-    if len(beginning) < LEAST:
+    prefix = shared_prefix(texts, kept) if causal and len(texts) > 1 else np.zeros(0, np.int32)
+    length = len(prefix)
+    if length < MIN_TOKENS:
         yield
         return
-    ids = torch.from_numpy(beginning.astype(np.int64))[None].to(next(model.parameters()).device)
-    kept = model.backbone(input_ids=ids, use_cache=True).past_key_values
-    length = len(beginning)
+    ids = torch.from_numpy(prefix.astype(np.int64))[None].to(next(model.parameters()).device)
+    cache = model.backbone(input_ids=ids, use_cache=True).past_key_values
 
-    def rest(_: nn.Module, arguments: tuple, given: dict) -> tuple[tuple, dict]:
-        past = copy.deepcopy(kept)
-        past.batch_repeat_interleave(len(given["input_ids"]))
-        tokens = given["input_ids"][:, length:]
-        return arguments, given | {"input_ids": tokens, "past_key_values": past, "use_cache": True}
+    def skip_prefix(_: nn.Module, arguments: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        past = copy.deepcopy(cache)
+        past.batch_repeat_interleave(len(options["input_ids"]))
+        tokens = options["input_ids"][:, length:]
+        return arguments, options | {"input_ids": tokens, "past_key_values": past, "use_cache": True}
 
-    def whole(_: nn.Module, arguments: tuple, made):
-        made.last_hidden_state = nn.functional.pad(made.last_hidden_state, (0, 0, length, 0))
-        return made
+    def pad_prefix(_: nn.Module, arguments: tuple, output: Any) -> Any:
+        output.last_hidden_state = nn.functional.pad(output.last_hidden_state, (0, 0, length, 0))
+        return output
 
-    before = model.backbone.register_forward_pre_hook(rest, with_kwargs=True)
-    after = model.backbone.register_forward_hook(whole)
+    hooks = [
+        model.backbone.register_forward_pre_hook(skip_prefix, with_kwargs=True),
+        model.backbone.register_forward_hook(pad_prefix),
+    ]
     try:
         yield
     finally:
-        before.remove()
-        after.remove()
+        for hook in hooks:
+            hook.remove()

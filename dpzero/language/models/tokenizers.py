@@ -1,4 +1,4 @@
-"""How a model reads text: its tokenizer, and the marks that prompts are made with."""
+"""The tokenizer of a model, and a task's answers as its tokens."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
+from ...errors import UsageError
+from ..data import prompts
+from ..data.tasks import Task
 from . import weights
 
 
 @dataclass(frozen=True)
 class HashTokenizer:
-    """For models without weights: a word is its checksum modulo the vocabulary."""
+    """For models with random weights: a word's token is its checksum modulo the vocabulary."""
 
     vocabulary: int
 
@@ -21,11 +25,14 @@ class HashTokenizer:
 
 
 @dataclass(frozen=True)
-class Marks:
-    """`plain` tokenizes a text as it is. `special` are the ids of cls, sep and mask where the model has them; `first` is what every
-    text begins with, if anything; `decode` is the way back."""
+class TokenizerInfo:
+    """What prompts need of a tokenizer.
 
-    plain: Callable[[str], list[int]]
+    `encode` tokenizes a text without special tokens, `decode` is its inverse. `special` are the ids of cls, sep and mask, if the model has
+    them; `first` are the tokens that every text begins with.
+    """
+
+    encode: Callable[[str], list[int]]
     special: Mapping[str, int]
     first: tuple[int, ...]
     decode: Callable[[list[int]], str]
@@ -37,25 +44,28 @@ def tokenizer(name: str, max_length: int) -> Callable[[str], list[int]]:
     if "config" in stanza:
         words = HashTokenizer(stanza["config"]["vocab_size"])
         return lambda text: [1, *words(text)][:max_length]
-    real = _real(name)
+    real = _pretrained(weights.source(name))
     return lambda text: real(text, truncation=True, max_length=max_length)["input_ids"]
 
 
-def marks(name: str) -> Marks:
+def tokenizer_info(name: str) -> TokenizerInfo:
+    """Of a model of models.yaml."""
     stanza = weights.stanza(name)
     if "config" in stanza:
         words = HashTokenizer(stanza["config"]["vocab_size"])
-        return Marks(words, {"cls": 1, "sep": 1, "mask": 2}, (1,), lambda ids: " ".join(map(str, ids)))
-    real = _real(name)
+        return TokenizerInfo(
+            words, {"cls": 1, "sep": 1, "mask": 2}, (1,), lambda ids: " ".join(map(str, ids))
+        )
+    real = _pretrained(weights.source(name))
     special = {key: getattr(real, f"{key}_token_id") for key in ("cls", "sep", "mask")}
 
-    def plain(text: str) -> list[int]:
+    def encode(text: str) -> list[int]:
         return real(text, add_special_tokens=False)["input_ids"]
 
-    around, bare = real("a")["input_ids"], plain("a")
-    first = around[: len(around) - len(bare)] if around[-len(bare) :] == bare else []
-    return Marks(
-        plain,
+    full, bare = real("a")["input_ids"], encode("a")
+    first = full[: len(full) - len(bare)] if full[-len(bare) :] == bare else []
+    return TokenizerInfo(
+        encode,
         {key: i for key, i in special.items() if i is not None},
         tuple(stanza.get("first", first)),
         lambda ids: real.decode(ids, skip_special_tokens=True),
@@ -63,12 +73,46 @@ def marks(name: str) -> Marks:
 
 
 @cache
-def _read(place: str):
+def _pretrained(source: str) -> Any:
     from transformers import AutoTokenizer
 
-    with weights.refusals(place):
-        return AutoTokenizer.from_pretrained(place)
+    with weights.one_line_errors(source):
+        return AutoTokenizer.from_pretrained(source)
 
 
-def _real(name: str):
-    return _read(weights.place(name))
+def scores_text(name: str, task: Task) -> bool:
+    """Whether a model scores candidate texts: answers are free, or one of a causal model's answers has several tokens.
+
+    Otherwise it is a classifier. Raises UsageError for free answers of a model that is not causal.
+    """
+    causal = weights.stanza(name)["kind"] == "causal"
+    if not task.labels and not causal:
+        raise UsageError(f"task {task.name} asks for text, which {name} does not write: give a causal model")
+    return causal and (not task.labels or any(len(ids) != 1 for ids in _answers(name, task)))
+
+
+def answer_tokens(name: str, task: Task) -> list[int]:
+    """One token id for each label: what its answer adds to the prompt, or its word at the mask.
+
+    Raises UsageError for a word of several tokens, and for a task without a prompt for this kind of model.
+    """
+    answers = _answers(name, task)
+    for label, ids in zip(task.labels, answers, strict=True):
+        if len(ids) != 1:
+            raise UsageError(
+                f"the word for {label!r} of task {task.name} is {len(ids)} tokens of {name}: choose a one-token word"
+            )
+    return [ids[0] for ids in answers]
+
+
+def _answers(name: str, task: Task) -> list[list[int]]:
+    """The tokens of each label's answer."""
+    encode = tokenizer_info(name).encode
+    if weights.stanza(name)["kind"] == "causal":
+        end = prompts.last_literal(task.prompt).strip(" ")
+        return [encode(end + answer)[len(encode(end)) :] for answer in task.answers]
+    if "masked" not in task.stanza:
+        raise UsageError(
+            f"task {task.name} has no template for masked models such as {name}: add one to its stanza"
+        )
+    return [encode(f" {word}") for word in task.stanza["masked"]["words"]]

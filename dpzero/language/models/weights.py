@@ -1,4 +1,7 @@
-"""Where the weights of a model come from: a package in the cache, a local folder, or the Hugging Face hub by name."""
+"""The models of models.yaml and where their weights come from: a package in the cache, a local folder, or the Hugging Face hub.
+
+Imports no torch: planning asks for digests.
+"""
 
 from __future__ import annotations
 
@@ -7,36 +10,71 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from ...errors import UsageError
 from ...files import write_whole
-from ..data import assets, catalogues
+from ..data import assets
+from ..data.catalogue import Catalogue, Keys, Schema, Stanza
 
 MODEL_FOLDER = "DPZERO_MODEL_DIR"  # environment variable: a folder with a folder for each model of the hub
-TENSORS = ("*.safetensors", "*.bin")  # of the second no file is read where there is one of the first
+TENSORS = ("*.safetensors", "*.bin")  # files of the second format are read only if there is none of the first
 OTHERS = ("*.json", "*.txt", "*.model")
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # a result of a run, and no fault of its weights
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # a result of a run, not a fault of its weights
+ROBERTA = (
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+)  # model types whose positions start after that of the padding token
 
 
-def catalogue() -> dict[str, dict]:
-    return catalogues.read("models")
+def _schema(stanza: Stanza) -> Schema:
+    kinds: dict[str, dict] = {
+        "encoder": {"feature_scale": float},
+        "causal": {"first": [range(10**7)]},
+        "masked": {},
+    }
+    kind = stanza.get("kind")
+    if kind not in tuple(kinds):
+        return Keys({"kind": tuple(kinds)}, dict.fromkeys(stanza, object))
+    return Keys(
+        {"kind": str, "title": str}, {"asset": str, "hub": str, "config": _config_schema} | kinds[kind]
+    )
 
 
-def stanza(name: str) -> dict:
-    return catalogues.entry("model", name, catalogue())
+def _config_schema(value: object) -> Schema:
+    """Of transformers: its other keys depend on the model type."""
+    return Keys({"model_type": str}, dict.fromkeys(value if isinstance(value, dict) else (), object))
+
+
+def _faults(stanza: Stanza) -> Iterator[str]:
+    if sum(key in stanza for key in ("asset", "hub", "config")) != 1:
+        yield "says where its weights come from in one of the keys 'asset', 'hub' and 'config': give one"
+
+
+CATALOGUE = Catalogue(Path(__file__).with_name("models.yaml"), _schema, _faults)
+
+
+def names() -> list[str]:
+    """The models of models.yaml, in its order."""
+    return list(CATALOGUE.stanzas)
+
+
+def stanza(name: str) -> Stanza:
+    """What models.yaml says of a model. Raises UsageError for an unknown name, or a stanza that is wrong."""
+    return CATALOGUE[name]
 
 
 def assets_of(name: str) -> list[str]:
-    """The assets that a model is read from (see `assets.ensure`). UsageError for an unknown model."""
+    """The assets that a model is read from (see `assets.ensure`)."""
     asset = stanza(name).get("asset")
     return [asset] if asset else []
 
 
-def place(name: str) -> str:
-    """What `from_pretrained` is given: a folder, or a name on the hub. UsageError for an asset that is not in the cache."""
+def source(name: str) -> str:
+    """What `from_pretrained` reads: a folder, or a name on the hub. Raises UsageError for an asset that is not in the cache."""
     lines = stanza(name)
     if "asset" in lines:
         return str(assets.folder(lines["asset"]))
@@ -44,27 +82,43 @@ def place(name: str) -> str:
 
 
 def _local_folder(name: str) -> Path | None:
-    """The model's folder in the user's folder of models, where there is one. UsageError where it holds no whole model."""
-    folder, hub = os.environ.get(MODEL_FOLDER), stanza(name).get("hub")
-    if not folder or not hub:
+    """The model's folder in the user's folder of models, if there is one. Raises UsageError if it holds no complete model."""
+    models, hub = os.environ.get(MODEL_FOLDER), stanza(name).get("hub")
+    if not models or not hub:
         return None
-    own = Path(folder).expanduser() / hub.rpartition("/")[2]
-    if not (own / "config.json").is_file():
+    folder = Path(models).expanduser() / hub.rpartition("/")[2]
+    if not (folder / "config.json").is_file():
         raise UsageError(
-            f"model {name} is not in {own}: put what save_pretrained writes there, or leave model_dir out to read the hub"
+            f"model {name} is not in {folder}: put what save_pretrained writes there, or leave model_dir out to read the hub"
         )
-    if (own / "adapter_config.json").is_file():
+    if (folder / "adapter_config.json").is_file():
         raise UsageError(
-            f"{own} holds an adapter: merge it into its model {name} (merge_and_unload) and put what save_pretrained writes there"
+            f"{folder} holds an adapter: merge it into its model {name} (merge_and_unload) and put what save_pretrained writes there"
         )
-    return own
+    return folder
+
+
+def config(name: str) -> Any:
+    """The transformers configuration of a model. Raises UsageError for a model that cannot be read."""
+    from transformers import AutoConfig
+
+    if values := dict(stanza(name).get("config", {})):
+        return AutoConfig.for_model(values.pop("model_type"), **values)
+    with one_line_errors(name):
+        return AutoConfig.from_pretrained(source(name))
+
+
+def positions(config: Any) -> int:
+    """Tokens of the longest text that a model with this transformers configuration reads."""
+    offset = config.pad_token_id + 1 if config.model_type in ROBERTA else 0
+    return getattr(config, "max_position_embeddings", 2**31) - offset
 
 
 # -- digests -------------------------------------------------------------------------------------------------------------
 
 
 def digest(name: str) -> str:
-    """SHA-256 of what the weights are made of; of the hub's, of the name and the commit that is here."""
+    """SHA-256 of the weights; for a model of the hub, of its name and the commit that is in the local cache."""
     lines = stanza(name)
     if "config" in lines:
         return hashlib.sha256(repr(sorted(lines["config"].items())).encode()).hexdigest()
@@ -74,9 +128,9 @@ def digest(name: str) -> str:
 
 
 def local_digest(name: str) -> str | None:
-    """SHA-256 of the files of the model's local folder that are read; None for a model that comes from elsewhere.
+    """SHA-256 over the files of the model's local folder that are read; None for a model that comes from elsewhere.
 
-    Planning asks for it: a file is hashed once, and again when its size or one of its times has changed.
+    Planning asks for it, so a file is hashed once, and again only when its size or one of its times has changed.
     """
     folder = _local_folder(name)
     if folder is None:
@@ -88,64 +142,63 @@ def local_digest(name: str) -> str | None:
 
 
 def _file_digest(path: Path) -> str:
-    found = path.stat()
-    return _digest_at(str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    stat = path.stat()
+    return _digest_at(str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 @cache
 def _digest_at(path: str, *size_and_times: int) -> str:
-    """SHA-256 of a file, from a note in the cache where there is one of this size and these times."""
+    """SHA-256 of a file, from a note in the cache if there is one for this size and these times."""
     key = json.dumps([path, *size_and_times])
     note = assets.cache_folder() / "digests" / hashlib.sha256(key.encode()).hexdigest()
     with contextlib.suppress(OSError):
         if len(known := note.read_text("utf-8")) == 64:
             return known
     with Path(path).open("rb") as stream:
-        made = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     with contextlib.suppress(OSError):  # without a writable cache each process hashes it
-        write_whole(note, made)
-    return made
+        write_whole(note, digest)
+    return digest
 
 
 @cache
 def _hub_digest(name: str) -> str:
     from transformers.utils import cached_file
 
-    with refusals(name):
-        file = Path(cached_file(name, "config.json"))
-    return hashlib.sha256(
-        f"{name}@{file.parent.name}".encode()
-    ).hexdigest()  # .../snapshots/COMMIT/config.json
+    with one_line_errors(name):
+        commit = Path(cached_file(name, "config.json")).parent.name  # .../snapshots/COMMIT/config.json
+    return hashlib.sha256(f"{name}@{commit}".encode()).hexdigest()
 
 
 # -- the hub -------------------------------------------------------------------------------------------------------------
 
 
 def fetch(name: str) -> None:
-    """Download a hub's model, once: nothing where it is here already, or comes from elsewhere. Of weights that are there in both
-    formats, one."""
-    if "hub" not in stanza(name) or Path(place(name)).is_dir():
+    """Download a model of the hub if it is not here yet. If the hub has weights in both formats, one of them is fetched."""
+    if "hub" not in stanza(name) or Path(source(name)).is_dir():
         return
     from huggingface_hub import snapshot_download
 
-    for tensors in TENSORS:
-        with refusals(name):
-            here = snapshot_download(place(name), allow_patterns=[tensors, *OTHERS], ignore_patterns=["*/*"])
-        if any(Path(here).glob(tensors)):
+    for pattern in TENSORS:
+        with one_line_errors(name):
+            folder = snapshot_download(
+                source(name), allow_patterns=[pattern, *OTHERS], ignore_patterns=["*/*"]
+            )
+        if any(Path(folder).glob(pattern)):
             return
     raise UsageError(
-        f"the hub has no weights of model {name} ({place(name)}): correct its `hub` in models.yaml"
+        f"the hub has no weights of model {name} ({source(name)}): correct its `hub` in models.yaml"
     )
 
 
-@contextmanager
-def refusals(name: str) -> Iterator[None]:
-    """What a library raises where it finds no model, or a damaged one, in one sentence."""
+@contextlib.contextmanager
+def one_line_errors(name: str) -> Iterator[None]:
+    """Turns what a library raises for a model that is missing or damaged into a UsageError."""
     try:
         yield
     except (UsageError, MemoryError):
         raise
-    except Exception as error:  # which of them follows the library, its version and the file's format
+    except Exception as error:  # its type depends on the library, its version and the file's format
         if isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY):
             raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
@@ -154,7 +207,7 @@ def refusals(name: str) -> Iterator[None]:
 
 def advice(name: str) -> str:
     """What to do about a model that cannot be loaded."""
-    asset = catalogue().get(name, {}).get("asset")
+    asset = CATALOGUE.stanzas.get(name, {}).get("asset")
     if asset:
         return f"delete {assets.folder(asset)}, and run `python -m dpzero assets {asset}`"
     return "give a folder of models as model_dir, or a hub that answers"

@@ -1,0 +1,300 @@
+"""Tokenized examples: encoded once for a task and a model, cached, and cut into padded micro-batches by length."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ...errors import UsageError
+from ...files import replacing
+from ..data import assets, prompts, tasks
+from ..data.datasets import ALL, Row
+from ..data.tasks import Task
+from . import tokenizers, weights
+from .batch_invariance import Kind, longest_text, padded_length, stand_in_ids
+from .tokenizers import TokenizerInfo
+
+UNLIMITED = 100_000  # tokens: a prompt is shortened by its text, not by its end
+FORMAT = 3  # raise it when the same task and model give other tokens
+
+Arrays = dict[str, NDArray]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Token ids of n texts, one after the other, and their labels. Indexing with an index array gives a batch."""
+
+    tokens: NDArray[np.int32]  # [sum of lengths]
+    offsets: NDArray[np.int64]  # [n + 1]
+    labels: NDArray[np.int64]  # [n]
+    pass_cost: ClassVar[int] = 0  # that of a whole model (see `batch_invariance`)
+
+    @classmethod
+    def of(cls, sequences: Sequence[Sequence[int]], labels: Sequence[int]) -> Examples:
+        """From the token ids of each text."""
+        offsets = np.concatenate([[0], np.cumsum([len(s) for s in sequences])]).astype(np.int64)
+        tokens = np.concatenate([np.asarray(s, np.int32) for s in sequences] or [np.zeros(0, np.int32)])
+        return cls(tokens, offsets, np.asarray(labels, np.int64))
+
+    def arrays(self) -> Arrays:
+        return {"tokens": self.tokens, "offsets": self.offsets, "labels": self.labels}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def ids(self, i: int) -> NDArray[np.int32]:
+        """The token ids of text i."""
+        return self.tokens[self.offsets[i] : self.offsets[i + 1]]
+
+    @property
+    def token_count(self) -> int:
+        return len(self.tokens)
+
+    def lengths(self) -> NDArray[np.int64]:
+        return np.diff(self.offsets)
+
+    def __getitem__(self, indices: NDArray) -> Examples:
+        return Examples.of([self.ids(i) for i in indices], self.labels[indices])
+
+    def parts(self, token_budget: int) -> Iterator[tuple[NDArray[np.int64], Examples]]:
+        """(positions, examples) of micro-batches of similar length, the longest first.
+
+        Each has at most token_budget padded tokens, or one example.
+        """
+        order, lengths = np.argsort(self.lengths(), kind="stable")[::-1], self.lengths()
+        start = 0
+        while start < len(order):
+            count = max(1, token_budget // max(1, int(lengths[order[start]])))
+            yield order[start : start + count], self[order[start : start + count]]
+            start += count
+
+    def kinds(self, model: nn.Module) -> list[Kind]:
+        """(padded length, whether the text fills it) of each text (see `batch_invariance`)."""
+        longest = longest_text(model)
+        padded = [padded_length(n, longest) for n in self.lengths().tolist()]
+        return list(zip(padded, (padded == self.lengths()).tolist(), strict=True))
+
+    def stand_ins(self, model: nn.Module, kinds: Sequence[Kind]) -> Examples:
+        """A text of each kind that says nothing about private ones."""
+        texts = [stand_in_ids(model, length)[: length if fills else -1] for length, fills, *_ in kinds]
+        return Examples.of(texts, [0] * len(kinds))
+
+    def padded(self, device: torch.device, length: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """input_ids and attention_mask, int64 [n, length or that of the longest], and labels, int64 [n]. Padding is on the right."""
+        ids = np.zeros((len(self), length or int(self.lengths().max())), np.int64)
+        mask = np.zeros_like(ids)
+        for row in range(len(self)):
+            sequence = self.ids(row)
+            ids[row, : len(sequence)], mask[row, : len(sequence)] = sequence, 1
+        input_ids, attention_mask, labels = (torch.from_numpy(a).to(device) for a in (ids, mask, self.labels))
+        return input_ids, attention_mask, labels
+
+
+@dataclass(frozen=True)
+class Continuations:
+    """n examples of one or more candidate continuations each. Indexing with an index array gives a batch."""
+
+    candidates: Examples  # prompt and candidate of all examples in order; `labels`: how many tokens are the candidate's
+    first: NDArray[np.int64]  # [n + 1]: where each example's candidates begin
+    right: NDArray[np.bool_]  # one for each candidate
+    references: NDArray[np.str_]  # [n]: the right answers' texts, as JSON
+
+    @classmethod
+    def of(
+        cls, examples: Sequence[Sequence[tuple[Sequence[int], int, bool]]], references: Sequence[str]
+    ) -> Continuations:
+        """`examples`: the candidates of each, as (token ids, how many are the candidate's, whether it is right)."""
+        flat = [candidate for example in examples for candidate in example]
+        first = np.concatenate([[0], np.cumsum([len(example) for example in examples])]).astype(np.int64)
+        sequences = Examples.of([ids for ids, _, _ in flat], [count for _, count, _ in flat])
+        right = np.array([is_right for _, _, is_right in flat], bool)
+        return cls(sequences, first, right, np.array(references, str))
+
+    def arrays(self) -> Arrays:
+        own = {"first": self.first, "right": self.right, "references": self.references}
+        return {**self.candidates.arrays(), **own}
+
+    @property
+    def token_count(self) -> int:
+        return self.candidates.token_count
+
+    def __len__(self) -> int:
+        return len(self.references)
+
+    def __getitem__(self, indices: NDArray) -> Continuations:
+        chosen = [np.arange(self.first[i], self.first[i + 1]) for i in indices]
+        rows = np.concatenate([*chosen, np.zeros(0, np.int64)]).astype(np.int64)
+        first = np.concatenate([[0], np.cumsum([len(c) for c in chosen])]).astype(np.int64)
+        return Continuations(self.candidates[rows], first, self.right[rows], self.references[indices])
+
+    def parts(self, token_budget: int) -> Iterator[tuple[NDArray[np.int64], Continuations]]:
+        """(positions, examples) of micro-batches of whole examples, the longest first.
+
+        Each has at most token_budget padded tokens, or one example.
+        """
+        lengths, counts = self.candidates.lengths(), np.diff(self.first)
+        longest = np.array([lengths[a:b].max() for a, b in zip(self.first, self.first[1:], strict=False)])
+        chosen: list[int] = []
+        for i in np.argsort(longest, kind="stable")[::-1]:
+            if chosen and (counts[chosen].sum() + counts[i]) * longest[chosen[0]] > token_budget:
+                yield np.array(chosen), self[np.array(chosen)]
+                chosen = []
+            chosen.append(int(i))
+        if chosen:
+            yield np.array(chosen), self[np.array(chosen)]
+
+    def gold(self) -> NDArray[np.int64]:
+        """[n]: the index, among its own candidates, of each example's first right one."""
+        spans = zip(self.first, self.first[1:], strict=False)
+        return np.array([int(self.right[a:b].argmax()) for a, b in spans], np.int64)
+
+
+# -- from rows -----------------------------------------------------------------------------------------------------------
+
+
+def encode(task: Task, model: str, max_length: int) -> dict[str, Any]:
+    """Train, dev and test of a task as a model reads them, from the cache if they are there.
+
+    Args:
+        task: with its draw of rows.
+        model: a name of models.yaml.
+        max_length: tokens of a text; longer ones are cut.
+
+    Returns:
+        `Examples` of each split for a classifier, `Continuations` for a model that scores text.
+
+    Raises:
+        UsageError: max_length is more than the model's positions or less than the prompt needs; the model cannot do the task.
+    """
+    path = _cache_file(task, model, max_length)
+    if not path.exists():
+        if max_length > (longest := weights.positions(weights.config(model).get_text_config())):
+            raise UsageError(
+                f"max_length is {max_length}, but {model} knows {longest} positions: give a smaller one"
+            )
+        encode_rows = encode_candidates if tokenizers.scores_text(model, task) else encode_labelled
+        splits = {split: encode_rows(task, model, max_length, split) for split in task.splits}
+        _write(path, {split: part.arrays() for split, part in splits.items()})
+    return {split: _from_arrays(arrays) for split, arrays in _read(path).items()}
+
+
+def encode_labelled(task: Task, model: str, max_length: int, split: str) -> Examples:
+    """The rows of a split for a classifier."""
+    encode_row, rows = row_encoder(task, model, max_length), task.splits[split]
+    return Examples.of([encode_row(row) for row in rows], [row.label for row in rows])
+
+
+def encode_candidates(task: Task, model: str, max_length: int, split: str) -> Continuations:
+    """The rows of a split for a model that scores text: all candidates of each row.
+
+    Only the first right candidate is kept if the model is trained on answers that differ from row to row, or writes its answer.
+    """
+    info, room = tokenizers.tokenizer_info(model), max_length - task.max_new_tokens
+    only_right = task.max_new_tokens or (split == "train" and not task.answers)
+    examples, references = [], []
+    for row in task.splits[split]:
+        prompt, candidates = task.demonstrations + task.prompt_for(row), task.candidates(row)
+        if only_right:
+            candidates = [next(candidate for candidate in candidates if candidate[1])]
+        examples.append([(*_encode_candidate(prompt, text, info, room), right) for text, right in candidates])
+        references.append(json.dumps(task.right_answers(row)) if task.max_new_tokens else "")
+    return Continuations.of(examples, references)
+
+
+def _encode_candidate(prompt: str, text: str, info: TokenizerInfo, max_length: int) -> tuple[list[int], int]:
+    """Token ids of prompt and candidate, and how many are the candidate's."""
+    ids, count = prompts.tokenize_answer(prompt, text, info.encode)
+    if not 0 < count < max_length - len(info.first):
+        raise UsageError(
+            f"the answer {text!r} has {count} tokens, but there is room for {max_length}: raise max_length"
+        )
+    return prompts.truncate_left(ids, max_length, info.first), count
+
+
+def row_encoder(task: Task, model: str, max_length: int) -> Callable[[Row], list[int]]:
+    """row -> token ids, for a classifier of the model's kind."""
+    kind = weights.stanza(model)["kind"]
+    if kind != "causal" and task.draw.demonstrations:
+        raise UsageError(f"demonstrations are for causal models, which {model} is not: leave them out")
+    if kind == "encoder":
+        tokenize = tokenizers.tokenizer(model, max_length)
+        return lambda row: tokenize(row.text)
+    if kind == "causal" and "causal" not in task.stanza and not task.demonstrations:
+        tokenize = tokenizers.tokenizer(model, UNLIMITED)
+        return lambda row: _encode_prompt(task, row.text, tokenize, max_length)
+    info = tokenizers.tokenizer_info(model)
+    if kind == "causal":
+        return lambda row: prompts.truncate_left(
+            info.encode((task.demonstrations + task.prompt_for(row)).lstrip().rstrip(" ")),
+            max_length,
+            info.first,
+        )
+    tokenizers.answer_tokens(model, task)  # fails before the work
+    masked, columns = task.stanza["masked"], task.stanza["sentences"]
+    return lambda row: prompts.masked_prompt(
+        masked["template"],
+        [str(row.fields[column]) for column in columns],
+        info.encode,
+        info.special,
+        max_length,
+        masked.get("limits", ()),
+    )
+
+
+def _encode_prompt(task: Task, text: str, tokenize: Callable[[str], list[int]], max_length: int) -> list[int]:
+    """The prompt, with the text shortened from its end until it fits: what follows the text is never cut off."""
+    words = text.split(" ")[:max_length]
+    while True:
+        ids = tokenize(prompts.fill(task.prompt, {"text": " ".join(words)}))
+        excess = len(ids) - max_length
+        if excess <= 0:
+            return ids
+        if words == [""]:
+            raise UsageError(
+                f"max_length is {max_length}, but the prompt of task {task.name} has {len(ids)} tokens without its text: raise it"
+            )
+        if len(words) > 1:
+            words = words[: -max(1, excess // 2)] or words[:1]
+        else:
+            words = [words[0][: -max(1, excess // 4)]]  # one endless word; a character is at most four tokens
+
+
+# -- the cache -----------------------------------------------------------------------------------------------------------
+
+
+def _cache_file(task: Task, model: str, max_length: int) -> Path:
+    kind = weights.stanza(model)["kind"]
+    key: list[object] = [FORMAT, tasks.digest(task.name), weights.digest(model), kind, max_length]
+    key += [task.draw] if task.draw != ALL else []
+    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    return assets.cache_folder() / "tokens" / f"{task.name}-{model}-{max_length}-{name}.npz"
+
+
+def _write(path: Path, splits: dict[str, Arrays]) -> None:
+    arrays = {f"{split}/{key}": array for split, part in splits.items() for key, array in part.items()}
+    with replacing(path) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def _read(path: Path) -> dict[str, Arrays]:
+    splits: dict[str, Arrays] = {}
+    with np.load(path) as file:
+        for name in sorted(file.files):
+            split, key = name.split("/")
+            splits.setdefault(split, {})[key] = file[name]
+    return splits
+
+
+def _from_arrays(arrays: Arrays) -> Examples | Continuations:
+    own = {key: arrays.pop(key) for key in ("first", "right", "references") if key in arrays}
+    examples = Examples(**arrays)
+    return Continuations(examples, **own) if own else examples

@@ -1,0 +1,76 @@
+"""Work that needs the network or is the same for many runs, done once: downloads and tokenization."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ..errors import UsageError
+from .data import assets, tasks
+from .data.datasets import ALL, Draw
+from .models import encoding, weights
+
+Log = Callable[[str], object]
+Reading = tuple[str, str, int, Draw]  # task, model, max_length, draw
+
+
+def fetch(names: Iterable[str], log: Log = print) -> dict[str, str]:
+    """Download assets that are not in the cache. Returns name -> SHA-256 of the contents."""
+    names = sorted(set(names))
+    assets.ensure(names, log=log)
+    return {name: assets.digest(name) for name in names}
+
+
+def prepare(readings: Iterable[Reading], log: Log = print) -> dict[str, dict]:
+    """Read all rows, then download all weights, then tokenize all texts.
+
+    A task or a model that fails does not stop the others.
+
+    Returns:
+        {"assets": name -> SHA-256, "tokens": reading -> split -> numbers of examples and tokens}, without paths of this machine.
+
+    Raises:
+        UsageError: at the end, with every reason for which something failed.
+    """
+    digests: dict[str, str] = {}
+    counts: dict[str, dict] = {}
+    reasons: dict[str, None] = {}
+
+    def attempt(step: Callable[..., None], *arguments: Any) -> bool:
+        try:
+            step(*arguments)
+        except UsageError as error:
+            log(f"{arguments[0]}: {error}")
+            reasons[str(error)] = None
+            return False
+        return True
+
+    def read_rows(task: str, draw: Draw) -> None:
+        digests.update(fetch(tasks.assets_of(task), log))
+        log(f"{task}: reading its rows")
+        _ = tasks.load(task, draw).splits
+
+    def fetch_weights(model: str) -> None:
+        digests.update(fetch(weights.assets_of(model), log))
+        weights.fetch(model)
+
+    def tokenize(task: str, model: str, max_length: int, draw: Draw) -> None:
+        log(f"{task}: tokenizing for {model}, at most {max_length} tokens")
+        splits = encoding.encode(tasks.load(task, draw), model, max_length)
+        suffix = "" if draw == ALL else "/" + "-".join(map(str, draw))
+        counts[f"{task}/{model}/{max_length}{suffix}"] = {
+            split: {"examples": len(part), "tokens": part.token_count} for split, part in splits.items()
+        }
+
+    wanted = sorted(set(readings))
+    draws = {task: draw for task, *_, draw in reversed(wanted)}  # one draw of a task reads all its rows
+    read = {task for task, draw in sorted(draws.items()) if attempt(read_rows, task, draw)}
+    wanted = [reading for reading in wanted if reading[0] in read]
+    fetched = {model for model in sorted({model for _, model, *_ in wanted}) if attempt(fetch_weights, model)}
+    for reading in wanted:
+        if reading[1] in fetched:
+            attempt(tokenize, *reading)
+    if reasons:
+        count = f"{len(reasons)} things cannot be had: " if len(reasons) > 1 else ""
+        raise UsageError(count + "; ".join(reasons))
+    return {"assets": dict(sorted(digests.items())), "tokens": counts}
