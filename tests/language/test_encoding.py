@@ -120,8 +120,8 @@ def test_words_about_the_files_are_not_what_examples_are_made_of(monkeypatch):
 
 
 def test_a_killed_tokenization_is_done_again(monkeypatch):
-    def half(path, **arrays):
-        path.write_bytes(b"PK half a file")
+    def half(file, **arrays):
+        file.write(b"PK half a file")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
