@@ -179,11 +179,11 @@ def test_a_step_moves_what_is_trained_and_nothing_else(name, train):
 @every_trained
 def test_the_loss_falls(name, train):
     model = make_model()
-    start = losses.evaluate(model, train, 2048)["loss"]
+    start = losses.CrossEntropy(2048).evaluate(model, train)["loss"]
     me = make(name, model)
     for batch in batches(train, stop=80 if EVERY[name].order == 0 else 20):
         me.step(batch)
-    assert losses.evaluate(model, train, 2048)["loss"] < start - 0.03
+    assert losses.CrossEntropy(2048).evaluate(model, train)["loss"] < start - 0.03
 
 
 @pytest.mark.parametrize("name", where(order=None))

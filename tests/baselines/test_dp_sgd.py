@@ -131,7 +131,7 @@ def test_evaluation_after_training_sees_no_dropout_and_leaves_nothing_of_an_exam
     model, loss = models.load("tiny-encoder", tasks.load("toy"), "full"), losses.CrossEntropy(64)
     me = DPSGD(model, loss, budget(0.0), learning_rate=0.1, clip=CLIP, clipping=clipping)
     me.step(batch)
-    assert losses.evaluate(model, batch, 64) == losses.evaluate(model, batch, 64)
+    assert losses.CrossEntropy(64).evaluate(model, batch) == losses.CrossEntropy(64).evaluate(model, batch)
     left = ("grad", "grad_sample", "_norm_sample", "_current_grad_sample")
     assert all(getattr(p, name, None) is None for p in model.parameters() for name in left)
 

@@ -126,7 +126,7 @@ def test_the_tensors_that_it_saves_are_the_model_that_was_scored(one, tmp_path):
     model.load_state_dict(tensors, strict=False)
     assert transcript.digest(trainable(model.parameters())) == made["transcript"]["weights_sha256"]
     scored = encoding.encode(tasks.load("toy"), "tiny-encoder", 16)["test"]
-    assert losses.evaluate(model, scored, 2048)["loss"] == made["metrics"]["loss"]
+    assert losses.CrossEntropy(2048).evaluate(model, scored)["loss"] == made["metrics"]["loss"]
 
 
 def test_from_python_it_takes_the_base_models_tensors(one):

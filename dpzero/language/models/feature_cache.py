@@ -50,7 +50,7 @@ class Features:
         return [(1, False)] * len(self)
 
     def stand_ins(self, model: nn.Module, kinds: Sequence[Kind]) -> Features:
-        values = np.random.default_rng(0).normal(size=self.values.shape[1]).astype(np.float32)
+        values = np.asarray(np.random.default_rng(0).normal(size=self.values.shape[1]), np.float32)
         return Features(np.tile(values, (len(kinds), 1)), np.zeros(len(kinds), np.int64))
 
     def padded(self, device: torch.device, length: int = 1) -> tuple[Tensor, Tensor, Tensor]:
