@@ -168,7 +168,7 @@ class Setting:
             return random_allocation.loss_distribution(
                 self._base(noise_scale), self.period, self._composed_releases()[0]
             )
-        return dominating_pairs.composed(self._pairs(noise_scale), self.steps, discretisation)
+        return dominating_pairs.compose(self._pairs(noise_scale), self.steps, discretisation)
 
     def _noise(self, noise_scale: float) -> float:
         return min(noise_scale / self.sensitivity(), MAX_NOISE)

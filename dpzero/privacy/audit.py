@@ -1,8 +1,8 @@
-"""Does a mechanism lose no more than it claims? Statistics of many transcripts from two neighbouring worlds.
+"""Privacy audit: statistics of many transcripts from two neighbouring data sets, against the claimed guarantee.
 
-A transcript is everything that a scalar mechanism releases: T noisy sums. The auditor knows all but one thing: whether the
-canary is in the data. By Neyman and Pearson nothing tells the two worlds apart better than the likelihood ratio of the
-transcript. The thresholds of these tests are fixed beforehand, so every transcript counts in each.
+A transcript is everything that a scalar mechanism releases: T noisy sums. The auditor knows everything except whether the
+canary is in the data. By Neyman and Pearson no test beats the likelihood ratio of the transcript. The thresholds of the
+tests are fixed beforehand, so every transcript counts in each test.
 """
 
 from __future__ import annotations
@@ -10,56 +10,66 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 from scipy.stats import beta
 
 from .accounting import Setting
 from .gdp import epsilon_of_mu
 
+Array = NDArray[np.float64]
+
 CONFIDENCE = 0.95
 PROFILE_EPSILONS = np.linspace(-6, 8, 141)
-THRESHOLDS = 21  # from minus to plus the claimed epsilon: bounds hold for all of them at once
+THRESHOLDS = 21  # from minus to plus the claimed epsilon: the bounds hold for all of them at once
 
 
-def log_likelihood_ratio(setting: Setting, noise_scale: float, transcripts: NDArray) -> NDArray[np.float64]:
-    """With the canary against without it (add_remove) or against its opposite (replace_one), one number a transcript.
+def log_likelihood_ratio(setting: Setting, noise_scale: float, transcripts: ArrayLike) -> Array:
+    """Log-likelihood ratio of each transcript: with the canary against without it, or against its opposite (replace_one).
 
-    transcripts: released sums over the clip bound [N, T], where the canary's clipped value is +clip in every step (-clip for
-    its opposite) and the others add 0. With such a canary the two worlds are the dominating pair itself.
+    Args:
+        setting: of the mechanism.
+        noise_scale: over the clip.
+        transcripts: [N, T], released sums over the clip. The canary's clipped value is +clip in every step (-clip for its
+            opposite) and the others add 0, so the two data sets give the dominating pair itself.
+
+    Returns:
+        float64 [N].
     """
     o = np.asarray(transcripts, dtype=np.float64)
 
-    def log_density(shift: float) -> NDArray:
-        """Up to a constant: of a step in which the canary, if drawn, adds `shift`."""
+    def log_density(shift: float) -> Array:
+        """Up to a constant, of a step in which the canary, if drawn, adds `shift`."""
         if setting.mechanism == "gaussian":
-            still, moved = -0.5 * (o / noise_scale) ** 2, -0.5 * ((o - shift) / noise_scale) ** 2
+            absent, present = -0.5 * (o / noise_scale) ** 2, -0.5 * ((o - shift) / noise_scale) ** 2
         else:
-            still, moved = -np.abs(o) / noise_scale, -np.abs(o - shift) / noise_scale
+            absent, present = -np.abs(o) / noise_scale, -np.abs(o - shift) / noise_scale
         if setting.rate == 1:
-            return moved
-        return np.logaddexp(math.log1p(-setting.rate) + still, math.log(setting.rate) + moved)
+            return present
+        return np.logaddexp(math.log1p(-setting.rate) + absent, math.log(setting.rate) + present)
 
     other = 0.0 if setting.adjacency == "add_remove" else -1.0
-    return (log_density(1.0) - log_density(other)).sum(1)
+    ratio: Array = (log_density(1.0) - log_density(other)).sum(1)
+    return ratio
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Clopper-Pearson bounds of one test: with `confidence` both hold."""
+    """Clopper-Pearson bounds on the error rates of one test."""
 
     false_positive_rate: float  # upper
     true_positive_rate: float  # lower
 
     @classmethod
-    def from_samples(cls, threshold: float, without: NDArray, present: NDArray, confidence: float) -> Bounds:
-        """Of the test that says `present` where the statistic is above the threshold."""
+    def from_samples(cls, threshold: float, without: Array, present: Array, confidence: float) -> Bounds:
+        """Bounds, both with `confidence`, of the test that reports the canary if the statistic exceeds the threshold."""
         alpha = (1 - confidence) / 2
-        wrong, right = int((without > threshold).sum()), int((present > threshold).sum())
-        upper = beta.ppf(1 - alpha, wrong + 1, len(without) - wrong) if wrong < len(without) else 1.0
-        lower = beta.ppf(alpha, right, len(present) - right + 1) if right else 0.0
+        false, true = int((without > threshold).sum()), int((present > threshold).sum())
+        upper = beta.ppf(1 - alpha, false + 1, len(without) - false) if false < len(without) else 1.0
+        lower = beta.ppf(alpha, true, len(present) - true + 1) if true else 0.0
         return cls(float(upper), float(lower))
 
     def epsilon(self, delta: float) -> float:
@@ -69,21 +79,27 @@ class Bounds:
         return max(0.0, *(math.log(r) for r in (gain, loss) if r > 0))
 
     def mu(self) -> float:
-        """Lower bound on mu, for a mechanism whose trade-off curve is that of Gaussian noise (many steps: nearly)."""
+        """Lower bound on mu if the trade-off curve is that of Gaussian noise (nearly so after many steps)."""
         return max(0.0, float(ndtri(self.true_positive_rate) - ndtri(self.false_positive_rate)))
 
 
-def judge(setting: Setting, noise_scale: float, without: NDArray, present: NDArray) -> dict:
-    """Audit the claim of `setting` at `noise_scale` on the statistics of transcripts without and with the canary.
+def judge(setting: Setting, noise_scale: float, without: Array, present: Array) -> dict[str, Any]:
+    """Audit the claim of `setting` at `noise_scale`.
 
-    Returns lower bounds on epsilon, and by how much the claimed profile is exceeded: the highest true positive rate above
-    min over e of exp(e) FPR + delta_claimed(e), over all thresholds at once. Above 0 the claim is refuted.
+    Args:
+        setting: the claim.
+        noise_scale: over the clip.
+        without: statistics of transcripts without the canary.
+        present: statistics of transcripts with it.
+
+    Returns:
+        Lower bounds on epsilon, and `profile_excess`: the largest amount over all thresholds by which the true positive rate
+        exceeds min over e of exp(e) FPR + delta_claimed(e). Above 0 it refutes the claim.
     """
     epsilon, deltas = _claim(setting, noise_scale)
     each = 1 - (1 - CONFIDENCE) / THRESHOLDS
-    tests = [
-        Bounds.from_samples(t, without, present, each) for t in np.linspace(-epsilon, epsilon, THRESHOLDS)
-    ]
+    thresholds = np.linspace(-epsilon, epsilon, THRESHOLDS).tolist()
+    tests = [Bounds.from_samples(threshold, without, present, each) for threshold in thresholds]
 
     def excess(bounds: Bounds) -> float:
         allowed = (np.exp(PROFILE_EPSILONS) * bounds.false_positive_rate + deltas).min()
@@ -103,7 +119,7 @@ def judge(setting: Setting, noise_scale: float, without: NDArray, present: NDArr
 
 
 @cache
-def _claim(setting: Setting, noise_scale: float) -> tuple[float, NDArray[np.float64]]:
+def _claim(setting: Setting, noise_scale: float) -> tuple[float, Array]:
     """Epsilon at the setting's delta, and delta at PROFILE_EPSILONS."""
     claimed = setting.loss_distribution(noise_scale)
     epsilon = float(claimed.get_epsilon_for_delta(setting.delta))

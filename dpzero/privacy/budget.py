@@ -16,9 +16,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -492,7 +490,7 @@ class Budget(Spending):
             )
 
 
-def _digest(parts: Iterable[bytes | NDArray[np.uint8]]) -> str:
+def _digest(parts: Iterable[bytes | memoryview]) -> str:
     """16 hexadecimal digits of a sum."""
     digest = hashlib.sha256()
     for part in parts:
@@ -500,5 +498,5 @@ def _digest(parts: Iterable[bytes | NDArray[np.uint8]]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _as_bytes(tensor: Tensor) -> NDArray[np.uint8]:
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+def _as_bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data

@@ -1,11 +1,11 @@
-"""The privacy profile of one release, and its privacy loss distribution (PLD).
+"""Dominating pairs of one release, and their privacy loss distribution (PLD).
 
-The profile of a pair of output distributions (P, Q) is delta(epsilon) = sup over S of P(S) - exp(epsilon) Q(S), for epsilon of
-either sign. A pair whose profile is nowhere below that of any two neighbouring data sets dominates the release, and
-composing it T times dominates T adaptive releases (Zhu, Dong and Wang 2022). Each function
-here is a dominating profile in closed form; dp-accounting rounds it (pessimistically) to a grid and composes it.
+The privacy profile of a pair of output distributions (P, Q) is delta(epsilon) = sup over S of P(S) - exp(epsilon) Q(S), for
+epsilon of either sign. A pair whose profile is nowhere below that of any two neighbouring data sets dominates the release;
+composing it T times dominates T adaptive releases (Zhu, Dong and Wang 2022). Each function here gives a dominating profile
+in closed form. dp-accounting rounds it (pessimistically) to a grid and composes it.
 
-`noise` is the standard deviation or the Laplace scale over the largest change that one example makes in the sum.
+`noise` is the standard deviation or the Laplace scale, over the largest change that one example makes in the sum.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from dp_accounting.pld import pld_pmf
@@ -20,38 +21,43 @@ from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 from numpy.typing import NDArray
 from scipy.special import log_ndtr
 
-Profile = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+Array = NDArray[np.floating[Any]]
+Profile = Callable[[Array], Array]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A pair (P, Q) by the profiles at epsilon >= 0 of itself and of its reverse; called, its profile at any epsilon."""
+    """A pair (P, Q), given by its profile and that of its reverse at epsilon >= 0. A call gives its profile at any epsilon."""
 
     upper: Profile
     reverse: Profile
 
-    def __call__(self, epsilon: NDArray[np.float64]) -> NDArray[np.float64]:
-        delta, above = np.empty_like(epsilon, dtype=np.float64), epsilon >= 0
+    def __call__(self, epsilon: Array) -> Array:
+        delta, above = np.empty_like(epsilon), epsilon >= 0
         delta[above] = np.maximum(self.upper(epsilon[above]), 0.0)
         below = epsilon[~above]
         delta[~above] = -np.expm1(below) + np.exp(below) * np.maximum(self.reverse(-below), 0.0)
         return delta
 
     def swapped(self) -> Pair:
+        """The pair (Q, P)."""
         return Pair(self.reverse, self.upper)
 
 
-TAIL_MASS = 1e-15  # what may be rounded up to an infinite loss, in each release
-LARGEST_LOSS = 512.0  # of one release: larger ones count as infinite, and exp of it is still a number
-CONVOLVED = 2**26  # cells of many releases at most: 3 GB
-CELLS = 200_000  # of the grid at most that the losses of one release span
+TAIL_MASS = 1e-15  # probability per release that may be rounded up to an infinite loss
+LARGEST_LOSS = 512.0  # of one release: larger ones count as infinite; its exp is still a number
+MAX_CONVOLVED = 2**26  # grid cells of a composition: 3 GB
+MAX_CELLS = 200_000  # grid cells of one release
 
 
 def gaussian(noise: float) -> Pair:
     """N(1, noise^2) against N(0, noise^2) (Balle and Wang 2018, theorem 8)."""
 
-    def upper(e: NDArray) -> NDArray:
-        return np.exp(log_ndtr(0.5 / noise - e * noise)) - np.exp(e + log_ndtr(-0.5 / noise - e * noise))
+    def upper(e: Array) -> Array:
+        delta: Array = np.exp(log_ndtr(0.5 / noise - e * noise)) - np.exp(
+            e + log_ndtr(-0.5 / noise - e * noise)
+        )
+        return delta
 
     return Pair(upper, upper)
 
@@ -59,26 +65,27 @@ def gaussian(noise: float) -> Pair:
 def laplace(noise: float) -> Pair:
     """Lap(1, noise) against Lap(0, noise)."""
 
-    def upper(e: NDArray) -> NDArray:
-        return -np.expm1((e - 1 / noise) / 2)
+    def upper(e: Array) -> Array:
+        delta: Array = -np.expm1((e - 1 / noise) / 2)
+        return delta
 
     return Pair(upper, upper)
 
 
 def removed(base: Profile, rate: float) -> Pair:
     """With the example against without it, Poisson sampling: (1 - rate) Q + rate P against Q, for a symmetric base (P, Q)."""
-    return Pair(_drawn(base, rate), _not_drawn(base, rate))
+    return Pair(_amplified(base, rate), _amplified_reverse(base, rate))
 
 
 def added(base: Profile, rate: float) -> Pair:
     """Without the example against with it: the reverse of `removed`."""
-    return Pair(_not_drawn(base, rate), _drawn(base, rate))
+    return Pair(_amplified_reverse(base, rate), _amplified(base, rate))
 
 
 def replaced_gaussian(noise: float, rate: float) -> Pair:
     """One example replaced, Poisson sampling: (1 - q) N(0) + q N(1) against (1 - q) N(0) + q N(-1), q the rate.
 
-    `noise` is over the clip bound. The proof, for contributions a and b in the unit ball of any dimension. Given which others
+    `noise` is over the clip. Proof, for contributions a and b in the unit ball of any dimension. Given which others
     were drawn, with their sum as the origin, the two outputs are (1 - q) N(0) + q N(a) and (1 - q) N(0) + q N(b), and delta is
     jointly convex, so the worst such pair bounds the mixtures. For alpha = exp(epsilon) >= 1 and any set S of outcomes
 
@@ -91,16 +98,16 @@ def replaced_gaussian(noise: float, rate: float) -> Pair:
     """
     log_shift = math.log(rate) - 0.5 / noise**2
 
-    def upper(e: NDArray) -> NDArray:
+    def upper(e: Array) -> Array:
         # the loss exceeds e above the root x of  q s y^2 - (1 - q) (alpha - 1) y - alpha q s = 0,  y = exp(x / noise^2)
         with np.errstate(divide="ignore"):
             log_linear = math.log1p(-rate) + np.log(np.expm1(e)) if rate < 1 else np.full_like(e, -np.inf)
         log_root = np.logaddexp(2 * log_linear, math.log(4) + e + 2 * log_shift) / 2
         z = noise * (np.logaddexp(log_linear, log_root) - math.log(2) - log_shift)
         alpha = np.exp(e)
-        return rate * (np.exp(log_ndtr(1 / noise - z)) - alpha * np.exp(log_ndtr(-1 / noise - z))) - (
-            1 - rate
-        ) * np.expm1(e) * np.exp(log_ndtr(-z))
+        drawn = np.exp(log_ndtr(1 / noise - z)) - alpha * np.exp(log_ndtr(-1 / noise - z))
+        delta: Array = rate * drawn - (1 - rate) * np.expm1(e) * np.exp(log_ndtr(-z))
+        return delta
 
     return Pair(upper, upper)
 
@@ -112,48 +119,53 @@ def without_replacement(base: Profile, rate: float) -> Pair:
     ordered pair of neighbours at once, so composing it is an upper bound, where composing the worst single-step pair is
     not (Lebeda, Regehr, Kamath and Steinke 2024).
     """
-    upper = _drawn(base, rate)
+    upper = _amplified(base, rate)
     return Pair(upper, upper)
 
 
-def _drawn(base: Profile, rate: float) -> Profile:
-    """At epsilon >= 0. Balle, Barthe and Gaboardi 2018: delta'(log(1 + rate (e^x - 1))) = rate delta(x)."""
+def _amplified(base: Profile, rate: float) -> Profile:
+    """Profile at epsilon >= 0 (Balle, Barthe and Gaboardi 2018): delta'(log(1 + rate (e^x - 1))) = rate delta(x)."""
     return lambda e: rate * base(np.log1p(np.expm1(e) / rate))
 
 
-def _not_drawn(base: Profile, rate: float) -> Profile:
-    """At epsilon >= 0, of the reverse: delta'(e) = 1 - exp(e) + exp(e) delta(-e), written without the difference."""
+def _amplified_reverse(base: Profile, rate: float) -> Profile:
+    """Profile of the reverse at epsilon >= 0: 1 - exp(e) + exp(e) delta(-e), computed without cancellation."""
 
-    def upper(e: NDArray) -> NDArray:
-        inner = np.maximum(np.expm1(-e) / rate, -1.0)  # exp(x) - 1; at -1 no outcome's loss is as large
+    def upper(e: Array) -> Array:
+        inner = np.maximum(np.expm1(-e) / rate, -1.0)  # exp(x) - 1; at -1 no loss is as large
         with np.errstate(divide="ignore"):
-            return rate * np.exp(e) * (1 + inner) * base(np.minimum(-np.log1p(inner), LARGEST_LOSS))
+            delta: Array = rate * np.exp(e) * (1 + inner) * base(np.minimum(-np.log1p(inner), LARGEST_LOSS))
+        return delta
 
     return upper
 
 
-def composed(pairs: Sequence[Pair], steps: int, grid: float) -> PrivacyLossDistribution:
-    """dp-accounting's PLD of `steps` releases, on a coarser grid where more than CONVOLVED cells would be needed."""
+def compose(pairs: Sequence[Pair], steps: int, grid: float) -> PrivacyLossDistribution:
+    """dp-accounting's PLD of `steps` releases, on a coarser grid if more than MAX_CONVOLVED cells would be needed."""
     one = loss_distribution(pairs, grid)
-    cells = max(_convolved(pmf.to_dense_pmf(), steps) for pmf in (one._pmf_remove, one._pmf_add))
-    if cells > CONVOLVED:
-        one = loss_distribution(pairs, grid * cells / CONVOLVED)
+    cells = max(_convolution_cells(pmf.to_dense_pmf(), steps) for pmf in (one._pmf_remove, one._pmf_add))
+    if cells > MAX_CONVOLVED:
+        one = loss_distribution(pairs, grid * cells / MAX_CONVOLVED)
     return one.self_compose(steps)
 
 
-def _convolved(pmf: pld_pmf.DensePLDPmf, steps: int) -> float:
-    """About as many cells as dp-accounting's convolution has: its window is Chernoff's, from 20 orders."""
+def _convolution_cells(pmf: pld_pmf.DensePLDPmf, steps: int) -> float:
+    """The approximate number of cells of dp-accounting's convolution, whose window is a Chernoff bound from 20 orders."""
     cells, orders = np.arange(pmf.size), np.arange(1, 21) / pmf.size
     mean = float(pmf._probs @ cells)
     variance = float(pmf._probs @ (cells - mean) ** 2)
-    return min(steps * pmf.size, float(np.min(70 / orders + steps * variance * orders)))
+    return min(float(steps * pmf.size), float(np.min(70 / orders + steps * variance * orders)))
 
 
 def loss_distribution(profiles: Sequence[Profile], grid: float) -> PrivacyLossDistribution:
-    """dp-accounting's PLD of one release on a grid of losses, never optimistic. One profile is of a symmetric pair; of two
-    the first is for removal, the second for addition."""
-    tops = [end(profile) for profile in profiles]
-    bottoms = tops[::-1]  # the largest loss of a pair is the least of its reverse
+    """dp-accounting's PLD of one release on a grid of losses, never optimistic.
+
+    Args:
+        profiles: that of a symmetric pair, or those of removal and of addition.
+        grid: spacing of the losses.
+    """
+    tops = [largest_loss(profile) for profile in profiles]
+    bottoms = tops[::-1]  # the largest loss of a pair is minus the least of its reverse
     grid = _spacing(grid, tops[0] + bottoms[0], float(profiles[0](np.zeros(1))[0]))
     grid = tops[0] / math.ceil(tops[0] / grid)  # a bounded loss often takes its largest value: keep it
     return PrivacyLossDistribution(
@@ -162,22 +174,24 @@ def loss_distribution(profiles: Sequence[Profile], grid: float) -> PrivacyLossDi
 
 
 def _spacing(grid: float, span: float, total_variation: float) -> float:
-    """`grid`, but less for releases that hardly lose anything, of which there may be many: rounding adds a variance of
-    spacing^2 / 6 to each, and that of a Gaussian loss is (2.5 total_variation)^2. With a tenth of total_variation (for the
-    grid of 1e-4) the noise scale comes out 1.3e-4 too large, whatever the number of releases. Where a few large losses
-    decide (2000 cells and more), the small ones need no such care."""
-    return max(grid * min(1.0, max(1000 * total_variation, 5 * span)), span / CELLS)
+    """`grid`, or a finer spacing for small losses, of which many may be composed.
+
+    Rounding adds a variance of spacing^2 / 6 to each loss; a Gaussian loss has (2.5 total_variation)^2. With a tenth of
+    total_variation (at a grid of 1e-4) the noise scale is 1.3e-4 too large, whatever the number of releases. If a few large
+    losses decide (2000 cells and more), the small ones need no finer grid.
+    """
+    return max(grid * min(1.0, max(1000 * total_variation, 5 * span)), span / MAX_CELLS)
 
 
 def _connect_the_dots(profile: Profile, bottom: float, top: float, grid: float) -> pld_pmf.PLDPmf:
     first, last = -math.ceil(bottom / grid - 1e-9), math.ceil(top / grid - 1e-9)
     deltas = np.minimum.accumulate(profile(np.arange(first, last + 1) * grid))
-    deltas = np.clip(deltas, 0.0, 1 - 2**-53)  # an infinite loss that is certain is not foreseen there
+    deltas = np.clip(deltas, 0.0, 1 - 2**-53)  # dp-accounting does not accept a certain infinite loss
     return pld_pmf.create_pmf_pessimistic_connect_dots_fixed_gap(grid, first, last, deltas)
 
 
-def end(profile: Profile, tail: float = TAIL_MASS, least: float = 1e-9) -> float:
-    """The least epsilon at which delta is at most `tail`, or LARGEST_LOSS; at least about `least`."""
+def largest_loss(profile: Profile, tail: float = TAIL_MASS, least: float = 1e-9) -> float:
+    """The least epsilon at which delta is at most `tail`, but at most LARGEST_LOSS and at least about `least`."""
     low, high = 0.0, LARGEST_LOSS
     while high - low > 1e-12 * high and high > least:
         middle = (low + high) / 2

@@ -1,9 +1,9 @@
-"""The best of a random number of tries (Papernot and Steinke 2022, arXiv 2110.03620).
+"""Private hyperparameter selection: the best of a random number of tries (Papernot and Steinke 2022, arXiv 2110.03620).
 
-Which of several settings did best is itself a function of the private data. If the number of tries is drawn beforehand from one
-of these laws, each try is a setting drawn independently of the data, and each is scored by what its private run
-released (or on public data), then releasing the best one costs little more than a single run. A fixed number of tries is plain
-composition. The bound is dp-accounting's, through Renyi divergences.
+Which of several settings did best is itself a function of the private data. Releasing the best one costs little more than a
+single run under three conditions: the number of tries is drawn beforehand from one of these laws, each setting is drawn
+independently of the data, and each try is scored by what its private run released (or on public data). A fixed number of
+tries is plain composition. The bound is dp-accounting's, through Renyi divergences.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from .calibration import least_scale
 from .randomness import RunKey
 
 SHAPES = {"logarithmic": 0.0, "truncated_negative_binomial": 0.5, "geometric": 1.0, "poisson": math.inf}
-MOST = 500  # tries on average: below exp(-500) the walk through the law would lose its first terms
-MANY = 10**7  # tries beyond which no draw goes
+MAX_MEAN = 500  # exp(-500) is about the smallest first probability that `draw` can start from
+MAX_TRIES = 10**7
 
 
 @dataclass(frozen=True)
 class Tries:
-    """How many tries there will be: a law and its mean. A Poisson number may be 0: then nothing is released."""
+    """The distribution of the number of tries: a law and its mean. A Poisson number may be 0: then nothing is released."""
 
     law: str
     mean: float
@@ -32,13 +32,13 @@ class Tries:
         if self.law not in SHAPES:
             raise ValueError(f"the law of tries is {self.law!r}: give one of {', '.join(SHAPES)}")
         least = 0 if self.law == "poisson" else 1
-        if not least < self.mean <= MOST:
+        if not least < self.mean <= MAX_MEAN:
             raise ValueError(
-                f"the mean number of tries is {self.mean:g}: with the {self.law} law it must be above {least} and at most {MOST}"
+                f"the mean number of tries is {self.mean:g}: with the {self.law} law it must be above {least} and at most {MAX_MEAN}"
             )
 
     def epsilon(self, setting: Setting, noise_scale: float) -> float:
-        """Of all tries and the choice together, where each try is a run of `setting` with this noise scale."""
+        """Epsilon of all tries and the selection together; each try is a run of `setting` with this noise scale."""
         from dp_accounting.dp_event import RepeatAndSelectDpEvent
 
         event = setting.event(noise_scale)
@@ -51,16 +51,16 @@ class Tries:
         return setting.renyi_epsilon(RepeatAndSelectDpEvent(event, self.mean, SHAPES[self.law]))
 
     def noise_scale(self, setting: Setting, epsilon: float) -> float:
-        """The least noise of a try with which all tries and the choice cost at most epsilon."""
+        """The least noise scale of a try such that all tries and the selection cost at most epsilon."""
         if not 0 < epsilon < math.inf:
             raise ValueError(f"epsilon is {epsilon}: it must be a positive number")
         return least_scale(lambda scale, _: self.epsilon(setting, scale), epsilon, 0.0)
 
     def draw(self, key: RunKey) -> int:
-        """The number of tries: drawn once, before the first, and kept to."""
+        """Draw the number of tries, once, before the first try."""
         u = float(key.stream("tries").uniforms(1, 0)[0])
         below, number, mass = 0.0, *self._first()
-        while below + mass < u and number < MANY:
+        while below + mass < u and number < MAX_TRIES:
             below += mass
             mass *= self._ratio(number)
             number += 1
@@ -92,6 +92,6 @@ class Tries:
             gamma = math.exp(log_gamma)
             if shape == 0:
                 return (1 / gamma - 1) / -log_gamma
-            return shape * (1 - gamma) / (gamma * (1 - gamma**shape))
+            return float(shape * (1 - gamma) / (gamma * (1 - gamma**shape)))
 
-        return math.exp(brentq(lambda x: mean(x) - self.mean, -40.0, -1e-9, xtol=1e-14))
+        return math.exp(float(brentq(lambda x: mean(x) - self.mean, -40.0, -1e-9, xtol=1e-14)))

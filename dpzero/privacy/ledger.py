@@ -220,7 +220,7 @@ class Ledger:
 
     def state_dict(self) -> dict[str, Any]:
         """Event and entries. For a published key also the lineage's name; secret key names identify it anyway."""
-        state = {"event": self.event.as_dict(), "releases": self.by_key()}
+        state: dict[str, Any] = {"event": self.event.as_dict(), "releases": self.by_key()}
         if self.event.noise_key == "published":
             state["lineage"] = self.lineage.name
             join(self, self.lineage.name)

@@ -138,4 +138,4 @@ def delta_excess(noise_scale: float, scalars: int, epsilon: float) -> float:
 
 
 def _on_grid(noise_scale: float) -> Fraction:
-    return Fraction(noise_scale) * 2**GRID_BITS
+    return Fraction(noise_scale) * Fraction(2) ** GRID_BITS

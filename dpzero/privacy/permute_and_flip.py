@@ -1,8 +1,8 @@
-"""The best of several, by counts of private examples: permute and flip (McKenna and Sheldon 2020, arXiv 2010.12603).
+"""Private selection by counts of private examples: permute and flip (McKenna and Sheldon 2020, arXiv 2010.12603).
 
-Its law is that of the largest count with exponential noise (Ding et al. 2021, arXiv 2105.07260). Candidate i wins over the others,
-their noise given, if its own is above some t. One example in, out or replaced moves each count by at most 1, one perhaps up and
-another down, and with them t by at most 2: noise of rate epsilon / 2 is enough.
+It selects like report-noisy-max with exponential noise (Ding et al. 2021, arXiv 2105.07260): given the noise of the others,
+candidate i wins if its own noise is above some t. Adding, removing or replacing an example moves each count by at most 1,
+one perhaps up and another down, so t moves by at most 2 and noise of rate epsilon / 2 is enough.
 """
 
 from __future__ import annotations
@@ -18,24 +18,27 @@ MECHANISM = "permute and flip"
 
 
 def permute_and_flip(counts: Sequence[int], epsilon: float, bits: Bits) -> int:
-    """The place of one of the largest counts, to each of which one example adds 0 or 1.
+    """Select the index of one of the largest counts, to each of which one example adds 0 or 1.
 
-    The choice is epsilon-DP, exactly: integers and comparisons of integers alone. Raises ValueError for no count or no epsilon.
+    The choice is exactly epsilon-DP: only integers are computed and compared.
+
+    Raises:
+        ValueError: no count, or an epsilon that is not positive and finite.
     """
     if not 0 < epsilon < math.inf:
         raise ValueError(f"epsilon is {epsilon}: it must be a positive number")
     if not counts:
         raise ValueError("there is no candidate: give at least one count")
-    left, most = list(range(len(counts))), max(counts)
+    candidates, most = list(range(len(counts))), max(counts)
     while True:
-        place = left.pop(bits.below(len(left)))
-        behind = Fraction(epsilon) / 2 * (most - counts[place])
+        index = candidates.pop(bits.below(len(candidates)))
+        behind = Fraction(epsilon) / 2 * (most - counts[index])
         if bits.bernoulli_exp(behind.numerator, behind.denominator):
-            return place
+            return index
 
 
 def gdp_mu(epsilon: float) -> float:
-    """Of the least Gaussian mechanism that loses as much as anything that is epsilon-DP (Dong, Roth and Su 2022: f_epsilon,0 >= G_mu)."""
-    if epsilon > 700:  # beyond the numbers that have an exponential
+    """The least mu that dominates every epsilon-DP mechanism (Dong, Roth and Su 2022: f_epsilon,0 >= G_mu)."""
+    if epsilon > 700:  # beyond the range of exp
         return math.inf
     return -2 * NormalDist().inv_cdf(1 / (1 + math.exp(epsilon)))

@@ -1,7 +1,7 @@
-"""What public implementations of private zeroth-order methods do, and the epsilon that it gives.
+"""What public implementations of private zeroth-order methods do, and the epsilon that this gives.
 
-Read in their repositories at the commits named in IMPLEMENTATIONS. The sweep `guarantees` tabulates claim and guarantee side by side;
-a run with `as_published` (see `as_published`) reproduces sampler, noise, accountant and divisor under its honest epsilon.
+Read in their repositories at the commits named in IMPLEMENTATIONS. The sweep `guarantees` tabulates claims and guarantees;
+`public_budget` reproduces sampler, noise, accountant and divisor in a run and reports its actual epsilon.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Implementation:
-    """One public implementation. The noise on the sum of a full batch is `factor` times the accountant's multiplier times clip."""
+    """One public implementation."""
 
     title: str
     source: str
-    accountant: str  # of the claim; all assume Poisson sampling and one example added or removed
-    factor: int
-    share: float  # of epsilon for the scalars; the rest goes to a noisy count of the examples
-    sampling: str  # what runs
-    adjacency: str  # what the guarantee of what runs is stated for
+    accountant: str  # of the claim; all assume Poisson sampling and add_remove
+    factor: int  # noise on the sum of a full batch, over the accountant's multiplier times clip
+    share: float  # of epsilon for the scalars; the rest is for a noisy count of the examples
+    sampling: str  # the sampler that runs
+    adjacency: str  # for which a guarantee of what runs is stated
     divisor: str  # of the sum: see DIVISORS
-    noise_source: str  # why the noise is no secret
+    noise_source: str  # why the noise is not secret
 
 
 DIVISORS = {
-    "actual": "own size, then noise",  # the mean over the batch's rows, and noise for a full batch
+    "actual": "own size, then noise",  # the mean over the batch's rows, plus noise for a full batch
     "actual_with_noise": "own size, with noise",
     "noisy_count": "noisy size, with noise",  # rate times a noisy count of the examples
 }
@@ -48,7 +48,7 @@ IMPLEMENTATIONS = {
         factor=2,
         share=1.0,
         sampling="shuffled_epochs",
-        adjacency="replace_one",  # the paper's definition 2.1, and what the factor 2 is for
+        adjacency="replace_one",  # the paper's definition 2.1; the factor 2 is for it
         divisor="actual",
         noise_source="drawn from the generator that the public direction seed has just seeded",
     ),
@@ -70,7 +70,7 @@ IMPLEMENTATIONS = {
         factor=1,
         share=1.0,
         sampling="shuffled_epochs",
-        adjacency="zero_out",  # one example's contribution taken away, all batches in place: as near to its claim as such batches get
+        adjacency="zero_out",  # one example's contribution removed, all batches in place: as close to its claim as possible
         divisor="actual_with_noise",
         noise_source="drawn from NumPy's global generator, seeded with the run's seed, between the direction seeds",
     ),
@@ -79,9 +79,16 @@ IMPLEMENTATIONS = {
 
 @dataclass(frozen=True)
 class PublicRun:
-    """One setting under the practice of a public implementation.
+    """A run of a public implementation.
 
-    `assumed_size` is the number of examples that its accountant is told, where that is not the true one.
+    Args:
+        implementation: whose sampler, noise and divisor.
+        epsilon: the claim.
+        delta: of the claim.
+        dataset_size: number of examples.
+        batch_size: of a full batch.
+        steps: of the run.
+        assumed_size: the number of examples given to its accountant, if not the true one.
     """
 
     implementation: Implementation
@@ -93,11 +100,11 @@ class PublicRun:
     assumed_size: int | None = None
 
     def __post_init__(self) -> None:
-        _ = self.setting  # refuses what makes no sense
+        _ = self.setting  # raises ValueError if it makes no sense
 
     @property
     def noise_scale(self) -> float:
-        """Standard deviation of the noise on the sum of a full batch over the clip bound, by the practice's own accountant."""
+        """Standard deviation of the noise on the sum of a full batch, over the clip, by the implementation's accountant."""
         rate = self.batch_size / (self.assumed_size or self.dataset_size)
         multiplier = {"opacus RDP": _by_rdp, "PRV upper bound, error 0.1": _by_prv}[
             self.implementation.accountant
@@ -107,7 +114,7 @@ class PublicRun:
 
     @property
     def batches(self) -> int:
-        """Of an epoch."""
+        """Batches of an epoch."""
         return math.ceil(self.dataset_size / self.batch_size)
 
     @property
@@ -117,28 +124,28 @@ class PublicRun:
 
     @property
     def setting(self) -> Setting:
-        """The setting that the claim assumes and that this project samples: Poisson, one example added or removed."""
+        """The setting that the claim assumes: Poisson sampling, add_remove."""
         return Setting(
             "gaussian", "poisson", "add_remove", self.dataset_size, self.batch_size, self.steps, self.delta
         )
 
     @property
     def bound(self) -> str:
-        """How `epsilon_upper` is computed."""
+        """How `epsilon_upper` is computed, in words."""
         if self.implementation.sampling == "poisson":
             return f"{self.setting.accountant}, with the noisy count"
         return "one release an epoch on all data, no amplification by sampling; " + self.setting.accountant
 
     def epsilon_upper(self, steps: int | None = None) -> float:
-        """An upper bound of the epsilon at delta that so many steps give, if their noise were secret."""
+        """Upper bound on epsilon at delta after so many steps (all by default), if the noise were secret."""
         if self.implementation.sampling == "poisson":
             return self._by_poisson(steps or self.steps)
         return self._epochs(steps or self.steps).epsilon_upper(self.delta)
 
     def epsilon_lower(self) -> float:
-        """A lower bound of it: a pair of data sets that can be told apart so well."""
+        """Lower bound on epsilon, from a worst-case pair of data sets."""
         if self.implementation.sampling == "poisson":
-            return self._by_poisson(self.steps)  # the accounted pair is a pair of data sets
+            return self._by_poisson(self.steps)  # the dominating pair is a pair of data sets
         epochs = self._epochs(self.steps)
         return epochs.epsilon_lower(
             self.delta, without=epochs.shift if self.implementation.adjacency == "zero_out" else 0.0
@@ -147,11 +154,11 @@ class PublicRun:
     def _epochs(self, steps: int) -> Epochs:
         from .shuffled_epochs import Epochs
 
-        changes = {"replace_one": 2, "zero_out": 1}[self.implementation.adjacency]
+        sensitivity = {"replace_one": 2, "zero_out": 1}[self.implementation.adjacency]
         growth = self.batch_size / self.last_batch if self.implementation.divisor == "actual" else 1.0
         share = self.last_batch / self.dataset_size
         return Epochs(
-            changes / self.noise_scale, self.batches, math.ceil(steps / self.batches), share, growth
+            sensitivity / self.noise_scale, self.batches, math.ceil(steps / self.batches), share, growth
         )
 
     def _by_poisson(self, steps: int) -> float:
@@ -173,8 +180,10 @@ def _by_rdp(epsilon: float, delta: float, rate: float, steps: int) -> float:
     from opacus.accountants.utils import get_noise_multiplier
 
     with _quiet():
-        return get_noise_multiplier(
-            target_epsilon=epsilon, target_delta=delta, sample_rate=rate, steps=steps, accountant="rdp"
+        return float(
+            get_noise_multiplier(
+                target_epsilon=epsilon, target_delta=delta, sample_rate=rate, steps=steps, accountant="rdp"
+            )
         )
 
 
@@ -186,13 +195,13 @@ def _by_prv(epsilon: float, delta: float, rate: float, steps: int) -> float:
         accountant = PRVAccountant()
         accountant.history = [(multiplier, rate, steps)]
         with _quiet():
-            return accountant.get_epsilon(delta, eps_error=0.1)
+            return float(accountant.get_epsilon(delta, eps_error=0.1))
 
     return _least_on_grid(upper, epsilon)
 
 
 def _least_on_grid(upper: Callable[[float], float], epsilon: float) -> float:
-    """DP-ZOSO's search: down from 10 by 0.5 while the bound stays below epsilon, then on by a tenth of that, three times."""
+    """DP-ZOSO's search: down from 10 by 0.5 while the bound stays below epsilon; then three times with a tenth of the step."""
     multiplier, interval = 10.0, 0.5
     if upper(multiplier) >= epsilon:
         raise ValueError(
@@ -208,7 +217,7 @@ def _least_on_grid(upper: Callable[[float], float], epsilon: float) -> float:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """opacus warns that the best order lies at the end of its list: so it does in the public code."""
+    """Silence Opacus' warning that the best order lies at the end of its list, as it does in the public code."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,16 +1,16 @@
-"""Random allocation: each example in exactly one of the t batches of a period, chosen uniformly and independently of the others.
+"""Random allocation: each example in exactly one of the t batches of a period, uniformly and independently of the others.
 
-Proof. Let (P, Q) dominate a step that has the example against one that does not. By Blackwell some kernel, which may depend on
-all earlier outputs and on where the other examples are, turns P and Q into the outputs of that step. Applied step by step, the
-kernels turn x_1 .. x_t into the outputs of a period: with the example where one x_i, i uniform, is drawn from P and the others
-from Q, without it where all are drawn from Q. So these two laws dominate a period, in both directions, and their ratio is the
-mean of the t ratios r(x_i) = P(x_i) / Q(x_i) (Feldman and Shenfeld, arXiv 2502.08202 and 2602.17284). A period that ends early
-is a function of a whole one. Periods are independent, so they compose.
+Proof. Let (P, Q) dominate a step with the example against one without it. By Blackwell's theorem a kernel turns P and Q into
+the outputs of that step; it may depend on all earlier outputs and on the batches of the other examples. Applied step by
+step, the kernels turn x_1 .. x_t into the outputs of a period. With the example, one x_i, i uniform, is drawn from P and the
+others from Q; without it, all are drawn from Q. So these two distributions dominate a period, in both directions. Their
+ratio is the mean of the t ratios r(x_i) = P(x_i) / Q(x_i) (Feldman and Shenfeld, arXiv 2502.08202 and 2602.17284). A period
+that ends early is post-processing of a whole one. Periods are independent, so they compose.
 
-Law. Under Q the mean Y of t independent ratios decides everything: delta(epsilon) = E (Y - exp(epsilon))_+. Here Y's law is
-computed by doubling. Wherever a value falls between two of a geometric grid, its probability is split so that its mean stays:
-that is a spread in convex order, which sums of independent terms keep, so delta is nowhere lowered, in either direction. Tails
-are cut the same way, towards 0 and infinity. Sums and products of probabilities round to about 1e-13 of each.
+Computation. Under Q the mean Y of t independent ratios determines delta(epsilon) = E (Y - exp(epsilon))_+. The distribution
+of Y is computed by doubling. A value between two points of a geometric grid has its probability split so that its mean
+stays: a spread in convex order, which sums of independent terms preserve. So delta is nowhere lowered, in either direction.
+Tails are cut the same way, towards 0 and infinity. Sums and products of probabilities round to about 1e-13 of each.
 """
 
 from __future__ import annotations
@@ -21,31 +21,28 @@ from dataclasses import dataclass
 import numpy as np
 from dp_accounting.pld.pld_pmf import DensePLDPmf
 from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
-from numpy.typing import NDArray
 
 from .composition import (
-    LEAST,
+    INFINITE_LOSS,
     LOOSENESS,
-    REVEALING,
-    UNFORESEEN,
-    WINDOW,
+    MAX_WINDOW,
+    MIN_LOSS,
+    TAIL_SHARE,
     Composition,
-    Law,
+    LossPmf,
     connect_the_dots,
-    unbounded,
+    is_unbounded,
 )
-from .dominating_pairs import TAIL_MASS, Pair, end
+from .dominating_pairs import TAIL_MASS, Array, Pair, largest_loss
 
-Array = NDArray[np.float64]
-
-FINE = 60  # cells of the grid to a standard deviation of the logarithm
-CELLS = 6000  # of a grid at most
-FINEST = 1e-12  # spacing of a grid that is told from none far from 0
+FINENESS = 60  # grid cells per standard deviation of the logarithm
+MAX_CELLS = 6000
+MIN_SPACING = 1e-12  # below, grid points far from 0 coincide in floats
 
 
 @dataclass(frozen=True)
-class _Values:
-    """A law under Q: `mass[i]` at exp((first + i) * grid), `zero` at 0, and `infinite` of the mean at infinity."""
+class _Ratio:
+    """A sum of ratios under Q: `mass[i]` at exp((first + i) * grid), `zero` at 0, and `infinite` of the mean at infinity."""
 
     grid: float
     first: int
@@ -55,7 +52,8 @@ class _Values:
 
     @property
     def values(self) -> Array:
-        return np.exp(self.grid * (self.first + np.arange(len(self.mass))))
+        values: Array = np.exp(self.grid * (self.first + np.arange(len(self.mass))))
+        return values
 
     def deviation(self) -> float:
         """Standard deviation of the logarithm."""
@@ -63,8 +61,8 @@ class _Values:
         mean = self.mass @ logs / self.mass.sum()
         return math.sqrt(self.mass @ (logs - mean) ** 2 / self.mass.sum())
 
-    def cut(self, tail: float) -> _Values:
-        """Without ends that hold less than `tail` of the mean, or of the mass."""
+    def cut(self, tail: float) -> _Ratio:
+        """Without the ends that hold less than `tail` of the mass (below) or of the mean (above)."""
         values = self.values
         means = self.mass * values
         low = int(np.searchsorted(np.cumsum(self.mass), tail))
@@ -75,16 +73,16 @@ class _Values:
         mass[-1] += self.mass[high:].sum()
         beyond = float(self.mass[high:] @ (values[high:] - values[high - 1]))
         zero = self.zero + float(self.mass[:low].sum()) - lifted
-        return _Values(self.grid, self.first + low, mass, zero, self.infinite + beyond)
+        return _Ratio(self.grid, self.first + low, mass, zero, self.infinite + beyond)
 
-    def finer(self) -> _Values:
-        """The same on a grid of half the spacing."""
+    def finer(self) -> _Ratio:
+        """The same with half the spacing."""
         mass = np.zeros(2 * len(self.mass) - 1)
         mass[::2] = self.mass
-        return _Values(self.grid / 2, 2 * self.first, mass, self.zero, self.infinite)
+        return _Ratio(self.grid / 2, 2 * self.first, mass, self.zero, self.infinite)
 
-    def plus(self, other: _Values) -> _Values:
-        """Of the sum of one of each, on the finer of the two grids."""
+    def plus(self, other: _Ratio) -> _Ratio:
+        """The independent sum of the two, on the finer of their grids."""
         a, b = self, other
         while a.grid > b.grid * 1.5:
             a = a.finer()
@@ -93,7 +91,7 @@ class _Values:
         if len(b.mass) > len(a.mass):
             a, b = b, a
         grid = a.grid
-        # exp(g i) + exp(g j) lies `rise` cells above i, and rise depends on j - i alone
+        # exp(g i) + exp(g j) lies `rise` cells above i; rise depends on j - i alone
         ends = (
             np.logaddexp(a.grid * i, b.grid * j) / grid
             for i, j in ((a.first, b.first), (a.first + len(a.mass), b.first + len(b.mass)))
@@ -115,61 +113,72 @@ class _Values:
             mass[place + 1 : place + 1 + high - low] += both * part
         nothing = a.zero * b.zero
         for one, chance in ((a, b.zero), (b, a.zero)):
-            # where the other is 0, a value below the grid is split between the grid and 0
+            # the other is 0: a value below the grid is split between the grid and 0
             places = one.first - first + np.arange(len(one.mass))
             low = places < 0
             lifted = float(one.mass[low] @ np.exp(grid * places[low]))
             mass[0] += chance * lifted
             nothing += chance * (float(one.mass[low].sum()) - lifted)
             mass[places[~low]] += chance * one.mass[~low]
-        return _Values(grid, first, mass * ((1 - nothing) / mass.sum()), nothing, a.infinite + b.infinite)
+        return _Ratio(grid, first, mass * ((1 - nothing) / mass.sum()), nothing, a.infinite + b.infinite)
 
 
 def compose(base: Pair, batches: int, periods: int, delta: float, looseness: float) -> Composition:
-    """Of `periods` periods: a fineness of FINE makes epsilon looser by about LOOSENESS times the doublings of a period."""
-    if unbounded(base, delta):
-        return Composition([REVEALING], periods)
-    fine = max(FINE * math.sqrt(LOOSENESS / looseness), 6.0)
-    fine = min(fine, WINDOW / 24 / math.sqrt(periods))
-    return Composition(of_period(base, batches, UNFORESEEN * delta / periods, fine), periods)
+    """Compose periods. At FINENESS, epsilon is looser by about LOOSENESS times the doublings of a period."""
+    if is_unbounded(base, delta):
+        return Composition([INFINITE_LOSS], periods)
+    fine = max(FINENESS * math.sqrt(LOOSENESS / looseness), 6.0)
+    fine = min(fine, MAX_WINDOW / 24 / math.sqrt(periods))
+    return Composition(period_losses(base, batches, TAIL_SHARE * delta / periods, fine), periods)
 
 
 def loss_distribution(base: Pair, batches: int, periods: int) -> PrivacyLossDistribution:
-    """The same as a distribution of dp-accounting's."""
+    """The same as a dp-accounting distribution."""
     return PrivacyLossDistribution(
         *(
-            DensePLDPmf(law.grid, law.first, law.mass, law.infinite, True).self_compose(periods)
-            for law in of_period(base, batches, TAIL_MASS)
+            DensePLDPmf(pmf.grid, pmf.first, pmf.mass, pmf.infinite, True).self_compose(periods)
+            for pmf in period_losses(base, batches, TAIL_MASS)
         )
     )
 
 
-def of_period(base: Pair, batches: int, tail: float, fine: float = FINE) -> tuple[Law, Law]:
-    """The loss of one period for removal and for addition, `base` a symmetric pair. At most about `tail` counts as infinite."""
+def period_losses(base: Pair, batches: int, tail: float, fine: float = FINENESS) -> tuple[LossPmf, LossPmf]:
+    """The loss of one period for removal and for addition.
+
+    Args:
+        base: the symmetric dominating pair of a step that surely includes the example.
+        batches: of a period.
+        tail: the mass that may count as infinite, approximately.
+        fine: grid cells per standard deviation.
+    """
     share = tail / 4 / (1 + batches.bit_length())
-    power, total = _ratio(base, batches, share, fine), None
+    power = _one_ratio(base, batches, share, fine)
+    total: _Ratio | None = None
     for k in range(batches.bit_length()):
         if k:
             power = power.plus(power).cut(share * 2**k / batches)
-        while power.grid > max(power.deviation() / fine, FINEST) and len(power.mass) < CELLS / 2:
+        while power.grid > max(power.deviation() / fine, MIN_SPACING) and len(power.mass) < MAX_CELLS / 2:
             power = power.finer()
         if batches >> k & 1:
             total = power if total is None else total.plus(power).cut(share)
+    assert total is not None
     removed = total.mass * total.values
-    law = Law(total.grid, total.first, removed * ((1 - total.infinite) / removed.sum()), total.infinite)
+    removal = LossPmf(
+        total.grid, total.first, removed * ((1 - total.infinite) / removed.sum()), total.infinite
+    )
     added = total.mass[::-1] * ((1 - total.zero) / total.mass.sum())
-    return law, Law(total.grid, 1 - total.first - len(added), added, total.zero)
+    return removal, LossPmf(total.grid, 1 - total.first - len(added), added, total.zero)
 
 
-def _ratio(base: Pair, batches: int, tail: float, fine: float) -> _Values:
-    """One ratio over the number of batches."""
-    top, bottom = end(base, tail, LEAST), end(base, tail / batches, LEAST)
+def _one_ratio(base: Pair, batches: int, tail: float, fine: float) -> _Ratio:
+    """The ratio of one step, over the number of batches."""
+    top, bottom = largest_loss(base, tail, MIN_LOSS), largest_loss(base, tail / batches, MIN_LOSS)
     grid, shift = (top + bottom) / (25 * fine), 0
-    if batches > 1:  # its logarithm is a whole number of cells
+    if batches > 1:  # make log(batches) a whole number of cells
         shift = math.ceil(math.log(batches) / grid)
         grid = math.log(batches) / shift
     cells = np.arange(math.floor(-bottom / grid), math.ceil(top / grid) + 1)
     losses = cells * grid
     mass, infinite = connect_the_dots(base, losses, grid)
     mass, zero = mass * np.exp(-losses), max(float(base.reverse(-losses[:1])[0]), 0.0)
-    return _Values(grid, int(cells[0]) - shift, mass * ((1 - zero) / mass.sum()), zero, infinite / batches)
+    return _Ratio(grid, int(cells[0]) - shift, mass * ((1 - zero) / mass.sum()), zero, infinite / batches)

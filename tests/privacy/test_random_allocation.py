@@ -17,7 +17,7 @@ from scipy import stats
 from dpzero import calibrate_noise, spent_epsilon
 from dpzero.privacy import Budget, RunKey, Setting, dominating_pairs
 from dpzero.privacy.composition import Composition
-from dpzero.privacy.random_allocation import of_period
+from dpzero.privacy.random_allocation import period_losses
 from dpzero.privacy.sampling import SAMPLERS, RandomAllocation
 from dpzero.studies.contour_accountant import LAWS, panels
 
@@ -35,7 +35,7 @@ def test_a_period_of_two_batches_is_the_divergence_of_its_two_densities(mechanis
     q = np.outer(absent, absent)
     p = (np.outer(there, absent) + np.outer(absent, there)) / 2
     epsilons = np.array([0.1, 0.3, 0.6, 0.9]) / noise
-    laws = of_period(BASES[mechanism](noise), 2, 1e-12)
+    laws = period_losses(BASES[mechanism](noise), 2, 1e-12)
     for law, (one, other) in zip(laws, ((p, q), (q, p)), strict=True):
         exact = np.array([weights @ np.maximum(one - math.exp(e) * other, 0) @ weights for e in epsilons])
         found = Composition([law], 1).get_delta_for_epsilon(list(epsilons))
@@ -48,8 +48,8 @@ def test_a_period_of_two_batches_is_the_divergence_of_its_two_densities(mechanis
 def test_the_law_of_a_period_has_the_moments_of_a_mean_of_ratios(mechanism, noise, batches):
     """Masses of P and of Q sum to 1, and chi-square is that of one ratio over the number of batches, and not below it."""
     base = BASES[mechanism](noise)
-    removed, added = of_period(base, batches, 1e-12)
-    one, _ = of_period(base, 1, 1e-14, 400)
+    removed, added = period_losses(base, batches, 1e-12)
+    one, _ = period_losses(base, 1, 1e-14, 400)
     for law in (removed, added):
         assert law.mass.sum() + law.infinite == pytest.approx(1, abs=1e-9)
         assert law.infinite <= 1e-12
@@ -62,7 +62,7 @@ def test_the_law_of_a_period_has_the_moments_of_a_mean_of_ratios(mechanism, nois
 def test_a_finer_grid_says_less_and_hardly_less(direction):
     base = dominating_pairs.gaussian(1.5)
     coarse, usual, fine = (
-        Composition([of_period(base, 16, 1e-12, cells)[direction]], 20).get_epsilon_for_delta(1e-6)
+        Composition([period_losses(base, 16, 1e-12, cells)[direction]], 20).get_epsilon_for_delta(1e-6)
         for cells in (15, 60, 120)
     )
     assert fine <= usual <= coarse
