@@ -33,7 +33,7 @@ def epsilon(options: argparse.Namespace) -> dict:
         setting, scale = _setting(options), options.noise_scale
         if tries := _tries(options):
             return {"epsilon": tries.epsilon(setting, scale)}
-        answer = {"epsilon": setting.epsilon(scale)}
+        answer: dict[str, float | None] = {"epsilon": setting.epsilon(scale)}
         if options.more:
             answer |= {"epsilon_rdp": setting.epsilon_rdp(scale), "gdp_mu": setting.gdp_mu(scale)}
     for name, value in answer.items():

@@ -1,8 +1,9 @@
 """Noise for a target epsilon, and epsilon for the noise that was added.
 
-The accountant is dp-accounting's privacy loss distribution (PLD), pessimistic, on the dominating pairs of `dominating_pairs`,
-with discretisation 1e-4 (finer for small losses, coarser for large ones). `composition` handles deltas that it cannot
-resolve; pure epsilon of the Laplace mechanism has a closed form. Settings without a proof are refused.
+The accountant is dp-accounting's privacy loss distribution (PLD), pessimistic, on the dominating pairs of
+`dominating_pairs`, with discretisation 1e-4 (finer for small losses, coarser for large ones). `composition`
+handles deltas that it cannot resolve; pure epsilon of the Laplace mechanism has a closed form. Settings
+without a proof are refused.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
 
 DISCRETISATION = 1e-4
 CACHE_VERSION = 3  # raised when a change of this code may change an answer, be it by rounding
-MAX_NOISE = 1e10  # over the sensitivity: larger noise counts as this, since floats no longer tell the two outputs apart
-# dp-accounting counts 1e-15 of each release as infinite and rounds as coarsely. It answers up to 1e4 steps at the least
-# delta, and proportionally more at larger ones. Its transforms round, up or down, by 3e-13 of delta in 1e4 steps
-# (measured): below SURE_DELTA the larger of the two answers counts
+MAX_NOISE = 1e10  # over the sensitivity; larger noise counts as this: floats no longer tell the outputs apart
+# dp-accounting counts 1e-15 of each release as infinite and rounds as coarsely. It answers up to 1e4 steps at
+# the least delta, and proportionally more at larger ones. Its transforms round, up or down, by 3e-13 of delta
+# in 1e4 steps (measured): below SURE_DELTA the larger of the two answers counts
 RESOLVED_DELTA, RESOLVED_STEPS, SURE_DELTA = 1e-10, 10**6, 1e-6
 
 
@@ -43,7 +44,8 @@ def batches_per_pass(dataset_size: int, batch_size: int) -> int:
 class Setting:
     """Everything that epsilon depends on, except the noise scale.
 
-    In all methods noise_scale is the Gaussian standard deviation or the Laplace scale of the noisy sum, over the clip.
+    In all methods noise_scale is the Gaussian standard deviation or the Laplace scale of the noisy sum, over
+    the clip.
 
     Args:
         mechanism: gaussian or laplace.
@@ -53,7 +55,8 @@ class Setting:
         batch_size: the expected number of units in a batch.
         steps: number of releases.
         delta: 0 for pure epsilon (laplace).
-        directions: scalars per step. They share the batch and are accounted jointly: sensitivity clip * sqrt(directions).
+        directions: scalars per step. They share the batch and are accounted jointly: sensitivity clip *
+            sqrt(directions).
 
     Raises:
         ValueError: an inconsistent setting, or one without a proven accounting.
@@ -84,8 +87,8 @@ class Setting:
         if self.delta < 1 / self.dataset_size:
             return None
         return (
-            f"delta is {self.delta:g} for {self.dataset_size} {unit}s: at 1 / {self.dataset_size} or above it allows publishing "
-            "one of them outright: choose a far smaller delta"
+            f"delta is {self.delta:g} for {self.dataset_size} {unit}s: at 1 / {self.dataset_size} or above "
+            "it allows publishing one of them outright: choose a far smaller delta"
         )
 
     @property
@@ -98,7 +101,7 @@ class Setting:
         return self.sampling == "random_allocation" and self.period > 1
 
     def _composed_releases(self) -> tuple[int, float]:
-        """Number of composed releases and the probability that an example is in one. Random allocation composes periods."""
+        """Number of composed releases (periods for random allocation) and the sampling rate of each."""
         if self._allocated:
             return -(-self.steps // self.period), 1.0
         return self.steps, self.rate
@@ -106,8 +109,8 @@ class Setting:
     def counted_steps(self, released: Collection[int]) -> int:
         """Number of steps as which the releases of these steps count.
 
-        A started period of random allocation counts whole: 16 steps from the middle of one period to that of the next may
-        use an example twice.
+        A started period of random allocation counts whole: 16 steps from the middle of one period to that of
+        the next may use an example twice.
         """
         if not self._allocated:
             return len(released)
@@ -117,7 +120,7 @@ class Setting:
         """The largest change of the sum by one unit, over the clip."""
         return math.sqrt(self.directions) * (2 if self.adjacency == "replace_one" else 1)
 
-    # -- epsilon -------------------------------------------------------------------------------------------------------
+    # -- epsilon ---------------------------------------------------------------------------------------------
 
     def epsilon(self, noise_scale: float, discretisation: float = DISCRETISATION) -> float:
         """Epsilon of `steps` releases at delta: inf for no noise, 0 for infinite noise."""
@@ -222,7 +225,7 @@ class Setting:
             logging.set_verbosity(verbosity)
 
     def event(self, noise_scale: float) -> DpEvent | None:
-        """The run as an event for dp-accounting's Renyi accountant; None if that accountant does not support it.
+        """The run as an event for dp-accounting's Renyi accountant; None if it is not supported there.
 
         That accountant does not double the sensitivity for replace_one, so the noise is divided by it here.
         """
@@ -241,8 +244,8 @@ class Setting:
     def gdp_mu(self, noise_scale: float) -> float:
         """Mu of Gaussian differential privacy (Dong, Roth and Su 2022), down to delta.
 
-        The least mu whose Gaussian mechanism loses at least as much at every epsilon where the run's delta is at least
-        `delta`. For delta 0, the mu of pure epsilon.
+        The least mu whose Gaussian mechanism loses at least as much at every epsilon where the run's delta is
+        at least `delta`. For delta 0, the mu of pure epsilon.
         """
         from scipy.special import log_expit, ndtri_exp
 
@@ -256,10 +259,10 @@ class Setting:
         losses = self.loss_distribution if self.resolved else self._tilted
         return least_mu(losses(noise_scale), self.delta)
 
-    # -- noise ---------------------------------------------------------------------------------------------------------
+    # -- noise -----------------------------------------------------------------------------------------------
 
     def noise_scale(self, epsilon: float) -> float:
-        """The least noise scale that `epsilon` allows: too large by at most 2e-5 (relative), never too small."""
+        """The least noise scale that `epsilon` allows: at most 2e-5 (relative) too large, never too small."""
         if not 0 < real("epsilon", epsilon) < math.inf:
             raise ValueError(f"epsilon is {epsilon}: it must be a positive number")
         count, rate = self._composed_releases()
@@ -268,8 +271,8 @@ class Setting:
         ever_drawn = -math.expm1(count * math.log1p(-rate)) if rate < 1 else 1.0
         if self.delta * (1 + 1e-9) >= ever_drawn:  # any noise is enough: there is no least
             raise ValueError(
-                f"delta is {self.delta:g}, but an example is ever in a batch with probability {ever_drawn:g} only: give a "
-                "smaller delta"
+                f"delta is {self.delta:g}, but an example is ever in a batch with probability {ever_drawn:g} "
+                "only: give a smaller delta"
             )
         return least_scale(self.epsilon, epsilon, DISCRETISATION)
 
@@ -306,9 +309,9 @@ def _scale(noise_scale: float) -> float:
 
 
 def amplified_loss(loss: float, rate: float) -> float:
-    """The largest privacy loss of a release that includes an example with probability `rate`, given that of a sure one.
+    """The largest loss of a release that includes an example with probability `rate`.
 
-    1 / rate inverts it.
+    `loss` is that of a release which surely includes it. 1 / rate inverts the function.
     """
     if loss > 700:  # beyond the range of exp
         return loss + math.log(rate)

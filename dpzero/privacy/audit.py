@@ -1,8 +1,8 @@
 """Privacy audit: statistics of many transcripts from two neighbouring data sets, against the claimed guarantee.
 
-A transcript is everything that a scalar mechanism releases: T noisy sums. The auditor knows everything except whether the
-canary is in the data. By Neyman and Pearson no test beats the likelihood ratio of the transcript. The thresholds of the
-tests are fixed beforehand, so every transcript counts in each test.
+A transcript is everything that a scalar mechanism releases: T noisy sums. The auditor knows everything except
+whether the canary is in the data. By Neyman and Pearson no test beats the likelihood ratio of the transcript.
+The thresholds of the tests are fixed beforehand, so every transcript counts in each test.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ THRESHOLDS = 21  # from minus to plus the claimed epsilon: the bounds hold for a
 
 
 def log_likelihood_ratio(setting: Setting, noise_scale: float, transcripts: ArrayLike) -> Array:
-    """Log-likelihood ratio of each transcript: with the canary against without it, or against its opposite (replace_one).
+    """Log-likelihood ratio of each transcript: with the canary against without it (or its opposite).
 
     Args:
         setting: of the mechanism.
         noise_scale: over the clip.
-        transcripts: [N, T], released sums over the clip. The canary's clipped value is +clip in every step (-clip for its
-            opposite) and the others add 0, so the two data sets give the dominating pair itself.
+        transcripts: [N, T], released sums over the clip. The canary's clipped value is +clip in every step
+            (-clip for its opposite) and the others add 0, so the two data sets give the dominating pair
+            itself.
 
     Returns:
         float64 [N].
@@ -65,7 +66,7 @@ class Bounds:
 
     @classmethod
     def from_samples(cls, threshold: float, without: Array, present: Array, confidence: float) -> Bounds:
-        """Bounds, both with `confidence`, of the test that reports the canary if the statistic exceeds the threshold."""
+        """Bounds for the test that reports the canary if the statistic exceeds the threshold."""
         alpha = (1 - confidence) / 2
         false, true = int((without > threshold).sum()), int((present > threshold).sum())
         upper = beta.ppf(1 - alpha, false + 1, len(without) - false) if false < len(without) else 1.0
@@ -93,8 +94,8 @@ def judge(setting: Setting, noise_scale: float, without: Array, present: Array) 
         present: statistics of transcripts with it.
 
     Returns:
-        Lower bounds on epsilon, and `profile_excess`: the largest amount over all thresholds by which the true positive rate
-        exceeds min over e of exp(e) FPR + delta_claimed(e). Above 0 it refutes the claim.
+        Lower bounds on epsilon, and `profile_excess`: the largest amount over all thresholds by which the
+        true positive rate exceeds min over e of exp(e) FPR + delta_claimed(e). Above 0 it refutes the claim.
     """
     epsilon, deltas = _claim(setting, noise_scale)
     each = 1 - (1 - CONFIDENCE) / THRESHOLDS

@@ -27,8 +27,8 @@ class Batch:
 class BatchQueue:
     """Draws batches in order; no number is drawn twice in a process.
 
-    A batch is open from when it is drawn until it is released. A new loop starts after all batches drawn so far
-    and drops those that an earlier loop left open.
+    A batch is open from when it is drawn until it is released. A new loop starts after all batches drawn so
+    far and drops those that an earlier loop left open.
     """
 
     def __init__(self, sampler: Sampler, unit: str) -> None:
@@ -70,8 +70,8 @@ class BatchQueue:
         """
         if not self._open:
             raise ValueError(
-                "this batch was not handed out by the budget: take batches from budget.batches() or budget.loader(), and give step "
-                "each of them once"
+                "this batch was not handed out by the budget: take batches from budget.batches() or "
+                "budget.loader(), and give step each of them once"
             )
         drawn = self.oldest.indices
         if partial and min(counts) <= len(drawn):
@@ -79,13 +79,13 @@ class BatchQueue:
         if len(drawn) not in counts:
             given = " or ".join(map(str, sorted(counts)))
             raise ValueError(
-                f"step was given {given} {self.unit}s where the sampler drew {len(drawn)}: give it every batch of the budget, whole and in "
-                "order, the empty ones too"
+                f"step was given {given} {self.unit}s where the sampler drew {len(drawn)}: give it every "
+                "batch of the budget, whole and in order, the empty ones too"
             )
         if indices is not None and not np.array_equal(np.sort(indices), np.sort(drawn)):
             raise ValueError(
-                "step was given integers that are not the indices which the sampler drew: give it the batch that the budget handed out "
-                "(integers that are examples go in an array of two dimensions)"
+                "step was given integers that are not the indices which the sampler drew: give it the batch "
+                "that the budget handed out (integers that are examples go in an array of two dimensions)"
             )
         return len(drawn)
 

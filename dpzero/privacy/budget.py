@@ -1,7 +1,8 @@
 """The privacy budget of one run: it draws batches, adds noise, and keeps the ledger.
 
-`release`, `release_vectors`, `release_` and `choose` are the only ways by which a function of private examples leaves. Each release
-belongs to a batch that the budget drew, and each batch is released once: the ledger counts what the accountant assumes.
+`release`, `release_vectors`, `release_` and `choose` are the only ways by which a function of private
+examples leaves. Each release belongs to a batch that the budget drew, and each batch is released once: the
+ledger counts what the accountant assumes.
 """
 
 from __future__ import annotations
@@ -44,22 +45,24 @@ class BudgetExhausted(ValueError):
 class Budget(Spending):
     """The privacy budget that a private method spends.
 
-    Batches come from `batches` or `loader`; `epsilon_spent` and `statement` say what the releases cost. The setting is public, including
-    dataset_size: add_remove hides who takes part, not the size that the sampling rate is computed from.
+    Batches come from `batches` or `loader`; `epsilon_spent` and `statement` say what the releases cost. The
+    setting is public, including dataset_size: add_remove hides who takes part, not the size that the sampling
+    rate is computed from.
 
     Args:
         setting: mechanism, sampling, adjacency, sizes and delta.
         noise_scale: over the clip, for the noisy sum.
         key: of sampling and noise. Only releases under a secret key are private.
         ledger: file that keeps each release; a budget made with an existing file counts its releases.
-        noise_arithmetic: exact (integers, for scalars) or float; by default exact if the key is secret. Float noise makes no valid
-            release: its low-order bits reveal the sum.
+        noise_arithmetic: exact (integers, for scalars) or float; by default exact if the key is secret. Float
+            noise makes no valid release: its low-order bits reveal the sum.
         unit: example or user. With user, dataset_size and batch_size count users (see `sampling.Users`).
         overspend: whether more steps may be taken than were calibrated for; `statement` then says so.
         epsilon_target: the epsilon that the noise was calibrated for, for the statement.
 
     Raises:
-        ValueError: an invalid setting, key or noise; a ledger of another setting, or in use by another process.
+        ValueError: an invalid setting, key or noise; a ledger of another setting, or in use by another
+            process.
 
     >>> budget = Budget.calibrated(epsilon=2, delta=1e-5, dataset_size=1024, batch_size=64, steps=1000)
     """
@@ -129,7 +132,7 @@ class Budget(Spending):
         unit: str = "example",
         overspend: bool = False,
     ) -> Budget:
-        """Make the budget with the least noise that (epsilon, delta) allows, under a secret key unless one is given."""
+        """Make the budget with the least noise for (epsilon, delta); the key is secret by default."""
         setting = Setting(mechanism, sampling, adjacency, dataset_size, batch_size, steps, delta, directions)
         return cls(
             setting,
@@ -147,8 +150,8 @@ class Budget(Spending):
         """Return the argument of a private method if it is a budget; raise TypeError otherwise."""
         if not isinstance(given, Budget):
             raise TypeError(
-                f"budget is {given!r}: give a private method Budget.calibrated(epsilon=..., delta=..., dataset_size=..., batch_size=..., "
-                "steps=...)"
+                f"budget is {given!r}: give a private method Budget.calibrated(epsilon=..., delta=..., "
+                "dataset_size=..., batch_size=..., steps=...)"
             )
         return given
 
@@ -186,7 +189,7 @@ class Budget(Spending):
         """The expected batch size: the constant by which released sums are divided."""
         return self.setting.batch_size
 
-    # -- batches -------------------------------------------------------------------------------------------------------
+    # -- batches ---------------------------------------------------------------------------------------------
 
     def batches(self) -> Iterator[Indices]:
         """Yield index arrays of the remaining batches; an empty batch is a step like any other.
@@ -199,16 +202,18 @@ class Budget(Spending):
     def loader(
         self, dataset: Dataset[Any], users: Sequence[Any] | None = None, **options: Any
     ) -> BudgetLoader:
-        """Make a `torch.utils.data.DataLoader` over the remaining batches. Give each one to `step`, the empty ones too.
+        """Make a DataLoader over the remaining batches. Give each one to `step`, the empty ones too.
 
         Args:
             dataset: of dataset_size examples, with `len` and integer indices.
-            users: if the unit is the user, the user of each example. Batches are then pairs for `step(batch, users)`.
-            options: collate_fn, num_workers, pin_memory and others of DataLoader, except those that draw batches.
+            users: if the unit is the user, the user of each example. Batches are then pairs for `step(batch,
+                users)`.
+            options: collate_fn, num_workers, pin_memory and others of DataLoader, except those that draw
+                batches.
 
         Raises:
-            ValueError: another data set size than the budget's, a data set without indices, options that draw batches, or users that do
-                not fit the unit.
+            ValueError: another data set size than the budget's, a data set without indices, options that draw
+                batches, or users that do not fit the unit.
         """
         return BudgetLoader(self, dataset, users, **options)
 
@@ -225,7 +230,7 @@ class Budget(Spending):
         return range(first, max(first, stop))
 
     def _may_release(self, number: int) -> bool:
-        """Whether a step is left, or the batch is a replay. Another budget of the lineage may have spent the rest."""
+        """Whether a step is left (another budget may have spent the rest), or the batch is a replay."""
         left = self.overspend or len(self.ledger) < self.setting.steps
         return left or (number, self.key.name) in self.ledger
 
@@ -256,28 +261,31 @@ class Budget(Spending):
         return count
 
     def join_ranks(self, terms: Terms) -> None:
-        """From now on this process is one of several ranks; `terms` gathers the columns of all ranks' values."""
+        """Make this process one of several ranks; `terms` gathers the columns of all ranks' values."""
         self._rank_terms = terms
 
-    # -- releases ------------------------------------------------------------------------------------------------------
+    # -- releases --------------------------------------------------------------------------------------------
 
     def release(self, clipped: Tensor, clip: float) -> float | list[float]:
-        """Release the noisy sum of the next batch's clipped scalars. It is in the ledger before the caller has it.
+        """Release the noisy sum of the next batch's clipped scalars, after recording it in the ledger.
 
         Args:
-            clipped: [batch], one value in [-clip, clip] per unit, or [batch, directions] if the setting has several.
+            clipped: [batch], one value in [-clip, clip] per unit, or [batch, directions] if the setting has
+                several.
             clip: the clipping threshold.
 
         Returns:
             One scalar, or a list with one per direction.
 
         Raises:
-            ValueError: a value beyond the clip, another number of values than units in the batch, another number of directions.
+            ValueError: a value beyond the clip, another number of values than units in the batch, another
+                number of directions.
         """
         values = clipped.double()[:, None] if clipped.dim() == 1 else clipped.double()
         if values.shape[1:] != (self.setting.directions,):
             raise ValueError(
-                f"values of shape {tuple(clipped.shape)} to be released: the setting has {self.setting.directions} for each {self.unit}"
+                f"values of shape {tuple(clipped.shape)} to be released: the setting has "
+                f"{self.setting.directions} for each {self.unit}"
             )
         check_clip(clip)
         if not (values.abs() <= clip).all():
@@ -293,7 +301,8 @@ class Budget(Spending):
             clip: the clipping threshold.
 
         Raises:
-            ValueError: a vector beyond the clip, another number of vectors than examples, Laplace noise, unit user.
+            ValueError: a vector beyond the clip, another number of vectors than examples, Laplace noise, unit
+                user.
         """
         self._check_vectors()
         check_clip(clip)
@@ -353,7 +362,8 @@ class Budget(Spending):
             self.ledger.record(number, name, digest)
         elif (number, name) in self.ledger:
             raise ValueError(
-                f"batch {number} was released before under this secret key and its noise cannot be used again: make a new budget"
+                f"batch {number} was released before under this secret key and its noise cannot be used "
+                "again: make a new budget"
             )
         else:
             self.ledger.record(number, name)
@@ -363,11 +373,12 @@ class Budget(Spending):
         return number, noise
 
     def choose(self, counts: Mapping[int, int], epsilon: float) -> int:
-        """Select a candidate with one of the largest counts, by permute and flip, and keep the choice in the ledger.
+        """Select a candidate with a large count by permute and flip, and keep it in the ledger.
 
         Args:
-            counts: candidate -> number to which one example adds 0 or 1. The examples must be disjoint from the training set: each
-                example then has one of two guarantees, and the larger epsilon is spent.
+            counts: candidate -> number to which one example adds 0 or 1. The examples must be disjoint from
+                the training set: each example then has one of two guarantees, and the larger epsilon is
+                spent.
             epsilon: of the selection.
 
         Raises:
@@ -386,17 +397,19 @@ class Budget(Spending):
                 choice = self.ledger.record_choice(self.key.name, epsilon, candidates[place])
         if choice.epsilon != epsilon:
             raise ValueError(
-                f"a choice was made before with epsilon {choice.epsilon:g}, not {epsilon:g}: make a new budget"
+                f"a choice was made before with epsilon {choice.epsilon:g}, not {epsilon:g}: make a new "
+                "budget"
             )
         assert choice.chosen is not None
         return choice.chosen
 
-    # -- state ---------------------------------------------------------------------------------------------------------
+    # -- state -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Return setting, ledger and the number of the next batch, without the key, for a checkpoint.
 
-        Budgets of one process that load the same state count each other's releases. A state cannot know of releases in other
+        Budgets of one process that load the same state count each other's releases. A state cannot know of
+        releases in other
         processes: keep the ledger in a file.
         """
         influence = {"others_move_over_clip": self.others_move_over_clip} if len(self.ledger) else {}
@@ -406,7 +419,8 @@ class Budget(Spending):
         """Count the releases of a saved state and continue after them.
 
         Raises:
-            ValueError: a state of another setting; a ledger that has releases, but not all of those in the state.
+            ValueError: a state of another setting; a ledger that has releases, but not all of those in the
+                state.
         """
         self._check_process()
         self.ledger.load_state_dict(state)
@@ -427,7 +441,8 @@ class Budget(Spending):
         """
         if count and self._released_here:
             raise ValueError(
-                "a transcript is resumed by a budget that has taken steps of its own: write_transcript comes before the first step"
+                "a transcript is resumed by a budget that has taken steps of its own: write_transcript "
+                "comes before the first step"
             )
         self.ledger.record_transcript(count, key_name)
         self.start_at(count)
@@ -438,19 +453,19 @@ class Budget(Spending):
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "a budget is not copied, since the copy would draw the same noise: keep state_dict() and load it into a new budget, or give "
-            "the new one the ledger's file (Budget.resume)"
+            "a budget is not copied, since the copy would draw the same noise: keep state_dict() and load "
+            "it into a new budget, or give the new one the ledger's file (Budget.resume)"
         )
 
-    # -- checks --------------------------------------------------------------------------------------------------------
+    # -- checks ----------------------------------------------------------------------------------------------
 
     def check_gradients(self) -> None:
         """Raise ValueError if `release_` is not offered for this setting."""
         self._check_vectors()
         if self.noise_arithmetic == "exact":
             raise ValueError(
-                "exact noise is offered for scalars: make the budget with noise_arithmetic='float' for gradients, whose releases are "
-                "then not called valid"
+                "exact noise is offered for scalars: make the budget with noise_arithmetic='float' for "
+                "gradients, whose releases are then not called valid"
             )
 
     def _check_vectors(self) -> None:
@@ -464,12 +479,12 @@ class Budget(Spending):
     def _check_process(self) -> None:
         if os.getpid() != self._process:
             raise RuntimeError(
-                f"this budget was made in process {self._process} and this is process {os.getpid()}, its fork, which would draw the same "
-                "noise: make a budget of its own here"
+                f"this budget was made in process {self._process} and this is process {os.getpid()}, its "
+                "fork, which would draw the same noise: make a budget of its own here"
             )
 
     def _check_left(self, key_name: str) -> None:
-        """Raise BudgetExhausted if no step is left. A replay of a killed process's release under this key needs none."""
+        """Raise BudgetExhausted if no step is left; replaying a release under this key needs none."""
         replay = self.queue.any_open and (self.queue.oldest.number, key_name) in self.ledger
         if len(self.ledger) >= self.setting.steps and not self.overspend and not replay:
             others = len(self.ledger) - len(self.ledger.numbers_of(self.key.name))
@@ -477,16 +492,17 @@ class Budget(Spending):
                 f", {others} of them by others that went on from the same state or ledger" if others else ""
             )
             raise BudgetExhausted(
-                f"the {self.setting.steps} steps of this budget are spent{by_others}: calibrate a new one for more steps, or make "
-                "it with overspend=True, and epsilon_spent() says what more steps cost"
+                f"the {self.setting.steps} steps of this budget are spent{by_others}: calibrate a new one "
+                "for more steps, or make it with overspend=True, and epsilon_spent() says what more steps "
+                "cost"
             )
 
     def _check_grid_delta(self, setting: Setting, noise_scale: float, arithmetic: str) -> None:
         added = grid_delta(setting, noise_scale, arithmetic)
         if added > 1e-3 * setting.delta:
             raise ValueError(
-                f"delta is {setting.delta:g}, but exact noise adds up to {added:.1g} to it: give a larger delta, or "
-                "noise_arithmetic='float', whose releases are not called valid"
+                f"delta is {setting.delta:g}, but exact noise adds up to {added:.1g} to it: give a larger "
+                "delta, or noise_arithmetic='float', whose releases are not called valid"
             )
 
 

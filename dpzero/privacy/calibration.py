@@ -16,10 +16,10 @@ MAX_EXCESS = 3.0  # of the logarithm of epsilon: beyond it the distance does not
 
 
 def least_scale(epsilon_of: Callable[[float, float], float], epsilon: float, grid: float) -> float:
-    """Return the least scale with epsilon_of(scale, grid) <= epsilon: too large by at most TOLERANCE, never too small.
+    """Find the least scale with epsilon_of(scale, grid) <= epsilon: up to TOLERANCE too large, never too small.
 
-    Epsilon falls smoothly with the scale and is nearly linear in logarithms. Coarse grids are cheap; a fine one takes up to
-    a second if the scale is small. So each grid starts from the answer of the coarser one.
+    Epsilon falls smoothly with the scale and is nearly linear in logarithms. Coarse grids are cheap; a fine
+    one takes up to a second if the scale is small. So each grid starts from the answer of the coarser one.
 
     Raises:
         ValueError: the search does not converge.
@@ -36,7 +36,7 @@ def least_scale(epsilon_of: Callable[[float, float], float], epsilon: float, gri
 
 
 def _crossing(excess: Callable[[float], float], x: float, slope: float, near: float) -> tuple[float, float]:
-    """Find x with excess(x) <= 0, at most `near` above the zero of a falling function. Returns x and the slope there."""
+    """Find x, at most `near` above the zero of a falling function. Returns x and the slope there."""
     low, high = -math.inf, math.inf
     y = excess(x)
     for _ in range(100):

@@ -19,8 +19,8 @@ def check_clip(clip: float) -> None:
 def clip_scalars(values: Tensor, clip: float) -> Tensor:
     """Clip each scalar to [-clip, clip].
 
-    A NaN becomes 0 and an infinity the bound: `x * min(1, clip / |x|)` would give NaN for both, which ends the run and
-    reveals that the example was there.
+    A NaN becomes 0 and an infinity the bound: `x * min(1, clip / |x|)` would give NaN for both, which ends
+    the run and reveals that the example was there.
 
     Args:
         values: [batch], any float dtype.
@@ -33,7 +33,7 @@ def clip_scalars(values: Tensor, clip: float) -> Tensor:
 
 
 def clip_factors(squared_norms: Tensor, clip: float) -> Tensor:
-    """Squared norms [batch] -> factors [batch] that bring each vector's norm to at most clip; 0 if it is not finite."""
+    """Squared norms [batch] -> factors [batch] that clip each vector's norm; 0 for a norm that is not finite."""
     norms = squared_norms.double().sqrt()
     factors = (clip / norms.clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(1.0)
     return torch.where(torch.isfinite(norms), factors, torch.zeros_like(factors))

@@ -1,20 +1,22 @@
 """Composition at deltas that a plain Fourier transform cannot resolve.
 
-A transform rounds each probability by about 1e-16 of the total, which swamps a delta near 1e-13. Here the distribution p of
-the loss of one release is tilted first: p_c(l) = p(l) exp(c l) / M(c), with M(c) = E exp(c L). Tilting commutes with
-convolution, so
+A transform rounds each probability by about 1e-16 of the total, which swamps a delta near 1e-13. Here the
+distribution p of the loss of one release is tilted first: p_c(l) = p(l) exp(c l) / M(c), with M(c) = E exp(c
+L). Tilting commutes with convolution, so
 
     delta(epsilon) = M(c)^T sum over l > epsilon of p_c^{*T}(l) exp(-c l) (1 - exp(epsilon - l)).
 
-At the c of Chernoff's bound the terms of that sum lie in the bulk of p_c^{*T}, where rounding is small, whatever delta.
+At the c of Chernoff's bound the terms of that sum lie in the bulk of p_c^{*T}, where rounding is small,
+whatever delta.
 
-The result is an upper bound. The distribution is rounded to a grid by connecting the dots of its profile (Doroshenko, Ghazi,
-Kamath, Kumar and Manurangsi 2022). The mass of a tail is bounded by Chernoff and counted at the top of the grid. Wrap-around
-only adds. Each probability is raised by four times the usual first-order bound on the rounding of the transforms. If the
-answer lies outside the grid of the sum, it is Chernoff's bound itself.
+The result is an upper bound. The distribution is rounded to a grid by connecting the dots of its profile
+(Doroshenko, Ghazi, Kamath, Kumar and Manurangsi 2022). The mass of a tail is bounded by Chernoff and counted
+at the top of the grid. Wrap-around only adds. Each probability is raised by four times the usual first-order
+bound on the rounding of the transforms. If the answer lies outside the grid of the sum, it is Chernoff's
+bound itself.
 
-Looseness: 2e-5 of epsilon and 1e-5 of delta by construction, as long as 2^22 cells suffice (up to about 1e7 steps). Beyond,
-the grid is coarser: measured are 0.2 % of epsilon for 1e9 steps and 2 % for 1e10.
+Looseness: 2e-5 of epsilon and 1e-5 of delta by construction, as long as 2^22 cells suffice (up to about 1e7
+steps). Beyond, the grid is coarser: measured are 0.2 % of epsilon for 1e9 steps and 2 % for 1e10.
 """
 
 from __future__ import annotations
@@ -67,7 +69,7 @@ def is_unbounded(pair: Pair, delta: float) -> bool:
 
 
 def loss_pmf(pair: Pair, grid: float, tail: float) -> LossPmf:
-    """The loss of one release on a grid, never optimistic; the `tail` mass of the largest losses counts as infinite."""
+    """The loss of one release on a grid, never optimistic; its largest losses, `tail` of mass, are infinite."""
     top, bottom = largest_loss(pair, tail, MIN_LOSS), largest_loss(pair.swapped(), BOTTOM_MASS, MIN_LOSS)
     grid = max(grid, (top + bottom) / MAX_CELLS)
     grid = top / math.ceil(top / grid)  # a bounded loss often takes its largest value: keep it
@@ -79,7 +81,8 @@ def loss_pmf(pair: Pair, grid: float, tail: float) -> LossPmf:
 def connect_the_dots(pair: Pair, losses: Array, grid: float) -> tuple[Array, float]:
     """Probabilities of the losses under P, and of an infinite loss, each with small relative error.
 
-    They are second differences of the profile. Below 0 it is 1 - exp(l) + exp(l) reverse(-l), whose first two terms have none.
+    They are second differences of the profile. Below 0 it is 1 - exp(l) + exp(l) reverse(-l), whose first two
+    terms have none.
     """
     above, below = losses >= 0, losses < 0
     deltas, others = pair(losses), np.empty_like(losses)
@@ -97,7 +100,7 @@ def connect_the_dots(pair: Pair, losses: Array, grid: float) -> tuple[Array, flo
 
 
 class Composition:
-    """The composition of `steps` releases, from the losses of a dominating pair and, if it is not symmetric, of its reverse."""
+    """The composition of `steps` releases, from the losses of a dominating pair and of its reverse."""
 
     def __init__(self, pmfs: Sequence[LossPmf], steps: int) -> None:
         self._pmfs, self._steps = pmfs, steps
@@ -134,7 +137,7 @@ def compose(pairs: Sequence[Pair], steps: int, delta: float, looseness: float = 
 
 
 def _chernoff(pmf: LossPmf, steps: int, delta: float) -> tuple[float, float]:
-    """The least epsilon of the Renyi orders 1 + c, and its c: delta <= M(c)^T exp(-c epsilon) c^c / (1 + c)^(1 + c)."""
+    """The least epsilon of the orders 1 + c, and its c: delta <= M(c)^T exp(-c epsilon) c^c / (1 + c)^(1 + c)."""
 
     def bound(c: float) -> float:
         return (steps * pmf.cumulant(c) - math.log(delta) - math.log1p(c)) / c - math.log1p(1 / c)
@@ -163,7 +166,8 @@ def _least(value: Callable[[float], float], pmf: LossPmf) -> tuple[float, float]
 class _Sum:
     """The tilted sum of all losses, at l_k = (low + k) * grid.
 
-    `tails[k]` and `next_tails[k]` are sums over j >= k of p_c^{*T}(l_j) exp(-r (l_j - l_k)) for r = c and r = c + 1.
+    `tails[k]` and `next_tails[k]` are sums over j >= k of p_c^{*T}(l_j) exp(-r (l_j - l_k)) for r = c and r =
+    c + 1.
     """
 
     c: float

@@ -38,7 +38,8 @@ class BudgetLoader(DataLoader[Any]):
         unit = budget.queue.unit
         if given := [name for name in DRAWING if name in options]:
             raise ValueError(
-                f"{given[0]} would draw other batches than those that are accounted: leave it out, the budget draws them"
+                f"{given[0]} would draw other batches than those that are accounted: leave it out, the "
+                "budget draws them"
             )
         if (users is None) == (unit == "user"):
             raise ValueError(f"the unit is the {unit}: give `users` if it is the user, and only then")
@@ -52,8 +53,8 @@ class BudgetLoader(DataLoader[Any]):
         size = len(dataset) if self._users is None else len(self._users)
         if size != budget.setting.dataset_size:
             raise ValueError(
-                f"the data set has {size} {unit}s and the budget was made for {budget.setting.dataset_size}: make it with "
-                f"dataset_size={size}"
+                f"the data set has {size} {unit}s and the budget was made for {budget.setting.dataset_size}: "
+                f"make it with dataset_size={size}"
             )
         self._budget = budget
         collate = CollateAny(options.pop("collate_fn", None) or default_collate, dataset)
@@ -106,9 +107,10 @@ class CollateAny:
 
 
 def _empty_batch(one: Any, two: Any) -> Any:
-    """The fields of an empty batch, from batches of one and of two: what grows from one to the other are examples."""
+    """The fields of an empty batch, from batches of one and of two examples."""
     if isinstance(one, Mapping):
-        return type(one)({key: _empty_batch(field, two[key]) for key, field in one.items()})  # type: ignore[call-arg]
+        fields_by_name = {key: _empty_batch(field, two[key]) for key, field in one.items()}
+        return type(one)(fields_by_name)  # type: ignore[call-arg]
     if isinstance(one, (list, tuple)) and len(one) == len(two):
         fields = [_empty_batch(*pair) for pair in zip(one, two, strict=True)]
         return type(one)(*fields) if hasattr(one, "_fields") else type(one)(fields)

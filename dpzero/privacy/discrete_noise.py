@@ -1,6 +1,9 @@
-"""Exact samplers of discrete Gaussian and Laplace noise (Canonne, Kamath and Steinke 2020, arXiv 2004.00010, algorithms 1 to 3).
+"""Exact samplers of discrete Gaussian and Laplace noise.
 
-Only integers are computed and compared. Nothing is rounded, so no low-order bit reveals the sum without noise.
+Canonne, Kamath and Steinke 2020 (arXiv 2004.00010), algorithms 1 to 3.
+
+Only integers are computed and compared. Nothing is rounded, so no low-order bit reveals the sum without
+noise.
 """
 
 from __future__ import annotations

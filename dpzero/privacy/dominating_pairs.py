@@ -1,11 +1,13 @@
 """Dominating pairs of one release, and their privacy loss distribution (PLD).
 
-The privacy profile of a pair of output distributions (P, Q) is delta(epsilon) = sup over S of P(S) - exp(epsilon) Q(S), for
-epsilon of either sign. A pair whose profile is nowhere below that of any two neighbouring data sets dominates the release;
-composing it T times dominates T adaptive releases (Zhu, Dong and Wang 2022). Each function here gives a dominating profile
-in closed form. dp-accounting rounds it (pessimistically) to a grid and composes it.
+The privacy profile of a pair of output distributions (P, Q) is delta(epsilon) = sup over S of P(S) -
+exp(epsilon) Q(S), for epsilon of either sign. A pair whose profile is nowhere below that of any two
+neighbouring data sets dominates the release; composing it T times dominates T adaptive releases (Zhu, Dong
+and Wang 2022). Each function here gives a dominating profile in closed form. dp-accounting rounds it
+(pessimistically) to a grid and composes it.
 
-`noise` is the standard deviation or the Laplace scale, over the largest change that one example makes in the sum.
+`noise` is the standard deviation or the Laplace scale, over the largest change that one example makes in the
+sum.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ Profile = Callable[[Array], Array]
 
 @dataclass(frozen=True)
 class Pair:
-    """A pair (P, Q), given by its profile and that of its reverse at epsilon >= 0. A call gives its profile at any epsilon."""
+    """A pair (P, Q) by its profile and its reverse's at epsilon >= 0; a call gives any epsilon's delta."""
 
     upper: Profile
     reverse: Profile
@@ -73,7 +75,7 @@ def laplace(noise: float) -> Pair:
 
 
 def removed(base: Profile, rate: float) -> Pair:
-    """With the example against without it, Poisson sampling: (1 - rate) Q + rate P against Q, for a symmetric base (P, Q)."""
+    """Poisson sampling, with the example against without: (1 - rate) Q + rate P against Q, (P, Q) symmetric."""
     return Pair(_amplified(base, rate), _amplified_reverse(base, rate))
 
 
@@ -85,21 +87,24 @@ def added(base: Profile, rate: float) -> Pair:
 def replaced_gaussian(noise: float, rate: float) -> Pair:
     """One example replaced, Poisson sampling: (1 - q) N(0) + q N(1) against (1 - q) N(0) + q N(-1), q the rate.
 
-    `noise` is over the clip. Proof, for contributions a and b in the unit ball of any dimension. Given which others
-    were drawn, with their sum as the origin, the two outputs are (1 - q) N(0) + q N(a) and (1 - q) N(0) + q N(b), and delta is
-    jointly convex, so the worst such pair bounds the mixtures. For alpha = exp(epsilon) >= 1 and any set S of outcomes
+    `noise` is over the clip. Proof, for contributions a and b in the unit ball of any dimension. Given which
+    others were drawn, with their sum as the origin, the two outputs are (1 - q) N(0) + q N(a) and (1 - q)
+    N(0) + q N(b), and delta is jointly convex, so the worst such pair bounds the mixtures. For alpha =
+    exp(epsilon) >= 1 and any set S of outcomes
 
         P(S) - alpha Q(S) = q N(a)(S) - alpha q N(b)(S) - (alpha - 1) (1 - q) N(0)(S).
 
-    Let T be the half-line that N(1) gives the probability p = N(a)(S). By Neyman and Pearson a set with p under N(a) has at least
-    Phi(Phi^-1(p) - |a - c| / noise) under N(c), which falls with the distance: at most 1 from a to 0 and 2 from a to b. T attains
-    both at once, under N(0) and N(-1). So T does for the pair of a = 1, b = -1 at least what S does for any other. Below
-    epsilon = 0 the profile is a function of that of the reversed pair, which is of the same form.
+    Let T be the half-line that N(1) gives the probability p = N(a)(S). By Neyman and Pearson a set with p
+    under N(a) has at least Phi(Phi^-1(p) - |a - c| / noise) under N(c), which falls with the distance: at
+    most 1 from a to 0 and 2 from a to b. T attains both at once, under N(0) and N(-1). So T does for the pair
+    of a = 1, b = -1 at least what S does for any other. Below epsilon = 0 the profile is a function of that
+    of the reversed pair, which is of the same form.
     """
     log_shift = math.log(rate) - 0.5 / noise**2
 
     def upper(e: Array) -> Array:
-        # the loss exceeds e above the root x of  q s y^2 - (1 - q) (alpha - 1) y - alpha q s = 0,  y = exp(x / noise^2)
+        # the loss exceeds e above the root x of  q s y^2 - (1 - q) (alpha - 1) y - alpha q s = 0,  y = exp(x
+        # / noise^2)
         with np.errstate(divide="ignore"):
             log_linear = math.log1p(-rate) + np.log(np.expm1(e)) if rate < 1 else np.full_like(e, -np.inf)
         log_root = np.logaddexp(2 * log_linear, math.log(4) + e + 2 * log_shift) / 2
@@ -113,18 +118,18 @@ def replaced_gaussian(noise: float, rate: float) -> Pair:
 
 
 def without_replacement(base: Profile, rate: float) -> Pair:
-    """One example replaced, a uniform subset of exactly rate * n examples (base: full batches with one example replaced).
+    """One example replaced, a uniform subset of exactly rate * n examples (base: full batches).
 
     For epsilon >= 0 Balle, Barthe and Gaboardi 2018; below 0 by the symmetry of replacement. It bounds every
-    ordered pair of neighbours at once, so composing it is an upper bound, where composing the worst single-step pair is
-    not (Lebeda, Regehr, Kamath and Steinke 2024).
+    ordered pair of neighbours at once, so composing it is an upper bound, where composing the worst
+    single-step pair is not (Lebeda, Regehr, Kamath and Steinke 2024).
     """
     upper = _amplified(base, rate)
     return Pair(upper, upper)
 
 
 def _amplified(base: Profile, rate: float) -> Profile:
-    """Profile at epsilon >= 0 (Balle, Barthe and Gaboardi 2018): delta'(log(1 + rate (e^x - 1))) = rate delta(x)."""
+    """Balle, Barthe and Gaboardi 2018, at x >= 0: delta'(log(1 + rate (e^x - 1))) = rate delta(x)."""
     return lambda e: rate * base(np.log1p(np.expm1(e) / rate))
 
 
@@ -141,7 +146,7 @@ def _amplified_reverse(base: Profile, rate: float) -> Profile:
 
 
 def compose(pairs: Sequence[Pair], steps: int, grid: float) -> PrivacyLossDistribution:
-    """dp-accounting's PLD of `steps` releases, on a coarser grid if more than MAX_CONVOLVED cells would be needed."""
+    """dp-accounting's PLD of `steps` releases, on a coarser grid if MAX_CONVOLVED cells are not enough."""
     one = loss_distribution(pairs, grid)
     cells = max(_convolution_cells(pmf.to_dense_pmf(), steps) for pmf in (one._pmf_remove, one._pmf_add))
     if cells > MAX_CONVOLVED:
@@ -150,7 +155,7 @@ def compose(pairs: Sequence[Pair], steps: int, grid: float) -> PrivacyLossDistri
 
 
 def _convolution_cells(pmf: pld_pmf.DensePLDPmf, steps: int) -> float:
-    """The approximate number of cells of dp-accounting's convolution, whose window is a Chernoff bound from 20 orders."""
+    """Approximate cells of dp-accounting's convolution: its window is a Chernoff bound from 20 orders."""
     cells, orders = np.arange(pmf.size), np.arange(1, 21) / pmf.size
     mean = float(pmf._probs @ cells)
     variance = float(pmf._probs @ (cells - mean) ** 2)
@@ -176,9 +181,9 @@ def loss_distribution(profiles: Sequence[Profile], grid: float) -> PrivacyLossDi
 def _spacing(grid: float, span: float, total_variation: float) -> float:
     """`grid`, or a finer spacing for small losses, of which many may be composed.
 
-    Rounding adds a variance of spacing^2 / 6 to each loss; a Gaussian loss has (2.5 total_variation)^2. With a tenth of
-    total_variation (at a grid of 1e-4) the noise scale is 1.3e-4 too large, whatever the number of releases. If a few large
-    losses decide (2000 cells and more), the small ones need no finer grid.
+    Rounding adds a variance of spacing^2 / 6 to each loss; a Gaussian loss has (2.5 total_variation)^2. With
+    a tenth of total_variation (at a grid of 1e-4) the noise scale is 1.3e-4 too large, whatever the number of
+    releases. If a few large losses decide (2000 cells and more), the small ones need no finer grid.
     """
     return max(grid * min(1.0, max(1000 * total_variation, 5 * span)), span / MAX_CELLS)
 
@@ -191,7 +196,7 @@ def _connect_the_dots(profile: Profile, bottom: float, top: float, grid: float) 
 
 
 def largest_loss(profile: Profile, tail: float = TAIL_MASS, least: float = 1e-9) -> float:
-    """The least epsilon at which delta is at most `tail`, but at most LARGEST_LOSS and at least about `least`."""
+    """The least epsilon at which delta is at most `tail`, from about `least` up to LARGEST_LOSS."""
     low, high = 0.0, LARGEST_LOSS
     while high - low > 1e-12 * high and high > least:
         middle = (low + high) / 2

@@ -22,7 +22,7 @@ class LossDistribution(Protocol):
 
 
 def gaussian_delta(mu: float, epsilon: ArrayLike) -> NDArray[np.float64]:
-    """delta(epsilon) of a Gaussian mechanism with sensitivity mu and standard deviation 1 (their corollary 1)."""
+    """delta(epsilon) of a Gaussian mechanism with sensitivity mu and unit noise (their corollary 1)."""
     e = np.asarray(epsilon, dtype=np.float64)
     delta: NDArray[np.float64] = ndtr(mu / 2 - e / mu) - np.exp(e + log_ndtr(-mu / 2 - e / mu))
     return delta
@@ -42,7 +42,7 @@ def epsilon_of_mu(mu: float, delta: float) -> float:
 
 
 def least_mu(losses: LossDistribution, delta: float) -> float:
-    """The least mu that dominates a privacy loss distribution, from delta up to where its delta is 1 to nine digits."""
+    """The least mu that dominates a privacy loss distribution, from delta up to 1 - 1e-9."""
     last = losses.get_epsilon_for_delta(delta)
     if last == math.inf:
         return math.inf

@@ -1,9 +1,10 @@
-"""Private hyperparameter selection: the best of a random number of tries (Papernot and Steinke 2022, arXiv 2110.03620).
+"""Private hyperparameter selection: the best of a random number of tries.
 
-Which of several settings did best is itself a function of the private data. Releasing the best one costs little more than a
-single run under three conditions: the number of tries is drawn beforehand from one of these laws, each setting is drawn
-independently of the data, and each try is scored by what its private run released (or on public data). A fixed number of
-tries is plain composition. The bound is dp-accounting's, through Renyi divergences.
+Papernot and Steinke 2022 (arXiv 2110.03620). Which of several settings did best is itself a function of the
+private data. Releasing the best one costs little more than a single run under three conditions: the number of
+tries is drawn beforehand from one of these laws, each setting is drawn independently of the data, and each
+try is scored by what its private run released (or on public data). A fixed number of tries is plain
+composition. The bound is dp-accounting's, through Renyi divergences.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ MAX_TRIES = 10**7
 
 @dataclass(frozen=True)
 class Tries:
-    """The distribution of the number of tries: a law and its mean. A Poisson number may be 0: then nothing is released."""
+    """Law and mean of the number of tries. A Poisson number may be 0: then nothing is released."""
 
     law: str
     mean: float
@@ -34,19 +35,20 @@ class Tries:
         least = 0 if self.law == "poisson" else 1
         if not least < self.mean <= MAX_MEAN:
             raise ValueError(
-                f"the mean number of tries is {self.mean:g}: with the {self.law} law it must be above {least} and at most {MAX_MEAN}"
+                f"the mean number of tries is {self.mean:g}: with the {self.law} law it must be above "
+                f"{least} and at most {MAX_MEAN}"
             )
 
     def epsilon(self, setting: Setting, noise_scale: float) -> float:
-        """Epsilon of all tries and the selection together; each try is a run of `setting` with this noise scale."""
+        """Epsilon of all tries and the selection; each try is a run of `setting` with this noise scale."""
         from dp_accounting.dp_event import RepeatAndSelectDpEvent
 
         event = setting.event(noise_scale)
         if event is None:
             raise ValueError(
-                f"selection is accounted through Renyi divergences, which are not offered for {setting.mechanism} with "
-                f"{setting.sampling} sampling and {setting.adjacency}: offered is gaussian with poisson and add_remove, "
-                "without_replacement and replace_one, or full_batch"
+                "selection is accounted through Renyi divergences, which are not offered for "
+                f"{setting.mechanism} with {setting.sampling} sampling and {setting.adjacency}: offered is "
+                "gaussian with poisson and add_remove, without_replacement and replace_one, or full_batch"
             )
         return setting.renyi_epsilon(RepeatAndSelectDpEvent(event, self.mean, SHAPES[self.law]))
 

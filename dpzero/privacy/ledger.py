@@ -27,7 +27,7 @@ TORN_RELEASE = re.compile(r"(\d+)(?: ([0-9a-f]{0,16})(?: [0-9a-f]*)?)?")  # cut 
 
 @dataclass(frozen=True)
 class Event:
-    """What all releases of a run share: how batches are drawn and how much noise a sum gets (noise_scale over the clip)."""
+    """What all releases of a run share: sampling and noise (noise_scale over the clip)."""
 
     mechanism: str
     sampling: str
@@ -55,15 +55,16 @@ class Event:
 
 
 class Ledger:
-    """Append-only list of releases. Line one of its file is the event; each further line is one release (batch, key name).
+    """Append-only list of releases. Its file has the event, then a line per release (batch, key name).
 
-    A release is written before it is used: a killed process has never released more than its ledger says. The same batch with the
-    same sum under the same published key is the same release bit for bit, and counts once (its line has a digest of the sum). With
-    another sum, or under a new key (a resumed run with a secret key), it is a further release. A private selection has a line of its
-    own (choice, key name, epsilon, what was chosen).
+    A release is written before it is used: a killed process has never released more than its ledger says. The
+    same batch with the same sum under the same published key is the same release bit for bit, and counts once
+    (its line has a digest of the sum). With another sum, or under a new key (a resumed run with a secret
+    key), it is a further release. A private selection has a line of its own (choice, key name, epsilon, what
+    was chosen).
 
-    The file is locked as long as its ledger is open, so two processes never spend from one. Ledgers of one process that continue the
-    same releases share a `Lineage`.
+    The file is locked as long as its ledger is open, so two processes never spend from one. Ledgers of one
+    process that continue the same releases share a `Lineage`.
 
     Raises:
         ValueError: the file is in use, damaged, or of another setting.
@@ -83,10 +84,11 @@ class Ledger:
             return Event(**json.loads(path.read_text("utf-8").split("\n", 1)[0]))
         except (OSError, ValueError, TypeError):
             raise ValueError(
-                f"{path} is no ledger of this version: give the file that Budget.calibrated(..., ledger=...) wrote"
+                f"{path} is no ledger of this version: give the file that Budget.calibrated(..., ledger=...) "
+                "wrote"
             ) from None
 
-    # -- the file ------------------------------------------------------------------------------------------------------
+    # -- the file --------------------------------------------------------------------------------------------
 
     def _open(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +98,8 @@ class Ledger:
         except BlockingIOError:
             self.close()
             raise ValueError(
-                f"ledger {path} is in use by another budget, whose releases count, too: wait until it ends, or close it"
+                f"ledger {path} is in use by another budget, whose releases count, too: wait until it ends, "
+                "or close it"
             ) from None
         self._file.seek(0)
         try:
@@ -127,7 +130,7 @@ class Ledger:
             self._complete(path, torn, content.rindex(b"\n") + 1)
 
     def _complete(self, path: Path, torn: str, start: int) -> None:
-        """Replace a torn last line, which starts at this byte, by a whole one that counts: its release may have been used."""
+        """Complete the torn last line, which starts at this byte: its release may have been used."""
         line = _completed(torn, self.lineage.releases.keys())
         if line is None:
             raise _damaged(path)
@@ -165,10 +168,10 @@ class Ledger:
             self._file.close()
             self._file = None
 
-    # -- entries -------------------------------------------------------------------------------------------------------
+    # -- entries ---------------------------------------------------------------------------------------------
 
     def record(self, number: int, key_name: str, digest: str = "") -> None:
-        """Record the release of a batch, on disk before the caller continues; `digest`: of the sum, if the key is published."""
+        """Record a release on disk before the caller continues, with a digest of the sum for a published key."""
         if (number, key_name) not in self.lineage.releases:
             self._add(Release(number, key_name), digest)
 
@@ -185,7 +188,7 @@ class Ledger:
         self.lineage.add(entry, digest)
 
     def place(self, number: int, key_name: str, digest: str) -> Release:
-        """The entry for this release: one of the ledger, or a further one under another name (see `Release.further`)."""
+        """The entry for this release: a known one, or a further one (see `Release.further`)."""
         return self.lineage.place(Release(number, key_name), digest)
 
     def _join(self, key_names: Iterable[str]) -> None:
@@ -216,10 +219,10 @@ class Ledger:
     def __iter__(self) -> Iterator[Release]:
         return iter(sorted(self.lineage.releases))
 
-    # -- state ---------------------------------------------------------------------------------------------------------
+    # -- state -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Event and entries. For a published key also the lineage's name; secret key names identify it anyway."""
+        """Event and entries, and the lineage's name if the names of secret keys do not identify it."""
         state: dict[str, Any] = {"event": self.event.as_dict(), "releases": self.by_key()}
         if self.event.noise_key == "published":
             state["lineage"] = self.lineage.name
@@ -230,21 +233,22 @@ class Ledger:
         """Add the entries of a state, and those that other budgets of this process added to it.
 
         Raises:
-            ValueError: the state has another setting, or this ledger has releases but lacks some of the state's.
+            ValueError: the state has another setting, or this ledger has releases but lacks some of the
+                state's.
         """
         event = self.event.as_dict()
         for key, value in event.items():
             if state["event"].get(key) != value:
                 raise ValueError(
-                    f"the state was saved with {key} {state['event'].get(key)!r} and this budget has {value!r}: make it with the "
-                    "same settings"
+                    f"the state was saved with {key} {state['event'].get(key)!r} and this budget has "
+                    f"{value!r}: make it with the same settings"
                 )
         saved = {Release(number, name) for name, numbers in state["releases"].items() for number in numbers}
         if len(self) and not saved <= self.lineage.releases.keys():
             lacking = len(saved - self.lineage.releases.keys())
             raise ValueError(
-                f"the state has {lacking} releases that this budget's ledger lacks: load it into a budget that has "
-                "released nothing, or give the ledger that the state was saved with"
+                f"the state has {lacking} releases that this budget's ledger lacks: load it into a budget "
+                "that has released nothing, or give the ledger that the state was saved with"
             )
         join(self, *filter(None, [state.get("lineage")]))
         for release in sorted(saved):
@@ -253,7 +257,7 @@ class Ledger:
             self.record_choice(key_name, epsilon, chosen)
 
     def record_transcript(self, count: int, key_name: str) -> None:
-        """Count the first `count` batches as releases of a run that began under this key; a ledger file has them already.
+        """Count the first `count` batches as releases of a run that began under this key.
 
         Raises:
             UsageError: a ledger file lacks some of them.
@@ -261,8 +265,8 @@ class Ledger:
         missing = count - len(self)
         if self.path and missing > 0:
             raise UsageError(
-                f"ledger {self.path} lacks {missing} of the {count} releases of the transcript, so that epsilon cannot be told: bring the "
-                "file back, or begin anew and add what was spent"
+                f"ledger {self.path} lacks {missing} of the {count} releases of the transcript, so that "
+                "epsilon cannot be told: bring the file back, or begin anew and add what was spent"
             )
         if not count:
             return
@@ -276,7 +280,8 @@ class Ledger:
 
 def _damaged(path: Path) -> ValueError:
     return ValueError(
-        f"ledger {path} is damaged, so that epsilon cannot be told: bring the file back, or move its folder away to begin anew"
+        f"ledger {path} is damaged, so that epsilon cannot be told: bring the file back, or move its folder "
+        "away to begin anew"
     )
 
 
@@ -294,8 +299,8 @@ def _parse(path: Path, text: str) -> tuple[Release | Choice, str]:
 def _completed(torn: str, releases: Collection[tuple[int, str]]) -> str | None:
     """A whole line that counts whatever the torn one was; None if its epsilon cannot be read.
 
-    For a release, keep the batch and key as far as they can be read, or use a new key name, which may count once too often.
-    For a choice, epsilon must be whole; what was chosen may be cut.
+    For a release, keep the batch and key as far as they can be read, or use a new key name, which may count
+    once too often. For a choice, epsilon must be whole; what was chosen may be cut.
     """
     if torn.startswith(CHOICE) or CHOICE.startswith(torn):
         choice = re.match(rf"{CHOICE} [0-9a-f]{{16}} [0-9.e+-]+ ", torn)

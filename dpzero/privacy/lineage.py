@@ -1,6 +1,6 @@
-"""Budgets of one process that continue the same run share a lineage: all releases of the run, whichever budget made them.
+"""Lineages: all releases of a run, whichever budgets of this process made them.
 
-Budgets continue the same run if they load the same state, ledger or transcript.
+Budgets that load the same state, ledger or transcript continue the same run.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Lineage:
 
 
 def join(ledger: Member, *names: str) -> None:
-    """Merge the ledger's lineage with those of these names: of states, or of secret keys that released in them."""
+    """Merge the ledger's lineage with those of these names (of states or of secret keys)."""
     with _lock:
         for name in names:
             known = _lineages.setdefault(name, ledger.lineage)

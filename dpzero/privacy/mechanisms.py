@@ -1,13 +1,14 @@
 """Gaussian and Laplace noise for a sum whose terms are bounded by `clip`, in float or in exact arithmetic.
 
-`float` noise is exact in distribution up to rounding, which attacks on the low-order bits exploit (Mironov 2012).
-`exact` noise is for scalars: every clipped value is rounded to an integer multiple of clip * 2^-GRID_BITS, the integers
-are summed, discrete noise is added, and an integer is released.
+`float` noise is exact in distribution up to rounding, which attacks on the low-order bits exploit (Mironov
+2012). `exact` noise is for scalars: every clipped value is rounded to an integer multiple of clip *
+2^-GRID_BITS, the integers are summed, discrete noise is added, and an integer is released.
 
-What `exact` proves. Laplace: the ratio of probabilities is that of the continuous law, so pure epsilon holds unchanged.
-Gaussian, and Laplace at delta > 0: the discrete law lies within total variation TV of the rounded continuous one, and
-rounding is post-processing of the continuous release of the same integer sum. So T scalars cost at most
-(1 + exp(epsilon)) T TV of delta beyond the accountant's. TV is below 2^-80 / noise_scale^2 (see `delta_excess`).
+What `exact` proves. Laplace: the ratio of probabilities is that of the continuous law, so pure epsilon holds
+unchanged. Gaussian, and Laplace at delta > 0: the discrete law lies within total variation TV of the rounded
+continuous one, and rounding is post-processing of the continuous release of the same integer sum. So T
+scalars cost at most (1 + exp(epsilon)) T TV of delta beyond the accountant's. TV is below 2^-80 /
+noise_scale^2 (see `delta_excess`).
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class Noise:
         return type(self)(self.law.name, self.scale, self.arithmetic, stream)
 
     def terms(self, values: Tensor, clip: float, norm: bool = False) -> Tensor:
-        """Clipped values -> the terms of the sum: the values or, for exact noise, integers in units of clip * 2^-GRID_BITS.
+        """Return the terms of the sum: the values or, for exact noise, integers times clip * 2^-GRID_BITS.
 
         Args:
             values: float64 [batch, K].
@@ -130,8 +131,9 @@ class Noise:
 def delta_excess(noise_scale: float, scalars: int, epsilon: float) -> float:
     """Return what `exact` arithmetic adds to delta at most, over all scalars (steps times directions) of a run.
 
-    The rounded Gaussian's mass at k is the mean of the density over k +- 1/2. It differs by the second derivative over 24,
-    in all by at most 1 / (24 s^2) of mass for s = noise_scale 2^GRID_BITS; the rounded Laplace's by at most 1 / (4 s^2).
+    The rounded Gaussian's mass at k is the mean of the density over k +- 1/2. It differs by the second
+    derivative over 24, in all by at most 1 / (24 s^2) of mass for s = noise_scale 2^GRID_BITS; the rounded
+    Laplace's by at most 1 / (4 s^2).
     """
     scale = noise_scale * 2.0**GRID_BITS
     return (1 + math.exp(min(epsilon, 700.0))) * scalars / (4 * scale * scale)

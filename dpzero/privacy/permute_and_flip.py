@@ -1,8 +1,9 @@
-"""Private selection by counts of private examples: permute and flip (McKenna and Sheldon 2020, arXiv 2010.12603).
+"""Private selection by counts of private examples: permute and flip.
 
-It selects like report-noisy-max with exponential noise (Ding et al. 2021, arXiv 2105.07260): given the noise of the others,
-candidate i wins if its own noise is above some t. Adding, removing or replacing an example moves each count by at most 1,
-one perhaps up and another down, so t moves by at most 2 and noise of rate epsilon / 2 is enough.
+McKenna and Sheldon 2020 (arXiv 2010.12603). It selects like report-noisy-max with exponential noise (Ding et
+al. 2021, arXiv 2105.07260): given the noise of the others, candidate i wins if its own noise is above some t.
+Adding, removing or replacing an example moves each count by at most 1, one perhaps up and another down, so t
+moves by at most 2 and noise of rate epsilon / 2 is enough.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """A budget that samples, adds noise and divides like a public implementation, to reproduce its numbers.
 
-It reports the epsilon of what runs, not the claimed one. Unlike in the public code, the noise comes from the run key.
+It reports the epsilon of what runs, not the claimed one. Unlike in the public code, the noise comes from the
+run key.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class PublicCodeBudget(Budget):
         return ShuffledEpochs(setting.dataset_size, setting.batch_size, key.stream("sampling"))
 
     def _noisy_sums(self, values: Tensor, clip: float, norm: bool = False) -> list[float]:
-        """Scale values or noisy sums so that the caller's division by the expected batch size matches the public code."""
+        """Scale such that the caller's division by the expected batch size matches the public code."""
         actual = self.batch_size / max(1, len(values))
         if self.implementation.divisor == "actual":
             return super()._noisy_sums(actual * values, clip, norm)

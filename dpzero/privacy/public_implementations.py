@@ -1,7 +1,8 @@
 """What public implementations of private zeroth-order methods do, and the epsilon that this gives.
 
-Read in their repositories at the commits named in IMPLEMENTATIONS. The sweep `guarantees` tabulates claims and guarantees;
-`public_budget` reproduces sampler, noise, accountant and divisor in a run and reports its actual epsilon.
+Read in their repositories at the commits named in IMPLEMENTATIONS. The sweep `guarantees` tabulates claims
+and guarantees; `public_budget` reproduces sampler, noise, accountant and divisor in a run and reports its
+actual epsilon.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ IMPLEMENTATIONS = {
         factor=1,
         share=1.0,
         sampling="shuffled_epochs",
-        adjacency="zero_out",  # one example's contribution removed, all batches in place: as close to its claim as possible
+        adjacency="zero_out",  # one contribution removed, all batches in place: closest to its claim
         divisor="actual_with_noise",
         noise_source="drawn from NumPy's global generator, seeded with the run's seed, between the direction seeds",
     ),
@@ -104,7 +105,7 @@ class PublicRun:
 
     @property
     def noise_scale(self) -> float:
-        """Standard deviation of the noise on the sum of a full batch, over the clip, by the implementation's accountant."""
+        """Noise on the sum of a full batch over the clip, by the implementation's accountant."""
         rate = self.batch_size / (self.assumed_size or self.dataset_size)
         multiplier = {"opacus RDP": _by_rdp, "PRV upper bound, error 0.1": _by_prv}[
             self.implementation.accountant
@@ -201,7 +202,7 @@ def _by_prv(epsilon: float, delta: float, rate: float, steps: int) -> float:
 
 
 def _least_on_grid(upper: Callable[[float], float], epsilon: float) -> float:
-    """DP-ZOSO's search: down from 10 by 0.5 while the bound stays below epsilon; then three times with a tenth of the step."""
+    """DP-ZOSO's search: down from 10 while the bound stays below epsilon, in steps of 0.5 to 0.0005."""
     multiplier, interval = 10.0, 0.5
     if upper(multiplier) >= epsilon:
         raise ValueError(
@@ -217,7 +218,7 @@ def _least_on_grid(upper: Callable[[float], float], epsilon: float) -> float:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence Opacus' warning that the best order lies at the end of its list, as it does in the public code."""
+    """Silence Opacus' warning that the best order is the last of its list, as in the public code."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

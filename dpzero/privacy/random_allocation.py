@@ -1,16 +1,18 @@
-"""Random allocation: each example in exactly one of the t batches of a period, uniformly and independently of the others.
+"""Accounting of random allocation: each example in exactly one of the t batches of a period.
 
-Proof. Let (P, Q) dominate a step with the example against one without it. By Blackwell's theorem a kernel turns P and Q into
-the outputs of that step; it may depend on all earlier outputs and on the batches of the other examples. Applied step by
-step, the kernels turn x_1 .. x_t into the outputs of a period. With the example, one x_i, i uniform, is drawn from P and the
-others from Q; without it, all are drawn from Q. So these two distributions dominate a period, in both directions. Their
-ratio is the mean of the t ratios r(x_i) = P(x_i) / Q(x_i) (Feldman and Shenfeld, arXiv 2502.08202 and 2602.17284). A period
-that ends early is post-processing of a whole one. Periods are independent, so they compose.
+Proof. Let (P, Q) dominate a step with the example against one without it. By Blackwell's theorem a kernel
+turns P and Q into the outputs of that step; it may depend on all earlier outputs and on the batches of the
+other examples. Applied step by step, the kernels turn x_1 .. x_t into the outputs of a period. With the
+example, one x_i, i uniform, is drawn from P and the others from Q; without it, all are drawn from Q. So these
+two distributions dominate a period, in both directions. Their ratio is the mean of the t ratios r(x_i) =
+P(x_i) / Q(x_i) (Feldman and Shenfeld, arXiv 2502.08202 and 2602.17284). A period that ends early is
+post-processing of a whole one. Periods are independent, so they compose.
 
-Computation. Under Q the mean Y of t independent ratios determines delta(epsilon) = E (Y - exp(epsilon))_+. The distribution
-of Y is computed by doubling. A value between two points of a geometric grid has its probability split so that its mean
-stays: a spread in convex order, which sums of independent terms preserve. So delta is nowhere lowered, in either direction.
-Tails are cut the same way, towards 0 and infinity. Sums and products of probabilities round to about 1e-13 of each.
+Computation. Under Q the mean Y of t independent ratios determines delta(epsilon) = E (Y - exp(epsilon))_+.
+The distribution of Y is computed by doubling. A value between two points of a geometric grid has its
+probability split so that its mean stays: a spread in convex order, which sums of independent terms preserve.
+So delta is nowhere lowered, in either direction. Tails are cut the same way, towards 0 and infinity. Sums and
+products of probabilities round to about 1e-13 of each.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ MIN_SPACING = 1e-12  # below, grid points far from 0 coincide in floats
 
 @dataclass(frozen=True)
 class _Ratio:
-    """A sum of ratios under Q: `mass[i]` at exp((first + i) * grid), `zero` at 0, and `infinite` of the mean at infinity."""
+    """Mass of a sum of ratios under Q: `mass[i]` at exp((first + i) * grid), `zero`, `infinite` (of the mean)."""
 
     grid: float
     first: int

@@ -1,9 +1,10 @@
 """Counter-based randomness: SHAKE-256 of (key, purpose, counter).
 
-Sampling and noise have streams of their own, separated by purpose. Number i of step t is a function of the key and the
-counter alone: a step can be recomputed without the earlier ones, and a resumed run neither repeats nor skips a draw.
-SHAKE-256 keyed with 32 secret bytes is a pseudo-random function: without the key its output cannot be told from true
-noise, even given all seeds and records. (Directions are public and use `dpzero.zeroth_order.directions`.)
+Sampling and noise have streams of their own, separated by purpose. Number i of step t is a function of the
+key and the counter alone: a step can be recomputed without the earlier ones, and a resumed run neither
+repeats nor skips a draw. SHAKE-256 keyed with 32 secret bytes is a pseudo-random function: without the key
+its output cannot be told from true noise, even given all seeds and records. (Directions are public and use
+`dpzero.zeroth_order.directions`.)
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ _claimed: set[str] = set()  # names of the secret keys of this process's budgets
 class RunKey:
     """The 32 bytes from which sampling and noise of one run are drawn.
 
-    `published` derives them from the seed, so that a benchmark on public data replays bit for bit; such a run is no
-    private release. `secret` draws them from the operating system and writes them nowhere.
+    `published` derives them from the seed, so that a benchmark on public data replays bit for bit; such a run
+    is no private release. `secret` draws them from the operating system and writes them nowhere.
     """
 
     noise_key: str
@@ -82,8 +83,8 @@ class RunKey:
             )
         if self.process != os.getpid():
             raise ValueError(
-                f"this secret key was drawn in process {self.process}, and another budget there or in a fork would add the "
-                "same noise: draw one here with RunKey.secret()"
+                f"this secret key was drawn in process {self.process}, and another budget there or in a fork "
+                "would add the same noise: draw one here with RunKey.secret()"
             )
         _claimed.add(self.name)
 

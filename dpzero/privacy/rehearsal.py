@@ -14,7 +14,7 @@ from .randomness import RunKey
 
 
 class Rehearsal(Budget):
-    """Accepts any batch and takes any number of steps. Makes no valid release: epsilon is infinite after the first one."""
+    """Accepts any batch, any number of times. No release is valid: epsilon is infinite."""
 
     probes_loss = False
 

@@ -1,4 +1,4 @@
-"""Samplers: which examples are in the batch of step t. The sampler that runs is the sampler that is accounted."""
+"""Samplers of batches. The sampler that runs is the sampler that is accounted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Indices = NDArray[np.int64]
 
 
 class Sampler:
-    """Draws batches of example indices, each independent of earlier calls. `batch_size` is the expected size."""
+    """Draws batches of example indices; no call depends on earlier ones. `batch_size` is the expected size."""
 
     name: str
     independent = True  # whether a batch tells nothing about the others
@@ -22,7 +22,8 @@ class Sampler:
     def __init__(self, dataset_size: int, batch_size: int, stream: Stream) -> None:
         if not 1 <= batch_size <= dataset_size:
             raise ValueError(
-                f"batch_size is {batch_size}, dataset_size {dataset_size}: the batch size must be between 1 and the data set's"
+                f"batch_size is {batch_size}, dataset_size {dataset_size}: the batch size must be between 1 "
+                "and the data set's"
             )
         self.dataset_size, self.batch_size, self.stream = dataset_size, batch_size, stream
 
@@ -69,9 +70,10 @@ class FullBatch(Sampler):
 
 
 class RandomAllocation(Sampler):
-    """Each example in exactly one uniform batch of each period, independently of the others: accounted shuffling.
+    """Each example in one uniformly chosen batch of each period, independently of the others.
 
-    A period has dataset_size / batch_size steps, rounded up. Batch sizes vary, as with Poisson sampling; a batch may be empty.
+    A period has dataset_size / batch_size steps, rounded up. Batch sizes vary, as with Poisson sampling; a
+    batch may be empty.
     """
 
     name = "random_allocation"
@@ -94,7 +96,8 @@ class RandomAllocation(Sampler):
 class ShuffledEpochs(Sampler):
     """What most public code runs: the data in a new order each epoch, cut into batches, the last one short.
 
-    Not in SAMPLERS: no amplification is proven for it, so no `Setting` offers it (see `public_implementations`).
+    Not in SAMPLERS: no amplification is proven for it, so no `Setting` offers it (see
+    `public_implementations`).
     """
 
     name = "shuffled_epochs"

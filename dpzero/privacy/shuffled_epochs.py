@@ -1,7 +1,8 @@
 """Bounds on epsilon for shuffled epochs: each example once an epoch, in batches of a fixed size.
 
-No amplification by shuffling is proven here, so the accounting of Poisson batches does not hold (Chua et al. 2024, arXiv
-2403.17673). Epsilon is bounded from both sides. Shifts are in standard deviations of the noise of a batch's sum.
+No amplification by shuffling is proven here, so the accounting of Poisson batches does not hold (Chua et al.
+2024, arXiv 2403.17673). Epsilon is bounded from both sides. Shifts are in standard deviations of the noise of
+a batch's sum.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Epochs:
         batches: per epoch.
         epochs: of the run.
         last_share: probability that the example is in an epoch's last batch.
-        last_growth: factor on the shift in the last batch (a mean over fewer rows, with the noise of a full batch).
+        last_growth: factor on the shift in the last batch (a mean over fewer rows, with the noise of a full
+            batch).
     """
 
     shift: float
@@ -43,8 +45,9 @@ class Epochs:
     def epsilon_upper(self, delta: float) -> float:
         """Upper bound on epsilon, for any other examples, even if the batches are known.
 
-        An epoch is one release on all data: only one of its batches has the example (parallel composition). Which of the two
-        shifts applies does not depend on the data and may be revealed, so the profile is the mean of the two.
+        An epoch is one release on all data: only one of its batches has the example (parallel composition).
+        Which of the two shifts applies does not depend on the data and may be revealed, so the profile is the
+        mean of the two.
         """
         full, last = gaussian(1 / self.shift), gaussian(1 / (self.shift * self.last_growth))
 
@@ -57,11 +60,12 @@ class Epochs:
     def epsilon_lower(self, delta: float, without: float = 0.0) -> float:
         """Lower bound on epsilon: a worst-case pair of data sets, each epoch seen through one statistic.
 
-        All other examples contribute -clip, so every batch's sum is known except that of the example's batch. It is higher by
-        `without` in one data set and by `without + shift` in the other (without = shift is the pair of Chua et al.). From an
-        epoch's sums y_1 .. y_b, less the known part, the statistic is sum_j w_j exp(t_j y_j), each term rounded; for without =
-        0 it is the likelihood ratio. Its distribution is a convolution. Rounding, clipping and wrap-around lose information,
-        which lowers the bound; the floating-point error lies far below the printed digits.
+        All other examples contribute -clip, so every batch's sum is known except that of the example's batch.
+        It is higher by `without` in one data set and by `without + shift` in the other (without = shift is
+        the pair of Chua et al.). From an epoch's sums y_1 .. y_b, less the known part, the statistic is sum_j
+        w_j exp(t_j y_j), each term rounded; for without = 0 it is the likelihood ratio. Its distribution is a
+        convolution. Rounding, clipping and wrap-around lose information, which lowers the bound; the
+        floating-point error lies far below the printed digits.
         """
         if self.batches < 2:
             raise ValueError("an epoch of one batch is no shuffled epoch: give batches smaller than the data")
@@ -79,7 +83,7 @@ class Epochs:
         top = 2 + max(weight * math.exp(t * (t / 2 + REACH)) for t, weight in (full, last))
 
         def term(t: float, weight: float, higher: float) -> NDArray[np.complex128]:
-            """Fourier transform of weight exp(t y - t^2 / 2), y ~ N(higher, 1), rounded and clipped to the lower half."""
+            """Fourier transform of weight exp(t y - t^2 / 2), y ~ N(higher, 1), rounded and clipped."""
             edges = (np.arange(CELLS // 2) + 0.5) * (2 * top / CELLS)
             below = ndtr((np.log(edges / weight) + t * t / 2) / t - higher)
             below[-1] = 1.0

@@ -15,18 +15,19 @@ from .mechanisms import delta_excess
 from .randomness import RunKey
 
 BATCH_DEPENDENT = (
-    "the last bits of an example's loss depend on the rest of its batch: removing one example moves the others by up to {:g} of the clip, "
-    "so no release is called valid. Give the method one_at_a_time=True, or a loss whose bits are each example's own, as in "
-    "dpzero.language"
+    "the last bits of an example's loss depend on the rest of its batch: removing one example moves the "
+    "others by up to {:g} of the clip, so no release is called valid. Give the method one_at_a_time=True, "
+    "or a loss whose bits are each example's own, as in dpzero.language"
 )
 UNMEASURABLE = (
-    "this batch may be padded as a whole, so it cannot be told whether the last bits of an example's loss depend on the rest of the batch, "
-    "and no release is called valid: give step indices, a list of examples, or what budget.loader hands out"
+    "this batch may be padded as a whole, so it cannot be told whether the last bits of an example's loss "
+    "depend on the rest of the batch, and no release is called valid: give step indices, a list of "
+    "examples, or what budget.loader hands out"
 )
 
 
 class Spending:
-    """The releases under one setting and their privacy loss: the half of `Budget` that only reads the ledger."""
+    """Privacy loss of the releases in a ledger: the half of `Budget` that only reads it."""
 
     def __init__(self, setting: Setting, key: RunKey, ledger: Ledger, epsilon_target: float | None) -> None:
         self.setting, self.key, self.ledger, self.epsilon_target = setting, key, ledger, epsilon_target
@@ -51,8 +52,8 @@ class Spending:
     def record_influence(self, others_move_over_clip: float | None) -> None:
         """Record how much the other clipped values move when one example leaves the batch.
 
-        A method measures this before its first release. Callers of `release` without a method must report it too;
-        otherwise no release is called valid.
+        A method measures this before its first release. Callers of `release` without a method must report it
+        too; otherwise no release is called valid.
 
         Args:
             others_move_over_clip: in units of the clip; None if it cannot be measured.
@@ -67,13 +68,15 @@ class Spending:
     @property
     def others_move_over_clip(self) -> float | None:
         """The largest recorded influence; None if nothing was measured or one could not be."""
-        return None if None in self._influences else max(self._influences, default=None)  # type: ignore[type-var]
+        known = [influence for influence in self._influences if influence is not None]
+        return max(known, default=None) if len(known) == len(self._influences) else None
 
     @property
     def valid_release(self) -> bool:
         """Whether the releases are private by proof.
 
-        The noise must be secret, its low-order bits must reveal nothing, and an example must move no value but its own.
+        The noise must be secret, its low-order bits must reveal nothing, and an example must move no value
+        but its own.
         """
         exact = self.noise_arithmetic == "exact"
         return self.key.valid_release and exact and self.others_move_over_clip == 0
@@ -118,7 +121,7 @@ class Spending:
         }
 
     def _counted_steps(self) -> int:
-        """Steps that the releases count as. Each key allocates anew, so a period that two keys share counts twice."""
+        """Steps that the releases count as; a period that two keys share counts twice."""
         return sum(map(self.setting.counted_steps, self.ledger.by_key().values()))
 
     def _training_cost(self, measure: Callable[[Setting, float], float | None]) -> float | None:

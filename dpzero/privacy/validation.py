@@ -15,9 +15,9 @@ PROVEN = (  # (sampling, adjacency) for both mechanisms
     ("full_batch", "replace_one"),
 )
 OFFERED = (
-    "gaussian or laplace with poisson sampling and add_remove, with random_allocation and add_remove, with without_replacement "
-    "and replace_one, and with full_batch and either adjacency; gaussian with poisson sampling and replace_one; delta 0 with "
-    "laplace; several directions with gaussian"
+    "gaussian or laplace with poisson sampling and add_remove, with random_allocation and add_remove, with "
+    "without_replacement and replace_one, and with full_batch and either adjacency; gaussian with poisson "
+    "sampling and replace_one; delta 0 with laplace; several directions with gaussian"
 )
 
 
@@ -61,7 +61,8 @@ def check_setting(
         raise ValueError(f"delta is {delta}: it must be at least 0 and below 1")
     if 0 < delta < MIN_DELTA:
         raise ValueError(
-            f"delta is {delta:g}: it must be 0 (with laplace) or at least {MIN_DELTA:g}, the least that is accounted for"
+            f"delta is {delta:g}: it must be 0 (with laplace) or at least {MIN_DELTA:g}, the least that is "
+            "accounted for"
         )
     if sampling == "full_batch" and batch_size != dataset_size:
         raise ValueError(f"full_batch needs batch_size {dataset_size}, not {batch_size}")
@@ -73,11 +74,12 @@ def check_setting(
     if not proven:
         several = f" and {directions} directions" if directions > 1 else ""
         shuffling = (
-            ". To shuffle, use random_allocation: each example is in exactly one batch of each pass, which is accounted for"
+            ". To shuffle, use random_allocation: each example is in exactly one batch of each pass, which "
+            "is accounted for"
             if "shuffle" in str(sampling)
             else ""
         )
         raise ValueError(
-            f"no proven accounting for {mechanism} with {sampling} sampling, {adjacency}, delta {delta:g}{several}: "
-            f"offered are {OFFERED}{shuffling}"
+            f"no proven accounting for {mechanism} with {sampling} sampling, {adjacency}, delta "
+            f"{delta:g}{several}: offered are {OFFERED}{shuffling}"
         )
