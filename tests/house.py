@@ -38,8 +38,8 @@ NARROW = ["sweep=smoke", "methods=[zero_shot, mezo, dpzero]", "epsilons=[2]"]
 
 
 def cluster_commands() -> list[list[str]]:
-    """The README's commands from the laptop to the cluster, as words."""
-    text = (ROOT / "README.md").read_text().split("## From your laptop to a cluster")[1]
+    """The commands of the profiles' README, as words."""
+    text = (ROOT / "dpzero" / "profiles" / "README.md").read_text()
     return [shlex.split(line, comments=True) for line in text.split("```")[1].splitlines()[1:]]
 
 

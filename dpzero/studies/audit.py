@@ -1,7 +1,7 @@
-"""Transcripts of the real step code, from a world with a canary and a world without, for `privacy.audit` to judge.
+"""Transcripts of the real step code on two neighbouring data sets, with and without a canary, for `privacy.audit` to judge.
 
-Sampler, clip, sum, noise and ledger are those that train. The model is not asked: a direction is public and a loss difference
-is what it is, so the canary's is made infinite, which the clip turns into the bound, and all others' zero.
+Sampler, clipping, sum, noise and ledger are those of training. The model is not evaluated: directions are public, so an example enters
+through its loss difference alone. The canary's is infinite, which clipping turns into the bound; all others are zero.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from itertools import repeat
 
 import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..plan.registry import card
 from ..privacy import Budget, Rehearsal, RunKey, Setting
 from ..privacy.audit import judge, log_likelihood_ratio
+from ..zeroth_order import TwoPoint
 
-CANARY = 0  # its index in the data
+CANARY = 0  # its index in the data set
 
 
 def audit(
@@ -31,35 +33,36 @@ def audit(
     noise_factor: float = 1.0,
     keys: Iterator[RunKey] | None = None,
 ) -> dict:
-    """Claims epsilon, runs with `noise_factor` times the noise that it needs, judges what comes out.
+    """Test a claimed epsilon on runs with `noise_factor` times the noise that it needs.
 
     Args:
-        method: a private zeroth-order method's file in baselines.
-        transcripts: of each world.
-        keys: one a transcript; drawn from the operating system if None.
+        method: file of a private zeroth-order method.
+        transcripts: number on each data set.
+        keys: one for each transcript; from the operating system if None.
+
+    Raises:
+        UsageError: the method releases no noisy scalars.
     """
-    found = card(method)
-    if not found.private or found.order != 0:
+    method_card = card(method)
+    if not method_card.private or method_card.order != 0:
         raise UsageError(f"method {method!r} releases no noisy scalars: audit dpzero or dp_zo")
     start = time.perf_counter()
-    claimed = setting.noise_scale(epsilon)
+    claimed_noise = setting.noise_scale(epsilon)
+    noise = claimed_noise * noise_factor
     keys = keys or (RunKey.secret() for _ in repeat(None))
-    present, without = (
-        log_likelihood_ratio(
-            setting,
-            claimed,
-            released(found.load(), setting, claimed * noise_factor, keys, value, transcripts),
-        )
-        for value in (np.inf, 0.0 if setting.adjacency == "add_remove" else -np.inf)
-    )
-    verdict = judge(setting, claimed, without, present)
+    ratios = []
+    for difference in (np.inf, 0.0 if setting.adjacency == "add_remove" else -np.inf):
+        sums = released_sums(method_card.load(), setting, noise, keys, difference, transcripts)
+        ratios.append(log_likelihood_ratio(setting, claimed_noise, sums))
+    present, absent = ratios
+    verdict = judge(setting, claimed_noise, absent, present)
     refuted = verdict["profile_excess"] > 0
     return {
         "method": method,
         "mechanism": setting.mechanism,
         "sampling": setting.sampling,
         "adjacency": setting.adjacency,
-        "noise_scale": claimed * noise_factor,
+        "noise_scale": noise,
         **verdict,
         "refuted": refuted,
         "verdict": "the claim is refuted" if refuted else "consistent with the claim",
@@ -67,43 +70,38 @@ def audit(
     }
 
 
-def released(
-    make: Callable, setting: Setting, noise_scale: float, keys: Iterator[RunKey], value: float, count: int
-) -> np.ndarray:
-    """`count` transcripts of released sums over the clip bound [count, T]; the canary's loss difference is `value`."""
+def released_sums(
+    make: Callable,
+    setting: Setting,
+    noise_scale: float,
+    keys: Iterator[RunKey],
+    difference: float,
+    count: int,
+) -> NDArray[np.float64]:
+    """Released sums over the clip bound [count, T], where the canary has this loss difference."""
     model = nn.Linear(1, 1, bias=False)
-    unit = _step(make, model, Rehearsal(setting, 0.0), torch.tensor([torch.inf]))
-    return (
-        np.array(
-            [_transcript(make, model, _budget(setting, noise_scale, next(keys)), value) for _ in range(count)]
-        )
-        / unit
-    )
+
+    def method(budget: Budget) -> TwoPoint:
+        return make(model, _no_loss, budget, learning_rate=1.0, clip=1.0, smoothing=1e-3)
+
+    unit = method(Rehearsal(setting, 0.0)).projected_gradient(torch.tensor([torch.inf]))  # the clip bound
+    rows = []
+    for _ in range(count):
+        # float noise has the same law, and 40,000 transcripts take a minute
+        budget = Budget(setting, noise_scale, next(keys), noise_arithmetic="float")
+        rows.append(_transcript(method(budget), budget, difference))
+    return np.array(rows) / unit
 
 
-def _budget(setting: Setting, noise_scale: float, key: RunKey) -> Budget:
-    """With float noise: the law is the same, and 40,000 transcripts take a minute."""
-    return Budget(setting, noise_scale, key, noise_arithmetic="float")
-
-
-def _transcript(make: Callable, model: nn.Module, budget: Budget, value: float) -> list[float]:
-    method = _method(make, model, budget)
+def _transcript(method: TwoPoint, budget: Budget, difference: float) -> list[float]:
     scalars = []
     for batch in budget.batches():
-        difference = torch.zeros(len(batch), dtype=torch.float64)
-        difference[torch.from_numpy(batch == CANARY)] = value
-        scalars.append(method.projected_gradient(difference))
+        differences = torch.zeros(len(batch), dtype=torch.float64)
+        differences[torch.from_numpy(batch == CANARY)] = difference
+        scalars.append(method.projected_gradient(differences))
         method.steps_taken += 1
     return scalars
 
 
-def _step(make: Callable, model: nn.Module, budget: Budget, difference: torch.Tensor) -> float:
-    return _method(make, model, budget).projected_gradient(difference)
-
-
-def _method(make: Callable, model: nn.Module, budget: Budget):
-    return make(model, _no_loss, budget, learning_rate=1.0, clip=1.0, smoothing=1e-3)
-
-
-def _no_loss(model: nn.Module, batch) -> torch.Tensor:
-    raise AssertionError("an audit asks no model")
+def _no_loss(model: nn.Module, batch: object) -> Tensor:
+    raise AssertionError("an audit evaluates no model")

@@ -1,8 +1,8 @@
-"""Descents of a quadratic from the origin, a whole grid of settings at once, over one pass through the data a step.
+"""Optimises a quadratic from the origin at all settings of a grid at once, with one pass over the data in each step.
 
-f(x; x_i) = 1/2 (x - x_i)^T A (x - x_i) with A diagonal. Its two-point difference is u^T A (x - x_i) whatever the smoothing, so that
-the settings of a grid share the slopes u^T A x_i, and a clipped mean over the examples is a matter of two places in their sorted
-order. Settings share directions and noise of unit scale, too; each alone is the plain algorithm, number for number.
+f(x; x_i) = 1/2 (x - x_i)^T A (x - x_i) with A diagonal. Its two-point difference u^T A (x - x_i) does not depend on the smoothing.
+So the settings of a grid share the slopes u^T A x_i, and a clipped mean over the examples needs two positions in their sorted order.
+Settings also share directions and unit noise. Each setting alone is the plain algorithm, number for number.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from itertools import pairwise, product
 import numpy as np
 from numpy.typing import NDArray
 
-PIECE = 64  # steps whose slopes are taken in one matrix product
+PIECE = 64  # steps whose slopes are one matrix product
 Draw = Callable[[int], NDArray]
-"""Step -> what is drawn in it, float64: a direction [d], a noise vector [d] or a noise scalar [1], of unit scale."""
+"""Step -> a direction [d], or unit noise [d] or [1]; float64."""
 
 
 @dataclass(frozen=True)
 class Quadratic:
-    """What is descended: `curvature` [d], the diagonal of A, and `examples` [n, d]; `test_mean` [d], of as many others. float64."""
+    """The diagonal of A, `curvature` [d]; `examples` [n, d]; and the mean of n test examples, `test_mean` [d]. All float64."""
 
     curvature: NDArray
     examples: NDArray
@@ -32,7 +32,7 @@ class Quadratic:
     def drawn(cls, size: int, dimension: int, decay: float, informative: int, seed: int) -> Quadratic:
         """Curvature i^-decay for i = 1 .. d; examples N(1, 1) in the first `informative` coordinates (0: in all), else 0.
 
-        The examples depend on seed and dimension alone: every method and every decay meets the same ones.
+        The examples depend on seed and dimension only, so all methods and decays share them.
         """
         normals = np.random.default_rng([seed, dimension]).standard_normal
         examples, test_mean = 1 + normals((size, dimension)), 1 + normals(dimension) / np.sqrt(size)
@@ -44,16 +44,16 @@ class Quadratic:
         return self.examples.mean(0)
 
     def gradient_norms(self, points: NDArray, of_test: bool = False) -> NDArray:
-        """Of the mean loss over the examples (or those of test) at points [K, d] -> [K]; infinite where a descent diverged."""
+        """Gradient norms [K] of the mean loss at points [K, d], on the examples or those of test; infinite after divergence."""
         with np.errstate(over="ignore", invalid="ignore"):
-            away = points - (self.test_mean if of_test else self.mean)
-            norms = np.linalg.norm(self.curvature * away, axis=1)
+            offsets = points - (self.test_mean if of_test else self.mean)
+            norms = np.linalg.norm(self.curvature * offsets, axis=1)
         return np.where(np.isfinite(norms), norms, np.inf)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """K settings, the longest first. `noise` is the standard deviation on the mean, in one coordinate."""
+    """K settings, the longest first. `noise`: standard deviation on the mean, in one coordinate."""
 
     steps: NDArray
     learning_rates: NDArray
@@ -69,32 +69,32 @@ class Grid:
         noise_scales: Sequence[float] = (),
         size: int = 1,
     ) -> Grid:
-        """All combinations. `noise_scales`: one for each of `steps`, on the sum over the clip bound; no clips: no noise."""
+        """All combinations. `noise_scales`: one for each of `steps`, on the sum over the clip bound. Without clips there is no noise."""
         scales = dict(zip(steps, noise_scales, strict=True)) if clips else {}
         rows = product(sorted(steps, reverse=True), learning_rates, clips or (np.inf,))
         rows = [(t, rate, clip, scales[t] * clip / size if clips else 0.0) for t, rate, clip in rows]
         return cls(*(np.array(column) for column in zip(*rows, strict=True)))
 
     def live(self, step: int) -> int:
-        """How many settings, the first ones, take a step of this number."""
+        """The number of settings, the first ones, that take this step."""
         return int((self.steps > step).sum())
 
     def pieces(self) -> Iterator[tuple[int, int]]:
-        """(start, stop) of stretches of at most PIECE steps in which no setting ends."""
+        """(start, stop) of at most PIECE steps within which no setting ends."""
         for low, high in pairwise([0, *np.unique(self.steps).tolist()]):
             for start in range(low, high, PIECE):
                 yield start, min(start + PIECE, high)
 
 
-@np.errstate(over="ignore", invalid="ignore")  # without clipping a long step diverges
+@np.errstate(over="ignore", invalid="ignore")  # a large step without clipping diverges
 def zeroth_order(
     problem: Quadratic, grid: Grid, direction: Draw, noise: Draw | None = None, vector: bool = False
 ) -> NDArray:
     """The last points [K, d] of x <- x - rate (mean_i clip(u^T A (x - x_i)) + noise z) u, float64.
 
     Args:
-        noise: of the scalar (DPZero); with `vector` of the whole move, and the clip then bounds the norm of the vector
-            u^T A (x - x_i) u (DPGD-0th). None: neither clip nor noise (MeZO).
+        noise: on the scalar (DPZero); None: neither clipping nor noise (MeZO).
+        vector: noise on the whole update, and the clip bounds the norm of the vector u^T A (x - x_i) u (DPGD-0th).
     """
     points = np.zeros((len(grid.steps), len(problem.curvature)))
     for start, stop in grid.pieces():
@@ -102,30 +102,30 @@ def zeroth_order(
         rates, clips, spread = grid.learning_rates[:live], grid.clips[:live], grid.noise[:live]
         u = np.stack([direction(step) for step in steps])
         z = np.stack([noise(step) for step in steps]) if noise else np.zeros((len(u), 1))
-        moved = problem.curvature * u
-        at, coupling = (
-            points[:live] @ moved.T,
-            u @ moved.T,
-        )  # u_t^T A x at the start, and what a step changes of it
-        if vector:  # what the noise of the steps before changes of it
-            at -= np.outer(rates * spread, ((np.cumsum(z, 0) - z) * moved).sum(1))
+        curved = problem.curvature * u
+        start_slopes, coupling = (
+            points[:live] @ curved.T,
+            u @ curved.T,
+        )  # u_t^T A x, and how a step changes it
+        if vector:  # how the noise of earlier steps changes it
+            start_slopes -= np.outer(rates * spread, ((np.cumsum(z, 0) - z) * curved).sum(1))
             points[:live] -= np.outer(rates * spread, z.sum(0))
-        slopes = np.sort(moved @ problem.examples.T, axis=1) if noise else moved @ problem.mean
-        taken = np.empty((live, len(u)))
+        slopes = np.sort(curved @ problem.examples.T, axis=1) if noise else curved @ problem.mean
+        moves = np.empty((live, len(u)))
         for t in range(len(u)):
-            place = at[:, t] - taken[:, :t] @ coupling[:t, t]
+            place = start_slopes[:, t] - moves[:, :t] @ coupling[:t, t]
             if noise is None:
                 slope = place - slopes[t]
             else:
                 bounds = clips / np.linalg.norm(u[t]) if vector else clips
                 slope = clipped_mean(place, slopes[t], bounds)
-            taken[:, t] = rates * (slope if vector else slope + spread * z[t, 0])
-        points[:live] -= taken @ u
+            moves[:, t] = rates * (slope if vector else slope + spread * z[t, 0])
+        points[:live] -= moves @ u
     return points
 
 
 def clipped_mean(places: NDArray, slopes: NDArray, bounds: NDArray) -> NDArray:
-    """Mean over i of places [K] - slopes [n], each clipped to +-bounds [K] -> [K]. The slopes are sorted."""
+    """Mean [K] over the sorted slopes [n] of places [K] - slopes, each clipped to +-bounds [K]."""
     low, high = np.searchsorted(slopes, places - bounds), np.searchsorted(slopes, places + bounds, "right")
     sums = np.concatenate([[0.0], np.cumsum(slopes)])
     inside = (high - low) * places - (sums[high] - sums[low])
@@ -134,7 +134,7 @@ def clipped_mean(places: NDArray, slopes: NDArray, bounds: NDArray) -> NDArray:
 
 @np.errstate(over="ignore", invalid="ignore")
 def first_order(problem: Quadratic, grid: Grid, noise: Draw | None = None) -> NDArray:
-    """The last points [K, d] of x <- x - rate (mean_i clip(A (x - x_i)) + noise z), float64; None: neither clip nor noise (SGD)."""
+    """The last points [K, d] of x <- x - rate (mean_i clip(A (x - x_i)) + noise z), float64; None: neither clipping nor noise (SGD)."""
     points = np.zeros((len(grid.steps), len(problem.curvature)))
     gradients = ClippedGradients(problem) if noise else None
     for step in range(int(grid.steps.max())):
@@ -148,7 +148,7 @@ def first_order(problem: Quadratic, grid: Grid, noise: Draw | None = None) -> ND
 
 
 class ClippedGradients:
-    """Means of clipped gradients at several points. The products over the examples are float32."""
+    """Means of clipped gradients at several points. The products with the examples are float32."""
 
     def __init__(self, problem: Quadratic) -> None:
         self.problem = problem
@@ -158,11 +158,11 @@ class ClippedGradients:
         self.offsets = offsets[:, self.filled].astype(np.float32)
 
     def means(self, points: NDArray, clips: NDArray) -> NDArray:
-        """Points [K, d] and bounds [K] -> [K, d]."""
+        """Means [K, d] at points [K, d] with bounds [K]."""
         curved = self.problem.curvature * points
         squares = (curved**2).sum(1)
         means = curved - self.problem.curvature * self.problem.mean
-        # where even the triangle inequality reaches no bound, nothing is clipped
+        # if even the triangle inequality does not reach the bound, nothing is clipped
         clipped = np.flatnonzero(np.sqrt(squares) + np.sqrt(self.squares.max()) > clips)
         if len(clipped):
             norms = -2 * (curved[np.ix_(clipped, self.filled)].astype(np.float32) @ self.offsets.T)

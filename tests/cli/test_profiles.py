@@ -15,7 +15,7 @@ import yaml
 from tests.house import DPZERO, ROOT, ZERO_SHOT, House
 
 PROFILES = ROOT / "dpzero" / "profiles"
-NAMES = sorted(path.name for path in PROFILES.iterdir())
+NAMES = sorted(path.name for path in PROFILES.iterdir() if path.is_dir())
 ABSENT = find_spec("snakemake_executor_plugin_cluster_generic") is None
 NARROW = ["--config", "sweep=smoke", "methods=[zero_shot, dpzero]", "epsilons=[2]"]
 

@@ -11,7 +11,7 @@ from dpzero.errors import UsageError
 from dpzero.plan.registry import card
 from dpzero.privacy import RunKey, Setting
 from dpzero.privacy.mechanisms import Gaussian
-from dpzero.studies.audit import audit, released
+from dpzero.studies.audit import audit, released_sums
 
 SETTING = Setting("gaussian", "poisson", "add_remove", 10, 9, 8, 1e-5)
 
@@ -38,10 +38,10 @@ def test_half_the_noise_in_the_real_step_is_refuted(monkeypatch):
 @pytest.mark.parametrize("method", ["dpzero", "dp_zo"])
 def test_a_transcript_is_in_units_of_the_clip(method):
     """Without noise: the canary adds 1 in the steps that draw it and nothing in the others."""
-    sums = released(card(method).load(), SETTING, 1e-9, keys(), np.inf, 200)
+    sums = released_sums(card(method).load(), SETTING, 1e-9, keys(), np.inf, 200)
     assert sums.shape == (200, 8)
     assert np.abs(sums - sums.round()).max() < 1e-6 and set(sums.round().ravel()) == {0.0, 1.0}
-    assert np.abs(released(card(method).load(), SETTING, 1e-9, keys(), -np.inf, 5) + 1).min() < 1e-6
+    assert np.abs(released_sums(card(method).load(), SETTING, 1e-9, keys(), -np.inf, 5) + 1).min() < 1e-6
 
 
 def test_other_kinds_of_methods_are_refused():
