@@ -1,4 +1,4 @@
-"""Strokes that several figures share: panels, points with their seeds, horizontal levels, one legend."""
+"""Parts that several figures share: panels, points with their seeds, horizontal levels, one legend."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from dpzero.report import style
 from dpzero.report.statistics import Summary, summarise
 
 SMALLEST_N_WITH_BAR = 3  # a t-interval of two seeds is wider than any panel
-EDGE_STEP = 0.012  # of the width of a panel: between the intervals at its right edge
-WIDENED_BY = 0.25  # of the height of a panel that has points of its own
-LABEL_GAP = 0.065  # of the height of a panel: labels of levels are at least so far apart
+EDGE_STEP = 0.012  # of the width of a panel, between the intervals at its right edge
+WIDENED_BY = 0.25  # of the height of a panel with points
+LABEL_GAP = 0.065  # of the height of a panel, the least distance between labels of levels
 
 
 def canvas(
@@ -46,7 +46,7 @@ def scores(rows: pandas.DataFrame) -> numpy.ndarray:
 
 
 def score_label(rows: pandas.DataFrame, split: str | None = None) -> str:
-    """`test accuracy (%)`, from what the records say."""
+    """`test accuracy (%)`, from the records."""
     metric = next(iter(rows["metric"].dropna()), "score")
     return f"{split or next(iter(rows['metrics.split'].dropna()), '')} {metric} (%)".strip()
 
@@ -54,10 +54,16 @@ def score_label(rows: pandas.DataFrame, split: str | None = None) -> str:
 def mark(
     axis: Axes, method: str, x: float | numpy.ndarray, rows: pandas.DataFrame, beside: float = 1.0
 ) -> Summary:
-    """One method's mean at x (a place, or one value a seed) with 95 % intervals from 3 seeds; seeds as faint dots.
+    """Draw one method's mean at x with 95 % intervals from 3 seeds, and its seeds as faint dots.
 
-    The dots stand at `beside` times x. Where no seed finished, a cross on the floor of the panel says why. Returns
-    the summary of the scores.
+    If no seed finished, a cross on the floor of the panel says why.
+
+    Args:
+        x: a place, or one value for each seed.
+        beside: the dots are at this multiple of x.
+
+    Returns:
+        The summary of the scores.
     """
     look, y = style.look(method), scores(rows)
     middle = summarise(y)
@@ -83,9 +89,9 @@ def mark(
 
 
 def levels(axis: Axes, rows: pandas.DataFrame, named: bool = True, room: float = WIDENED_BY) -> None:
-    """A line at each method's mean score, its interval and name at the right edge; call it when the panel is full.
+    """A line at each method's mean score, its interval and name at the right edge; called after all points are drawn.
 
-    room: by how much of its height an interval may widen the panel.
+    room: the fraction of its height by which an interval may widen the panel.
     """
     means = {method: summarise(scores(some)) for method, some in rows.groupby("method", sort=False)}
     means = {method: mean for method, mean in means.items() if mean.n}
@@ -106,7 +112,7 @@ def levels(axis: Axes, rows: pandas.DataFrame, named: bool = True, room: float =
 
 
 def _widened(limits: tuple[float, float], intervals: Iterable[Summary], room: float) -> tuple[float, float]:
-    """Limits with the ends of the intervals inside, but for those so far out that they would press the rest together."""
+    """Limits that contain the ends of the intervals, except ends that would compress the rest of the panel."""
     low, high = limits
     far = room * (high - low)
     near = [end for one in intervals for end in (one.low, one.high) if low - far <= end <= high + far]
@@ -114,7 +120,7 @@ def _widened(limits: tuple[float, float], intervals: Iterable[Summary], room: fl
 
 
 def _interval_at_the_edge(axis: Axes, edge: float, interval: Summary, colour: str) -> None:
-    """A bar beside the panel, cut off where the panel ends, with an arrowhead there if the interval goes on."""
+    """A bar beside the panel, cut at its ends, with an arrowhead if the interval continues."""
     low, high = axis.get_ylim()
     stroke = {"color": colour, "clip_on": False, "transform": axis.get_yaxis_transform()}
     ends = max(interval.low, low), min(interval.high, high)
@@ -124,8 +130,8 @@ def _interval_at_the_edge(axis: Axes, edge: float, interval: Summary, colour: st
             axis.plot([edge], [end], arrow, markersize=3, **stroke)
 
 
-def settle(axis: Axes, rows: pandas.DataFrame) -> None:
-    """Say so where a panel has no result, and take away the scale that would measure nothing."""
+def mark_if_empty(axis: Axes, rows: pandas.DataFrame) -> None:
+    """Write `no finished run` into a panel without results, and remove its scale."""
     if not len(scores(rows)):
         if len(axis.get_shared_y_axes().get_siblings(axis)) == 1:
             axis.set_yticks([])
@@ -133,7 +139,7 @@ def settle(axis: Axes, rows: pandas.DataFrame) -> None:
 
 
 def spread(places: list[float], gap: float) -> list[float]:
-    """The same places in the same order, moved up and down as little as keeps neighbours `gap` apart."""
+    """The same places in the same order, moved as little as possible so that neighbours are `gap` apart."""
     order = sorted(range(len(places)), key=lambda i: places[i])
     blocks: list[list[int]] = []  # neighbours that touch, each block centred on the mean of its places
 

@@ -1,4 +1,4 @@
-"""The figures of a sweep. A figure is one function of the runs; `dpzero.report.FIGURES` says which are drawn."""
+"""Figures of the runs that fine-tune a model. A figure is one function of the runs; `dpzero.report.FIGURES` lists them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from dpzero.report import drawing, style, tables
 
 WIDE_RANGE = 20  # highest / lowest value from which an axis is logarithmic
 LONG_RUNS = 8  # longest / shortest run, likewise
-DODGE = 0.4  # the methods of one epsilon take this part of the way to the next epsilon
+DODGE = 0.4  # the methods of one epsilon spread over this part of the distance to the next epsilon
 
 
 def accuracy_vs_epsilon(runs: pandas.DataFrame) -> Figure:
-    """Score against epsilon; what is not private is a dashed line, not a point at infinity."""
+    """Score against epsilon; methods without privacy are dashed lines, not points at infinity."""
     figure, axes = _one_panel_a_task(runs, height=2.5)
     for axis, (title, rows) in zip(axes, drawing.panels(runs), strict=True):
         private = rows[rows["private"]]
@@ -34,13 +34,13 @@ def accuracy_vs_epsilon(runs: pandas.DataFrame) -> Figure:
             )
         axis.set(title=title, ylabel=drawing.score_label(rows))
         drawing.levels(axis, rows[~rows["private"]], room=drawing.WIDENED_BY if len(private) else math.inf)
-        drawing.settle(axis, rows)
+        drawing.mark_if_empty(axis, rows)
     drawing.legend(figure, runs[runs["private"] & (runs["status"] != "missing")])
     return figure
 
 
 def memory_by_method(runs: pandas.DataFrame) -> Figure:
-    """Peak over the loaded weights, one bar a method, beside plain inference."""
+    """Peak over the loaded weights, one bar for each method, compared with plain inference."""
     rows = pandas.DataFrame(tables.memory(runs).rows)
     most = rows.groupby(["task", "model"]).size().max()
     figure, axes = _one_panel_a_task(rows, height=0.6 + 0.2 * most)
@@ -68,7 +68,7 @@ def memory_by_method(runs: pandas.DataFrame) -> Figure:
 
 
 def accuracy_vs_time(runs: pandas.DataFrame) -> Figure:
-    """Score against training time, one panel an epsilon; the methods that are not private stand in each."""
+    """Score against training time, one panel for each epsilon; methods without privacy are in each."""
     columns = drawing.epsilons(runs) or [("", math.nan)]
     panels = list(drawing.panels(runs))
     trained = runs[(runs["rank"] > 0) & (runs["status"] == "ok") & (runs["time.train_seconds"] > 0)]
@@ -82,7 +82,7 @@ def accuracy_vs_time(runs: pandas.DataFrame) -> Figure:
             here = here[~here["private"] | (here["epsilon_value"] == epsilon)]
             for method, some in here.groupby("method", sort=False):
                 drawing.mark(axis, method, some["time.train_seconds"].to_numpy(), some)
-            drawing.settle(axis, here)
+            drawing.mark_if_empty(axis, here)
         for axis in line:
             drawing.levels(axis, rows[rows["rank"] == 0], named=axis is line[-1])
         line[0].set_ylabel(f"{title}\n{drawing.score_label(rows)}")
@@ -94,7 +94,7 @@ def accuracy_vs_time(runs: pandas.DataFrame) -> Figure:
 
 
 def learning_curves(runs: pandas.DataFrame) -> Figure:
-    """Development score against step: the methods that are not private first, then one panel an epsilon."""
+    """Development score against step: methods without privacy first, then one panel for each epsilon."""
     trained = runs[runs["rank"] > 0]
     columns = [("not private", math.inf)] if (~trained["private"]).any() or trained.empty else []
     columns += drawing.epsilons(runs)
@@ -113,7 +113,7 @@ def learning_curves(runs: pandas.DataFrame) -> Figure:
                 axis.set_xscale("symlog", linthresh=min(lengths))
                 decades = [10.0**power for power in range(10) if min(lengths) <= 10**power <= max(lengths)]
                 axis.set_xticks([0, *decades])
-            drawing.settle(axis, here)
+            drawing.mark_if_empty(axis, here)
         line[0].set_ylabel(f"{title}\n{drawing.score_label(rows, 'dev')}")
     for axis in axes[-1]:
         axis.set_xlabel("step")
@@ -122,7 +122,7 @@ def learning_curves(runs: pandas.DataFrame) -> Figure:
 
 
 def _one_panel_a_task(runs: pandas.DataFrame, height: float) -> tuple[Figure, list[Axes]]:
-    """One panel for each task and model, two beside each other."""
+    """One panel for each task and model, two in a row."""
     count = runs.groupby(["task", "model"]).ngroups
     columns, width = (2, style.PAGE_INCHES) if count > 1 else (1, style.COLUMN_INCHES)
     figure, axes = drawing.canvas(math.ceil(count / columns), columns, height, width)
@@ -132,9 +132,9 @@ def _one_panel_a_task(runs: pandas.DataFrame, height: float) -> tuple[Figure, li
 
 
 def _draw_bar(axis: Axes, place: int, left: float, peak: float, floor: float, row: dict[str, Any]) -> None:
-    """The bar of one method with its value and its ratio to inference; without a value, why there is none.
+    """The bar of one method with its value and its ratio to inference; without a value, the reason.
 
-    floor: what inference takes as the panel shows it. A method of other batches has its own, and then says so.
+    floor: the memory of inference (MiB) that the panel shows. A method with other batches names its own.
     """
     text = {"oom": "OOM", "diverged": "diverged"}.get(row["status"], "no record")
     if peak > 0:
@@ -165,7 +165,7 @@ def _epsilon_axis(axis: Axes, epsilons: list[tuple[str, float]]) -> float:
 
 
 def _time_axis(axis: Axes, seconds: pandas.Series) -> None:
-    """From zero, or logarithmic where the slowest method takes many times as long as the fastest."""
+    """From zero, or logarithmic if the slowest method takes many times as long as the fastest."""
     if seconds.max() > WIDE_RANGE * seconds.min():
         axis.set_xscale("log")
         axis.xaxis.set(major_locator=LogLocator(subs=(1, 3)), major_formatter=FormatStrFormatter("%g"))

@@ -134,7 +134,7 @@ def growth(runs: pandas.DataFrame) -> Table:
 
 
 def along(rows: pandas.DataFrame, axis: str) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """x and predicted peaks in bytes of one method, x ascending: sizes of OPT, or batches or lengths of RoBERTa-large."""
+    """x (ascending) and predicted peaks (bytes) of one method: sizes of OPT, or batches or lengths of RoBERTa-large."""
     family = (
         rows["model"].str.startswith("opt-") if axis == "parameters" else rows["model"] == "roberta-large"
     )
@@ -147,7 +147,7 @@ def along(rows: pandas.DataFrame, axis: str) -> tuple[numpy.ndarray, numpy.ndarr
 
 
 def line(x: numpy.ndarray, y: numpy.ndarray) -> tuple[float | None, float | None]:
-    """Slope of the least-squares line with errors relative to y, and its largest relative miss; none through two points or fewer."""
+    """Slope of the least-squares line with relative errors, and its largest relative miss; None for fewer than three points."""
     if len(x) < 3:
         return None, None
     if numpy.ptp(y) < 1e-6 * y.max():  # blocks of an allocator, not growth
@@ -244,7 +244,7 @@ def by_batch(runs: pandas.DataFrame) -> Figure:
 
 
 def _draw(axis: Axes, runs: pandas.DataFrame, key: str) -> None:
-    """A line a method through hollow points, which are predicted; filled ones are measured, crosses ran out of memory."""
+    """A line for each method through predicted points (hollow); filled points are measured, crosses ran out of memory."""
     axis.set_xscale("log")
     axis.set_yscale("log")
     for method, some in runs.groupby("method", sort=False):

@@ -1,4 +1,4 @@
-"""The exponent of a power law in the dimension, with its interval, and what the exponents of DPZero's experiment say of its claim."""
+"""The exponent of a power law in the dimension with its interval, and the verdicts on DPZero's claim."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FEWEST = 3  # points for a line with an interval
 
 @dataclass(frozen=True)
 class Fit:
-    """norm ~ d^exponent, with a 95 % t-interval, and the log norms by dimension that it is of."""
+    """norm ~ d^exponent with a 95 % t-interval, and the fitted log norms by dimension."""
 
     exponent: float
     low: float
@@ -46,7 +46,7 @@ def power(logs: Mapping[int, float]) -> Fit:
 
 
 def difference(of: Fit, less: Fit) -> Fit:
-    """The fit of the ratio of two norms, dimension by dimension: what they share, as the grid's steps, cancels."""
+    """The fit of the ratio of two norms by dimension; common effects, such as the steps of the grid, cancel."""
     shared = sorted(of.logs.keys() & less.logs.keys())
     return power({dimension: of.logs[dimension] - less.logs[dimension] for dimension in shared})
 
@@ -56,7 +56,7 @@ def verdict(
     names: Mapping[str, str],
     without_privacy: Mapping[str, Mapping[int, float]],
 ) -> list[str]:
-    """On the claim, one sentence a part of it that the fits can decide.
+    """Verdicts on the claim, one sentence for each part that the fits can decide.
 
     The claim: DPZero's exponent falls with the effective rank, at O(log d) lies below that of the vector-noise baseline, and is
     nearly zero.
@@ -65,11 +65,13 @@ def verdict(
         names: of the rank laws.
         without_privacy: rank law -> dimension -> MeZO's norm over DPZero's.
     """
-    said = []
+    sentences = []
     wide, low = fits.get(("rank_d", "dpzero")), fits.get(("rank_log_d", "dpzero"))
     if wide and low:
         lead = f"from {wide} at rank O(d) to {low} at rank O(log d)"
-        said.append(_decided("DPZero's exponent falls with the effective rank", difference(wide, low), lead))
+        sentences.append(
+            _decided("DPZero's exponent falls with the effective rank", difference(wide, low), lead)
+        )
     for rank in (name for name in names if name.startswith("rank_log_d")):
         ours, theirs = fits.get((rank, "dpzero")), fits.get((rank, "dpgd_0th"))
         if ours and theirs:
@@ -77,10 +79,10 @@ def verdict(
                 f"At rank {names[rank]} DPZero's exponent lies below DPGD-0th's",
                 difference(theirs, ours),
             )
-            said.append(_decided(claim, gap, f"{ours} against {theirs}") + _ratios(gap))
+            sentences.append(_decided(claim, gap, f"{ours} against {theirs}") + _ratios(gap))
         if ours:
-            said.append(_independence(ours, without_privacy.get(rank), names[rank]))
-    return [f"Verdict. {sentence}" for sentence in said]
+            sentences.append(_independence(ours, without_privacy.get(rank), names[rank]))
+    return [f"Verdict. {sentence}" for sentence in sentences]
 
 
 def _decided(claim: str, gap: Fit, lead: str) -> str:
@@ -89,30 +91,25 @@ def _decided(claim: str, gap: Fit, lead: str) -> str:
 
 
 def _ratios(gap: Fit) -> str:
-    """How the ratio of the norms runs with the dimension: at the first, where it is largest, at the last."""
+    """The ratio of the norms at the first dimension, at the dimension with the largest ratio and at the last."""
     places = dict.fromkeys((min(gap.logs), max(gap.logs, key=lambda d: gap.logs[d]), max(gap.logs)))
     ratios = ", ".join(f"{math.exp(gap.logs[d]):.1f} at d = {d}" for d in places)
     return f" DPGD-0th's norm over DPZero's is {ratios}."
 
 
-def _independence(ours: Fit, shares: Mapping[int, float] | None, rank: str) -> str:
-    """Whether the exponent may be zero, and where optimisation and not privacy sets the norm."""
+def _independence(ours: Fit, ratios: Mapping[int, float] | None, rank: str) -> str:
+    """Whether the exponent may be zero, and from which dimension optimisation dominates the norm."""
     may_be = ours.low <= 0 <= ours.high
-    answer = "is independent of d as far as the interval tells" if may_be else "is not independent of d"
-    said = f"At rank {rank} DPZero {answer}: {ours}."
-    if not shares:
-        return said
-    dimensions = sorted(shares)
-    cents = ", ".join(f"{100 * shares[d]:.0f}" for d in dimensions)
-    places = ", ".join(map(str, dimensions))
-    last_finished = max((d for d in dimensions if shares[d] <= 0.5), default=0)
-    unfinished = [d for d in dimensions if d > last_finished]
-    return (
-        f"{said} MeZO, without clip and noise, has {cents} % of DPZero's norm at d = {places}: "
-        + (f"from d = {unfinished[0]} on " if unfinished and len(unfinished) < len(shares) else "")
-        + (
-            "what is left is optimisation that the grid's steps do not finish, more than the price of privacy."
-            if unfinished
-            else "the larger part of it is the price of privacy."
-        )
-    )
+    answer = "may be independent of d (0 is in the interval)" if may_be else "is not independent of d"
+    sentence = f"At rank {rank} DPZero {answer}: {ours}."
+    if not ratios:
+        return sentence
+    dimensions = sorted(ratios)
+    percentages = ", ".join(f"{100 * ratios[d]:.0f}" for d in dimensions)
+    converged = [d for d in dimensions if ratios[d] <= 0.5]
+    unfinished = [d for d in dimensions if not converged or d > max(converged)]
+    sentence += f" MeZO, without clip and noise, has {percentages} % of DPZero's norm at d = {', '.join(map(str, dimensions))}."
+    if not unfinished:
+        return f"{sentence} Most of the norm is the price of privacy."
+    start = f" From d = {unfinished[0]} on" if len(unfinished) < len(ratios) else " Everywhere"
+    return f"{sentence}{start} most of the norm is optimisation that the steps of the grid do not finish."

@@ -1,4 +1,4 @@
-"""Where the numbers come from: the union over the records, one line of it, and what does not fit together."""
+"""Provenance of the numbers: the union over the records, one line of it, and warnings about mixtures."""
 
 from __future__ import annotations
 
@@ -9,114 +9,122 @@ import pandas
 
 PACKAGE = "provenance.packages."
 LABELS = {"oom": "OOM"}
+STATUSES = ("ok", "oom", "diverged", "missing")
 
 
 def union(runs: pandas.DataFrame, sweep: str) -> dict[str, Any]:
-    """Every distinct value of the provenance of these runs; no time and no date, so reruns leave it alone."""
-    made = runs[runs["status"] != "missing"]
+    """Every distinct value of the provenance of these runs, without times, so that reruns do not change it."""
+    recorded = with_record(runs)
     missing = sorted(runs.loc[runs["status"] == "missing", "run"])
     return {
         "sweep": sweep,
-        "runs": {
-            status: int((runs["status"] == status).sum()) for status in ("ok", "oom", "diverged", "missing")
-        },
+        "runs": {status: int((runs["status"] == status).sum()) for status in STATUSES},
         "missing": missing,
-        "git": distinct(made["provenance.git"]),
-        "dirty_runs": _dirty(made),
-        "code": distinct(made["provenance.code"]),
-        "devices": distinct(made["provenance.device"]),
-        "python": distinct(made["provenance.python"]),
-        "packages": {
-            column.removeprefix(PACKAGE): distinct(made[column]) for column in _package_columns(made)
-        },
-        "models": _assets(made, "model"),
-        "data": _assets(made, "data"),
+        "git": distinct(recorded["provenance.git"]),
+        "dirty_runs": _dirty(recorded),
+        "code": distinct(recorded["provenance.code"]),
+        "devices": distinct(recorded["provenance.device"]),
+        "python": distinct(recorded["provenance.python"]),
+        "packages": {c.removeprefix(PACKAGE): distinct(recorded[c]) for c in _package_columns(recorded)},
+        "models": _assets(recorded, "model"),
+        "data": _assets(recorded, "data"),
         "warnings": warnings(runs),
     }
 
 
+def with_record(runs: pandas.DataFrame) -> pandas.DataFrame:
+    """The runs that have a record."""
+    return runs[runs["status"] != "missing"]
+
+
 def line(runs: pandas.DataFrame, sweep: str) -> str:
     """The provenance of these runs on one line."""
-    made = runs[runs["status"] != "missing"]
+    recorded = with_record(runs)
     counts = [f"{count} {LABELS.get(status, status)}" for status, count in status_counts(runs).items()]
-    packages = [f"{c.removeprefix(PACKAGE)} {_some(made[c])}" for c in _package_columns(made)]
+    packages = [f"{c.removeprefix(PACKAGE)} {_some(recorded[c])}" for c in _package_columns(recorded)]
     parts = [
-        f"sweep {sweep}: {plural(len(made), 'run')} ({', '.join(counts) or 'none'})",
-        f"commit {_some(made['provenance.git'], 7)}" + (" (dirty tree)" if _dirty(made) else ""),
-        f"code {_some(made['provenance.code'], 12)}",
-        f"device {_some(made['provenance.device'])}",
-        f"Python {_some(made['provenance.python'])}",
+        f"sweep {sweep}: {plural(len(recorded), 'run')} ({', '.join(counts) or 'none'})",
+        f"commit {_some(recorded['provenance.git'], 7)}" + (" (dirty tree)" if _dirty(recorded) else ""),
+        f"code {_some(recorded['provenance.code'], 12)}",
+        f"device {_some(recorded['provenance.device'])}",
+        f"Python {_some(recorded['provenance.python'])}",
         *packages,
     ]
     return " ".join("; ".join(parts).split())
 
 
-def short(made: dict[str, Any]) -> str:
+def short(recorded: dict[str, Any]) -> str:
     """The provenance of one result on one line, without times."""
-    dirty = " (dirty tree)" if made["dirty"] else ""
-    packages = [f"{name} {version}" for name, version in made["packages"].items()]
-    parts = [f"commit {made['git'][:7]}{dirty}", f"code {made['code'][:12]}", f"device {made['device']}"]
-    return "; ".join([*parts, f"Python {made['python']}", *packages])
+    dirty = " (dirty tree)" if recorded["dirty"] else ""
+    packages = [f"{name} {version}" for name, version in recorded["packages"].items()]
+    parts = [
+        f"commit {recorded['git'][:7]}{dirty}",
+        f"code {recorded['code'][:12]}",
+        f"device {recorded['device']}",
+    ]
+    return "; ".join([*parts, f"Python {recorded['python']}", *packages])
 
 
 def footnote(runs: pandas.DataFrame, sweep: str) -> str:
-    """What fits in the corner of a figure: sweep, runs, commit, device."""
-    made = runs[runs["status"] != "missing"]
-    number = plural(len(made), "run") if len(made) == len(runs) else f"{len(made)} of {len(runs)} runs"
-    dirty = "+" if _dirty(made) else ""
-    return (
-        f"{sweep}: {number} · {_some(made['provenance.git'], 7)}{dirty} · {_some(made['provenance.device'])}"
+    """A short provenance for the corner of a figure: sweep, runs, commit, device."""
+    recorded = with_record(runs)
+    number = (
+        plural(len(recorded), "run") if len(recorded) == len(runs) else f"{len(recorded)} of {len(runs)} runs"
     )
+    dirty = "+" if _dirty(recorded) else ""
+    return f"{sweep}: {number} · {_some(recorded['provenance.git'], 7)}{dirty} · {_some(recorded['provenance.device'])}"
 
 
 def warnings(runs: pandas.DataFrame) -> list[str]:
-    """One sentence for each reason not to compare these runs with each other, the gravest first."""
-    made = runs[runs["status"] != "missing"]
-    found = []
-    code, commits = distinct(made["provenance.code"]), distinct(made["provenance.git"])
+    """One sentence for each reason not to compare these runs with each other, the most serious first."""
+    recorded = with_record(runs)
+    sentences = []
+    code, commits = distinct(recorded["provenance.code"]), distinct(recorded["provenance.git"])
     if len(code) > 1:
-        found.append(
+        sentences.append(
             f"Mixed source: these runs come from {len(code)} versions of the source (code {_some(code, 12)}; "
             f"commit {_some(commits, 7)})."
         )
     elif len(commits) > 1:
         same = "of the same source" if code else "and do not say which source they ran"
-        found.append(
+        sentences.append(
             f"Mixed commits: these runs come from {len(commits)} git commits {same} ({_some(commits, 7)})."
         )
-    if _dirty(made):
-        found.append(f"Dirty tree: {_dirty(made)} of {plural(len(made), 'run')} had uncommitted changes.")
-    for column in ("provenance.python", *_package_columns(made)):
-        if len(distinct(made[column])) > 1:
+    if _dirty(recorded):
+        sentences.append(
+            f"Dirty tree: {_dirty(recorded)} of {plural(len(recorded), 'run')} had uncommitted changes."
+        )
+    for column in ("provenance.python", *_package_columns(recorded)):
+        if len(distinct(recorded[column])) > 1:
             name = column.removeprefix(PACKAGE).removeprefix("provenance.")
-            found.append(f"Mixed versions: {name} {_some(made[column])}.")
-    if len(distinct(made["provenance.device"])) > 1:
-        found.append(f"Mixed devices: {_some(made['provenance.device'])}.")
+            sentences.append(f"Mixed versions: {name} {_some(recorded[column])}.")
+    if len(distinct(recorded["provenance.device"])) > 1:
+        sentences.append(f"Mixed devices: {_some(recorded['provenance.device'])}.")
     for column, keys, what in (
         ("provenance.method_code", ["method"], "source of a method"),
         ("provenance.model.sha256", ["model"], "weights"),
         ("provenance.data.sha256", ["task", "seed"], "data"),
         ("settings", ["task", "model", "method", "epsilon"], "settings"),
     ):
-        values = _settings(made) if column == "settings" else made[column]
-        different = values.groupby([made[key] for key in keys]).nunique()
+        values = _settings(recorded) if column == "settings" else recorded[column]
+        different = values.groupby([recorded[key] for key in keys]).nunique()
         names = ["/".join(map(str, key if isinstance(key, tuple) else (key,))) for key in different.index]
         mixed = [name for name, count in zip(names, different, strict=True) if count > 1]
         if mixed:
-            found.append(f"Mixed {what}: runs of the same {'/'.join(keys)} differ for {', '.join(mixed)}.")
-    if len(made) < len(runs):
+            sentences.append(
+                f"Mixed {what}: runs of the same {'/'.join(keys)} differ for {', '.join(mixed)}."
+            )
+    if len(recorded) < len(runs):
         absent = runs[runs["status"] == "missing"]["run"].str.rpartition("/")[0].value_counts(sort=False)
         cells = [f"{cell} ({plural(count, 'seed')})" for cell, count in sorted(absent.items())]
-        found.append(f"partial: {len(made)} of {len(runs)} runs; no record yet of {_some(cells)}.")
-    return found
+        sentences.append(f"partial: {len(recorded)} of {len(runs)} runs; no record yet of {_some(cells)}.")
+    return sentences
 
 
 def status_counts(runs: pandas.DataFrame) -> dict[str, int]:
     """How many runs have each status that occurs, in a fixed order."""
     counts = runs["status"].value_counts()
-    return {
-        status: int(counts[status]) for status in ("ok", "oom", "diverged", "missing") if status in counts
-    }
+    return {status: int(counts[status]) for status in STATUSES if status in counts}
 
 
 def distinct(values: pandas.Series) -> list[str]:
@@ -136,23 +144,23 @@ def _some(values: pandas.Series | list[str], characters: int | None = None) -> s
     return ", ".join(name[:characters] for name in names[:3]) + more or "unknown"
 
 
-def _dirty(made: pandas.DataFrame) -> int:
-    return int(made["provenance.dirty"].eq(True).sum())
+def _dirty(recorded: pandas.DataFrame) -> int:
+    return int(recorded["provenance.dirty"].eq(True).sum())
 
 
-def _package_columns(made: pandas.DataFrame) -> list[str]:
-    return [column for column in made.columns if column.startswith(PACKAGE)]
+def _package_columns(recorded: pandas.DataFrame) -> list[str]:
+    return [column for column in recorded.columns if column.startswith(PACKAGE)]
 
 
-def _assets(made: pandas.DataFrame, kind: str) -> list[dict[str, Any]]:
+def _assets(recorded: pandas.DataFrame, kind: str) -> list[dict[str, Any]]:
     columns = [f"provenance.{kind}.name", f"provenance.{kind}.sha256"]
     pairs = {
-        tuple(None if pandas.isna(value) else value for value in row) for row in made[columns].to_numpy()
+        tuple(None if pandas.isna(value) else value for value in row) for row in recorded[columns].to_numpy()
     }
     return [{"name": name, "sha256": digest} for name, digest in sorted(pairs, key=str) if name or digest]
 
 
-def _settings(made: pandas.DataFrame) -> pandas.Series:
-    columns = [column for column in made.columns if column.startswith("settings.")]
-    rows = (json.dumps([str(value) for value in row]) for row in made[columns].to_numpy())
-    return pandas.Series(list(rows), index=made.index, dtype=object)
+def _settings(recorded: pandas.DataFrame) -> pandas.Series:
+    columns = [column for column in recorded.columns if column.startswith("settings.")]
+    rows = (json.dumps([str(value) for value in row]) for row in recorded[columns].to_numpy())
+    return pandas.Series(list(rows), index=recorded.index, dtype=object)

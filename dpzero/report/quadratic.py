@@ -126,7 +126,7 @@ def _best(rank: str, dimension: int, method: str, rows: pandas.DataFrame) -> Bes
 
 
 def _norms(column: pandas.Series) -> numpy.ndarray:
-    """[seeds, steps, learning rates, clips]; what diverged is infinite."""
+    """Norms [seeds, steps, learning rates, clips]; infinite if a run diverged."""
     norms = numpy.array([json.loads(text) for text in column], dtype=float)  # null: not a number
     return numpy.where(numpy.isnan(norms), numpy.inf, norms)
 
@@ -136,7 +136,7 @@ def _given(row: pandas.Series, key: str) -> bool:
 
 
 def fits(bests: Sequence[Best], split: str = "train") -> dict[tuple[str, str], Fit | None]:
-    """(rank law, method) -> the fit of its norms over the dimensions; None where these are too few, or one converged to rounding."""
+    """(rank law, method) -> fit of the norms over the dimensions; None for too few, or if one converged to rounding."""
     series: dict[tuple[str, str], dict[int, float]] = {}
     for one in bests:
         norms = getattr(one, split)
@@ -227,7 +227,7 @@ def _interval(summary: Summary) -> str:
 
 
 def by_dimension(bests: Sequence[Best]) -> Figure:
-    """Best-of-grid norm against d: a panel a rank law, the exponent at the end of each line."""
+    """Best-of-grid norm against d: a panel for each rank law, the exponent at the end of each line."""
     fitted = fits(bests)
 
     def draw(axis: Axes, ones: list[Best], strokes: dict) -> tuple[float, float, str]:
@@ -256,7 +256,7 @@ def by_steps(bests: Sequence[Best]) -> Figure:
 
 
 def _panels(bests: Sequence[Best], draw: Draw, label: str) -> Figure:
-    """One panel a rank law, each method drawn by `draw`, which says where its line ends and what is written there."""
+    """One panel for each rank law. `draw` draws a method and returns the end of its line and the text there."""
     ranks = list(dict.fromkeys(one.rank for one in bests))
     columns = min(2, len(ranks))
     rows = -(-len(ranks) // columns)
@@ -295,13 +295,13 @@ def _place(one: Best) -> int:
 
 
 def _frame(axis: Axes, ones: Sequence[Best]) -> None:
-    """Room for the private methods; what converges without privacy leaves the panel."""
+    """Limits for the private methods; methods without privacy that converge leave the panel."""
     kept = [norm for one in ones if one.private for norm in (*one.train, one.start)]
     axis.set_ylim(0.4 * min(kept or [1e-3]), 2 * max(kept or [1.0]))
 
 
 def _label_ends(axis: Axes, ends: list[tuple[float, float, str, str]]) -> None:
-    """The text of each line at its end, moved up or down where two would touch."""
+    """The text at the end of each line, moved up or down if two would touch."""
     low, high = numpy.log(axis.get_ylim())
     shown = [end for end in ends if end[2] and low < math.log(end[1]) < high]
     heights = [(math.log(y) - low) / (high - low) for _, y, _, _ in shown]

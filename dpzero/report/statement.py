@@ -1,8 +1,7 @@
-"""The privacy statement of a sweep: what a careful reviewer asks of private training, answered from the records.
+"""The privacy statement of a sweep, from its records.
 
-The headings follow the reporting list of "How to DP-fy ML" (Ponomareva et al. 2023, arXiv 2303.00654, section 5.3.3). What all
-runs share is said once; where they differ, each answer names its methods. Markdown that reads well in a terminal, the same to
-the byte for the same results.
+The headings follow the reporting list of "How to DP-fy ML" (Ponomareva et al. 2023, arXiv 2303.00654, section 5.3.3). An answer
+that all runs share appears once; otherwise each answer names its methods. Markdown; equal results give equal bytes.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ PROMISE = [
     ),
     *(f"privacy.{key}" for key in ("clip", "noise_scale", "delta", "noise_arithmetic", "noise_key")),
 ]
-Run = dict[str, Any]  # one row of the frame of records, without what its record does not say
+Run = dict[str, Any]  # one row of the frame of records, without absent values
 ENDS = {"ok": "finished", "oom": "ran out of memory", "diverged": "diverged"}
 
 
@@ -66,13 +65,11 @@ def _known(row: dict[str, Any]) -> Run:
 
 def _opening(private: list[Run], released: list[Run]) -> Iterator[str]:
     if not private:
-        yield "No private method in these runs: nothing is promised."
+        yield "No private method in these runs: no guarantee."
         return
     counts = {
         "ended before the first release and spent nothing": [r.get("privacy.steps") == 0 for r in private],
-        "planned without a record yet: nothing is said of what is not there": [
-            r["status"] == "missing" for r in private
-        ],
+        "planned without a record yet": [r["status"] == "missing" for r in private],
         "whose record does not say what was spent": [
             "privacy.steps" not in r and r["status"] != "missing" for r in private
         ],
@@ -80,8 +77,8 @@ def _opening(private: list[Run], released: list[Run]) -> Iterator[str]:
     valid = sum(run.get("privacy.valid_release") is True for run in released)
     yield _wrapped(
         f"{_count(released, 'private run')}, {valid} of them valid as a private release. Every ε is computed from the "
-        "run's ledger, which has each release before it is used: an empty batch, a repeated step and a run that stopped early count "
-        "for what they released."
+        "run's ledger, which records each release before it is used. An empty batch, a repeated step and a run that stopped early "
+        "count for what they released."
     )
     for what, which in counts.items():
         if any(which):
@@ -91,7 +88,7 @@ def _opening(private: list[Run], released: list[Run]) -> Iterator[str]:
 def _answers(released: list[Run], runs: pandas.DataFrame) -> dict[str, list[str]]:
     """Headings and the lines under them."""
     return {
-        "Setting": _bullets(words.SETTING),
+        "Threat model": _bullets(words.THREAT_MODEL),
         "Unit and adjacency": _by_key(released, "Unit", "unit", words.UNIT)
         + _by_key(released, "Neighbours", "adjacency", words.ADJACENCY),
         "What is released": _shared(released, "Released", _released) + _shared(released, "Covered", _covered),
@@ -101,12 +98,12 @@ def _answers(released: list[Run], runs: pandas.DataFrame) -> dict[str, list[str]
         + _shared(released, "By construction", _construction)
         + _by_key(released, "Secrecy of batches and noise", "noise_key", words.SECRECY)
         + _bullets(words.ASSUMED),
-        "What each run promises": [*_promises(released)],
+        "Guarantee of each run": [*_promises(released)],
         "Tuning": _bullets(words.TUNING) + _bullets(_chosen_on_dev(released)),
         "Noise": _by_key(released, "Key", "noise_key", words.KEY)
         + _by_key(released, "Arithmetic", "noise_arithmetic", words.ARITHMETIC)
         + _bullets(words.ROUNDING),
-        "Runs that compose": [*_composition(released)],
+        "Composition": [*_composition(released)],
         "Not covered": _bullets(words.NOT_COVERED) + _bullets(_without_noise(runs)),
     }
 
@@ -132,7 +129,7 @@ def _by_key(runs: list[Run], label: str, key: str, meanings: dict[str, str]) -> 
 
 
 def _shared(runs: list[Run], label: str, answer: Callable[[Run], str]) -> list[str]:
-    """One bullet an answer; where there are several, each names its runs, in as few words as tell them apart."""
+    """One bullet for each answer; several answers name their runs as briefly as distinguishes them."""
     answers: dict[str, list[Run]] = {}
     for run in runs:
         answers.setdefault(answer(run), []).append(run)
@@ -158,15 +155,15 @@ _NAMES: tuple[Callable[[Run], str], ...] = (
 def _released(run: Run) -> str:
     text = words.RELEASED.get(run.get("order"), "the noisy sums of its steps")
     if "privacy.choice.epsilon" in run:
-        text += "; and which checkpoint is reported, by a private choice"
-    return f"{text}. All else, the weights of every step and the final model among it, is computed from these releases."
+        text += "; and which checkpoint is reported, by a private selection"
+    return f"{text}. Everything else, including the weights of every step and the final model, is post-processing of these releases."
 
 
 def _covered(run: Run) -> str:
     text, split = "every access of one training run to its training data.", run.get("settings.split", "test")
     if "privacy.choice.epsilon" in run:
         text += (
-            " And the choice of the reported iterate on dev examples, by "
+            " And the selection of the reported checkpoint on dev examples, by "
             f"{run['privacy.choice.mechanism']}, {_text(run['privacy.choice.epsilon'])}-DP for each of them."
         )
     if split == "test":
@@ -192,7 +189,7 @@ def _construction(run: Run) -> str:
 
 
 def _promises(released: list[Run]) -> Iterator[str]:
-    """A block for each method and epsilon, further ones where its seeds had other settings."""
+    """A block for each method and epsilon; seeds with other settings have their own."""
     for (task, model, _, epsilon, *_), rows in _groups(released, [*CELL, *PROMISE]):
         yield _bullet(f"**{rows[0]['title']}, ε = {epsilon}** ({task} with {model}): {_promise(rows)}")
         yield from (_bullet(line, 2) for line in (_noise(rows[0]), *_composed(rows), *_odd_lengths(rows)))
@@ -237,14 +234,14 @@ def _odd_lengths(rows: list[Run]) -> Iterator[str]:
             continue
         why = ENDS.get(run["status"], run["status"])
         if steps > planned:
-            why += "; it was interrupted, and what it repeated had new noise and counts again"
+            why += "; it was interrupted, and the repeated releases had new noise and count again"
         yield f"Seed {run['seed']}: {steps} releases of {planned} planned ({why}); spent ε = {_highest([run], 'epsilon_spent')}."
 
 
 def _composition(released: list[Run]) -> Iterator[str]:
     yield _bullet(
-        "An ε above holds for one run. Runs on the same private data compose: seeds, methods and epsilons alike. Basic composition adds "
-        "up what was spent, as if every key were secret:"
+        "An ε above holds for one run. Runs on the same private data compose: seeds, methods and epsilons alike. Basic composition, "
+        "as if every key were secret:"
     )
     for (task, *neighbours), rows in _groups(released, ["task", "privacy.unit", "privacy.adjacency"]):
         counts = ", ".join((_count(rows, "run"), _count({run["seed"] for run in rows}, "seed")))
@@ -252,14 +249,14 @@ def _composition(released: list[Run]) -> Iterator[str]:
 
 
 def _without_noise(runs: pandas.DataFrame) -> list[str]:
-    """A row of the same table may have read the same data unprotected."""
+    """The runs without noise, which may have read the same data."""
     others = runs[~runs["private"] & runs["epsilon"].ne("0") & (runs["status"] != "missing")]
     if others.empty:
         return []
     names = ", ".join(dict.fromkeys(others["title"]))
     return [
-        f"{_count(others, 'run')} of this sweep without noise ({names}): nothing is promised of what they score and "
-        "record, and on private data it would undo the rest."
+        f"{_count(others, 'run')} of this sweep without noise ({names}): their scores and records have no "
+        "guarantee, and on private data they would void the others."
     ]
 
 

@@ -1,4 +1,4 @@
-"""What is said about a handful of seeds: mean, spread, 95 % interval, paired differences, differences from others' means."""
+"""Statistics of a few seeds: mean, spread, 95 % interval, paired differences, differences of means."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Summary:
 
     @property
     def has_spread(self) -> bool:
-        """Equal values, as counts of few right answers may be, have an interval of no width, which says nothing of other seeds."""
+        """Whether the values differ: equal values (possible for counts) give an interval of no width."""
         return self.n > 1 and self.std > ROUNDING
 
 
@@ -45,12 +45,12 @@ def summarise(values: Iterable[float]) -> Summary:
 
 
 def paired_difference(values: Mapping[int, float], reference: Mapping[int, float]) -> Summary:
-    """Summary of value - reference over the seeds that both have: a seed's split and luck cancel."""
+    """Summary of value - reference over the seeds that both have; effects of the seed cancel."""
     return summarise(values[seed] - reference[seed] for seed in sorted(values.keys() & reference.keys()))
 
 
 def quantile(degrees: float) -> float:
-    """Of Student's t, two-sided at 95 %."""
+    """Quantile of Student's t, two-sided at 95 %."""
     return float(stdtrit(degrees, (1 + CONFIDENCE) / 2))
 
 
@@ -67,5 +67,5 @@ def welch_half_width(error: float, n: int, other_error: float, m: int) -> float:
 
 
 def prediction_half_width(std: float, n: int) -> float:
-    """Half of the 95 % interval around the mean of n values in which one more value of their law falls."""
+    """Half of the 95 % prediction interval around the mean of n values for one more value of their law."""
     return quantile(n - 1) * std * math.sqrt(1 + 1 / n)

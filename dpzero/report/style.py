@@ -1,4 +1,4 @@
-"""How figures look: one colour, marker and line per method, sizes for a paper, files that are the same when redrawn."""
+"""The style of figures: one colour, marker and line for each method, sizes for a paper, reproducible files."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ COLUMN_INCHES, PAGE_INCHES = 3.25, 6.75
 GREY = "#666666"
 
 # Okabe-Ito. A private method has the colour of the method it makes private, and solid lines.
-BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
-    *("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"),
-)
+COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7")
+BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = COLOURS
 
 SETTINGS = {
     "font.size": 8,
@@ -68,25 +67,18 @@ LOOKS = {
     "lora": Look(PURPLE, "v", "--"),
     "dp_lora": Look(PURPLE, "v", "-"),
 }
-SPARE_MARKERS = (
-    "X",
-    "*",
-    "h",
-    "<",
-    ">",
-    "p",
-)  # none of the above, so a new method is never taken for a known one
+SPARE_MARKERS = tuple("X*h<>p")  # none of the above, so that no new method looks like a known one
 
 
 def look(method: str) -> Look:
-    """The look of a method; one that is not in `LOOKS` gets its own from its name, the same in every figure."""
+    """The look of a method. A method that is not in `LOOKS` gets one from its name, the same in every figure."""
     number = int.from_bytes(hashlib.sha256(method.encode()).digest()[:4], "big")
-    colour = (BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE)[number % 7]
+    colour = COLOURS[number % 7]
     return LOOKS.get(method, Look(colour, SPARE_MARKERS[number // 7 % len(SPARE_MARKERS)], "-."))
 
 
 def save(figure: Figure, folder: Path, name: str, provenance: str) -> list[Path]:
-    """Write NAME.pdf and NAME.png with the provenance line in their metadata; the same bytes for the same figure."""
+    """Write NAME.pdf and NAME.png with the provenance in their metadata; equal figures give equal bytes."""
     metadata = {
         "pdf": {"Title": name, "Subject": provenance, "Creator": "dpzero", "CreationDate": None},
         "png": {"Title": name, "Description": provenance, "Software": None},

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
+import pandas
 import pytest
 
 from dpzero.errors import UsageError
-from dpzero.report import overview
+from dpzero.report import overview, overview_text
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,10 +61,10 @@ def test_an_added_sweep_has_a_section_of_its_name(project):
 
 
 def test_one_seed_is_no_mean_and_the_best_of_a_grid_says_of_how_many():
-    one = {"score_n": "1", "score_mean": "0.5", "score_std": "", "epsilon": "inf", "status": "ok"}
-    assert overview._score(one) == "50.0 (one seed)"
-    assert overview._score(one | {"score_n": "3", "score_std": "0.01"}) == "50.0 ± 1.0"
-    assert overview._score(one | {"score_n": "0", "status": "oom"}) == "OOM"
+    one = {"score_n": 1, "score_mean": 0.5, "score_std": math.nan, "epsilon": "inf", "status": "ok"}
+    assert overview_text.score(one) == "50.0 (one seed)"
+    assert overview_text.score(one | {"score_n": 3, "score_std": 0.01}) == "50.0 ± 1.0"
+    assert overview_text.score(one | {"score_n": 0, "status": "oom"}) == "OOM"
     assert "| best of |" in overview.grids(ROOT / "results")
 
 
@@ -76,7 +78,7 @@ def test_a_verdict_that_is_not_reached_is_in_none():
             "epsilon": epsilon,
             "verdict": verdict,
         }
-        | {"difference_mean": "0.05", "difference_low": "0.01", "difference_high": "0.09"}
+        | {"difference_mean": 0.05, "difference_low": 0.01, "difference_high": 0.09}
         for task, epsilon, verdict in (
             ("a", "2", "shown"),
             ("a", "6", "shown"),
@@ -84,7 +86,7 @@ def test_a_verdict_that_is_not_reached_is_in_none():
             ("b", "6", "open"),
         )
     ]
-    (sentence,) = overview._claims(pairs, {})
+    (sentence,) = overview._verdicts(pandas.DataFrame(pairs), {})
     places = "a at every ε, b at ε = 2"
     assert (
         sentence

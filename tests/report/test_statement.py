@@ -14,14 +14,14 @@ from dpzero.report import records
 from dpzero.report.statement import WIDTH, _upper, statement
 
 HEADINGS = [
-    "Setting",
+    "Threat model",
     "Unit and adjacency",
     "What is released",
     "Accounting, and whether its assumptions hold",
-    "What each run promises",
+    "Guarantee of each run",
     "Tuning",
     "Noise",
-    "Runs that compose",
+    "Composition",
     "Not covered",
 ]
 
@@ -181,13 +181,13 @@ def test_runs_that_released_nothing_are_counted_apart(three, record):
     assert "3 private runs, 0 of them valid as a private release." in text
     assert "1 further run ended before the first release and spent nothing." in text
     assert "1 further run whose record does not say what was spent." in text
-    assert "2 further runs planned without a record yet: nothing is said" in text
+    assert "2 further runs planned without a record yet." in text
     assert "3 seeds: together" in text
 
 
 def test_where_nothing_is_private_nothing_is_promised(record):
     text = said([record("mezo", "inf")])
-    assert text == "# Privacy statement of sweep quick No private method in these runs: nothing is promised."
+    assert text == "# Privacy statement of sweep quick No private method in these runs: no guarantee."
 
 
 # --- composition
@@ -276,7 +276,7 @@ def test_mixed_sources_are_warned_of(record):
 def test_no_number_is_made_up(sweep):
     """Every decimal number stands in a record, up to rounding, or is a sum or a product of such."""
     runs = [run for run in sweep(seeds=1, epsilons=("2",)) if run["privacy"]]
-    block = said(runs).split("## What each run promises")[1].split("## Tuning")[0]
+    block = said(runs).split("## Guarantee of each run")[1].split("## Tuning")[0]
     known = {float(v) for run in runs for v in run["privacy"].values() if isinstance(v, int | float)} | {
         150,
         60,
