@@ -211,8 +211,8 @@ class PhaseLoss(losses.CrossEntropy):
 
     phases: Phases | None = None
 
-    def cut(self, model: nn.Module, batch: Examples, sides: int = 1, *_: object) -> Sequence[Cut]:
-        return batch_shapes(batch, self.token_budget // sides)
+    def cut(self, model: nn.Module, batch: Examples) -> Sequence[Cut]:
+        return batch_shapes(batch, self.token_budget)
 
     def _losses(self, model: nn.Module, part: Examples, length: int) -> Tensor:
         with self.phases.phase("forward") if self.phases else nullcontext():

@@ -13,7 +13,7 @@ from ..language.models import weights
 from ..privacy.accounting import Setting
 from ..privacy.public_implementations import IMPLEMENTATIONS
 from .registry import Card
-from .settings import EPSILON, RUN_SETTINGS, known, value_of
+from .settings import EPSILON, REMOVED, RUN_SETTINGS, known, value_of
 
 DECIDED_BY_PUBLIC_CODE = ("mechanism", "sampling", "adjacency", "noise_arithmetic")
 
@@ -61,6 +61,8 @@ def check_settings(
     settings = {name: entry.default for name, entry in RUN_SETTINGS.items()}
     for depth, layer in enumerate(layers):
         for key, value in layer.items():
+            if removed := [word for word in REMOVED if word in (key, value)]:
+                raise UsageError(f"{where}: {removed[0]} was removed: leave it out")
             if key in schema:
                 settings[key] = value_of(where, key, value, schema[key])
             elif depth > 0 or not for_others(key):

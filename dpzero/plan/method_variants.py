@@ -39,9 +39,6 @@ VARIANTS = {
     "dpzero_signs": Variant("DPZero, signs", "dpzero", NOISE | {"direction_law": "rademacher"}),
     "dpzero_low_rank": Variant("DPZero, rank 1", "dpzero", NOISE | LOW_RANK),
     "dpzero_on_read": Variant("DPZero, perturbed on read", "dpzero", NOISE | ON_READ),
-    "dpzero_both_signs": Variant(
-        "DPZero, both signs in a batch", "dpzero", NOISE | {"perturb": "both_signs"}
-    ),
     "dpzero_low_rank_on_read": Variant(
         "DPZero, rank 1, in the linears", "dpzero", NOISE | LOW_RANK | ON_READ
     ),

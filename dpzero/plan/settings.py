@@ -240,8 +240,7 @@ METHOD_SETTINGS: dict[str, tuple[Range | None, str]] = {
     "directions": (Range(1, 2**20), "random directions of one batch"),
     "direction_law": (None, "distribution of the directions"),
     "direction_rank": (Range(1, 2**20), "rank of low_rank directions"),
-    "perturb": (None, "where weights are perturbed: in place, as they are read, or both points in one batch"),
-    "cuda_graphs": (None, "record the forward pass once and replay it, on a GPU"),
+    "perturb": (None, "where weights are perturbed: in place, or as they are read"),
     "second_moment": (DELTA, "decay of Adam's second moment of the released scalars; 0: none"),
     "optimizer": (None, "name of torch's optimizer"),
     "weight_decay": (NOT_NEGATIVE, "decoupled weight decay of the optimizer"),
@@ -252,8 +251,8 @@ METHOD_SETTINGS: dict[str, tuple[Range | None, str]] = {
     ),
     "stages": (Range(1, 64), "stages, each twice as long as the one before and with half its learning rate"),
     "first_stage": (COUNT, "steps of the first stage; 0: the stages share the steps"),
-    "regularization": (NOT_NEGATIVE, "pull towards the weights at the start of a stage"),
 }
+REMOVED = ("both_signs", "cuda_graphs", "regularization")  # settings and values that there are no longer
 
 
 def of_method(card: registry.Card) -> dict[str, Entry]:

@@ -126,7 +126,6 @@ ALLOWED_IN_A_CHECKPOINT: dict[str, str] = {
     "method.parameters[]": "the weights: a function of the base model and the releases",
     "method.optimizer.*": "settings, and moments of the released sums",
     "method.second_moment[]": "of the released scalars",
-    "method.start[]": "the weights of an earlier step",
     "method.schedule[][]": _INPUT,
     "method.budget.event.*": _INPUT,
     "method.budget.others_move_over_clip": _STAND_IN,

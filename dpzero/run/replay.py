@@ -62,9 +62,7 @@ def _read(file: Path) -> dict:
     said = made.get("transcript")
     if not isinstance(said, dict) or not {"file", "sha256", "steps", "law", "weights_sha256"} <= set(said):
         writers = ", ".join(card.title for card in cards().values() if card.order == 0)
-        raise UsageError(
-            f"{file} has no transcript: give a record of {writers} (without a pull: regularization 0), or run its cell again"
-        )
+        raise UsageError(f"{file} has no transcript: give a record of {writers} or run its cell again")
     if said["weights_sha256"] is None:
         raise UsageError(
             f"the run of {file} ended with status {made.get('status')}, so that it has no digest to compare with: run its cell again"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,15 +25,11 @@ LAWS = ("gaussian", "sphere", "rademacher", "low_rank")
 
 @dataclass(frozen=True)
 class Move:
-    """x += scale * z for each scale in turn, z being direction number `direction` of step `step`.
-
-    `table`: the same on a CUDA device, float64 [1, 2 + scales], where kernels read it (see `Gaussian.tabled`).
-    """
+    """x += scale * z for each scale in turn, z being direction number `direction` of step `step`."""
 
     step: int
     direction: int
     scales: tuple[float, ...]
-    table: Tensor | None = field(default=None, compare=False)
 
 
 def key_of(seed: int, purpose: str = "") -> Key:
@@ -70,17 +66,11 @@ class Gaussian:
 
     def add_rows_(self, out: Tensor, rows: Tensor, number: int, shape: Sequence[int], move: Move) -> None:
         """In place: out [n, m] += scale * z of rows [n] (int64) of tensor `number`, a matrix of this shape."""
-        dispatch.add_rows_(self.kind, out, rows, number, self.key, *self._terms([move]), move.table)
+        dispatch.add_rows_(self.kind, out, rows, number, self.key, *self._terms([move]))
 
     def moved(self, tensor: Tensor, number: int, move: Move) -> Tensor:
         """A copy at tensor + scale * z."""
-        return dispatch.moved(self.kind, tensor, number, self.key, *self._terms([move]), move.table)
-
-    def tabled(self, move: Move, table: Tensor) -> Move:
-        """The move with its numbers written to `table`, float64 [1, 3]: a CUDA graph that reads it there replays with this move."""
-        (scale,) = self._scales(move)
-        table.copy_(torch.tensor([[move.step, move.direction, scale]], dtype=torch.float64))
-        return replace(move, table=table)
+        return dispatch.moved(self.kind, tensor, number, self.key, *self._terms([move]))
 
     def _terms(self, moves: Sequence[Move]) -> tuple[list[int], list[int], list[tuple[float, ...]]]:
         return [m.step for m in moves], [m.direction for m in moves], [self._scales(m) for m in moves]

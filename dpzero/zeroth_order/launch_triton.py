@@ -1,7 +1,6 @@
 """Launches the directions' Triton kernels: many tensors and many moves in one launch, which is one pass over the weights.
 
-Moves come as a small float64 tensor on the device, a row a move: step, direction, then the scales (`table`). A CUDA graph that was
-captured with one is replayed with other moves by writing into it.
+Moves come as a small float64 tensor on the device, a row a move: step, direction, then the scales (`table`).
 """
 
 from __future__ import annotations
@@ -28,10 +27,6 @@ def table(
     steps: Sequence[int], directions: Sequence[int], scales: Sequence[Sequence[float]], device: torch.device
 ) -> Tensor:
     """Moves as the kernels read them: float64 [moves, 2 + scales of each]. A scale is rounded to the weights' type on the device."""
-    if _capturing(device):
-        raise RuntimeError(
-            "a CUDA graph would keep these moves for ever: make their table before it and give the kernels that"
-        )
     rows = np.column_stack([steps, directions, np.asarray(scales, np.float64)]).astype(np.float64)
     return torch.from_numpy(rows).to(device, non_blocking=True)  # without waiting for the forward pass before
 
@@ -128,11 +123,6 @@ def _signed(*words: int) -> tuple[int, ...]:
 
 
 _plans: OrderedDict[tuple, tuple[Tensor, Tensor]] = OrderedDict()
-_captured: list[tuple[Tensor, Tensor]] = []  # which a CUDA graph will read again
-
-
-def _capturing(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _plan(tensors: tuple[tuple[int, int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -150,8 +140,6 @@ def _plan(tensors: tuple[tuple[int, int, int], ...], device: torch.device) -> tu
         if len(_plans) > _PLANS:
             _plans.popitem(last=False)
     _plans.move_to_end(name)
-    if _capturing(device):
-        _captured.append(_plans[name])
     return _plans[name]
 
 

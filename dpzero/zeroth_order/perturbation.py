@@ -3,14 +3,13 @@
 A tensor is perturbed in one of two ways. It is *written*, in place, and restored together with the update; or it is *read*: it stays
 at x, and every operation of the model that takes it gets x + scale z instead. Reading suits a table of embeddings, of which a batch
 needs a few rows; and directions of low rank, which a linear layer then applies to its input, where a pass over the weights is
-dearer than one over the activations (on a GPU, few tokens). Read, a weight never drifts by rounding. With both signs in one batch
-(`both_signs`) it is read at both points at once, and its numbers are drawn once for the two.
+dearer than one over the activations (on a GPU, few tokens). Read, a weight never drifts by rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import groupby
 from types import MappingProxyType
 
@@ -18,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from .directions import Gaussian, Move
-from .perturb_on_read import BothSigns, Reads
+from .perturb_on_read import Reads
 
-PERTURB = ("in_place", "on_read", "both_signs")
+PERTURB = ("in_place", "on_read")
 
 
 class Passes:
@@ -46,7 +45,6 @@ class Passes:
         self.read = {j: parameters[j] for j in read}
         self.written = {j: p for j, p in enumerate(parameters) if j not in self.read}
         self.at = (0, 0, 0.0)  # step, direction, scale of what is written
-        self._table: Tensor | None = None
         self._moves: dict[str, list[Move]] = {"written": [], "read": []}
 
     @contextmanager
@@ -62,22 +60,7 @@ class Passes:
             raise
 
     def _reads(self, step: int, direction: int, scale: float) -> Reads:
-        return Reads(self.read, self.law, self._tabled(step, direction, scale), self.still, self.owners)
-
-    def _tabled(self, step: int, direction: int, scale: float) -> Move:
-        """The move of what is read; on one CUDA device at the same address each time, where kernels, and graphs of them, find it."""
-        move, first = Move(step, direction, (scale,)), next(iter(self.read.values()))
-        if first.device.type != "cuda" or any(p.device != first.device for p in self.read.values()):
-            return move
-        if self._table is None:
-            self._table = first.new_empty(1, 3, dtype=torch.float64)
-        return self.law.tabled(move, self._table)
-
-    def pairs(self, step: int, direction: int, scale: float) -> Callable[[int], AbstractContextManager]:
-        """A function of n: a context in which the model computes the first n of a batch of 2 n at x + scale z, the others at x - scale z."""
-        self.flush()
-        move = Move(step, direction, (scale,))
-        return lambda rows: BothSigns(self.read, self.law, move, self.still, self.owners, rows=rows)
+        return Reads(self.read, self.law, Move(step, direction, (scale,)), self.still, self.owners)
 
     def restore(self) -> None:
         """What is written goes back to x, to rounding."""

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from . import batches
 from .directions import law_of
 from .distributed import CHECK_EVERY, Ranks, exact_sum
-from .graph_capture import Graphed
 from .perturbation import Passes, owners, padding_rows, read_numbers
 from .probe import probe
 from .transcript import FORMAT, SecondMoment, Transcript, digest, rate_at, read, replay
@@ -35,10 +34,8 @@ class TwoPoint:
     batch size, a constant. Holds the memory of inference: z is drawn whenever it is needed and never stored.
 
     Every method also takes, by name, `direction_law` (gaussian, sphere, rademacher or low_rank, that with a `direction_rank`) and
-    `perturb`: in_place; on_read, which copies one matrix at a time and never drifts by rounding (see `passes`); or both_signs, the same
-    for both points in one batch of twice the size, which asks the loss for `both_sides(model, batch, pairs)` (see `_both_sides`). And
-    `cuda_graphs`, which wants a loss that calls the model with tensors of few shapes (see `graphs`). With `second_moment`, a decay such as
-    .99, a step's scalars are divided by the root of Adam's second moment of those released so far (see `transcript`). With `one_at_a_time`
+    `perturb`: in_place, or on_read, which copies one matrix at a time and never drifts by rounding (see `perturbation`). With
+    `second_moment`, a decay such as .99, a step's scalars are divided by the root of Adam's second moment of those released so far (see `transcript`). With `one_at_a_time`
     the loss gets each example alone: slower, and no other example can move its last bits, without which no release is called valid.
     """
 
@@ -61,8 +58,7 @@ class TwoPoint:
         seed: int,
         direction_law: Literal["gaussian", "sphere", "rademacher", "low_rank"] = "gaussian",
         direction_rank: int = 1,
-        perturb: Literal["in_place", "on_read", "both_signs"] = "in_place",
-        cuda_graphs: bool = False,
+        perturb: Literal["in_place", "on_read"] = "in_place",
         second_moment: float = 0.0,
         one_at_a_time: bool = False,
     ) -> None:
@@ -75,16 +71,7 @@ class TwoPoint:
                 raise ValueError(
                     f"{name} is {value}: it must be positive and finite{f', above {least:g}' if least else ''}"
                 )
-        if perturb == "both_signs" and not hasattr(loss, "both_sides"):
-            raise ValueError(
-                "both_signs needs a loss that takes both points in one batch, and this has no both_sides: perturb on_read"
-            )
-        if cuda_graphs and (perturb != "in_place" or direction_law == "low_rank"):
-            raise ValueError(
-                "cuda_graphs are of weights perturbed in_place, by a law that is not low_rank: choose these, or no graphs"
-            )
-        self.model, self.loss, self.perturb, self.one_at_a_time = model, loss, perturb, one_at_a_time
-        self.forward = Graphed(model) if cuda_graphs else model
+        self.model, self.loss, self.one_at_a_time = model, loss, one_at_a_time
         self.batch_size, self.smoothing = batch_size, smoothing
         self.schedule = [(0, learning_rate)]  # (first step, learning rate)
         self.moment = SecondMoment(second_moment)
@@ -245,21 +232,7 @@ class TwoPoint:
         return float(losses.mean()) if losses.numel() and self.ranks.size == 1 and not secret else None
 
     def _both_sides(self, batch: Sized, count: int, direction: int = 0) -> tuple[Tensor, Tensor]:
-        """Losses [B] at x + smoothing z and at x - smoothing z, where the weights are left.
-
-        `loss.both_sides(model, batch, pairs)` returns the two itself. It calls the model, inside `pairs(n)`, on n examples twice: first
-        all of them, then all again.
-        """
-        if self.perturb == "both_signs" and count:
-            pairs = self.passes.pairs(self.steps_taken, direction, self.smoothing)
-            with self.watch.passes():
-                self._probe_once(batch, count)
-                take = self.budget and self.budget.collate_subset
-                parts = self._alone(batch, count, take) if self.one_at_a_time else [batch]
-                sides = [self.loss.both_sides(self.model, part, pairs) for part in parts]
-                self._ask_again(batch, count)
-            plus, minus = map(torch.cat, zip(*sides, strict=True))
-            return self._checked(plus, count), self._checked(minus, count)
+        """Losses [B] at x + smoothing z and at x - smoothing z, where the weights are left."""
         sides = []
         for scale in (self.smoothing, -self.smoothing):
             with self.passes.perturbed(self.steps_taken, direction, scale), self.watch.passes():
@@ -297,9 +270,9 @@ class TwoPoint:
         if not count:
             return torch.zeros(0, dtype=torch.float64)
         if not self.one_at_a_time:
-            return self._checked(self.loss(self.forward, batch), count)
+            return self._checked(self.loss(self.model, batch), count)
         alone = self._alone(batch, count, take)
-        return torch.cat([self._checked(self.loss(self.forward, part), 1) for part in alone])
+        return torch.cat([self._checked(self.loss(self.model, part), 1) for part in alone])
 
     def _checked(self, losses: Tensor, count: int) -> Tensor:
         if losses.shape != (count,):

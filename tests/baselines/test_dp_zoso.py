@@ -55,45 +55,7 @@ def test_the_first_stage_is_dpzero():
     assert torch.equal(flat(mine), flat(theirs))
 
 
-def test_the_pull_is_towards_the_start_of_the_stage():
-    """After each step the distance to where the stage began is less by learning_rate * regularization of it."""
-    plain, pulled = model(), model()
-    without, with_pull = zoso(plain), zoso(pulled, regularization=2.0)
-    for step in range(14):
-        if step in (0, 2, 6):  # where the stages begin
-            start = flat(pulled)
-        with torch.no_grad():
-            for p, q in zip(plain.parameters(), pulled.parameters(), strict=True):
-                p.copy_(q)
-        rate = with_pull.learning_rate
-        assert without.step(BATCH) == pytest.approx(with_pull.step(BATCH))
-        expected = flat(plain) + rate * 2.0 * (start - flat(plain))
-        assert torch.allclose(flat(pulled), expected, atol=1e-12)
-
-
-@pytest.mark.parametrize("stop", [1, 2, 3])
-def test_a_pulled_run_goes_on_from_its_state_to_the_bit(stop):
-    whole, cut = model(), model()
-    uncut, first = zoso(whole, regularization=2.0), zoso(cut, regularization=2.0)
-    for _ in range(stop):
-        first.step(BATCH)
-    resumed = model()
-    second = zoso(resumed, regularization=2.0)
-    second.load_state_dict(first.state_dict())
-    for _ in range(stop, 8):
-        second.step(BATCH)
-    for _ in range(8):
-        uncut.step(BATCH)
-    assert torch.equal(flat(whole), flat(resumed))
-
-
-def test_without_a_pull_nothing_is_copied():
-    optimizer = zoso(model())
-    optimizer.step(BATCH)
-    assert optimizer.start == [] and "start" not in optimizer.state_dict()
-
-
-@pytest.mark.parametrize("wrong", [{"stages": 0}, {"first_stage": -1}, {"regularization": -1.0}])
+@pytest.mark.parametrize("wrong", [{"stages": 0}, {"first_stage": -1}])
 def test_settings_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ValueError, match="must be positive"):
         zoso(model(), **wrong)

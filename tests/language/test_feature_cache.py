@@ -77,7 +77,6 @@ def test_the_number_of_threads_changes_no_bit():
         (HEAD | {"tune": "bias"}, False),
         (HEAD | {"tune": "full"}, False),
         (HEAD | {"compute": "bfloat16"}, False),
-        (HEAD | {"cuda_graphs": True}, False),
     ],
 )
 def test_they_are_for_a_head_that_is_trained_alone(settings, whether):

@@ -128,24 +128,6 @@ def test_each_example_is_alone_and_the_step_is_that_of_its_own_bits(method, pert
     assert method == "mezo" or one.budget.others_move_over_clip == 0
 
 
-def test_both_points_of_an_example_may_be_one_batch():
-    class Both:
-        def __call__(self, model, rows):
-            return loss(model, rows)
-
-        def both_sides(self, model, rows, pairs):
-            assert len(rows) == 1
-            with pairs(1):
-                out = model(X[rows].repeat(2, 1))
-            return tuple(functional.cross_entropy(out, Y[rows].repeat(2), reduction="none")[:, None])
-
-    one = METHODS["dpzero"](Both(), one_at_a_time=True, perturb="both_signs")
-    two = METHODS["dpzero"](loss, perturb="on_read")
-    for me in (one, two):
-        steps(me)
-    assert torch.allclose(weights(one), weights(two), rtol=1e-9)
-
-
 def padded(rows: list) -> dict:
     """Of texts of all lengths, as collators have them."""
     ids, row = nn.utils.rnn.pad_sequence([ids for ids, _ in rows], batch_first=True), [r for _, r in rows]

@@ -74,7 +74,6 @@ def told(out: Path) -> dict:
     [
         ("dpzero", {}),
         ("dpzero", {"noise_arithmetic": "exact", "second_moment": 0.9}),
-        ("dpzero", {"perturb": "both_signs"}),
         ("mezo", {"tune": "full"}),
         ("dp_zo_laplace", {"perturb": "on_read"}),
         ("dp_aggzo", {}),

@@ -28,7 +28,7 @@ from dpzero.zeroth_order.distributed import Ranks
 METHODS = ["dpzero", "dp_zo_laplace", "dp_sgd", "dp_adam", "dp_aggzo", "dp_zoso"]
 OTHERS = {  # not in the sweep `smoke`: what they need beside DPZero's settings
     "dp_aggzo": {"directions": 2},
-    "dp_zoso": {"regularization": 0.5},
+    "dp_zoso": {"stages": 2},
 }
 RATE = {"batch_size": 60}  # of 240 examples: the size of a batch is seldom that of a setting
 

@@ -351,17 +351,6 @@ def test_a_state_without_transcript_goes_on_without_one_and_releases_nothing_aga
     assert made["privacy"]["steps"] == STEPS and made["transcript"] is None
 
 
-def test_a_method_that_cannot_be_told_by_scalars_keeps_none(cell, tmp_path, monkeypatch):
-    mine, out, lines = cell("dp_zoso", regularization=0.5), tmp_path / "a.json", []
-    whole = repeatable(ran(mine, tmp_path / "whole.json", lines.append))
-    assert sum("no transcript: a pull towards weights" in line for line in lines) == 1
-    assert {file.name for file in tmp_path.iterdir()} == {"whole.json"}
-    stopped_at(mine, out, monkeypatch, 13)
-    lines.clear()
-    assert repeatable(ran(mine, out, lines.append)) == whole
-    assert any("resumed at step 13 of 20" in line for line in lines)
-
-
 # --- beside the record
 
 

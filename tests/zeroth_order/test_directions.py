@@ -415,16 +415,3 @@ def test_a_matrix_of_low_rank_has_its_rank(rank):
         [matrix] = direction([(40, 30)], ("low_rank", rank), step=step)
         sizes = torch.linalg.svdvals(matrix.double())
         assert sizes[rank - 1] > 1e-2 * sizes[0] and sizes[rank] < 1e-6 * sizes[0]
-
-
-@pytest.mark.parametrize("name", ["gaussian", "sphere", "rademacher"])
-def test_a_move_for_a_device_is_a_row_of_step_direction_and_scale(name):
-    """The scale is what the law makes of it: on the sphere it holds sqrt(d) over the norm."""
-    law, x = law_of(name, 0).fit([torch.zeros(40)]), torch.zeros(40)
-    move = law.tabled(Move(3, 1, (0.5,)), torch.zeros(1, 3, dtype=torch.float64))
-    law.move_([(0, x)], [move])
-    raw = law_of("gaussian" if name == "sphere" else name, 0)
-    y = torch.zeros(40)
-    step, direction, scale = move.table[0].tolist()
-    raw.add_([y], int(step), scale, int(direction))
-    assert torch.equal(x, y) and move == Move(3, 1, (0.5,))

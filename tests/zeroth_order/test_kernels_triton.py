@@ -180,17 +180,6 @@ def test_a_perturbed_copy(kind, dtype, to):
 
 
 @needs_device
-@pytest.mark.parametrize("kind", KINDS)
-def test_moves_are_read_from_the_device_when_the_kernel_runs(kind):
-    """So that a graph that was captured once can be replayed with others."""
-    x, table = random(3000), moves([9, 9], [0, 1], [(0.0, 0.0)] * 2)
-    expected = moved(kind, x, NUMBER)
-    table.copy_(moves())
-    launch_triton.add(kind, [(NUMBER, x)], KEY, table)
-    assert_same_bits(x, expected)
-
-
-@needs_device
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("rank", "shape"), [(1, (5, 7)), (1, (33, 128)), (3, (70, 261))])
 def test_outer_products(dtype, rank, shape, monkeypatch):
@@ -248,39 +237,6 @@ def test_a_million_elements_have_the_cpu_s_bits(name):
         law_of(name, 7).add_(tensors, step=11, scale=0.37)
     for mine, theirs in zip(there, here, strict=True):
         assert_same_bits(mine, theirs)
-
-
-@needs_cuda
-def test_a_captured_graph_is_replayed_with_other_moves():
-    x, rows, table = random(4, 300), torch.tensor([5, 1, 1, 8], device=DEVICE), moves()
-    weights = random(5000)
-    before = x.clone(), rows.clone(), weights.clone()
-    work = [
-        lambda: launch_triton.add_rows("normals", x, rows, NUMBER, KEY, table),
-        lambda: launch_triton.add("signs", [(NUMBER, weights)], KEY, table),
-    ]
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for call in work:
-            call()  # compiles, and divides into blocks
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in work:
-            call()
-        with pytest.raises(RuntimeError, match="make their table before"):
-            moves()
-    for tensor, value in zip((x, rows, weights), before, strict=True):
-        tensor.copy_(value)
-    rows.copy_(torch.tensor([7, 7, 0, 2]))
-    expected_rows = torch.stack(
-        [moved("normals", row, NUMBER, n * 300) for row, n in zip(x, rows.tolist(), strict=True)]
-    )
-    expected = moved("signs", weights, NUMBER)
-    launch_triton._plans.clear()
-    graph.replay()
-    assert_same_bits(x, expected_rows)
-    assert_same_bits(weights, expected)
 
 
 # Without one ---------------------------------------------------------------------------------------------------------------

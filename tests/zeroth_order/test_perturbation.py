@@ -22,7 +22,7 @@ SMOOTHING = 1e-3
 ALL = [(name, 1) for name in LAWS] + [("low_rank", 2)]
 
 every_law = pytest.mark.parametrize("law", ALL, ids=lambda law: f"{law[0]}-{law[1]}")
-either_way = pytest.mark.parametrize("perturb", PERTURB[:2])  # the third: test_both_signs.py
+either_way = pytest.mark.parametrize("perturb", PERTURB)
 
 
 class Small(nn.Module):

@@ -415,15 +415,6 @@ def test_the_transcript_of_another_run_is_refused_and_kept(written, other):
     assert path.read_bytes() == data
 
 
-def test_a_pull_to_weights_that_are_not_in_the_file_has_no_transcript(tmp_path):
-    setting = Setting("gaussian", "poisson", "add_remove", 20, 6, STEPS, 1e-3)
-    budget = Rehearsal(setting, 0.5, RunKey.published(0))
-    me = DPZOSO(base(), loss, budget, learning_rate=0.1, clip=2.0, regularization=0.5)
-    with pytest.raises(ValueError, match="none is kept with regularization"):
-        me.write_transcript(tmp_path / "t")
-    assert not (tmp_path / "t").exists()
-
-
 def test_the_model_that_is_shipped_is_smaller_than_a_kilobyte(written):
     path, _ = written
     begin, data = rows_of(path)

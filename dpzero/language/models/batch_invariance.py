@@ -60,20 +60,19 @@ class Cutter:
         self._known: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()
 
     def cut(
-        self, model: nn.Module, kinds: Sequence[Kind], made: StandIns, sides: int = 1, pass_cost: int = 0
+        self, model: nn.Module, kinds: Sequence[Kind], made: StandIns, pass_cost: int = 0
     ) -> Sequence[Cut]:
         """Micro-batches of texts of one padded length, the longest first: too little memory shows at once.
 
         Args:
-            sides: how often one pass through the model has each text.
             pass_cost: in tokens, where it is not that of a whole model on this device.
         """
         device = next(model.parameters()).device
-        known = self._known.setdefault(model, {}).setdefault((sides, device, *_circumstances()), {})
+        known = self._known.setdefault(model, {}).setdefault((device, *_circumstances()), {})
         plans, key = known.setdefault("plans", {}), tuple(kinds)
         if key not in plans:
             pass_cost = pass_cost or PASS.get(device.type, PASS_ELSEWHERE)
-            tried = _Tried(known, made, self.token_budget // sides, pass_cost // sides)
+            tried = _Tried(known, made, self.token_budget, pass_cost)
             if len(plans) == PLANS:
                 plans.clear()
             plans[key] = list(self._cuts(kinds, tried))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,13 +18,6 @@ from .encoding import Continuations, Examples
 from .tokenizers import TokenizerInfo
 
 COMPUTE = ("float32", "bfloat16")
-
-Pairs = Callable[[int], AbstractContextManager]
-"""In `pairs(n)` a model takes the first n of 2 n rows at one point and the others at the other (see `zeroth_order.passes`)."""
-
-
-def _alone(rows: int) -> AbstractContextManager:
-    return nullcontext()
 
 
 class CrossEntropy:
@@ -62,15 +54,6 @@ class CrossEntropy:
             result[torch.from_numpy(order).to(result.device)] = values
         return torch.zeros(len(batch), device=next(model.parameters()).device) if result is None else result
 
-    def both_sides(self, model: nn.Module, batch: Examples, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        """Losses [B] at either point of a two-point step, in one pass through the model (see `TwoPoint`)."""
-        sides = torch.zeros(2, len(batch), device=next(model.parameters()).device)
-        for order, filled, kind in self.cut(model, batch, 2, pairs):
-            with pairs(len(filled)):
-                losses = self._losses(model, batch[np.tile(filled, 2)], kind[0]).view(2, -1)
-            sides[:, torch.from_numpy(order).to(sides.device)] = losses[:, : len(order)]
-        return sides[0], sides[1]
-
     @torch.no_grad()
     def evaluate(self, model: nn.Module, examples: Examples) -> dict[str, float]:
         """Accuracy and mean loss over all examples, in float32."""
@@ -88,26 +71,23 @@ class CrossEntropy:
         """Examples of full length that say nothing of private ones."""
         return Examples.of([[1] * length] * size, [0] * size)
 
-    def cut(self, model: nn.Module, batch: Examples, sides: int = 1, pairs: Pairs = _alone) -> Sequence[Cut]:
-        """The micro-batches of this process's share (see `Cutter`), for passes that have each text `sides` times, in `pairs`."""
+    def cut(self, model: nn.Module, batch: Examples) -> Sequence[Cut]:
+        """The micro-batches of this process's share (see `Cutter`)."""
         first, every = self.share
         if every > 1:
             mine = np.arange(len(batch))[first::every]
-            cuts = self._cut(model, batch[mine], sides, pairs)
+            cuts = self._cut(model, batch[mine])
             return [(mine[order], mine[filled], kind) for order, filled, kind in cuts]
-        return self._cut(model, batch, sides, pairs)
+        return self._cut(model, batch)
 
-    def _cut(self, model: nn.Module, batch: Examples, sides: int, pairs: Pairs) -> Sequence[Cut]:
+    def _cut(self, model: nn.Module, batch: Examples) -> Sequence[Cut]:
         if torch.is_grad_enabled():
             return batch_shapes(batch, self.token_budget)
 
         def made(kinds: Sequence[Kind]) -> Tensor:
-            texts = batch.stand_ins(model, [*kinds] * sides)
-            with pairs(len(kinds)):
-                logits = self._logits(model, texts, kinds[0][0])[0]
-            return logits.view(sides, len(kinds), -1).transpose(0, 1)
+            return self._logits(model, batch.stand_ins(model, kinds), kinds[0][0])[0]
 
-        return self.cutter.cut(model, batch.kinds(model), made, sides, batch.pass_cost)
+        return self.cutter.cut(model, batch.kinds(model), made, batch.pass_cost)
 
     def _losses(self, model: nn.Module, part: Examples, length: int) -> Tensor:
         return nn.functional.cross_entropy(*self._logits(model, part, length), reduction="none")
