@@ -139,7 +139,7 @@ def test_a_step_in_the_published_setting_is_the_formula_of_the_published_code():
         assert len(batch) == 64
         x, z = weights(model), [torch.zeros(p.shape) for p in trained]
         Gaussian(42).add_(z, step, 1.0)
-        for j, row in me.passes.still.items():  # which public code moves, though no text reads it
+        for j, row in me.perturbation.fixed_rows.items():  # which public code moves, though no text reads it
             z[j][row] = 0
         u = torch.cat([part.flatten() for part in z]).double()
         other = copy.deepcopy(model)

@@ -139,9 +139,9 @@ def public_directions(dimension: int, seed: int):
     """Step -> the Gaussian direction [d], float64, that DPZero and MeZO of this seed take on one tensor."""
     import torch
 
-    from ..zeroth_order.directions import law_of
+    from ..zeroth_order.directions import make_law
 
-    law = law_of("gaussian", seed)
+    law = make_law("gaussian", seed)
 
     def direction(step: int):
         z = torch.zeros(dimension, dtype=torch.float64)

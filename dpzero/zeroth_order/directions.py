@@ -1,82 +1,72 @@
-"""Random directions that are never stored: element i of tensor j at step t is a function of (seed, t, j, i) alone,
-and of its number where a step has several.
+"""Random directions that are never stored: element i of tensor j is a function of (seed, step, direction, j, i).
 
-Directions are public. They share no generator, key or counter with the noise of `dpzero.privacy`. The bits are the same in any order,
-chunking or sharding of the traversal, compiled on the CPU, in plain torch (`reference`), and in Triton, of which that was seen in its
-interpreter and in the code that it makes, not yet on a GPU.
+Directions are public. They share no generator, key or counter with the noise of `dpzero.privacy`. The bits do not
+depend on the order or the chunks in which elements are visited, nor on the kernels: numba, Triton and plain torch agree.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
 from . import dispatch
-from .kernels_torch import Key
+from .kernels_torch import Key, Move
 
 LAWS = ("gaussian", "sphere", "rademacher", "low_rank")
 
 
-@dataclass(frozen=True)
-class Move:
-    """x += scale * z for each scale in turn, z being direction number `direction` of step `step`."""
-
-    step: int
-    direction: int
-    scales: tuple[float, ...]
-
-
-def key_of(seed: int, purpose: str = "") -> Key:
-    digest = hashlib.sha256(f"dpzero direction seed {seed}{purpose}".encode()).digest()
-    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
-
-
 class Gaussian:
-    """z ~ N(0, I), as in the experiments of DPZero and MeZO."""
+    """z ~ N(0, I), as in the experiments of DPZero and MeZO.
 
-    law = "gaussian-philox4x32-10-boxmuller-v2"
+    `linear`: whether a linear layer can apply z to its input (`add_product_`), so that no matrix is written.
+    """
+
+    law = "gaussian-philox4x32-10-boxmuller-v2"  # in transcripts: other numbers need another name
     kind = "normals"
-    linear = False  # whether a linear layer can apply it to its input
+    linear = False
 
     def __init__(self, seed: int) -> None:
-        self.key = key_of(seed)
+        self.key = derive_key(seed)
 
     def fit(self, tensors: Sequence[Tensor]) -> Gaussian:
-        """To the tensors, all of them, that directions are of. Only laws whose elements hang together need it."""
+        """Sets the tensors that a direction spans, all of them: the sphere needs their sizes."""
         return self
 
     def add_(self, tensors: Sequence[Tensor], step: int, scale: float, direction: int = 0) -> None:
-        """In place: tensors += scale * z. Makes no temporary as large as a big tensor."""
-        self.fit(tensors).move_(enumerate(tensors), [Move(step, direction, (scale,))])
+        """In place: tensors += scale * z. No temporary is as large as a large tensor."""
+        move = Move(step, direction, (scale,))
+        dispatch.run(self.fit(tensors).pieces(enumerate(tensors), [move]))
 
-    def move_(self, numbered, moves: Sequence[Move]) -> None:
-        """In place, many moves in one pass over the weights.
+    def pieces(self, numbered: Iterable[tuple[int, Tensor]], moves: Sequence[Move]) -> list[dispatch.Piece]:
+        """The calls (for `dispatch.run`) that make many moves in place, in one pass over the weights.
 
         Args:
-            numbered: pairs (j, tensor), the tensors contiguous, float32 or float64.
-            moves: all with the same number of scales.
+            numbered: pairs (j, tensor), contiguous, float32 or float64.
+            moves: each with the same number of scales.
         """
-        dispatch.add_(self.kind, numbered, self.key, *self._terms(moves))
+        return dispatch.add_pieces(self.kind, numbered, self.key, self.normalized(moves))
 
     def add_rows_(self, out: Tensor, rows: Tensor, number: int, shape: Sequence[int], move: Move) -> None:
         """In place: out [n, m] += scale * z of rows [n] (int64) of tensor `number`, a matrix of this shape."""
-        dispatch.add_rows_(self.kind, out, rows, number, self.key, *self._terms([move]))
+        dispatch.add_rows_(self.kind, out, rows, number, self.key, self.normalized([move]))
 
-    def moved(self, tensor: Tensor, number: int, move: Move) -> Tensor:
+    def perturbed_copy(self, tensor: Tensor, number: int, move: Move) -> Tensor:
         """A copy at tensor + scale * z."""
-        return dispatch.moved(self.kind, tensor, number, self.key, *self._terms([move]))
+        return dispatch.perturbed_copy(self.kind, tensor, number, self.key, self.normalized([move]))
 
-    def _terms(self, moves: Sequence[Move]) -> tuple[list[int], list[int], list[tuple[float, ...]]]:
-        return [m.step for m in moves], [m.direction for m in moves], [self._scales(m) for m in moves]
+    def add_product_(self, out: Tensor, input: Tensor, number: int, shape: Sequence[int], move: Move) -> None:
+        """In place: out [..., rows] += scale * input [..., columns] z^T, for a matrix of this shape."""
+        raise NotImplementedError(f"a linear layer cannot apply directions of law {self.law} to its input")
 
-    def _scales(self, move: Move) -> tuple[float, ...]:
-        return move.scales
+    def normalized(self, moves: Sequence[Move]) -> Sequence[Move]:
+        """The moves in units of the kernels' numbers."""
+        return moves
 
 
 class Sphere(Gaussian):
@@ -97,32 +87,37 @@ class Sphere(Gaussian):
         return self
 
     def factor(self, step: int, direction: int) -> float:
-        """sqrt(d) over the norm: one more pass of numbers, of none over the weights."""
+        """sqrt(d) over the norm of the Gaussian direction. Draws its numbers once more, reads no weight."""
         if self.fake:
             return 1.0
         if (step, direction) not in self._factors:
             squares = dispatch.sum_of_squares(self.sizes, self.key, step, direction, self.device)
             if len(self._factors) > 1000:
                 self._factors.clear()
-            # of a few numbers that all round to zero the norm is taken as the least that does not
+            # if all numbers round to zero, take the least norm that does not
             self._factors[step, direction] = math.sqrt(sum(self.sizes) / (max(squares, 1) * 2.0**-20))
         return self._factors[step, direction]
 
-    def _scales(self, move: Move) -> tuple[float, ...]:
-        factor = self.factor(move.step, move.direction)
-        return tuple(scale * factor for scale in move.scales)
+    def normalized(self, moves: Sequence[Move]) -> Sequence[Move]:
+        factors = [self.factor(move.step, move.direction) for move in moves]
+        return [
+            replace(move, scales=tuple(scale * factor for scale in move.scales))
+            for move, factor in zip(moves, factors, strict=True)
+        ]
 
 
 class Rademacher(Gaussian):
-    """z of independent signs: a bit a parameter."""
+    """z of independent signs: one bit a parameter."""
 
     law = "rademacher-philox4x32-10-v1"
     kind = "signs"
 
 
 class LowRank(Gaussian):
-    """z = U V^T / sqrt(rank) for a matrix, U and V normal (tensors of more dimensions as matrices of shape [first, rest]); normal
-    for a vector. Read, a linear layer applies it to its input, y += scale (x V) U^T, and no matrix is written.
+    """z = U V^T / sqrt(rank) for a matrix, U and V normal, and normal for a vector.
+
+    Tensors of more dimensions are matrices [first, rest]. Perturbed on read, a linear layer adds scale (x V) U^T to
+    its output, and no matrix is written.
     """
 
     linear = True
@@ -133,41 +128,42 @@ class LowRank(Gaussian):
             raise ValueError(f"rank is {rank}: it must be at least 1")
         self.rank = rank
         self.law = f"low-rank-{rank}-philox4x32-10-boxmuller-v1"
-        self.keys = key_of(seed, ", left factor"), key_of(seed, ", right factor")
-        self._kept: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
-        self._of: tuple[int, int] | None = None
+        self.keys = derive_key(seed, ", left factor"), derive_key(seed, ", right factor")
+        self._cache: dict[int, tuple[Tensor, Tensor]] = {}
+        self._cached: tuple[int, int] | None = None  # the step and direction in the cache
 
-    def move_(self, numbered, moves: Sequence[Move]) -> None:
+    def pieces(self, numbered: Iterable[tuple[int, Tensor]], moves: Sequence[Move]) -> list[dispatch.Piece]:
         numbered = list(numbered)
-        super().move_([(j, t) for j, t in numbered if t.dim() < 2], moves)
-        scales = [tuple(s / math.sqrt(self.rank) for s in m.scales) for m in moves]
-        factored = []
+        vectors = [(j, t) for j, t in numbered if t.dim() < 2]
+        matrices = []
         for j, tensor in numbered:
             if tensor.dim() >= 2 and tensor.numel():
-                pairs = [self.factors(j, tensor.shape, m.step, m.direction, tensor.device) for m in moves]
-                u, v = (torch.stack(side) for side in zip(*pairs, strict=True))
-                factored.append((tensor.view(tensor.shape[0], -1), u, v))
-        dispatch.add_outer_(factored, scales)
+                factors = [self.factors(j, tensor.shape, m.step, m.direction, tensor.device) for m in moves]
+                u, v = (torch.stack(side) for side in zip(*factors, strict=True))
+                matrices.append((tensor.view(tensor.shape[0], -1), u, v))
+        scales = [tuple(s / math.sqrt(self.rank) for s in m.scales) for m in moves]
+        outer = dispatch.add_outer_pieces(matrices, scales)
+        return dispatch.add_pieces(self.kind, vectors, self.key, moves) + outer
 
-    def moved(self, tensor: Tensor, number: int, move: Move) -> Tensor:
+    def perturbed_copy(self, tensor: Tensor, number: int, move: Move) -> Tensor:
         copy = tensor.detach().clone()
-        self.move_([(number, copy)], [move])
+        dispatch.run(self.pieces([(number, copy)], [move]))
         return copy
 
     def factors(
         self, number: int, shape: Sequence[int], step: int, direction: int, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """(U^T [rank, rows], V^T [rank, columns]), float32, of a tensor. Those of the last step are kept."""
-        if self._of != (step, direction):
-            self._of, self._kept = (step, direction), {}
-        address = (number, step, direction)
-        if address not in self._kept:
-            sizes = shape[0], math.prod(shape[1:])
-            self._kept[address] = tuple(
-                dispatch.normals(self.rank * size, number, key, step, direction, device).view(self.rank, size)
-                for size, key in zip(sizes, self.keys, strict=True)
+        """(U^T [rank, rows], V^T [rank, columns]), float32, of a tensor. Cached for the last step and direction."""
+        if self._cached != (step, direction):
+            self._cached, self._cache = (step, direction), {}
+        if number not in self._cache:
+            address = number, step, direction
+            u, v = (
+                dispatch.normals(self.rank * size, 0, key, address, device).view(self.rank, size)
+                for size, key in zip((shape[0], math.prod(shape[1:])), self.keys, strict=True)
             )
-        return self._kept[address]
+            self._cache[number] = u, v
+        return self._cache[number]
 
     def add_rows_(self, out: Tensor, rows: Tensor, number: int, shape: Sequence[int], move: Move) -> None:
         u, v = self.factors(number, shape, move.step, move.direction, out.device)
@@ -175,18 +171,23 @@ class LowRank(Gaussian):
             out.addmm_(u[:, rows].t().to(out.dtype), v.to(out.dtype), alpha=scale / math.sqrt(self.rank))
 
     def add_product_(self, out: Tensor, input: Tensor, number: int, shape: Sequence[int], move: Move) -> None:
-        """In place: out [..., rows] += scale * input [..., columns] z^T, of a tensor that is a matrix of this shape."""
         u, v = (f.to(out.dtype) for f in self.factors(number, shape, move.step, move.direction, out.device))
         inner = input.reshape(-1, shape[1]).to(out.dtype) @ v.t()
         for scale in move.scales:
             out.view(-1, shape[0]).addmm_(inner, u, alpha=scale / math.sqrt(self.rank))
 
 
-def law_of(name: str, seed: int, rank: int = 1) -> Gaussian:
-    """Raises ValueError for a name that is not among LAWS."""
+def derive_key(seed: int, purpose: str = "") -> Key:
+    """The Philox key of a seed: two 32-bit words."""
+    digest = hashlib.sha256(f"dpzero direction seed {seed}{purpose}".encode()).digest()
+    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
+
+
+def make_law(name: str, seed: int, rank: int = 1) -> Gaussian:
+    """The directions of a law by its name in `LAWS`. Raises ValueError for another name."""
     if name == "low_rank":
         return LowRank(seed, rank)
-    kinds = {"gaussian": Gaussian, "sphere": Sphere, "rademacher": Rademacher}
-    if name not in kinds:
-        raise ValueError(f"directions are {name!r}: give one of {', '.join(LAWS)}")
-    return kinds[name](seed)
+    laws = {"gaussian": Gaussian, "sphere": Sphere, "rademacher": Rademacher}
+    if name not in laws:
+        raise ValueError(f"direction_law is {name!r}: give one of {', '.join(LAWS)}")
+    return laws[name](seed)

@@ -1,8 +1,10 @@
-"""The directions on the CPU, compiled: the same bits as `reference`, without temporaries, on as many threads as torch uses.
+"""The directions compiled for the CPU by numba: the bits of `kernels_torch`, without temporaries.
 
-Every operation is one of IEEE 754 (no fused multiply-add, no library's logarithm), so the bits depend on no compiler or machine.
-Elements lie in tiles of 64: 16 Philox counters side by side, one row of 16 elements for each of a counter's four words.
+Every operation is one of IEEE 754 (no fused multiply-add, no library's logarithm), so no compiler or machine changes
+the bits. Elements lie in tiles of 64: 16 Philox counters, and a row of 16 elements for each of a counter's four words.
 """
+
+# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ _UNIT, _ANGLE = np.float32(2.0**-31), np.float32(k.ANGLE)
 
 @intrinsic
 def _wide_vectors(context):
-    """Asks LLVM for the widest vectors that the machine has; it would take half of AVX-512, at half the speed."""
+    """Asks LLVM for the widest vectors of the machine: by default it takes half of AVX-512, at half the speed."""
 
     def generate(context, builder, signature, arguments):
         set.add(builder.function.attributes, '"prefer-vector-width"="512"')
@@ -35,13 +37,13 @@ def _wide_vectors(context):
     return types.void(), generate
 
 
-def kept(function):
-    """Compiled, and kept on disk where numba finds a place for it: an installation and a home may be read-only."""
-    how = {"nogil": True, "error_model": "numpy"}
+def compiled(function):
+    """Compiles the function and caches it on disk, if numba finds a folder that can be written."""
+    options = {"nogil": True, "error_model": "numpy"}
     try:
-        return njit(cache=True, **how)(function)
+        return njit(cache=True, **options)(function)
     except RuntimeError:
-        return njit(**how)(function)
+        return njit(**options)(function)
 
 
 @njit(inline="always")
@@ -60,7 +62,7 @@ def _philox(c0, c1, c2, c3, key0, key1):
 
 @njit(inline="always")
 def _pair(x0, x1):
-    """Two normals of two words: see `reference.normals`."""
+    """Two normals of two words: see `kernels_torch.normals`."""
     u = np.float32((float32(int32(x0 >> _ONE)) + _HALF) * _UNIT)
     bits = u.view(np.int32)
     exponent = (bits - _SQRT_HALF) >> _MANTISSA
@@ -97,7 +99,7 @@ def _word_tile(x, tile, key0, key1, tensor, step, direction):
         )
 
 
-@kept
+@compiled
 def add_normals(w, first, key0, key1, tensor, steps, directions, scales):
     """w[i] += scales[m, s] * z[first + i] of steps[m] and directions[m], for each m and each s in turn."""
     _wide_vectors()
@@ -135,9 +137,9 @@ def _add_tiles(w, count, first_tile, scale, key0, key1, tensor, step, direction)
             w[base + 48 + lane] += scale * z3
 
 
-@kept
+@compiled
 def add_signs(w, first, key0, key1, tensor, steps, directions, scales):
-    """As `add_normals`, of signs, in tiles of 64 for each of a word's bits."""
+    """As `add_normals` for signs: a tile has 64 elements for each bit of a word."""
     _wide_vectors()
     x = np.empty(64, np.uint32)
     size = 64 * SIGNS
@@ -160,7 +162,7 @@ def add_signs(w, first, key0, key1, tensor, steps, directions, scales):
                         part[i] += -scale if x[word] & (_ONE << uint32(bit)) else scale
 
 
-@kept
+@compiled
 def add_outer(w, u, v, scales):
     """w[i, j] += scales[m, s] * sum over c of u[m, c, i] v[m, c, j], for each m and each s in turn."""
     _wide_vectors()
@@ -181,20 +183,20 @@ def add_outer(w, u, v, scales):
                     row[j] += scale * z[j]
 
 
-@kept
-def add_rows(out, rows, kind, key0, key1, tensor, steps, directions, scales):
-    """out[i] += the elements of row rows[i] of a tensor whose rows are as long as those of `out`."""
+@compiled
+def add_rows(out, rows, signs, key0, key1, tensor, steps, directions, scales):
+    """out[i] += scales[m, s] * z of row rows[i], for a tensor whose rows are as long as those of `out`."""
     for i in range(rows.shape[0]):
         first = rows[i] * out.shape[1]
-        if kind == 0:
-            add_normals(out[i], first, key0, key1, tensor, steps, directions, scales)
-        else:
+        if signs:
             add_signs(out[i], first, key0, key1, tensor, steps, directions, scales)
+        else:
+            add_normals(out[i], first, key0, key1, tensor, steps, directions, scales)
 
 
-@kept
+@compiled
 def sum_of_squares(first, count, key0, key1, tensor, step, direction):
-    """Of normals, in units of 2^-20, each rounded: the sum of integers is the same in any order."""
+    """Sum of squared normals, each rounded to a multiple of 2^-20, in that unit: integers add up in any order."""
     _wide_vectors()
     z = np.empty(64, np.float32)
     total = int64(0)

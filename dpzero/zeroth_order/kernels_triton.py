@@ -1,8 +1,10 @@
-"""The directions on CUDA, in Triton: the same bits as `reference`, without temporaries. See `triton_launch` for what they are called with.
+"""The directions on CUDA, in Triton: the bits of `kernels_torch`, without temporaries. `launch_triton` launches them.
 
-Every operation is one of IEEE 754: no fused multiply-add (`triton_launch.OPTIONS`), the exact square root, no other function of a
-library. A program takes 2048 elements: 32 tiles of normals or one tile of signs (the tiles are those of `reference`).
+Every operation is one of IEEE 754: no fused multiply-add (`launch_triton.OPTIONS`), the exact square root, no other
+library function. A program takes 2048 elements: 32 tiles of normals or one tile of signs, as in `kernels_torch`.
 """
+
+# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ _TWO_20 = tl.constexpr(2.0**20)
 
 @triton.jit
 def _philox(counter, number, step, direction, key0, key1):
-    """All uint32. A product of 64 bits is one instruction, its two halves by themselves are two."""
+    """All uint32. One 64-bit product is one instruction; its halves on their own would be two."""
     c0, c1, c2, c3 = counter, number, step, direction
     for _ in tl.static_range(10):
         p0 = c0.to(tl.uint64) * _M0
@@ -41,7 +43,7 @@ def _philox(counter, number, step, direction, key0, key1):
 
 @triton.jit
 def _pair(x0, x1):
-    """Two normals of two words: see `reference.normals`. A sign is put on by its bit, which is what a product with -1 does."""
+    """Two normals of two words: see `kernels_torch.normals`. Flipping the sign bit is the product with -1."""
     u = ((x0 >> 1).to(tl.int32).to(tl.float32) + 0.5) * _UNIT
     bits = u.to(tl.int32, bitcast=True)
     exponent = (bits - _SQRT_HALF) >> 23
@@ -67,19 +69,11 @@ def _uint32(number):
 
 
 @triton.jit
-def _store(out, w, mask):
-    """In the type of `out`: a shorter one than float32 is reached by way of it, as in torch."""
-    if out.dtype.element_ty != tl.float64:
-        w = w.to(tl.float32)
-    tl.store(out, w.to(out.dtype.element_ty), mask=mask)
-
-
-@triton.jit
 def _move_normals(
     source, out, first, count, block, key0, key1, number, moves,
     MOVES: tl.constexpr, SCALES: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """out[i] = source[i] + scales * z[first + i], of the elements of TILES tiles among the `count`."""
+    """out[i] = source[i] + scales * z[first + i], for those of the `count` elements that lie in TILES tiles."""
     tile = first // 64 + block * TILES
     lane = tl.arange(0, 16 * TILES)
     counter = (tile * 16).to(tl.uint32) + lane.to(tl.uint32)
@@ -107,17 +101,17 @@ def _move_normals(
             w1 = w1 + scale * z1.to(w1.dtype)
             w2 = w2 + scale * z2.to(w2.dtype)
             w3 = w3 + scale * z3.to(w3.dtype)
-    _store(out + i0, w0, m0)
-    _store(out + i1, w1, m1)
-    _store(out + i2, w2, m2)
-    _store(out + i3, w3, m3)
+    tl.store(out + i0, w0, mask=m0)
+    tl.store(out + i1, w1, mask=m1)
+    tl.store(out + i2, w2, mask=m2)
+    tl.store(out + i3, w3, mask=m3)
 
 
 @triton.jit
 def _move_signs(
     source, out, first, count, block, key0, key1, number, moves, MOVES: tl.constexpr, SCALES: tl.constexpr
 ):  # fmt: skip
-    """As `_move_normals`, of the 2048 elements of a tile of signs."""
+    """As `_move_normals`, for the 2048 elements of a tile of signs."""
     tile = first // 2048 + block
     column = tl.arange(0, 64)
     bit = tl.arange(0, 32)[:, None]
@@ -134,12 +128,12 @@ def _move_signs(
         for s in range(SCALES):
             scale = tl.load(move + 2 + s).to(w.dtype)
             w = w + tl.where(negative, scale * -1.0, scale)
-    _store(out + i, w, inside)
+    tl.store(out + i, w, mask=inside)
 
 
 @triton.jit
 def _entry(entries, blocks):
-    """Of the tensor that this program's block is of: address, elements, number, block within the tensor."""
+    """Address, elements and number of this program's tensor, and its block within the tensor."""
     program = tl.program_id(0)
     entry = entries + tl.load(blocks + program).to(tl.int64) * 4
     return tl.load(entry), tl.load(entry + 1), _uint32(tl.load(entry + 2)), program - tl.load(entry + 3)
@@ -150,7 +144,7 @@ def add(
     entries, blocks, key0, key1, moves, MOVES: tl.constexpr, SCALES: tl.constexpr,
     SIGNS: tl.constexpr, DOUBLE: tl.constexpr, WHOLE: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """A list of tensors in place. WHOLE: all begin at multiples of 16 bytes and have multiples of 16 elements."""
+    """A list of tensors in place. WHOLE: addresses are multiples of 16 bytes, sizes multiples of 16 elements."""
     address, count, number, block = _entry(entries, blocks)
     if DOUBLE:
         weights = address.to(tl.pointer_type(tl.float64))
@@ -158,7 +152,7 @@ def add(
         weights = address.to(tl.pointer_type(tl.float32))
     if WHOLE:
         weights = tl.multiple_of(weights, 16)
-        count = count // 16 * 16  # says to the compiler what is so
+        count = count // 16 * 16  # tells the compiler
     key0 = key0.to(tl.uint32)
     key1 = key1.to(tl.uint32)
     if SIGNS:
@@ -172,7 +166,7 @@ def rows(
     source, out, rows, length, first, blocks, key0, key1, number, moves,
     MOVES: tl.constexpr, SCALES: tl.constexpr, ROWS: tl.constexpr, SIGNS: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """One tensor, or rows of one: row i of `out` has the numbers of row rows[i]. Each row is `blocks` programs."""
+    """One tensor, or rows of one: row i of `out` is row rows[i] of the tensor. Each row takes `blocks` programs."""
     program = tl.program_id(0)
     row, block = (program // blocks).to(tl.int64), (program % blocks).to(tl.int64)
     begin = first
@@ -217,7 +211,7 @@ def outer(
 
 @triton.jit
 def _squares(z, element, count):
-    """Each in units of 2^-20, rounded to even: an addition of 2^52 leaves the integer in the low bits."""
+    """Squares in units of 2^-20, rounded to even: adding 2^52 leaves the integer in the low bits."""
     d = z.to(tl.float64)
     integer = (d * d * _TWO_20 + _TWO_52).to(tl.int64, bitcast=True) - _TWO_52_BITS
     return tl.where(element < count, integer, 0)

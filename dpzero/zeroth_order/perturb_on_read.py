@@ -1,100 +1,113 @@
-"""The model computes at x + scale z while its weights stay at x: every operation that takes a read weight gets the other in its place."""
+"""Perturbs weights where they are read: every operation that takes a weight gets x + scale z, and the weight stays at x."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
-from .directions import Gaussian, Move
+from .directions import Gaussian
+from .kernels_torch import Move
 
-LARGEST_COPY = 2**24  # elements of a read weight that are perturbed at once: 64 MiB
+LARGEST_COPY = 2**24  # elements of a weight that are copied at once: 64 MiB
+_METADATA = {
+    Tensor.size,
+    Tensor.dim,
+    Tensor.numel,
+    Tensor.stride,
+    Tensor.is_contiguous,
+    Tensor.is_floating_point,
+}
 
 
-class Reads(TorchFunctionMode):
-    """Gives each operation x + scale z in place of the tensors that are read."""
+class PerturbOnRead(TorchFunctionMode):
+    """Context manager in which each operation gets x + scale z in place of x. Arguments as for `Perturbation`."""
 
     def __init__(
         self,
-        read: dict[int, Tensor],
+        weights: Mapping[int, Tensor],
         law: Gaussian,
         move: Move,
-        still: Mapping[int, int] = MappingProxyType({}),
-        owners: Sequence[nn.Module] = (),
+        fixed_rows: Mapping[int, int],
+        holders: Sequence[nn.Module],
     ) -> None:
         super().__init__()
-        self.numbers = {id(p): j for j, p in read.items()}
-        self.read, self.law, self.move, self.still, self.owners = read, law, move, still, owners
+        self.numbers = {id(p): j for j, p in weights.items()}
+        self.law, self.move, self.fixed_rows, self.holders = law, move, fixed_rows, holders
 
-    def __enter__(self) -> Reads:
+    def __enter__(self) -> PerturbOnRead:
         self._thread = threading.get_ident()
-        self._hooks = [module.register_forward_pre_hook(self._check_seen) for module in self.owners]
-        return super().__enter__()
+        self._hooks: list[RemovableHandle] = [
+            module.register_forward_pre_hook(self._check_seen) for module in self.holders
+        ]
+        super().__enter__()
+        return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: Any) -> None:
         for hook in self._hooks:
             hook.remove()
         super().__exit__(*error)
 
-    def _check_seen(self, module: nn.Module, _) -> None:
-        """Operations of other threads, and of a trace, do not come by here: the model would compute at x."""
+    def _check_seen(self, module: nn.Module, _: object) -> None:
+        """Operations of other threads, and of a trace, do not pass through here: they would compute at x."""
         if threading.get_ident() != self._thread or torch.jit.is_tracing():
             raise ValueError(
-                f"a layer of type {type(module).__name__} is read in another thread or a trace, where its weights cannot be perturbed: "
-                "call the model plainly, in the loss's own thread"
+                f"a layer of type {type(module).__name__} is read in another thread or a trace, where its weights "
+                "cannot be perturbed: call the model directly, in the thread of the loss"
             )
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = kwargs or {}
-        if not self._any_read(args) and not (kwargs and self._any_read(kwargs.values())):
+        if not self._any_weight(args) and not (kwargs and self._any_weight(kwargs.values())):
             return function(*args, **kwargs)
         if function is functional.embedding:
             return self._embedding(*args, **kwargs)
         if function is functional.linear:
             return self._linear(*args, **kwargs)
-        return self._other(function, args, kwargs)
+        if getattr(function, "__name__", "") == "__get__" or function in _METADATA:
+            answer = function(*args, **kwargs)
+            if not isinstance(answer, Tensor):
+                return answer
+        perturbed = dict(zip(kwargs, self._perturbed_all(kwargs.values()), strict=True))
+        return function(*self._perturbed_all(args), **perturbed)
 
-    def _any_read(self, values) -> bool:
+    def _any_weight(self, values: Iterable[Any]) -> bool:
         for value in values:
             if isinstance(value, Tensor):
                 if id(value) in self.numbers:
                     return True
-            elif isinstance(value, (list, tuple)) and self._any_read(value):
+            elif isinstance(value, (list, tuple)) and self._any_weight(value):
                 return True
         return False
 
-    def _number(self, value) -> int | None:
-        return self.numbers.get(id(value))
-
-    def _embedding(self, input: Tensor, weight: Tensor, *args, **kwargs) -> Tensor:
+    def _embedding(self, input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The rows that were looked up move, without a pass over the table."""
         out = functional.embedding(input, weight, *args, **kwargs)
-        if self._number(weight) is None:
+        number = self.numbers.get(id(weight))
+        if number is None:
             return out
-        return self._add_rows(out, input, weight, self.move)
-
-    def _add_rows(self, out: Tensor, input: Tensor, weight: Tensor, move: Move) -> Tensor:
-        """In place: what was looked up moves, but for the row that stays."""
-        number, rows, words = self.numbers[id(weight)], out.view(-1, weight.shape[1]), input.reshape(-1)
-        self.law.add_rows_(rows, words, number, weight.shape, move)
-        if (still := self.still.get(number)) is not None:
-            torch.where((words == still)[:, None], weight[still].to(rows.dtype), rows, out=rows)
+        rows, words = out.view(-1, weight.shape[1]), input.reshape(-1)
+        self.law.add_rows_(rows, words, number, weight.shape, self.move)
+        if (fixed := self.fixed_rows.get(number)) is not None:
+            torch.where((words == fixed)[:, None], weight[fixed].to(rows.dtype), rows, out=rows)
         return out
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        number, bias = self._number(weight), self._value(bias)
-        if number is None or weight.dim() < 2:
-            return functional.linear(input, self._value(weight), bias)
-        if self.law.linear:
+        number, bias = self.numbers.get(id(weight)), self._perturbed(bias)
+        if number is not None and weight.dim() == 2 and self.law.linear:
             out = functional.linear(input, weight, bias)
             self.law.add_product_(out, input, number, weight.shape, self.move)
             return out
-        if weight.numel() <= LARGEST_COPY:
-            return functional.linear(input, self._value(weight), bias)
+        if number is None or weight.dim() < 2 or weight.numel() <= LARGEST_COPY:
+            return functional.linear(input, self._perturbed(weight), bias)
         out, count = functional.linear(input, weight, bias), LARGEST_COPY // weight.shape[1]
         for first in range(0, len(weight), count):
             rows = torch.arange(first, min(first + count, len(weight)), device=weight.device)
@@ -103,32 +116,15 @@ class Reads(TorchFunctionMode):
             out[..., first : first + count] += functional.linear(input, z.to(input.dtype))
         return out
 
-    def _other(self, function, args, kwargs):
-        if getattr(function, "__name__", "") == "__get__" or function in _QUESTIONS:
-            answer = function(*args, **kwargs)
-            if not isinstance(answer, Tensor):
-                return answer
-        return self._moved(function, args, kwargs)
-
-    def _moved(self, function, args, kwargs):
-        return function(*self._values(args), **dict(zip(kwargs, self._values(kwargs.values()), strict=True)))
-
-    def _values(self, values) -> list:
+    def _perturbed_all(self, values: Iterable[Any]) -> list[Any]:
         return [
-            type(value)(self._values(value)) if type(value) in (list, tuple) else self._value(value)
+            type(value)(self._perturbed_all(value))
+            if type(value) in (list, tuple)
+            else self._perturbed(value)
             for value in values
         ]
 
-    def _value(self, value):
-        number = self._number(value)
-        return value if number is None else self.law.moved(value, number, self.move)
-
-
-_QUESTIONS = {
-    Tensor.size,
-    Tensor.dim,
-    Tensor.numel,
-    Tensor.stride,
-    Tensor.is_contiguous,
-    Tensor.is_floating_point,
-}
+    def _perturbed(self, value: Any) -> Any:
+        """A copy of a weight at x + scale z; anything else as it is."""
+        number = self.numbers.get(id(value))
+        return value if number is None else self.law.perturbed_copy(value, number, self.move)

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .directions import law_of
-from .perturbation import Passes
+from .directions import make_law
+from .perturbation import Perturbation
 
 FORMAT = "dpzero transcript 2"
 STEPS_A_PASS = 64  # of a replay: each pass over the weights applies this many steps
@@ -166,7 +166,7 @@ def replay(
     parameters: Iterable[Tensor],
     path: str | Path,
     start: int = 0,
-    passes: Passes | None = None,
+    perturbation: Perturbation | None = None,
     end: int | None = None,
 ) -> int:
     """In place: moves the base model's trained tensors as the run did, to the bit. Returns the number of steps that were taken then.
@@ -174,7 +174,7 @@ def replay(
     Args:
         start: steps that were already taken.
         end: steps to have taken; all where it is not given.
-        passes: over these parameters, where they exist; made from the header otherwise.
+        perturbation: of these parameters, where they exist; made from the header otherwise.
 
     Raises:
         ValueError: a damaged file, or tensors that are not those of the base model.
@@ -186,20 +186,23 @@ def replay(
             f"these tensors are not those that the run of {path} started from: give its base model, unchanged"
         )
     law = header["law"]
-    if passes is None:
-        directions = law_of(law["name"], law["seed"], law["rank"])
-        passes = Passes(parameters, directions, header["perturbed_on_read"], dict(header.get("still", [])))
-    if passes.law.law != law["version"]:
-        raise ValueError(f"{path} was written with directions {law['version']}, here is {passes.law.law}")
+    if perturbation is None:
+        directions = make_law(law["name"], law["seed"], law["rank"])
+        fixed_rows = dict(header.get("still", []))
+        perturbation = Perturbation(parameters, directions, header["perturbed_on_read"], fixed_rows)
+    if perturbation.law.law != law["version"]:
+        raise ValueError(
+            f"{path} was written with directions {law['version']}, here is {perturbation.law.law}"
+        )
     smoothing, moment = header["smoothing"], SecondMoment(header["second_moment"], scalars[:start].tolist())
     end = len(scalars) if end is None else min(end, len(scalars))
     for step in range(start, end):
         for k in range(header["directions"]):
-            passes.visit(step, k, smoothing)
-            passes.visit(step, k, -smoothing)
+            perturbation.plan_point(step, k, smoothing)
+            perturbation.plan_point(step, k, -smoothing)
         rate = rate_at(header["schedule"], step)
-        passes.update(step, [-rate * g for g in moment.scaled(scalars[step].tolist())])
+        perturbation.plan_update(step, [-rate * g for g in moment.scaled(scalars[step].tolist())])
         if (step + 1 - start) % STEPS_A_PASS == 0:
-            passes.flush()
-    passes.flush()
+            perturbation.apply()
+    perturbation.apply()
     return end

@@ -14,9 +14,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from . import batches
-from .directions import law_of
+from .directions import make_law
 from .distributed import CHECK_EVERY, Ranks, exact_sum
-from .perturbation import Passes, owners, padding_rows, read_numbers
+from .perturbation import Perturbation
 from .probe import probe
 from .transcript import FORMAT, SecondMoment, Transcript, digest, rate_at, read, replay
 from .validators import Watch, trainable
@@ -78,10 +78,8 @@ class TwoPoint:
         self.parameters = trainable(model.parameters())
         self.watch = Watch(model, self.parameters)
         self.seed, self.direction_law, self.direction_rank = seed, direction_law, direction_rank
-        self.law = law_of(direction_law, seed, direction_rank)
-        read = read_numbers(model, self.parameters, perturb)
-        held = owners(model, [self.parameters[j] for j in read])
-        self.passes = Passes(self.parameters, self.law, read, padding_rows(model, self.parameters), held)
+        self.law = make_law(direction_law, seed, direction_rank)
+        self.perturbation = Perturbation.of_model(model, self.parameters, self.law, perturb)
         self.steps_taken = 0
         self.transcript: Transcript | None = None
         self._probed = self._measured = False
@@ -235,7 +233,7 @@ class TwoPoint:
         """Losses [B] at x + smoothing z and at x - smoothing z, where the weights are left."""
         sides = []
         for scale in (self.smoothing, -self.smoothing):
-            with self.passes.perturbed(self.steps_taken, direction, scale), self.watch.passes():
+            with self.perturbation.perturbed(self.steps_taken, direction, scale), self.watch.passes():
                 self._probe_once(batch, count)
                 sides.append(self._losses(batch, count, self.budget and self.budget.collate_subset))
                 if scale < 0:
@@ -248,7 +246,7 @@ class TwoPoint:
         try:
             yield
         except BaseException:
-            self.passes.restore()
+            self.perturbation.restore()
             raise
 
     def _record(self, gradients: Sequence[float]) -> list[float]:
@@ -260,8 +258,8 @@ class TwoPoint:
     def _move(self, gradients: Sequence[float]) -> None:
         """x <- x - learning_rate * sum over k of gradients[k] z_k (scaled), from wherever the weights are. Ends the step."""
         scaled = self.moment.scaled(gradients)
-        self.passes.update(self.steps_taken, [-self.learning_rate * g for g in scaled])
-        self.passes.flush()
+        self.perturbation.plan_update(self.steps_taken, [-self.learning_rate * g for g in scaled])
+        self.perturbation.apply()
         self.steps_taken += 1
         if self.steps_taken % CHECK_EVERY == 0:
             self.check_ranks()
@@ -315,7 +313,7 @@ class TwoPoint:
             )
         if self.budget is not None:
             self.budget.record_transcript(len(self.transcript), self.transcript.header["privacy"]["key_name"])
-        self.steps_taken = replay(self.parameters, path, self.steps_taken, self.passes)
+        self.steps_taken = replay(self.parameters, path, self.steps_taken, self.perturbation)
         self.moment = SecondMoment(self.moment.decay, self.transcript.scalars.tolist())
 
     def _header(self, base_sha256: str, privacy: Mapping) -> dict:
@@ -339,8 +337,8 @@ class TwoPoint:
             "smoothing": self.smoothing,
             "schedule": self.schedule,
             "second_moment": self.moment.decay,
-            "perturbed_on_read": sorted(self.passes.read),
-            "still": [[j, row] for j, row in self.passes.still.items()],
+            "perturbed_on_read": sorted(self.perturbation.on_read),
+            "still": [[j, row] for j, row in self.perturbation.fixed_rows.items()],
             "base_sha256": base_sha256,
             "privacy": dict(privacy) or None,
         }
@@ -362,7 +360,7 @@ class TwoPoint:
             mine.copy_(saved)
         self.steps_taken, self.schedule = state["steps_taken"], state["schedule"]
         self.moment.mean, self.moment.steps = state["second_moment"]
-        self.passes.at = (self.steps_taken, 0, 0.0)  # wherever a step that failed had left them
+        self.perturbation.position = (self.steps_taken, 0, 0.0)  # wherever a step that failed had left them
 
 
 def _user_means(difference: Tensor, positions: np.ndarray | None) -> Tensor:

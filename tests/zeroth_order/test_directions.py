@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dpzero.zeroth_order import dispatch
-from dpzero.zeroth_order.directions import LAWS, Move, law_of
+from dpzero.zeroth_order.directions import LAWS, Move, make_law
 from dpzero.zeroth_order.kernels_torch import gaussian, signs
 
 ALL = [(name, 1) for name in LAWS] + [("low_rank", 2)]
@@ -38,7 +38,7 @@ def direction(
     shapes, law=("gaussian", 1), seed=0, step=0, number=0, dtype=torch.float32
 ) -> list[torch.Tensor]:
     tensors = [torch.zeros(shape, dtype=dtype) for shape in shapes]
-    law_of(law[0], seed, law[1]).add_(tensors, step, 1.0, number)
+    make_law(law[0], seed, law[1]).add_(tensors, step, 1.0, number)
     return tensors
 
 
@@ -108,14 +108,14 @@ def test_of_low_rank_a_longer_matrix_begins_like_a_shorter_one():
 def test_the_sphere_is_the_gaussian_over_its_norm():
     """One factor for all tensors, rounded to float32 once."""
     shapes = [(40,), (8, 9)]
-    law = law_of("sphere", 0).fit([torch.empty(shape) for shape in shapes])
+    law = make_law("sphere", 0).fit([torch.empty(shape) for shape in shapes])
     scaled = [torch.zeros(shape) for shape in shapes]
-    law_of("gaussian", 0).add_(scaled, 5, law.factor(5, 0))
+    make_law("gaussian", 0).add_(scaled, 5, law.factor(5, 0))
     assert equal(direction(shapes, ("sphere", 1), step=5), scaled)
 
 
 def test_a_law_of_the_sphere_that_meets_other_tensors_takes_their_norm():
-    law = law_of("sphere", 0)
+    law = make_law("sphere", 0)
     for shapes in ([(40,)], [(8, 9), (7,)], [(40,)]):
         z = [torch.zeros(shape) for shape in shapes]
         law.add_(z, 0, 1.0)
@@ -126,7 +126,7 @@ def test_a_law_of_the_sphere_that_meets_other_tensors_takes_their_norm():
 def test_steps_can_be_visited_in_any_order(law):
     shapes = [(33,), (4, 5)]
     expected = [direction(shapes, law, step=step) for step in range(5)]
-    mine = law_of(law[0], 0, law[1])  # what it keeps of a step must not leak into another
+    mine = make_law(law[0], 0, law[1])  # what it keeps of a step must not leak into another
     for step in (4, 0, 3, 3, 1):
         z = [torch.zeros(shape) for shape in shapes]
         mine.add_(z, step, 1.0)
@@ -156,9 +156,9 @@ def test_an_empty_tensor_has_no_direction_and_keeps_its_place(law, engine):
 
 def test_an_unknown_law_or_rank_is_refused():
     with pytest.raises(ValueError, match="'uniform': give one of gaussian, sphere, rademacher, low_rank"):
-        law_of("uniform", 0)
+        make_law("uniform", 0)
     with pytest.raises(ValueError, match="rank is 0: it must be at least 1"):
-        law_of("low_rank", 0, 0)
+        make_law("low_rank", 0, 0)
 
 
 # Moves -----------------------------------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ def test_the_scale_multiplies_and_the_rest_is_kept(law, engine):
     shapes = [(50,), (30, 40)]
     z, x = direction(shapes, law, step=2), start(shapes)
     moved = [tensor.clone() for tensor in x]
-    law_of(law[0], 0, law[1]).add_(moved, 2, -0.25)
+    make_law(law[0], 0, law[1]).add_(moved, 2, -0.25)
     for mine, origin, z_ in zip(moved, x, z, strict=True):
         assert torch.allclose(mine, origin - 0.25 * z_, rtol=0, atol=5e-7)
 
@@ -212,15 +212,17 @@ def test_compiled_and_plain_agree_to_the_bit_in_many_moves_and_one_by_one(law, d
     def check(shapes, drawn, seed):
         shapes = [*shapes, (2100,), (64,)]
         moves = [Move(step, k, (a, b)) for step, k, a, b in drawn]
-        mine, ends = law_of(law[0], seed, law[1]).fit([torch.empty(shape) for shape in shapes]), []
+        mine, ends = make_law(law[0], seed, law[1]).fit([torch.empty(shape) for shape in shapes]), []
         for compiled in (dispatch.kernels_numba, None):
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(dispatch, "kernels_numba", compiled)
                 together, alone = start(shapes, dtype), start(shapes, dtype)
-                mine.move_(enumerate(together), moves)
+                dispatch.run(mine.pieces(enumerate(together), moves))
                 for move in moves:
                     for scale in move.scales:
-                        mine.move_(enumerate(alone), [Move(move.step, move.direction, (scale,))])
+                        dispatch.run(
+                            mine.pieces(enumerate(alone), [Move(move.step, move.direction, (scale,))])
+                        )
                 ends += [together, alone]
         assert all(equal(end, ends[0]) for end in ends[1:])
 
@@ -234,18 +236,18 @@ def test_rows_are_those_of_the_whole_tensor(law, dtype, columns, engine):
     """In any order, some more than once, none."""
     shape, rows = (60, columns), torch.tensor([59, 0, 17, 17, 3, 30])
     tensors = start([(4,), shape], dtype)
-    mine, move = law_of(law[0], 0, law[1]).fit(tensors), Move(8, 1, (0.5, -0.2))
+    mine, move = make_law(law[0], 0, law[1]).fit(tensors), Move(8, 1, (0.5, -0.2))
     few, none = tensors[1][rows].clone(), tensors[1][:0].clone()
     mine.add_rows_(few, rows, 1, shape, move)
     mine.add_rows_(none, rows[:0], 1, shape, move)
-    assert torch.equal(mine.moved(tensors[1], 1, move)[rows], few)
+    assert torch.equal(mine.perturbed_copy(tensors[1], 1, move)[rows], few)
 
 
 @pytest.mark.parametrize("rank", [1, 2])
 def test_rows_and_products_of_low_rank_are_those_of_the_whole_matrix(rank):
     shape, rows, x = (20, 30), torch.tensor([19, 0, 7, 7]), torch.randn(2, 5, 30, dtype=torch.float64)
-    law, move = law_of("low_rank", 0, rank), Move(8, 1, (0.5, -0.2))
-    z = law.moved(torch.zeros(shape, dtype=torch.float64), 1, move)
+    law, move = make_law("low_rank", 0, rank), Move(8, 1, (0.5, -0.2))
+    z = law.perturbed_copy(torch.zeros(shape, dtype=torch.float64), 1, move)
     out, product = torch.zeros(4, 30, dtype=torch.float64), torch.zeros(2, 5, 20, dtype=torch.float64)
     law.add_rows_(out, rows, 1, shape, move)
     law.add_product_(product, x, 1, shape, move)
@@ -257,7 +259,7 @@ def test_rows_and_products_of_low_rank_are_those_of_the_whole_matrix(rank):
 def test_elements_beyond_the_32nd_bit_are_those_of_the_reference(name, make, engine):
     """In a tensor of 2^33 + 2^20: some of its last rows."""
     shape, rows = (2**20 + 128, 2**13), torch.tensor([2**20 + 127, 2**19 + 5])
-    law, out = law_of(name, 3), torch.zeros(2, shape[1])
+    law, out = make_law(name, 3), torch.zeros(2, shape[1])
     law.add_rows_(out, rows, 2, shape, Move(1, 0, (1.0,)))
     for mine, row in zip(out, rows.tolist(), strict=True):
         z = make(law.key, (2, 1, 0), row * shape[1], shape[1], torch.device("cpu"))
@@ -266,7 +268,7 @@ def test_elements_beyond_the_32nd_bit_are_those_of_the_reference(name, make, eng
 
 def test_the_sum_of_squares_is_an_integer_that_does_not_depend_on_who_adds(monkeypatch):
     sizes, device = [1, 64, 5000, 0, 100], torch.device("cpu")
-    key = law_of("gaussian", 0).key
+    key = make_law("gaussian", 0).key
     expected = round(
         sum(z.double().square().sum().item() for z in direction([(size,) for size in sizes], step=3)) * 2**20
     )
@@ -287,7 +289,9 @@ def test_the_sum_of_squares_is_an_integer_that_does_not_depend_on_who_adds(monke
 def stream(name: str, count=DRAWS, seed=0, step=0, tensor=0, number=0) -> np.ndarray:
     """Numbers that should be independent and of one distribution. Of low rank: those of U and of V."""
     if name in ("left", "right"):
-        factors = law_of("low_rank", seed).factors(tensor, (count, count), step, number, torch.device("cpu"))
+        factors = make_law("low_rank", seed).factors(
+            tensor, (count, count), step, number, torch.device("cpu")
+        )
         return factors[name == "right"].flatten().double().numpy()
     return direction([(1,)] * tensor + [(count,)], (name, 1), seed, step, number)[-1].double().numpy()
 
@@ -387,7 +391,7 @@ def test_directions_of_many_steps_are_isotropic(law):
     55 figures at 8 standard deviations. A product of normals has E z^4 = 9 and E z_i^2 z_j^2 = 3 at most within a row; its tail,
     exp(-|z|), needs |z| > 40 to exceed the bound alone: 1e-15.
     """
-    steps, mine = 3000, law_of(law[0], 0, law[1])
+    steps, mine = 3000, make_law(law[0], 0, law[1])
     z = np.empty((steps, 10))
     for step in range(steps):
         tensors = [torch.zeros(4), torch.zeros(2, 3)]

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from dpzero.zeroth_order import dispatch
-from dpzero.zeroth_order.directions import LAWS, law_of
+from dpzero.zeroth_order.directions import LAWS, make_law
 
 FOLDER = Path(__file__).parent / "golden"
 SHAPES = [(3,), (10_000,), (40, 250)]  # the tensors after the first have 10,000 elements
@@ -27,7 +27,7 @@ def drawn(name: str) -> dict:
     found = []
     for seed, step, number in ADDRESSES:
         tensors = [torch.zeros(shape) for shape in SHAPES]
-        law = law_of(name, seed, rank=2)
+        law = make_law(name, seed, rank=2)
         law.add_(tensors, step, 1.0, number)
         for j, z in enumerate(tensors[1:], 1):
             found.append(
@@ -54,8 +54,8 @@ def test_the_law_is_the_one_that_its_version_names(name, engine, monkeypatch):
 
 def test_the_keys_are_those_of_the_seeds():
     """A hash of any integer."""
-    assert law_of("gaussian", 0).key == (2316889879, 3912700329)
-    assert len({law_of("gaussian", seed).key for seed in (0, 1, -1, 2**32, 2**64)}) == 5
+    assert make_law("gaussian", 0).key == (2316889879, 3912700329)
+    assert len({make_law("gaussian", seed).key for seed in (0, 1, -1, 2**32, 2**64)}) == 5
 
 
 if __name__ == "__main__":

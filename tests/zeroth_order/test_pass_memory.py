@@ -13,8 +13,8 @@ from torch.nn import functional
 from baselines.mezo import MeZO
 from dpzero.memory.trackers import LiveStorage, peak_bytes, weights_bytes
 from dpzero.zeroth_order import dispatch
-from dpzero.zeroth_order.directions import LAWS, Move, law_of
-from dpzero.zeroth_order.perturbation import PERTURB, Passes, read_numbers
+from dpzero.zeroth_order.directions import LAWS, Move, make_law
+from dpzero.zeroth_order.perturbation import PERTURB, Perturbation, numbers_on_read
 from dpzero.zeroth_order.validators import trainable
 
 MIB = 2**20
@@ -27,9 +27,9 @@ def test_no_temporary_is_as_large_as_a_big_tensor(law, engine, monkeypatch):
     if engine == "plain":
         monkeypatch.setattr(dispatch, "kernels_numba", None)
     tensors = [torch.zeros(2**10, 2**11), torch.zeros(32), torch.zeros(3, 4)]  # the first has 8 MiB
-    mine, moves = law_of(law, 0).fit(tensors), [Move(0, 0, (1.0, -2.0))]
+    mine, moves = make_law(law, 0).fit(tensors), [Move(0, 0, (1.0, -2.0))]
     with LiveStorage():  # from here on everything is imported and compiled
-        mine.move_(enumerate(tensors[1:], 1), moves)
+        dispatch.run(mine.pieces(enumerate(tensors[1:], 1), moves))
     tracker = LiveStorage()
     for tensor in tensors:
         tracker.add(tensor)
@@ -37,7 +37,7 @@ def test_no_temporary_is_as_large_as_a_big_tensor(law, engine, monkeypatch):
     tracemalloc.start()
     try:
         with tracker:
-            mine.move_(enumerate(tensors), moves)
+            dispatch.run(mine.pieces(enumerate(tensors), moves))
         assert tracemalloc.get_traced_memory()[1] < 4 * MIB
     finally:
         tracemalloc.stop()
@@ -46,7 +46,7 @@ def test_no_temporary_is_as_large_as_a_big_tensor(law, engine, monkeypatch):
 
 
 def test_low_rank_keeps_the_factors_of_one_step_alone():
-    tracker, law, tensors = LiveStorage(), law_of("low_rank", 0), [torch.zeros(300, 200)]
+    tracker, law, tensors = LiveStorage(), make_law("low_rank", 0), [torch.zeros(300, 200)]
     tracker.add(tensors[0])
     held = tracker.live
     with tracker:
@@ -126,12 +126,12 @@ def published(request):
 
 def peak_of_both_sides(published, law: str, perturb: str) -> int:
     _, model, forward, _, _ = published
-    parameters, mine = trainable(model.parameters()), law_of(law, 0)
-    passes = Passes(parameters, mine, read_numbers(model, parameters, perturb))
+    parameters, mine = trainable(model.parameters()), make_law(law, 0)
+    perturbation = Perturbation(parameters, mine, numbers_on_read(model, parameters, perturb))
 
     def both_sides():
         for scale in (1e-3, -1e-3):
-            with passes.perturbed(0, 0, scale):
+            with perturbation.perturbed(0, 0, scale):
                 forward()
 
     return peak_bytes(model, both_sides)
@@ -161,9 +161,9 @@ def test_fake_tensors_take_a_whole_step(law, perturb):
     """For predictions of memory: shapes go through, nothing is drawn."""
     with FakeTensorMode():
         model, words = Tagger().eval(), torch.ones(4, 10, dtype=torch.long)
-        parameters, mine = trainable(model.parameters()), law_of(law, 0)
-        passes = Passes(parameters, mine, read_numbers(model, parameters, perturb))
-        with passes.perturbed(0, 0, 1e-3), torch.no_grad():
+        parameters, mine = trainable(model.parameters()), make_law(law, 0)
+        perturbation = Perturbation(parameters, mine, numbers_on_read(model, parameters, perturb))
+        with perturbation.perturbed(0, 0, 1e-3), torch.no_grad():
             assert model(words).shape == (4, 2)
-        passes.update(0, [0.5])
-        passes.flush()
+        perturbation.plan_update(0, [0.5])
+        perturbation.apply()

@@ -13,8 +13,8 @@ from baselines.dp_aggzo import DPAggZO
 from baselines.mezo import MeZO
 from dpzero.privacy import Rehearsal, RunKey, Setting
 from dpzero.zeroth_order import dispatch, perturb_on_read
-from dpzero.zeroth_order.directions import LAWS, Move, law_of
-from dpzero.zeroth_order.perturbation import PERTURB, Passes, read_numbers
+from dpzero.zeroth_order.directions import LAWS, Move, make_law
+from dpzero.zeroth_order.perturbation import PERTURB, Perturbation, numbers_on_read
 from dpzero.zeroth_order.validators import trainable
 
 WORDS, WIDTH, LENGTH = 23, 8, 6
@@ -79,9 +79,9 @@ def method(model: nn.Module, directions: int, **engine):
     return DPAggZO(model, loss, budget, clip=1e4, directions=directions, **settings)
 
 
-def read_of(model: nn.Module, law, perturb: str) -> Passes:
+def read_of(model: nn.Module, law, perturb: str) -> Perturbation:
     parameters = trainable(model.parameters())
-    return Passes(parameters, law, read_numbers(model, parameters, perturb))
+    return Perturbation(parameters, law, numbers_on_read(model, parameters, perturb))
 
 
 def written_out(law, parameters, step: int, direction: int) -> list[torch.Tensor]:
@@ -108,7 +108,7 @@ def at(model: nn.Module, moved) -> nn.Module:
 def test_twenty_steps_are_the_plain_formula_with_the_weights_written_out(law, perturb, directions, dtype):
     model = small(dtype)
     me = method(model, directions, direction_law=law[0], direction_rank=law[1], perturb=perturb)
-    same = law_of(law[0], 5, law[1])
+    same = make_law(law[0], 5, law[1])
     x = [p.detach().clone() for p in me.parameters]
     # a loss of about 3 carries 3e-7 in float32, the finite difference 1000 times as much
     gradient_tolerance, tolerance = (3e-3, 3e-5) if dtype == torch.float32 else (1e-6, 1e-7)
@@ -136,17 +136,17 @@ def test_twenty_steps_are_the_plain_formula_with_the_weights_written_out(law, pe
 @either_way
 def test_inside_the_model_computes_at_the_moved_point(law, perturb):
     model = small(torch.float64)
-    mine = law_of(law[0], 2, law[1])
-    passes_ = read_of(model, mine, perturb)
+    mine = make_law(law[0], 2, law[1])
+    perturbation = read_of(model, mine, perturb)
     x = [p.detach().clone() for p in trainable(model.parameters())]
     with torch.no_grad():
         for direction, scale in ((0, 0.1), (1, -0.3), (1, 0.2)):
             z = written_out(mine, x, 4, direction)
             expected = at(model, [a + scale * b for a, b in zip(x, z, strict=True)])(BATCH[:, :-1])
-            with passes_.perturbed(4, direction, scale):
+            with perturbation.perturbed(4, direction, scale):
                 assert torch.allclose(model(BATCH[:, :-1]), expected, rtol=1e-5, atol=1e-6)
-        passes_.visit(4, 1, 0.0)
-        passes_.flush()
+        perturbation.plan_point(4, 1, 0.0)
+        perturbation.apply()
     for p, origin in zip(trainable(model.parameters()), x, strict=True):
         assert torch.allclose(p, origin, rtol=0, atol=1e-12)
 
@@ -154,10 +154,10 @@ def test_inside_the_model_computes_at_the_moved_point(law, perturb):
 @pytest.mark.parametrize("law", ["gaussian", "sphere", "rademacher"])
 def test_a_matrix_too_large_to_be_copied_is_applied_in_slices(law, monkeypatch):
     model = small(torch.float64)
-    passes_, outs = read_of(model, law_of(law, 0), "on_read"), []
+    perturbation, outs = read_of(model, make_law(law, 0), "on_read"), []
     for largest in (2**24, 5 * WIDTH):
         monkeypatch.setattr(perturb_on_read, "LARGEST_COPY", largest)
-        with passes_.perturbed(0, 0, 0.1), torch.no_grad():
+        with perturbation.perturbed(0, 0, 0.1), torch.no_grad():
             outs.append(model(BATCH[:, :-1]))
     assert torch.allclose(*outs, rtol=1e-9)
 
@@ -168,23 +168,23 @@ def test_a_matrix_too_large_to_be_copied_is_applied_in_slices(law, monkeypatch):
 def test_what_is_read_in_place_are_tables_of_embeddings():
     model = small()
     names = {id(p): name for name, p in model.named_parameters()}
-    read = read_of(model, law_of("gaussian", 0), "in_place").read
+    read = read_of(model, make_law("gaussian", 0), "in_place").on_read
     assert {names[id(p)] for p in read.values()} == {"embedding.weight", "positions.weight"}
-    assert len(read_of(model, law_of("gaussian", 0), "on_read").read) == len(names)
+    assert len(read_of(model, make_law("gaussian", 0), "on_read").on_read) == len(names)
     with pytest.raises(ValueError, match="perturb is 'never': give one of in_place, on_read"):
-        read_of(model, law_of("gaussian", 0), "never")
+        read_of(model, make_law("gaussian", 0), "never")
 
 
 @every_law
 def test_on_read_the_weights_are_at_x_to_the_bit_during_and_after_the_passes(law):
     model = small()
-    passes_ = read_of(model, law_of(law[0], 0, law[1]), "on_read")
+    perturbation = read_of(model, make_law(law[0], 0, law[1]), "on_read")
     same_storage = [p.detach() for p in model.parameters()]
     x = [p.clone() for p in same_storage]
     plain = model(BATCH[:, :-1])
     for step in range(3):
         for scale in (0.5, -0.5):
-            with passes_.perturbed(step, 0, scale), torch.no_grad():
+            with perturbation.perturbed(step, 0, scale), torch.no_grad():
                 assert not torch.allclose(model(BATCH[:, :-1]), plain, atol=0.01)
                 assert all(torch.equal(a, b) for a, b in zip(same_storage, x, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(same_storage, x, strict=True))
@@ -241,12 +241,12 @@ def test_frozen_parameters_are_neither_read_nor_written(law, perturb):
         p.requires_grad_(False)
     start = [p.clone() for p in frozen]
     me = method(model, 1, direction_law=law[0], direction_rank=law[1], perturb=perturb)
-    held = {id(p) for p in [*me.passes.read.values(), *me.passes.written.values()]}
+    held = {id(p) for p in [*me.perturbation.on_read.values(), *me.perturbation.in_place.values()]}
     assert not held & {id(p) for p in frozen}
-    with me.passes.perturbed(0, 0, 0.1), torch.no_grad():
+    with me.perturbation.perturbed(0, 0, 0.1), torch.no_grad():
         assert torch.equal(model.embedding(BATCH), functional.embedding(BATCH, start[0]))
         assert torch.equal(model.norm.bias + 0, start[2])
-    me.passes.visit(0, 0, 0.0)
+    me.perturbation.plan_point(0, 0, 0.0)
     me.step(BATCH)
     assert all(torch.equal(p, origin) for p, origin in zip(frozen, start, strict=True))
 
@@ -258,7 +258,7 @@ def test_a_tied_table_and_head_move_as_one(law, perturb):
     model = small()
     me = method(model, 1, direction_law=law, perturb=perturb)
     assert sum(p is model.embedding.weight for p in me.parameters) == 1
-    with me.passes.perturbed(0, 0, 0.5), torch.no_grad():
+    with me.perturbation.perturbed(0, 0, 0.5), torch.no_grad():
         rows = model.embedding(torch.arange(WORDS))
         head = functional.linear(torch.eye(WIDTH), model.head.weight).T
     assert torch.allclose(rows, head, atol=1e-6) and not torch.allclose(
@@ -285,7 +285,7 @@ def compiled(model: nn.Module) -> nn.Module:
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_where_reads_cannot_be_seen_all_is_written_or_nothing_done(opaque, what):
     model = opaque(nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 2)))
-    assert method(model, 1).passes.read == {}
+    assert method(model, 1).perturbation.on_read == {}
     with pytest.raises(
         ValueError, match=f"is {what}, whose reads of weights cannot be seen: perturb in_place"
     ):
@@ -296,7 +296,7 @@ def test_where_reads_cannot_be_seen_all_is_written_or_nothing_done(opaque, what)
 def test_a_row_of_padding_moves_like_the_others_where_it_is_not_among_those_that_stay(law):
     """As where another module holds the table, too: a tied output layer."""
     table, words = nn.Embedding(9, 4, padding_idx=0), torch.tensor([0, 0, 3])
-    mine = law_of(law[0], 0, law[1])
+    mine = make_law(law[0], 0, law[1])
     [z] = written_out(mine, [table.weight.detach()], 0, 0)
     with read_of(table, mine, "in_place").perturbed(0, 0, 0.25), torch.no_grad():
         rows = table(words)
@@ -306,9 +306,9 @@ def test_a_row_of_padding_moves_like_the_others_where_it_is_not_among_those_that
 @every_law
 def test_questions_about_a_weight_are_answered_and_its_numbers_are_the_moved_ones(law):
     w = nn.Parameter(torch.randn(4, 3))
-    mine = law_of(law[0], 0, law[1])
-    moved = mine.fit([w]).moved(w, 0, Move(0, 0, (0.5,)))
-    with Passes([w], mine, [0]).perturbed(0, 0, 0.5), torch.no_grad():
+    mine = make_law(law[0], 0, law[1])
+    moved = mine.fit([w]).perturbed_copy(w, 0, Move(0, 0, (0.5,)))
+    with Perturbation([w], mine, [0]).perturbed(0, 0, 0.5), torch.no_grad():
         assert w.shape == w.size() == (4, 3) and w.size(1) == 3 and len(w) == 4
         assert w.dtype == torch.float32 and w.device.type == "cpu" and w.requires_grad and w.grad is None
         assert w.dim() == w.ndim == 2 and w.numel() == 12 and w.is_contiguous() and w.is_floating_point()
@@ -342,13 +342,13 @@ def test_questions_about_a_weight_are_answered_and_its_numbers_are_the_moved_one
 @every_law
 def test_a_linear_layer_takes_inputs_of_any_shape_and_layout(law):
     layer = nn.Linear(3, 4).double()
-    mine = law_of(law[0], 0, law[1])
-    passes_ = Passes(list(layer.parameters()), mine, [0, 1])
+    mine = make_law(law[0], 0, law[1])
+    perturbation = Perturbation(list(layer.parameters()), mine, [0, 1])
     z, zb = written_out(mine, list(layer.parameters()), 0, 0)
     inputs = [torch.randn(3), torch.randn(5, 3), torch.randn(2, 5, 3), torch.randn(5, 2, 3).transpose(0, 1)]
     inputs += [torch.randn(3, 5).t(), torch.randn(0, 3), torch.randn(2, 0, 3)]
     for x in (x.double() for x in inputs):
-        with passes_.perturbed(0, 0, 0.5), torch.no_grad():
+        with perturbation.perturbed(0, 0, 0.5), torch.no_grad():
             found = layer(x)
         assert torch.allclose(
             found, x @ (layer.weight + 0.5 * z).T + layer.bias + 0.5 * zb, rtol=1e-5, atol=1e-6
@@ -363,18 +363,18 @@ def test_planned_moves_are_done_in_their_order_whenever_they_are_flushed(law):
     ends = []
     for often in (True, False):
         model = small()
-        passes_ = read_of(model, law_of(law[0], 0, law[1]), "in_place")
+        perturbation = read_of(model, make_law(law[0], 0, law[1]), "in_place")
         with torch.no_grad():
             for step in range(3):
                 for direction in range(2):
                     for scale in (0.01, -0.01):
-                        passes_.visit(step, direction, scale)
+                        perturbation.plan_point(step, direction, scale)
                         if often:
-                            passes_.flush()
-                passes_.update(step, [0.3, -0.2])
+                            perturbation.apply()
+                perturbation.plan_update(step, [0.3, -0.2])
                 if often:
-                    passes_.flush()
-            passes_.flush()
+                    perturbation.apply()
+            perturbation.apply()
         ends.append([p.detach() for p in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
@@ -383,14 +383,14 @@ def test_planned_moves_are_done_in_their_order_whenever_they_are_flushed(law):
     "left_at", [(0, 2), (0, 0), (1, 0)], ids=["another direction", "this one", "another step"]
 )
 def test_an_update_restores_from_wherever_the_weights_were_left(left_at):
-    model, law = small(torch.float64), law_of("gaussian", 0)
-    passes_ = read_of(model, law, "in_place")
+    model, law = small(torch.float64), make_law("gaussian", 0)
+    perturbation = read_of(model, law, "in_place")
     x = [p.detach().clone() for p in trainable(model.parameters())]
     z = written_out(law, x, 0, 0)
     with torch.no_grad():
-        passes_.visit(*left_at, 0.5)
-        passes_.update(0, [0.25])
-        passes_.flush()
+        perturbation.plan_point(*left_at, 0.5)
+        perturbation.plan_update(0, [0.25])
+        perturbation.apply()
     for p, origin, z_ in zip(trainable(model.parameters()), x, z, strict=True):
         assert torch.allclose(p, origin + 0.25 * z_, rtol=0, atol=1e-12)
 

@@ -353,7 +353,7 @@ def test_a_run_killed_between_its_row_and_its_move_goes_on_to_the_same_weights(n
     me = make(name, base(), perturb=perturb)
     me.write_transcript(path)
     train(me, 3)
-    me.passes.update = killed
+    me.perturbation.plan_update = killed
     with pytest.raises(Killed):
         train(me)
     model, asked = base(), []

@@ -238,7 +238,7 @@ def test_the_learning_rate_is_that_of_the_next_step():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"direction_law": "cauchy"}, "directions are 'cauchy': give one of gaussian"),
+        ({"direction_law": "cauchy"}, "direction_law is 'cauchy': give one of gaussian"),
         ({"direction_law": "low_rank", "direction_rank": 0}, "rank is 0: it must be at least 1"),
         ({"perturb": "twice"}, "perturb is 'twice': give one of in_place, on_read"),
     ],
