@@ -1,28 +1,28 @@
 """DP-SGD and DP-Adam (Abadi et al., 2016, arXiv 1607.00133): clip every example's gradient, add noise to the sum.
 
-Opacus supplies the per-sample gradients, or with ghost clipping (Li et al., 2022, arXiv 2110.05679) their norms, and nothing
-else: sampler, clip, noise and accountant are the same as those of the zeroth-order methods. Adam's moments are computed from the
-noisy sums alone.
+Opacus supplies only the per-sample gradients, or with ghost clipping (Li et al., 2022, arXiv 2110.05679) their norms.
+Sampler, clip, noise and accountant are those of the zeroth-order methods. Adam's moments are computed from the noisy sums.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sized
+from collections.abc import Mapping
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from baselines._opacus import GhostNorms, PerSampleGradients, watching
+from baselines._per_sample_gradients import watching
 from baselines.fine_tuning import FineTuning
 from dpzero.privacy import Budget, check_clip
 from dpzero.privacy.clipping import clip_factors
 from dpzero.zeroth_order import batches
-from dpzero.zeroth_order.probe import probe
-from dpzero.zeroth_order.validators import Watch, check_normalisation
+from dpzero.zeroth_order.example_independence import check_independence
+from dpzero.zeroth_order.protocols import PartitionedLoss
+from dpzero.zeroth_order.validators import ModelCheck, check_normalisation
 
 Sums = dict[nn.Parameter, Tensor]  # of clipped gradients
 
@@ -30,9 +30,8 @@ Sums = dict[nn.Parameter, Tensor]  # of clipped gradients
 class DPSGD(FineTuning):
     """`clip` bounds the Euclidean norm of one example's gradient over all trained parameters together.
 
-    `clipping` says how, for the same released sum. hooks: every example's gradient is kept in memory, then scaled. ghost (Li et
-    al., 2022, arXiv 2110.05679): only the norms are; a second backward pass sums the gradients of the losses, each times its clip
-    factor.
+    `clipping` says how, for the same released sum. `hooks` keeps every example's gradient in memory and scales it. `ghost`
+    keeps only the norms; a second backward pass sums the gradients of the losses, each times its clip factor.
     """
 
     title = "DP-SGD"
@@ -41,8 +40,8 @@ class DPSGD(FineTuning):
 
     def __init__(
         self,
-        model,
-        loss,
+        model: nn.Module,
+        loss: PartitionedLoss,
         budget: Budget,
         *,
         learning_rate: float,
@@ -64,67 +63,73 @@ class DPSGD(FineTuning):
             raise ValueError(f"clipping is {clipping!r}: give one of hooks, ghost")
         budget.check_gradients()
         self.budget, self.clip, self.clipping = budget, clip, clipping
+        self.owners = getattr(
+            loss, "owners", None
+        )  # batch -> which example each of the model's rows belongs to
         self.names = [name for name, p in model.named_parameters() if p.requires_grad]
         check_normalisation(model.named_modules())
-        model.eval()  # no dropout: a layer that is run again gives the same
-        self.watch, self._probed = Watch(model, self.parameters), False
+        model.eval()  # no dropout: running a layer again gives the same
+        self.model_check, self._independent = ModelCheck(model, self.parameters), False
         for module in model.modules():
             if isinstance(module, nn.Embedding):
-                # it divides by how often the batch, and not the example, has a token
+                # it divides by how often the batch, not the example, has a token
                 module.scale_grad_by_freq = False
 
-    def step(self, batch: Sized) -> None:
+    def step(self, batch: Any) -> None:
         try:
             super().step(batch)
         except BaseException:
-            for p in self.parameters:  # gradients without noise
+            for p in self.parameters:  # these gradients have no noise
                 p.grad = None
                 p.__dict__.pop("grad_sample", None)
             raise
         if self.budget.key.valid_release:
             self.training_loss = None  # it has no noise
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"budget": self.budget.state_dict()}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.budget.load_state_dict(state["budget"])
         super().load_state_dict(state)
 
-    def probe(self, batch: Sized) -> None:
-        """As of a zeroth-order method (see `TwoPoint.probe`)."""
-        self._probed = probe(partial(self.loss, self.model), batch, max(batches.sizes(batch))) is not None
+    def check_loss(self, batch: Any) -> None:
+        """Checks on public examples that no example's loss depends on the others: see `PrivateTwoPoint.check_loss`."""
+        self._check_independence(batch, max(batches.sizes(batch)), None)
 
-    def gradients(self, batch: Sized) -> Tensor | float:
-        self.watch.check()
+    def _check_independence(self, batch: Any, count: int, take: batches.Take | None) -> None:
+        moved = check_independence(partial(self.loss, self.model), batch, count, take)
+        self._independent = moved is not None
+
+    def gradients(self, batch: Any) -> Tensor | float:
+        self.model_check.check()
         count = self.budget.admit(batches.sizes(batch), batches.indices(batch))
-        if self.budget.probes_loss and not self._probed:
-            self._probed = (
-                probe(partial(self.loss, self.model), batch, count, self.budget.collate_subset) is not None
-            )
-        with self.watch.passes():
+        if self.budget.probes_loss and not self._independent:
+            self._check_independence(batch, count, self.budget.collate_subset)
+        with self.model_check.forward_passes():
             sums, total = self._clipped_sums(batch)
         for p in self.parameters:
             p.grad = sums[p] if p in sums else torch.zeros_like(p)
-        self.budget.release_([p.grad for p in self.parameters], self.clip)
-        for p in self.parameters:
-            p.grad.div_(self.batch_size)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        self.budget.release_(gradients, self.clip)
+        for gradient in gradients:
+            gradient.div_(self.batch_size)
         return total
 
-    def _clipped_sums(self, batch: Sized) -> tuple[Sums, Tensor | float]:
-        """Also the sum of the losses."""
+    def _clipped_sums(self, batch: Any) -> tuple[Sums, Tensor | float]:
+        """The sums of clipped gradients, and the sum of the losses."""
         sums: Sums = {}
         add = self._add_ghost if self.clipping == "ghost" else self._add_clipped
         with watching(self.model, self.clipping) as hooks:
             total = sum(add(hooks, sums, part) for part in self.loss.parts(batch))
         return sums, total
 
-    def _add_clipped(self, hooks: PerSampleGradients, sums: Sums, part: Sized) -> Tensor:
-        """Add the clipped gradients of a micro-batch; return the sum of its losses."""
+    def _add_clipped(self, hooks: Any, sums: Sums, part: Any) -> Tensor:
+        """Adds the clipped gradients of a micro-batch. Returns the sum of its losses."""
         losses = self._losses(hooks, part)
         losses.sum().backward(inputs=[*hooks.asked])
         if hooks.size != len(part):
-            owners = torch.from_numpy(self.loss.owners(part)).to(losses.device)
+            owners = torch.from_numpy(self.owners(part)).to(losses.device)
             for p in self.parameters:
                 folded = p.new_zeros(len(part), *p.shape)
                 p.grad_sample = folded.index_add_(0, owners, p.grad_sample)
@@ -137,13 +142,13 @@ class DPSGD(FineTuning):
             p.grad_sample = gradients = None
         return losses.detach().sum()
 
-    def _add_ghost(self, hooks: GhostNorms, sums: Sums, part: Sized) -> Tensor:
-        """The same without the gradients of single examples."""
+    def _add_ghost(self, hooks: Any, sums: Sums, part: Any) -> Tensor:
+        """The same, without keeping the gradients of single examples."""
         losses = self._losses(hooks, part)
         output, hooks.output = hooks.output, None
         if not isinstance(output, Tensor) or len(output) != len(part):
             raise RuntimeError(
-                f"the model's output is no tensor of {len(part)} rows, one an example: set clipping to hooks"
+                f"the model's output is not a tensor of {len(part)} rows, one an example: set clipping to hooks"
             )
         if graph_uses(losses, output):
             raise RuntimeError("a loss is more than a function of the model's output: set clipping to hooks")
@@ -151,7 +156,7 @@ class DPSGD(FineTuning):
         squared = self._squared_norms("_norm_sample", losses)
         finite = squared.isfinite()
         if finite.all():
-            # norms have the order of the model's rows, and a loss may give its values in another: so weigh the rows
+            # norms are in the order of the model's rows, which need not be that of the losses: so weigh the rows
             factors = clip_factors(squared, self.clip).to(output).view(-1, *[1] * (output.dim() - 1))
             hooks.disable_hooks()
             gradients = torch.autograd.grad(output, self.parameters, factors * output.grad)
@@ -165,43 +170,53 @@ class DPSGD(FineTuning):
         return losses.detach().sum()
 
     def _squared_norms(self, kept: str, losses: Tensor) -> Tensor:
-        """Of each example's gradient over all parameters, float64, from the gradients or norms that a backward pass kept of each."""
+        """Squared norm of each example's gradient over all parameters, float64 [B].
+
+        Args:
+            kept: the attribute in which a backward pass left each parameter's gradients or norms.
+        """
         squared = torch.zeros(len(losses), dtype=torch.float64, device=losses.device)
         for name, p in zip(self.names, self.parameters, strict=True):
-            values, p.grad = getattr(p, kept, None), None  # `grad` is that of the whole batch
+            values, p.grad = getattr(p, kept, None), None  # `grad` belongs to the whole batch
             if values is None or len(values) != len(losses):
                 raise RuntimeError(
-                    f"a backward pass left no {kept} of {len(losses)} examples in {name}: freeze layers that are run in vain"
+                    f"a backward pass left no {kept} of {len(losses)} examples in {name}: freeze layers whose output is not used"
                 )
             squared += torch.linalg.vector_norm(values.reshape(len(values), -1), dim=1).double().square()
         return squared
 
-    def _losses(self, hooks: PerSampleGradients, part: Sized) -> Tensor:
-        """The losses of a micro-batch, if Opacus saw every use of every parameter."""
-        hooks.size = len(self.loss.owners(part)) if hasattr(self.loss, "owners") else len(part)
+    def _losses(self, hooks: Any, part: Any) -> Tensor:
+        """The losses of a micro-batch. Raises RuntimeError if Opacus did not see every use of every parameter."""
+        hooks.size = len(self.owners(part)) if self.owners else len(part)
         hooks.uses.clear()
         hooks.asked.clear()
         losses = self.loss(self.model, part)
         uses = graph_uses(losses)
         for name, p in zip(self.names, self.parameters, strict=True):
             used, seen = uses[id(p)], len(hooks.uses[p])
-            p._norm_sample = None  # that of the micro-batch before
+            vars(p)["_norm_sample"] = None  # of the previous micro-batch
             if used != seen or not seen:
                 raise RuntimeError(
-                    f"{name} is used {used} times in a forward pass, {seen} of them by its layer, so that its gradient would not be "
-                    "clipped as a whole: freeze it, or use it through its layer alone"
+                    f"{name} is used {used} times in a forward pass, {seen} of them by its layer, so that its gradient would "
+                    "not be clipped as a whole: freeze it, or use it through its layer alone"
                 )
             if self.clipping == "ghost" and not hooks.knows(p):
                 raise RuntimeError(
-                    f"{name} is used {seen} times in a forward pass, and its ghost norm is known of one use: set clipping to hooks"
+                    f"{name} is used {seen} times in a forward pass, but its ghost norm is known for one use: set clipping to "
+                    "hooks"
                 )
         return losses
 
 
 def graph_uses(result: Tensor, below: Tensor | None = None) -> Counter[int]:
-    """How many operations behind `result`, those behind `below` left out, read each trained parameter, by its id."""
-    uses, known = Counter(), {None} if below is None else {None, below.grad_fn}
-    rest = [result.grad_fn] if result.grad_fn not in known else []
+    """How many operations of the graph behind `result`, without those behind `below`, read each trained parameter.
+
+    Returns:
+        id of a parameter -> number of operations.
+    """
+    uses: Counter[int] = Counter()
+    known: set[Any] = {None} if below is None else {None, below.grad_fn}
+    rest: list[Any] = [result.grad_fn] if result.grad_fn not in known else []
     while rest:
         for node, _ in rest.pop().next_functions:
             if hasattr(node, "variable"):

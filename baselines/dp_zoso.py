@@ -7,48 +7,22 @@ because the stored point is an alias of the weights, and it is left out here. (D
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import Any
 
-from dpzero.privacy import Budget, check_clip, clip_scalars
-from dpzero.zeroth_order import TwoPoint
+from dpzero.algorithm import DPZero
 
 
-class DPZOSO(TwoPoint):
-    """`stages` share the budget's steps as 1 : 2 : 4 ..., or the first takes `first_stage` steps where that is given."""
+class DPZOSO(DPZero):
+    """`stages` share the budget's steps as 1 : 2 : 4 ..., or the first takes `first_stage` steps if that is given."""
 
     title = "DP-ZOSO"
-    private = True
 
     def __init__(
-        self,
-        model,
-        loss,
-        budget: Budget,
-        *,
-        learning_rate: float,
-        clip: float,
-        smoothing: float = 1e-3,
-        stages: int = 3,
-        first_stage: int = 0,
-        seed: int = 0,
-        **engine,
+        self, *arguments: Any, stages: int = 3, first_stage: int = 0, seed: int = 0, **settings: Any
     ) -> None:
-        super().__init__(
-            model,
-            loss,
-            batch_size=Budget.require(budget).batch_size,
-            learning_rate=learning_rate,
-            smoothing=smoothing,
-            seed=seed,
-            **engine,
-        )
-        check_clip(clip)
+        super().__init__(*arguments, seed=seed, **settings)
         if not (stages > 0 and first_stage >= 0):
             raise ValueError("stages must be positive, first_stage not negative")
-        self.budget, self.clip, self.unit = budget, clip, budget.unit
-        first_stage = first_stage or -(-budget.setting.steps // (2**stages - 1))
-        self.schedule = [(first_stage * (2**k - 1), learning_rate / 2**k) for k in range(stages)]
-
-    def projected_gradient(self, difference: Tensor) -> float:
-        clipped = clip_scalars(difference / (2 * self.smoothing), self.clip)
-        return self.budget.release(clipped, self.clip) / self.batch_size
+        first_stage = first_stage or -(-self.budget.setting.steps // (2**stages - 1))
+        rate = self.learning_rate
+        self.schedule = [(first_stage * (2**k - 1), rate / 2**k) for k in range(stages)]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sized
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dpzero.zeroth_order.protocols import PartitionedLoss
 from dpzero.zeroth_order.validators import trainable
 
-OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-# The same update at other speeds and peaks: torch takes foreach on CUDA and the loop elsewhere
-IMPLEMENTATIONS = {
+OPTIMIZERS: dict[str, Any] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+# The same update with another speed and peak memory; by default torch takes foreach on CUDA and the loop elsewhere
+IMPLEMENTATIONS: dict[str, dict[str, bool]] = {
     "default": {},
     "loop": {"foreach": False},
     "foreach": {"foreach": True},
@@ -22,7 +23,7 @@ IMPLEMENTATIONS = {
 
 
 class FineTuning:
-    """The gradient of the batch's losses is used as it is: nothing is clipped, no noise is added."""
+    """Uses the gradient of the batch's losses as it is: nothing is clipped, no noise is added."""
 
     title = "Fine-tuning"
     private = False
@@ -30,9 +31,9 @@ class FineTuning:
 
     def __init__(
         self,
-        model,
-        loss,
-        batch_size: int,
+        model: nn.Module,
+        loss: PartitionedLoss,
+        batch_size: float,
         *,
         learning_rate: float,
         optimizer: Literal["adamw", "adam", "sgd"] = "adamw",
@@ -48,29 +49,29 @@ class FineTuning:
             )
         self.model, self.loss, self.batch_size = model, loss, batch_size
         self.parameters = trainable(model.parameters())
-        self.optimizer = OPTIMIZERS[optimizer](
+        self.optimizer: torch.optim.Optimizer = OPTIMIZERS[optimizer](
             self.parameters, lr=learning_rate, weight_decay=weight_decay, **IMPLEMENTATIONS[implementation]
         )
         self.steps_taken = 0
         self.training_loss: float | None = None
 
-    def step(self, batch: Sized) -> None:
+    def step(self, batch: Any) -> None:
         total = self.gradients(batch)
-        self.training_loss = total.item() / len(batch) if len(batch) else None
+        self.training_loss = float(total) / len(batch) if len(batch) else None
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.steps_taken += 1
 
-    def gradients(self, batch: Sized) -> Tensor | float:
-        """Leave each parameter's gradient in `grad`; return the sum of the losses, a tensor unless the batch is empty."""
-        total = 0.0
+    def gradients(self, batch: Any) -> Tensor | float:
+        """Leaves each parameter's gradient in `grad`. Returns the sum of the losses: a tensor, or 0.0 for an empty batch."""
+        total: Tensor | float = 0.0
         for part in self.loss.parts(batch):
             losses = self.loss(self.model, part)
-            (losses.sum() / self.batch_size).backward()
+            (losses.sum() / self.batch_size).backward()  # type: ignore[no-untyped-call]
             total += losses.detach().sum()
         return total
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         return {
             "steps_taken": self.steps_taken,
             "parameters": [p.detach().clone() for p in self.parameters],
@@ -78,7 +79,7 @@ class FineTuning:
         }
 
     @torch.no_grad()
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for mine, saved in zip(self.parameters, state["parameters"], strict=True):
             mine.copy_(saved)
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))

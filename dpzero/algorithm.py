@@ -9,30 +9,15 @@ for t = 0 .. T - 1:
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from .privacy import Budget, check_clip, clip_scalars
-from .zeroth_order import TwoPoint
-from .zeroth_order.two_point import PerExampleLoss
+from .private_two_point import PrivateTwoPoint
 
 
-class DPZero(TwoPoint):
-    """Private fine-tuning in the memory of inference.
+class DPZero(PrivateTwoPoint):
+    """Private fine-tuning in the memory of inference. Arguments: see `PrivateTwoPoint`.
 
-    Args:
-        model: any module; the parameters with `requires_grad` are trained, in place. Switch dropout off (`model.eval()`).
-        loss: (model, batch) -> one loss per example, float32 or better, each from its own example alone.
-        budget: `Budget.calibrated(epsilon=..., delta=..., dataset_size=..., batch_size=..., steps=...)`. It hands out the batches
-            (`budget.batches()` as indices, `budget.loader(dataset)` as a DataLoader) and `step` takes no other. If its unit is
-            the user, they are batches of users: give `step` the examples and whose they are (`privacy.sampling.Users`).
-        learning_rate: step size.
-        clip: bound on each example's finite difference, after the division by 2 smoothing (the paper's C).
-        smoothing: the paper's lambda.
-        seed: of the directions, which are public. The noise does not depend on it.
-        engine: `direction_law`, `direction_rank`, `perturb`, `one_at_a_time`: see `TwoPoint`.
-
-    Raises:
-        ValueError: nothing to train, weights in half precision, a setting that makes no sense, a loss that is not per example.
+    `clip` is the paper's C, `smoothing` its lambda. Switch dropout off (`model.eval()`).
 
     >>> budget = Budget.calibrated(epsilon=2, delta=1e-5, dataset_size=len(data), batch_size=64, steps=1000)
     >>> optimizer = DPZero(model, loss, budget, learning_rate=1e-6, clip=100.0)
@@ -42,32 +27,7 @@ class DPZero(TwoPoint):
     """
 
     title = "DPZero"
-    private = True
-
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: PerExampleLoss,
-        budget: Budget,
-        *,
-        learning_rate: float,
-        clip: float,
-        smoothing: float = 1e-3,
-        seed: int = 0,
-        **engine,
-    ) -> None:
-        super().__init__(
-            model,
-            loss,
-            batch_size=Budget.require(budget).batch_size,
-            learning_rate=learning_rate,
-            smoothing=smoothing,
-            seed=seed,
-            **engine,
-        )
-        check_clip(clip)
-        self.budget, self.clip, self.unit = budget, clip, budget.unit
 
     def projected_gradient(self, difference: Tensor) -> float:
-        clipped = clip_scalars(difference / (2 * self.smoothing), self.clip)
-        return self.budget.release(clipped, self.clip) / self.batch_size
+        slopes = difference / (2 * self.smoothing)
+        return self.noisy_sum(slopes) / self.batch_size

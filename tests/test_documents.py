@@ -45,13 +45,15 @@ def test_the_example_method_is_found_and_takes_a_private_step(data, tmp_path, mo
     file.write_text(code)
     card = registry._read("sign_zo", file)
     assert (card.title, card.private, card.order) == ("Sign-ZO", True, 0)
-    assert card.required == {"learning_rate"}
+    assert card.required == {"learning_rate", "clip"}
     names: dict = {}
     exec(code, names)
     budget = Budget.calibrated(
         epsilon=2, delta=1e-5, dataset_size=200, batch_size=8, steps=3, key=RunKey.published(0)
     )
-    method = names[card.class_name](torch.nn.Linear(3, 1), squared_error, budget, learning_rate=1e-3)
+    method = names[card.class_name](
+        torch.nn.Linear(3, 1), squared_error, budget, learning_rate=1e-3, clip=1.0
+    )
     for indices in budget.batches():
         method.step([data[i] for i in indices])
     assert method.steps_taken == len(budget.ledger) == 3
@@ -60,7 +62,7 @@ def test_the_example_method_is_found_and_takes_a_private_step(data, tmp_path, mo
 def test_the_example_stanzas_are_ones_that_a_sweep_takes():
     own, others = blocks("baselines/README.md", "yaml")
     (settings,) = yaml.safe_load(own).values()
-    assert set(settings) <= {"learning_rate", "smoothing"}
+    assert set(settings) <= {"learning_rate", "clip"}
     place = {"task": "r8", "model": "smollm2-135m", "epsilon": "2", "seed": 0}
     for name, stanza in yaml.safe_load(others).items():
         named = {key: stanza.pop(key) for key in ("use", "title")}

@@ -20,8 +20,15 @@ MAY_IMPORT = {
     "dpzero.files": set(),
     "dpzero.zeroth_order": set(),
     "dpzero.privacy": set(),
-    "dpzero.algorithm": {"dpzero.zeroth_order", "dpzero.privacy"},
-    "baselines": {"dpzero.zeroth_order", "dpzero.privacy", "dpzero.language"},
+    "dpzero.private_two_point": {"dpzero.zeroth_order", "dpzero.privacy"},
+    "dpzero.algorithm": {"dpzero.private_two_point"},
+    "baselines": {
+        "dpzero.zeroth_order",
+        "dpzero.privacy",
+        "dpzero.private_two_point",
+        "dpzero.algorithm",
+        "dpzero.language",
+    },
     "dpzero.language": set(),
     "dpzero.plan": {"dpzero.privacy", "dpzero.language"},
     "dpzero.memory": {

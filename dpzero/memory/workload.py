@@ -183,11 +183,10 @@ class Loaded:
         """Make functions of the method phases of the tracker that `steps` was given last."""
         if self.variant.method == "public":
             self._mark("forward", self.method, "_losses")
-            self._mark("update", self.method, "_update")
-        elif self.rest == "backward":
+        if self.rest == "backward":
             self._mark("update", self.method.optimizer, "step")
         elif self.method is not None:
-            self._mark("update", self.method, "_move")
+            self._mark("update", self.method, "_update")
 
     def _mark(self, phase: str, owner: object, attribute: str) -> None:
         work = getattr(owner, attribute)

@@ -15,6 +15,7 @@ from ..errors import UsageError, unknown
 ROOT = Path(__file__).resolve().parents[2]
 TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 PACKAGE = "baselines"
+NOT_IN_SWEEPS = ("one_at_a_time",)  # this project's losses already keep the bits of each example
 CONSTANTS = {"title": (str,), "private": (bool,), "order": (int, type(None))}
 
 
@@ -100,25 +101,39 @@ def _read(name: str, file: Path) -> Card | None:
     for node in tree.body:
         if not isinstance(node, ast.ClassDef):
             continue
-        constants = dict(_constants(node))
-        init = next((s for s in node.body if isinstance(s, ast.FunctionDef) and s.name == "__init__"), None)
+        classes = [node, *_bases(node)]
+        constants = {key: value for cls in reversed(classes) for key, value in _constants(cls)}
         if "private" not in constants:
             continue
         where = f"{where}, class {node.name}"
-        if init is None:
-            raise UsageError(
-                f"{where} has no __init__, whose keyword-only arguments are the settings: give it one"
-            )
+        if "title" not in dict(_constants(node)):
+            raise UsageError(f"{where} has no title: give it one, as tables are to print it")
         _check_constants(where, constants)
+        order = constants.get("order", 0)
         return Card(
-            name,
-            node.name,
-            constants["title"],
-            constants["private"],
-            constants.get("order", 0),
-            *_settings(where, init),
+            name, node.name, constants["title"], constants["private"], order, *_settings(where, classes)
         )
     return None
+
+
+@cache
+def _known_classes() -> dict[str, ast.ClassDef]:
+    """The classes of this package that a method may inherit from."""
+    package = Path(__file__).parents[1]
+    files = [
+        package / "zeroth_order" / "two_point.py",
+        package / "private_two_point.py",
+        package / "algorithm.py",
+    ]
+    nodes = [node for file in files for node in ast.parse(file.read_text("utf-8")).body]
+    return {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
+
+
+def _bases(node: ast.ClassDef) -> list[ast.ClassDef]:
+    """The known classes that a class inherits from, the nearest first."""
+    known = _known_classes()
+    bases = [known[base.id] for base in node.bases if isinstance(base, ast.Name) and base.id in known]
+    return [cls for base in bases for cls in (base, *_bases(base))]
 
 
 def _constants(cls: ast.ClassDef):
@@ -144,8 +159,6 @@ class _Text:
 
 
 def _check_constants(where: str, constants: dict[str, object]) -> None:
-    if "title" not in constants:
-        raise UsageError(f"{where} has no title: give it one, as tables are to print it")
     words = {
         "title": "a text",
         "private": "True or False",
@@ -159,54 +172,43 @@ def _check_constants(where: str, constants: dict[str, object]) -> None:
             raise UsageError(f"{where}: {name} is {value!r}, but must be {words[name]}, written out")
 
 
-def _settings(where: str, init: ast.FunctionDef) -> tuple[dict[str, str], frozenset[str], dict[str, object]]:
-    """Types of the keyword-only arguments, those without a default, and the defaults."""
-    arguments = [
-        (a, d) for a, d in zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True) if a.arg != "seed"
+def _settings(
+    where: str, classes: list[ast.ClassDef]
+) -> tuple[dict[str, str], frozenset[str], dict[str, object]]:
+    """Types of the keyword-only arguments of `__init__`, those without a default, and the defaults.
+
+    If `__init__` takes `**kwargs`, it passes them on to that of the base class, whose arguments then count, too.
+    """
+    inits = [
+        s for cls in classes for s in cls.body if isinstance(s, ast.FunctionDef) and s.name == "__init__"
     ]
-    if len(arguments) == len(init.args.kwonlyargs):
+    if not inits:
+        raise UsageError(
+            f"{where} has no __init__, whose keyword-only arguments are the settings: give it one"
+        )
+    arguments: dict[str, tuple[ast.arg, ast.expr | None]] = {}
+    for init in inits:
+        pairs = zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True)
+        arguments = {a.arg: (a, d) for a, d in pairs} | arguments
+        if not init.args.kwarg:
+            break
+    if arguments.pop("seed", None) is None:
         raise UsageError(
             f"{where}: __init__ takes no seed: add `seed: int = 0` to its keyword-only arguments"
         )
-    for argument, _ in arguments:
+    for name in NOT_IN_SWEEPS:
+        arguments.pop(name, None)
+    for argument, _ in arguments.values():
         kind = ast.unparse(argument.annotation) if argument.annotation else "nothing"
         if kind not in TYPES and not kind.startswith("Literal["):
             raise UsageError(
                 f"{where}: argument {argument.arg} is annotated with {kind}, but a setting is an int, float, str, bool or a Literal of texts"
             )
-    settings = {a.arg: ast.unparse(a.annotation) for a, _ in arguments}
+    settings = {name: ast.unparse(a.annotation) for name, (a, _) in arguments.items() if a.annotation}
     try:
-        defaults = {a.arg: ast.literal_eval(d) for a, d in arguments if d is not None}
+        defaults = {name: ast.literal_eval(d) for name, (_, d) in arguments.items() if d is not None}
     except ValueError:
         raise UsageError(
             f"{where}: a default is no constant, but settings are written out: write it out"
         ) from None
-    required = frozenset(a.arg for a, d in arguments if d is None)
-    if init.args.kwarg:
-        more, more_defaults = _engine()
-        settings, defaults = settings | more, defaults | more_defaults
-    return settings, required, defaults
-
-
-OF_OTHER_LOSSES = ("one_at_a_time",)  # bits of this project's are each text's own
-
-
-@cache
-def _engine() -> tuple[dict[str, str], dict[str, object]]:
-    """What every zeroth-order method passes on: the arguments of TwoPoint that have a default, and these."""
-    tree = ast.parse(Path(__file__).parents[1].joinpath("zeroth_order", "two_point.py").read_text("utf-8"))
-    arguments = next(
-        node.args
-        for cls in tree.body
-        if isinstance(cls, ast.ClassDef) and cls.name == "TwoPoint"
-        for node in cls.body
-        if isinstance(node, ast.FunctionDef) and node.name == "__init__"
-    )
-    pairs = [
-        (a, d)
-        for a, d in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-        if d is not None and a.arg not in OF_OTHER_LOSSES
-    ]
-    return {a.arg: ast.unparse(a.annotation) for a, _ in pairs}, {
-        a.arg: ast.literal_eval(d) for a, d in pairs
-    }
+    return settings, frozenset(arguments.keys() - defaults.keys()), defaults

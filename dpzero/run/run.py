@@ -260,8 +260,8 @@ class Run:
             return
         share, self.loss.share = self.loss.share, (0, 1)
         batch = invariance.stand_ins(self.examples["train"], self.model, self.settings["max_length"])
-        if hasattr(self.method, "probe"):
-            self.method.probe(batch)
+        if hasattr(self.method, "check_loss"):
+            self.method.check_loss(batch)
         if self.card.order == 0:
             how = {"clip": self.method.clip, "smoothing": self.method.smoothing}
             self.invariance = invariance.measured(self.loss, self.model, batch, **how)

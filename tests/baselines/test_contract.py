@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import inspect
 import re
 import tempfile
 from pathlib import Path
@@ -24,7 +25,6 @@ from dpzero.memory import trackers
 from dpzero.plan import registry
 from dpzero.plan.registry import ROOT, Card, cards
 from dpzero.privacy import Budget, Rehearsal, RunKey, Setting
-from dpzero.zeroth_order import TwoPoint
 from tests.rounding import read_by_the_loss
 
 CARDS = cards()
@@ -123,11 +123,14 @@ def test_the_card_read_from_the_source_is_the_class_that_runs(name):
 
 @every
 def test_the_settings_on_the_card_are_the_keyword_arguments(name):
-    card, defaults = EVERY[name], EVERY[name].load().__init__.__kwdefaults__ or {}
+    card, defaults = EVERY[name], {}
+    for cls in EVERY[name].load().__mro__:
+        if init := vars(cls).get("__init__"):
+            defaults = (init.__kwdefaults__ or {}) | defaults
+            if inspect.getfullargspec(init).varkw is None:
+                break
     assert "seed" in defaults
-    if card.order == 0:
-        defaults = defaults | TwoPoint.__init__.__kwdefaults__
-    assert set(card.settings) - card.required == set(defaults) - {"seed", *registry.OF_OTHER_LOSSES}
+    assert set(card.settings) - card.required == set(defaults) - {"seed", *registry.NOT_IN_SWEEPS}
     listed = {kind for kind in card.settings.values() if kind.startswith("Literal[")}
     assert set(card.settings.values()) - listed <= {"int", "float", "str", "bool"}
 

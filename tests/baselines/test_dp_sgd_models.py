@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
-from baselines._opacus import watching
+from baselines._per_sample_gradients import watching
 from baselines.dp_sgd import DPSGD
 from dpzero.language.models import architectures, encoding, losses, models
 from dpzero.language.models.encoding import Continuations

@@ -233,9 +233,7 @@ def test_a_loss_that_reads_what_the_collator_padded_is_refused():
 
     budget = Budget(SETTING, NOISE_SCALE, RunKey.published(0))
     me = make(budget, nn.Linear(1, 2), loss=unmasked)
-    with pytest.raises(
-        ValueError, match=r"an example's loss is another .* or for padding that is not masked"
-    ):
+    with pytest.raises(ValueError, match=r"an example's loss changes .* or for padding that is not masked"):
         me.step(next(iter(budget.loader(Words(), collate_fn=padded))))
     assert len(budget.ledger) == 0
 
@@ -541,13 +539,13 @@ def replaced(model: nn.Module) -> None:
         (
             lambda: through(nn.Dropout(0.5)).eval(),
             nn.Module.train,
-            "layer 1 drops out, at other places at the two points",
+            "layer 1 drops out, differently at the two points",
         ),
         (linear, frozen, "parameter weight was frozen after the optimizer was made"),
         (
             linear,
             replaced,
-            "parameter or buffer weight was put in another's place after the optimizer was made",
+            "parameter or buffer weight was replaced by another after the optimizer was made",
         ),
     ],
 )
@@ -722,7 +720,7 @@ def test_a_loss_that_mixes_examples_is_refused_before_the_first_release(how):
     model, mixing = MIXED[how]
     budget = secret()
     with pytest.raises(
-        ValueError, match=r"an example's loss is another with (fewer|other) examples beside it"
+        ValueError, match=r"an example's loss changes with (fewer|other) examples in the batch"
     ):
         make(budget, model(), loss=mixing).step(next(budget.batches()))
     assert len(budget.ledger) == 0
@@ -731,8 +729,8 @@ def test_a_loss_that_mixes_examples_is_refused_before_the_first_release(how):
 @pytest.mark.parametrize("how", MIXED)
 def test_public_examples_can_be_asked_instead(how):
     model, mixing = MIXED[how]
-    with pytest.raises(ValueError, match=r"an example's loss is another"):
-        make(secret(), model(), loss=mixing).probe(np.arange(16))
+    with pytest.raises(ValueError, match=r"an example's loss changes"):
+        make(secret(), model(), loss=mixing).check_loss(np.arange(16))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -752,8 +750,8 @@ def test_what_mixes_more_than_bfloat16_rounds_is_refused_there_too():
         with torch.autocast("cpu", torch.bfloat16):
             return slightly(model, rows, 0.2)
 
-    with pytest.raises(ValueError, match=r"an example's loss is another"):
-        make(secret(), loss=computed).probe(np.arange(16))
+    with pytest.raises(ValueError, match=r"an example's loss changes"):
+        make(secret(), loss=computed).check_loss(np.arange(16))
 
 
 def test_nothing_without_noise_can_be_read_off_a_private_optimizer():

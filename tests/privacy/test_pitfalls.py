@@ -587,7 +587,7 @@ def test_p21_a_gradient_that_is_not_per_example_is_refused():
     assert len(share.ledger) == 0
 
 
-# Flattened batches: baselines/test_opacus.py::test_a_model_that_would_be_clipped_per_token_is_refused
+# Flattened batches: baselines/test_per_sample_gradients.py::test_a_model_that_would_be_clipped_per_token_is_refused
 
 
 # P22: layers that mix examples -----------------------------------------------------------------------------------------

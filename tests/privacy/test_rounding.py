@@ -190,7 +190,7 @@ def test_a_batch_of_one_is_not_asked_and_the_next_one_is():
     steps(DPZero(linear(), loss, mine, **SETTINGS))
     assert mine.others_move_over_clip is None
     me = DPZero(linear(), loss, mine, **SETTINGS)
-    me.probe(torch.arange(8))  # public ones
+    me.check_loss(torch.arange(8))  # public ones
     steps(me, 1)
     assert mine.valid_release
 

@@ -49,12 +49,14 @@ def test_every_file_that_can_change_a_number_is_in_a_digest(house, monkeypatch):
 
 def test_a_methods_digest_is_of_its_file_and_those_that_it_imports(house, monkeypatch):
     monkeypatch.setattr(provenance, "ROOT", house)
-    names = ("dpzero", "dp_sgd", "fine_tuning", "mezo")
-    own = {"dpzero/algorithm": {"dpzero"}, "baselines/mezo": {"mezo"}, "baselines/dp_sgd": {"dp_sgd"}}
+    names = ("dpzero", "dp_sgd", "dp_zoso", "fine_tuning", "mezo")
+    own = {"baselines/mezo": {"mezo"}, "baselines/dp_sgd": {"dp_sgd"}}
     own |= {
-        "baselines/_opacus": {"dp_sgd"},
+        "baselines/_per_sample_gradients": {"dp_sgd"},
         "baselines/fine_tuning": {"dp_sgd", "fine_tuning"},
         "baselines/dp_zo": set(),
+        "dpzero/algorithm": {"dpzero", "dp_zoso"},
+        "baselines/dp_zoso": {"dp_zoso"},
     }
     before, core = {name: provenance.method_digest(name) for name in names}, provenance.core_digest()
     for place, expected in own.items():

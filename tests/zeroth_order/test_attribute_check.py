@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from dpzero import Budget, DPZero
 from dpzero.privacy import RunKey, Setting
-from dpzero.zeroth_order.held import checksums
+from dpzero.zeroth_order.validators import checksums
 
 SIZE = 64
 X = torch.randn(SIZE, 10, generator=torch.Generator().manual_seed(0))
@@ -82,7 +82,7 @@ def test_an_attribute_that_keeps_something_of_the_examples_is_refused(how):
     model = Keeping(keep)
     start = nn.utils.parameters_to_vector(model.parameters()).detach()
     with pytest.raises(
-        ValueError, match=f"attribute {name} of the model was changed by a forward pass and follows"
+        ValueError, match=f"attribute {name} of the model was changed by a forward pass and depends on"
     ):
         stepped(model)
     if how != "late":  # then it is found in the next step

@@ -1,0 +1,149 @@
+"""The private two-point step: what DPZero and the private zeroth-order baselines share.
+
+A budget hands out the batches, adds the noise and counts the releases. Before the first release the step checks that no
+example's loss depends on the others, because clipping bounds an example's influence only then.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .privacy import Budget, check_clip, clip_scalars
+from .zeroth_order import TwoPoint, batches
+from .zeroth_order.attribute_check import AttributeCheck
+from .zeroth_order.distributed import Ranks
+from .zeroth_order.example_independence import check_independence
+from .zeroth_order.protocols import PerExampleLoss
+from .zeroth_order.transcript import Transcript
+
+
+class PrivateTwoPoint(TwoPoint):
+    """A two-point step whose scalars are released by a budget. A method overrides `projected_gradient`.
+
+    Args:
+        model, loss, learning_rate, smoothing: see `TwoPoint`.
+        budget: `Budget.calibrated(epsilon=..., delta=..., dataset_size=..., batch_size=..., steps=...)`. It hands out the
+            batches (`budget.batches()` as indices, `budget.loader(dataset)` as a DataLoader), and `step` takes no other.
+            If its unit is the user, they are batches of users (`privacy.sampling.Users`).
+        clip: bound on what one unit contributes to a sum.
+        seed: of the directions, which are public. The noise does not depend on it.
+        engine: `direction_law`, `direction_rank`, `perturb`, `second_moment`, `one_at_a_time`: see `TwoPoint`.
+
+    Raises:
+        TypeError: no budget.
+        ValueError: as `TwoPoint`, or a clip that is not positive and finite.
+    """
+
+    private = True
+    clips_slopes = True  # whether `clip` bounds differences over 2 smoothing, or the differences themselves
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: PerExampleLoss,
+        budget: Budget,
+        *,
+        learning_rate: float,
+        clip: float,
+        smoothing: float = 1e-3,
+        seed: int = 0,
+        **engine: Any,
+    ) -> None:
+        settings = {"learning_rate": learning_rate, "smoothing": smoothing, "seed": seed} | engine
+        super().__init__(model, loss, Budget.require(budget).batch_size, **settings)
+        check_clip(clip)
+        self.budget, self.clip, self.unit = budget, clip, budget.unit
+        self.attribute_check = AttributeCheck(model)
+        self._independent = self._recorded = False  # checked, and the budget knows the outcome
+
+    def noisy_sum(self, values: Tensor) -> float:
+        """Clips each unit's value, float64 [B], and releases the sum with noise. Once a step."""
+        clipped = clip_scalars(values, self.clip)
+        released: float = self.budget.release(clipped, self.clip)
+        return released
+
+    def check_loss(self, batch: Any) -> None:
+        """Checks on public examples, two or more, that no example's loss depends on the others.
+
+        Without it the first private batch is checked.
+
+        Raises:
+            ValueError: a loss that depends on the other examples (see `example_independence`).
+        """
+        self._check_independence(batch, max(batches.sizes(batch)), None)
+
+    def _admit(self, sizes: set[int], indices: np.ndarray | None) -> int:
+        return self.budget.admit(sizes, indices)
+
+    def _losses(self, batch: Any, count: int) -> Tensor:
+        """A rank's share of a loss is 0 for others' examples, so it is not checked."""
+        checks, take = self.budget.probes_loss and self.ranks.size == 1, self.budget.collate_subset
+        if checks and not self._independent:
+            self._check_independence(batch, count, take)
+        losses = self._evaluate(batch, count, take)
+        _, _, scale = self.perturbation.position
+        if checks and self._independent and scale < 0:
+            self._check_attributes(batch, count, take)
+        return losses
+
+    def _check_independence(self, batch: Any, count: int, take: batches.Take | None) -> None:
+        """Measures how far other examples move a loss, and tells the budget before the first release."""
+        self.attribute_check.begin()
+        if self.one_at_a_time:  # no other examples: only the same bits twice remain to be checked
+            first, second = (self._evaluate(batch, count, take) for _ in range(2))
+            moved: Tensor | None = (first - second).abs()
+        else:
+            moved = check_independence(partial(self.loss, self.model), batch, count, take)
+        self._independent = moved is not None and count > 0
+        if not self._independent and (count < 2 or batches.picker(batch, count, take)([0]) is not None):
+            return  # the next batch can be checked, or the step says what is wrong with the losses
+        self._check_attributes(batch, count, take)
+        if not self._recorded:
+            known = self._independent and not (take is None and batches.padded(batch, count))
+            self.budget.record_influence(self._influence(moved) if moved is not None and known else None)
+            self._recorded = True
+
+    def _check_attributes(self, batch: Any, count: int, take: batches.Take | None) -> None:
+        pick = batches.picker(batch, count, take)
+        self.attribute_check.check(partial(self.loss, self.model), pick, count)
+
+    def _influence(self, moved: Tensor) -> float:
+        """How far the clipped values move together, over the clip, if losses move so far at both points.
+
+        Rounded up to a power of ten, which reveals next to nothing about the examples.
+        """
+        if not moved.any():
+            return 0.0
+        values = moved * (1 / self.smoothing if self.clips_slopes else 2.0)
+        influence = float(values.clamp_max(2 * self.clip).sum()) / self.clip
+        return 10.0 ** math.ceil(math.log10(influence)) if influence < math.inf else influence
+
+    def _mean_loss(self, losses: Tensor) -> float | None:
+        """Also None if the noise is secret, because the mean has none."""
+        return None if self.budget.key.valid_release else super()._mean_loss(losses)
+
+    def join(self, ranks: Ranks) -> None:
+        super().join(ranks)
+        self.budget.join_ranks(ranks.terms)
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"budget": self.budget.state_dict()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.budget.load_state_dict(state["budget"])
+        super().load_state_dict(state)
+
+    def _privacy_header(self, existing: Mapping[str, Any]) -> dict[str, Any]:
+        key_name = existing.get("key_name", self.budget.key.name)
+        return self.budget.ledger.event.as_dict() | {"clip": self.clip, "key_name": key_name}
+
+    def _count_releases(self, transcript: Transcript) -> None:
+        self.budget.record_transcript(len(transcript), transcript.header["privacy"]["key_name"])

@@ -1,0 +1,112 @@
+"""Checks once, before the first release, whether a loss mixes the examples of a batch, and how far rounding does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from . import batches
+
+MOST = 8  # examples that are compared
+# Changes of a loss, over 1 + |loss|
+ROUNDING = 2e-5  # beyond what float32 makes: some ten times the largest that was seen (SmolLM2)
+GROSS = 0.05  # beyond what any type makes: the limit if the type is coarser than float32
+RATIO = 0.05  # then also the limit over the spread of the losses, if the change exceeds the type's unit
+TF32 = 2.0**-10  # unit of TF32 products
+
+
+@torch.no_grad()
+def check_independence(
+    loss: Callable[[Any], Tensor], batch: Any, count: int, take: batches.Take | None = None
+) -> Tensor | None:
+    """Compares losses of a few examples with those of the same examples among fewer, and among other, examples.
+
+    Args:
+        loss: batch -> losses [B].
+        batch: public or stand-in examples if possible.
+        count: its number of examples.
+        take: makes a batch of some of the examples, if a collator padded this one.
+
+    Returns:
+        How far the other examples moved each loss at most, float64 [count]. None if it cannot be measured: fewer than
+        two examples, or a batch of an unknown structure.
+
+    Raises:
+        ValueError: a loss that depends on the other examples (in-batch negatives, normalisation or attention over the
+            batch, a mean in place of each example's loss, padding that is not masked).
+    """
+    size = min(count, MOST)
+    half = size // 2
+    take = batches.picker(batch, count, take)
+    selections = [
+        ("fewer", [*range(size)]),
+        ("fewer", [*range(half)]),
+        ("other", [*range(half), *[half] * (size - half)]),
+        ("fewer", [*range(count - 1)]),
+    ]
+    parts = [("", batch, [*range(count)]), *((which, take(rows), rows) for which, rows in selections)]
+    if half == 0 or any(part is None for _, part, _ in parts):
+        return None
+    results, precision = [], Precision()
+    for which, part, rows in parts:
+        with precision:
+            losses = loss(part)
+        if losses.shape != (len(rows),) or losses.is_complex():  # the step says what is wrong
+            return None
+        results.append((which, losses.double().cpu(), rows))
+    _, reference, _ = results.pop(0)
+    spread = float((reference - reference.mean()).abs().max())
+    furthest = torch.zeros_like(reference)
+    for which, losses, rows in results:
+        same = sum(place == row for place, row in enumerate(rows))  # they come first
+        moved = (losses[:same] - reference[:same]).abs()
+        moved = moved.masked_fill(_same(losses[:same], reference[:same]), 0.0).nan_to_num(torch.inf)
+        change = moved / (1 + reference[:same].abs())
+        if precision.coarse:
+            mixed = ~(change <= GROSS) | ((change > precision.unit) & (moved > RATIO * spread))
+        else:
+            mixed = ~(change <= ROUNDING)
+        if mixed.any():
+            raise ValueError(
+                f"an example's loss changes with {which} examples in the batch, so that clipping would not bound what one "
+                "example adds: look for a layer or a mean over the batch (batch_first, in-batch negatives, batch norm by "
+                "hand), or for padding that is not masked"
+            )
+        furthest[:same] = torch.maximum(furthest[:same], moved)
+    return furthest
+
+
+class Precision(TorchDispatchMode):
+    """Context manager that finds the unit roundoff of the coarsest floating type in use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unit = TF32 if _products_are_coarse() else torch.finfo(torch.float32).eps
+
+    def __torch_dispatch__(self, operation: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        result = operation(*arguments, **(named or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.is_floating_point():
+                convolved = tensor.is_cuda and "convolution" in operation.__name__  # in TF32 by default
+                self.unit = max(self.unit, torch.finfo(tensor.dtype).eps, TF32 * convolved)
+        return result
+
+    @property
+    def coarse(self) -> bool:
+        return self.unit > torch.finfo(torch.float32).eps
+
+
+def _products_are_coarse() -> bool:
+    try:
+        return torch.get_float32_matmul_precision() != "highest"
+    except RuntimeError:  # set for each backend on its own
+        return True
+
+
+def _same(a: Tensor, b: Tensor) -> Tensor:
+    return (a == b) | (a.isnan() & b.isnan())
