@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from dpzero.errors import UsageError
 from dpzero.plan import registry, sweep
 from dpzero.plan.cell import canonical_epsilon, check_files, draw_of, run_id
-from dpzero.zeroth_order import TwoPoint
 
 SMOKE = sweep.load("smoke")
 POSITIVE = st.decimals(min_value="0.0001", max_value="10000", places=4)
@@ -372,8 +371,14 @@ def test_half_a_cell_is_refused(cell):
 
 
 def keywords(cls: type) -> dict[str, inspect.Parameter]:
-    parameters = inspect.signature(cls.__init__).parameters
-    return {key: p for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+    """Keyword-only arguments of `__init__`, and of those that its `**kwargs` are passed on to."""
+    found = {}
+    for init in [vars(base)["__init__"] for base in cls.__mro__ if "__init__" in vars(base)]:
+        parameters = inspect.signature(init).parameters
+        found = {key: p for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY} | found
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            break
+    return found
 
 
 @pytest.mark.parametrize("name", registry.cards())
@@ -382,9 +387,7 @@ def test_a_card_says_what_the_class_says(name):
     cls = card.load()
     assert (card.title, card.private, card.order) == (cls.title, cls.private, cls.order)
     own = keywords(cls)
-    if card.order == 0:  # what it passes on to the engine
-        own |= {key: p for key, p in keywords(TwoPoint).items() if p.default is not p.empty}
-    apart = {"seed", *registry.OF_OTHER_LOSSES}
+    apart = {"seed", *registry.NOT_IN_SWEEPS}
     assert {k: p.annotation for k, p in own.items() if k not in apart} == card.settings
     assert {k for k, p in own.items() if p.default is p.empty} == card.required
 
