@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from ..errors import UsageError
 from ..language.models import architectures
@@ -49,7 +50,8 @@ def largest_models(
     ordered = sorted(models, key=_parameters, reverse=True)
     rows = []
     for method in methods:
-        row = {"method": method, "title": variant(method).title, "model": None, "peak_bytes": None}
+        row: dict[str, Any] = {"method": method, "title": variant(method).title, "model": None}
+        row["peak_bytes"] = None
         for model in ordered:
             at_least = _lower_bound(model, method, settings)
             if at_least > limit:
@@ -83,7 +85,7 @@ def largest_batches(
                 raise UsageError(how)
             return peak
 
-        row = {"method": method, "title": variant(method).title, "model": model}
+        row: dict[str, Any] = {"method": method, "title": variant(method).title, "model": model}
         try:
             size, size_peak = _largest(peak, limit)
             row |= {"batch_size": size, "peak_bytes": size_peak}

@@ -149,7 +149,7 @@ class Loaded:
         size, length = workload.batch_size, workload.sequence_length
         self.batch = _stand_in(size, length)
         self.loss = PhaseLoss(workload.token_budget or size * length, workload.compute)
-        self.method = None
+        self.method: Any = None
         if self.variant.method != "zero_shot":
             self.method = build_method(self.variant, model, self.loss, size, NoiselessRehearsal)
         for group in self.method.optimizer.param_groups if self.rest == "backward" else ():

@@ -103,7 +103,9 @@ class Benchmark:
     def _measure(self, names: Sequence[str]) -> list[dict]:
         model = architectures.build(self.name, device=self.device)
         weights = trackers.weights_bytes(model)
-        rows = {name: {"name": name, "title": VARIANTS[name].title, "status": "ok"} for name in names}
+        rows: dict[str, dict] = {
+            name: {"name": name, "title": VARIANTS[name].title, "status": "ok"} for name in names
+        }
         self._forward(model)  # tries the shapes
         inference = trackers.peak_bytes(model, lambda: self._forward(model))
         for name in names:

@@ -49,7 +49,8 @@ def rows() -> Iterator[dict]:
 
 def draw_settings(count: int = 50, seed: int = 2026) -> list[tuple[Setting, float]]:
     """Settings with an epsilon each: KINDS in turn, everything else random, from lists with the ends of all ranges."""
-    choose, drawn = random.Random(seed).choice, []
+    choose = random.Random(seed).choice
+    drawn: list[tuple[Setting, float]] = []
     while len(drawn) < count:
         mechanism, sampling, adjacency = KINDS[len(drawn) % len(KINDS)]
         batch_size = choose([1, 4, 16, 64, 256, 1024, 4096, EXAMPLES // 4])

@@ -170,13 +170,12 @@ def train_run(pool: Pool, job: tuple[Method, int]) -> tuple[NDArray, float]:
 
 
 def _train(head: nn.Linear, pool: Pool, method: Method, seed: int) -> None:
-    setting, key, method_card = pool.setting, RunKey.published(seed), card(method.use)
+    setting, key, method_card = pool.setting, RunKey.published(seed), card(method.use or "")
+    budget: Rehearsal | int = setting.batch_size
+    sampler = SAMPLERS[setting.sampling](setting.dataset_size, setting.batch_size, key.stream("sampling"))
     if method_card.private:  # a rehearsal takes the members among the texts that were drawn
-        budget = Rehearsal(setting, method.noise_scale, key)
+        budget = Rehearsal(setting, method.noise_scale or 0.0, key)
         sampler = budget.sampler
-    else:
-        budget = setting.batch_size
-        sampler = SAMPLERS[setting.sampling](setting.dataset_size, budget, key.stream("sampling"))
     loss, members = FeatureLoss(pool.features, pool.labels), draw_members(setting.dataset_size, seed)
     optimizer = method_card.load()(head, loss, budget, seed=seed, **method.settings)
     for step in range(setting.steps):
@@ -327,10 +326,10 @@ def _attack(
     claim = method.claim(pool.setting)
     for group, texts in pool.groups().items():
         for attack, score in scores.items():
-            row = {"method": method.name, "title": method.title, "epsilon": method.epsilon}
-            row |= {"texts": group, "attack": attack}
-            row |= membership_attacks.measure(score[:, texts], members[:, texts], FALSE_POSITIVE_RATE)
-            yield row | (claim.limits(row, FALSE_POSITIVE_RATE) if claim else {})
+            names = {"method": method.name, "title": method.title, "epsilon": method.epsilon}
+            metrics = membership_attacks.measure(score[:, texts], members[:, texts], FALSE_POSITIVE_RATE)
+            limits = claim.limits(metrics, FALSE_POSITIVE_RATE) if claim else {}
+            yield names | {"texts": group, "attack": attack} | metrics | limits
 
 
 def _fraction_fitted(pool: Pool, logits: NDArray, members: NDArray) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The sweep `memory`: peak of a step by method, model, batch and length; predicted, and where the cell says so measured as well."""
+"""The sweep `memory`: the peak of a step by method, model, batch size and length, predicted and, if the cell says so, measured."""
 
 from __future__ import annotations
 
@@ -6,76 +6,63 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ..memory.measure import measure
+from ..memory.predict import Unpredictable, predict
+from ..memory.trackers import is_out_of_memory
+from ..memory.workload import Workload
 from ..plan.cell import run_id
-from ..plan.method_variants import VARIANTS, variant
+from ..plan.method_variants import variant
+from ..plan.registry import card
 from ..run import record
 from ..run.provenance import provenance
 
+SAME = ("parameters", "trained_parameters", "weights_bytes")
+MEASURED = (
+    *("peak_bytes", "inference_peak_bytes", "resident_before_bytes", "resident_peak_bytes"),
+    *("reserved_peak_bytes", "device_used_bytes", "load_peak_bytes", "phase", "how"),
+)
+
 
 def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device: str | None = None) -> dict:
-    """Predict, and measure where the cell says so; write the record to `out` and return it."""
-    from ..memory.trackers import is_out_of_memory
-    from ..memory.workload import Workload
-
+    """Predict, and measure if the cell says so; write the record to `out` and return it."""
     started, run, status, error = time.perf_counter(), run_id(cell), "ok", None
     batch_size, length = map(int, cell["task"].split("x"))
-    kinds = {key: cell["settings"][key] for key in ("dtype", "compute")}
-    workload = Workload(cell["model"], cell["method"], batch_size, length, **kinds)
+    types = {key: cell["settings"][key] for key in ("dtype", "compute")}
+    workload = Workload(cell["model"], cell["method"], batch_size, length, **types)
     log(f"{run}: predicting")
-    found = _predicted(workload)
+    memory = _predict(workload)
     if cell["settings"]["measure"]:
-        from ..memory.measure import measure
-
         log(f"{run}: measuring")
         try:
-            found |= _measured(measure(workload, device))
+            measured = measure(workload, device)
+            memory |= {f"measured_{key}": measured[key] for key in MEASURED}
         except (MemoryError, RuntimeError) as failure:
             if not is_out_of_memory(failure):
                 raise
             status, error = "oom", record.OUT_OF_MEMORY
-    made = {
+    method = variant(cell["method"])
+    method_card = card("mezo" if method.method == "public" else method.method)
+    result = {
         "version": record.VERSION,
         "run": run,
         "cell": cell,
-        "method": {"title": variant(cell["method"]).title, **_kind(cell["method"])},
+        "method": {"title": method.title, "private": method_card.private, "order": method_card.order},
         "status": status,
         "error": error,
         "metrics": None,
-        "memory": found,
+        "memory": memory,
         "time": {"wall_seconds": time.perf_counter() - started},
-        "provenance": provenance(_file(cell["method"]), device or "cpu"),
+        "provenance": provenance(method_card.file, device or "cpu"),
     }
-    record.write(out, made)
-    return made
+    record.write(out, result)
+    return result
 
 
-_SAME = ("parameters", "trained_parameters", "weights_bytes")
-
-
-def _predicted(workload) -> dict:
-    from ..memory.predict import Unpredictable, predict
-
+def _predict(workload: Workload) -> dict:
     try:
-        found, kind = predict(workload), "predicted"
+        prediction, kind = predict(workload), "predicted"
     except Unpredictable as error:
-        found, kind = error.analytic, "formula"
-    same = {key: found[key] for key in _SAME}
-    peaks = {f"{kind}_{key}": found[key] or None for key in ("peak_bytes", "inference_peak_bytes")}
-    return same | peaks | {f"{kind}_{key}": found[key] for key in ("phase", "operation", "how")}
-
-
-def _measured(found: dict) -> dict:
-    keys = ("peak_bytes", "inference_peak_bytes", "resident_before_bytes", "resident_peak_bytes")
-    keys = (*keys, "reserved_peak_bytes", "device_used_bytes", "load_peak_bytes", "phase", "how")
-    return {f"measured_{key}": found[key] for key in keys}
-
-
-def _file(method: str) -> str:
-    return "mezo" if VARIANTS[method].method == "public" else VARIANTS[method].method
-
-
-def _kind(method: str) -> dict:
-    from ..plan.registry import card
-
-    found = card(_file(method))
-    return {"private": found.private, "order": found.order}
+        prediction, kind = error.analytic, "formula"
+    same = {key: prediction[key] for key in SAME}
+    peaks = {f"{kind}_{key}": prediction[key] or None for key in ("peak_bytes", "inference_peak_bytes")}
+    return same | peaks | {f"{kind}_{key}": prediction[key] for key in ("phase", "operation", "how")}

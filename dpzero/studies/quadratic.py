@@ -1,28 +1,33 @@
 """The sweep `quadratic`: the synthetic experiment of DPZero (Zhang et al., ICML 2024, section 5.1, appendix B.1 and table 6).
 
-A run is one method on one rank law, dimension and seed: the last gradient norm of every setting of its grid (see `descents`).
-Batches are full, neighbours differ by one example replaced, as in the paper; epsilon is this project's own. Keys are published
-and the data are drawn: nothing here is a private release.
+A run is one method on one rank law, dimension and seed: the final gradient norm at every setting of its grid. Batches are full, and
+neighbours differ by one replaced example, as in the paper; the accountant is this project's. Keys are published and the data are
+random: nothing here is a private release.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from ..errors import UsageError
+from ..language.data import assets
 from ..plan.cell import run_id
 from ..plan.experiment_types import QUADRATIC_METHODS
+from ..privacy import Budget, RunKey, Setting
 from ..run import record
 from ..run.provenance import provenance
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from .quadratic_solver import Draw, Grid, Quadratic
+from ..zeroth_order.directions import make_law
+from . import quadratic_solver
+from .quadratic_solver import Draw, Grid, Quadratic
 
 ADJACENCY, SAMPLING = "replace_one", "full_batch"
 SELECTION = "the best of the grid by the measured gradient norm, a choice that epsilon does not cover"
@@ -30,12 +35,13 @@ SOURCE = ("quadratic.py", "quadratic_solver.py")
 
 
 def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device: str | None = None) -> dict:
-    """Descend with every setting of the cell's grid, write the record to `out` and return it."""
+    """Optimise at every setting of the cell's grid, write the record to `out` and return it."""
     started, run, method = time.perf_counter(), run_id(cell), QUADRATIC_METHODS[cell["method"]]
     try:
-        found, privacy = descend(cell, log)
+        norms, privacy = descend(cell, log)
     except ValueError as error:
         raise UsageError(f"{run}: {error}") from error
+    best = min(norm for rates in norms["train"] for clips in rates for norm in clips)
     code = b"\0".join(Path(__file__).with_name(name).read_bytes() for name in SOURCE)
     made = {
         "version": record.VERSION,
@@ -44,9 +50,9 @@ def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device
         "method": {"title": method.title, "private": method.private, "order": method.order},
         "status": "ok",
         "error": None,
-        "metrics": {"gradient_norm": _least(found["train"]), "selection": SELECTION},
+        "metrics": {"gradient_norm": best, "selection": SELECTION},
         "privacy": privacy,
-        "quadratic": found,
+        "quadratic": norms,
         "time": {"wall_seconds": time.perf_counter() - started},
         "provenance": provenance("dpzero", "cpu") | {"method_code": hashlib.sha256(code).hexdigest()[:16]},
     }
@@ -55,63 +61,54 @@ def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device
 
 
 def descend(cell: dict, log: Callable[[str], object] = print) -> tuple[dict, dict | None]:
-    """The `quadratic` part of a record, and its `privacy` part, which is of the best setting.
+    """The `quadratic` part of a record, and its `privacy` part, which describes the best setting.
 
-    Gradient norms after the last step, on the examples (`train`) and on as many others (`test`): nested lists [steps][learning
-    rates][clips] in the order of the settings; of a method that does not clip [steps][learning rates][1].
+    The first has the gradient norms after the last step, on the examples (`train`) and on as many others (`test`), as nested lists
+    [steps][learning rates][clips] in the order of the settings; without clipping the last has length 1.
     """
-    import numpy as np
-
-    from . import quadratic_solver
-
-    settings, seed, method = cell["settings"], cell["seed"], QUADRATIC_METHODS[cell["method"]]
+    settings, seed, method = cell["settings"], cell["seed"], cell["method"]
     size, dimension = settings["dataset_size"], settings["dimension"]
-    problem = quadratic_solver.Quadratic.drawn(
-        size, dimension, settings["decay"], settings["informative"], seed
-    )
-    releases = Releases(cell) if method.private else None
-    grids = [settings["steps"], settings["learning_rates"], settings.get("clips") or [np.inf]]
-    shape = tuple(len(grid) for grid in grids)
-    log(f"{run_id(cell)}: {np.prod(shape)} settings")
-    scales = [releases.noise_scale(steps) for steps in settings["steps"]] if releases else ()
-    grid = quadratic_solver.Grid.product(*grids[:2], settings.get("clips", ()), scales, size)
-    count = 1 if cell["method"] == "dpzero" else dimension
-    noise = (lambda step: releases.unit_noise(step, count)) if releases else None
-    points = solve(cell["method"], problem, grid, public_directions(dimension, seed), noise)
-    by_length = np.argsort(settings["steps"])[::-1]  # the grid has the longest runs first
+    steps, rates, clips = settings["steps"], settings["learning_rates"], settings.get("clips", [])
+    shape = (len(steps), len(rates), max(1, len(clips)))
+    log(f"{run_id(cell)}: {math.prod(shape)} settings")
+    problem = Quadratic.drawn(size, dimension, settings["decay"], settings["informative"], seed)
+    releases = Releases(cell) if QUADRATIC_METHODS[method].private else None
+    noise, scales = None, []
+    if releases:
+        noise = partial(releases.unit_noise, count=1 if method == "dpzero" else dimension)
+        scales = [releases.noise_scale(n) for n in steps]
+    grid = Grid.product(steps, rates, clips, scales, size)
+    points = solve(method, problem, grid, public_directions(dimension, seed), noise)
+    longest_first = np.argsort(steps)[::-1]  # as the grid has them
 
-    def listed(norms: np.ndarray) -> list:
+    def nested(norms: NDArray) -> list:
         ordered = np.empty(shape)
-        ordered[by_length] = norms.reshape(shape)
+        ordered[longest_first] = norms.reshape(shape)
         return [[[float(f"{n:.6g}") for n in row] for row in rows] for rows in ordered]
 
     train = problem.gradient_norms(points)
-    found = {
+    norms = {
         "start": float(problem.gradient_norms(np.zeros((1, dimension)))[0]),
         "effective_rank": float(problem.curvature.sum()),
-        "train": listed(train),
-        "test": listed(problem.gradient_norms(points, of_test=True)),
+        "train": nested(train),
+        "test": nested(problem.gradient_norms(points, of_test=True)),
     }
     best = int(train.argmin())
-    return found, releases.statement(int(grid.steps[best]), float(grid.clips[best])) if releases else None
+    privacy = releases.statement(int(grid.steps[best]), float(grid.clips[best])) if releases else None
+    return norms, privacy
 
 
 def solve(method: str, problem: Quadratic, grid: Grid, directions: Draw, noise: Draw | None) -> NDArray:
     """The last points [K, d] of a method at each setting of a grid."""
-    from . import quadratic_solver
-
     if QUADRATIC_METHODS[method].order == 1:
         return quadratic_solver.first_order(problem, grid, noise)
     return quadratic_solver.zeroth_order(problem, grid, directions, noise, vector=method == "dpgd_0th")
 
 
 class Releases:
-    """The budget of each number of steps in the grid, and the noise of unit scale that they share: a published key's."""
+    """The budget of each number of steps in the grid, and the unit noise of a published key that they share."""
 
     def __init__(self, cell: dict) -> None:
-        from ..language.data import assets
-        from ..privacy import Budget, RunKey, Setting
-
         settings, self.epsilon = cell["settings"], float(cell["epsilon"])
         key, size = RunKey.published(cell["seed"]), settings["dataset_size"]
         self.budgets, folder = {}, assets.cache_folder() / "calibrations"
@@ -124,8 +121,8 @@ class Releases:
     def noise_scale(self, steps: int) -> float:
         return self.budgets[steps].noise_scale
 
-    def unit_noise(self, step: int, count: int):
-        """[count] standard normals, those that a budget would add in this step. The ledgers have the release before it is made."""
+    def unit_noise(self, step: int, count: int) -> NDArray:
+        """[count] standard normals, those of a budget in this step. The ledgers record the release first."""
         for steps, budget in self.budgets.items():
             if step < steps:
                 budget.ledger.record(step, budget.key.name)
@@ -135,21 +132,13 @@ class Releases:
         return self.budgets[steps].statement(clip, self.epsilon)
 
 
-def public_directions(dimension: int, seed: int):
-    """Step -> the Gaussian direction [d], float64, that DPZero and MeZO of this seed take on one tensor."""
-    import torch
-
-    from ..zeroth_order.directions import make_law
-
+def public_directions(dimension: int, seed: int) -> Draw:
+    """Step -> the Gaussian direction [d], float64, that DPZero and MeZO with this seed take on one tensor."""
     law = make_law("gaussian", seed)
 
-    def direction(step: int):
+    def direction(step: int) -> NDArray:
         z = torch.zeros(dimension, dtype=torch.float64)
         law.add_([z], step, 1.0)
         return z.numpy()
 
     return direction
-
-
-def _least(norms: list) -> float:
-    return min(norm for rows in norms for row in rows for norm in row)

@@ -71,8 +71,8 @@ class Grid:
     ) -> Grid:
         """All combinations. `noise_scales`: one for each of `steps`, on the sum over the clip bound. Without clips there is no noise."""
         scales = dict(zip(steps, noise_scales, strict=True)) if clips else {}
-        rows = product(sorted(steps, reverse=True), learning_rates, clips or (np.inf,))
-        rows = [(t, rate, clip, scales[t] * clip / size if clips else 0.0) for t, rate, clip in rows]
+        points = product(sorted(steps, reverse=True), learning_rates, clips or (np.inf,))
+        rows = [(t, rate, clip, scales[t] * clip / size if clips else 0.0) for t, rate, clip in points]
         return cls(*(np.array(column) for column in zip(*rows, strict=True)))
 
     def live(self, step: int) -> int:
