@@ -36,8 +36,8 @@ ROUNDS, FEW_ROUNDS, HEAD_STEPS = 15, 3, 200
 class BatchShapes(losses.CrossEntropy):
     """Micro-batches padded to their longest text."""
 
-    def cut(self, model: nn.Module, batch: encoding.Examples, sides: int = 1, *_: object) -> list[Cut]:
-        return batch_shapes(batch, self.token_budget // sides)
+    def cut(self, model: nn.Module, batch: encoding.Examples) -> list[Cut]:
+        return batch_shapes(batch, self.token_budget)
 
 
 WAYS = {"batch": BatchShapes, "text": losses.CrossEntropy}
