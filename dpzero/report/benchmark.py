@@ -44,7 +44,7 @@ def check(result: Result) -> None:
 
 def table(result: Result) -> Table:
     """One row for each method."""
-    public = next((row for row in result["rows"] if row["name"] == "public"), {})
+    public: Result = next((row for row in result["rows"] if row["name"] == "public"), {})
     rows = [_row(row, public) for row in result["rows"]]
     return Table(f"A step over two plain forward passes: {setting(result)}", COLUMNS, rows, notes(result))
 

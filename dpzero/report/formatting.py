@@ -75,9 +75,9 @@ def without_seed(rows: pandas.DataFrame) -> bool:
 def by_seed(rows: pandas.DataFrame, others: pandas.DataFrame | None = None) -> dict[int, float]:
     """Score by seed. Runs without seed have one score, which counts for every seed of the `others`."""
     ok = rows[rows["status"] == "ok"]
-    scores = dict(zip(ok["seed"], ok["score"], strict=True))
+    scores: dict[int, float] = dict(zip(ok["seed"], ok["score"], strict=True))
     if others is not None and len(scores) == 1 and without_seed(rows):
-        return dict.fromkeys(others["seed"], *scores.values())
+        return dict.fromkeys(others["seed"], next(iter(scores.values())))
     return scores
 
 

@@ -37,7 +37,7 @@ def table(result: Result) -> Table:
     """One row for each method, group of texts and attack in the CSV; for readers the two attacks share a row."""
     methods = {method["name"]: method for method in result["methods"]}
     methods["control"] = methods["mezo"]
-    rows, pairs = [], {}
+    rows, pairs = [], dict[tuple[str, str], Row]()
     for row in result["rows"]:
         method = methods[row["method"]]
         rows.append({**row, **{name: method[name] for name in ("noise_scale", "dev_accuracy")}})
@@ -113,17 +113,25 @@ def _panel(axis: Axes, rows: list[Row], target: float) -> None:
     axis.axhline(target, color=style.GREY, linestyle="--", linewidth=0.7, zorder=1, label="guessing")
     for name, (label, line) in CEILINGS.items():
         places = {titles.index(row["title"]): row[name] for row in rows if row.get("epsilon") and name in row}
-        x, y = numpy.array(list(places)), list(places.values())
-        axis.hlines(y, x - 0.36, x + 0.36, color=style.BLACK, linestyle=line, linewidth=1.4, label=label)
+        x = numpy.array(list(places))
+        axis.hlines(
+            list(places.values()),
+            x - 0.36,
+            x + 0.36,
+            color=style.BLACK,
+            linestyle=line,
+            linewidth=1.4,
+            label=label,
+        )
     for attack, (colour, marker, face) in LOOKS.items():
         some = [row for row in rows if row["attack"] == attack]
-        x = [titles.index(row["title"]) + OFFSETS[attack] for row in some]
+        at = [titles.index(row["title"]) + OFFSETS[attack] for row in some]
         y, low, high = (
             numpy.maximum(FLOOR, [row[f"true_positive_rate{end}"] for row in some])
             for end in ("", "_low", "_high")
         )
         bars = {"color": colour, "markerfacecolor": face, "elinewidth": 0.9, "capsize": 2, "linestyle": ""}
-        axis.errorbar(x, y, [y - low, high - y], marker=marker, label=ATTACKS[attack], **bars)
+        axis.errorbar(at, y, [y - low, high - y], marker=marker, label=ATTACKS[attack], **bars)
     axis.set_yscale("log")
     axis.set_ylim(FLOOR, 1.25)
     axis.set_yticks([0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1])

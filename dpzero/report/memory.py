@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pandas
@@ -203,11 +204,11 @@ def published(runs: pandas.DataFrame) -> Table:
     return table
 
 
-def _gib(value: float | None) -> str:
+def _gib(value: Any) -> str:
     return ABSENT if pandas.isna(value) else number(value / GIB, ".3f")
 
 
-def _times(value: float | None) -> str:
+def _times(value: Any) -> str:
     return ABSENT if pandas.isna(value) else f"{number(value, '.2f')}×"
 
 

@@ -41,7 +41,7 @@ def method_title(row: Row | pandas.Series) -> str:
 
 def score(row: Row) -> str:
     if not row["score_n"]:
-        return {"oom": "OOM"}.get(row["status"], row["status"])
+        return "OOM" if row["status"] == "oom" else str(row["status"])
     mean = f"{100 * row['score_mean']:.1f}"
     if row["score_n"] == 1:
         return f"{mean} ({'no' if row['epsilon'] == '0' else 'one'} seed)"

@@ -16,11 +16,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 FILE = Path(__file__).with_name("published.csv")
 SAME_NUMBERS = {"dpzero_as_published": "dpzero"}  # a method that is compared with another method's numbers
 ITERATES = ("last iterate", "best dev checkpoint")
 WEIGHT_BYTES = 4  # of a parameter, here always
+NUMBERS: dict[str, type[float]] = {"value": float, "slack": float, "delta": float}
+NUMBERS |= dict.fromkeys(("n_seeds", "steps", "train_rows", "test_rows"), int)
 Setting = int | float | str
 
 
@@ -86,7 +89,7 @@ def any_published(runs: Iterable[str]) -> bool:
     return any(for_run(cell) for cell in {run.rpartition("/")[0] for run in runs})
 
 
-def differences(row: Mapping[str, object], published: Published) -> list[str]:
+def differences(row: Mapping[str, Any], published: Published) -> list[str]:
     """How a run differs from the published run, apart from method and epsilon; a misprint counts as a difference.
 
     Args:
@@ -123,7 +126,7 @@ def differences(row: Mapping[str, object], published: Published) -> list[str]:
     return words
 
 
-def _value(row: Mapping[str, object], key: str) -> object:
+def _value(row: Mapping[str, Any], key: str) -> Any:
     value = row.get(key)
     return None if value is None or value != value else value  # NaN is absent
 
@@ -139,25 +142,16 @@ def _by_cell() -> dict[str, list[Published]]:
 
 
 def _parse(row: dict[str, str]) -> Published:
-    settings = dict(pair.split("=") for pair in row["settings"].split())
-    zero_shot = "/zero_shot/" in row["cell"]
+    pairs = [pair.split("=") for pair in row["settings"].split()]
+    values: dict[str, Any] = {name: row[name] for name in Published.__dataclass_fields__ if name in row}
+    for name, kind in NUMBERS.items():
+        values[name] = kind(row[name]) if row[name] else None
     return Published(
-        **{key: row[key] for key in ("paper", "arxiv", "table", "cell", "metric", "spread_kind")},
-        **{key: row[key] for key in ("iterate_rule", "misprint")},
-        **{key: _integer(row[key]) for key in ("n_seeds", "steps", "train_rows", "test_rows")},
-        published_method=row["method"],
-        settings={key: _setting(text) for key, text in settings.items()},
-        parameters=float(row["params_m"] or "nan"),
-        delta=float(row["delta"]) if row["delta"] else None,
-        shots=0 if zero_shot else int(row["k_shot"] or 0),
-        value=float(row["value"]),
-        spread=float(row["std"]) if row["std"] else None,
-        slack=float(row["slack"]),
+        **values
+        | {"published_method": row["method"], "settings": {key: _setting(text) for key, text in pairs}}
+        | {"parameters": float(row["params_m"] or "nan"), "spread": float(row["std"]) if row["std"] else None}
+        | {"shots": 0 if "/zero_shot/" in row["cell"] else int(row["k_shot"] or 0)}
     )
-
-
-def _integer(text: str) -> int | None:
-    return int(text) if text else None
 
 
 def _setting(text: str) -> Setting:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from dpzero.report import drawing, power_law, style
 from dpzero.report.power_law import Fit
 from dpzero.report.statistics import Summary, summarise
-from dpzero.report.table import ABSENT, Column, Table, number
+from dpzero.report.table import ABSENT, Column, Row, Table, number
 
 RANKS = {
     "rank_d": "O(d)",
@@ -99,7 +99,9 @@ def best(runs: pandas.DataFrame) -> list[Best]:
     groups = dict(list(done.groupby(["task", "settings.dimension", "method"])))
     order = {name: place for place, name in enumerate((*RANKS, *METHODS))}
     keys = sorted(groups, key=lambda key: (order.get(key[0], 99), key[1], order.get(key[2], 99)))
-    return [_best(*key, groups[key]) for key in keys]
+    return [
+        _best(rank, dimension, method, groups[rank, dimension, method]) for rank, dimension, method in keys
+    ]
 
 
 def _best(rank: str, dimension: int, method: str, rows: pandas.DataFrame) -> Best:
@@ -164,9 +166,8 @@ def exponents_table(bests: Sequence[Best]) -> Table:
     for rank, method in fitted["train"]:
         ones = [one for one in bests if (one.rank, one.method) == (rank, method)]
         first, last = ones[0], ones[-1]
-        row = {"task": rank, "method": method, "published": PUBLISHED.get((method, rank), ABSENT)}
-        row["seeds"] = first.seeds.n
-        row |= {"dimension_first": first.dimension, "dimension_last": last.dimension}
+        row: Row = {"task": rank, "method": method, "published": PUBLISHED.get((method, rank), ABSENT)}
+        row |= {"seeds": first.seeds.n, "dimension_first": first.dimension, "dimension_last": last.dimension}
         row |= {"norm_first": first.seeds.mean, "norm_last": last.seeds.mean}
         for split, fit in ((split, some[rank, method]) for split, some in fitted.items()):
             row |= {f"{split}_{key}": getattr(fit, key, None) for key in ("exponent", "low", "high")}

@@ -92,10 +92,9 @@ def _read(path: Path) -> Record:
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}): run its cell first") from None
     except ValueError as error:
-        fault = " ".join(str(error).split())
-        raise UsageError(f"{path} is no JSON ({fault}): delete it and run its cell again") from None
-    fault = _fault(record)
-    if fault:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{path} is no JSON ({reason}): delete it and run its cell again") from None
+    if fault := _fault(record):
         raise UsageError(f"{path} is no valid record ({fault}): delete it and run its cell again")
     return record
 
@@ -200,7 +199,7 @@ def _missing_row(run: str, methods: dict[str, dict[str, Any]]) -> Record:
     """The row of a run without record; title and order come from other runs of the method."""
     try:
         task, model, method, epsilon, seed = run.split("/")
-        row = {"task": task, "model": model, "method": method}
+        row: Record = {"task": task, "model": model, "method": method}
         row |= {"epsilon": epsilon.removeprefix("eps-"), "seed": int(seed.removeprefix("seed-"))}
         if run != run_id(row) or not _is_number(row["epsilon"]):
             raise ValueError

@@ -122,7 +122,7 @@ def _chosen_on_dev(released: list[Run]) -> Iterator[str]:
 
 def _by_key(runs: list[Run], label: str, key: str, meanings: dict[str, str]) -> list[str]:
     def answer(run: Run) -> str:
-        value = run.get(f"privacy.{key}", "not in the record")
+        value: str = run.get(f"privacy.{key}", "not in the record")
         return meanings.get(value, value) + "."
 
     return _shared(runs, label, answer)
@@ -153,7 +153,7 @@ _NAMES: tuple[Callable[[Run], str], ...] = (
 
 
 def _released(run: Run) -> str:
-    text = words.RELEASED.get(run.get("order"), "the noisy sums of its steps")
+    text = words.RELEASED.get(run.get("order", 2), "the noisy sums of its steps")
     if "privacy.choice.epsilon" in run:
         text += "; and which checkpoint is reported, by a private selection"
     return f"{text}. Everything else, including the weights of every step and the final model, is post-processing of these releases."
@@ -217,7 +217,7 @@ def _promise(rows: list[Run]) -> str:
 def _noise(run: Run) -> str:
     mechanism = str(run.get("privacy.mechanism", "unknown")).capitalize()
     scale, clip, steps = run.get("privacy.noise_scale"), run.get("privacy.clip"), run.get("settings.steps")
-    directions = run.get("settings.directions", run.get("privacy.directions", 1))
+    directions = int(run.get("settings.directions") or run.get("privacy.directions") or 1)
     several = f" of {directions} directions" if directions > 1 else ""
     return f"{mechanism} noise of {_text(scale)} clip on each sum, clip {_text(clip)}, {_text(steps)} steps{several}."
 
@@ -229,10 +229,11 @@ def _composed(rows: list[Run]) -> list[str]:
 def _odd_lengths(rows: list[Run]) -> Iterator[str]:
     """Runs that released less than planned, or more, or did not finish."""
     for run in rows:
-        steps, planned = int(run["privacy.steps"]), run.get("settings.steps", run["privacy.steps"])
+        steps = int(run["privacy.steps"])
+        planned: int = run.get("settings.steps", steps)
         if steps == planned and run["status"] == "ok":
             continue
-        why = ENDS.get(run["status"], run["status"])
+        why = str(ENDS.get(run["status"], run["status"]))
         if steps > planned:
             why += "; it was interrupted, and the repeated releases had new noise and count again"
         yield f"Seed {run['seed']}: {steps} releases of {planned} planned ({why}); spent ε = {_highest([run], 'epsilon_spent')}."

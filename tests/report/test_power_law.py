@@ -69,7 +69,10 @@ def test_an_exponent_that_is_not_zero_has_its_reason_in_what_is_left_without_pri
     assert "is not independent of d: 0.4" in said(1.0, 0.4, 0.6)
     unfinished = said(1.0, 0.4, 0.6, shares={20: 0.0, 200: 0.6, 2000: 0.8})
     assert "MeZO, without clip and noise, has 0, 60, 80 % of DPZero's norm at d = 20, 200, 2000" in unfinished
-    assert "From d = 200 on most of the norm is optimisation that the steps of the grid do not finish" in unfinished
+    assert (
+        "From d = 200 on most of the norm is optimisation that the steps of the grid do not finish"
+        in unfinished
+    )
     assert "Most of the norm is the price of privacy" in said(1.0, 0.4, 0.6, shares={2000: 0.1})
 
 
