@@ -12,7 +12,7 @@ import html
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache, partial
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -164,7 +164,7 @@ class RawRow(NamedTuple):
 
 def _read_columns(name: str, stanza: Stanza) -> Splits:
     """From the data folder if one is given, else from the hub."""
-    paths, checks, splits = local_files(stanza), list(_checks(name, stanza)), {}
+    paths, check, splits = local_files(stanza), _row_check(name, stanza), {}
     for split in paths or ("train", "test"):
         raw = list(json_lines(paths[split]) if paths else _hub_rows(stanza["hub"], split))
         source = paths[split] if paths else f"{stanza['hub']['name']}, {stanza['hub'][split]}"
@@ -172,8 +172,7 @@ def _read_columns(name: str, stanza: Stanza) -> Splits:
             raise UsageError(f"{source} holds no rows: task {name} needs some of split {split}")
         rows = []
         for row in raw:
-            for check in checks:
-                check(row)
+            check(row)
             label = _label(name, stanza, row)
             if label is not None:
                 text = " ".join(row.fields[column].strip() for column in stanza["sentences"])
@@ -304,8 +303,8 @@ def _load_hub_split(name: str, config: str | None, split: str, revision: str | N
 # -- checks of a row -----------------------------------------------------------------------------------------------------
 
 
-def _checks(name: str, stanza: Stanza) -> Iterator[Callable[[RawRow], None]]:
-    """Checks of a row, to be made in this order: the columns that the task reads are there, then each holds what the task needs."""
+def _row_check(name: str, stanza: Stanza) -> Callable[[RawRow], None]:
+    """A function that raises UsageError for a row that lacks a column of the task, or holds something else than the task needs."""
     causal = stanza.get("causal", {})
     candidates, right = causal.get("candidates", []), causal.get("right", "")
     templates = candidates if isinstance(candidates, list) else []
@@ -316,25 +315,24 @@ def _checks(name: str, stanza: Stanza) -> Iterator[Callable[[RawRow], None]]:
     if "words" in stanza:
         answers = [stanza.get("label", "label")]
     columns = list(dict.fromkeys([column for column, _ in texts] + answers))
-    yield partial(_check_columns, name=name, columns=columns)
-    for column, transform in dict.fromkeys(texts):
-        yield partial(_check_text_column, column=column, transform=transform)
-    if templates:
-        yield partial(_check_index, right=right, count=len(templates))
-    elif candidates:
-        yield partial(_check_candidates, candidates=candidates, right=right)
 
+    def check(row: RawRow) -> None:
+        for column in columns:
+            try:
+                column in row.fields or column_value(row.fields, column)
+            except (LookupError, TypeError):
+                needed = " and ".join(filter(None, (", ".join(columns[:-1]), columns[-1])))
+                raise UsageError(
+                    f"{row.place} has no column {column!r}: task {name} reads {needed}"
+                ) from None
+        for column, transform in dict.fromkeys(texts):
+            _check_text_column(row, column, transform)
+        if templates:
+            _check_index(row, right, len(templates))
+        elif candidates:
+            _check_candidates(row, candidates, right)
 
-def _check_columns(row: RawRow, name: str, columns: list[str]) -> None:
-    for column in columns:
-        try:
-            column in row.fields or column_value(row.fields, column)
-        except (LookupError, TypeError):
-            *first, last = columns
-            all_of_them = f"{', '.join(first)} and {last}" if first else last
-            raise UsageError(
-                f"{row.place} has no column {column!r}: task {name} reads {all_of_them}"
-            ) from None
+    return check
 
 
 def _check_text_column(row: RawRow, column: str, transform: str) -> None:

@@ -257,8 +257,6 @@ def _faults(stanza: Stanza) -> Iterator[str]:
         yield from _template_faults(template or "")
     if "prompt" in stanza and stanza["prompt"].count("{text}") != 1:
         yield "has a prompt that does not hold {text} once"
-    if stanza["reader"] == "toy":
-        yield from _toy_faults(stanza)
     if masked:
         yield from _masked_faults(masked["template"], len(stanza["sentences"]))
 
@@ -280,16 +278,6 @@ def _label_faults(stanza: Stanza, causal: Stanza, masked: Stanza) -> Iterator[st
             yield f"has {len(items)} {key} for {labels} words: give one for each, in their order"
         if items is not None and len({(type(item), str(item)) for item in items}) < len(items):
             yield f"has two {key} that are the same, so that two labels could not be told apart"
-
-
-def _toy_faults(stanza: Stanza) -> Iterator[str]:
-    frames, labels = stanza["frames"], len(stanza["words"])
-    texts = min(map(len, stanza["nouns"].values())) * len(frames)
-    rows = sum(size // labels for size in stanza["sizes"].values())
-    if rows > texts:
-        yield f"has sizes of {rows} rows a label, but nouns and frames make {texts}"
-    if any("{noun}" not in frame or frame.count("{") != 1 for frame in frames):
-        yield "has a frame that does not hold {noun} once"
 
 
 def _template_faults(template: str) -> Iterator[str]:

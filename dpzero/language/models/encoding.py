@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,7 +26,6 @@ from .tokenizers import TokenizerInfo
 UNLIMITED = 100_000  # tokens: a prompt is shortened by its text, not by its end
 FORMAT = 3  # raise it when the same task and model give other tokens
 
-Arrays = dict[str, NDArray]
 TokenIds = Sequence[int] | NDArray[np.integer]
 
 
@@ -45,9 +44,6 @@ class Examples:
         offsets = np.concatenate([[0], np.cumsum([len(s) for s in sequences])]).astype(np.int64)
         tokens = np.concatenate([np.asarray(s, np.int32) for s in sequences] or [np.zeros(0, np.int32)])
         return cls(tokens, offsets, np.asarray(labels, np.int64))
-
-    def arrays(self) -> Arrays:
-        return {"tokens": self.tokens, "offsets": self.offsets, "labels": self.labels}
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -120,10 +116,6 @@ class Continuations:
         right = np.array([is_right for _, _, is_right in flat], bool)
         return cls(sequences, first, right, np.array(references, str))
 
-    def arrays(self) -> Arrays:
-        own = {"first": self.first, "right": self.right, "references": self.references}
-        return {**self.candidates.arrays(), **own}
-
     @property
     def token_count(self) -> int:
         return self.candidates.token_count
@@ -184,8 +176,8 @@ def encode(task: Task, model: str, max_length: int) -> dict[str, Any]:
             )
         encode_rows = encode_candidates if tokenizers.scores_text(model, task) else encode_labelled
         splits = {split: encode_rows(task, model, max_length, split) for split in task.splits}
-        _write(path, {split: part.arrays() for split, part in splits.items()})
-    return {split: _from_arrays(arrays) for split, arrays in _read(path).items()}
+        _write(path, splits)
+    return _read(path)
 
 
 def encode_labelled(task: Task, model: str, max_length: int, split: str) -> Examples:
@@ -280,22 +272,24 @@ def _cache_file(task: Task, model: str, max_length: int) -> Path:
     return assets.cache_folder() / "tokens" / f"{task.name}-{model}-{max_length}-{name}.npz"
 
 
-def _write(path: Path, splits: dict[str, Arrays]) -> None:
-    arrays = {f"{split}/{key}": array for split, part in splits.items() for key, array in part.items()}
+def _write(path: Path, splits: Mapping[str, Examples | Continuations]) -> None:
+    arrays: dict[str, NDArray] = {}
+    for split, part in splits.items():
+        fields = dict(vars(part))
+        fields |= vars(fields.pop("candidates")) if "candidates" in fields else {}
+        arrays |= {f"{split}/{key}": array for key, array in fields.items()}
     with replacing(path) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
-def _read(path: Path) -> dict[str, Arrays]:
-    splits: dict[str, Arrays] = {}
+def _read(path: Path) -> dict[str, Examples | Continuations]:
+    splits: dict[str, dict[str, NDArray]] = {}
     with np.load(path) as file:
         for name in sorted(file.files):
             split, key = name.split("/")
             splits.setdefault(split, {})[key] = file[name]
-    return splits
-
-
-def _from_arrays(arrays: Arrays) -> Examples | Continuations:
-    own = {key: arrays.pop(key) for key in ("first", "right", "references") if key in arrays}
-    examples = Examples(**arrays)
-    return Continuations(examples, **own) if own else examples
+    parts: dict[str, Examples | Continuations] = {}
+    for split, arrays in splits.items():
+        own = {key: arrays.pop(key) for key in ("first", "right", "references") if key in arrays}
+        parts[split] = Continuations(Examples(**arrays), **own) if own else Examples(**arrays)
+    return parts
