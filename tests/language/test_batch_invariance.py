@@ -117,19 +117,19 @@ def test_candidates_of_one_example_move_no_other(compute):
 def kernel(*, sums_in_rows_from: int = 0, odd_places: bool = False, mask_matters: bool = False):
     """A pass over stand-ins whose value depends on the number of rows, on the place or on the mask, as kernels' last bits do."""
 
-    def made(kinds):
-        values = torch.zeros(len(kinds))
-        values += (len(kinds) < sums_in_rows_from) + mask_matters * any(not kind[1] for kind in kinds)
-        return values + odd_places * torch.arange(len(kinds)) % 2
+    def made(buckets):
+        values = torch.zeros(len(buckets))
+        values += (len(buckets) < sums_in_rows_from) + mask_matters * any(not bucket[1] for bucket in buckets)
+        return values + odd_places * torch.arange(len(buckets)) % 2
 
     return made
 
 
-KIND = (16, False)
+BUCKET = (16, False)
 
 
-def cut(made, count: int, budget: int = 2048, kind=KIND) -> list[int]:
-    parts = list(Cutter(budget).cut(nn.Linear(1, 1), [kind] * count, made))
+def cut(made, count: int, budget: int = 2048, bucket=BUCKET) -> list[int]:
+    parts = list(Cutter(budget).cut(nn.Linear(1, 1), [bucket] * count, made))
     assert np.concatenate([order for order, _, _ in parts]).tolist() == list(range(count))
     return [len(filled) for _, filled, _ in parts]
 
@@ -146,8 +146,8 @@ def test_numbers_of_rows_that_change_bits_are_not_used():
 
 
 def test_where_only_the_usual_number_has_the_bits_all_have_it():
-    def made(kinds):
-        return torch.full((len(kinds),), float(len(kinds)))
+    def made(buckets):
+        return torch.full((len(buckets),), float(len(buckets)))
 
     assert cut(made, 5) == [16] and cut(made, 33) == [16, 16, 16]
 
@@ -166,7 +166,7 @@ def test_what_was_found_in_other_circumstances_is_tried_anew():
     cutter, model, bad = Cutter(2048), nn.Linear(1, 1), kernel(odd_places=True)
 
     def rows(made) -> list[int]:
-        return [len(filled) for _, filled, _ in cutter.cut(model, [KIND] * 3, made)]
+        return [len(filled) for _, filled, _ in cutter.cut(model, [BUCKET] * 3, made)]
 
     assert rows(kernel()) == [4] == rows(bad)  # found before
     with Mode():
@@ -196,32 +196,32 @@ def test_the_head_alone_takes_one_pass_where_a_second_costs_more_than_the_rows()
 
 def test_plans_of_cuts_are_kept_for_some_batches_alone():
     cutter, model = Cutter(2048), nn.Linear(1, 1)
-    for count in [*range(1, batch_invariance.PLANS + 5), 7]:
-        parts = cutter.cut(model, [KIND] * count, kernel())
+    for count in [*range(1, batch_invariance.MAX_PLANS + 5), 7]:
+        parts = cutter.cut(model, [BUCKET] * count, kernel())
     assert sum(len(order) for order, _, _ in parts) == 7
-    assert parts is cutter.cut(model, [KIND] * 7, kernel())
-    [known] = cutter._known[model].values()
-    assert len(known["plans"]) <= batch_invariance.PLANS
+    assert parts is cutter.cut(model, [BUCKET] * 7, kernel())
+    [known] = cutter._results[model].values()
+    assert len(known["plans"]) <= batch_invariance.MAX_PLANS
 
 
 def test_texts_that_fill_their_length_stand_apart_only_where_a_mask_changes_bits():
-    kinds = [(16, True), (16, False), (16, True)]
+    buckets = [(16, True), (16, False), (16, True)]
     for matters, expected in ((False, [[0, 1, 2]]), (True, [[0, 2], [1]])):
         made = kernel(mask_matters=matters)
-        parts = list(Cutter(2048).cut(nn.Linear(1, 1), kinds, made))
+        parts = list(Cutter(2048).cut(nn.Linear(1, 1), buckets, made))
         assert [order.tolist() for order, _, _ in parts] == expected
 
 
 def test_each_shape_is_tried_once():
     calls, cutter, model = [], Cutter(2048), nn.Linear(1, 1)
 
-    def made(kinds):
-        calls.append(len(kinds))
-        return torch.zeros(len(kinds))
+    def made(buckets):
+        calls.append(len(buckets))
+        return torch.zeros(len(buckets))
 
-    list(cutter.cut(model, [KIND] * 5, made))
+    list(cutter.cut(model, [BUCKET] * 5, made))
     tried = len(calls)
-    list(cutter.cut(model, [KIND] * 5, made))
+    list(cutter.cut(model, [BUCKET] * 5, made))
     assert len(calls) == tried > 0
 
 
@@ -242,8 +242,8 @@ def test_a_text_alone_says_how_it_is_padded(length, longest):
 def test_what_was_asked_before_changes_no_cut():
     """A number of rows is tried for padded and for whole texts, whichever came first: no batch says what the next one's shapes are."""
 
-    def made(kinds):  # whole texts alone want 16 rows
-        return torch.full((len(kinds),), float(len(kinds) < 16 and all(kind[1] for kind in kinds)))
+    def made(buckets):  # whole texts alone want 16 rows
+        return torch.full((len(buckets),), float(len(buckets) < 16 and all(bucket[1] for bucket in buckets)))
 
     for first in ((16, False), (16, True)):
         cutter, model = Cutter(2048), nn.Linear(1, 1)

@@ -20,7 +20,7 @@ from ..data import assets, prompts, tasks
 from ..data.datasets import ALL, Row
 from ..data.tasks import Task
 from . import tokenizers, weights
-from .batch_invariance import Kind, longest_text, padded_length, stand_in_ids
+from .batch_invariance import Bucket, longest_text, padded_length, stand_in_ids
 from .tokenizers import TokenizerInfo
 
 UNLIMITED = 100_000  # tokens: a prompt is shortened by its text, not by its end
@@ -74,16 +74,16 @@ class Examples:
             yield order[start : start + count], self[order[start : start + count]]
             start += count
 
-    def kinds(self, model: nn.Module) -> list[Kind]:
+    def buckets(self, model: nn.Module) -> list[Bucket]:
         """(padded length, whether the text fills it) of each text (see `batch_invariance`)."""
         longest = longest_text(model)
         padded = [padded_length(n, longest) for n in self.lengths().tolist()]
         return list(zip(padded, np.equal(padded, self.lengths()).tolist(), strict=True))
 
-    def stand_ins(self, model: nn.Module, kinds: Sequence[Kind]) -> Examples:
-        """A text of each kind that says nothing about private ones."""
-        texts = [stand_in_ids(model, length)[: length if fills else -1] for length, fills, *_ in kinds]
-        return Examples.of(texts, [0] * len(kinds))
+    def stand_ins(self, model: nn.Module, buckets: Sequence[Bucket]) -> Examples:
+        """A text of each bucket that says nothing about private ones."""
+        texts = [stand_in_ids(model, length)[: length if fills else -1] for length, fills, *_ in buckets]
+        return Examples.of(texts, [0] * len(buckets))
 
     def padded(self, device: torch.device, length: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """input_ids and attention_mask, int64 [n, length or that of the longest], and labels, int64 [n]. Padding is on the right."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...files import replacing
 from ..data import assets
 from . import weights
-from .batch_invariance import Kind
+from .batch_invariance import Bucket
 from .encoding import Examples
 from .models import Classifier
 
@@ -46,12 +46,12 @@ class Features:
             order = np.arange(start, min(len(self), start + token_budget))
             yield order, self[order]
 
-    def kinds(self, model: nn.Module) -> list[Kind]:
+    def buckets(self, model: nn.Module) -> list[Bucket]:
         return [(1, False)] * len(self)
 
-    def stand_ins(self, model: nn.Module, kinds: Sequence[Kind]) -> Features:
+    def stand_ins(self, model: nn.Module, buckets: Sequence[Bucket]) -> Features:
         values = np.asarray(np.random.default_rng(0).normal(size=self.values.shape[1]), np.float32)
-        return Features(np.tile(values, (len(kinds), 1)), np.zeros(len(kinds), np.int64))
+        return Features(np.tile(values, (len(buckets), 1)), np.zeros(len(buckets), np.int64))
 
     def padded(self, device: torch.device, length: int = 1) -> tuple[Tensor, Tensor, Tensor]:
         """Values [n, H], a mask of ones [n, 1], labels [n]."""

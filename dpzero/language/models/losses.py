@@ -1,61 +1,81 @@
-"""One loss per example, and accuracy. Cross entropy in float32; any split into micro-batches gives the same values."""
+"""One loss per example, and the metric of a task. The values do not depend on how a batch is cut into micro-batches."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..data.tasks import Task
 from . import prefix_cache, tokenizers
-from .batch_invariance import Cut, Cutter, Kind, batch_shapes
+from .batch_invariance import Bucket, Cut, Cutter, batch_shapes
 from .encoding import Continuations, Examples
 from .tokenizers import TokenizerInfo
 
 COMPUTE = ("float32", "bfloat16")
 
 
-class CrossEntropy:
-    """(model, examples) -> losses [B], float32. Each is a function of its own example alone: padding is masked.
+class _Loss:
+    """(model, batch) -> losses [B], float32, each a function of its own example alone.
 
-    Without gradients, as zeroth-order methods ask, that holds to the last bit (see `invariant`): no other example moves the difference of
-    two losses, which is then divided by 2 smoothing. With gradients micro-batches are those of `parts`.
-    With `compute` bfloat16 the model's matrix products are taken in it (torch's autocast); weights, norms and the loss stay float32.
-    With a `share` of (r, n) losses are taken of every n-th example, and those of others are 0: they are another process's.
+    Without gradients, as in zeroth-order methods, no other example changes a bit of a loss (see `batch_invariance`): a two-point
+    estimate divides the difference of two losses by a small number. With gradients, micro-batches are those of `parts`.
+
+    With a `share` of (r, n), losses are those of every n-th example from the r-th; the others, which are another process's, are 0.
     """
 
     share = 0, 1
 
     def __init__(self, token_budget: int, compute: str = "float32") -> None:
+        """A loss with micro-batches of token_budget padded tokens.
+
+        With `compute` "bfloat16", matrix products are in bfloat16 (torch's autocast); weights, norms and the loss stay in float32.
+        """
         if compute not in COMPUTE:
             raise ValueError(f"compute is {compute!r}: give one of {', '.join(COMPUTE)}")
         self.token_budget, self.compute = token_budget, compute
         self.cutter = Cutter(token_budget)
 
-    def parts(self, batch: Examples) -> Iterator[Examples]:
-        """The micro-batches in which a first-order method takes its gradients."""
+    def parts(self, batch: Any) -> Iterator[Any]:
+        """The micro-batches of a first-order method's gradients."""
         for _, part in batch.parts(self.token_budget):
             yield part
 
-    def __call__(self, model: nn.Module, batch: Examples) -> Tensor:
+    def _own(self, count: int) -> NDArray[np.int64]:
+        """The positions of this process's examples in a batch."""
+        first, every = self.share
+        return np.arange(count)[first::every]
+
+    def _autocast(self, device: torch.device) -> AbstractContextManager:
+        """Without autocast's cache, which would keep a copy of all weights."""
+        half = self.compute == "bfloat16"
+        return torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=False)
+
+
+class CrossEntropy(_Loss):
+    """The cross entropy of a classifier, for `Examples` or their features."""
+
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         result = None
-        for order, filled, kind in self.cut(model, batch):
-            whole = len(order) == len(batch)  # and in order (see `Cut`)
-            part = batch if whole and filled is order else batch[filled]
-            values = self._losses(model, part, kind[0])[: len(order)]
-            if whole:
+        for order, filled, bucket in self.cut(model, batch):
+            complete = len(order) == len(batch)  # and in order (see `Cut`)
+            part = batch if complete and filled is order else batch[filled]
+            values = self._losses(model, part, bucket[0])[: len(order)]
+            if complete:
                 return values
             result = values.new_zeros(len(batch)) if result is None else result
             result[torch.from_numpy(order).to(result.device)] = values
         return torch.zeros(len(batch), device=next(model.parameters()).device) if result is None else result
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module, examples: Examples) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, examples: Any) -> dict[str, float]:
         """Accuracy and mean loss over all examples, in float32."""
         right, total = 0, 0.0
         device = next(model.parameters()).device
@@ -68,48 +88,43 @@ class CrossEntropy:
         return {"accuracy": right / len(examples), "loss": total / len(examples)}
 
     def stand_in(self, size: int, length: int) -> Examples:
-        """Examples of full length that say nothing of private ones."""
+        """Examples of full length that say nothing about private ones."""
         return Examples.of([[1] * length] * size, [0] * size)
 
-    def cut(self, model: nn.Module, batch: Examples) -> Sequence[Cut]:
-        """The micro-batches of this process's share (see `Cutter`)."""
-        first, every = self.share
-        if every > 1:
-            mine = np.arange(len(batch))[first::every]
-            cuts = self._cut(model, batch[mine])
-            return [(mine[order], mine[filled], kind) for order, filled, kind in cuts]
+    def cut(self, model: nn.Module, batch: Any) -> Sequence[Cut]:
+        """The micro-batches of this process's examples."""
+        if self.share[1] > 1:
+            own = self._own(len(batch))
+            cuts = self._cut(model, batch[own])
+            return [(own[order], own[filled], bucket) for order, filled, bucket in cuts]
         return self._cut(model, batch)
 
-    def _cut(self, model: nn.Module, batch: Examples) -> Sequence[Cut]:
+    def _cut(self, model: nn.Module, batch: Any) -> Sequence[Cut]:
         if torch.is_grad_enabled():
             return batch_shapes(batch, self.token_budget)
 
-        def made(kinds: Sequence[Kind]) -> Tensor:
-            return self._logits(model, batch.stand_ins(model, kinds), kinds[0][0])[0]
+        def forward(buckets: Sequence[Bucket]) -> Tensor:
+            return self._logits(model, batch.stand_ins(model, buckets), buckets[0][0])[0]
 
-        return self.cutter.cut(model, batch.kinds(model), made, batch.pass_cost)
+        return self.cutter.cut(model, batch.buckets(model), forward, batch.pass_cost)
 
-    def _losses(self, model: nn.Module, part: Examples, length: int) -> Tensor:
+    def _losses(self, model: nn.Module, part: Any, length: int) -> Tensor:
         return nn.functional.cross_entropy(*self._logits(model, part, length), reduction="none")
 
-    def _logits(self, model: nn.Module, part: Examples, length: int) -> tuple[Tensor, Tensor]:
-        """float32 [n, labels], and labels [n]."""
+    def _logits(self, model: nn.Module, part: Any, length: int) -> tuple[Tensor, Tensor]:
+        """Logits, float32 [n, labels], and labels [n]."""
         ids, mask, labels = part.padded(next(model.parameters()).device, length)
-        half = self.compute == "bfloat16"
-        # without its cache, which would keep a copy of all weights
-        with torch.autocast(ids.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
+        with self._autocast(ids.device):
             logits = model(ids, mask)
         return logits.float(), labels
 
 
-class ContinuationLoss:
-    """(model, examples) -> losses [B], float32, of a model that scores text (Malladi et al., 2023).
+class ContinuationLoss(_Loss):
+    """The loss of a model that scores candidate texts, for `Continuations` (Malladi et al., 2023).
 
     A candidate's score is the mean log-probability of its tokens after the prompt. The loss of one candidate is its negative score, of
-    several the cross entropy over their scores. As with `CrossEntropy`, no other example changes a bit of a loss without gradients.
+    several the cross entropy over their scores.
     """
-
-    share = 0, 1  # as of `CrossEntropy`
 
     def __init__(
         self,
@@ -119,34 +134,25 @@ class ContinuationLoss:
         max_new_tokens: int = 0,
     ) -> None:
         """With max_new_tokens, `evaluate` lets the model write its answers, for F1; `info` is then its tokenizer."""
-        if compute not in COMPUTE:
-            raise ValueError(f"compute is {compute!r}: give one of {', '.join(COMPUTE)}")
-        self.token_budget, self.compute = token_budget, compute
+        super().__init__(token_budget, compute)
         self.info, self.max_new_tokens = info, max_new_tokens
-        self.cutter = Cutter(token_budget)
 
-    def parts(self, batch: Continuations) -> Iterator[Continuations]:
-        """The micro-batches of a first-order method's gradients."""
-        for _, part in batch.parts(self.token_budget):
-            yield part
-
-    def owners(self, part: Continuations) -> np.ndarray:
+    def owners(self, part: Continuations) -> NDArray[np.int64]:
         """The example of each row that the model reads in a micro-batch of `parts`: positions in it, int64 [rows]."""
         [(order, inner)] = part.parts(self.token_budget)
         return np.repeat(order, np.diff(inner.first))
 
     def __call__(self, model: nn.Module, batch: Continuations) -> Tensor:
         result = torch.zeros(len(batch), device=next(model.parameters()).device)
-        first, every = self.share
-        mine = np.arange(len(batch))[first::every]
+        own = self._own(len(batch))
         if torch.is_grad_enabled():
-            for order, part in batch[mine].parts(self.token_budget):
+            for order, part in batch[own].parts(self.token_budget):
                 losses = _gold_losses(self.scores(model, part), part)
-                result[torch.from_numpy(mine[order]).to(result.device)] = losses
-        elif len(mine):
-            part = batch[mine]
+                result[torch.from_numpy(own[order]).to(result.device)] = losses
+        elif len(own):
+            part = batch[own]
             losses = _gold_losses(self._invariant_scores(model, part.candidates), part)
-            result[torch.from_numpy(mine).to(result.device)] = losses
+            result[torch.from_numpy(own).to(result.device)] = losses
         return result
 
     def scores(self, model: nn.Module, part: Continuations) -> Tensor:
@@ -156,16 +162,16 @@ class ContinuationLoss:
     def _invariant_scores(self, model: nn.Module, rows: Examples) -> Tensor:
         """The same, to the last bit a function of each candidate alone (see `batch_invariance`)."""
 
-        def score_stand_ins(kinds: Sequence[Kind]) -> Tensor:
-            texts = rows.stand_ins(model, kinds)
-            counts = np.minimum([answer for _, _, answer in kinds], texts.lengths() - 1)
-            length, _, answer = kinds[0]
+        def forward(buckets: Sequence[Bucket]) -> Tensor:
+            texts = rows.stand_ins(model, buckets)
+            counts = np.minimum([answer for _, _, answer in buckets], texts.lengths() - 1)
+            length, _, answer = buckets[0]
             return self._scores(model, replace(texts, labels=counts), length, answer)
 
         answers = [1 << (int(count) - 1).bit_length() for count in rows.labels]
-        kinds = [(*kind, n) for kind, n in zip(rows.kinds(model), answers, strict=True)]
+        buckets = [(*bucket, n) for bucket, n in zip(rows.buckets(model), answers, strict=True)]
         result = torch.zeros(len(rows), device=next(model.parameters()).device)
-        for order, filled, (length, _, answer) in self.cutter.cut(model, kinds, score_stand_ins):
+        for order, filled, (length, _, answer) in self.cutter.cut(model, buckets, forward):
             scores = self._scores(model, rows[filled], length, answer)
             result[torch.from_numpy(order).to(result.device)] = scores[: len(order)]
         return result
@@ -178,8 +184,7 @@ class ContinuationLoss:
         in_answer = steps < counts[:, None]
         # positions of the answer's tokens; each is predicted at the position before
         positions = torch.where(in_answer, (mask.sum(1) - counts)[:, None] + steps, 1)
-        half = self.compute == "bfloat16"
-        with torch.autocast(ids.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
+        with self._autocast(ids.device):
             logits = model(ids, mask, positions - 1)
         tokens = ids.gather(1, positions)[..., None]
         likelihoods = logits.float().log_softmax(-1).gather(2, tokens)[..., 0]
