@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +69,8 @@ def to_frame(records: list[Record], expected: Iterable[str] | None = None) -> pa
     present = {row["run"] for row in rows}
     rows += [_missing_row(run, methods) for run in sorted(set(expected or ()) - present)]
     extra = sorted({key for row in rows for key in row} - set(COLUMNS) - set(INTERNAL))
-    frame = pandas.DataFrame(
-        rows, columns=[*COLUMNS, *extra, *INTERNAL], dtype=object
-    )  # values as in the record
+    columns = [*COLUMNS, *extra, *INTERNAL]
+    frame = pandas.DataFrame(rows, columns=columns, dtype=object)  # values as in the record
     for column in ("score", *(c for c in COLUMNS if c.endswith(("_bytes", "_seconds", "_per_second")))):
         frame[column] = frame[column].astype(float)
     frame["private"] = frame["private"].astype(bool)
@@ -94,68 +93,39 @@ def _read(path: Path) -> Record:
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"{path} is no JSON ({reason}): delete it and run its cell again") from None
-    if fault := _fault(record):
+    if fault := next(_faults(record), None):
         raise UsageError(f"{path} is no valid record ({fault}): delete it and run its cell again")
     return record
 
 
-def _fault(record: Any) -> str | None:
-    """The first fault of a record in a few words; None for a valid one."""
+def _faults(record: Any) -> Iterator[str]:
+    """The faults of a record in a few words. The first one counts: each check relies on those above it."""
     if not isinstance(record, dict):
-        return "not a JSON object"
-    return next((fault(record) for is_valid, fault in CHECKS if not is_valid(record)), None)
-
-
-def _is_ok_with_score(record: Record) -> bool:
-    language = (
-        record["cell"].get("experiment", "language") == "language"
-    )  # other kinds have results of their own
-    return record["status"] != "ok" or not language or _score(record)[0] is not None
-
-
-def _are(kind: type, values: dict[str, Any], *keys: str) -> bool:
-    return all(isinstance(values.get(key), kind) for key in keys)
-
-
-# Each check relies on those above it: (what a valid record fulfils, the fault of one that does not).
-CHECKS: tuple[tuple[Callable[[Record], bool], Callable[[Record], str]], ...] = (
-    (lambda r: r.get("version") == 1, lambda r: f"version is {r.get('version')!r}, not 1"),
-    (
-        lambda r: r.get("status") in STATUSES,
-        lambda r: f"status is {r.get('status')!r}, not one of {', '.join(STATUSES)}",
-    ),
-    *(
-        (lambda r, key=key: _are(dict, r, key), lambda r, key=key: f"{key} is missing")
-        for key in ("cell", "method")
-    ),
-    *(
-        (lambda r, key=key: isinstance(r.get(key) or {}, dict), lambda r, key=key: f"{key} is no object")
-        for key in SECTIONS
-    ),
-    (
-        lambda r: _are(str, r["cell"], "task", "model", "method", "epsilon"),
-        lambda r: "cell needs task, model, method and epsilon as text",
-    ),
-    (lambda r: type(r["cell"].get("seed")) is int, lambda r: "cell needs an integer seed"),
-    (
-        lambda r: r.get("run") == run_id(r["cell"]),
-        lambda r: f"run is {r.get('run')!r} but its cell is {run_id(r['cell'])}",
-    ),
-    (
-        lambda r: _is_number(r["cell"]["epsilon"]),
-        lambda r: f"epsilon is {r['cell']['epsilon']!r}, not a number",
-    ),
-    (
-        lambda r: _are(str, r["method"], "title") and _are(bool, r["method"], "private"),
-        lambda r: "method needs a title and private: true or false",
-    ),
-    (
-        lambda r: r["method"].get("order") in (0, 1, None),
-        lambda r: f"method order is {r['method']['order']!r}, not 0, 1 or null",
-    ),
-    (_is_ok_with_score, lambda r: f"status is ok but metrics has no finite {' or '.join(METRICS)}"),
-    (lambda r: isinstance(r.get("curve") or [], list), lambda r: "curve is no list"),
-)
+        yield "not a JSON object"
+    if record.get("version") != 1:
+        yield f"version is {record.get('version')!r}, not 1"
+    if record.get("status") not in STATUSES:
+        yield f"status is {record.get('status')!r}, not one of {', '.join(STATUSES)}"
+    yield from (f"{key} is missing" for key in ("cell", "method") if not isinstance(record.get(key), dict))
+    yield from (f"{key} is no object" for key in SECTIONS if not isinstance(record.get(key) or {}, dict))
+    cell, method = record["cell"], record["method"]
+    if not all(isinstance(cell.get(key), str) for key in ("task", "model", "method", "epsilon")):
+        yield "cell needs task, model, method and epsilon as text"
+    if type(cell.get("seed")) is not int:
+        yield "cell needs an integer seed"
+    if record.get("run") != run_id(cell):
+        yield f"run is {record.get('run')!r} but its cell is {run_id(cell)}"
+    if not _is_number(cell["epsilon"]):
+        yield f"epsilon is {cell['epsilon']!r}, not a number"
+    if not isinstance(method.get("title"), str) or not isinstance(method.get("private"), bool):
+        yield "method needs a title and private: true or false"
+    if method.get("order") not in (0, 1, None):
+        yield f"method order is {method['order']!r}, not 0, 1 or null"
+    trains = cell.get("experiment", "language") == "language"  # other kinds have results of their own
+    if record["status"] == "ok" and trains and _score(record)[0] is None:
+        yield f"status is ok but metrics has no finite {' or '.join(METRICS)}"
+    if not isinstance(record.get("curve") or [], list):
+        yield "curve is no list"
 
 
 def run_id(cell: dict[str, Any]) -> str:

@@ -50,14 +50,6 @@ def test_the_names_cost_no_import():
     assert not {"matplotlib", "pandas", "torch"} & set(loaded)
 
 
-def test_no_figure_and_no_table_needs_torch():
-    code = "import sys, dpzero.report.tables, dpzero.report.figures; print(*sys.modules)"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split()
-    assert not {"torch", "transformers", "matplotlib.pyplot"} & set(loaded)
-
-
 def test_redrawing_in_another_order_changes_no_byte(draw, sweep):
     few = ("zero_shot", "mezo", "dpzero", "dp_sgd")
     records = [made for made in sweep(epsilons=("2",)) if made["cell"]["method"] in few]

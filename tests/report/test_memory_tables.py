@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import subprocess
-import sys
 
 import pytest
 from PIL import Image
@@ -118,16 +116,8 @@ def test_published_figures_stand_beside_ours_as_ratios(tables):
     assert all(row["counted"] for row in rows)
 
 
-def test_figures_are_drawn_and_the_same_again(written, tmp_path):
+def test_figures_are_drawn(written, tmp_path):
     records = [*several(), made("adamw", status="oom", error="out of memory", task="16x512")]
-    files = [write_figures("memory", written(records), tmp_path / name, "memory") for name in ("a", "b")]
-    assert [file.name for file in files[0]] == list(figure_files("memory"))
-    for one, again in zip(*files, strict=True):
-        assert one.read_bytes() == again.read_bytes()
-    assert min(Image.open(files[0][1]).size) > 400
-
-
-def test_it_needs_no_torch():
-    code = "import sys, dpzero.report.memory; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not {"torch", "opacus", "transformers"} & set(done.stdout.split())
+    files = write_figures("memory", written(records), tmp_path, "memory")
+    assert [file.name for file in files] == list(figure_files("memory"))
+    assert min(Image.open(files[1]).size) > 400

@@ -114,11 +114,9 @@ def test_tables_and_figures_of_what_exists_so_far(written, tmp_path):
     assert len(write_figures("quadratic", paths, tmp_path, "quadratic", expected)) == 4
 
 
-def test_the_figures_are_the_same_bytes_when_redrawn(written, tmp_path):
-    paths = written(whole())
-    first, again = (write_figures("quadratic", paths, tmp_path / name, "quadratic") for name in "ab")
-    assert sorted(path.name for path in first) == sorted(figure_files("quadratic"))
-    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
-    for path in first:
+def test_the_figures_are_drawn(written, tmp_path):
+    files = write_figures("quadratic", written(whole()), tmp_path, "quadratic")
+    assert sorted(path.name for path in files) == sorted(figure_files("quadratic"))
+    for path in files:
         if path.suffix == ".png":
             assert len(set(Image.open(path).convert("L").tobytes())) > 20
