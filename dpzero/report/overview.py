@@ -46,6 +46,8 @@ This file is generated from the tables beside it by `python -m dpzero readme`. A
 * A verdict is *shown*, *ahead*, *refuted* or *behind* only if the interval excludes zero. Few seeds resolve large differences only.
 * An ε holds for one run. The noise keys are published for replay, so no run is a private release, and tuning is not covered.
 * Each folder has further tables: privacy, time, provenance and, for training, the privacy statement.
+* Not run: the sweeps of the papers; pure ε except in `quick`; zeroth-order training of a whole body for longer than in `quick`; all
+  weights except on TREC and RTE; DP-LoRA on RTE; LoRA with SmolLM2 or on texts from packages.
 """
 
 
@@ -115,9 +117,20 @@ def training(folder: Path) -> str:
     links = {"all epsilons": "accuracy", "every pair": "order", "privacy statement": "privacy_statement"}
     below = " · ".join(f"[{text}]({name}/tables/{file}.md)" for text, file in links.items())
     titles = dict(zip(scores["method"], scores["title"], strict=True))
+    if (tables / "rte_features.csv").exists():
+        below = f"{_frozen_features(tables / 'rte_features.csv', name)}\n\n{below}"
     return section(
         title, Table("", columns, lines), _verdicts(pairs, titles), f"{_settings(tables)}\n\n{below}"
     )
+
+
+def _frozen_features(path: Path, name: str) -> str:
+    """What logistic regression reads off the frozen features of RTE."""
+    rows = [
+        f"{100 * row['accuracy_cross_validated']:.1f} % from {row['features']}"
+        for row in read_table(path).to_dict("records")
+    ]
+    return f"RTE by logistic regression on frozen features, cross-validated: {'; '.join(rows)} ([table]({name}/tables/{path.name}))."
 
 
 def _verdicts(pairs: pandas.DataFrame, titles: dict[str, str]) -> list[str]:

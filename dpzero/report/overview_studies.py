@@ -30,6 +30,13 @@ def quadratic(results: Path) -> str:
     ]
     notes = (results / "quadratic/tables/exponents.md").read_text("utf-8").splitlines()
     verdicts = [note.removeprefix("- Verdict. ") for note in notes if note.startswith("- Verdict. ")]
+    rest = read_table(results / "quadratic/tables/unfinished.csv")
+    rest = rest[rest["dimension"] == rest["dimension"].max()].groupby("method", sort=False).last()
+    shares = ", ".join(f"{method} {100 * share:.0f} %" for method, share in rest["remaining"].items())
+    verdicts.append(
+        f"Gradient that the best setting leaves in coordinates {rest['coordinates'].iloc[0]} at d = {rest['dimension'].iloc[0]}, "
+        f"relative to the start: {shares}."
+    )
     links = "[exponents](quadratic/tables/exponents.md) · [norms](quadratic/tables/norms.md) · "
     links += (
         "[remaining gradient](quadratic/tables/unfinished.csv) · [figure](../figures/quadratic/quadratic.png)"
