@@ -275,7 +275,7 @@ def test_the_statement_says_what_ran():
     released(source, steps=3)
     source.admit(len(next(source.batches())))
     source.release_([torch.zeros(5)], 2.0)
-    said = source.statement(clip=2.0, epsilon_target=6.0)
+    statement = source.statement(clip=2.0, epsilon_target=6.0)
     expected = {
         "unit": "example",
         "adjacency": "add_remove",
@@ -295,22 +295,22 @@ def test_the_statement_says_what_ran():
         "noise_key": "published",
         "valid_release": False,
     }
-    assert said.items() >= expected.items()
-    assert said["epsilon_spent_rdp"] > said["epsilon_spent"]
+    assert statement.items() >= expected.items()
+    assert statement["epsilon_spent_rdp"] > statement["epsilon_spent"]
 
 
 def test_only_a_secret_key_makes_a_valid_release():
     """And only noise on integers, since that of floats gives the sum away in its low-order bits, of values that no other example moves."""
 
-    def said(*how, moved: float | None = 0.0, **more) -> dict:
+    def statement(*how, moved: float | None = 0.0, **more) -> dict:
         source = budget(*how, **more)
         source.record_influence(moved)
         return source.statement(1.0, 2.0)
 
-    assert not said(noise_arithmetic="exact")["valid_release"]
-    floats = said(RunKey.secret(), noise_arithmetic="float")
+    assert not statement(noise_arithmetic="exact")["valid_release"]
+    floats = statement(RunKey.secret(), noise_arithmetic="float")
     assert (floats["noise_key"], floats["valid_release"]) == ("secret", False)
-    exact = said(RunKey.secret())
+    exact = statement(RunKey.secret())
     assert (exact["noise_key"], exact["noise_arithmetic"], exact["valid_release"]) == (
         "secret",
         "exact",
@@ -320,14 +320,14 @@ def test_only_a_secret_key_makes_a_valid_release():
     assert budget(RunKey.secret()).statement()["valid_release"] is False  # nobody has measured it
     for moved in (1e-6, None):
         with pytest.warns(UserWarning, match="no release is called valid"):
-            assert said(RunKey.secret(), moved=moved)["valid_release"] is False
+            assert statement(RunKey.secret(), moved=moved)["valid_release"] is False
 
 
 @pytest.mark.parametrize("arithmetic", ARITHMETICS)
 @pytest.mark.parametrize("unit", UNITS)
 def test_the_statement_says_the_unit_and_the_arithmetic(unit, arithmetic):
-    said = budget(unit=unit, noise_arithmetic=arithmetic).statement(1.0, 2.0)
-    assert (said["unit"], said["noise_arithmetic"]) == (unit, arithmetic)
+    statement = budget(unit=unit, noise_arithmetic=arithmetic).statement(1.0, 2.0)
+    assert (statement["unit"], statement["noise_arithmetic"]) == (unit, arithmetic)
 
 
 @pytest.mark.parametrize(

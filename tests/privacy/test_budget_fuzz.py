@@ -26,7 +26,7 @@ from dpzero import Budget, DPZero
 from dpzero.privacy import RunKey, Setting
 from dpzero.privacy.mechanisms import Noise
 
-LIVES = int(os.environ.get("DPZERO_FUZZ", "150"))
+LIVES = int(os.environ.get("DPZERO_FUZZ", "60"))
 SIZE, STEPS, SCALE = 12, 6, 2.0
 SETTING = Setting("laplace", "poisson", "add_remove", SIZE, 3, STEPS, 0.0)
 ONE_RELEASE = math.log1p(3 / SIZE * math.expm1(1 / SCALE))  # of epsilon, at most
@@ -192,10 +192,26 @@ DEEDS = [name for name in vars(Life) if not name.startswith("_")]
 DEEDS = [name for name in DEEDS if name not in ("file", "new_budget", "begin", "optimizer", "loss", "step")]
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@settings(deadline=None, max_examples=LIVES, suppress_health_check=list(HealthCheck))
-@given(st.lists(st.tuples(st.sampled_from(DEEDS), st.integers(0, 7)), min_size=1, max_size=12))
+LIFE = st.lists(st.tuples(st.sampled_from(DEEDS), st.integers(0, 7)), min_size=1, max_size=12)
+relaxed = settings(deadline=None, suppress_health_check=list(HealthCheck))
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@settings(relaxed, max_examples=LIVES)
+@given(LIFE)
 def test_whatever_is_done_with_a_budget_it_says_no_less_than_was_spent(deeds):
+    check(deeds)
+
+
+@pytest.mark.slow
+@settings(relaxed, max_examples=10 * LIVES)
+@given(LIFE)
+def test_nor_in_many_more_lives(deeds):
+    check(deeds)
+
+
+def check(deeds: list[tuple[str, int]]) -> None:
+    """Live this life; the budget must never say less than was spent."""
     with tempfile.TemporaryDirectory(dir=MEMORY) as folder, pytest.MonkeyPatch.context() as patch:
         life = None
         sums = Noise.sums
@@ -209,9 +225,9 @@ def test_whatever_is_done_with_a_budget_it_says_no_less_than_was_spent(deeds):
         life = Life(Path(folder))
         for deed, n in deeds:
             getattr(life, deed)(n)
-            said, count = life.budget.epsilon_spent(), len(life.history)
-            assert said >= count * ONE_RELEASE - 1e-9, (deed, said, count)
-            assert said <= STEPS * ONE_RELEASE + 1e-9 and len(life.budget.ledger) <= STEPS
+            epsilon, count = life.budget.epsilon_spent(), len(life.history)
+            assert epsilon >= count * ONE_RELEASE - 1e-9, (deed, epsilon, count)
+            assert epsilon <= STEPS * ONE_RELEASE + 1e-9 and len(life.budget.ledger) <= STEPS
             released = [(stream, draw) for stream, draw, _ in life.history]
             assert len(set(released)) == len(released), "noise was used twice"
         assert len(set(life.events)) == len(life.events), "noise was used twice"

@@ -55,7 +55,8 @@ HARD = [
 @pytest.mark.parametrize(
     ("setting", "epsilon"),
     [
-        *((setting, 0.5) for setting in HARD),
+        *((setting, 0.5) for setting in HARD[:3]),
+        *(pytest.param(setting, 0.5, marks=pytest.mark.slow) for setting in HARD[3:]),
         *((setting, 2.0) for setting in (COMMON, LAPLACE, REPLACE, SUBSETS, replace(COMMON, directions=4))),
         (replace(LAPLACE, steps=1), 0.5),
         (Setting("laplace", "full_batch", "add_remove", 50, 50, 1, 1e-6), 0.05),

@@ -33,10 +33,10 @@ def test_values_within_the_bound_stay_and_others_take_its_sign(value, clip):
 
 
 @given(st.lists(ANY_FLOAT, max_size=8), st.lists(ANY_FLOAT, max_size=8))
-def test_the_others_do_not_matter(mine, others):
-    alone = clip_scalars(torch.tensor(mine, dtype=torch.float64), 1.0)
-    together = clip_scalars(torch.tensor(mine + others, dtype=torch.float64), 1.0)
-    assert torch.equal(alone, together[: len(mine)])
+def test_the_others_do_not_matter(own, others):
+    alone = clip_scalars(torch.tensor(own, dtype=torch.float64), 1.0)
+    together = clip_scalars(torch.tensor(own + others, dtype=torch.float64), 1.0)
+    assert torch.equal(alone, together[: len(own)])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

@@ -55,11 +55,16 @@ def test_mu_of_full_batches_is_exact(adjacency, sensitivity, steps, directions, 
 
 KINDS = [
     (COMMON, 4.05),
-    (replace(COMMON, mechanism="laplace"), 2.03),
-    (replace(COMMON, adjacency="replace_one"), 7.9),
-    (replace(COMMON, adjacency="replace_one", sampling="without_replacement"), 5.0),
     (replace(COMMON, batch_size=2, steps=50), 0.5),  # few draws: far from Gaussian
     (Setting("laplace", "full_batch", "replace_one", 100, 100, 3, 1e-5), 3.0),
+    *(
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in (
+            (replace(COMMON, mechanism="laplace"), 2.03),
+            (replace(COMMON, adjacency="replace_one"), 7.9),
+            (replace(COMMON, adjacency="replace_one", sampling="without_replacement"), 5.0),
+        )
+    ),
 ]
 
 

@@ -36,9 +36,14 @@ def test_the_cost_of_tries_has_its_published_values(noise_scale, one, all_tries)
         assert Tries(law, 10).epsilon(COMMON, noise_scale) == pytest.approx(epsilon, abs=digits(epsilon))
 
 
-@pytest.mark.parametrize("law", SHAPES)
 @pytest.mark.parametrize(
-    "setting", [COMMON, SUBSETS, replace(COMMON, sampling="full_batch", batch_size=1024)], ids=str
+    ("law", "setting"),
+    [
+        *((law, COMMON) for law in SHAPES),
+        ("geometric", SUBSETS),
+        ("poisson", replace(COMMON, sampling="full_batch", batch_size=1024)),
+    ],
+    ids=str,
 )
 def test_choosing_costs_more_than_one_try_and_more_for_more_tries(law, setting):
     noise_scale = 60.0

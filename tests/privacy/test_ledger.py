@@ -123,10 +123,10 @@ def test_a_last_line_without_its_end_is_what_it_must_have_been_or_one_more(path,
     lines = [json.dumps(event.as_dict()), f"0 {name}", f"1 {name}"]
     path.parent.mkdir()
     path.write_text("\n".join([*lines, torn.format(name=name, other=name[::-1])]))
-    found = set(opened(path, event))
-    assert len(found) == 3 and {(0, name), (1, name)} <= found
-    assert ((2, name) in found) is sure
-    assert set(opened(path, event)) == found and path.read_bytes().endswith(b"\n")
+    entries = set(opened(path, event))
+    assert len(entries) == 3 and {(0, name), (1, name)} <= entries
+    assert ((2, name) in entries) is sure
+    assert set(opened(path, event)) == entries and path.read_bytes().endswith(b"\n")
 
 
 def test_two_keys_may_have_begun_the_last_line(path):

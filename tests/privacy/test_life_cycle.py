@@ -437,16 +437,16 @@ def in_a_fork(work) -> str:
     if not os.fork():
         try:
             work()
-            said = "nothing"
+            message = "nothing"
         except BaseException as error:
-            said = f"{type(error).__name__}: {error}"
-        os.write(writing, said.encode())
+            message = f"{type(error).__name__}: {error}"
+        os.write(writing, message.encode())
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as pipe:
-        said = pipe.read()
+        message = pipe.read()
     os.wait()
-    return said
+    return message
 
 
 @pytest.mark.parametrize("after", ["nothing", "a batch"])

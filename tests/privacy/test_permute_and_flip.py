@@ -22,20 +22,20 @@ def law(counts: tuple[int, ...], epsilon: float) -> list[float]:
     """P(place), over all orders: the first place whose coin shows heads, the largest count's always does."""
     heads = [math.exp(-epsilon / 2 * (max(counts) - count)) for count in counts]
     orders = list(permutations(range(len(counts))))
-    found = [0.0] * len(counts)
+    probabilities = [0.0] * len(counts)
     for order in orders:
         reached = 1.0 / len(orders)
         for place in order:
-            found[place] += reached * heads[place]
+            probabilities[place] += reached * heads[place]
             reached *= 1 - heads[place]
-    return found
+    return probabilities
 
 
 def drawn(counts: tuple[int, ...], epsilon: float, times: int) -> list[int]:
-    stream, found = RunKey.published(7).stream("choice"), [0] * len(counts)
+    stream, tallies = RunKey.published(7).stream("choice"), [0] * len(counts)
     for i in range(times):
-        found[permute_and_flip(counts, epsilon, Bits(stream, i))] += 1
-    return found
+        tallies[permute_and_flip(counts, epsilon, Bits(stream, i))] += 1
+    return tallies
 
 
 @pytest.mark.parametrize("counts", [(5, 5), (5, 4, 2), (7, 7, 6, 3)])
@@ -94,9 +94,9 @@ def test_what_is_spent_is_the_larger_of_training_and_the_choice(tmp_path):
     for step in range(10):
         budget.ledger.record(step, budget.key.name)
     trained = budget.epsilon_spent()
-    said = budget.statement(1.0, 1.0)
-    assert 0.9 < trained <= 1 and said["epsilon_spent"] == trained
-    assert said["choice"] == {"mechanism": "permute and flip", "epsilon": 0.25}
+    statement = budget.statement(1.0, 1.0)
+    assert 0.9 < trained <= 1 and statement["epsilon_spent"] == trained
+    assert statement["choice"] == {"mechanism": "permute and flip", "epsilon": 0.25}
 
 
 def test_a_choice_of_the_runs_epsilon_leaves_epsilon_where_it_was_and_raises_mu():
@@ -105,10 +105,10 @@ def test_a_choice_of_the_runs_epsilon_leaves_epsilon_where_it_was_and_raises_mu(
         budget.ledger.record(step, budget.key.name)
     trained = budget.statement(1.0, 1.0)
     budget.choose({1: 3, 2: 5, 3: 5}, 1.0)
-    said = budget.statement(1.0, 1.0)
-    assert said["epsilon_spent"] == 1.0 >= trained["epsilon_spent"]
-    assert said["gdp_mu"] == pytest.approx(gdp_mu(1.0)) and said["gdp_mu"] > trained["gdp_mu"]
-    assert said["epsilon_spent_rdp"] == max(trained["epsilon_spent_rdp"], 1.0)
+    statement = budget.statement(1.0, 1.0)
+    assert statement["epsilon_spent"] == 1.0 >= trained["epsilon_spent"]
+    assert statement["gdp_mu"] == pytest.approx(gdp_mu(1.0)) and statement["gdp_mu"] > trained["gdp_mu"]
+    assert statement["epsilon_spent_rdp"] == max(trained["epsilon_spent_rdp"], 1.0)
 
 
 @pytest.mark.parametrize("noise_key", ["secret", "published"])

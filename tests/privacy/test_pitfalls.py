@@ -11,8 +11,6 @@ import math
 import os
 import re
 import signal
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -162,12 +160,12 @@ def transcript(key: RunKey, steps=2000) -> np.ndarray:
 
 def test_p01_our_noise_is_known_to_nobody_without_the_key():
     """Who knows the seed, every earlier release and another run of the same seed learns nothing of the next number."""
-    mine, other = transcript(RunKey.secret()), transcript(RunKey.secret())
-    public = torch.randn(len(mine), 4, generator=torch.Generator().manual_seed(0)).numpy()
-    guesses = [other, *public.T, *(np.roll(mine, lag) for lag in (1, 2, 3))]
+    noise, other = transcript(RunKey.secret()), transcript(RunKey.secret())
+    public = torch.randn(len(noise), 4, generator=torch.Generator().manual_seed(0)).numpy()
+    guesses = [other, *public.T, *(np.roll(noise, lag) for lag in (1, 2, 3))]
     for guess in guesses:  # six standard deviations: 2e-9 each by chance
-        assert abs(np.corrcoef(mine, guess)[0, 1]) < 6 / len(mine) ** 0.5
-    assert not set(mine) & set(other)
+        assert abs(np.corrcoef(noise, guess)[0, 1]) < 6 / len(noise) ** 0.5
+    assert not set(noise) & set(other)
 
 
 def test_p01_the_key_is_in_no_artefact(tmp_path):
@@ -398,17 +396,17 @@ def test_p11_those_of_exact_noise_do_not():
 @every_method
 def test_p12_a_run_that_replays_is_no_valid_release_and_one_that_is_does_not_replay(kind):
     for key, secret in ((lambda: RunKey.published(0), False), (RunKey.secret, True)):
-        ends, said = [], []
+        ends, valid_releases = [], []
         for _ in range(2):
             share = budget(key=key(), arithmetic="float" if kind is DPSGD else None)
             share.record_influence(0.0)  # as of a loss whose bits are each example's own
-            said.append(share.statement(CLIP, 2.0)["valid_release"])
+            valid_releases.append(share.statement(CLIP, 2.0)["valid_release"])
             me = make(kind, share)
             for batch in share.batches():
                 me.step(batch)
             ends.append(weights(me.model))
         valid = secret and kind is not DPSGD  # whose noise is in floats
-        assert said == [valid, valid] and torch.equal(*ends) != secret
+        assert valid_releases == [valid, valid] and torch.equal(*ends) != secret
 
 
 # In the record: run/test_run.py::test_what_was_spent_is_the_target_and_no_more
@@ -420,25 +418,28 @@ def test_p12_a_run_that_replays_is_no_valid_release_and_one_that_is_does_not_rep
 KILLED_AFTER = 4
 
 
-def run_until_killed(folder: Path) -> None:
+def run_until_killed(folder: Path, pipe: int) -> None:
     """Both kinds of run, each with a ledger and no checkpoint yet, and then what no process can catch."""
     for kind in ("published", "secret"):
         share = budget(key=RunKey.for_run(kind, 0), ledger=folder / kind)
         me = make(DPZero, share)
         for batch in itertools.islice(share.batches(), KILLED_AFTER):
-            print(me.step(batch), flush=True)
+            os.write(pipe, f"{me.step(batch)}\n".encode())
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_p13_a_killed_run_counts_what_it_released_and_repeats_no_noise_on_other_data(tmp_path):
-    command = (
-        f"import pathlib, test_pitfalls; test_pitfalls.run_until_killed(pathlib.Path({str(tmp_path)!r}))"
-    )
-    killed = subprocess.run(
-        [sys.executable, "-c", command], cwd=Path(__file__).parent, capture_output=True, text=True
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    printed = [float(line) for line in killed.stdout.split()]
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            run_until_killed(tmp_path, writing)
+        finally:
+            os._exit(1)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        printed = [float(line) for line in pipe.read().split()]
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     before = {"published": printed[:KILLED_AFTER], "secret": printed[KILLED_AFTER:]}
     for kind in ("published", "secret"):
         share = budget(key=RunKey.for_run(kind, 0), ledger=tmp_path / kind)
@@ -642,8 +643,8 @@ def test_p24_a_delta_that_allows_publishing_an_example_does_not_pass_unseen(delt
 def test_p24_a_smaller_one_passes_and_stands_in_the_statement(delta):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        said = budget(delta=delta).statement(CLIP, 2.0)
-    assert (said["delta"], said["dataset_size"]) == (delta, SIZE)
+        statement = budget(delta=delta).statement(CLIP, 2.0)
+    assert (statement["delta"], statement["dataset_size"]) == (delta, SIZE)
 
 
 # In the report: report/test_statement.py::test_a_delta_that_may_give_up_a_record_is_pointed_at

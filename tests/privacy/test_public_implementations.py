@@ -47,8 +47,8 @@ def test_dpzeros_noise_is_twice_the_multiplier_of_opacus(size, assumed, batch, s
         "dpzero", epsilon, size=size, batch=batch, steps=steps, assumed_size=assumed
     ).noise_scale
     assert noise / 2 == pytest.approx(multiplier, abs=6e-4)
-    told = Setting("gaussian", "poisson", "add_remove", assumed or size, batch, steps, 1e-5)
-    assert epsilon - 0.011 <= told.epsilon_rdp(noise / 2) <= epsilon + 1e-3
+    assumed_setting = Setting("gaussian", "poisson", "add_remove", assumed or size, batch, steps, 1e-5)
+    assert epsilon - 0.011 <= assumed_setting.epsilon_rdp(noise / 2) <= epsilon + 1e-3
 
 
 def test_aggzos_noise_is_for_95_per_cent_of_epsilon():
@@ -57,12 +57,12 @@ def test_aggzos_noise_is_for_95_per_cent_of_epsilon():
     assert ours.count_scale == pytest.approx(1 / (0.05 * 2.0))
 
 
-@pytest.mark.parametrize("epsilon", [2.0, 8.0])
+@pytest.mark.parametrize("epsilon", [2.0, pytest.param(8.0, marks=pytest.mark.slow)])
 def test_zosos_noise_is_the_least_of_its_grid_whose_bound_is_below_epsilon(epsilon):
     """The bound lies 0.1 above the truth, so the noise is that of epsilon - 0.1, one cell of the grid more at most."""
-    theirs = published("dp_zoso", epsilon, 1 / 1536, 1536, steps=6000)
-    exact = theirs.setting.noise_scale(epsilon - 0.1)
-    assert exact - 2e-4 <= theirs.noise_scale <= exact + 1e-3
+    run = published("dp_zoso", epsilon, 1 / 1536, 1536, steps=6000)
+    exact = run.setting.noise_scale(epsilon - 0.1)
+    assert exact - 2e-4 <= run.noise_scale <= exact + 1e-3
 
 
 def test_the_search_over_the_grid_ends_at_the_least_that_holds():
@@ -75,19 +75,19 @@ def test_the_search_over_the_grid_ends_at_the_least_that_holds():
 def test_the_factor_2_is_for_an_example_replaced():
     """Drawn without replacement the doubled noise spends about the claim; with one example added or removed, half of it."""
     for epsilon, replaced, removed in ((2.0, 1.967, 0.84), (6.0, 6.44, 2.30)):
-        theirs = published("dpzero", epsilon, steps=1000)
-        fixed = replace(theirs.setting, sampling="without_replacement", adjacency="replace_one")
-        assert fixed.epsilon(theirs.noise_scale) == pytest.approx(replaced, abs=0.01)
-        assert fixed.epsilon(theirs.noise_scale / 2) > 2.4 * epsilon
-        assert theirs.setting.epsilon(theirs.noise_scale) == pytest.approx(removed, abs=0.02)
+        run = published("dpzero", epsilon, steps=1000)
+        fixed = replace(run.setting, sampling="without_replacement", adjacency="replace_one")
+        assert fixed.epsilon(run.noise_scale) == pytest.approx(replaced, abs=0.01)
+        assert fixed.epsilon(run.noise_scale / 2) > 2.4 * epsilon
+        assert run.setting.epsilon(run.noise_scale) == pytest.approx(removed, abs=0.02)
 
 
 def test_trecs_noise_is_for_more_examples_than_there_are():
     """At the true rate the code's own accountant gives 2.35 and 7.14."""
     for epsilon, true in ((2.0, 2.35), (6.0, 7.14)):
-        theirs = published("dpzero", epsilon, size=2646, assumed_size=3072)
-        assert theirs.setting.epsilon_rdp(theirs.noise_scale / 2) == pytest.approx(true, abs=0.01)
-        assert theirs.epsilon_lower() > epsilon
+        run = published("dpzero", epsilon, size=2646, assumed_size=3072)
+        assert run.setting.epsilon_rdp(run.noise_scale / 2) == pytest.approx(true, abs=0.01)
+        assert run.epsilon_lower() > epsilon
 
 
 # Predictable noise ------------------------------------------------------------------------------------------------------
@@ -150,8 +150,8 @@ def test_zosos_noise_follows_from_the_runs_seed_which_two_direction_seeds_give_a
 
     secret = run(42, 5)
     seeds_seen = [direction for direction, _ in secret[:2]]
-    (found,) = [seed for seed in range(2000) if [d for d, _ in run(seed, 2)] == seeds_seen]
-    assert [noise for _, noise in run(found, 5)] == [noise for _, noise in secret]
+    (seed,) = [seed for seed in range(2000) if [d for d, _ in run(seed, 2)] == seeds_seen]
+    assert [noise for _, noise in run(seed, 5)] == [noise for _, noise in secret]
 
 
 def test_a_reproduction_does_not_reproduce_that():
@@ -235,9 +235,9 @@ def two_batches(epsilon: float, shift: float, without=0.0, last_share=0.5, last_
     [
         (1.0, 0.0, 0.5, 1.0),
         (1.0, 1.0, 0.5, 1.0),
-        (2.0, 2.0, 0.5, 1.0),
-        (0.5, 0.0, 0.5, 1.0),
         (1.0, 0.0, 0.25, 2.0),
+        pytest.param(2.0, 2.0, 0.5, 1.0, marks=pytest.mark.slow),
+        pytest.param(0.5, 0.0, 0.5, 1.0, marks=pytest.mark.slow),
     ],
 )
 def test_both_bounds_hold_for_an_epoch_that_can_be_integrated(shift, without, last_share, last_growth):
@@ -274,15 +274,15 @@ def test_epochs_compose():
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_what_is_given_lies_between_its_bounds(name):
-    theirs = published(name, **SMALL)
-    assert 0 < theirs.epsilon_lower() <= theirs.epsilon_upper()
-    assert theirs.epsilon_upper(7) < theirs.epsilon_upper()
+    run = published(name, **SMALL)
+    assert 0 < run.epsilon_lower() <= run.epsilon_upper()
+    assert run.epsilon_upper(7) < run.epsilon_upper()
 
 
 def test_the_noisy_count_is_paid_for():
-    theirs = published("dp_aggzo", 2.0, steps=1000)
-    scalars = theirs.setting.epsilon(theirs.noise_scale)
-    assert scalars < theirs.epsilon_upper() < scalars + 0.1 and theirs.epsilon_upper() < 2
+    run = published("dp_aggzo", 2.0, steps=1000)
+    scalars = run.setting.epsilon(run.noise_scale)
+    assert scalars < run.epsilon_upper() < scalars + 0.1 and run.epsilon_upper() < 2
 
 
 # Runs as published ------------------------------------------------------------------------------------------------------
@@ -291,81 +291,79 @@ OPT = {"epsilon": 6.0, "size": 1000, "batch": 16, "steps": 20_000}  # the defaul
 FULL, SHORT, SHORTER = (torch.full((size,), 0.5).double() for size in (16, 8, 4))
 
 
-def released(theirs: PublicRun, values: torch.Tensor) -> tuple[float, int]:
+def released(run: PublicRun, values: torch.Tensor) -> tuple[float, int]:
     """The mean that a batch of so many values gives, and the batch's number, from a budget of its own."""
-    budget = PublicCodeBudget(theirs, RunKey.published(0))
-    number = next(n for n in range(theirs.batches) if len(budget.sampler.batch(n)) == len(values))
+    budget = PublicCodeBudget(run, RunKey.published(0))
+    number = next(n for n in range(run.batches) if len(budget.sampler.batch(n)) == len(values))
     budget.start_at(number)
     next(budget.batches())
     return budget.release(values, 1.0) / budget.batch_size, number
 
 
-def moved(theirs: PublicRun, rows: torch.Tensor) -> float:
+def moved(run: PublicRun, rows: torch.Tensor) -> float:
     """What one example of the batch moves the mean by, from one end of [-1, 1] to the other."""
     ends = [torch.cat([rows[1:], torch.tensor([end]).double()]) for end in (-1.0, 1.0)]
-    low, high = (released(theirs, values)[0] for values in ends)
+    low, high = (released(run, values)[0] for values in ends)
     return high - low
 
 
-def noise_of(theirs: PublicRun, rows: torch.Tensor) -> float:
+def noise_of(run: PublicRun, rows: torch.Tensor) -> float:
     """Its scale: what is released of nothing, over the number of unit scale that was drawn."""
-    noise, number = released(theirs, 0 * rows)
+    noise, number = released(run, 0 * rows)
     return noise / float(RunKey.published(0).stream("noise").normals(1, number, 0, 0)[0])
 
 
 def test_a_short_last_batch_doubles_the_sensitivity_and_not_the_noise():
     """1000 is no multiple of 16: the last batch of an epoch has 8 rows, and noise for 16."""
-    theirs = published("dpzero", **OPT)
-    budget = PublicCodeBudget(theirs, RunKey.published(0))
-    assert (theirs.batches, theirs.last_batch, len(budget.sampler.batch(62))) == (63, 8, 8)
-    assert moved(theirs, FULL) == pytest.approx(2 / 16) and moved(theirs, SHORT) == pytest.approx(2 / 8)
-    assert noise_of(theirs, FULL) == pytest.approx(noise_of(theirs, SHORT))
-    even = Epochs(2 / theirs.noise_scale, 63, 318, 8 / 1000)
-    assert theirs.epsilon_upper() > even.epsilon_upper(1e-5) and theirs.epsilon_lower() > even.epsilon_lower(
-        1e-5
-    )
+    run = published("dpzero", **OPT)
+    budget = PublicCodeBudget(run, RunKey.published(0))
+    assert (run.batches, run.last_batch, len(budget.sampler.batch(62))) == (63, 8, 8)
+    assert moved(run, FULL) == pytest.approx(2 / 16) and moved(run, SHORT) == pytest.approx(2 / 8)
+    assert noise_of(run, FULL) == pytest.approx(noise_of(run, SHORT))
+    even = Epochs(2 / run.noise_scale, 63, 318, 8 / 1000)
+    assert run.epsilon_upper() > even.epsilon_upper(1e-5) and run.epsilon_lower() > even.epsilon_lower(1e-5)
 
 
 def test_zosos_short_last_batch_has_its_noise_divided_too():
-    theirs = published("dp_zoso", **SMALL)
-    assert (theirs.batches, theirs.last_batch) == (7, 4)
-    assert moved(theirs, SHORTER) == pytest.approx(2 / 4)
-    assert noise_of(theirs, SHORTER) == pytest.approx(4 * noise_of(theirs, FULL))
+    run = published("dp_zoso", **SMALL)
+    assert (run.batches, run.last_batch) == (7, 4)
+    assert moved(run, SHORTER) == pytest.approx(2 / 4)
+    assert noise_of(run, SHORTER) == pytest.approx(4 * noise_of(run, FULL))
 
 
 def test_aggzo_divides_by_the_rate_times_a_noisy_count():
     """The same all the run long; the count is off by some 10 at epsilon 2."""
-    theirs = published("dp_aggzo", 2.0, steps=1000)
+    run = published("dp_aggzo", 2.0, steps=1000)
     counts = []
     for seed in range(3):
-        budget = PublicCodeBudget(theirs, RunKey.published(seed))
+        budget = PublicCodeBudget(run, RunKey.published(seed))
         noise = RunKey.published(seed).stream("noise")
         for number, drawn in zip(range(2), budget.batches(), strict=False):
             vectors = torch.zeros(len(drawn), 2).double()
             vectors[:, 0] = 1.0
-            z = theirs.noise_scale * noise.normals(2, number, 0, 0)[0]
+            z = run.noise_scale * noise.normals(2, number, 0, 0)[0]
             mean = budget.release_vectors(vectors, 1.0)[0] / budget.batch_size
-            counts.append((len(drawn) + z) / mean / theirs.setting.rate)
+            counts.append((len(drawn) + z) / mean / run.setting.rate)
     assert counts[::2] == pytest.approx(counts[1::2]) and len({round(c, 6) for c in counts}) == 3
     assert all(0 < abs(count - 1024) < 200 for count in counts)  # beyond that with 2e-9
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_a_run_as_published_says_what_it_gives(name):
-    theirs = published(name, **SMALL)
-    budget = PublicCodeBudget(theirs, RunKey.secret())
+    run = published(name, **SMALL)
+    budget = PublicCodeBudget(run, RunKey.secret())
     assert budget.epsilon_spent() == 0
     for _, drawn in zip(range(5), budget.batches(), strict=False):
         if name == "dp_aggzo":
             budget.release_vectors(torch.zeros(len(drawn), 4), 1.0)
         else:
             budget.release(torch.zeros(len(drawn)), 1.0)
-    said = budget.statement(1.0, 2.0)
-    assert said["epsilon_spent"] == theirs.epsilon_upper(5) and said["epsilon_target"] == 2.0
-    assert said["valid_release"] is False and said["steps"] == 5
-    assert said["sampling"] == budget.sampler.name == theirs.implementation.sampling
-    assert said["adjacency"] == theirs.implementation.adjacency
-    assert said["epsilon_spent_rdp"] is said["gdp_mu"] is None
-    assert said["accountant"].endswith(
-        f"the claim of 2 is by {theirs.implementation.accountant} for Poisson sampling"
+    statement = budget.statement(1.0, 2.0)
+    assert statement["epsilon_spent"] == run.epsilon_upper(5) and statement["epsilon_target"] == 2.0
+    assert statement["valid_release"] is False and statement["steps"] == 5
+    assert statement["sampling"] == budget.sampler.name == run.implementation.sampling
+    assert statement["adjacency"] == run.implementation.adjacency
+    assert statement["epsilon_spent_rdp"] is statement["gdp_mu"] is None
+    assert statement["accountant"].endswith(
+        f"the claim of 2 is by {run.implementation.accountant} for Poisson sampling"
     )

@@ -38,9 +38,9 @@ def test_a_period_of_two_batches_is_the_divergence_of_its_two_densities(mechanis
     laws = period_losses(BASES[mechanism](noise), 2, 1e-12)
     for law, (one, other) in zip(laws, ((p, q), (q, p)), strict=True):
         exact = np.array([weights @ np.maximum(one - math.exp(e) * other, 0) @ weights for e in epsilons])
-        found = Composition([law], 1).get_delta_for_epsilon(list(epsilons))
-        assert (found >= exact * (1 - 1e-3) - 1e-9).all()  # the kink costs the quadrature some digits
-        assert (found <= exact * (1 + 5e-3) + 1e-7).all()
+        deltas = Composition([law], 1).get_delta_for_epsilon(list(epsilons))
+        assert (deltas >= exact * (1 - 1e-3) - 1e-9).all()  # the kink costs the quadrature some digits
+        assert (deltas <= exact * (1 + 5e-3) + 1e-7).all()
 
 
 @pytest.mark.parametrize("batches", [1, 2, 3, 16, 37, 1000])
@@ -263,12 +263,12 @@ SIZE, BATCH, PERIODS = 20, 5, 4000
 def places() -> np.ndarray:
     """The batch of each example in each period, [period, example]; each is in exactly one."""
     sampler = RandomAllocation(SIZE, BATCH, RunKey.published(0).stream("sampling"))
-    found = np.full((PERIODS, SIZE), -1)
+    batch_of = np.full((PERIODS, SIZE), -1)
     for step in range(PERIODS * 4):
         batch = sampler.batch(step)
-        assert (found[step // 4, batch] == -1).all()
-        found[step // 4, batch] = step % 4
-    return found
+        assert (batch_of[step // 4, batch] == -1).all()
+        batch_of[step // 4, batch] = step % 4
+    return batch_of
 
 
 def test_each_example_is_in_exactly_one_batch_of_each_period(places):

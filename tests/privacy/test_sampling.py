@@ -89,8 +89,8 @@ def test_a_batch_is_a_function_of_key_and_step(kind):
 
 @pytest.mark.parametrize("kind", [Poisson, WithoutReplacement, ShuffledEpochs])
 def test_another_key_draws_other_batches(kind):
-    mine, other = sampler(kind), sampler(kind, seed=1)
-    assert any(not np.array_equal(mine.batch(step), other.batch(step)) for step in range(3))
+    one, other = sampler(kind), sampler(kind, seed=1)
+    assert any(not np.array_equal(one.batch(step), other.batch(step)) for step in range(3))
 
 
 def test_without_replacement_draws_exactly_the_batch_size_uniformly():

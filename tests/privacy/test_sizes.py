@@ -105,8 +105,8 @@ def test_noise_does_not_tell_who_was_drawn():
     for step, batch in zip(range(steps), source.batches(), strict=False):
         member[step, batch] = 1
         noise[step] = source.release(torch.zeros(len(batch)), 1.0)
-    for told in (noise, np.abs(noise)):
-        correlations = [np.corrcoef(told, column)[0, 1] for column in member.T]
+    for statistic in (noise, np.abs(noise)):
+        correlations = [np.corrcoef(statistic, column)[0, 1] for column in member.T]
         assert np.abs(correlations).max() < 6 / steps**0.5
 
 

@@ -24,7 +24,7 @@ SETTING = Setting("gaussian", "poisson", "add_remove", SIZE, 32, 20, 1e-5)
 SETTINGS = {"learning_rate": 0.01, "clip": 10.0}
 
 
-def budget(key: RunKey | None = None, setting: Setting = SETTING) -> Budget:
+def make_budget(key: RunKey | None = None, setting: Setting = SETTING) -> Budget:
     return Budget(setting, 1.6, key or RunKey.secret())
 
 
@@ -53,25 +53,25 @@ def weights(me) -> torch.Tensor:
 
 def test_a_loss_whose_last_bits_follow_the_batch_gives_no_valid_release():
     """It was called one, and what an example moves was the clip and what it moves in the others."""
-    mine = budget()
-    me = DPZero(linear(), rounded, mine, **SETTINGS)
-    with pytest.warns(UserWarning, match=r"moves the others by up to .* one_at_a_time=True") as told:
+    budget = make_budget()
+    me = DPZero(linear(), rounded, budget, **SETTINGS)
+    with pytest.warns(UserWarning, match=r"moves the others by up to .* one_at_a_time=True") as warned:
         steps(me)
-    assert len(told) == 1
-    said = mine.statement()
-    assert said["valid_release"] is False
-    size = len(mine.sampler.batch(0))
+    assert len(warned) == 1
+    statement = budget.statement()
+    assert statement["valid_release"] is False
+    size = len(budget.sampler.batch(0))
     of_the_largest_part = (size - 4) * 1e-9 / 1e-3 * 4 / 10
-    assert of_the_largest_part <= said["others_move_over_clip"] < 100 * of_the_largest_part
+    assert of_the_largest_part <= statement["others_move_over_clip"] < 100 * of_the_largest_part
 
 
 @pytest.mark.parametrize("how", [{}, {"one_at_a_time": True}])
 def test_a_loss_whose_bits_are_its_examples_own_gives_a_valid_one(how):
-    mine = budget()
+    budget = make_budget()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        steps(DPZero(linear(), loss if not how else rounded, mine, **SETTINGS, **how))
-    assert mine.statement()["others_move_over_clip"] == 0 and mine.valid_release
+        steps(DPZero(linear(), loss if not how else rounded, budget, **SETTINGS, **how))
+    assert budget.statement()["others_move_over_clip"] == 0 and budget.valid_release
 
 
 def test_the_projects_own_loss_gives_a_valid_one():
@@ -87,20 +87,22 @@ def test_the_projects_own_loss_gives_a_valid_one():
     body = BertModel(config, add_pooling_layer=False)
     model = Classifier(body, nn.Linear(16, 2), "encoder").eval()
     texts = Examples.of([[3] * (1 + i % 30) for i in range(SIZE)], [i % 2 for i in range(SIZE)])
-    mine = budget()
-    me = DPZero(model, CrossEntropy(256), mine, **SETTINGS)
-    for batch in itertools.islice(mine.batches(), 1):
+    budget = make_budget()
+    me = DPZero(model, CrossEntropy(256), budget, **SETTINGS)
+    for batch in itertools.islice(budget.batches(), 1):
         me.step(texts[batch])
-    assert mine.statement()["others_move_over_clip"] == 0 and mine.valid_release
+    assert budget.statement()["others_move_over_clip"] == 0 and budget.valid_release
 
 
 # One at a time -----------------------------------------------------------------------------------------------------------
 
 
 METHODS = {
-    "dpzero": lambda loss, **how: DPZero(linear(), loss, budget(RunKey.published(0)), **SETTINGS, **how),
-    "dp_zo": lambda loss, **how: DPZO(linear(), loss, budget(RunKey.published(0)), **SETTINGS, **how),
-    "dp_aggzo": lambda loss, **how: DPAggZO(linear(), loss, budget(RunKey.published(0)), **SETTINGS, **how),
+    "dpzero": lambda loss, **how: DPZero(linear(), loss, make_budget(RunKey.published(0)), **SETTINGS, **how),
+    "dp_zo": lambda loss, **how: DPZO(linear(), loss, make_budget(RunKey.published(0)), **SETTINGS, **how),
+    "dp_aggzo": lambda loss, **how: DPAggZO(
+        linear(), loss, make_budget(RunKey.published(0)), **SETTINGS, **how
+    ),
     "mezo": lambda loss, **how: MeZO(linear(), loss, 32, learning_rate=0.01, **how),
 }
 
@@ -119,7 +121,7 @@ def test_each_example_is_alone_and_the_step_is_that_of_its_own_bits(method, pert
 
     one = METHODS[method](watched, one_at_a_time=True, perturb=perturb)
     two = METHODS[method](apart, perturb=perturb)
-    for batch in itertools.islice(budget(RunKey.published(0)).batches(), 3):
+    for batch in itertools.islice(make_budget(RunKey.published(0)).batches(), 3):
         for me in (one, two):
             if me.budget:
                 next(me.budget.batches())
@@ -140,27 +142,27 @@ TEXTS = [(torch.ones(1 + i % 7), i) for i in range(SIZE)]
 @pytest.mark.parametrize("ahead", [False, True], ids=["one by one", "read ahead"])
 def test_a_loaders_examples_are_collated_alone(ahead):
     """Each batch's own, however many were read ahead."""
-    seen, mine = [], budget()
+    seen, budget = [], make_budget()
 
     def watched(model, batch):
         seen.append((batch["ids"].shape, batch["row"].tolist()))
         return loss(model, batch["row"])
 
-    me = DPZero(linear(), watched, mine, one_at_a_time=True, **SETTINGS)
-    loader = mine.loader(TEXTS, collate_fn=padded)
+    me = DPZero(linear(), watched, budget, one_at_a_time=True, **SETTINGS)
+    loader = budget.loader(TEXTS, collate_fn=padded)
     for number, batch in zip(range(3), list(loader) if ahead else loader, strict=False):
         seen.clear()
         me.step(batch)
-        assert {row for _, (row,) in seen} == set(mine.sampler.batch(number).tolist())
-    assert all(shape == (1, 1 + row % 7) for shape, (row,) in seen) and mine.valid_release
+        assert {row for _, (row,) in seen} == set(budget.sampler.batch(number).tolist())
+    assert all(shape == (1, 1 + row % 7) for shape, (row,) in seen) and budget.valid_release
 
 
 def test_of_a_batch_that_was_padded_by_hand_it_cannot_be_told():
-    mine = budget()
-    me = DPZero(linear(), lambda model, batch: loss(model, batch["row"]), mine, **SETTINGS)
+    budget = make_budget()
+    me = DPZero(linear(), lambda model, batch: loss(model, batch["row"]), budget, **SETTINGS)
     with pytest.warns(UserWarning, match="may be padded as a whole, .* what budget.loader hands out"):
-        me.step(padded([TEXTS[i] for i in next(mine.batches())]))
-    assert mine.statement()["others_move_over_clip"] is None and not mine.valid_release
+        me.step(padded([TEXTS[i] for i in next(budget.batches())]))
+    assert budget.statement()["others_move_over_clip"] is None and not budget.valid_release
 
 
 def test_nor_of_one_that_no_example_can_be_taken_of():
@@ -171,28 +173,28 @@ def test_nor_of_one_that_no_example_can_be_taken_of():
         def __len__(self):
             return len(self.rows)
 
-    mine = budget()
-    of = lambda model, batch: loss(model, batch.rows)  # noqa: E731
-    me = DPZero(linear(), of, mine, one_at_a_time=True, **SETTINGS)
-    batches = mine.batches()
+    budget = make_budget()
+    opaque_loss = lambda model, batch: loss(model, batch.rows)  # noqa: E731
+    me = DPZero(linear(), opaque_loss, budget, one_at_a_time=True, **SETTINGS)
+    batches = budget.batches()
     with pytest.raises(ValueError, match="type Opaque it cannot be told how to take one example: give step"):
         me.step(Opaque(next(batches)))
-    assert len(mine.ledger) == 0
-    other = budget()
-    me = DPZero(linear(), of, other, **SETTINGS)
+    assert len(budget.ledger) == 0
+    other = make_budget()
+    me = DPZero(linear(), opaque_loss, other, **SETTINGS)
     with pytest.warns(UserWarning, match="it cannot be told"):
         me.step(Opaque(next(other.batches())))
     assert other.others_move_over_clip is None and not other.valid_release
 
 
 def test_a_batch_of_one_is_not_asked_and_the_next_one_is():
-    mine = budget(setting=Setting("gaussian", "without_replacement", "replace_one", SIZE, 1, 20, 1e-5))
-    steps(DPZero(linear(), loss, mine, **SETTINGS))
-    assert mine.others_move_over_clip is None
-    me = DPZero(linear(), loss, mine, **SETTINGS)
+    budget = make_budget(setting=Setting("gaussian", "without_replacement", "replace_one", SIZE, 1, 20, 1e-5))
+    steps(DPZero(linear(), loss, budget, **SETTINGS))
+    assert budget.others_move_over_clip is None
+    me = DPZero(linear(), loss, budget, **SETTINGS)
     me.check_loss(torch.arange(8))  # public ones
     steps(me, 1)
-    assert mine.valid_release
+    assert budget.valid_release
 
 
 # Later processes ---------------------------------------------------------------------------------------------------------
@@ -200,7 +202,7 @@ def test_a_batch_of_one_is_not_asked_and_the_next_one_is():
 
 @pytest.mark.filterwarnings("ignore:the last bits")
 def test_a_state_tells_what_was_measured_before():
-    one, two = budget(), budget()
+    one, two = make_budget(), make_budget()
     steps(DPZero(linear(), rounded, one, **SETTINGS))
     me = DPZero(linear(), loss, two, **SETTINGS)
     two.load_state_dict(one.state_dict())
@@ -209,8 +211,8 @@ def test_a_state_tells_what_was_measured_before():
 
 
 def test_a_loader_of_fields_is_measured_by_parts_that_it_collates():
-    mine = budget()
-    me = DPZero(linear(), lambda model, batch: loss(model, batch[1]), mine, **SETTINGS)
-    for batch in itertools.islice(mine.loader(TensorDataset(X, torch.arange(SIZE))), 1):
+    budget = make_budget()
+    me = DPZero(linear(), lambda model, batch: loss(model, batch[1]), budget, **SETTINGS)
+    for batch in itertools.islice(budget.loader(TensorDataset(X, torch.arange(SIZE))), 1):
         me.step(batch)
-    assert mine.others_move_over_clip == 0
+    assert budget.others_move_over_clip == 0
