@@ -123,7 +123,7 @@ def test_each_example_is_alone_and_the_step_is_that_of_its_own_bits(method, pert
     two = METHODS[method](apart, perturb=perturb)
     for batch in itertools.islice(make_budget(RunKey.published(0)).batches(), 3):
         for me in (one, two):
-            if me.budget:
+            if method != "mezo":
                 next(me.budget.batches())
             me.step(batch)
     assert set(seen) == {1} and torch.equal(weights(one), weights(two))
@@ -177,7 +177,7 @@ def test_nor_of_one_that_no_example_can_be_taken_of():
     opaque_loss = lambda model, batch: loss(model, batch.rows)  # noqa: E731
     me = DPZero(linear(), opaque_loss, budget, one_at_a_time=True, **SETTINGS)
     batches = budget.batches()
-    with pytest.raises(ValueError, match="type Opaque it cannot be told how to take one example: give step"):
+    with pytest.raises(ValueError, match="cannot take one example out of a batch of type Opaque: give step"):
         me.step(Opaque(next(batches)))
     assert len(budget.ledger) == 0
     other = make_budget()
