@@ -1,9 +1,12 @@
-"""Opacus' per-sample gradients and ghost norms, made exact on the models here or refused in a sentence.
+"""Per-sample gradients and ghost norms by Opacus' hooks, made exact for the models here or refused in one sentence.
 
-Opacus 1.6 fails on RoBERTa's output layer and on OPT's positions, clips tokens in place of texts where OPT flattens them, and takes a
-norm in the precision of what cancels. What is added puts that right through Opacus' own hooks. The model is as it was outside of
-`watching`: no forward pass of it is replaced.
+Opacus 1.6 fails on RoBERTa's output layer and on OPT's positions, clips tokens in place of texts if OPT flattens them, and
+computes a norm in the precision of its summands. The subclasses here correct that through Opacus' own hooks. Outside of
+`watching` the model is unchanged: none of its forward passes is replaced.
 """
+
+# Opacus is not typed, and keeps its results as attributes of parameters:
+# mypy: allow-subclassing-any, disable-error-code="attr-defined"
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from opacus.grad_sample import GradSampleHooks
@@ -19,17 +23,17 @@ from opacus.grad_sample.embedding_norm_sample import compute_embedding_norm_samp
 from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSampleHooksFastGradientClipping
 from torch import Tensor, nn
 
-# Layers that hand these of their parts all texts of a batch one after another, as [batch * length, width]
+# Layers that flatten the texts of a batch to [batch * length, width] before these of their parts
 FLATTENED = {"OPTDecoderLayer": ("final_layer_norm", "fc1", "fc2")}
 PLAIN = (nn.Linear, nn.Embedding)
-Norms = dict[nn.Parameter, Tensor]
+Norms = dict[Tensor, Tensor]  # of parameters
 
 
 @contextmanager
 def watching(model: nn.Module, clipping: str) -> Iterator[PerSampleGradients]:
-    """Passes through the model inside leave per-sample gradients (`hooks`) or norms (`ghost`) on the trained parameters."""
+    """Context manager: backward passes leave per-sample gradients (`hooks`) or norms (`ghost`) on trained parameters."""
     with plain_look_ups(model), warnings.catch_warnings():
-        # the gradient of a layer's input, which torch misses where the first layers are frozen, is not asked for
+        # gradients of a layer's input, which torch misses if the first layers are frozen, are not needed
         warnings.filterwarnings("ignore", message="Full backward hook is firing")
         hooks = (GhostNorms if clipping == "ghost" else PerSampleGradients)(model)
         try:
@@ -40,13 +44,14 @@ def watching(model: nn.Module, clipping: str) -> Iterator[PerSampleGradients]:
 
 @contextmanager
 def plain_look_ups(model: nn.Module) -> Iterator[None]:
-    """Inside, an embedding of a class of its own (OPT's positions, Gemma's scaled words) looks its rows up through a plain one.
+    """Context manager: a subclass of nn.Embedding (OPT's positions, Gemma's scaled words) looks up rows by a plain one.
 
-    Opacus has no rule for such a class, whose forward pass computes positions or scales rows around torch's.
+    Opacus has no rule for a subclass, whose forward pass computes positions or scales rows around nn.Embedding's.
     """
     own = {m: type(m) for m in model.modules() if isinstance(m, nn.Embedding) and type(m) is not nn.Embedding}
     for module, kind in own.items():
-        module.rows = nn.Embedding(*module.weight.shape, module.padding_idx, device="meta")
+        count, width = module.weight.shape
+        module.rows = nn.Embedding(count, width, module.padding_idx, device="meta")
         module.rows.weight = module.weight
         module.__class__ = type(kind.__name__, (kind, LooksUp), {})
     try:
@@ -58,23 +63,29 @@ def plain_look_ups(model: nn.Module) -> Iterator[None]:
 
 
 class LooksUp(nn.Embedding):
-    """What `super().forward` of an embedding's subclass is inside `plain_look_ups`."""
+    """Its forward pass is what `super().forward` of an embedding's subclass calls inside `plain_look_ups`."""
+
+    rows: nn.Embedding
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.rows(input)
+        rows: Tensor = self.rows(input)
+        return rows
 
 
 class PerSampleGradients(GradSampleHooks):
-    """After a backward pass from a sum of losses, `grad_sample` [size, *shape] of each trained parameter, all its uses added up.
+    """A backward pass from a sum of losses leaves `grad_sample` [size, *shape], summed over uses, on each trained parameter.
 
-    size: how many rows the model is given, one an example unless the loss tells their owners; to be set before a forward pass.
-    uses: the kinds of the layers that have read a parameter since `uses` was cleared. Layers of other kinds than GRAD_SAMPLERS'
-    are run again for each example, by Opacus.
-    asked: parameters whose gradient over the whole batch a backward pass has to be asked for, so that it gets to every layer that
-    has read one since `asked` was cleared. Those of a linear layer that hands a gradient on are not among them, and their product,
-    which nobody reads, is not computed.
+    Attributes:
+        size: the number of the model's rows, one an example unless the loss names their owners. Set it before a forward
+            pass.
+        uses: the types of the layers that read a parameter since `uses` was cleared. Layers of types that are not in
+            GRAD_SAMPLERS are run again by Opacus for each example.
+        asked: the inputs that the backward pass needs to reach every layer that read a parameter since `asked` was
+            cleared. The parameters of a linear layer that passes a gradient on are left out, so that their gradient
+            over the batch, which is not used, is not computed.
 
-    Raises RuntimeError in a forward pass where a layer's gradients would not be those of single examples.
+    Raises:
+        RuntimeError: in a forward pass, if a layer's gradients would not be those of single examples.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -85,10 +96,10 @@ class PerSampleGradients(GradSampleHooks):
         self.asked: set[nn.Parameter] = set()
         self.texts: dict[nn.Module, torch.Size] = {}
         bare = any(type(m) is nn.LayerNorm and m.bias is None for m in modules)
-        kinds = PLAIN if bare else (*PLAIN, nn.LayerNorm)  # whose rule wants a bias
+        kinds = PLAIN if bare else (*PLAIN, nn.LayerNorm)  # its rule needs a bias
         self.GRAD_SAMPLERS = {kind: GradSampleHooks.GRAD_SAMPLERS[kind] for kind in kinds}
-        # Opacus walks what it is given many times, each module's whole depth at each module: in a step of a deep model with little to
-        # train that took longer than the passes. So it is given the layers that are watched, and nothing around them
+        # Opacus walks over its modules many times, at each module through its whole depth: for a deep model with few
+        # trained parameters that took longer than the passes. So it gets the watched layers and nothing around them
         watched = nn.ModuleList(self.iterate_submodules(model))
         super().__init__(watched, loss_reduction="sum", strict=False)
 
@@ -97,7 +108,7 @@ class PerSampleGradients(GradSampleHooks):
         return f"{place or 'model'} ({type(module).__name__})"
 
     def iterate_submodules(self, module: nn.Module) -> Iterator[nn.Module]:
-        """What a module shares with a plain layer is used there: RoBERTa's output bias, and the rows of `plain_look_ups`."""
+        """The watched layers. A parameter shared with a plain layer is used there: RoBERTa's output bias, for example."""
         own = {p for p in module.parameters(recurse=False) if p.requires_grad}
         if (type(module) in PLAIN and own) or own - self.shared:
             yield module
@@ -105,7 +116,7 @@ class PerSampleGradients(GradSampleHooks):
             for child in module.children():
                 yield from self.iterate_submodules(child)
 
-    def add_hooks(self, **settings) -> None:
+    def add_hooks(self, **settings: Any) -> None:
         super().add_hooks(**settings)
         handles = self.autograd_grad_sample_hooks
         for module in self.iterate_submodules(self._module):
@@ -122,25 +133,27 @@ class PerSampleGradients(GradSampleHooks):
             for name in ("activations", "max_batch_len", "_norm_sample", "_tied", "_read"):
                 thing.__dict__.pop(name, None)
 
-    def capture_activations_hook(self, module: nn.Module, forward_input: tuple, output: Tensor) -> None:
+    def capture_activations_hook(
+        self, module: nn.Module, forward_input: tuple[Tensor], output: Tensor
+    ) -> None:
         [read] = forward_input
         if module in self.texts and read.dim() == 2:
             read = read.unflatten(0, self.texts[module])
         if len(read) != self.size:
             raise RuntimeError(
-                f"layer {self.name(module)} has {len(read)} rows for {self.size} examples, so that rows would be clipped and not "
-                "examples: this model needs a patch before DP-SGD is private on it"
+                f"layer {self.name(module)} has {len(read)} rows for {self.size} examples, so that rows would be clipped "
+                "and not examples: this model needs a patch before DP-SGD is private on it"
             )
         for p in module.parameters():
             self.uses[p].append(type(module))
         if type(module) is not nn.Linear or not read.requires_grad:
             self.asked.update(p for p in module.parameters() if p.requires_grad)
-        was, module.training = module.training, True  # Opacus' hook sleeps in evaluation mode
+        mode, module.training = module.training, True  # Opacus' hook does nothing in evaluation mode
         GradSampleHooks.capture_activations_hook(self, module, (read,), output)
-        module.training = was
+        module.training = mode
 
-    def rearrange_grad_samples(self, *, module: nn.Module, **settings) -> tuple[list[Tensor], Tensor]:
-        """What the layer read and the gradient of its output, both [size, ..., width] in the precision of its weights."""
+    def rearrange_grad_samples(self, *, module: nn.Module, **settings: Any) -> tuple[list[Tensor], Tensor]:
+        """The layer's input and the gradient of its output, both [size, ..., width] in the precision of its weights."""
         [read], backprops = super().rearrange_grad_samples(module=module, **settings)
         dtype = next(module.parameters()).dtype
         read = read.to(dtype) if read.is_floating_point() else read.contiguous()
@@ -148,23 +161,25 @@ class PerSampleGradients(GradSampleHooks):
         if module in self.texts and backprops.dim() < read.dim():
             backprops = backprops.unflatten(0, read.shape[:2])
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            # the one row that autograd leaves as it is
+            # autograd leaves this row as it is
             backprops = backprops.masked_fill((read == module.padding_idx)[..., None], 0.0)
         return [read], backprops
 
-    def _check_inputs(self, module: nn.Module, arguments: tuple, named: dict) -> None:
+    def _check_inputs(self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         if len(arguments) != 1 or named or not isinstance(arguments[0], Tensor):
             raise RuntimeError(f"layer {self.name(module)} does more than map one tensor to one: freeze it")
 
-    def _keep_texts(self, parts: list[nn.Module], _, arguments: tuple, named: dict) -> None:
+    def _keep_texts(
+        self, parts: list[nn.Module], _: object, arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> None:
         hidden = arguments[0] if arguments else named["hidden_states"]
         self.texts |= dict.fromkeys(parts, hidden.shape[:2])
 
 
 def linear_norms(layer: nn.Linear, activations: list[Tensor], backprops: Tensor) -> Norms:
-    """Each example's norm of sum_t g_t a_t^T, whose square is sum_st <g_s, g_t> <a_s, a_t>, without the gradient itself.
+    """The norm of each example's gradient sum_t g_t a_t^T, without the gradient: its square is sum_st <g_s, g_t> <a_s, a_t>.
 
-    In float64: where tokens cancel, Opacus' float32 leaves a norm that is too small, even 0, and the example is not clipped.
+    In float64: if tokens cancel, Opacus' float32 gives a norm that is too small, even 0, and the example is not clipped.
     """
     read, backprops = (x[:, None] if x.dim() == 2 else x.flatten(1, -2) for x in (activations[0], backprops))
     norms = {}
@@ -172,7 +187,7 @@ def linear_norms(layer: nn.Linear, activations: list[Tensor], backprops: Tensor)
         a, g = products(read), products(backprops)
         squared, size = (a * g).sum((1, 2)), (a.diagonal(0, 1, 2) * g.diagonal(0, 1, 2)).sqrt().sum(1)
         norms[layer.weight] = with_rounding(squared, size)
-        if layer.weight._forward_counter > 1:  # the embedding's turn comes next
+        if layer.weight._forward_counter > 1:  # the embedding comes next
             layer.weight._tied = squared, size, read, backprops
     if layer.bias is not None and layer.bias.requires_grad:
         norms[layer.bias] = backprops.sum(1).double().norm(dim=1)
@@ -180,21 +195,21 @@ def linear_norms(layer: nn.Linear, activations: list[Tensor], backprops: Tensor)
 
 
 def products(tokens: Tensor) -> Tensor:
-    """[examples, tokens, width] -> float64 [examples, tokens, tokens], of every two tokens of an example."""
+    """Inner products of every two tokens of an example: [examples, tokens, width] -> float64 [examples, tokens, tokens]."""
     tokens = tokens.double()
     return tokens @ tokens.mT
 
 
 def embedding_norms(layer: nn.Embedding, activations: list[Tensor], backprops: Tensor) -> Norms:
-    """Opacus' norms, which add up the tokens that an example repeats; tokens of an earlier look-up in the same weight among them.
+    """Opacus' norms, which sum over repeated tokens of an example, those of an earlier look-up in the same weight included.
 
-    Where the output layer reads the same weight, the square of the sum has the inner product of the two gradients in it, twice:
-    sum_st <h_s, a_t> g_t[token_s] over the tokens s of the text, with gradients h, and what the output layer read, a, and gave, g.
+    If the output layer reads the same weight, the square of the sum contains twice the inner product of both gradients:
+    sum_st <h_s, a_t> g_t[token_s], for tokens s with gradients h, inputs a of the output layer and gradients g of its output.
     """
     tokens, h = activations[0].flatten(1), backprops.flatten(1, -2)
     if earlier := layer.weight.__dict__.pop("_read", None):
         tokens, h = (torch.cat(pair, 1) for pair in zip(earlier, (tokens, h), strict=True))
-    if layer.weight._forward_counter > 1:  # another look-up's turn comes
+    if layer.weight._forward_counter > 1:  # another look-up comes
         layer.weight._read = tokens, h
     tied = layer.weight.__dict__.pop("_tied", None)
     h = h.double() if tied else h
@@ -209,41 +224,44 @@ def embedding_norms(layer: nn.Embedding, activations: list[Tensor], backprops: T
 
 
 def with_rounding(squared: Tensor, size: Tensor) -> Tensor:
-    """Norms [examples] of sums of a size (the sum of the summands' norms) that are taken in float32.
+    """Norms [examples] of sums that are computed in float32, with the rounding of such a sum.
 
-    Where summands cancel all but exactly, the rounding of the sum is what remains to be clipped.
+    If summands cancel almost exactly, this rounding is what remains to be clipped. `size`: the sum of their norms.
     """
     return (squared.clamp_min(0.0) + (torch.finfo(torch.float32).eps * size).square()).sqrt()
 
 
 class GhostNorms(PerSampleGradients, GradSampleHooksFastGradientClipping):
-    """`_norm_sample` [size], float64, in place of `grad_sample`. Keeps the model's last output, and its gradient.
+    """Leaves `_norm_sample` [size], float64, in place of `grad_sample`. Keeps the model's last output and its gradient.
 
-    Raises ValueError for a layer in half precision.
+    Raises:
+        ValueError: a layer in half precision.
     """
 
     NORM_SAMPLERS = {nn.Linear: linear_norms, nn.Embedding: embedding_norms}
 
-    def add_hooks(self, **settings) -> None:
+    def add_hooks(self, **settings: Any) -> None:
         super().add_hooks(**settings)
         self.output: object = None
         self.autograd_grad_sample_hooks.append(self.model.register_forward_hook(self._keep_output))
 
-    def capture_activations_hook(self, module: nn.Module, forward_input: tuple, output: Tensor) -> None:
+    def capture_activations_hook(
+        self, module: nn.Module, forward_input: tuple[Tensor], output: Tensor
+    ) -> None:
         if output.dtype in (torch.float16, torch.bfloat16):
             raise ValueError(
-                f"layer {self.name(module)} computes in {output.dtype}, in which a sum of clipped gradients is rounded by more than one "
-                "example's share: set clipping to hooks, or compute to float32"
+                f"layer {self.name(module)} computes in {output.dtype}, in which a sum of clipped gradients is rounded by "
+                "more than one example's share: set clipping to hooks, or compute to float32"
             )
         super().capture_activations_hook(module, forward_input, output)
 
     def knows(self, p: nn.Parameter) -> bool:
-        """Whether the norm is that of all uses: of one, of look-ups, of a look-up and the output layer, or of layers that are run again."""
+        """Whether the norm covers all uses: one, look-ups, a look-up and the output layer, or layers that are run again."""
         uses = self.uses[p]
         known = len(uses) == 1 or set(uses) == {nn.Embedding} or uses == [nn.Embedding, nn.Linear]
         return known or not set(uses) & set(self.NORM_SAMPLERS)
 
-    def _keep_output(self, _module: nn.Module, _arguments: tuple, output: object) -> None:
+    def _keep_output(self, _module: nn.Module, _arguments: tuple[Any, ...], output: object) -> None:
         self.output = output
         if isinstance(output, Tensor) and output.requires_grad:
             output.retain_grad()

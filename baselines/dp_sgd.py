@@ -24,7 +24,7 @@ from dpzero.zeroth_order.example_independence import check_independence
 from dpzero.zeroth_order.protocols import PartitionedLoss
 from dpzero.zeroth_order.validators import ModelCheck, check_normalisation
 
-Sums = dict[nn.Parameter, Tensor]  # of clipped gradients
+Sums = dict[Tensor, Tensor]  # parameter -> sum of clipped gradients
 
 
 class DPSGD(FineTuning):
@@ -127,7 +127,7 @@ class DPSGD(FineTuning):
     def _add_clipped(self, hooks: Any, sums: Sums, part: Any) -> Tensor:
         """Adds the clipped gradients of a micro-batch. Returns the sum of its losses."""
         losses = self._losses(hooks, part)
-        losses.sum().backward(inputs=[*hooks.asked])
+        losses.sum().backward(inputs=[*hooks.asked])  # type: ignore[no-untyped-call]
         if hooks.size != len(part):
             owners = torch.from_numpy(self.owners(part)).to(losses.device)
             for p in self.parameters:
@@ -152,7 +152,7 @@ class DPSGD(FineTuning):
             )
         if graph_uses(losses, output):
             raise RuntimeError("a loss is more than a function of the model's output: set clipping to hooks")
-        losses.sum().backward(inputs=[*hooks.asked], retain_graph=True)
+        losses.sum().backward(inputs=[*hooks.asked], retain_graph=True)  # type: ignore[no-untyped-call]
         squared = self._squared_norms("_norm_sample", losses)
         finite = squared.isfinite()
         if finite.all():

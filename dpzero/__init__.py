@@ -16,7 +16,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     """Loaded on first use: planning a sweep imports this package and must not pay for torch."""
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)

@@ -66,7 +66,8 @@ class PrivateTwoPoint(TwoPoint):
     def noisy_sum(self, values: Tensor) -> float:
         """Clips each unit's value, float64 [B], and releases the sum with noise. Once a step."""
         clipped = clip_scalars(values, self.clip)
-        released: float = self.budget.release(clipped, self.clip)
+        released = self.budget.release(clipped, self.clip)
+        assert isinstance(released, float)  # a list only if the setting has several directions
         return released
 
     def check_loss(self, batch: Any) -> None:
@@ -80,7 +81,8 @@ class PrivateTwoPoint(TwoPoint):
         self._check_independence(batch, max(batches.sizes(batch)), None)
 
     def _admit(self, sizes: set[int], indices: np.ndarray | None) -> int:
-        return self.budget.admit(sizes, indices)
+        count: int = self.budget.admit(sizes, indices)
+        return count
 
     def _losses(self, batch: Any, count: int) -> Tensor:
         """A rank's share of a loss is 0 for others' examples, so it is not checked."""
@@ -143,7 +145,7 @@ class PrivateTwoPoint(TwoPoint):
 
     def _privacy_header(self, existing: Mapping[str, Any]) -> dict[str, Any]:
         key_name = existing.get("key_name", self.budget.key.name)
-        return self.budget.ledger.event.as_dict() | {"clip": self.clip, "key_name": key_name}
+        return {**self.budget.ledger.event.as_dict(), "clip": self.clip, "key_name": key_name}
 
     def _count_releases(self, transcript: Transcript) -> None:
         self.budget.record_transcript(len(transcript), transcript.header["privacy"]["key_name"])

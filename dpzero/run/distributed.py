@@ -104,7 +104,7 @@ def cut_back(run: Run, error: RankFailure) -> RankFailure:
         return RankFailure(
             f"{error}. Releases after step {error.sound} had its wrong sums in them, and count"
         )
-    transcript.cut(run.checkpoint.transcript, error.sound)
+    transcript.truncate(run.checkpoint.transcript, error.sound)
     run.budget.close()  # and so are their lines of the ledger, whose wrong sums nobody gets
     lines = run.checkpoint.ledger.read_text("utf-8").splitlines(keepends=True)
     run.checkpoint.ledger.write_text("".join(lines[: 1 + error.sound]), "utf-8")

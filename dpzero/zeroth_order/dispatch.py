@@ -58,8 +58,8 @@ def add_pieces(
                 pieces.append((len(part), partial(kernel, part, first, *arguments)))
         else:
             for first in range(0, len(flat), CHUNK):
-                part = flat[first : first + CHUNK]
-                pieces.append((0, partial(kernels_torch.add_, kind, part, first, key, j, moves)))
+                chunk = flat[first : first + CHUNK]
+                pieces.append((0, partial(kernels_torch.add_, kind, chunk, first, key, j, moves)))
     for device, tensors in on_cuda.items():
         pieces.append((0, partial(_triton(device).add, kind, tensors, key, moves)))
     return pieces
@@ -89,8 +89,8 @@ def add_outer_pieces(
         else:
             height = max(1, CHUNK // x.shape[1])
             for i in range(0, len(x), height):
-                part, columns = x[i : i + height], u[:, :, i : i + height]
-                pieces.append((0, partial(kernels_torch.add_outer_, part, columns, v, scales)))
+                rows = slice(i, i + height)
+                pieces.append((0, partial(kernels_torch.add_outer_, x[rows], u[:, :, rows], v, scales)))
     return pieces
 
 

@@ -81,11 +81,11 @@ def check_independence(
     return furthest
 
 
-class Precision(TorchDispatchMode):
+class Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Context manager that finds the unit roundoff of the coarsest floating type in use."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.unit = TF32 if _products_are_coarse() else torch.finfo(torch.float32).eps
 
     def __torch_dispatch__(self, operation: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:

@@ -1,12 +1,12 @@
-"""What one example that leaves a batch moves in the others' finite differences: nothing, if the bits of a loss are its example's own.
+"""Measures how one example that leaves a batch changes the finite differences of the others.
 
-A private method bounds what an example does to the sum by the clip. That the other terms stay the same is an assumption about rounding:
-a loss whose last bits depend on the batch breaks it, and a two-point step divides them by 2 smoothing.
+Clipping bounds what an example contributes to a sum, and assumes that the other terms stay the same. A loss whose last bits
+depend on the batch breaks this assumption, and a two-point step divides these bits by 2 smoothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,38 +15,39 @@ from torch import Tensor, nn
 
 from . import batches
 from .directions import Gaussian
+from .protocols import PerExampleLoss
 
 
 @torch.no_grad()
 def others_move(
-    loss: Callable[[nn.Module, Any], Tensor],
+    loss: PerExampleLoss,
     model: nn.Module,
-    batch: Sized,
+    batch: Any,
     *,
     clip: float,
     smoothing: float,
     leaving: Iterable[int] | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
-    """The largest change of the other examples' clipped differences when one leaves, over the clip: 0 if losses are batch-invariant.
+    """The largest change of the other examples' clipped differences when one leaves, over the clip.
 
     Args:
-        batch: examples that an index array picks from, a mapping of such arrays, or a list. At least two.
-        leaving: the examples that leave, one at a time; all of them if left out.
-        seed: of a Gaussian direction, in which the weights are perturbed; they are put back to the bit.
+        batch: two examples or more: what an index array picks from, a mapping of such arrays, or a list.
+        leaving: the examples that leave, one at a time; all by default.
+        seed: of a Gaussian direction, along which the weights are perturbed; they are restored to the bit.
 
     Returns:
-        `others_move_over_clip`, the sum of absolute changes, by which the sensitivity may exceed the clip; and
-        `others_move_together_over_clip`, the absolute value of the sum of changes. Each the largest over who leaves.
+        `others_move_over_clip`, the sum of absolute changes, by which the sensitivity may exceed the clip, and
+        `others_move_together_over_clip`, the absolute value of the sum of changes. Each is the largest over the
+        examples that leave, and 0 if losses are batch-invariant.
     """
     count = max(batches.sizes(batch))
-    leaving = range(count) if leaving is None else list(leaving)
-    keeps = [np.delete(np.arange(count), i) for i in leaving]
-    several = [batch, *(batches.take(batch, keep, count) for keep in keeps)]
-    whole, *rest = finite_differences(loss, model, several, smoothing, seed)
+    keeps = [np.delete(np.arange(count), i) for i in (range(count) if leaving is None else leaving)]
+    subsets = [batch, *(batches.take(batch, keep, count) for keep in keeps)]
+    before, *afters = finite_differences(loss, model, subsets, smoothing, seed)
     changes = [
-        after.clamp(-clip, clip) - whole[torch.from_numpy(keep)].clamp(-clip, clip)
-        for after, keep in zip(rest, keeps, strict=True)
+        after.clamp(-clip, clip) - before[torch.from_numpy(keep)].clamp(-clip, clip)
+        for after, keep in zip(afters, keeps, strict=True)
     ]
     return {
         "others_move_over_clip": max(float(c.abs().sum()) for c in changes) / clip,
@@ -56,31 +57,32 @@ def others_move(
 
 @torch.no_grad()
 def losses_move(
-    loss: Callable[[nn.Module, Any], Tensor],
+    loss: PerExampleLoss,
     model: nn.Module,
-    batch: Sized,
+    batch: Any,
     *,
     clip: float,
     smoothing: float,
     leaving: Iterable[int],
 ) -> float:
-    """The same, told from losses at the weights as they are, which no copy of them is taken for: what the others' clipped differences
-    would move over the clip if at each of the two points their losses moved as far as here."""
+    """`others_move_over_clip`, estimated from losses at the current weights, without a copy of them.
+
+    It is exact if at each of the two points the losses change as much as here.
+    """
     count, moved = max(batches.sizes(batch)), 0.0
-    whole = loss(model, batch).double().cpu()
+    before = loss(model, batch).double().cpu()
     for i in leaving:
         keep = np.delete(np.arange(count), i)
-        change = (
-            loss(model, batches.take(batch, keep, count)).double().cpu() - whole[torch.from_numpy(keep)]
-        ).abs()
+        after = loss(model, batches.take(batch, keep, count)).double().cpu()
+        change = (after - before[torch.from_numpy(keep)]).abs()
         moved = max(moved, float((change / smoothing).clamp_max(2 * clip).sum()) / clip)
     return moved
 
 
 def finite_differences(
-    loss: Callable[[nn.Module, Any], Tensor], model: nn.Module, several: list, smoothing: float, seed: int
+    loss: PerExampleLoss, model: nn.Module, several: Sequence[Any], smoothing: float, seed: int
 ) -> list[Tensor]:
-    """Of each batch its examples' (f(x + smoothing z) - f(x - smoothing z)) / (2 smoothing), float64, all at the same two points."""
+    """(f(x + smoothing z) - f(x - smoothing z)) / (2 smoothing) of each batch's examples, float64, for one z."""
     trained = [p for p in model.parameters() if p.requires_grad]
     start, law, sides = [p.detach().clone() for p in trained], Gaussian(seed), []
     try:

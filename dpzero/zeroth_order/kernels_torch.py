@@ -18,6 +18,7 @@ from . import philox_constants as k
 
 MASK = 0xFFFFFFFF
 Key = tuple[int, int]
+Words = tuple[Tensor, Tensor, Tensor, Tensor]
 Address = tuple[int, int, int]
 """Number of the tensor, step, direction."""
 
@@ -31,7 +32,7 @@ class Move:
     scales: tuple[float, ...]
 
 
-def philox(key: Key, counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
+def philox(key: Key, counter: Words) -> Words:
     """Four words (int64 tensors with values below 2^32) for each counter of four such words, shapes broadcast."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -75,10 +76,11 @@ def _signed(word: Tensor) -> Tensor:
     return word - ((word & 0x80000000) << 1)
 
 
-def _words(key: Key, address: Address, first: int, last: int, device: torch.device) -> tuple[Tensor, ...]:
+def _words(key: Key, address: Address, first: int, last: int, device: torch.device) -> Words:
     """The four words of the counters of tiles first .. last - 1, each [tiles, 16]."""
     counter = torch.arange(16 * first, 16 * last, device=device).view(-1, 16)
-    return philox(key, (counter, *(torch.full_like(counter, n) for n in address)))
+    tensor, step, direction = (torch.full_like(counter, n) for n in address)
+    return philox(key, (counter, tensor, step, direction))
 
 
 def gaussian(key: Key, address: Address, first: int, count: int, device: torch.device) -> Tensor:

@@ -4,7 +4,7 @@ Every operation is one of IEEE 754: no fused multiply-add (`launch_triton.OPTION
 library function. A program takes 2048 elements: 32 tiles of normals or one tile of signs, as in `kernels_torch`.
 """
 
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
 from __future__ import annotations
 

@@ -154,5 +154,5 @@ def _plan(tensors: tuple[tuple[int, int, int], ...], device: torch.device) -> tu
 
 def _launch(kernel: Any, programs: int, on: Tensor, *arguments: object, **constants: object) -> None:
     if programs:
-        with torch.cuda.device_of(on):
+        with torch.cuda.device_of(on):  # type: ignore[no-untyped-call]
             kernel[(programs,)](*arguments, **constants, **OPTIONS)

@@ -46,17 +46,17 @@ class PerturbOnRead(TorchFunctionMode):
         self._hooks: list[RemovableHandle] = [
             module.register_forward_pre_hook(self._check_seen) for module in self.holders
         ]
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
         for hook in self._hooks:
             hook.remove()
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def _check_seen(self, module: nn.Module, _: object) -> None:
         """Operations of other threads, and of a trace, do not pass through here: they would compute at x."""
-        if threading.get_ident() != self._thread or torch.jit.is_tracing():
+        if threading.get_ident() != self._thread or torch._C._get_tracing_state() is not None:
             raise ValueError(
                 f"a layer of type {type(module).__name__} is read in another thread or a trace, where its weights "
                 "cannot be perturbed: call the model directly, in the thread of the loss"

@@ -147,12 +147,8 @@ def padding_rows(model: nn.Module, parameters: Sequence[Tensor]) -> dict[int, in
         row = module.padding_idx if isinstance(module, nn.Embedding) else None
         for p in module.parameters(recurse=False):
             rows.setdefault(id(p), set()).add(row)
-    fixed: dict[int, int] = {}
-    for j, p in enumerate(parameters):
-        match list(rows.get(id(p), ())):
-            case [int(row)]:
-                fixed[j] = row
-    return fixed
+    fixed = {j: rows.get(id(p), {None}) for j, p in enumerate(parameters)}
+    return {j: row for j, each in fixed.items() if len(each) == 1 for row in each if row is not None}
 
 
 def _first_compiled(model: nn.Module) -> str:

@@ -1,7 +1,7 @@
-"""A run of a zeroth-order method is the list of scalars by which it moved: with the base model, that list is the fine-tuned model.
+"""The scalars by which a zeroth-order run moved: with the base model, that list is the fine-tuned model.
 
-The file: one line of JSON, then a row a step: a float64 for each direction, little-endian, and a CRC-32 of the line and the rows so far.
-A row is written before the weights move, so a run that was killed has never moved by what its transcript does not say.
+The file: one line of JSON (the header), then a row a step: a float64 for each direction, little-endian, and a CRC-32 of the
+header and the rows so far. A row is on disk before the weights move, so a killed run never moved by an unwritten scalar.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,13 +25,18 @@ from .directions import make_law
 from .perturbation import Perturbation
 
 FORMAT = "dpzero transcript 2"
-STEPS_A_PASS = 64  # of a replay: each pass over the weights applies this many steps
+STEPS_A_PASS = 64  # steps that a replay applies in one pass over the weights
+Header = dict[str, Any]
 
 
 class Transcript:
-    """Appends to a file, which is made with `header` or, where it is there, must have the same one. See `read`."""
+    """Appends to a file. A new file gets `header`; an existing one must have the same.
 
-    def __init__(self, path: Path, header: dict) -> None:
+    Raises:
+        ValueError: the file of another run, a damaged one, or no transcript.
+    """
+
+    def __init__(self, path: Path, header: Header) -> None:
         line = json.dumps(header).encode() + b"\n"
         header = json.loads(line)  # as it will be read
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,38 +44,38 @@ class Transcript:
         self.scalars = np.zeros((0, self.columns))
         end = 0
         if path.exists() and path.stat().st_size:
-            found, self.scalars, end = _parse(path)
-            if found != header:
+            existing, self.scalars, end = _parse(path)
+            if existing != header:
                 raise ValueError(
                     f"transcript {path} is of another run: remove it, or give its settings and base model"
                 )
         self._file = path.open("r+b" if end else "wb")
         if end:
-            self._file.truncate(end)  # a torn row at the end moved nothing
+            self._file.truncate(end)  # a torn last row moved nothing
             self._file.seek(end)
-            self._sum = zlib.crc32(_rows(self.scalars), zlib.crc32(line))
+            self._checksum = zlib.crc32(self.scalars.astype("<f8").tobytes(), zlib.crc32(line))
         else:
             self.begin(header)
 
-    def begin(self, header: dict) -> None:
-        """A file without rows gets this header."""
+    def begin(self, header: Header) -> None:
+        """Writes the header of a file without rows."""
         line = json.dumps(header).encode() + b"\n"
-        self.header = json.loads(line)  # as it will be read
+        self.header = json.loads(line)
         self._file.seek(0)
         self._file.truncate()
         self._file.write(line)
         self._file.flush()
-        self._sum = zlib.crc32(line)
+        self._checksum = zlib.crc32(line)
 
     def __len__(self) -> int:
-        """Rows that were there when it was opened."""
+        """The number of rows when it was opened."""
         return len(self.scalars)
 
     def append(self, scalars: Sequence[float]) -> None:
-        """One row; on disk before the caller goes on."""
-        row = np.asarray(scalars, "<f8")
-        self._sum = zlib.crc32(row.tobytes(), self._sum)
-        self._file.write(row.tobytes() + struct.pack("<I", self._sum))
+        """Appends one row. It is on disk when this returns."""
+        row = np.asarray(scalars, "<f8").tobytes()
+        self._checksum = zlib.crc32(row, self._checksum)
+        self._file.write(row + struct.pack("<I", self._checksum))
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -77,28 +83,29 @@ class Transcript:
         self._file.close()
 
 
-def read(path: Path) -> tuple[dict, np.ndarray]:
-    """(header, scalars [steps, directions], float64). A torn last row is left out.
+def read(path: Path) -> tuple[Header, np.ndarray]:
+    """Reads (header, scalars float64 [steps, directions]), without a torn last row.
 
-    Raises ValueError for a file that is no transcript or was altered.
+    Raises:
+        ValueError: a file that is no transcript or was altered.
     """
     header, scalars, _ = _parse(path)
     return header, scalars
 
 
-def cut(path: Path, steps: int) -> None:
-    """Keeps the first rows alone."""
+def truncate(path: Path, steps: int) -> None:
+    """Keeps only the first rows of a file."""
     header, scalars, end = _parse(path)
     with path.open("r+b") as file:
         file.truncate(end - (len(scalars) - min(steps, len(scalars))) * (8 * header["directions"] + 4))
 
 
-def _parse(path: Path) -> tuple[dict, np.ndarray, int]:
-    """Also the position after the last whole row."""
+def _parse(path: Path) -> tuple[Header, np.ndarray, int]:
+    """Header, scalars, and the position after the last complete row."""
     data = path.read_bytes()
     try:
         line = data[: data.index(b"\n") + 1]
-        header = json.loads(line)
+        header: Header = json.loads(line)
         columns = header["directions"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(
@@ -113,38 +120,35 @@ def _parse(path: Path) -> tuple[dict, np.ndarray, int]:
     for step, row in enumerate(rows):
         checksum = zlib.crc32(row[:-4].tobytes(), checksum)
         if checksum != int.from_bytes(row[-4:].tobytes(), "little"):
+            first = "in its first line or " if step == 0 else ""
             raise ValueError(
-                f"transcript {path} is damaged {'in its first line or ' if step == 0 else ''}in the row of step {step}: its checksum does not fit"
+                f"transcript {path} is damaged {first}in the row of step {step}: its checksum does not fit"
             )
     scalars = np.ascontiguousarray(rows[:, :-4]).view("<f8").reshape(count, columns)
     return header, scalars.astype(np.float64), len(line) + count * size
 
 
-def _rows(scalars: np.ndarray) -> bytes:
-    return scalars.astype("<f8").tobytes()
-
-
 def digest(parameters: Sequence[Tensor]) -> str:
     """SHA-256 of tensors: types, shapes and bytes."""
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     for p in parameters:
-        found.update(f"{p.dtype} {tuple(p.shape)}\n".encode())
-        found.update(p.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return found.hexdigest()
+        sha.update(f"{p.dtype} {tuple(p.shape)}\n".encode())
+        sha.update(p.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
 
 
-def rate_at(schedule: Sequence[Sequence[float]], step: int) -> float:
-    """The learning rate of a step from pairs (first step, learning rate)."""
+def rate_at(schedule: Sequence[tuple[int, float]], step: int) -> float:
+    """The learning rate of a step, from pairs (first step, learning rate)."""
     return schedule[bisect_right([first for first, _ in schedule], step) - 1][1]
 
 
 class SecondMoment:
-    """Divides the scalars of a step by the root of Adam's second moment of the scalars so far, its bias corrected.
+    """Divides the scalars of a step by the root of Adam's bias-corrected second moment of the scalars so far.
 
-    Of the optimisers' states it is one that needs the transcript alone. A decay of 0 divides by nothing.
+    This optimizer state follows from the transcript alone. A decay of 0 divides by nothing.
     """
 
-    def __init__(self, decay: float, scalars: np.ndarray | Sequence = ()) -> None:
+    def __init__(self, decay: float, scalars: Iterable[Sequence[float]] = ()) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"second_moment is {decay}: it must be at least 0 and below 1")
         self.decay, self.mean, self.steps = decay, 0.0, 0
@@ -169,12 +173,17 @@ def replay(
     perturbation: Perturbation | None = None,
     end: int | None = None,
 ) -> int:
-    """In place: moves the base model's trained tensors as the run did, to the bit. Returns the number of steps that were taken then.
+    """In place: moves the base model's trained tensors as the run did, to the bit.
 
     Args:
+        parameters: in the order of the model.
+        path: of the transcript.
         start: steps that were already taken.
-        end: steps to have taken; all where it is not given.
-        perturbation: of these parameters, where they exist; made from the header otherwise.
+        perturbation: of these parameters, if it exists.
+        end: steps to have taken; all by default.
+
+    Returns:
+        The number of steps taken.
 
     Raises:
         ValueError: a damaged file, or tensors that are not those of the base model.

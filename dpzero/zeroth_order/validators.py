@@ -54,7 +54,7 @@ class ModelCheck:
         """Checks training flags and parameters."""
         check_normalisation(self._normalising)
         for name, module in self._dropping:
-            if module.training and (getattr(module, "p", 0) or getattr(module, "dropout", 0)):
+            if module.training and (getattr(module, "p", None) or getattr(module, "dropout", None)):
                 raise ValueError(
                     f"layer {name} drops out, differently at the two points of a step and depending on the rest of the "
                     "batch: call model.eval()"
@@ -134,7 +134,7 @@ class ModelCheck:
 
 def _numpy_state() -> bytes:
     """State of NumPy's global generator. `np.random.get_state` takes longer than the head of a small model."""
-    generator = np.random.get_bit_generator()
+    generator = np.random.get_bit_generator()  # type: ignore[attr-defined]
     if isinstance(generator, np.random.MT19937):
         return ctypes.string_at(generator.ctypes.state_address, MERSENNE_TWISTER_BYTES)
     return repr(generator.state).encode()
@@ -174,7 +174,7 @@ def checksums(tensors: Sequence[Tensor]) -> list[int]:
 
 def _checksum(tensor: Tensor) -> int:
     checksum = 0
-    for chunk in tensor.detach().contiguous().view(-1).view(torch.uint8).split(CHUNK):
+    for chunk in tensor.detach().contiguous().view(-1).view(torch.uint8).split(CHUNK):  # type: ignore[no-untyped-call]
         checksum = zlib.crc32(chunk.cpu().numpy(), checksum)
     return checksum
 

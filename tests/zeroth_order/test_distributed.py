@@ -15,7 +15,7 @@ from torch import nn
 
 from dpzero.errors import RankFailure
 from dpzero.zeroth_order import TwoPoint, two_point
-from dpzero.zeroth_order.distributed import WORDS, Dismissed, Ranks, Star, exact_sum, joined, words
+from dpzero.zeroth_order.distributed import WORDS, Dismissed, Ranks, Star, exact_sum, join_ranks, words
 from dpzero.zeroth_order.transcript import digest
 from tests.forked import forked
 
@@ -82,10 +82,10 @@ def test_what_is_not_finite_stays_so(values):
 def test_one_process_is_no_star(monkeypatch):
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    assert type(joined()) is Ranks
+    assert type(join_ranks()) is Ranks
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert type(joined()) is Ranks
+    assert type(join_ranks()) is Ranks
 
 
 # --- steps
@@ -151,7 +151,7 @@ def test_the_sums_of_another_step_are_garbage():
         ranks.agreed([1.0])
 
     first, _ = forked(skip, 2)
-    assert named(first, "rank 1 sent garbage")
+    assert named(first, "rank 1 sent corrupt sums")
 
 
 def test_ranks_of_different_starts_do_not_join():
