@@ -92,8 +92,8 @@ class PerSampleGradients(GradSampleHooks):
         self.model, modules = model, list(model.modules())
         plain = (m for m in modules if type(m) in PLAIN)
         self.size, self.shared = 0, {p for m in plain for p in m.parameters(recurse=False)}
-        self.uses: dict[nn.Parameter, list[type]] = defaultdict(list)
-        self.asked: set[nn.Parameter] = set()
+        self.uses: dict[Tensor, list[type]] = defaultdict(list)
+        self.asked: set[Tensor] = set()
         self.texts: dict[nn.Module, torch.Size] = {}
         bare = any(type(m) is nn.LayerNorm and m.bias is None for m in modules)
         kinds = PLAIN if bare else (*PLAIN, nn.LayerNorm)  # its rule needs a bias
@@ -138,7 +138,7 @@ class PerSampleGradients(GradSampleHooks):
     ) -> None:
         [read] = forward_input
         if module in self.texts and read.dim() == 2:
-            read = read.unflatten(0, self.texts[module])
+            read = read.reshape(*self.texts[module], -1)
         if len(read) != self.size:
             raise RuntimeError(
                 f"layer {self.name(module)} has {len(read)} rows for {self.size} examples, so that rows would be clipped "
@@ -255,7 +255,7 @@ class GhostNorms(PerSampleGradients, GradSampleHooksFastGradientClipping):
             )
         super().capture_activations_hook(module, forward_input, output)
 
-    def knows(self, p: nn.Parameter) -> bool:
+    def knows(self, p: Tensor) -> bool:
         """Whether the norm covers all uses: one, look-ups, a look-up and the output layer, or layers that are run again."""
         uses = self.uses[p]
         known = len(uses) == 1 or set(uses) == {nn.Embedding} or uses == [nn.Embedding, nn.Linear]

@@ -4,6 +4,9 @@ Opacus supplies only the per-sample gradients, or with ghost clipping (Li et al.
 Sampler, clip, noise and accountant are those of the zeroth-order methods. Adam's moments are computed from the noisy sums.
 """
 
+# Opacus keeps its results as attributes of parameters:
+# mypy: disable-error-code="attr-defined"
+
 from __future__ import annotations
 
 from collections import Counter
@@ -15,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from baselines._per_sample_gradients import watching
+from baselines._per_sample_gradients import GhostNorms, PerSampleGradients, watching
 from baselines.fine_tuning import FineTuning
 from dpzero.privacy import Budget, check_clip
 from dpzero.privacy.clipping import clip_factors
@@ -63,9 +66,8 @@ class DPSGD(FineTuning):
             raise ValueError(f"clipping is {clipping!r}: give one of hooks, ghost")
         budget.check_gradients()
         self.budget, self.clip, self.clipping = budget, clip, clipping
-        self.owners = getattr(
-            loss, "owners", None
-        )  # batch -> which example each of the model's rows belongs to
+        # batch -> the example that each of the model's rows belongs to
+        self.owners: Any = getattr(loss, "owners", None)
         self.names = [name for name, p in model.named_parameters() if p.requires_grad]
         check_normalisation(model.named_modules())
         model.eval()  # no dropout: running a layer again gives the same
@@ -119,12 +121,12 @@ class DPSGD(FineTuning):
     def _clipped_sums(self, batch: Any) -> tuple[Sums, Tensor | float]:
         """The sums of clipped gradients, and the sum of the losses."""
         sums: Sums = {}
-        add = self._add_ghost if self.clipping == "ghost" else self._add_clipped
+        add: Any = self._add_ghost if self.clipping == "ghost" else self._add_clipped
         with watching(self.model, self.clipping) as hooks:
             total = sum(add(hooks, sums, part) for part in self.loss.parts(batch))
         return sums, total
 
-    def _add_clipped(self, hooks: Any, sums: Sums, part: Any) -> Tensor:
+    def _add_clipped(self, hooks: PerSampleGradients, sums: Sums, part: Any) -> Tensor:
         """Adds the clipped gradients of a micro-batch. Returns the sum of its losses."""
         losses = self._losses(hooks, part)
         losses.sum().backward(inputs=[*hooks.asked])  # type: ignore[no-untyped-call]
@@ -142,7 +144,7 @@ class DPSGD(FineTuning):
             p.grad_sample = gradients = None
         return losses.detach().sum()
 
-    def _add_ghost(self, hooks: Any, sums: Sums, part: Any) -> Tensor:
+    def _add_ghost(self, hooks: GhostNorms, sums: Sums, part: Any) -> Tensor:
         """The same, without keeping the gradients of single examples."""
         losses = self._losses(hooks, part)
         output, hooks.output = hooks.output, None
@@ -159,7 +161,8 @@ class DPSGD(FineTuning):
             # norms are in the order of the model's rows, which need not be that of the losses: so weigh the rows
             factors = clip_factors(squared, self.clip).to(output).view(-1, *[1] * (output.dim() - 1))
             hooks.disable_hooks()
-            gradients = torch.autograd.grad(output, self.parameters, factors * output.grad)
+            weights = factors * output.grad  # type: ignore[operator]
+            gradients = torch.autograd.grad(output, self.parameters, weights)
             hooks.enable_hooks()
             for p, clipped in zip(self.parameters, gradients, strict=True):
                 sums[p] = sums[p].add_(clipped) if p in sums else clipped
@@ -185,7 +188,7 @@ class DPSGD(FineTuning):
             squared += torch.linalg.vector_norm(values.reshape(len(values), -1), dim=1).double().square()
         return squared
 
-    def _losses(self, hooks: Any, part: Any) -> Tensor:
+    def _losses(self, hooks: PerSampleGradients, part: Any) -> Tensor:
         """The losses of a micro-batch. Raises RuntimeError if Opacus did not see every use of every parameter."""
         hooks.size = len(self.owners(part)) if self.owners else len(part)
         hooks.uses.clear()
@@ -200,7 +203,7 @@ class DPSGD(FineTuning):
                     f"{name} is used {used} times in a forward pass, {seen} of them by its layer, so that its gradient would "
                     "not be clipped as a whole: freeze it, or use it through its layer alone"
                 )
-            if self.clipping == "ghost" and not hooks.knows(p):
+            if isinstance(hooks, GhostNorms) and not hooks.knows(p):
                 raise RuntimeError(
                     f"{name} is used {seen} times in a forward pass, but its ghost norm is known for one use: set clipping to "
                     "hooks"

@@ -208,9 +208,9 @@ def join_ranks(backend: str = "gloo", timeout_seconds: float = 600) -> Ranks:
 
 def _join(backend: str, rank: int, size: int, timeout: timedelta) -> None:
     """Uses a store for each restart: torchrun keeps one over restarts, with addresses of ranks that are gone."""
-    store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timeout))  # type: ignore[attr-defined]
+    store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timeout))  # type: ignore[attr-defined, unused-ignore]
     store.set_timeout(timeout)
-    start = dist.PrefixStore(  # type: ignore[attr-defined]
+    start = dist.PrefixStore(  # type: ignore[attr-defined, unused-ignore]
         f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store
     )
     dist.init_process_group(backend, store=start, rank=rank, world_size=size, timeout=timeout)
