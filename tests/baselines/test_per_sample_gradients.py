@@ -302,12 +302,12 @@ class Tupled(Plain):
         (
             Tupled(),
             lambda x: (x.sum(1), None),
-            "output is no tensor of 3 rows, one an example: set clipping to hooks",
+            "output is not a tensor of 3 rows, one an example: set clipping to hooks",
         ),
         (
             Tupled(),
             lambda x: x.sum(1)[None],
-            "output is no tensor of 3 rows, one an example: set clipping to hooks",
+            "output is not a tensor of 3 rows, one an example: set clipping to hooks",
         ),
     ],
 )
