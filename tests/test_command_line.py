@@ -269,7 +269,7 @@ def test_cells_are_narrowed_and_written(here, tmp_path):
 def test_a_gpu_that_is_not_there_is_named(here, device):
     cell = "toy/tiny-encoder/zero_shot/eps-0/seed-0"
     done = here("run", "--sweep", "smoke", "--cell", cell, "--out", "a.json", "--device", device)
-    assert "is asked for, but no usable GPUs are here: give another, or --device cpu" in refusal(done)
+    assert "is asked for, but this machine has no usable GPUs: give another, or --device cpu" in refusal(done)
 
 
 def test_an_interrupted_run_ends_in_one_line_and_goes_on(here, monkeypatch, tmp_path):

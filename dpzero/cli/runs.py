@@ -102,7 +102,8 @@ def list_cells(options: argparse.Namespace) -> dict:
 
 
 def estimate_cost(options: argparse.Namespace) -> dict:
-    from ..plan import estimate, experiment_types, sweep
+    from ..plan import experiment_types, sweep
+    from . import estimate
 
     cells = sweep.load(options.sweep)
     if sweep.kind(options.sweep) != experiment_types.LANGUAGE:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError, let_every_print_pass
-from ..plan import cost, sweep
+from ..plan import sweep
 from ..report import KINDS, figure_files, table_files
 from ..run import gpu_lock
-from . import options
+from . import estimate, options
 
 LOCAL_FILES = ("data_dir", "model_dir")
 LOCKED = (
@@ -51,7 +51,7 @@ class Plan:
         self.table_paths = [f"{self.results}/tables/{name}" for name in table_files(kind, self.cells)]
         self.figure_paths = [f"{self.figures}/{name}" for name in figure_files(kind)]
         self._tokens = sweep.tokens(self.name)  # once: a thousand runs ask for them
-        self._pace = cost.speed(list(self.cells.values())) if self.trains else cost.PUBLISHED
+        self._pace = estimate.speed(list(self.cells.values())) if self.trains else estimate.PUBLISHED
 
     @classmethod
     def load(cls, config: dict, workflow: Any) -> Plan:
@@ -74,10 +74,10 @@ class Plan:
         return [ancient(assets.format(**self.cells[run]))] if self.trains else []
 
     def minutes(self, run: str) -> int:
-        return cost.minutes(self._tokens, self.cells[run], self._pace)
+        return estimate.minutes(self._tokens, self.cells[run], self._pace)
 
     def host_megabytes(self, run: str) -> int:
-        return cost.host_megabytes(self.cells[run])
+        return estimate.host_megabytes(self.cells[run])
 
     def print_results(self) -> None:
         """At the end: the first table, and where everything is."""
@@ -157,7 +157,5 @@ class Announcement(logging.Handler):
         self.printed = True
         jobs = (job for job in self.workflow.dag.needrun_jobs() if job.rule.name == "run")
         new = [self.cells[job.wildcards.run] for job in jobs]
-        estimate = cost.estimate(self.sweep, new, self.workflow.resource_settings.cores)
-        print(
-            f"{self.sweep}: {len(self.cells)} runs, {len(new)} of them to be run{estimate}", file=sys.stderr
-        )
+        takes = estimate.announcement(self.sweep, new, self.workflow.resource_settings.cores)
+        print(f"{self.sweep}: {len(self.cells)} runs, {len(new)} of them to be run{takes}", file=sys.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal, InvalidOperation
+from typing import Any
 
 from ..errors import UsageError, unknown
 from ..language.data import tasks
@@ -42,7 +43,7 @@ def canonical_epsilon(value: object) -> str:
 
 def check_settings(
     cell: Mapping, card: Card, layers: Iterable[Mapping], for_others: Callable[[str], bool] = lambda _: False
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Check and complete the settings of a cell.
 
     Args:
@@ -58,7 +59,7 @@ def check_settings(
         UsageError: a setting that is unknown, missing, of another type, or whose privacy no proof covers.
     """
     where, schema = f"method {cell['method']}", known(card)
-    settings = {name: entry.default for name, entry in RUN_SETTINGS.items()}
+    settings: dict[str, Any] = {name: entry.default for name, entry in RUN_SETTINGS.items()}
     for depth, layer in enumerate(layers):
         for key, value in layer.items():
             if removed := [word for word in REMOVED if word in (key, value)]:

@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterable, Mapping
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -282,7 +283,7 @@ def _cell(
     return names | {"epsilon": None, "seed": None, "settings": checked}, method_card
 
 
-def _placed(half: dict, method_card: Card, epsilon: object, seed: object) -> dict:
+def _placed(half: dict, method_card: Card, epsilon: object, seed: Any) -> dict:
     """The cell at this epsilon and seed, each in the spelling that all runs with the same outcome share."""
     settings = dict(half["settings"])
     shown = settings.get("demonstrations")

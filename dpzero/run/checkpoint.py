@@ -1,4 +1,4 @@
-"""Where a killed run goes on: one folder a run, outside the declared outputs of any rule, replaced as a whole file."""
+"""The state from which a killed run goes on: one folder a run, outside the declared outputs of any rule."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,9 +34,9 @@ def folder(out: Path) -> Path:
 
 @contextmanager
 def alone(out: Path, log: Callable[[str], object]) -> Iterator[bool]:
-    """One process at a time works on a run. Yields whether this one had to wait for another, which may have left a record.
+    """Let one process at a time work on a run. Yields whether this one waited for another, which may have left a record.
 
-    Two that took the same steps under two secret keys would release twice what either says.
+    Two processes that took the same steps under two secret keys would release twice what either reports.
     """
     path = folder(out).with_name(folder(out).name + ".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,8 +59,12 @@ def alone(out: Path, log: Callable[[str], object]) -> Iterator[bool]:
             return
 
 
+class _UnfitTranscript(ValueError):
+    """A transcript that is damaged, or does not reach the state beside it."""
+
+
 class Checkpoint:
-    """Belongs to one cell and one version of the code; that of another is thrown away, unless it holds releases of private data.
+    """The checkpoint of one cell and one version of the code. Another's is deleted, unless it holds releases of private data.
 
     The ledger and the transcript lie beside the state and outlive a state that was never written or cannot be read: what was
     released stays released.
@@ -73,23 +78,23 @@ class Checkpoint:
         self.folder = folder(out)
         text = json.dumps({"cell": cell, "code": code}, sort_keys=True)
         mark = self.folder / "cell.json"
-        found = mark.read_text("utf-8") if mark.exists() else None
-        if found != text:
-            self._make_room(found, cell, code, log)
+        earlier = mark.read_text("utf-8") if mark.exists() else None
+        if earlier != text:
+            self._make_room(earlier, cell, code, log)
             write_whole(mark, text)
         self._file = self.folder / "state.pt"
         self._saved = time.monotonic()
 
-    def _make_room(self, found: str | None, cell: dict, code: str, log: Callable[[str], object]) -> None:
+    def _make_room(self, earlier: str | None, cell: dict, code: str, log: Callable[[str], object]) -> None:
         releases = len(self.ledger.read_bytes().splitlines()) - 1 if self.ledger.exists() else 0
-        of, secret = _difference(found, cell, code)
+        difference, secret = _difference(earlier, cell, code)
         if releases > 0 and secret:
             raise UsageError(
-                f"{self.folder} holds {releases} releases of private data, made with {of}: end that run as it began or, to begin anew, "
-                "move the folder away and add what it spent"
+                f"{self.folder} holds {releases} releases of private data, made with {difference}: resume with the original settings, or "
+                "move the folder away and account for the epsilon it has spent"
             )
         if releases > 0 or self.folder.exists():
-            log(f"the checkpoint {self.folder} was made with {of}: begun anew")
+            log(f"the checkpoint {self.folder} was made with {difference}: begun anew")
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
@@ -105,7 +110,7 @@ class Checkpoint:
         return self.folder / "candidates"
 
     def load(self) -> dict | None:
-        """The last state; None where there is none or it cannot be read."""
+        """The last state; None if there is none or it cannot be read."""
         try:
             return torch.load(self._file, weights_only=True)
         except (
@@ -119,42 +124,49 @@ class Checkpoint:
         ):
             return None
 
-    def resume(self, make: Callable[[], object], state: dict | None, log: Callable[[str], object]) -> object:
-        """The method that `make` makes, where an earlier process left it: at its state, and on by what its transcript has more.
+    def resume(self, make: Callable[[], Any], state: dict | None, log: Callable[[str], object]) -> Any:
+        """The method that `make` builds, at the step where an earlier process left it.
 
-        Those steps ask nothing of the model, so none is released again. The transcript rules: where it does not reach the state
-        (the power failed) its rows are taken from the base model on, and where it is damaged the run starts afresh.
+        First from its state, and on with the steps that its transcript has beyond it: they ask nothing of the model, so none is released
+        again. If the transcript does not reach the state (the power failed), its rows are taken from the base model on. If the
+        transcript is damaged, the run starts afresh.
         """
-        lost = None
-        for saved, afresh in ((state, False), (None, False), (None, True)):
-            if afresh:
-                self.transcript.unlink(missing_ok=True)
-            method = make()
-            if saved is not None:
-                method.load_state_dict(saved["method"])
-            if not hasattr(method, "write_transcript") or (saved and not self.transcript.exists()):
-                return method  # a transcript is kept from the first step on or not at all
+        fault = ""
+        if state is not None:
+            try:
+                return self._continue(make(), state, log)
+            except _UnfitTranscript as error:
+                fault = str(error)
+        try:
+            method = self._continue(make(), None, log)
+        except _UnfitTranscript as error:
+            fault = fault or str(error)
+            self.transcript.unlink()
+            method = self._continue(make(), None, log)
+        if fault:
+            log(
+                f"{fault}. From the base model, {method.steps_taken} steps are taken again from the transcript"
+            )
+        return method
+
+    def _continue(self, method: Any, state: dict | None, log: Callable[[str], object]) -> Any:
+        """The method at its state, and on by its transcript. Raises _UnfitTranscript if the two do not fit."""
+        if state is not None:
+            method.load_state_dict(state["method"])
+        # a transcript is kept from the first step on or not at all
+        if hasattr(method, "write_transcript") and (state is None or self.transcript.exists()):
             try:
                 method.write_transcript(self.transcript)
             except UsageError:  # releases that the ledger lacks
                 raise
             except ValueError as error:
-                if not self.transcript.exists():
-                    log(f"no transcript: {error}")
-                    return method
-                if afresh:
-                    raise
-                lost = lost or error
-            else:
-                break
-        if lost:
-            log(
-                f"{lost}. From the base model, {method.steps_taken} steps are taken again from the transcript"
-            )
+                if self.transcript.exists():
+                    raise _UnfitTranscript(error) from error
+                log(f"no transcript: {error}")
         return method
 
     def check_ledger(self, released: int, state: dict | None) -> None:
-        """A step is in the ledger before it is taken. Raises UsageError where one of those taken is not: epsilon would be too small."""
+        """Raise UsageError if the ledger lacks a step that was taken: epsilon would be too small."""
         of_state = (state or {}).get("method", {}).get("budget", {}).get("releases", {})
         taken = max(sum(map(len, of_state.values())), self._rows())
         if released < taken:
@@ -164,7 +176,7 @@ class Checkpoint:
             )
 
     def _rows(self) -> int:
-        """Of the transcript; 0 where there is none, or a damaged one, which is begun anew."""
+        """Rows of the transcript; 0 if there is none or a damaged one, which is begun anew."""
         try:
             return len(read(self.transcript)[1])
         except (OSError, ValueError):
@@ -180,7 +192,7 @@ class Checkpoint:
         self._saved = time.monotonic()
 
     def remove(self) -> None:
-        """As one: killed on the way, it is whole or gone. What is left of its mark alone would let the run release anew."""
+        """Delete the folder in one move: a process killed on the way leaves all or nothing. A part of it could let the run release anew."""
         gone = self.folder.with_name(f".{self.folder.name}.removed")
         shutil.rmtree(gone, ignore_errors=True)
         if self.folder.exists():
@@ -188,10 +200,10 @@ class Checkpoint:
         shutil.rmtree(gone, ignore_errors=True)
 
 
-def _difference(found: str | None, cell: dict, code: str) -> tuple[str, bool]:
-    """In words, how a mark differs from the cell and code at hand; and whether either cell is of a release."""
+def _difference(earlier: str | None, cell: dict, code: str) -> tuple[str, bool]:
+    """How a checkpoint's mark differs from the cell and code at hand, in words; and whether either cell is a private release."""
     try:
-        old = json.loads(found or "")
+        old = json.loads(earlier or "")
         theirs, other_code = old["cell"], old["code"] != code
         changed = [k for k in {**theirs, **cell} if k != "settings" and theirs.get(k) != cell.get(k)]
         mine, before = cell["settings"], theirs["settings"]

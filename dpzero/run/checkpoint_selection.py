@@ -1,4 +1,4 @@
-"""Which iterate of a run is reported: a named rule, that stands in the header of every table."""
+"""Which checkpoint of a run is reported: a named rule, which stands in the header of every table."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ RULES = {
 
 
 class BestDev:
-    """Holds the trained parameters at that point of the learning curve where the loss on dev is least, the earliest of equals.
+    """Holds the trained parameters at the point of the learning curve with the least dev loss, the earliest of equals.
 
-    So do MeZO's and DPZero's code on OPT: `load_best_model_at_end`, whose criterion is the loss. Training itself goes on from the
-    last iterate.
+    MeZO's and DPZero's code on OPT does the same: `load_best_model_at_end`, whose criterion is the loss. Training itself goes on
+    from the last iterate.
     """
 
     def __init__(self) -> None:
@@ -33,13 +33,13 @@ class BestDev:
         self.parameters: list[Tensor] = []  # on the CPU
 
     def offer(self, step: int, loss: float, parameters: Sequence[Tensor]) -> None:
-        """A point of the curve; a loss that is not finite is never the best."""
+        """Keep this point of the curve if it is the best so far; a loss that is not finite never is."""
         if loss < self.loss:
             self.step, self.loss = step, loss
             self.parameters = [parameter.detach().cpu().clone() for parameter in parameters]
 
     def restore(self, parameters: Sequence[Tensor]) -> None:
-        """Write the best ones into `parameters`; leave them where no point was offered."""
+        """Write the best parameters into `parameters`, unless no point was offered."""
         write(self.parameters or parameters, parameters)
 
     def state_dict(self) -> dict:
@@ -50,11 +50,11 @@ class BestDev:
 
 
 class Candidates:
-    """Keeps the trained parameters at each point of the learning curve after the start, a file each, for a choice after the last step.
+    """Keeps the trained parameters at each point of the learning curve after the start, in files, for a choice after the last step.
 
-    Dev examples are asked of none before: what an interrupted run leaves behind are functions of releases alone. Which rows are for
-    training and which are dev is fixed and public, so a training example has the guarantee of training and a dev example that of the
-    choice, the run's epsilon.
+    No dev example is used before that choice, so an interrupted run leaves only post-processing of releases behind. The split into
+    training and dev rows is fixed and public: a training example has the guarantee of training, and a dev example that of the choice,
+    the run's epsilon.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -64,31 +64,41 @@ class Candidates:
         return sorted(int(path.stem) for path in self.folder.glob("*.pt"))
 
     def offer(self, step: int, parameters: Sequence[Tensor]) -> None:
-        """On disk before the run goes on: a resumed one finds it."""
+        """Write this point to disk before the run goes on: a resumed run finds it."""
         content = io.BytesIO()
         torch.save([parameter.detach().cpu() for parameter in parameters], content)
         write_whole(self.folder / f"{step}.pt", content.getvalue())
 
     def cut(self, taken: int) -> None:
-        """Without those after this many steps, which will be taken again."""
+        """Delete the points after this many steps, which will be taken again."""
         for step in self.steps():
             if step > taken:
                 (self.folder / f"{step}.pt").unlink()
 
     def choose(
-        self, parameters: Sequence[Tensor], right: Callable[[], int], budget: Budget, epsilon: float
+        self, parameters: Sequence[Tensor], correct: Callable[[], int], budget: Budget, epsilon: float
     ) -> int:
-        """Write the chosen one's into `parameters`; return its step. `right` counts the dev examples answered right with them."""
+        """Write the parameters of a privately chosen point into `parameters` and return its step.
+
+        correct: counts the dev examples that the model answers correctly with `parameters`.
+        """
         counts = {}
         for step in self.steps():
             self._write(step, parameters)
-            counts[step] = right()
+            counts[step] = correct()
         chosen = budget.choose(counts, epsilon)
         self._write(chosen, parameters)
         return chosen
 
     def _write(self, step: int, parameters: Sequence[Tensor]) -> None:
         write(torch.load(self.folder / f"{step}.pt", weights_only=True), parameters)
+
+
+def selection_by(rule: str, folder: Path) -> BestDev | Candidates | None:
+    """The selection by a rule; None for the last checkpoint. `folder`: for candidates."""
+    if rule == "accounted":
+        return Candidates(folder)
+    return BestDev() if rule == "best_dev" else None
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
-"""One GPU, one run, or a few small ones: file locks taken before torch is imported, dropped by the kernel on any death of a holder.
+"""File locks on GPUs, taken before torch is imported. The operating system drops them when their holder dies.
 
-A run that has a GPU to itself holds the GPU's lock alone. Runs that share it hold that lock together, and each a slot of its own.
-Inside the job of a batch system the locks are that job's: the numbers of its GPUs may be those of other jobs, too.
+A run that has a GPU to itself holds the GPU's lock alone. Runs that share a GPU hold its lock together, and a slot each.
+Inside the job of a batch system the locks are that job's: GPUs of other jobs may have the same numbers.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ import time
 from collections.abc import Callable
 from itertools import product, takewhile
 from pathlib import Path
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
 from ..errors import UsageError
 
 NONE = ("", "-1", "NoDevFiles")
-DEVICE_FILES = "DPZERO_DEVICE_FILES"  # the folder in which they are; for tests
+DEVICE_FILES = "DPZERO_DEVICE_FILES"  # folder of the device files; for tests
 SHARE = "DPZERO_GPU_SHARE"  # how many runs may be on one GPU
 JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")  # a batch system's number of this job
-_held = []  # open files: a lock lives as long as its process
+_held: list[list[BinaryIO]] = []  # open files: a lock lives as long as its process
 _listed: list[str | None] = []  # CUDA_VISIBLE_DEVICES before each lease
 
 
 class Crowded(Exception):
-    """Out of memory on a GPU with other runs on it: that says nothing of the run."""
+    """Out of memory on a GPU that other runs share: no result of this run."""
 
 
 def visible() -> list[str]:
-    """The GPUs that this process may use, without asking torch. None where there is no device file: the variable alone makes no GPU."""
+    """The GPUs that this process may use, without asking torch: those of CUDA_VISIBLE_DEVICES that have a device file."""
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     there = sorted(path.name.removeprefix("nvidia") for path in _devices().glob("nvidia[0-9]*"))
     if listed is None or not there:
@@ -46,7 +46,7 @@ def _devices() -> Path:
 
 
 def check(device: str) -> None:
-    """Raises UsageError for a device that this machine does not have. Imports torch."""
+    """Raise UsageError for a device that this machine does not have. Imports torch."""
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -54,12 +54,12 @@ def check(device: str) -> None:
         kind, _, number = one.partition(":")
         if kind == "cuda" and int(number or 0) >= count:
             raise UsageError(
-                f"device {one} is asked for, but {count or 'no'} usable GPUs are here: give another, or --device cpu"
+                f"device {one} is asked for, but this machine has {count or 'no'} usable GPUs: give another, or --device cpu"
             )
 
 
 def share() -> int:
-    """How many runs may be on one GPU: 1 unless the environment says otherwise. Raises UsageError for what is no such number."""
+    """How many runs may share one GPU, from the environment; 1 by default. Raises UsageError for anything but a positive number."""
     asked = os.environ.get(SHARE, "1")
     if not asked.isdecimal() or int(asked) < 1:
         raise UsageError(
@@ -69,7 +69,7 @@ def share() -> int:
 
 
 def of_this_rank() -> list[str]:
-    """Those among which to choose: of several ranks each has one to itself, by torchrun's number on this machine."""
+    """The GPUs among which to choose. Of several ranks each has one to itself, by torchrun's number on this machine."""
     gpus, ranks = visible(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if not gpus or ranks == 1:
         return gpus
@@ -77,15 +77,15 @@ def of_this_rank() -> list[str]:
         raise UsageError(
             f"{ranks} ranks on a machine with {len(gpus)} GPUs: start one for each GPU, or give --device cpu"
         )
-    os.environ[SHARE] = "1"  # one that waits for the others must not leave its GPU for another
+    os.environ[SHARE] = "1"  # a rank that waits for the others must not leave its GPU for another run
     return [gpus[int(os.environ["LOCAL_RANK"])]]
 
 
 def lease(gpus: list[str], log: Callable[[str], object] = print) -> str | None:
-    """Wait for a place on one of `gpus` and make that GPU the only visible one; None, at once, where there is none.
+    """Wait for a place on one of `gpus` and make that GPU the only visible one. Returns it; None at once if there is no GPU.
 
-    The emptiest GPU is taken first. A shared one is entered only while its `share`-th part of memory is free, and where that
-    cannot be asked for, no GPU is shared. A run that wants a GPU to itself waits until all who share it are gone.
+    The emptiest GPU is taken first. A shared one is entered only while its `share`-th part of memory is free. If nvidia-smi does
+    not say how much is free, no GPU is shared. A run that wants a GPU to itself waits until no other run is on it.
     """
     if not gpus:
         return None
@@ -111,7 +111,7 @@ def lease(gpus: list[str], log: Callable[[str], object] = print) -> str | None:
 
 
 def lease_all(device: str, log: Callable[[str], object] = print) -> None:
-    """Wait until each GPU of a device list (cuda:0,cuda:1) is this process's alone. In one order, so that no two wait for each other."""
+    """Wait until each GPU of a device list (cuda:0,cuda:1) is this process's alone, in one order, so that no two deadlock."""
     gpus = visible()
     numbers = sorted({int(one.partition(":")[2] or 0) for one in device.split(",") if one.startswith("cuda")})
     for name in sorted(gpus[number] for number in numbers if number < len(gpus)):
@@ -126,12 +126,12 @@ def lease_all(device: str, log: Callable[[str], object] = print) -> None:
 
 
 def shared() -> bool:
-    """Whether this process may have company on its GPU."""
+    """Whether other runs may be on this process's GPU."""
     return bool(_held) and share() > 1
 
 
 def start_again_alone() -> NoReturn:
-    """This command from its start, on a GPU of its own. Locks go with the old program; a checkpoint stays."""
+    """Start this command again, on a GPU of its own. The locks go with the old program; the checkpoint stays."""
     before = _listed.pop()
     if before is None:
         del os.environ["CUDA_VISIBLE_DEVICES"]
@@ -149,9 +149,9 @@ def _folder() -> Path:
     return folder
 
 
-def _lock(gpu: Path, slot: int, places: int) -> list:
-    """The two open files that hold this slot; none where one of them is taken."""
-    files = []
+def _lock(gpu: Path, slot: int, places: int) -> list[BinaryIO]:
+    """The two open files that hold this slot; none if one of them is taken."""
+    files: list[BinaryIO] = []
     kinds = {".lock": fcntl.LOCK_EX if places == 1 else fcntl.LOCK_SH, f".{slot}.lock": fcntl.LOCK_EX}
     for ending, kind in kinds.items():
         files.append(gpu.with_name(gpu.name + ending).open("wb"))
@@ -165,7 +165,7 @@ def _lock(gpu: Path, slot: int, places: int) -> list:
 
 
 def _free_part(gpu: str) -> float | None:
-    """Which part of the GPU's memory is free, from 0 to 1; None where nvidia-smi does not say."""
+    """The part of the GPU's memory that is free, from 0 to 1; None if nvidia-smi does not say."""
     command = [
         "nvidia-smi",
         f"--id={gpu}",
@@ -173,8 +173,8 @@ def _free_part(gpu: str) -> float | None:
         "--format=csv,noheader,nounits",
     ]
     try:
-        said = subprocess.run(command, capture_output=True, encoding="utf-8", check=True, timeout=30).stdout
-        free, total = (float(number) for number in said.split(","))
+        answer = subprocess.run(command, capture_output=True, encoding="utf-8", check=True, timeout=30).stdout
+        free, total = (float(number) for number in answer.split(","))
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
     return free / total

@@ -1,17 +1,18 @@
-"""Whether the losses of a model are batch-invariant on this machine."""
+"""Batch invariance of the losses on this machine: how far they move by rounding when one example leaves a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 STAND_INS = 8
 CLIP, SMOOTHING, LENGTH = 50.0, 1e-3, 16
 ARCHITECTURES = ("roberta-base", "opt-125m")  # an encoder and a decoder
 
 
-def measured(loss, model, batch, *, clip: float, smoothing: float) -> dict:
-    """For a run's record, of `stand_ins`, before its first release: nothing of private examples enters."""
+def measure(loss: Any, model: Any, batch: Any, *, clip: float, smoothing: float) -> dict:
+    """The part `batch_invariance` of a record, of `stand_ins` before the first release: no private example enters."""
     from ..zeroth_order.invariance import losses_move
 
     moved = losses_move(loss, model, batch, clip=clip, smoothing=smoothing, leaving=(0, STAND_INS // 2))
@@ -19,8 +20,25 @@ def measured(loss, model, batch, *, clip: float, smoothing: float) -> dict:
     return {"others_move_over_clip": moved, "compute": loss.compute, "how": how}
 
 
-def of_architectures(names=ARCHITECTURES) -> list[dict]:
-    """What the others move when either of two of eight random texts leaves, for each model and type of products that this machine has.
+def stand_ins(like: Any, model: Any, length: int) -> Any:
+    """Random texts or features of the type of `like` (a split of a task, or its features), of 2 to `length` tokens."""
+    import numpy as np
+
+    from ..language.models.batch_invariance import stand_in_ids
+    from ..language.models.encoding import Continuations, Examples
+    from ..language.models.feature_cache import Features
+
+    if isinstance(like, Features):
+        values = np.random.default_rng(0).normal(size=(STAND_INS, like.values.shape[1]))
+        return Features(values.astype(np.float32), np.zeros(STAND_INS, np.int64))
+    texts: list[Any] = [stand_in_ids(model, int(n)) for n in np.linspace(length, 2, STAND_INS)]
+    if isinstance(like, Continuations):
+        return Continuations.of([[(ids, 1, True)] for ids in texts], [""] * STAND_INS)
+    return Examples.of(texts, [0] * STAND_INS)
+
+
+def of_architectures(names: Sequence[str] = ARCHITECTURES) -> list[dict]:
+    """How far the others move when either of two of eight random texts leaves, for each model and type of matrix products.
 
     Weights are random, in the published shapes, and the biases are perturbed.
     """
@@ -30,7 +48,7 @@ def of_architectures(names=ARCHITECTURES) -> list[dict]:
     from ..zeroth_order.invariance import others_move
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    found = []
+    rows = []
     for name in names:
         model = architectures.build(name, device=device)
         for place, parameter in model.named_parameters():
@@ -40,8 +58,8 @@ def of_architectures(names=ARCHITECTURES) -> list[dict]:
             loss = losses.CrossEntropy(2048, compute.replace("tf32", "float32"))
             with _tf32(compute == "tf32"):
                 moved = others_move(loss, model, batch, clip=CLIP, smoothing=SMOOTHING, leaving=(0, 4))
-            found.append({"model": name, "compute": compute, **moved})
-    return found
+            rows.append({"model": name, "compute": compute, **moved})
+    return rows
 
 
 @contextmanager
@@ -54,20 +72,3 @@ def _tf32(used: bool) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def stand_ins(like, model, length: int):
-    """Random words or features of the type of `like` (a split of a task, or its features), the longest of `length` tokens, the others shorter."""
-    import numpy as np
-
-    from ..language.models.batch_invariance import stand_in_ids
-    from ..language.models.encoding import Continuations, Examples
-    from ..language.models.feature_cache import Features
-
-    if isinstance(like, Features):
-        values = np.random.default_rng(0).normal(size=(STAND_INS, like.values.shape[1]))
-        return Features(values.astype(np.float32), np.zeros(STAND_INS, np.int64))
-    texts = [stand_in_ids(model, int(n)) for n in np.linspace(length, 2, STAND_INS)]
-    if isinstance(like, Continuations):
-        return Continuations.of([[(ids, 1, True)] for ids in texts], [""] * STAND_INS)
-    return Examples.of(texts, [0] * STAND_INS)

@@ -14,29 +14,28 @@ from pathlib import Path
 from .. import __version__
 from ..plan.registry import ROOT
 
-# What changes no number of a run; every other file of the package does
+# Rooms and files that change no number of a run. Every other file of the package does, a new one included
 APART = (
     "report",  # reads records
-    "algorithm.py",  # a method's own: see method_digest
-    "__main__.py",
     "cli",
-    "plan/cost.py",
-    "plan/estimate.py",
-    "sweeps",  # what a cell says stands in its record
+    "sweeps",  # a record holds its whole cell
     "profiles",
+    "__main__.py",
     "environment.yaml",
+    "algorithm.py",  # a method's own: see method_digest
 )
 SUFFIXES = {".py", ".yaml", ".csv", ".json", ".txt"}
 SOURCE = (
     "dpzero",
     "baselines/*.py",
     *(f":(exclude)dpzero/{path}" for path in APART if path != "algorithm.py"),
+    ":(exclude)*.md",
 )
 PACKAGES = ("torch", "transformers", "numpy", "opacus", "peft", "dp-accounting")
 
 
 def provenance(method_file: str, device: str) -> dict:
-    """Of a run that uses the given method file. Slow parts: one git call, reading the source."""
+    """Code, device and packages of a run that uses this method file. Takes one git call, and reads the source."""
     return {
         **commit(),
         "code": core_digest(),
@@ -48,10 +47,10 @@ def provenance(method_file: str, device: str) -> dict:
 
 
 def commit() -> dict:
-    """The last git commit of the source that decides a run's numbers, and whether the tree differs from it.
+    """The last git commit of the source that can change a number, and whether the working tree differs from it.
 
-    Commits of results, reports or documents leave it as it is, so that committed tables stay equal to those of a rerun.
-    Of an installed package there is no commit: its version stands for it, and the digests beside it tell its code.
+    Commits of results, reports or documents do not change it, so that committed tables stay equal to those of a rerun.
+    For an installed package it is the version; the digests in the record identify its code.
     """
 
     def git(*arguments: str) -> str | None:
@@ -63,14 +62,14 @@ def commit() -> dict:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    # an environment may lie in a checkout of something else, which knows no commit of these files
+    # an environment may lie in another project's checkout, which has no commit of these files
     if not (last := git("log", "-1", "--format=%H", "--", *SOURCE)):
         return {"git": f"dpzero-{__version__}", "dirty": False}
     return {"git": last, "dirty": git("status", "--porcelain", "--untracked-files=no", "--", *SOURCE) != ""}
 
 
 def core_digest() -> str:
-    """SHA-256 of the source that every run shares: all of the package but what is listed as apart."""
+    """SHA-256 of the source that every run shares: the package without what is listed as apart."""
     return _digest(core_files())
 
 
@@ -85,19 +84,19 @@ def core_files() -> list[Path]:
 
 
 def method_digest(name: str) -> str:
-    """SHA-256 of a method's own file and of those beside it that it imports, or that they import."""
-    found: list[Path] = []
+    """SHA-256 of a method's own file and of the method files that it imports, directly or through others."""
+    files: list[Path] = []
     wanted = [ROOT / ("dpzero/algorithm.py" if name == "dpzero" else f"baselines/{name}.py")]
     while wanted:
         file = wanted.pop()
-        if file not in found and file.exists():
-            found.append(file)
+        if file not in files and file.exists():
+            files.append(file)
             wanted += [ROOT / path for path in _imported(file)]
-    return _digest([found[0], *sorted(found[1:])])
+    return _digest([files[0], *sorted(files[1:])])
 
 
 def _imported(file: Path) -> Iterator[str]:
-    """Files beside the methods, and DPZero's, that a file may import."""
+    """The method files that a file imports."""
     for node in ast.walk(ast.parse(file.read_text("utf-8"))):
         names = [alias.name for alias in getattr(node, "names", ()) if isinstance(alias, ast.alias)]
         module = getattr(node, "module", None) or ""

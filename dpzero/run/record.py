@@ -1,7 +1,7 @@
-"""A record is one run's JSON file: written last and whole, so a half one never exists.
+"""A record is one run's JSON file, written last and whole: half a record never exists.
 
-A private run with a secret key is a release: what it leaves behind is on an explicit list, each key with the reason why it
-reveals nothing that epsilon does not cover. Whatever is not listed is refused: a log of losses would undo the noise.
+A private run with a secret key is a release. What it leaves behind is on an explicit list, each key with the reason why it
+reveals nothing that epsilon does not cover. Anything else is refused: a log of losses would undo the noise.
 """
 
 from __future__ import annotations
@@ -11,143 +11,100 @@ import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from ..errors import UsageError
 from ..files import write_whole
+from ..plan.cell import run_id
 
 VERSION = 1
 
-_INPUT = "given before the first private example is read"
-_WEIGHTS = "a function of the weights, which are a function of the releases, and of public test data"
-_LEDGER = "counts releases, whatever was in their batches (an interrupted run's number follows the clock)"
-_STAND_IN = "of a stand-in batch, before the first private batch is drawn"
-_SOFTWARE = "the machine and its software"
+# The lists below: reason -> the key paths that anyone may read for it. `[]` is an item of a list, `.*` at the end any key.
 
-# Key path -> why it may be read by anyone. `[]` is an item of a list, a `.*` at the end is any key. A null section is allowed.
-ALLOWED_IN_A_RELEASE: dict[str, str] = {
-    "version": "the same in every record",
-    "run": _INPUT,
-    # ok and diverged are functions of the weights and public test data; oom may follow a batch's size, which epsilon does not
-    # cover: the privacy statement says so, and the error tells the fact alone
-    "status": "how the run ended",
-    "error": "one of ERRORS_IN_A_RELEASE, word for word",
-    **dict.fromkeys(
-        ("cell.task", "cell.model", "cell.method", "cell.use", "cell.epsilon", "cell.seed"), _INPUT
-    ),
-    "cell.settings.*": _INPUT,  # the sweep's reader knows every name
-    **dict.fromkeys(("method.title", "method.private", "method.order"), "a constant of the method's class"),
-    **dict.fromkeys(("metrics.accuracy", "metrics.f1", "metrics.loss"), _WEIGHTS),
-    "metrics.split": "test: dev is part of the private data and is refused before anything runs",
-    "metrics.examples": "the size of the public test data",
-    "metrics.selection": "a constant of this code",
-    "privacy.unit": _INPUT,
-    "privacy.adjacency": _INPUT,
-    "privacy.sampling": "the name of the sampler's class",
-    "privacy.mechanism": _INPUT,
-    "privacy.dataset_size": "public: the sampling rate needs it (so are the numbers of examples of each label)",
-    "privacy.batch_size": "the expected size, a setting; never the size of a batch",
-    "privacy.steps": _LEDGER,
-    "privacy.directions": _INPUT,
-    "privacy.clip": _INPUT,
-    "privacy.noise_scale": "computed from settings alone",
-    "privacy.delta": _INPUT,
-    "privacy.epsilon_target": _INPUT,
-    **dict.fromkeys(("privacy.epsilon_spent", "privacy.epsilon_spent_rdp", "privacy.gdp_mu"), _LEDGER),
-    "privacy.accountant": _SOFTWARE,
-    "privacy.noise_arithmetic": _INPUT,
-    "privacy.noise_key": _INPUT,
-    **dict.fromkeys(("privacy.batch_invariance.*", "privacy.others_move_over_clip"), _STAND_IN),
-    "privacy.valid_release": "by settings, and by what was measured of a stand-in batch",
-    "privacy.choice.mechanism": "a constant of this code",
-    "privacy.choice.epsilon": _LEDGER,
-    "metrics.selected_step": "released by the private choice, whose epsilon covers it",
-    "metrics.candidates": "the number of points of the curve ",
-    **dict.fromkeys(
-        (
-            "memory.peak_allocated_bytes",
-            "memory.inference_peak_bytes",
-            "memory.weights_bytes",
-            "memory.peak_reserved_bytes",
-            "memory.how",
-        ),
-        _STAND_IN,
-    ),
-    "transcript.file": "the record's own name with another ending",
-    "transcript.sha256": "a function of the releases, which the file lists",
-    "transcript.steps": _LEDGER,
-    "transcript.law": "the name of the public directions' law",
-    "transcript.weights_sha256": "a function of the weights, which are a function of the releases",
-    **dict.fromkeys(
-        (
-            "provenance.git",
-            "provenance.dirty",
-            "provenance.code",
-            "provenance.method_code",
-            "provenance.device",
-            "provenance.python",
-            "provenance.packages.*",
-            "provenance.threads",
-            "provenance.ranks.count",
-            "provenance.ranks.backend",
-        ),
-        _SOFTWARE,
-    ),
-    **dict.fromkeys(
-        ("provenance.ranks.bytes_a_step_from_each", "provenance.ranks.bytes_a_step_to_each"),
-        "by the number of steps and scalars: a message is as long for any batch",
-    ),
-    **dict.fromkeys(
-        ("provenance.model.name", "provenance.model.sha256", "provenance.model.title"),
-        "the public base model",
-    ),
-    **dict.fromkeys((f"provenance.data.{key}" for key in ("name", "title", "source", "split")), _INPUT),
-}
+
+def _by_key(reasons: dict[str, str]) -> dict[str, str]:
+    return {key: reason for reason, keys in reasons.items() for key in keys.split()}
+
+
+# A null section is allowed, too. The sweep's reader knows every name under cell.settings
+ALLOWED_IN_A_RELEASE = _by_key(
+    {
+        "the same in every record, or a constant of this code": "version metrics.selection privacy.choice.mechanism",
+        "given before the first private example is read": """run cell.task cell.model cell.method cell.use cell.epsilon cell.seed
+            cell.settings.* privacy.unit privacy.adjacency privacy.mechanism privacy.directions privacy.clip privacy.delta
+            privacy.epsilon_target privacy.noise_arithmetic privacy.noise_key
+            provenance.data.name provenance.data.title provenance.data.source provenance.data.split""",
+        # ok and diverged are functions of the weights and public test data; oom may follow a batch's size, which epsilon does not
+        # cover: the privacy statement says so, and the error tells the fact alone
+        "how the run ended": "status",
+        "one of ERRORS_IN_A_RELEASE, word for word": "error",
+        "a constant of the method's class": "method.title method.private method.order",
+        "a function of the weights, which are a function of the releases, and of public test data": "metrics.accuracy metrics.f1 metrics.loss",
+        "test: dev is part of the private data and is refused before anything runs": "metrics.split",
+        "the size of the public test data": "metrics.examples",
+        "the name of the sampler's class": "privacy.sampling",
+        "public: the sampling rate needs it (so are the numbers of examples of each label)": "privacy.dataset_size",
+        "the expected size, a setting; never the size of a batch": "privacy.batch_size",
+        "counts releases, whatever was in their batches (an interrupted run's number follows the clock)": """privacy.steps
+            privacy.epsilon_spent privacy.epsilon_spent_rdp privacy.gdp_mu privacy.choice.epsilon transcript.steps""",
+        "computed from settings alone": "privacy.noise_scale",
+        "measured on a stand-in batch, before the first private batch is drawn": """privacy.batch_invariance.* privacy.others_move_over_clip
+            memory.peak_allocated_bytes memory.inference_peak_bytes memory.weights_bytes memory.peak_reserved_bytes memory.how""",
+        "by settings, and by what was measured on a stand-in batch": "privacy.valid_release",
+        "released by the private choice, whose epsilon covers it": "metrics.selected_step",
+        "the number of points of the curve": "metrics.candidates",
+        "the record's own name with another ending": "transcript.file",
+        "a function of the releases, which the file lists": "transcript.sha256",
+        "the name of the public directions' law": "transcript.law",
+        "a function of the weights, which are a function of the releases": "transcript.weights_sha256",
+        "the machine and its software": """privacy.accountant provenance.git provenance.dirty provenance.code provenance.method_code
+            provenance.device provenance.python provenance.packages.* provenance.threads provenance.ranks.count
+            provenance.ranks.backend""",
+        "by the number of steps and scalars: a message is as long for any batch": """provenance.ranks.bytes_a_step_from_each
+            provenance.ranks.bytes_a_step_to_each""",
+        "the public base model": "provenance.model.name provenance.model.sha256 provenance.model.title",
+    }
+)
 
 # Keys that every record has and that are null in a release.
-WITHHELD_FROM_A_RELEASE: dict[str, str] = {
-    **dict.fromkeys(
-        (
-            "time.wall_seconds",
-            "time.train_seconds",
-            "time.steps_per_second",
-            "time.step_seconds",
-            "time.two_forward_seconds",
-        ),
-        "a step takes as long as its batch is large, and which examples are in it is secret; a sum of such times is no better",
-    ),
-    "memory.peak_resident_bytes": "of the whole process: it follows the largest private batch",
-    "provenance.data.sha256": "who knows all examples but one could try the last one until the digest fits",
-}
+WITHHELD_FROM_A_RELEASE = _by_key(
+    {
+        "a step takes as long as its batch is large, and which examples are in it is secret; a sum of such times is no better": """
+            time.wall_seconds time.train_seconds time.steps_per_second time.step_seconds time.two_forward_seconds""",
+        "of the whole process: it follows the largest private batch": "memory.peak_resident_bytes",
+        "an adversary who knows all examples but one could try the last one until the digest fits": "provenance.data.sha256",
+    }
+)
 
 # The same for a checkpoint's state, which outlives a killed run. Beside it lie the cell, an input, and the ledger: settings, the
-# steps that were released and the name of the key, a hash of 32 secret bytes.
-ALLOWED_IN_A_CHECKPOINT: dict[str, str] = {
-    "method.steps_taken": "counts releases (where the clock cut, which is not protected)",
-    "method.parameters[]": "the weights: a function of the base model and the releases",
-    "method.optimizer.*": "settings, and moments of the released sums",
-    "method.second_moment[]": "of the released scalars",
-    "method.schedule[][]": _INPUT,
-    "method.budget.event.*": _INPUT,
-    "method.budget.others_move_over_clip": _STAND_IN,
-    "method.budget.position": "counts batches, whatever was in them",
-    "method.budget.releases.*": "numbers of batches by the name of the key, a hash of 32 secret bytes",
-}
-# Beside it, too, where a choice is to be made: the weights at points of the curve, a function of the releases, and what was chosen.
+# steps that were released and the name of the key, a hash of 32 secret bytes. If a choice is to be made, so do the weights at points
+# of the curve, a function of the releases, and what was chosen.
+ALLOWED_IN_A_CHECKPOINT = _by_key(
+    {
+        "counts releases (where the clock cut, which is not protected)": "method.steps_taken",
+        "the weights: a function of the base model and the releases": "method.parameters[]",
+        "settings, and moments of the released sums": "method.optimizer.*",
+        "moments of the released scalars": "method.second_moment[]",
+        "given before the first private example is read": "method.schedule[][] method.budget.event.*",
+        "measured on a stand-in batch, before the first private batch is drawn": "method.budget.others_move_over_clip",
+        "counts batches, whatever was in them": "method.budget.position",
+        "numbers of batches by the name of the key, a hash of 32 secret bytes": "method.budget.releases.*",
+    }
+)
 
 # The first line of a transcript. The rows below it are the released scalars over the expected batch size: what epsilon covers.
-ALLOWED_IN_A_TRANSCRIPT: dict[str, str] = {
-    "format": "the same in every transcript",
-    "method": "a constant of the method's class",
-    **dict.fromkeys(
-        ("law.name", "law.seed", "law.rank", "directions", "smoothing", "schedule[][]", "second_moment"),
-        _INPUT,
-    ),
-    "law.version": "the name of the public directions' law",
-    "perturbed_on_read[]": "numbers of the model's tensors, by its architecture",
-    "still[][]": "numbers of the model's tensors and rows, by its architecture",
-    "privacy.*": "settings, and the name of the key, a hash of 32 secret bytes",
-    "base_sha256": "the public base model",
-}
+ALLOWED_IN_A_TRANSCRIPT = _by_key(
+    {
+        "the same in every transcript": "format",
+        "a constant of the method's class": "method",
+        "given before the first private example is read": """law.name law.seed law.rank directions smoothing schedule[][]
+            second_moment""",
+        "the name of the public directions' law": "law.version",
+        "numbers of the model's tensors and rows, by its architecture": "perturbed_on_read[] still[][]",
+        "settings, and the name of the key, a hash of 32 secret bytes": "privacy.*",
+        "the public base model": "base_sha256",
+    }
+)
 
 OUT_OF_MEMORY = "out of memory"  # torch's own words tell a tensor's size: that of a private batch
 ERRORS_IN_A_RELEASE = (
@@ -168,7 +125,7 @@ def is_release(cell: Mapping) -> bool:
 
 
 def refuse_private_scores(cell: dict) -> None:
-    """Raises UsageError for a release that is scored on dev: a score is published as it is."""
+    """Refuse `split: dev` in a private release, by UsageError: the score would be published without noise."""
     settings = cell["settings"]
     if is_release(cell) and settings["split"] != "test":
         raise UsageError(
@@ -177,12 +134,12 @@ def refuse_private_scores(cell: dict) -> None:
         )
 
 
-def withhold(record: dict) -> dict:
+def withhold(record: dict[str, Any]) -> dict[str, Any]:
     """The record with null for what a release does not tell; any other record as it is."""
     return _without_withheld(record) if is_release(record["cell"]) else record
 
 
-def _without_withheld(value: object, path: str = "") -> object:
+def _without_withheld(value: Any, path: str = "") -> Any:
     if path in WITHHELD_FROM_A_RELEASE:
         return None
     if not isinstance(value, dict):
@@ -218,6 +175,29 @@ def leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
         yield path, value
 
 
+def make(
+    cell: Mapping,
+    method: Mapping,
+    *,
+    provenance: Mapping,
+    time: Mapping,
+    status: str = "ok",
+    error: str | None = None,
+    metrics: Mapping | None = None,
+    **parts: object,
+) -> dict:
+    """The record of a cell, without what a private release withholds.
+
+    Args:
+        cell: as planned; the keys that only planning needs are left out.
+        method: has `title`, `private` and `order`.
+        parts: of its kind of experiment, such as `privacy`, `curve` or `memory`.
+    """
+    head = {"version": VERSION, "run": run_id(cell), "cell": {k: v for k, v in cell.items() if k != "title"}}
+    outcome = {"method": method, "status": status, "error": error, "metrics": metrics}
+    return withhold(head | outcome | parts | {"time": time, "provenance": provenance})
+
+
 def transcript_of(path: Path) -> Path:
     """Where the transcript of a record lies: beside it."""
     return path.with_suffix(".transcript")
@@ -244,11 +224,11 @@ def write(path: Path, record: dict, transcript: Path | None = None) -> None:
     write_whole(path, text)
 
 
-def of_run(path: Path, cell: Mapping) -> dict | None:
-    """The record of this cell, where it is there."""
+def find(path: Path, cell: Mapping) -> dict | None:
+    """The record of this cell, if it is there."""
     try:
-        found = json.loads(path.read_text("utf-8"))
-        return found if all(cell[key] == value for key, value in found["cell"].items()) else None
+        record = json.loads(path.read_text("utf-8"))
+        return record if all(cell[key] == value for key, value in record["cell"].items()) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

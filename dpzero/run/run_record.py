@@ -1,84 +1,67 @@
-"""What a run tells of itself: the parts of its record."""
+"""The parts of a language run's record."""
 
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import torch
 
 from ..language.data import tasks
-from ..language.models import weights
+from ..language.models import weights as base_weights
+from ..privacy import Budget
 from ..zeroth_order import transcript
 from . import distributed, gpu_lock, record
 from .provenance import provenance
-
-if TYPE_CHECKING:
-    from .run import Run
+from .setup import Setup
 
 
-def whole(run: Run, result: dict) -> dict:
-    """The record, without what a release withholds."""
-    head = {"version": record.VERSION, "run": run.name, "cell": _cell(run), "method": _method(run)}
-    return record.withhold(head | result | {"time": run.clock.record(), "provenance": _provenance(run)})
-
-
-def unfinished(run: Run) -> dict:
-    """What a run that stopped early still has to say, its spent epsilon among it."""
-    part = transcript_part(run, replayable=False)
-    made = {"metrics": None, "curve": run.curve, "privacy": statement(run), "memory": run.memory}
-    return made | {"transcript": part}
-
-
-def statement(run: Run) -> dict | None:
-    """Of privacy, from the ledger; None without one."""
-    if run.budget is None:
+def describe_privacy(setup: Setup, budget: Budget | None, batch_invariance: dict | None) -> dict | None:
+    """The part `privacy`, from the ledger; None without a budget."""
+    if budget is None:
         return None
-    said = run.budget.statement(run.settings["clip"], float(run.cell["epsilon"]))
-    return said | ({"batch_invariance": run.invariance} if run.invariance else {})
+    statement = budget.statement(setup.settings["clip"], float(setup.cell["epsilon"]))
+    return statement | ({"batch_invariance": batch_invariance} if batch_invariance else {})
 
 
-def transcript_part(run: Run, replayable: bool) -> dict | None:
-    """What the record says of the file that `record.write` puts beside it.
+def describe_transcript(path: Path, release: bool, weights: list | None) -> dict | None:
+    """The part `transcript`, without its file's name; None without a transcript.
 
-    The digest is that of weights that a replay must give again: after running out of memory in the middle of a step there are
-    none, and what diverged is no model.
+    Args:
+        path: the transcript in the checkpoint.
+        weights: tensors that a replay must give again. There are none after running out of memory in the middle of a step, and what
+            diverged is no model.
     """
-    if run.keeps_transcript:
-        run.method.transcript.close()
     try:
-        header, scalars = transcript.read(run.checkpoint.transcript)
+        header, scalars = transcript.read(path)
     except (OSError, ValueError):
         return None
-    if run.release:
+    if release:
         record.refuse_unlisted(header, record.ALLOWED_IN_A_TRANSCRIPT)
     return {
-        "file": record.transcript_of(run.out).name,
-        "sha256": hashlib.sha256(run.checkpoint.transcript.read_bytes()).hexdigest(),
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "steps": len(scalars),
         "law": header["law"]["version"],
-        "weights_sha256": transcript.digest(run.method.parameters) if replayable else None,
+        "weights_sha256": transcript.digest(weights) if weights is not None else None,
     }
 
 
-def _cell(run: Run) -> dict:
-    return {k: run.cell[k] for k in ("task", "model", "method", "use", "epsilon", "seed", "settings")}
-
-
-def _method(run: Run) -> dict:
-    return {"title": run.cell["title"], "private": run.card.private, "order": run.card.order}
-
-
-def _provenance(run: Run) -> dict:
-    found, task, model = provenance(run.cell["use"], run.device), run.cell["task"], run.cell["model"]
-    differs = None if run.release else tasks.files_differ(task)
-    departure = {"departure": differs} if differs else {}
+def describe_provenance(setup: Setup, steps: int) -> dict:
+    """The part `provenance`: code, machine, base model and data."""
+    task, model = setup.cell["task"], setup.cell["model"]
+    origin = provenance(setup.cell["use"], setup.device)
+    departure = None if setup.release else tasks.files_differ(task)
     if gpu_lock.shared():  # so that its times stand in a row of their own
-        found["device"] += f", shared by up to {gpu_lock.share()} runs"
+        origin["device"] += f", shared by up to {gpu_lock.share()} runs"
+    about = {"name": task, "sha256": tasks.digest(task), **setup.task.about()}
     return {
-        **found,
-        **distributed.provenance(run.ranks, run.clock.steps),
+        **origin,
+        **distributed.provenance(setup.ranks, steps),
         "threads": torch.get_num_threads(),
-        "model": {"name": model, "sha256": weights.digest(model), "title": weights.stanza(model)["title"]},
-        "data": {"name": task, "sha256": tasks.digest(task), **run.task.about(), **departure},
+        "model": {
+            "name": model,
+            "sha256": base_weights.digest(model),
+            "title": base_weights.stanza(model)["title"],
+        },
+        "data": about | ({"departure": departure} if departure else {}),
     }

@@ -1,6 +1,6 @@
 """Peak memory of a run's step on a stand-in batch: it says nothing of private data and repeats exactly, so it is measured once.
 
-In-context learning takes no step: what it needs is an evaluation, which keeps the keys and values of the demonstrations.
+In-context learning takes no step: it needs an evaluation, which keeps the keys and values of the demonstrations.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
@@ -17,61 +17,59 @@ from ..language.data import assets
 from ..language.models import feature_cache
 from ..memory import trackers
 from .provenance import provenance
-
-if TYPE_CHECKING:
-    from .run import Run
+from .setup import Setup
 
 FOLDER = "memory"  # of the cache
-FACTORS = {"learning_rate", "clip"}  # numbers that a step multiplies by: its memory is the same
+FACTORS = {"learning_rate", "clip"}  # settings that only multiply: they do not change the memory of a step
 
 
-def of(run: Run) -> dict:
-    """Bytes of the weights, of plain inference and of a step, and how they were taken; kept for runs of the same settings."""
-    cell = {key: run.cell[key] for key in ("task", "model", "use")}
-    settings = {key: value for key, value in run.settings.items() if key not in FACTORS}
-    found = provenance(run.cell["use"], run.device)
+def measure(setup: Setup) -> dict:
+    """Peak bytes of the weights, of inference and of a step, and how they were measured; cached for runs of the same settings."""
+    cell = {key: setup.cell[key] for key in ("task", "model", "use")}
+    settings = {key: value for key, value in setup.settings.items() if key not in FACTORS}
+    origin = provenance(setup.cell["use"], setup.device)
     source = hashlib.sha256(Path(trackers.__file__).read_bytes() + Path(__file__).read_bytes()).hexdigest()
-    made_by = [found[name] for name in ("code", "method_code", "device", "packages")]
-    name = hashlib.sha256(json.dumps([cell, settings, made_by, source], sort_keys=True).encode()).hexdigest()[
-        :16
-    ]
+    made_by = [origin[name] for name in ("code", "method_code", "device", "packages")]
+    question = json.dumps([cell, settings, made_by, source], sort_keys=True)
+    name = hashlib.sha256(question.encode()).hexdigest()[:16]
     path = assets.cache_folder() / FOLDER / f"{name}.json"
     if not path.exists():
-        write_whole(path, json.dumps(_measure(run)))
+        write_whole(path, json.dumps(_measure(setup)))
     return json.loads(path.read_text("utf-8"))
 
 
-def _measure(run: Run) -> dict:
-    """Of a throw-away model and method."""
-    size, length = run.settings["batch_size"], run.settings["max_length"]
-    batch, model = run.loss.stand_in(size, length), run.make_model()
-    from_features = feature_cache.applies(model, run.settings)
-    read = feature_cache.stand_in(model, size) if from_features else batch
+def _measure(setup: Setup) -> dict:
+    """With a model and a method of its own: steps would change the weights, and a first-order method leaves hooks on the model."""
+    size, length = setup.settings["batch_size"], setup.settings["max_length"]
+    model: Any = setup.model()
+    batch = setup.loss.stand_in(size, length)
+    from_features = feature_cache.applies(model, setup.settings)
+    inputs: Any = feature_cache.stand_in(model, size) if from_features else batch
 
     def forward() -> None:
         with torch.no_grad():
-            run.loss(model, batch)
+            setup.loss(model, batch)
 
-    def two_steps() -> None:  # optimiser state is made in the first and is there in the second
-        method = run.make_method(model, run.rehearsal())
-        method.step(read)
-        method.step(read)
+    def two_steps() -> None:  # the first makes the optimizer's state, which the second has in memory
+        method = setup.method(model, setup.rehearsal())
+        method.step(inputs)
+        method.step(inputs)
 
-    forward()  # the first tries shapes, once for a run (see `language.invariant`)
+    forward()  # the first pass tries shapes, once for a run (see `language.models.batch_invariance`)
     inference = trackers.peak_bytes(model, forward)
-    words = f"a step on a stand-in batch of {size} x {length} tokens"
-    if run.settings.get("demonstrations"):
-        asked = run.loss.stand_in(max(2, run.settings["token_budget"] // length), length)
-        step = trackers.peak_bytes(model, lambda: run.loss.evaluate(model, asked))
-        words = f"an evaluation of {len(asked)} stand-in texts of {length} tokens, alike but for the last"
+    how = f"a step on a stand-in batch of {size} x {length} tokens"
+    if setup.settings.get("demonstrations"):
+        asked = setup.loss.stand_in(max(2, setup.settings["token_budget"] // length), length)
+        step = trackers.peak_bytes(model, lambda: setup.loss.evaluate(model, asked))
+        how = f"an evaluation of {len(asked)} stand-in texts of {length} tokens, alike but for the last"
     else:
-        step = inference if run.card.order is None else trackers.peak_bytes(model, two_steps)
-    read_by_head = ", of whose features the head reads" if from_features else ""
+        step = inference if setup.card.order is None else trackers.peak_bytes(model, two_steps)
+    features = ", of whose features the head reads" if from_features else ""
     return {
         # a step from features comes after the inference that makes them
         "peak_allocated_bytes": max(step, inference) if from_features else step,
         "inference_peak_bytes": inference,
         "weights_bytes": trackers.weights_bytes(model),
         "peak_reserved_bytes": trackers.reserved_bytes(model),
-        "how": f"{trackers.how(model)}, {words}{read_by_head}",
+        "how": f"{trackers.how(model)}, {how}{features}",
     }

@@ -1,46 +1,64 @@
-"""Seconds of a run, over all the processes that it took: its steps, some of them beside two plain forward passes, and the whole."""
+"""Seconds of a run over all processes that it took: its steps, some of them compared with two plain forward passes, and the whole."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
+LOG_SECONDS = 10  # between progress lines
+
 
 class Clock:
-    """`pairs` holds (a step, two forward passes on its batch) of the steps that were compared."""
+    """Attributes: `train_seconds` of all `steps`; `pairs` of (a step, two forward passes on its batch) in seconds."""
 
     def __init__(self, device: str) -> None:
         self.device, self.started = device, time.perf_counter()
         self.train_seconds, self.steps = 0.0, 0
         self.pairs: list[tuple[float, float]] = []
+        self.last_step_seconds, self._logged = 0.0, self.started
 
     def wall_seconds(self) -> float:
         return time.perf_counter() - self.started
 
-    def seconds(self, work: Callable[[], object]) -> float:
-        """Of this work, until the device is done with it."""
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Time a step, until the device is done with it. Its seconds count as training."""
         start = time.perf_counter()
-        work()
+        yield
+        self.last_step_seconds = self._since(start)
+        self.train_seconds += self.last_step_seconds
+        self.steps += 1
+
+    @contextmanager
+    def two_forwards(self) -> Iterator[None]:
+        """Time two forward passes on the batch of the last step, and keep the pair."""
+        start = time.perf_counter()
+        yield
+        self.pairs.append((self.last_step_seconds, self._since(start)))
+
+    def _since(self, start: float) -> float:
         if self.device.startswith("cuda"):
             torch.cuda.synchronize()
         return time.perf_counter() - start
 
-    def step(self, take: Callable[[], object]) -> float:
-        """The seconds of a step, which count as training."""
-        seconds = self.seconds(take)
-        self.train_seconds += seconds
-        self.steps += 1
-        return seconds
+    def is_time_to_log(self) -> bool:
+        """Whether the last progress line is LOG_SECONDS old; if so, one is written now."""
+        now = time.perf_counter()
+        if now - self._logged <= LOG_SECONDS:
+            return False
+        self._logged = now
+        return True
 
     def state_dict(self) -> dict:
         counted = {"train_seconds": self.train_seconds, "steps": self.steps, "pairs": self.pairs}
         return counted | {"wall_seconds": self.wall_seconds()}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from where an earlier process stood."""
+        """Go on from an earlier process."""
         self.train_seconds, self.steps = state["train_seconds"], state["steps"]
         self.pairs = [tuple(pair) for pair in state["pairs"]]
         self.started -= state["wall_seconds"]

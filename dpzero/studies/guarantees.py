@@ -22,18 +22,11 @@ def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device
         found = guarantee(cell, log)
     except ValueError as error:
         raise UsageError(f"{run}: {error}") from error
-    made = {
-        "version": record.VERSION,
-        "run": run,
-        "cell": cell,
-        "method": {"title": IMPLEMENTATIONS[cell["method"]].title, "private": True, "order": 0},
-        "status": "ok",
-        "error": None,
-        "metrics": None,
-        "guarantee": found,
-        "time": {"wall_seconds": time.perf_counter() - started},
-        "provenance": provenance(cell["method"], "cpu"),
-    }
+    method = {"title": IMPLEMENTATIONS[cell["method"]].title, "private": True, "order": 0}
+    seconds = {"wall_seconds": time.perf_counter() - started}
+    made = record.make(
+        cell, method, guarantee=found, time=seconds, provenance=provenance(cell["method"], "cpu")
+    )
     record.write(out, made)
     return made
 

@@ -42,18 +42,15 @@ def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device
             status, error = "oom", record.OUT_OF_MEMORY
     method = variant(cell["method"])
     method_card = card("mezo" if method.method == "public" else method.method)
-    result = {
-        "version": record.VERSION,
-        "run": run,
-        "cell": cell,
-        "method": {"title": method.title, "private": method_card.private, "order": method_card.order},
-        "status": status,
-        "error": error,
-        "metrics": None,
-        "memory": memory,
-        "time": {"wall_seconds": time.perf_counter() - started},
-        "provenance": provenance(method_card.file, device or "cpu"),
-    }
+    result = record.make(
+        cell,
+        {"title": method.title, "private": method_card.private, "order": method_card.order},
+        status=status,
+        error=error,
+        memory=memory,
+        time={"wall_seconds": time.perf_counter() - started},
+        provenance=provenance(method_card.file, device or "cpu"),
+    )
     record.write(out, result)
     return result
 

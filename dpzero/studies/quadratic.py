@@ -11,6 +11,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -43,19 +44,15 @@ def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device
         raise UsageError(f"{run}: {error}") from error
     best = min(norm for rates in norms["train"] for clips in rates for norm in clips)
     code = b"\0".join(Path(__file__).with_name(name).read_bytes() for name in SOURCE)
-    made = {
-        "version": record.VERSION,
-        "run": run,
-        "cell": cell,
-        "method": {"title": method.title, "private": method.private, "order": method.order},
-        "status": "ok",
-        "error": None,
-        "metrics": {"gradient_norm": best, "selection": SELECTION},
-        "privacy": privacy,
-        "quadratic": norms,
-        "time": {"wall_seconds": time.perf_counter() - started},
-        "provenance": provenance("dpzero", "cpu") | {"method_code": hashlib.sha256(code).hexdigest()[:16]},
-    }
+    made = record.make(
+        cell,
+        asdict(method),
+        metrics={"gradient_norm": best, "selection": SELECTION},
+        privacy=privacy,
+        quadratic=norms,
+        time={"wall_seconds": time.perf_counter() - started},
+        provenance=provenance("dpzero", "cpu") | {"method_code": hashlib.sha256(code).hexdigest()[:16]},
+    )
     record.write(out, made)
     return made
 

@@ -11,7 +11,7 @@ from dpzero.language.models import models
 from dpzero.memory import trackers
 from dpzero.memory.trackers import LiveStorage
 from dpzero.run import step_memory
-from dpzero.run.run import Run
+from dpzero.run.setup import Setup
 
 KIB = 256  # float32 numbers
 
@@ -98,23 +98,22 @@ def test_the_resident_peak_is_forgotten_and_found_again():
 
 
 @pytest.fixture
-def measured(cache, smoke, tmp_path):
+def measured(cache, smoke):
     def measure(method: str, model: str = "tiny-encoder", shown: int = 0, **settings: object) -> dict:
         cell = smoke(method, **settings) | {"model": model}
         cell["settings"] |= {"demonstrations": shown} if shown else {}
-        run = Run(cell, tmp_path / "a.json", lambda line: None, "cpu")
-        return step_memory.of(run)
+        return step_memory.measure(Setup(cell, lambda line: None, "cpu"))
 
     return measure
 
 
-def test_runs_of_the_same_settings_share_a_measurement_and_no_others_do(cache, smoke, tmp_path, monkeypatch):
+def test_runs_of_the_same_settings_share_a_measurement_and_no_others_do(cache, smoke, monkeypatch):
     taken = []
     monkeypatch.setattr(step_memory, "FOLDER", "of this test")
     monkeypatch.setattr(trackers, "peak_bytes", lambda model, work: taken.append(work()) or len(taken))
 
     def measure(cell: dict) -> int:
-        step_memory.of(Run(cell, tmp_path / "a.json", lambda line: None, "cpu"))
+        step_memory.measure(Setup(cell, lambda line: None, "cpu"))
         return len(taken) // 2
 
     cell = smoke("dpzero")

@@ -237,15 +237,16 @@ def test_trec_as_published_has_the_noise_of_the_published_runs(epsilon, multipli
     from dpzero.language.data import tasks
     from dpzero.plan.registry import card
     from dpzero.privacy import RunKey
-    from dpzero.run.run import Run
+    from dpzero.run.setup import Setup
 
     (cell,) = sweep.load(
         "paper-roberta", tasks="trec", methods="dpzero_as_published", epsilons=epsilon, seeds=42
     ).values()
-    run = Run.__new__(Run)  # but for its rows and weights
+    run = Setup.__new__(Setup)  # without its rows and weights
     run.cell, run.settings, run.card = cell, cell["settings"], card(cell["use"])
     run.task, run.examples = tasks.load("trec"), {"train": range(2646)}
-    budget = run.make_budget(RunKey.for_run("published", 42), None)
+    run.key = RunKey.for_run("published", 42)
+    budget = run.budget(None)
     assert budget.setting.dataset_size == 2646
     assert budget.published.noise_scale == pytest.approx(2 * multiplier, abs=1e-3)
 

@@ -13,9 +13,12 @@ from dpzero.errors import UsageError
 from dpzero.language.models import encoding
 from dpzero.plan import sweep
 from dpzero.privacy import Budget
+from dpzero.run import checkpoint
 from dpzero.run.checkpoint_selection import BestDev
 from dpzero.run.replay import replay_record
-from dpzero.run.run import Run, run_cell
+from dpzero.run.run import run_cell
+from dpzero.run.setup import Setup
+from tests.run.stopping import interrupt_at
 
 WORDS = "best dev checkpoint (published practice, not accounted)"
 
@@ -64,7 +67,7 @@ def test_a_run_that_gets_worse_reports_its_best_point_after_the_start(cache, smo
         assert made["transcript"]["weights_sha256"] == last["transcript"]["weights_sha256"]
 
 
-def test_no_dev_rows_are_no_choice(cache, smoke, tmp_path, monkeypatch):
+def test_no_dev_rows_are_no_choice(cache, smoke, monkeypatch):
     cell = best(smoke("mezo"))
 
     def without_dev(*arguments):
@@ -74,10 +77,10 @@ def test_no_dev_rows_are_no_choice(cache, smoke, tmp_path, monkeypatch):
     encode = encoding.encode
     monkeypatch.setattr(encoding, "encode", without_dev)
     with pytest.raises(UsageError, match="iterate best_dev looks at dev, of which there are no rows"):
-        Run(cell, tmp_path / "run.json", quiet, "cpu")
+        Setup(cell, quiet, "cpu")
     cell["settings"] |= {"iterate": "last", "split": "dev"}
     with pytest.raises(UsageError, match="there are no rows of split dev: evaluate another"):
-        Run(cell, tmp_path / "run.json", quiet, "cpu")
+        Setup(cell, quiet, "cpu")
 
 
 @pytest.mark.parametrize(
@@ -89,14 +92,8 @@ def test_a_killed_run_reports_the_same_point(cache, smoke, tmp_path, monkeypatch
 
     class Killed(BaseException): ...
 
-    def die(self, batch):
-        if self.method.steps_taken == 25:
-            self.checkpoint.save(self._state())
-            raise Killed
-        return timed(self, batch)
-
-    timed = Run._timed_step
-    monkeypatch.setattr(Run, "_timed_step", die)
+    monkeypatch.setattr(checkpoint, "SECONDS", 0)
+    interrupt_at(monkeypatch, 25, Killed)
     with pytest.raises(Killed):
         run_cell(copy.deepcopy(cell), tmp_path / "killed.json", quiet, "cpu")
     monkeypatch.undo()
@@ -152,19 +149,16 @@ def test_a_run_that_dies_keeps_its_candidates_and_its_choice(
 
     class Killed(BaseException): ...
 
-    def die_in_step(self, batch):
-        if self.method.steps_taken == 25:
-            raise Killed
-        return timed(self, batch)
-
     def die_after_choice(self, *arguments):
         raise Killed(choose(self, *arguments))
 
-    timed, choose = Run._timed_step, Budget.choose
-    chosen = []
-    for owner, name, instead in ((Run, "_timed_step", die_in_step), (Budget, "choose", die_after_choice)):
+    choose, chosen = Budget.choose, []
+    for stop in (
+        lambda patch: interrupt_at(patch, 25, Killed),
+        lambda patch: patch.setattr(Budget, "choose", die_after_choice),
+    ):
         with monkeypatch.context() as patch, pytest.raises(Killed) as raised:
-            patch.setattr(owner, name, instead)
+            stop(patch)
             run_cell(copy.deepcopy(cell), out, quiet, "cpu")
         chosen += raised.value.args
         if lost:
@@ -185,11 +179,11 @@ def test_a_replay_gives_the_model_that_is_reported(cache, smoke, tmp_path, monke
     assert made["metrics"]["selected_step"] == 10
     answer = replay_record(out, tmp_path / "model.safetensors", "cpu")
     assert answer["match"] and answer["steps"] == 30
-    run = Run(cell, tmp_path / "other.json", quiet, "cpu")
-    run.model = run.make_model()
+    setup = Setup(cell, quiet, "cpu")
+    model = setup.model()
     tensors = load_file(tmp_path / "model.safetensors")
-    assert not run.model.load_state_dict(tensors, strict=False).unexpected_keys
-    assert run.loss.evaluate(run.model, run.examples["test"])["loss"] == made["metrics"]["loss"]
+    assert not model.load_state_dict(tensors, strict=False).unexpected_keys
+    assert setup.loss.evaluate(model, setup.examples["test"])["loss"] == made["metrics"]["loss"]
 
 
 def first_alone(offer):

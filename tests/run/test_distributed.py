@@ -16,11 +16,13 @@ from dpzero.errors import RankFailure, UsageError
 from dpzero.plan import sweep
 from dpzero.run import checkpoint
 from dpzero.run.replay import replay_record
-from dpzero.run.run import Run, run_cell
-from dpzero.zeroth_order import two_point
+from dpzero.run.run import run_cell
+from dpzero.run.setup import Setup
+from dpzero.zeroth_order import TwoPoint, two_point
 from dpzero.zeroth_order.distributed import Ranks, Star
 from tests import slow_line
 from tests.forked import forked
+from tests.run.stopping import before_each_step
 
 STEPS = 12
 SECONDS = 30
@@ -43,18 +45,12 @@ def cell(smoke, cache):
 
 
 def on(ranks: int, cell: dict, out: Path, log=lambda line: None, at_step=None, device: str = "cpu") -> list:
-    """What became of the ranks; at_step(run, rank) happens before each step."""
-    whole = Run.batches
-
-    def batches(self, start):
-        for step, batch in whole(self, start):
-            if at_step:
-                at_step(self, step)
-            yield step, batch
+    """What became of the ranks; at_step(setup, step) happens before each step."""
 
     def work(rank: int) -> dict | None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Run, "batches", batches)
+            if at_step:
+                before_each_step(patch, at_step)
             joined = Star(timeout_seconds=SECONDS) if ranks > 1 else Ranks()
             return run_cell(cell, out if rank == 0 else Path("/nowhere/a.json"), log, device, joined)
 
@@ -113,8 +109,8 @@ def test_a_killed_rank_ends_the_run_which_goes_on_with_those_that_are_left(
     mine, out = cell("dpzero", noise_key=noise_key), tmp_path / "a.json"
     run_cell(mine, tmp_path / "whole.json", lambda line: None, "cpu")
 
-    def die(run, step):
-        if (run.ranks.rank, step) == (victim, 7):
+    def die(setup, step):
+        if (setup.ranks.rank, step) == (victim, 7):
             os.kill(os.getpid(), signal.SIGKILL)
 
     found = on(3, mine, out, at_step=die)
@@ -134,7 +130,7 @@ def test_a_run_whose_budget_ends_early_leaves_no_rank_waiting(cell, tmp_path, mo
     mine, out = cell("dpzero", noise_key="secret"), tmp_path / "a.json"
     monkeypatch.setattr(checkpoint, "SECONDS", 0)
 
-    def die(run: Run, step: int) -> None:
+    def die(setup: Setup, step: int) -> None:
         if step == 5:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -151,11 +147,16 @@ def test_a_rank_whose_weights_went_wrong_ends_the_run(cell, tmp_path, monkeypatc
     mine, out = cell("dpzero", noise_key=noise_key), tmp_path / "a.json"
     monkeypatch.setattr(two_point, "CHECK_EVERY", 5)
 
-    def flip(run, step):
-        if (run.ranks.rank, step) == (1, 6):
-            run.method.parameters[0].data[0] += 1e-6
+    with monkeypatch.context() as patch:
+        step = TwoPoint.step
 
-    first, *_ = on(2, mine, out, at_step=flip)
+        def flip(self, batch):
+            if (self.ranks.rank, self.steps_taken) == (1, 6):
+                self.parameters[0].data[0] += 1e-6
+            return step(self, batch)
+
+        patch.setattr(TwoPoint, "step", flip)
+        first, *_ = on(2, mine, out)
     assert isinstance(first, RankFailure) and not out.exists()
     assert "weights of rank 1 are not those of rank 0 after step 10, as they were after step 5" in str(first)
     assert ("It will go on from step 5" if noise_key == "published" else "and count") in str(first)
@@ -203,8 +204,8 @@ def test_what_several_ranks_cannot_run_is_refused(cell, tmp_path, method, settin
 def test_a_slow_rank_is_waited_for(cell, tmp_path):
     mine = cell("dpzero")
 
-    def wait(run, step):
-        if (run.ranks.rank, step) == (1, 3):
+    def wait(setup, step):
+        if (setup.ranks.rank, step) == (1, 3):
             time.sleep(1)
 
     on(2, mine, tmp_path / "a.json", at_step=wait)

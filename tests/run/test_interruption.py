@@ -19,9 +19,10 @@ from dpzero.plan import sweep
 from dpzero.privacy import Budget
 from dpzero.run import checkpoint, run
 from dpzero.run.replay import replay_record
-from dpzero.run.run import Run, run_cell
+from dpzero.run.run import run_cell
 from dpzero.zeroth_order import transcript
 from tests.forked import forked
+from tests.run.stopping import before_each_step
 
 STEPS = 8
 
@@ -65,16 +66,9 @@ def in_a_fork(cell: dict, out: Path, before=lambda: None) -> object:
 
 def stopped(cell: dict, out: Path, step: int = 5, by: int = signal.SIGKILL) -> Path:
     """The process ends before a step, with a state of the one before. Returns the checkpoint's folder."""
-    taken = Run._timed_step
-
-    def step_or_end(self, batch):
-        if self.method.steps_taken == step:
-            os.kill(os.getpid(), by)
-        return taken(self, batch)
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "SECONDS", 0)
-        patch.setattr(Run, "_timed_step", step_or_end)
+        before_each_step(patch, lambda _, number: number == step and os.kill(os.getpid(), by))
         assert in_a_fork(cell, out) == by
     return checkpoint.folder(out)
 
@@ -182,18 +176,12 @@ def test_two_processes_on_one_run_are_one_run(cell, tmp_path, noise_key):
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_end_it_ends_at_once_and_goes_on_later(cell, tmp_path, by):
     mine, out = cell(), tmp_path / "a.json"
-    taken = Run._timed_step
 
     def as_in_the_foreground() -> None:  # a shell's background jobs, this suite perhaps, ignore SIGINT
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def step_or_end(self, batch):
-        if self.method.steps_taken == 5:
-            os.kill(os.getpid(), by)
-        return taken(self, batch)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "_timed_step", step_or_end)
+        before_each_step(patch, lambda _, number: number == 5 and os.kill(os.getpid(), by))
         found = in_a_fork(mine, out, as_in_the_foreground)
     assert found == by or isinstance(found, KeyboardInterrupt)
     assert not out.exists() and len(transcript.read(checkpoint.folder(out) / "transcript")[1]) == 5

@@ -51,7 +51,7 @@ def test_a_record_has_the_figure_of_a_run(monkeypatch):
     loss = losses.make_loss(tasks.load("toy"), "tiny-encoder", 512)
     for like in (texts, feature_cache.read("tiny-encoder", model, texts)):
         batch = invariance.stand_ins(like, model, 24)
-        found = invariance.measured(loss, model, batch, clip=1.0, smoothing=1e-3)
+        found = invariance.measure(loss, model, batch, clip=1.0, smoothing=1e-3)
         assert found["others_move_over_clip"] == 0 and found["compute"] == "float32"
 
     class Moved(CrossEntropy):
@@ -60,7 +60,7 @@ def test_a_record_has_the_figure_of_a_run(monkeypatch):
             return losses + losses.mean()
 
     batch = invariance.stand_ins(texts, model, 24)
-    found = invariance.measured(Moved(512), model, batch, clip=1e6, smoothing=1e-3)
+    found = invariance.measure(Moved(512), model, batch, clip=1e6, smoothing=1e-3)
     assert found["others_move_over_clip"] > 0
     assert not any(p.grad is not None for p in model.parameters())
 

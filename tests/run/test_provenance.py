@@ -20,8 +20,6 @@ NO_NUMBER = (
     "profiles/",
     "environment.yaml",
     "__main__.py",
-    "plan/cost.py",
-    "plan/estimate.py",
 )
 
 

@@ -24,6 +24,7 @@ from dpzero.run.checkpoint import Checkpoint
 from dpzero.run.run import Run, run_cell
 from dpzero.zeroth_order import TwoPoint, transcript
 from dpzero.zeroth_order.distributed import Ranks
+from tests.run.stopping import interrupt_at
 
 METHODS = ["dpzero", "dp_zo_laplace", "dp_sgd", "dp_adam", "dp_aggzo", "dp_zoso"]
 OTHERS = {  # not in the sweep `smoke`: what they need beside DPZero's settings
@@ -140,8 +141,9 @@ def watched(monkeypatch, released: list[list[float]] | None = None) -> Iterator[
             seen.update([*kind.tolist(), float(kind.sum()), float(kind.mean()), float(kind.norm())])
         seen.update([exact.numel(), float(exact.sum()) / exact.numel() if exact.numel() else 0.0])
 
-    def after_step(run: Run, batch: encoding.Examples, seconds: float) -> None:
-        seen.update({seconds, run.clock.train_seconds, len(batch), run.method.training_loss or 0.0})
+    def after_step(run: Run, step: int, batch: encoding.Examples, _: None) -> None:
+        times = {run.clock.last_step_seconds, run.clock.train_seconds}
+        seen.update(times | {len(batch), run.method.training_loss or 0.0})
 
     def after_scoring(loss, model: object, scored: encoding.Examples, found: dict) -> None:
         if len(scored) != 120:  # the test examples, which are public
@@ -167,7 +169,7 @@ def watched(monkeypatch, released: list[list[float]] | None = None) -> Iterator[
         spy(Budget, "release_", before=lambda sums, clip: note(torch.cat([s.flatten() for s in sums])))
         spy(Budget, "choose", before=lambda counts, epsilon: seen.update(map(float, counts.values())))
         spy(losses.CrossEntropy, "evaluate", after=after_scoring)
-        spy(Run, "_timed_step", after=after_step)
+        spy(Run, "_after_step", after=after_step)
         yield seen
 
 
@@ -357,8 +359,8 @@ def test_every_key_of_the_lists_is_one_that_a_run_writes(
 def test_a_new_key_in_a_record_is_refused_until_it_is_listed(
     private, tmp_path, monkeypatch, noise_key, passes
 ):
-    whole = run_record.statement
-    monkeypatch.setattr(run_record, "statement", lambda run: whole(run) | {"clipped_share": 0.3})
+    whole = run_record.describe_privacy
+    monkeypatch.setattr(run_record, "describe_privacy", lambda *given: whole(*given) | {"clipped_share": 0.3})
     cell, out = private("dpzero", noise_key=noise_key), tmp_path / "record.json"
     if passes:
         run_cell(cell, out, lambda line: None, "cpu")
@@ -439,16 +441,9 @@ def test_the_log_says_what_kind_of_run_it_is_and_a_release_logs_no_time(watched_
 
 
 def interrupted(monkeypatch, cell: dict, out: Path, log: Callable[[str], object], step: int = 13) -> None:
-    """The run dies in this step, as of a signal."""
-    whole = Run._timed_step
-
-    def step_or_die(self, batch):
-        if self.method.steps_taken == step:
-            raise KeyboardInterrupt
-        return whole(self, batch)
-
+    """The run dies before this step, as of a signal."""
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "_timed_step", step_or_die)
+        interrupt_at(patch, step)
         with pytest.raises(KeyboardInterrupt):
             run_cell(cell, out, log, "cpu")
 

@@ -24,6 +24,7 @@ from dpzero.run.run import Run, run_cell
 from dpzero.zeroth_order import transcript
 from dpzero.zeroth_order.transcript import Transcript
 from dpzero.zeroth_order.validators import trainable
+from tests.run.stopping import before_each_step, interrupt_at
 
 OTHERS = {"dp_aggzo": {"directions": 3}, "dp_zoso": {}}  # not in the sweep `smoke`
 STEPS = 20
@@ -158,7 +159,11 @@ def test_other_weights_are_no_match_and_are_not_saved(copy, tmp_path):
             "../../seed-1.transcript",
             "cannot read .*/seed-1.transcript .*beside its record",
         ),
-        ("transcript", None, "has no transcript: give a record of DPZero, DP-AggZO, DP-ZO, DP-ZOSO, MeZO "),
+        (
+            "transcript",
+            None,
+            "has no transcript: give a record of DPZero, DP-AggZO, DP-ZO, DP-ZOSO, MeZO, or run",
+        ),
         ("transcript.sha256", ..., "has no transcript"),
         ("cell.seed", 1, r"\(cell's seed\)"),
         ("cell.settings.learning_rate", 1e-4, r"\(cell's learning_rate\)"),
@@ -237,16 +242,9 @@ def killed(cell: dict, out: Path, monkeypatch, row: int, when: str, seconds: flo
 
 def stopped_at(cell: dict, out: Path, monkeypatch, step: int) -> None:
     """The process dies between two steps, with a state of the last one."""
-    whole = Run._timed_step
-
-    def step_or_die(self, batch):
-        if self.method.steps_taken == step:
-            raise KeyboardInterrupt
-        return whole(self, batch)
-
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(checkpoint, "SECONDS", 0)
-        patch.setattr(Run, "_timed_step", step_or_die)
+        interrupt_at(patch, step)
         run_cell(cell, out, quiet, "cpu")
 
 
@@ -306,8 +304,7 @@ def test_steps_that_were_taken_from_a_transcript_are_not_timed(cell, tmp_path, m
     mine = cell("mezo")
     killed(mine, tmp_path / "a.json", monkeypatch, 18, "after")
     timed = []
-    whole = Run._timed_step
-    monkeypatch.setattr(Run, "_timed_step", lambda self, batch: timed.append(None) or whole(self, batch))
+    before_each_step(monkeypatch, lambda _, step: timed.append(step))
     spent = ran(mine, tmp_path / "a.json")["time"]
     assert len(timed) == 1
     # ten until the last point of the curve, one now

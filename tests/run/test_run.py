@@ -15,7 +15,9 @@ from dpzero.language.models import feature_cache, models
 from dpzero.report import records
 from dpzero.run import checkpoint, step_memory
 from dpzero.run.run import Run, run_cell
+from dpzero.run.setup import Setup
 from dpzero.zeroth_order import TwoPoint
+from tests.run.stopping import interrupt_at
 
 PRIVATE = ["dpzero", "dp_zo_gaussian", "dp_zo_laplace", "dp_zo_laplace_pure", "dp_sgd", "dp_adam"]
 OTHERS = ["zero_shot", "adamw", "sgd", "mezo"]
@@ -141,11 +143,11 @@ def test_another_seed_gives_another_run(run, smoke):
     assert first["metrics"]["loss"] != second["metrics"]["loss"]
 
 
-def test_methods_of_one_seed_meet_the_same_batches(cache, smoke, tmp_path):
+def test_methods_of_one_seed_meet_the_same_batches(cache, smoke):
     def batches(method: str) -> list[list[int]]:
-        mine = Run(smoke(method), tmp_path / f"{method}.json", quiet, "cpu")
-        mine.budget = mine.make_budget(mine.key, None)
-        return [batch.tokens.tolist() for _, batch in mine.batches(0)]
+        mine = Setup(smoke(method), quiet, "cpu")
+        batches = mine.batches(mine.examples["train"], mine.budget(None), 0)
+        return [batch.tokens.tolist() for _, batch in batches]
 
     first = batches("dpzero")
     assert len(first) == 20 and all(batches(m) == first for m in ("mezo", "dp_adam", "dp_zo_laplace"))
@@ -167,28 +169,16 @@ def test_a_secret_run_shows_no_function_of_private_examples(run, smoke, tmp_path
 def test_the_key_is_written_nowhere(cache, smoke, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "SECONDS", 0)
     monkeypatch.setattr(checkpoint.Checkpoint, "remove", lambda self: None)
-    mine = Run(smoke("dpzero", noise_key="secret"), tmp_path / "runs" / "a.json", quiet, "cpu")
+    mine = Run(Setup(smoke("dpzero", noise_key="secret"), quiet, "cpu"), tmp_path / "runs" / "a.json")
     mine.train()
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {"ledger", "state.pt"} <= {path.name for path in files}
     for path in files:
         content = path.read_bytes()
-        assert mine.key.key not in content and mine.key.key.hex().encode() not in content
+        assert mine.setup.key.key not in content and mine.setup.key.key.hex().encode() not in content
 
 
 # --- interruptions
-
-
-def stop_at(monkeypatch, step: int) -> None:
-    """The next run dies in this step, as of a bug or a signal."""
-    whole = Run._timed_step
-
-    def step_or_die(self, batch):
-        if self.method.steps_taken == step:
-            raise KeyboardInterrupt
-        return whole(self, batch)
-
-    monkeypatch.setattr(Run, "_timed_step", step_or_die)
 
 
 @pytest.mark.parametrize("method", ["mezo", "adamw", "dpzero", "dp_zo_laplace", "dp_sgd", "dp_adam"])
@@ -198,7 +188,7 @@ def test_a_run_that_was_cut_off_goes_on_as_if_nothing_had_been(run, smoke, tmp_p
     out = tmp_path / "cut.json"
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "SECONDS", 0)
-        stop_at(patch, 13)
+        interrupt_at(patch, 13)
         with pytest.raises(KeyboardInterrupt):
             run(cell, out)
     assert not out.exists()
@@ -213,7 +203,7 @@ def test_steps_after_the_last_checkpoint_are_the_same_release_under_a_published_
 ):
     cell = smoke("dpzero")
     with monkeypatch.context() as patch:
-        stop_at(patch, 13)
+        interrupt_at(patch, 13)
         with pytest.raises(KeyboardInterrupt):
             run(cell)
     assert repeatable(run(cell)) == repeatable(run(cell, tmp_path / "whole.json"))
@@ -222,7 +212,7 @@ def test_steps_after_the_last_checkpoint_are_the_same_release_under_a_published_
 def test_without_a_transcript_they_are_spent_and_the_run_ends_where_its_budget_does(run, smoke, monkeypatch):
     cell = smoke("dp_sgd", noise_key="secret")
     with monkeypatch.context() as patch:
-        stop_at(patch, 13)
+        interrupt_at(patch, 13)
         with pytest.raises(KeyboardInterrupt):
             run(cell)
     privacy = run(cell)["privacy"]
@@ -232,7 +222,7 @@ def test_without_a_transcript_they_are_spent_and_the_run_ends_where_its_budget_d
 def test_another_setting_starts_anew(run, smoke, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "SECONDS", 0)
-        stop_at(patch, 13)
+        interrupt_at(patch, 13)
         with pytest.raises(KeyboardInterrupt):
             run(smoke("dpzero"))
     changed = smoke("dpzero", clip=7.0)

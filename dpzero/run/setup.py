@@ -1,0 +1,170 @@
+"""What one run is built from: the examples, loss, model, budget, method and batches of a cell. Its state does not change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sized
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import UsageError
+from ..language.data import assets, tasks
+from ..language.models import encoding, feature_cache, losses, models
+from ..plan.cell import check_files, draw_of, run_id
+from ..plan.registry import Card, card
+from ..plan.settings import RUN_SETTINGS
+from ..privacy import Budget, Rehearsal, RunKey, Setting
+from ..privacy.public_budget import PublicCodeBudget
+from ..privacy.public_implementations import IMPLEMENTATIONS, PublicRun
+from ..privacy.sampling import SAMPLERS
+from ..zeroth_order.distributed import Ranks
+from .record import is_release
+
+ALONE = Ranks()
+TIMED_STEPS = 5  # steps that are timed together with two plain forward passes on the same batch
+
+
+class Setup:
+    """The parts of one run, each built by a method.
+
+    Attributes:
+        name: the run id.
+        release: whether the run is a private release, which writes nothing that is not on the lists of `record`.
+        examples: split -> tokenized examples.
+        loss: (model, batch of B examples) -> losses [B], float32.
+        ranks: the processes that share the run.
+    """
+
+    def __init__(
+        self, cell: dict, log: Callable[[str], object], device: str | None = None, ranks: Ranks = ALONE
+    ) -> None:
+        self.cell, self.settings, self.log = cell, cell["settings"], log
+        self.name, self.release = run_id(cell), is_release(cell)
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.card: Card = card(cell["use"])
+        self.ranks = ranks
+        self._check_ranks()
+        self.key = self._shared_key()
+        check_files(cell)
+        self.task = tasks.load(cell["task"], draw_of(cell))
+        self.examples: dict[str, Any] = encoding.encode(self.task, cell["model"], self.settings["max_length"])
+        self._check_rows()
+        sizes = self.settings["token_budget"], self.settings["compute"]
+        self.loss: Any = losses.make_loss(self.task, cell["model"], *sizes)
+        self.loss.share = ranks.rank, ranks.size
+        last = max(0, self.settings["steps"] - 1)
+        self.timed_steps = set(np.linspace(0, last, TIMED_STEPS).astype(int).tolist())
+
+    def say(self, line: str) -> None:
+        self.log(f"{self.name}: {line}")
+
+    @property
+    def iterate(self) -> str:
+        """The rule by which the reported checkpoint is selected."""
+        return self.settings.get("iterate", "last")
+
+    # -- checks
+
+    def _check_ranks(self) -> None:
+        if self.ranks.size > 1 and self.card.order != 0:
+            raise UsageError(
+                f"method {self.cell['method']} exchanges more than scalars: {self.ranks.size} ranks are for zeroth-order methods, use one"
+            )
+        if self.ranks.size > 1 and self.settings.get("as_published"):
+            raise UsageError(
+                "as_published divides by the size of a batch, of which each rank has a share: use one rank"
+            )
+
+    def _shared_key(self) -> RunKey:
+        """Rank 0's key: ranks that draw the same batches need one. It is as safe as the ranks and what joins them, like the data."""
+        key = RunKey.for_run(self.settings.get("noise_key", "published"), self.cell["seed"])
+        return RunKey(key.noise_key, self.ranks.shared(key.key)) if self.ranks.size > 1 else key
+
+    def _check_rows(self) -> None:
+        split = self.settings["split"]
+        if self.iterate != "last" and not len(self.examples["dev"]):
+            raise UsageError(
+                f"{self.name}: iterate {self.iterate} looks at dev, of which there are no rows: draw fewer training rows"
+            )
+        if not len(self.examples[split]):
+            raise UsageError(f"{self.name}: there are no rows of split {split}: evaluate another")
+
+    # -- parts
+
+    def model(self) -> models.Classifier | models.Continuer:
+        """The base model, loaded anew."""
+        return models.load(
+            self.cell["model"], self.task, self.settings["tune"], self.cell["seed"], self.device
+        )
+
+    def examples_for(self, model: Any) -> Mapping[str, Any]:
+        """The examples as steps read them: cached features if the head alone is trained, of the rows that this run will look at."""
+        if not feature_cache.applies(model, self.settings):
+            return self.examples
+        examples, split = dict(self.examples), self.settings["split"]
+        if split != "dev":
+            looks = self.iterate == "accounted" or not self.release
+            examples["dev"] = self.curve_examples(examples) if looks else examples["dev"][np.arange(0)]
+        for part in dict.fromkeys(("train", "dev", split)):
+            texts = examples[part]
+            self.say(f"the features of {len(texts)} {part} texts, made once")
+            examples[part] = feature_cache.read(self.cell["model"], model, texts)
+        return examples
+
+    def curve_examples(self, examples: Mapping[str, Any]) -> Sized:
+        """The dev examples of a point of the learning curve."""
+        dev = examples["dev"]
+        return dev[np.arange(min(self.settings["curve_examples"], len(dev)))]
+
+    def budget(self, ledger: Path | None) -> Budget | None:
+        """The privacy budget; None for a method without noise."""
+        if not self.card.private:
+            return None
+        epsilon, size = float(self.cell["epsilon"]), len(self.examples["train"])
+        sizes = {name: self.settings[name] for name in ("batch_size", "steps", "delta")}
+        kinds = {name: self.settings.get(name) for name in ("mechanism", "sampling", "adjacency")}
+        try:
+            if self.settings.get("as_published"):
+                # the public accountant is given this size, though a class may have fewer rows
+                assumed = self.settings.get("shots", 0) * len(self.task.labels) or None
+                practice = IMPLEMENTATIONS[self.card.file]
+                published = PublicRun(practice, epsilon, dataset_size=size, assumed_size=assumed, **sizes)
+                return PublicCodeBudget(published, self.key, ledger)
+            setting = Setting(dataset_size=size, **sizes, **kinds)
+            scale = setting.cached_noise_scale(epsilon, assets.cache_folder() / "calibrations")
+            arithmetic = self.settings["noise_arithmetic"]
+            return Budget(
+                setting, scale, self.key, ledger, noise_arithmetic=arithmetic, epsilon_target=epsilon
+            )
+        except ValueError as error:
+            raise UsageError(f"{self.name}: {error}") from error
+
+    def rehearsal(self) -> Rehearsal | None:
+        """A budget for steps on stand-in examples."""
+        if not self.card.private:
+            return None
+        size = self.settings["batch_size"]
+        return Rehearsal(Setting("gaussian", "poisson", "add_remove", 1000 * size, size, 1000, 1e-9), 1.0)
+
+    def method(self, model: Any, budget: Budget | None) -> Any:
+        own = {k: v for k, v in self.settings.items() if k in self.card.settings and k not in RUN_SETTINGS}
+        budget_or_size = budget or self.settings["batch_size"]
+        return self.card.load()(model, self.loss, budget_or_size, seed=self.cell["seed"], **own)
+
+    def batches(self, train: Any, budget: Budget | None, start: int) -> Iterator[tuple[int, Sized]]:
+        """(step, batch) from a step on: for the same seed every method meets the same batches.
+
+        A private run ends with its budget. A release that a killed process made, and could not use, is one step less.
+        """
+        if budget is not None:
+            rows = budget.batches()
+        elif start == self.settings["steps"]:
+            return
+        else:
+            kind, size = SAMPLERS[self.settings["sampling"]], len(train)
+            sampler = kind(size, min(size, self.settings["batch_size"]), self.key.stream("sampling"))
+            rows = map(sampler.batch, range(start, self.settings["steps"]))
+        for step, drawn in enumerate(rows, start):
+            yield step, train[drawn]
