@@ -30,13 +30,13 @@ def profile(frame, event, argument):
     if event != "call" or not code.co_flags & 1 or not code.co_filename.startswith(house):  # 1: a function, no class or module
         return
     files.add(code.co_filename)
-    if code.co_name == "add_" and code.co_filename.endswith("dispatch.py"):
+    if code.co_filename.endswith("dispatch.py") and not code.co_name.startswith("<"):
         stack = []
         while frame is not None:
             if frame.f_code.co_filename.startswith(house):
                 stack.append(frame.f_code.co_name)
             frame = frame.f_back
-        if "train" in stack:
+        if "train" in stack and "measure" not in stack:
             deepest[:] = max(deepest, stack[::-1], key=len)
 
 
