@@ -21,6 +21,7 @@ from ..zeroth_order.transcript import read
 from .record import is_release
 
 SECONDS = 15  # a killed run loses at most about this much
+UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, pickle.UnpicklingError)
 
 
 def folder(out: Path) -> Path:
@@ -76,13 +77,14 @@ class Checkpoint:
         Raises UsageError for a checkpoint of another cell or code that holds releases of private data: they count.
         """
         self.folder = folder(out)
+        self.ledger, self.transcript = self.folder / "ledger", self.folder / "transcript"
+        self.candidates, self._file = self.folder / "candidates", self.folder / "state.pt"
         text = json.dumps({"cell": cell, "code": code}, sort_keys=True)
         mark = self.folder / "cell.json"
         earlier = mark.read_text("utf-8") if mark.exists() else None
         if earlier != text:
             self._make_room(earlier, cell, code, log)
             write_whole(mark, text)
-        self._file = self.folder / "state.pt"
         self._saved = time.monotonic()
 
     def _make_room(self, earlier: str | None, cell: dict, code: str, log: Callable[[str], object]) -> None:
@@ -97,31 +99,11 @@ class Checkpoint:
             log(f"the checkpoint {self.folder} was made with {difference}: begun anew")
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    @property
-    def ledger(self) -> Path:
-        return self.folder / "ledger"
-
-    @property
-    def transcript(self) -> Path:
-        return self.folder / "transcript"
-
-    @property
-    def candidates(self) -> Path:
-        return self.folder / "candidates"
-
     def load(self) -> dict | None:
         """The last state; None if there is none or it cannot be read."""
         try:
             return torch.load(self._file, weights_only=True)
-        except (
-            OSError,
-            RuntimeError,
-            EOFError,
-            ValueError,
-            KeyError,
-            AttributeError,
-            pickle.UnpicklingError,
-        ):
+        except UNREADABLE:
             return None
 
     def resume(self, make: Callable[[], Any], state: dict | None, log: Callable[[str], object]) -> Any:

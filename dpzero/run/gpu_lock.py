@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from itertools import product, takewhile
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from ..errors import UsageError
 
@@ -89,25 +89,26 @@ def lease(gpus: list[str], log: Callable[[str], object] = print) -> str | None:
     """
     if not gpus:
         return None
-    places, folder, waiting = share(), _folder(), False
+    places, folder = share(), _folder()
     if places > 1 and _free_part(gpus[0]) is None:
         log("nvidia-smi does not say how much memory is free: no GPU is shared")
         places = 1
-    while True:
+
+    def enter() -> str | None:
         for slot, gpu in product(range(places), gpus):
             files = _lock(folder / gpu.replace("/", "-"), slot, places)
             if files and (places == 1 or (_free_part(gpu) or 0) >= 1 / places):
                 _held.append(files)
-                _listed.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
-                os.environ["CUDA_VISIBLE_DEVICES"], os.environ[SHARE] = gpu, str(places)
-                log(f"on GPU {gpu}" + (f", which up to {places} runs share" if places > 1 else ""))
                 return gpu
             for file in files:
                 file.close()
-        if not waiting:
-            log(f"waiting for one of {len(gpus)} GPUs")
-            waiting = True
-        time.sleep(0.5)
+        return None
+
+    gpu = _wait(enter, f"waiting for one of {len(gpus)} GPUs", log)
+    _listed.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    os.environ["CUDA_VISIBLE_DEVICES"], os.environ[SHARE] = gpu, str(places)
+    log(f"on GPU {gpu}" + (f", which up to {places} runs share" if places > 1 else ""))
+    return gpu
 
 
 def lease_all(device: str, log: Callable[[str], object] = print) -> None:
@@ -116,13 +117,17 @@ def lease_all(device: str, log: Callable[[str], object] = print) -> None:
     numbers = sorted({int(one.partition(":")[2] or 0) for one in device.split(",") if one.startswith("cuda")})
     for name in sorted(gpus[number] for number in numbers if number < len(gpus)):
         file = _folder() / name.replace("/", "-")
-        waited = False
-        while not (files := _lock(file, 0, 1)):
-            if not waited:
-                log(f"waiting for GPU {name}")
-            waited = True
-            time.sleep(0.5)
-        _held.append(files)
+        _held.append(_wait(lambda file=file: _lock(file, 0, 1), f"waiting for GPU {name}", log))
+
+
+def _wait(attempt: Callable[[], Any], words: str, log: Callable[[str], object]) -> Any:
+    """What `attempt` returns once it is true; `words` are logged if that is not at once."""
+    if not (got := attempt()):
+        log(words)
+    while not got:
+        time.sleep(0.5)
+        got = attempt()
+    return got
 
 
 def shared() -> bool:

@@ -93,7 +93,7 @@ class Setup:
 
     # -- parts
 
-    def model(self) -> models.Classifier | models.Continuer:
+    def model(self) -> torch.nn.Module:
         """The base model, loaded anew."""
         return models.load(
             self.cell["model"], self.task, self.settings["tune"], self.cell["seed"], self.device
