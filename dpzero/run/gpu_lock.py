@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import product, takewhile
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -117,7 +118,7 @@ def lease_all(device: str, log: Callable[[str], object] = print) -> None:
     numbers = sorted({int(one.partition(":")[2] or 0) for one in device.split(",") if one.startswith("cuda")})
     for name in sorted(gpus[number] for number in numbers if number < len(gpus)):
         file = _folder() / name.replace("/", "-")
-        _held.append(_wait(lambda file=file: _lock(file, 0, 1), f"waiting for GPU {name}", log))
+        _held.append(_wait(partial(_lock, file, 0, 1), f"waiting for GPU {name}", log))
 
 
 def _wait(attempt: Callable[[], Any], words: str, log: Callable[[str], object]) -> Any:
