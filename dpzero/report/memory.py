@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -37,29 +36,6 @@ AXES = {  # axis of growth -> what it counts, the unit of its slope, bytes in th
     "parameters": ("bytes a parameter, by model size", 1),
     "batch_size": ("MiB an example, by batch", MIB),
     "length": ("MiB a token of length, by length", MIB),
-}
-# Published name -> ours. A paper's method may differ in optimizer, precision and head
-OURS = {
-    "MeZO": "dpzero",
-    "DPZero": "dpzero",
-    "zero-shot / MeZO": "dpzero",
-    "DPZO (=DPZero)": "dpzero",
-    "AdamW": "adamw",
-    "FT (Adam full)": "adamw",
-    "LoRA": "lora",
-    "DP-AdamW (Li et al.)": "dp_sgd_ghost",
-}
-BASE = (
-    "MeZO",
-    "zero-shot / MeZO",
-    "DPZO (=DPZero)",
-    "zero-shot",
-)  # what a paper's other methods are divided by
-COUNTED = {
-    "DPZero": "device memory of one GPU; how it was read is not said",
-    "MeZO": "nvidia-smi peak, summed over GPUs",
-    "DP-AggZO": "peak; DP-AdamW takes one example at a time",
-    "DP-ZOPO": "a figure of the repository; task and batch not given",
 }
 
 
@@ -171,35 +147,30 @@ def published(runs: pandas.DataFrame) -> Table:
         Column("at", "our_size"),
         Column("counted", "counted"),
     )
-    table = Table(
-        "Published peaks, and their ratios to the same paper's zeroth-order method with ours", columns
-    )
+    table = Table("Published peaks, and their ratios to the same paper's zeroth-order method", columns)
     rows = pandas.read_csv(PUBLISHED, dtype={"table": str})
-    rows = rows[rows["memory_gb"].notna() & ~rows["notes"].str.contains("EXCESS", na=False)]
+    rows = rows[rows["left_out"].isna()].fillna({"task": ABSENT})
+    same = ["paper", "table", "model", "task"]
+    bases = rows[rows["base"] == "yes"].drop_duplicates(same).set_index(same)["memory_gb"]
     ours = runs.set_index(["model", "task", "method"])["memory.predicted_peak_bytes"].to_dict()
     for row in rows.to_dict("records"):
-        task = "" if row["notes"].startswith("paper value") else re.split("[;,]", row["notes"])[0]
-        same = rows[
-            (rows[["paper", "table", "model"]] == [row[k] for k in ("paper", "table", "model")]).all(axis=1)
-        ]
-        same = same[same["notes"].str.startswith(task) & same["method"].isin(BASE)]
-        size = "64x128" if row["model"] == "roberta-large" else "8x512"
-        mine = ours.get((row["model"], size, OURS.get(row["method"])))
-        base = ours.get((row["model"], size, "dpzero"))
+        mine, base = (
+            ours.get((row["model"], row["our_size"], name)) for name in (row["our_method"], "dpzero")
+        )
         own = mine / base if pandas.notna(mine) and pandas.notna(base) else None
         keys = ("paper", "arxiv", "table", "method", "model", "batch_size", "memory_gb")
         table.rows.append(
             {key: row[key] for key in keys}
-            | {"ratio": row["memory_gb"] / same["memory_gb"].iloc[0] if len(same) else None}
-            | {"our_ratio_predicted": own, "our_size": size if own else None}
-            | {"counted": COUNTED.get(row["paper"], ABSENT)}
-            | {"_paper": f"{row['paper']}, {row['table']}", "_task": task or ABSENT}
+            | {"ratio": row["memory_gb"] / bases.get(tuple(row[key] for key in same), numpy.nan)}
+            | {"our_ratio_predicted": own, "our_size": row["our_size"] if own else None}
+            | {"counted": row["counted"], "_paper": f"{row['paper']}, {row['table']}", "_task": row["task"]}
         )
     table.notes = [
         "Ratio: over MeZO or DPZero in the same table, for the same model and task. Ours: predicted with float32 weights at the "
         "size given, of the nearest method here. Papers store OPT in half precision, use other lengths and count other things: "
         "compare ratios only. MeZO's OPT rows take some 2 bytes a parameter (26 of 13 billion), its Adam rows some 25: about half "
-        "of that ratio is precision. Rows that ran out of memory are in published_memory.csv.",
+        "of that ratio is precision. published_memory.csv has the rows that are left out, and why. A paper's method may differ from "
+        "ours in optimizer, precision and head.",
     ]
     return table
 
