@@ -6,7 +6,6 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from dpzero.report import drawing, style
 from dpzero.report.table import ABSENT, Column, Table, number
@@ -115,9 +114,7 @@ def figure(result: Result) -> Figure:
     )
     time.axvline(1, color=style.BLACK, linestyle=":", linewidth=0.8)
     time.set_xscale("log")
-    time.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    time.xaxis.set_minor_locator(NullLocator())
-    time.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    drawing.log_ticks(time.xaxis, (1, 2, 5))
     time.set_xlabel("step time / two forward passes")
     time.set_yticks(range(len(rows)), [row["title"] for row in rows])
     sizes = [extra_bytes(row) / 2**20 for row in rows]
@@ -138,7 +135,5 @@ def _bars(axis: Axes, rows: list[dict[str, Any]], values: list[float], form: str
     colours = [COLOURS.get(row["name"], style.VERMILION) for row in rows]
     axis.barh(range(len(rows)), values, color=colours, height=0.65)
     for y, (value, end) in enumerate(zip(values, ends, strict=True)):
-        axis.annotate(
-            format(value, form), (end, y), (4, 0), textcoords="offset points", va="center", fontsize=6
-        )
+        drawing.write(axis, format(value, form), (end, y), (4, 0), size=6)
     axis.margins(x=0.18)

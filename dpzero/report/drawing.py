@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy
 import pandas
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from dpzero.report import style
 from dpzero.report.statistics import Summary, summarise
@@ -49,6 +52,24 @@ def score_label(rows: pandas.DataFrame, split: str | None = None) -> str:
     """`test accuracy (%)`, from the records."""
     metric = next(iter(rows["metric"].dropna()), "score")
     return f"{split or next(iter(rows['metrics.split'].dropna()), '')} {metric} (%)".strip()
+
+
+def write(
+    axis: Axes,
+    text: str,
+    at: tuple[float, float],
+    shift: tuple[float, float] = (0, 0),
+    coordinates: str | tuple[str, str] = "data",
+    **style: Any,
+) -> None:
+    """Small text at a place in these coordinates of matplotlib, shifted by so many points."""
+    axis.annotate(text, at, shift, coordinates, "offset points", **{"size": 6.5, "va": "center"} | style)
+
+
+def log_ticks(axis: Axis, digits: tuple[int, ...]) -> None:
+    """Ticks at these digits of each decade, written as plain numbers."""
+    axis.set(major_locator=LogLocator(subs=digits), minor_locator=NullLocator())
+    axis.set(major_formatter=FormatStrFormatter("%g"))
 
 
 def mark(
@@ -106,9 +127,8 @@ def levels(axis: Axes, rows: pandas.DataFrame, named: bool = True, room: float =
         _interval_at_the_edge(axis, 1 + EDGE_STEP * place, mean, style.look(method).colour)
     heights = spread([(mean.mean - low) / (high - low) for mean in means.values()], LABEL_GAP)
     for method, height in zip(means if named else (), heights, strict=False):
-        text = {"va": "center", "size": 6.5, "color": style.look(method).colour, "annotation_clip": False}
-        edge = 1 + EDGE_STEP * len(means)
-        axis.annotate(titles[method], (edge, height), (2, 0), "axes fraction", "offset points", **text)
+        at, colour = (1 + EDGE_STEP * len(means), height), style.look(method).colour
+        write(axis, titles[method], at, (2, 0), "axes fraction", color=colour, annotation_clip=False)
 
 
 def _widened(limits: tuple[float, float], intervals: Iterable[Summary], room: float) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
+from matplotlib.ticker import NullLocator
 
 from dpzero.report import drawing, style, tables
 
@@ -57,10 +57,8 @@ def memory_by_method(runs: pandas.DataFrame) -> Figure:
             _draw_bar(axis, place, left, peak, floor, row)
         if floor > 0:
             axis.axvline(floor, color=style.BLACK, linestyle=":", linewidth=0.9)
-            above = {"xy": (floor, 1), "xytext": (0, 2), "xycoords": ("data", "axes fraction")}
-            axis.annotate(
-                f"plain inference, {_legible(floor)}", **above, textcoords="offset points", size=6.5
-            )
+            text, above = f"plain inference, {_legible(floor)}", ("data", "axes fraction")
+            drawing.write(axis, text, (floor, 1), (0, 2), above, va="baseline")
         axis.set_yticks(range(len(panel)), panel["title"])
         axis.set(xlabel="peak over the loaded weights (MiB)", ylim=(len(panel) - 0.4, -0.6))
         axis.set_title(title, pad=11, loc="left")
@@ -146,7 +144,7 @@ def _draw_bar(axis: Axes, place: int, left: float, peak: float, floor: float, ro
         beside = "" if math.isclose(own, floor, rel_tol=0.01) else f" its own {_legible(own)}"
         text = _legible(peak) + (f"  ({ratio:.2f}×{beside})" if ratio > 0 else "")
     end = peak if peak > 0 else left
-    axis.annotate(text, (end, place), (3, 0), textcoords="offset points", va="center", size=6.5)
+    drawing.write(axis, text, (end, place), (3, 0))
 
 
 def _legible(mebibytes: float) -> str:
@@ -168,8 +166,7 @@ def _time_axis(axis: Axes, seconds: pandas.Series) -> None:
     """From zero, or logarithmic if the slowest method takes many times as long as the fastest."""
     if seconds.max() > WIDE_RANGE * seconds.min():
         axis.set_xscale("log")
-        axis.xaxis.set(major_locator=LogLocator(subs=(1, 3)), major_formatter=FormatStrFormatter("%g"))
-        axis.xaxis.set_minor_locator(NullLocator())
+        drawing.log_ticks(axis.xaxis, (1, 3))
     elif len(seconds):
         axis.set_xlim(0, 1.15 * seconds.max())
 

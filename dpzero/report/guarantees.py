@@ -8,9 +8,8 @@ import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
-from dpzero.report import style
+from dpzero.report import drawing, style
 from dpzero.report.table import ABSENT, Column, Table, number
 
 METHODS = ("dpzero", "dp_aggzo", "dp_zoso")  # in this order
@@ -30,6 +29,12 @@ BETWEEN = {"color": style.BLUE, "linewidth": 2.2, "solid_capstyle": "butt", "zor
 AT_LEAST = {"marker": 9, "color": style.BLUE, "markersize": 6, "linestyle": "", "zorder": 3}
 AT_MOST = {"marker": 8, "color": style.BLUE, "markersize": 6, "linestyle": "", "zorder": 3}
 GIVEN = {"marker": "D", "color": style.VERMILION, "markersize": 4.5, "linestyle": "", "zorder": 3}
+LEGEND = {
+    "claimed": CLAIM,
+    "actual if the noise were secret: at least": AT_LEAST,
+    "at most": AT_MOST,
+    "exactly": GIVEN,
+}
 
 NOTES = (
     "Code as it is: none means that no epsilon holds. An adversary with the run's public seeds can recompute the noise and "
@@ -134,16 +139,12 @@ def draw(runs: pandas.DataFrame) -> Figure:
         axis.grid(axis="x", which="major", color="#dddddd", linewidth=0.5)
         axis.set_axisbelow(True)
     axes[-1].set_xscale("log")
-    ticks = {"major_locator": LogLocator(subs=(1, 2, 5)), "minor_locator": NullLocator()}
-    axes[-1].xaxis.set(major_formatter=FormatStrFormatter("%g"), **ticks)
+    drawing.log_ticks(axes[-1].xaxis, (1, 2, 5))
     axes[-1].set_xlabel("ε at the claim's δ")
     for x, words in MARGIN:
-        axes[0].annotate(
-            words, (x, 1), (0, 4), "axes fraction", "offset points", ha="center", va="bottom", size=6.5
-        )
-    figure.legend(
-        handles=_legend(), loc="outside upper center", ncols=4, handletextpad=0.4, columnspacing=1.2
-    )
+        drawing.write(axes[0], words, (x, 1), (0, 4), "axes fraction", ha="center", va="bottom")
+    handles = [Line2D([], [], label=label, **{**look, "linestyle": ""}) for label, look in LEGEND.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, handletextpad=0.4, columnspacing=1.2)
     return figure
 
 
@@ -159,26 +160,9 @@ def _draw_row(axis: Axes, place: int, row: dict[str, Any]) -> None:
         axis.plot([high], [place], **AT_MOST)
     axis.plot([claim], [place], **CLAIM)
     for (x, _), words in zip(MARGIN, (row["guarantee.as_it_is"], verdict(row)), strict=True):
-        bold = "bold" if words == "refuted" else "normal"
-        axis.annotate(
-            words,
-            (x, place),
-            xycoords=("axes fraction", "data"),
-            ha="center",
-            va="center",
-            size=6.5,
-            weight=bold,
-        )
-
-
-def _legend() -> list[Line2D]:
-    words = {
-        "claimed": CLAIM,
-        "actual if the noise were secret: at least": AT_LEAST,
-        "at most": AT_MOST,
-        "exactly": GIVEN,
-    }
-    return [Line2D([], [], label=label, **{**look, "linestyle": ""}) for label, look in words.items()]
+        weight = "bold" if words == "refuted" else "normal"
+        place_beside = ("axes fraction", "data")
+        drawing.write(axis, words, (x, place), (0, 0), place_beside, ha="center", weight=weight)
 
 
 def _merged(runs: pandas.DataFrame) -> pandas.DataFrame:

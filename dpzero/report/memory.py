@@ -191,8 +191,8 @@ def by_size(runs: pandas.DataFrame) -> Figure:
     low, high = axis.get_ylim()
     for size in CARDS:
         axis.axhline(size, color=style.GREY, linewidth=0.6, linestyle=":", zorder=0)
-        place = {"xy": (1.005, size), "xycoords": ("axes fraction", "data"), "annotation_clip": False}
-        axis.annotate(f"{size} GiB", va="center", size=6, color=style.GREY, **place)
+        at, grey = (1.005, size), {"size": 6, "color": style.GREY, "annotation_clip": False}
+        drawing.write(axis, f"{size} GiB", at, (0, 0), ("axes fraction", "data"), **grey)
     axis.set_ylim(low, high)
     axis.set_xlabel("parameters (OPT, 8 x 512 tokens, float32 weights)")
     axis.set_ylabel("peak of a step (GiB)")

@@ -307,13 +307,4 @@ def _label_ends(axis: Axes, ends: list[tuple[float, float, str, str]]) -> None:
     shown = [end for end in ends if end[2] and low < math.log(end[1]) < high]
     heights = [(math.log(y) - low) / (high - low) for _, y, _, _ in shown]
     for (x, _, text, colour), height in zip(shown, drawing.spread(heights, LABEL_GAP), strict=True):
-        axis.annotate(
-            text,
-            (x, height),
-            (6, 0),
-            ("data", "axes fraction"),
-            "offset points",
-            va="center",
-            size=6.5,
-            color=colour,
-        )
+        drawing.write(axis, text, (x, height), (6, 0), ("data", "axes fraction"), color=colour)
