@@ -30,11 +30,6 @@ def same(one: models.Classifier, other: models.Classifier) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_the_names_are_those_of_the_catalogue():
-    assert weights.names() == list(weights.CATALOGUE.stanzas)
-    assert tasks.names() == list(tasks.CATALOGUE.stanzas)
-
-
 @pytest.mark.parametrize("name", TINY)
 def test_a_model_comes_in_float32_and_without_dropout(toy, name):
     model = models.load(name, toy, "full")

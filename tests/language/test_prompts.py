@@ -114,72 +114,21 @@ def test_a_template_that_does_not_fit_is_refused():
 # --- causal
 
 
-ROWS = {
-    "sst2": ({"sentence": " fun film "}, "fun film It was", " great"),
-    "boolq": (
-        {"passage": "It was {fun}.", "question": "was it good"},
-        "It was {fun}. Was it good?\n",
-        "Yes",
-    ),
-    "cb": (
-        {"premise": "It was fun.", "hypothesis": "good"},
-        'Suppose It was fun. Can we infer that "good"? Yes, No, or Maybe?\n',
-        "Maybe",
-    ),
-    "rte": (
-        {"sentence1": "It was fun.", "sentence2": "It was good."},
-        'It was fun.\nDoes this mean that "It was good." is true? Yes or No?\n',
-        "No",
-    ),
-    "wsc": (
-        {"text": "Mark saw him.", "span1_text": "Mark", "span2_text": "Him"},
-        'Mark saw him.\nIn the previous sentence, does the pronoun "him" refer to Mark? Yes or No?\n',
-        "Yes",
-    ),
-    "wic": (
-        {"word": "film", "sentence1": "A film.", "sentence2": "To film."},
-        'Does the word "film" have the same meaning in these two sentences? Yes, No?\nA film.\nTo film.\n',
-        "No",
-    ),
-    "multirc": (
-        {"paragraph": "It was.", "question": "What?", "answer": "fun"},
-        'It was.\nQuestion: What?\nI found this answer "fun". Is that correct? Yes or No?\n',
-        "Yes",
-    ),
-    "copa": (
-        {"premise": "It was fun. ", "question": "cause"},
-        "It was fun because",
-        None,
-    ),
-    "record": (
-        {"passage": "Text.\n@highlight\nOne\n@highlight\nTwo"},
-        "Text.\n- One\n- Two\n-",
-        None,
-    ),
-    "record-question": (
-        {"passage": "Text.", "query": "It was @placeholder."},
-        'Text.\nIt was @placeholder.\nQuestion: what is the "@placeholder"\nAnswer:',
-        None,
-    ),
-    "squad": (
-        {"title": "Film", "context": "It was.", "question": " What? "},
-        "Title: Film\nContext: It was.\nQuestion: What?\nAnswer:",
-        None,
-    ),
-    "drop": (
-        {"passage": "It was.", "question": "What? "},
-        "Passage: It was.\nQuestion: What?\nAnswer:",
-        None,
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("task", ROWS)
-def test_a_causal_prompt_is_mezos(task):
-    fields, prompt, answer = ROWS[task]
-    found = tasks.load(task)
-    assert prompts.fill(found.prompt, fields) == prompt
-    assert answer is None or answer in found.answers
+@pytest.mark.parametrize(
+    "task, fields, prompt",
+    [
+        ("boolq", {"passage": "It was {fun}.", "question": "was it"}, "It was {fun}. Was it?\n"),
+        ("copa", {"premise": "It was fun. ", "question": "cause"}, "It was fun because"),
+        ("record", {"passage": "Text.\n@highlight\nOne\n@highlight\nTwo"}, "Text.\n- One\n- Two\n-"),
+        ("record-question", {"passage": "Text.", "query": "It was @placeholder."},
+         'Text.\nIt was @placeholder.\nQuestion: what is the "@placeholder"\nAnswer:'),
+        ("squad", {"title": "Film", "context": "It was.", "question": " What? "},
+         "Title: Film\nContext: It was.\nQuestion: What?\nAnswer:"),
+    ],
+)  # fmt: skip
+def test_a_causal_prompt_is_mezos(task, fields, prompt):
+    """Braces, spaces and transforms; `test_opt_tokens` has each task of MeZO as tokens."""
+    assert prompts.fill(tasks.load(task).prompt, fields) == prompt
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ NAMES = ["r8", "r52", "newsgroups", "movies", "tweets", "bbc", "toy"]
 PAPERS = ["sst2", "sst5", "trec", "rte", "snli", "mnli", "boolq", "cb", "wsc", "wic", "multirc"]
 FREE = ["copa", "record", "record-question", "squad", "drop"]
 
-# Rows per class in train, dev and test, and how many distinct texts each split holds.
+# Rows per class.
 CLASSES = {
     "r8": {
         "train": [1446, 224, 2554, 37, 176, 182, 101, 228],
@@ -32,32 +32,14 @@ CLASSES = {
     },
     "toy": {"train": [60] * 4, "dev": [15] * 4, "test": [30] * 4},
 }
-ROWS = {
-    "r8": (4948, 537, 2189),
-    "r52": (5877, 655, 2568),
-    "newsgroups": (10186, 1107, 7528),
-    "movies": (8064, 972, 1036),
-    "tweets": (2739, 339, 354),
-    "bbc": (1795, 225, 205),
-    "toy": (240, 60, 120),
-}
-DISTINCT = {
-    "r8": (4895, 528, 2176),
-    "r52": (5801, 649, 2553),
-    "newsgroups": (10170, 1103, 7521),
-    "movies": (8062, 972, 1036),
-    "tweets": (2739, 339, 354),
-    "bbc": (1713, 216, 196),
-    "toy": (240, 60, 120),
-}
-DIGESTS = {
-    "r8": "d929f0a6f2fb7f85",
-    "r52": "5ba6c70075ce45d8",
-    "newsgroups": "e07567f21174ed74",
-    "movies": "5e0fb490cf6fa3e5",
-    "tweets": "3322f3870d748a6e",
-    "bbc": "2c86b85df1bead0e",
-    "toy": "dc24cf4eac52cfca",
+EXPECTED = {  # rows and distinct texts in train, dev and test; SHA-256 of the splits
+    "r8": ((4948, 537, 2189), (4895, 528, 2176), "d929f0a6f2fb7f85"),
+    "r52": ((5877, 655, 2568), (5801, 649, 2553), "5ba6c70075ce45d8"),
+    "newsgroups": ((10186, 1107, 7528), (10170, 1103, 7521), "e07567f21174ed74"),
+    "movies": ((8064, 972, 1036), (8062, 972, 1036), "5e0fb490cf6fa3e5"),
+    "tweets": ((2739, 339, 354), (2739, 339, 354), "3322f3870d748a6e"),
+    "bbc": ((1795, 225, 205), (1713, 216, 196), "2c86b85df1bead0e"),
+    "toy": ((240, 60, 120), (240, 60, 120), "dc24cf4eac52cfca"),
 }
 
 
@@ -132,8 +114,9 @@ def test_a_cell_that_gives_no_length_has_the_tasks():
 
 
 def test_the_counts_are_the_known_ones(task):
-    assert tuple(len(task.splits[split]) for split in ("train", "dev", "test")) == ROWS[task.name]
-    assert tuple(len(texts(task, split)) for split in ("train", "dev", "test")) == DISTINCT[task.name]
+    rows, distinct, _ = EXPECTED[task.name]
+    assert tuple(len(task.splits[split]) for split in ("train", "dev", "test")) == rows
+    assert tuple(len(texts(task, split)) for split in ("train", "dev", "test")) == distinct
     for split, expected in CLASSES.get(task.name, {}).items():
         counts = collections.Counter(row.label for row in task.splits[split])
         assert [counts[label] for label in range(len(task.labels))] == expected
@@ -173,7 +156,7 @@ def test_the_splits_never_change(task):
     for split in ("train", "dev", "test"):
         for text, label, _ in task.splits[split]:
             state.update(f"{split}\t{label}\t{text}\n".encode())
-    assert state.hexdigest()[:16] == DIGESTS[task.name]
+    assert state.hexdigest()[:16] == EXPECTED[task.name][2]
 
 
 @pytest.mark.network
