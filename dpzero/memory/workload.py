@@ -202,7 +202,7 @@ class Loaded:
 def _stand_in(size: int, length: int) -> Examples:
     """Texts of one length; one is a token shorter, because every real batch has padding and so a mask."""
     lengths = [length] * (size - 1) + [max(1, length - 1) if size > 1 else length]
-    return Examples.of([np.ones(n, np.int32) for n in lengths], np.zeros(size, np.int64))
+    return Examples.from_token_ids([np.ones(n, np.int32) for n in lengths], np.zeros(size, np.int64))
 
 
 class PhaseLoss(losses.CrossEntropy):

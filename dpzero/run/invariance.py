@@ -33,8 +33,8 @@ def stand_ins(like: Any, model: Any, length: int) -> Any:
         return Features(values.astype(np.float32), np.zeros(STAND_INS, np.int64))
     texts: list[Any] = [stand_in_ids(model, int(n)) for n in np.linspace(length, 2, STAND_INS)]
     if isinstance(like, Continuations):
-        return Continuations.of([[(ids, 1, True)] for ids in texts], [""] * STAND_INS)
-    return Examples.of(texts, [0] * STAND_INS)
+        return Continuations.from_candidates([[(ids, 1, True)] for ids in texts], [""] * STAND_INS)
+    return Examples.from_token_ids(texts, [0] * STAND_INS)
 
 
 def of_architectures(names: Sequence[str] = ARCHITECTURES) -> list[dict]:

@@ -51,7 +51,9 @@ def batch_of(size: int, lengths: str, seed: int = 0) -> Examples:
         counts = np.full(size, int(lengths))
     else:
         raise UsageError(f"--length is {lengths!r}: give a number of tokens, or short")
-    return Examples.of([random.integers(5, VOCABULARY, n) for n in counts], random.integers(0, 2, size))
+    return Examples.from_token_ids(
+        [random.integers(5, VOCABULARY, n) for n in counts], random.integers(0, 2, size)
+    )
 
 
 class Benchmark:

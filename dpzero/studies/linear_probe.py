@@ -54,7 +54,7 @@ def _features(model_name: str, splits: Rows) -> dict[str, dict[str, NDArray]]:
     encode = tokenizers.tokenizer(model_name, LENGTH)
 
     def vectors(texts: list[list[int]]) -> NDArray:
-        return feature_cache.features(model, encoding.Examples.of(texts, [0] * len(texts)))
+        return feature_cache.features(model, encoding.Examples.from_token_ids(texts, [0] * len(texts)))
 
     kinds = {
         "both sentences as one text": {s: vectors([*map(encode_pair, rows)]) for s, rows in splits.items()}

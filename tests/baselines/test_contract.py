@@ -419,7 +419,7 @@ def test_no_example_influences_the_loss_of_another(name, tune, token_budget, dat
     with torch.no_grad():
         expected = loss(model, batch)
         for other in ([5, 6, 7], list(range(3, 3 + LENGTH)), [9]):
-            changed = encoding.Examples.of(
+            changed = encoding.Examples.from_token_ids(
                 [*rows[:2], other, *rows[3:]], [*batch.labels[:2], 3, *batch.labels[3:]]
             )
             gap = (loss(model, changed) - expected).abs()
@@ -438,7 +438,7 @@ def test_no_example_influences_the_loss_of_another(name, tune, token_budget, dat
 def test_a_zeroth_order_step_takes_the_memory_of_inference(name, model_name):
     """At most 5 % more, and the same with all weights trained: 64 texts of 64 tokens, so that activations matter."""
     model, loss = make_model("full", model_name), losses.CrossEntropy(2**20)
-    batch = encoding.Examples.of([[1] * 64] * 64, [0] * 64)
+    batch = encoding.Examples.from_token_ids([[1] * 64] * 64, [0] * 64)
 
     def inference() -> None:
         with torch.no_grad():

@@ -18,7 +18,7 @@ from tests.baselines.brute_force import BATCH_SIZE, CLIP, brute_force, budget, c
 def batch() -> encoding.Examples:
     """13 texts of 1 to 15 tokens, with ids that both tiny models have."""
     draw = np.random.default_rng(0)
-    return encoding.Examples.of(
+    return encoding.Examples.from_token_ids(
         [draw.integers(3, 1000, length).tolist() for length in draw.integers(1, 16, 13)],
         draw.integers(0, 4, 13),
     )
@@ -40,13 +40,13 @@ def test_a_step_is_the_sum_of_each_examples_clipped_gradient(name, tune, clip, c
 @pytest.mark.parametrize("name", ["tiny-encoder", "tiny-causal"])
 def test_a_token_that_a_text_repeats_adds_up_in_its_row(name, clipping):
     model = models.load(name, tasks.load("toy"), "full")
-    repeated = encoding.Examples.of([[5, 7, 5, 5, 7], [9] * 12, [5, 6]], [0, 1, 2])
+    repeated = encoding.Examples.from_token_ids([[5, 7, 5, 5, 7], [9] * 12, [5, 6]], [0, 1, 2])
     assert check_step(model, losses.CrossEntropy(64), repeated, CLIP, clipping) == 3
 
 
 def test_both_ways_release_the_same(batch):
     """The same noise, divisor, micro-batches and loss, also where a text holds the padding token (0), whose row autograd skips."""
-    padded = encoding.Examples.of(
+    padded = encoding.Examples.from_token_ids(
         [*(batch.ids(i).tolist() for i in range(6)), [0, 4, 0]], [0, 1, 2, 3, 0, 1, 2]
     )
     ends, said = [], []
@@ -76,7 +76,7 @@ def test_the_noise_of_a_step_has_its_scale_in_every_coordinate():
     model = models.load("tiny-encoder", tasks.load("toy"), "full")
     start = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
     me = DPSGD(model, losses.CrossEntropy(64), budget(5.0), learning_rate=1.0, clip=CLIP)
-    me.step(encoding.Examples.of([], []))
+    me.step(encoding.Examples.from_token_ids([], []))
     moved = nn.utils.parameters_to_vector(model.parameters()).detach() - start
     assert moved.std().item() == pytest.approx(5.0 * CLIP / BATCH_SIZE, rel=0.02)
 
@@ -121,7 +121,7 @@ def test_ghost_norms_take_less_memory_than_the_gradients_of_every_example(name):
     for clipping in ("hooks", "ghost"):
         model, loss = models.load(name, tasks.load("toy"), "full"), losses.CrossEntropy(2**20)
         me = DPSGD(model, loss, budget(1.0), learning_rate=0.1, clip=CLIP, clipping=clipping)
-        texts = encoding.Examples.of([[1, 2, 3, 4]] * 64, [0] * 64)
+        texts = encoding.Examples.from_token_ids([[1, 2, 3, 4]] * 64, [0] * 64)
         peaks[clipping] = trackers.peak_bytes(model, lambda me=me, texts=texts: me.step(texts))
     assert peaks["hooks"] > 64 * trackers.weights_bytes(model) and peaks["ghost"] < peaks["hooks"] / 5
 

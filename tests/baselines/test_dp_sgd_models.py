@@ -76,7 +76,9 @@ def batch() -> encoding.Examples:
     """Padded texts of 1 to 9 tokens; some hold a token many times, one the padding token (1)."""
     draw = np.random.default_rng(0)
     texts = [draw.integers(3, 97, length).tolist() for length in (1, 9, 4, 2)]
-    return encoding.Examples.of([*texts, [5, 1, 7], [5, 7, 5, 5, 7, 5], [11] * 9], [0, 1, 0, 1, 1, 0, 1])
+    return encoding.Examples.from_token_ids(
+        [*texts, [5, 1, 7], [5, 7, 5, 5, 7, 5], [11] * 9], [0, 1, 0, 1, 1, 0, 1]
+    )
 
 
 def freeze_unused(model: nn.Module, batch: encoding.Examples) -> nn.Module:
@@ -184,7 +186,7 @@ def test_opt_is_refused_where_a_loss_runs_it_on_part_of_a_batch(batch):
             return torch.cat([super(Halves, self).__call__(model, batch[half]) for half in halves])
 
     me = DPSGD(adapted("opt", ["fc1", "fc2"]), Halves(2048), budget(0.0), learning_rate=1.0, clip=1.0)
-    even = encoding.Examples.of([[5, 6, 7, 8]] * 4, [0] * 4)
+    even = encoding.Examples.from_token_ids([[5, 6, 7, 8]] * 4, [0] * 4)
     with pytest.raises(RuntimeError, match=r"has 2 rows for 4 examples"):
         me.step(even)
 
@@ -196,7 +198,7 @@ def continuations(candidates: list[int]) -> Continuations:
     made = [
         [(draw.integers(3, 97, n + draw.integers(1, 7)), n, i == 0) for i, n in enumerate(c)] for c in counts
     ]
-    return Continuations.of(made, [""] * len(made))
+    return Continuations.from_candidates(made, [""] * len(made))
 
 
 @pytest.mark.parametrize("token_budget", [2048, 24])

@@ -16,7 +16,7 @@ from tests.rounding import read_by_the_loss
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_implementation_makes_the_same_update(optimizer):
     draw = np.random.default_rng(0)
-    batch = encoding.Examples.of(draw.integers(3, 1000, (6, 5)).tolist(), draw.integers(0, 4, 6))
+    batch = encoding.Examples.from_token_ids(draw.integers(3, 1000, (6, 5)).tolist(), draw.integers(0, 4, 6))
     ends = {}
     for implementation in IMPLEMENTATIONS:
         model = models.load("tiny-encoder", tasks.load("toy"), "bias")

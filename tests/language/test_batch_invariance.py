@@ -34,7 +34,9 @@ def model_of(kind: str, monkeypatch) -> nn.Module:
 def batch_of(count: int, seed: int = 0, longest: int = 40) -> Examples:
     random = np.random.default_rng(seed)
     lengths = random.integers(1, longest + 1, count)
-    return Examples.of([random.integers(3, 1000, n) for n in lengths], random.integers(0, 2, count))
+    return Examples.from_token_ids(
+        [random.integers(3, 1000, n) for n in lengths], random.integers(0, 2, count)
+    )
 
 
 def moved(loss, model, batch, smoothing: float = 1e-3) -> float:
@@ -107,7 +109,7 @@ def test_candidates_of_one_example_move_no_other(compute):
 
     counts = [1, 3, 2, 1, 4, 1]
     examples = [[(*candidate()[:2], i == 0) for i in range(n)] for n in counts]
-    batch = Continuations.of(examples, [""] * len(counts))
+    batch = Continuations.from_candidates(examples, [""] * len(counts))
     assert moved(ContinuationLoss(512, compute), model, batch) == 0
 
 

@@ -14,7 +14,7 @@ from dpzero.language.models.encoding import Examples
 from dpzero.language.models.losses import CrossEntropy
 from dpzero.zeroth_order.transcript import digest
 
-BATCH = Examples.of([[1, 2, 3][: 1 + i % 3] for i in range(6)], np.arange(6) % 3)
+BATCH = Examples.from_token_ids([[1, 2, 3][: 1 + i % 3] for i in range(6)], np.arange(6) % 3)
 
 
 def load(name: str = "tiny-causal", device: str = "cpu"):

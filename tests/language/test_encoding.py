@@ -30,7 +30,7 @@ def cache(tmp_path, monkeypatch):
 @given(SEQUENCES)
 def test_what_goes_in_comes_out(sequences):
     labels = list(range(len(sequences)))
-    made = Examples.of(sequences, labels)
+    made = Examples.from_token_ids(sequences, labels)
     assert len(made) == len(sequences)
     assert [made.ids(i).tolist() for i in labels] == sequences
     assert made.lengths().tolist() == [len(s) for s in sequences]
@@ -41,14 +41,14 @@ def test_what_goes_in_comes_out(sequences):
 
 
 def test_a_batch_may_be_empty_or_repeat():
-    made = Examples.of([[1], [2, 3]], [0, 1])
+    made = Examples.from_token_ids([[1], [2, 3]], [0, 1])
     assert len(made[np.zeros(0, np.int64)]) == 0 and list(made[np.zeros(0, np.int64)].parts(8)) == []
     assert made[np.array([1, 1])].tokens.tolist() == [2, 3, 2, 3]
 
 
 @given(SEQUENCES, st.integers(1, 100))
 def test_micro_batches_hold_each_example_once_and_keep_the_budget(sequences, budget):
-    made = Examples.of(sequences, list(range(len(sequences))))
+    made = Examples.from_token_ids(sequences, list(range(len(sequences))))
     seen = []
     for positions, part in made.parts(budget):
         assert part.labels.tolist() == positions.tolist()
@@ -60,7 +60,7 @@ def test_micro_batches_hold_each_example_once_and_keep_the_budget(sequences, bud
 
 
 def test_padding_is_on_the_right_and_masked():
-    ids, mask, labels = Examples.of([[5, 6, 7], [8]], [1, 0]).padded(torch.device("cpu"))
+    ids, mask, labels = Examples.from_token_ids([[5, 6, 7], [8]], [1, 0]).padded(torch.device("cpu"))
     assert ids.tolist() == [[5, 6, 7], [8, 0, 0]] and mask.tolist() == [[1, 1, 1], [1, 0, 0]]
     assert labels.tolist() == [1, 0] and ids.dtype == labels.dtype == torch.int64
 

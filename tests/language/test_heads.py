@@ -22,7 +22,7 @@ def batch() -> encoding.Examples:
     """Each text has a mask; some hold label words, one twice."""
     words = tokenizers.answer_tokens("tiny-masked", tasks.load("trec"))
     texts = [[1, MASK, 40, 1], [1, words[2], 50, words[2], MASK, 1], [1, MASK, words[0], 1], [1, 60, MASK]]
-    return encoding.Examples.of(texts, [0, 2, 4, 5])
+    return encoding.Examples.from_token_ids(texts, [0, 2, 4, 5])
 
 
 def make(tune: str = "full") -> models.Classifier:
@@ -86,7 +86,7 @@ def test_a_perturbed_model_scores_and_reads_with_the_same_perturbed_rows(perturb
 @pytest.mark.parametrize("perturb", ["in_place", "on_read"])
 def test_a_zeroth_order_step_takes_the_memory_of_inference(perturb):
     """And inference that of a head of its own, to 1 %: the table is neither copied nor perturbed as a whole."""
-    long = encoding.Examples.of([[1, MASK] + [9] * 60] * 64, [0] * 64)
+    long = encoding.Examples.from_token_ids([[1, MASK] + [9] * 60] * 64, [0] * 64)
     loss = CrossEntropy(2**20)
 
     def inference(model: models.Classifier) -> int:

@@ -32,7 +32,9 @@ def batch() -> Examples:
     """Lengths from 1 to 40, mixed."""
     generator = np.random.default_rng(0)
     lengths = generator.permutation([1, 2, 3, 5, 8, 13, 21, 34, 40, 40, 7, 7])
-    return Examples.of([generator.integers(1, 1000, n) for n in lengths], generator.integers(0, 4, 12))
+    return Examples.from_token_ids(
+        [generator.integers(1, 1000, n) for n in lengths], generator.integers(0, 4, 12)
+    )
 
 
 def test_the_loss_is_the_cross_entropy_of_each_example_alone(model, batch):
@@ -71,7 +73,7 @@ def test_one_example_changes_no_loss_but_its_own(model, batch):
     before = CrossEntropy(100)(model, batch)
     sequences = [batch.ids(i) for i in range(12)]
     sequences[4] = np.arange(1, 60)
-    after = CrossEntropy(100)(model, Examples.of(sequences, batch.labels))
+    after = CrossEntropy(100)(model, Examples.from_token_ids(sequences, batch.labels))
     kept = np.arange(12) != 4
     torch.testing.assert_close(after[kept], before[kept], atol=ROUNDING, rtol=0)
     assert after[4] != before[4]

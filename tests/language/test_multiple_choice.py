@@ -67,7 +67,7 @@ def batch() -> Continuations:
         made.append(
             [(draw.integers(1, 1000, n + draw.integers(1, 9)), n, i == right) for i, n in enumerate(counts)]
         )
-    return Continuations.of(made, [""] * 6)
+    return Continuations.from_candidates(made, [""] * 6)
 
 
 def by_hand(model: models.TextScorer, batch: Continuations, i: int) -> torch.Tensor:

@@ -28,7 +28,7 @@ BODIES = {
 def texts_behind(beginning: int, rest: tuple[int, ...]) -> Examples:
     draw = np.random.default_rng(0)
     before = draw.integers(3, 256, beginning)
-    return Examples.of(
+    return Examples.from_token_ids(
         [[*before, 100 + i, *draw.integers(3, 256, n)] for i, n in enumerate(rest)], [0] * len(rest)
     )
 
@@ -79,11 +79,13 @@ def test_in_context_learning_is_scored_as_without_the_short_cut(task, monkeypatc
 
 
 def test_a_beginning_ends_before_the_tokens_at_which_the_model_is_read():
-    same = Examples.of([[5, 6, 7, 8], [5, 6, 7, 8], [5, 6, 7, 8, 9]], [0, 0, 0])
+    same = Examples.from_token_ids([[5, 6, 7, 8], [5, 6, 7, 8], [5, 6, 7, 8, 9]], [0, 0, 0])
     assert prefix_cache.shared_prefix(same).tolist() == [5, 6, 7]
     assert prefix_cache.shared_prefix(same, kept=3).tolist() == [5]
     assert prefix_cache.shared_prefix(same, kept=9).tolist() == []
-    assert prefix_cache.shared_prefix(Examples.of([[1, 2, 3], [1, 4, 3, 3]], [0, 0])).tolist() == [1]
+    assert prefix_cache.shared_prefix(
+        Examples.from_token_ids([[1, 2, 3], [1, 4, 3, 3]], [0, 0])
+    ).tolist() == [1]
 
 
 def test_a_model_that_reads_in_both_directions_reads_whole_texts(monkeypatch):

@@ -124,7 +124,7 @@ def test_the_gradient_of_a_prefix_is_clipped_for_each_example(clipping):
     from dpzero.language.models.losses import CrossEntropy
     from dpzero.privacy import Rehearsal, Setting
 
-    texts = Examples.of([[1, 20, 30], [1, 40, 50, 60, 70], [1, 80]], [0, 1, 2])
+    texts = Examples.from_token_ids([[1, 20, 30], [1, 40, 50, 60, 70], [1, 80]], [0, 1, 2])
     setting = Setting("gaussian", "poisson", "add_remove", 10, 3, 5, 1e-5)
     clip, moved = 1e-3, []
     for examples in (texts[[0]], texts[[1]], texts[[2]], texts):

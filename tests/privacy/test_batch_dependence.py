@@ -86,7 +86,7 @@ def test_the_projects_own_loss_gives_a_valid_one():
     config = BertConfig(vocab_size=30, max_position_embeddings=40, **sizes)
     body = BertModel(config, add_pooling_layer=False)
     model = Classifier(body, nn.Linear(16, 2), "encoder").eval()
-    texts = Examples.of([[3] * (1 + i % 30) for i in range(SIZE)], [i % 2 for i in range(SIZE)])
+    texts = Examples.from_token_ids([[3] * (1 + i % 30) for i in range(SIZE)], [i % 2 for i in range(SIZE)])
     budget = make_budget()
     me = DPZero(model, CrossEntropy(256), budget, **SETTINGS)
     for batch in itertools.islice(budget.batches(), 1):

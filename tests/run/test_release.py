@@ -232,7 +232,7 @@ def world(monkeypatch, number: int) -> Iterator[None]:
         for split in ("train", "dev"):
             part, order = splits[split], draw.permutation(len(splits[split]))
             texts = [part.ids(i)[: draw.choice([3, 11])] for i in range(len(part))]
-            splits[split] = encoding.Examples.of(texts, part.labels[order])
+            splits[split] = encoding.Examples.from_token_ids(texts, part.labels[order])
         return splits
 
     def released(step: int, count: int) -> torch.Tensor:

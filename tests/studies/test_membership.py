@@ -147,7 +147,7 @@ def test_members_are_a_fair_coin_for_every_text_and_run():
 
 
 def test_the_pool_holds_each_text_once():
-    texts = Examples.of([[1, 2], [3], [1, 2], [1, 2, 0], [3], [4]], [0, 1, 1, 0, 1, 0])
+    texts = Examples.from_token_ids([[1, 2], [3], [1, 2], [1, 2, 0], [3], [4]], [0, 1, 1, 0, 1, 0])
     assert first_distinct(texts, 4).tolist() == [0, 1, 3, 5]
     with pytest.raises(UsageError, match="hold 5 distinct training texts, of 4"):
         first_distinct(texts, 5)

@@ -39,7 +39,7 @@ class Examples:
     pass_cost: ClassVar[int] = 0  # that of a whole model (see `batch_invariance`)
 
     @classmethod
-    def of(cls, sequences: Sequence[TokenIds], labels: Sequence[int] | NDArray) -> Examples:
+    def from_token_ids(cls, sequences: Sequence[TokenIds], labels: Sequence[int] | NDArray) -> Examples:
         """From the token ids of each text."""
         offsets = np.concatenate([[0], np.cumsum([len(s) for s in sequences])]).astype(np.int64)
         tokens = np.concatenate([np.asarray(s, np.int32) for s in sequences] or [np.zeros(0, np.int32)])
@@ -60,7 +60,7 @@ class Examples:
         return np.diff(self.offsets)
 
     def __getitem__(self, indices: NDArray) -> Examples:
-        return Examples.of([self.ids(i) for i in indices], self.labels[indices])
+        return Examples.from_token_ids([self.ids(i) for i in indices], self.labels[indices])
 
     def parts(self, token_budget: int) -> Iterator[tuple[NDArray[np.int64], Examples]]:
         """(positions, examples) of micro-batches of similar length, the longest first.
@@ -83,7 +83,7 @@ class Examples:
     def stand_ins(self, model: nn.Module, buckets: Sequence[Bucket]) -> Examples:
         """A text of each bucket that says nothing about private ones."""
         texts = [stand_in_ids(model, length)[: length if fills else -1] for length, fills, *_ in buckets]
-        return Examples.of(texts, [0] * len(buckets))
+        return Examples.from_token_ids(texts, [0] * len(buckets))
 
     def padded(self, device: torch.device, length: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """input_ids and attention_mask, int64 [n, length or that of the longest], and labels, int64 [n]. Padding is on the right."""
@@ -106,13 +106,13 @@ class Continuations:
     references: NDArray[np.str_]  # [n]: the right answers' texts, as JSON
 
     @classmethod
-    def of(
+    def from_candidates(
         cls, examples: Sequence[Sequence[tuple[TokenIds, int, bool]]], references: Sequence[str]
     ) -> Continuations:
         """`examples`: the candidates of each, as (token ids, how many are the candidate's, whether it is right)."""
         flat = [candidate for example in examples for candidate in example]
         first = np.concatenate([[0], np.cumsum([len(example) for example in examples])]).astype(np.int64)
-        sequences = Examples.of([ids for ids, _, _ in flat], [count for _, count, _ in flat])
+        sequences = Examples.from_token_ids([ids for ids, _, _ in flat], [count for _, count, _ in flat])
         right = np.array([is_right for _, _, is_right in flat], bool)
         return cls(sequences, first, right, np.array(references, str))
 
@@ -183,7 +183,7 @@ def encode(task: Task, model: str, max_length: int) -> dict[str, Any]:
 def encode_labelled(task: Task, model: str, max_length: int, split: str) -> Examples:
     """The rows of a split for a classifier."""
     encode_row, rows = row_encoder(task, model, max_length), task.splits[split]
-    return Examples.of([encode_row(row) for row in rows], [row.label for row in rows])
+    return Examples.from_token_ids([encode_row(row) for row in rows], [row.label for row in rows])
 
 
 def encode_candidates(task: Task, model: str, max_length: int, split: str) -> Continuations:
@@ -200,7 +200,7 @@ def encode_candidates(task: Task, model: str, max_length: int, split: str) -> Co
             candidates = [next(candidate for candidate in candidates if candidate[1])]
         examples.append([(*_encode_candidate(prompt, text, info, room), right) for text, right in candidates])
         references.append(json.dumps(task.right_answers(row)) if task.max_new_tokens else "")
-    return Continuations.of(examples, references)
+    return Continuations.from_candidates(examples, references)
 
 
 def _encode_candidate(prompt: str, text: str, info: TokenizerInfo, max_length: int) -> tuple[list[int], int]:

@@ -89,7 +89,7 @@ class CrossEntropy(_Loss):
 
     def stand_in(self, size: int, length: int) -> Examples:
         """Examples of full length that say nothing about private ones."""
-        return Examples.of([[1] * length] * size, [0] * size)
+        return Examples.from_token_ids([[1] * length] * size, [0] * size)
 
     def cut(self, model: nn.Module, batch: Any) -> Sequence[Cut]:
         """The micro-batches of this process's examples."""
@@ -218,7 +218,7 @@ class ContinuationLoss(_Loss):
     def stand_in(self, size: int, length: int) -> Continuations:
         """Examples of full length that say nothing about private ones."""
         right = json.dumps([""]) if self.max_new_tokens else ""
-        return Continuations.of([[([1] * length, 1, True)]] * size, [right] * size)
+        return Continuations.from_candidates([[([1] * length, 1, True)]] * size, [right] * size)
 
 
 def _gold_losses(scores: Tensor, part: Continuations) -> Tensor:
