@@ -47,7 +47,7 @@ class BatchQueue:
         for number in numbers:
             if loop != self._loops:
                 raise ValueError(
-                    "another loop over the batches of this budget has begun: go on with that one"
+                    "another loop over the batches of this budget has started: continue with that one"
                 )
             batch = Batch(number, self.sampler.batch(number))
             self.position = number + 1
@@ -79,12 +79,12 @@ class BatchQueue:
         if len(drawn) not in counts:
             given = " or ".join(map(str, sorted(counts)))
             raise ValueError(
-                f"step was given {given} {self.unit}s where the sampler drew {len(drawn)}: give it every "
-                "batch of the budget, whole and in order, the empty ones too"
+                f"step was given {given} {self.unit}s but the sampler drew {len(drawn)}: give it every batch of the "
+                "budget, complete and in order, including the empty ones"
             )
         if indices is not None and not np.array_equal(np.sort(indices), np.sort(drawn)):
             raise ValueError(
-                "step was given integers that are not the indices which the sampler drew: give it the batch "
+                "step was given integers that are not the indices that the sampler drew: give it the batch "
                 "that the budget handed out (integers that are examples go in an array of two dimensions)"
             )
         return len(drawn)

@@ -165,7 +165,7 @@ class Budget(Spending):
         event = Ledger.read_event(Path(ledger))
         if event.noise_key == "published" and key is None:
             raise ValueError(
-                f"ledger {ledger} was begun under a published key: give it, as key=RunKey.published(seed)"
+                f"ledger {ledger} was started under a published key: pass it as key=RunKey.published(seed)"
             )
         return cls(
             event.setting(),
@@ -326,7 +326,9 @@ class Budget(Spending):
         check_clip(clip)
         with self._lock:
             if not self.queue.admitted:
-                raise ValueError("a sum of gradients of no batch: call admit with the batch's size first")
+                raise ValueError(
+                    "this sum of gradients belongs to no batch: call admit with the batch's size first"
+                )
             number, noise = self._record(clip, lambda: _digest(map(_as_bytes, clipped_sums)))
         noise.add_(number, clipped_sums, clip)
 
@@ -337,7 +339,7 @@ class Budget(Spending):
             columns = self._rank_terms(terms) if self._rank_terms else terms.T.tolist()
             bound = self.setting.dataset_size * (clip if self.noise_arithmetic == "float" else math.inf)
             if not all(abs(math.fsum(column)) <= bound for column in columns):
-                raise ValueError("the clipped sum over all ranks is beyond its bound: a rank sent garbage")
+                raise ValueError("the clipped sum over all ranks exceeds its bound: a rank sent corrupt data")
             totals = self._noise.totals(columns)
             number, noise = self._record(clip, lambda: _digest([repr(totals).encode()]))
         return noise.sums(number, totals, clip)
@@ -441,8 +443,8 @@ class Budget(Spending):
         """
         if count and self._released_here:
             raise ValueError(
-                "a transcript is resumed by a budget that has taken steps of its own: write_transcript "
-                "comes before the first step"
+                "this budget has already taken steps, so it cannot resume a transcript: call write_transcript before "
+                "the first step"
             )
         self.ledger.record_transcript(count, key_name)
         self.start_at(count)
@@ -453,8 +455,8 @@ class Budget(Spending):
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "a budget is not copied, since the copy would draw the same noise: keep state_dict() and load "
-            "it into a new budget, or give the new one the ledger's file (Budget.resume)"
+            "a budget cannot be copied, because the copy would draw the same noise: keep state_dict() and load it "
+            "into a new budget, or resume the ledger's file (Budget.resume)"
         )
 
     # -- checks ----------------------------------------------------------------------------------------------
@@ -479,8 +481,8 @@ class Budget(Spending):
     def _check_process(self) -> None:
         if os.getpid() != self._process:
             raise RuntimeError(
-                f"this budget was made in process {self._process} and this is process {os.getpid()}, its "
-                "fork, which would draw the same noise: make a budget of its own here"
+                f"this budget was made in process {self._process} and this is process {os.getpid()}, its fork, "
+                "which would draw the same noise: make a new budget here"
             )
 
     def _check_left(self, key_name: str) -> None:
@@ -488,13 +490,10 @@ class Budget(Spending):
         replay = self.queue.any_open and (self.queue.oldest.number, key_name) in self.ledger
         if len(self.ledger) >= self.setting.steps and not self.overspend and not replay:
             others = len(self.ledger) - len(self.ledger.numbers_of(self.key.name))
-            by_others = (
-                f", {others} of them by others that went on from the same state or ledger" if others else ""
-            )
+            by_others = f", {others} of them by other budgets of the same state or ledger" if others else ""
             raise BudgetExhausted(
-                f"the {self.setting.steps} steps of this budget are spent{by_others}: calibrate a new one "
-                "for more steps, or make it with overspend=True, and epsilon_spent() says what more steps "
-                "cost"
+                f"the {self.setting.steps} steps of this budget are spent{by_others}: calibrate a new one for more "
+                "steps, or make it with overspend=True; epsilon_spent() then includes the additional steps"
             )
 
     def _check_grid_delta(self, setting: Setting, noise_scale: float, arithmetic: str) -> None:

@@ -84,7 +84,7 @@ class Ledger:
             return Event(**json.loads(path.read_text("utf-8").split("\n", 1)[0]))
         except (OSError, ValueError, TypeError):
             raise ValueError(
-                f"{path} is no ledger of this version: give the file that Budget.calibrated(..., ledger=...) "
+                f"{path} is not a ledger of this version: give the file that Budget.calibrated(..., ledger=...) "
                 "wrote"
             ) from None
 
@@ -98,7 +98,7 @@ class Ledger:
         except BlockingIOError:
             self.close()
             raise ValueError(
-                f"ledger {path} is in use by another budget, whose releases count, too: wait until it ends, "
+                f"ledger {path} is in use by another budget, whose releases count too: wait until it ends, "
                 "or close it"
             ) from None
         self._file.seek(0)
@@ -121,7 +121,9 @@ class Ledger:
         except ValueError:
             raise _damaged(path) from None
         if event != self.event.as_dict():
-            raise ValueError(f"ledger {path} is of another setting: remove its folder to start the run anew")
+            raise ValueError(
+                f"ledger {path} belongs to another setting: remove its folder to start the run anew"
+            )
         for entry in entries:
             self.lineage.hold(*entry)
         if b"\n" not in content:
@@ -183,7 +185,7 @@ class Ledger:
 
     def _add(self, entry: Release | Choice, digest: str = "") -> None:
         if self.path and self._file is None:
-            raise ValueError(f"ledger {self.path} is closed: make a new budget to go on")
+            raise ValueError(f"ledger {self.path} is closed: make a new budget to continue")
         self._join([entry.key_name])
         self.lineage.add(entry, digest)
 
@@ -265,8 +267,8 @@ class Ledger:
         missing = count - len(self)
         if self.path and missing > 0:
             raise UsageError(
-                f"ledger {self.path} lacks {missing} of the {count} releases of the transcript, so that "
-                "epsilon cannot be told: bring the file back, or begin anew and add what was spent"
+                f"ledger {self.path} lacks {missing} of the {count} releases of the transcript, so epsilon is "
+                "unknown: restore the file, or start a new run and add what this one spent"
             )
         if not count:
             return
@@ -280,8 +282,8 @@ class Ledger:
 
 def _damaged(path: Path) -> ValueError:
     return ValueError(
-        f"ledger {path} is damaged, so that epsilon cannot be told: bring the file back, or move its folder "
-        "away to begin anew"
+        f"ledger {path} is damaged, so epsilon is unknown: restore the file, or move its folder away to start "
+        "a new run"
     )
 
 

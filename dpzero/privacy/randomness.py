@@ -79,7 +79,7 @@ class RunKey:
             return
         if self.name in _claimed:
             raise ValueError(
-                "this secret key is another budget's, whose noise would be used again: draw a new one"
+                "another budget uses this secret key, whose noise would be used again: draw a new one"
             )
         if self.process != os.getpid():
             raise ValueError(

@@ -20,9 +20,9 @@ BATCH_DEPENDENT = (
     "or a loss whose bits are each example's own, as in dpzero.language"
 )
 UNMEASURABLE = (
-    "this batch may be padded as a whole, so it cannot be told whether the last bits of an example's loss "
-    "depend on the rest of the batch, and no release is called valid: give step indices, a list of "
-    "examples, or what budget.loader hands out"
+    "this batch may be padded as a whole, so it is unknown whether the last bits of an example's loss depend "
+    "on the rest of the batch, and no release is called valid: give step indices, a list of examples, or "
+    "what budget.loader hands out"
 )
 
 

@@ -182,7 +182,7 @@ def test_nor_of_one_that_no_example_can_be_taken_of():
     assert len(budget.ledger) == 0
     other = make_budget()
     me = DPZero(linear(), opaque_loss, other, **SETTINGS)
-    with pytest.warns(UserWarning, match="it cannot be told"):
+    with pytest.warns(UserWarning, match="it is unknown"):
         me.step(Opaque(next(other.batches())))
     assert other.others_move_over_clip is None and not other.valid_release
 

@@ -265,7 +265,7 @@ def test_a_step_repeated_after_a_kill_counts_once_under_the_published_key(tmp_pa
 def test_two_budgets_cannot_share_a_secret_key_and_so_its_noise():
     key = RunKey.secret()
     budget(key)
-    with pytest.raises(ValueError, match=r"this secret key is another budget's.*draw a new one"):
+    with pytest.raises(ValueError, match=r"another budget uses this secret key.*draw a new one"):
         budget(key)
     assert budget(RunKey.published(0)) and budget(RunKey.published(0))
 

@@ -79,7 +79,7 @@ def test_the_profile_of_mu_is_nowhere_below_that_of_the_run(setting, noise_scale
     assert (gaussian_delta(mu * (1 - 1e-4), epsilons) < deltas).any()
 
 
-@pytest.mark.parametrize("epsilon", LIMIT)
+@pytest.mark.parametrize("epsilon", [0.5, 8, *(pytest.param(e, marks=pytest.mark.slow) for e in (2, 4))])
 def test_mu_of_many_subsampled_releases_is_near_its_limit_and_above(epsilon):
     noise_scale, limit = LIMIT[epsilon]
     assert limit == pytest.approx(math.sqrt(1000 * math.expm1(noise_scale**-2)) / 16, rel=5e-3)

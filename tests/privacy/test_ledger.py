@@ -89,7 +89,7 @@ def test_a_ledger_survives_being_cut_at_any_byte(data):
         cut = data.draw(st.integers(0, len(whole)))
         path.write_bytes(whole[:cut])
         if 0 < cut < whole.index(b"\n"):  # of line one, without which nothing can be told
-            with pytest.raises(ValueError, match="is damaged, so that epsilon cannot be told"):
+            with pytest.raises(ValueError, match="is damaged, so epsilon is unknown"):
                 opened(path)
             return
         left = max(0, whole[:cut].count(b"\n") - 1)
@@ -152,7 +152,7 @@ def test_a_choice_whose_line_is_torn_has_spent_its_epsilon(path, torn, epsilon):
     opened(path).close()
     path.write_bytes(path.read_bytes() + torn.encode())
     if epsilon is None:
-        with pytest.raises(ValueError, match="is damaged, so that epsilon cannot be told"):
+        with pytest.raises(ValueError, match="is damaged, so epsilon is unknown"):
             opened(path)
         return
     for _ in range(2):
@@ -183,6 +183,6 @@ CHANGES = {name: value * 2 for name, value in asdict(EVENT).items()}
 @pytest.mark.parametrize("name", CHANGES)
 def test_the_ledger_of_another_setting_is_refused(name, path):
     opened(path).record(0, ONE)
-    with pytest.raises(ValueError, match="is of another setting: remove its folder"):
+    with pytest.raises(ValueError, match="belongs to another setting: remove its folder"):
         opened(path, replace(EVENT, **{name: CHANGES[name]}))
     assert len(opened(path)) == 1

@@ -115,7 +115,7 @@ def test_an_earlier_loop_ends_where_another_begins():
     budget = secret()
     first, second = budget.batches(), budget.batches()
     next(first), next(second)
-    with pytest.raises(ValueError, match="another loop over the batches of this budget has begun"):
+    with pytest.raises(ValueError, match="another loop over the batches of this budget has started"):
         next(first)
 
 
@@ -140,7 +140,7 @@ def test_a_batch_of_another_size_than_the_draw_is_refused():
     batch = next(batches)
     for other in (batch[1:], np.append(batch, 0), range(SIZE)):
         with pytest.raises(
-            ValueError, match=f"step was given {len(other)} examples where the sampler drew {len(batch)}"
+            ValueError, match=f"step was given {len(other)} examples but the sampler drew {len(batch)}"
         ):
             me.step(other)
     me.step(batch)
@@ -153,7 +153,7 @@ def test_other_indices_than_the_drawn_ones_are_refused():
     budget = secret()
     me, batch = make(budget), next(budget.batches())
     for other in (np.repeat(batch[:1], len(batch)), (batch + 1) % SIZE):
-        with pytest.raises(ValueError, match="integers that are not the indices which the sampler drew"):
+        with pytest.raises(ValueError, match="integers that are not the indices that the sampler drew"):
             me.step(other)
     me.step(torch.from_numpy(batch[::-1].copy()))  # in any order
 
@@ -163,7 +163,7 @@ def test_an_empty_batch_that_is_skipped_is_asked_for():
     budget = Budget(Setting("gaussian", "poisson", "add_remove", 4, 1, 40, 1e-5), 1.0, RunKey.published(0))
     me = make(budget)
     with pytest.raises(
-        ValueError, match=r"step was given \d examples where the sampler drew 0: .* the empty ones too"
+        ValueError, match=r"step was given \d examples but the sampler drew 0: .* including the empty ones"
     ):
         for batch in budget.batches():
             if len(batch):
@@ -335,7 +335,7 @@ def test_a_budget_resumes_from_its_ledgers_file(tmp_path):
         epsilon=2, delta=1e-5, dataset_size=SIZE, batch_size=BATCH_SIZE, steps=STEPS, ledger=path
     )
     take(make(one), 12)
-    with pytest.raises(ValueError, match="is in use by another budget, whose releases count, too"):
+    with pytest.raises(ValueError, match="is in use by another budget, whose releases count too"):
         Budget.resume(path)
     one.close()
     two = Budget.resume(str(path))
@@ -343,7 +343,7 @@ def test_a_budget_resumes_from_its_ledgers_file(tmp_path):
     assert len(two.ledger) == 12 and two.key != one.key
     take(make(two), 50)
     assert len(two.ledger) == STEPS
-    with pytest.raises(ValueError, match="is no ledger of this version"):
+    with pytest.raises(ValueError, match="is not a ledger of this version"):
         Budget.resume(tmp_path / "nothing")
 
 
@@ -354,7 +354,7 @@ def test_a_run_that_began_under_a_published_key_is_never_resumed_as_a_valid_rele
     state = one.state_dict()
     one.close()
     with pytest.raises(
-        ValueError, match=r"was begun under a published key: give it, as key=RunKey.published\(seed\)"
+        ValueError, match=r"was started under a published key: pass it as key=RunKey.published\(seed\)"
     ):
         Budget.resume(path)
     with pytest.raises(ValueError, match="the state was saved with noise_key 'published'"):
@@ -406,7 +406,7 @@ def test_a_transcript_is_not_resumed_by_a_ledger_that_lacks_its_releases(tmp_pat
     one.write_transcript(tmp_path / "run")
     take(one, 4)
     with pytest.raises(
-        ValueError, match="lacks 4 of the 4 releases of the transcript, so that epsilon cannot be told"
+        ValueError, match="lacks 4 of the 4 releases of the transcript, so epsilon is unknown"
     ):
         make(secret(ledger=tmp_path / "ledger")).write_transcript(tmp_path / "run")
 
@@ -416,7 +416,7 @@ def test_a_transcript_is_not_resumed_by_a_budget_that_has_taken_steps(tmp_path):
     one.write_transcript(tmp_path / "run")
     take(one, 4)
     take(make(budget), 2)
-    with pytest.raises(ValueError, match="write_transcript comes before the first step"):
+    with pytest.raises(ValueError, match="call write_transcript before the first step"):
         make(budget).write_transcript(tmp_path / "run")
 
 
@@ -460,7 +460,7 @@ def test_a_forked_process_does_not_draw_its_parents_noise(after):
         lambda: budget.choose({0: 1}, 1.0),
         lambda: budget.load_state_dict(budget.state_dict()),
     ):
-        assert "its fork, which would draw the same noise: make a budget of its own here" in in_a_fork(work)
+        assert "its fork, which would draw the same noise: make a new budget here" in in_a_fork(work)
     me.step(batch if after == "a batch" else next(batches))
     assert len(budget.ledger) == 1
 
@@ -779,7 +779,7 @@ def test_examples_that_were_sampled_in_place_of_users_are_refused():
     """64 users of 4 examples: a batch of 8 drawn users has 32 examples, and 8 examples have other users."""
     budget = by_user()
     me, drawn = make(budget), next(budget.batches())
-    with pytest.raises(ValueError, match=rf"step was given \d+ users where the sampler drew {len(drawn)}"):
+    with pytest.raises(ValueError, match=rf"step was given \d+ users but the sampler drew {len(drawn)}"):
         me.step(np.arange(3 * len(drawn)), np.arange(3 * len(drawn)))
     assert len(budget.ledger) == 0
 
@@ -832,7 +832,7 @@ def test_a_sum_of_gradients_is_of_the_batch_that_was_compared():
     budget = secret(noise_arithmetic="float")
     budget.admit(len(next(budget.batches())))
     next(budget.batches())  # another loop, another batch
-    with pytest.raises(ValueError, match="a sum of gradients of no batch"):
+    with pytest.raises(ValueError, match="this sum of gradients belongs to no batch"):
         budget.release_([torch.zeros(3)], 1.0)
 
 

@@ -70,7 +70,7 @@ def test_going_back_to_the_best_checkpoint_with_a_new_budget_counts_what_came_af
     assert len(release(two, 99, 0.2)) == 10
     assert len(two.ledger) == 20 and two.epsilon_spent() == epsilon(20)
     with pytest.raises(
-        ValueError, match=r"the 20 steps of this budget are spent, \d+ of them by others that went on from"
+        ValueError, match=r"the 20 steps of this budget are spent, \d+ of them by other budgets of"
     ):
         two.admit(3)
 
@@ -108,7 +108,7 @@ def test_each_ones_file_has_what_all_released(tmp_path, restart):
     release(one, 2)
     for budget in (one, two):
         budget.close()
-    with pytest.raises(ValueError, match="is closed: make a new budget to go on"):
+    with pytest.raises(ValueError, match="is closed: make a new budget to continue"):
         release(one, 1)
     restart()
     assert {len(Budget.resume(tmp_path / name).ledger) for name in ("one", "two")} == {9}

@@ -40,8 +40,12 @@ def add_noise(source: Rehearsal, sums: list[torch.Tensor]) -> None:
 
 
 def zero_releases(mechanism: str, arithmetic: str) -> np.ndarray:
-    source = budget(mechanism, arithmetic=arithmetic)
-    return np.array([source.release(empty(), CLIP) for _ in range(RELEASES)])
+    """RELEASES numbers, ten to a step where several directions are offered."""
+    if mechanism == "laplace":
+        source = budget(mechanism, arithmetic=arithmetic)
+        return np.array([source.release(empty(), CLIP) for _ in range(RELEASES)])
+    source = budget(mechanism, arithmetic=arithmetic, directions=10)
+    return np.array([source.release(empty(10), CLIP) for _ in range(RELEASES // 10)]).ravel()
 
 
 def within(value: float, law) -> bool:

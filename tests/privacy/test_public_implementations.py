@@ -220,7 +220,7 @@ def two_batches(epsilon: float, shift: float, without=0.0, last_share=0.5, last_
         last = stats.norm.pdf(y1) * stats.norm.pdf(y2 - higher * last_growth)
         return (1 - last_share) * first + last_share * last
 
-    grid = np.linspace(-7, 10, 601)
+    grid = np.linspace(-7, 10, 401)
     y1, y2 = np.meshgrid(grid, grid, indexing="ij")
     p, q = density(y1, y2, without + shift), density(y1, y2, without)
 
