@@ -185,11 +185,7 @@ RUN_SETTINGS: dict[str, Entry] = {
     "mechanism": Entry("str", "gaussian", ("gaussian", "laplace"), "distribution of the noise", private=True),
     "sampling": Entry("str", "poisson", SAMPLINGS, "how batches are drawn"),
     "adjacency": Entry(
-        "str",
-        "add_remove",
-        ("add_remove", "replace_one"),
-        "how neighbouring data sets differ",
-        private=True,
+        "str", "add_remove", ("add_remove", "replace_one"), "how neighbouring data sets differ", private=True
     ),
     "version": VERSION,
     "as_published": Entry(

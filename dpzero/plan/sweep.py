@@ -330,11 +330,7 @@ def _split(value: object) -> object:
 
 
 def _known(methods: Iterable[str]) -> dict[str, list[str]]:
-    return {
-        "tasks": tasks.names(),
-        "models": weights.names(),
-        "methods": list(methods),
-    }
+    return {"tasks": tasks.names(), "models": weights.names(), "methods": list(methods)}
 
 
 def _check_axes(axes: dict, known: dict[str, list[str]]) -> None:

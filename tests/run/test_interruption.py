@@ -113,7 +113,7 @@ def count_releases(log: Path) -> None:
         released = release(self, clipped, clip)
         if self.ledger.path:  # no stand-in's
             with log.open("a") as file:
-                file.write(f"{self._draws.position - 1} {self.key.name}\n")
+                file.write(f"{self.queue.position - 1} {self.key.name}\n")
         return released
 
     Budget.release = counted

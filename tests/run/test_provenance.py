@@ -13,14 +13,7 @@ from dpzero.plan import registry
 from dpzero.run import provenance
 
 # By hand, apart from the list in the source: what no number of a run comes from
-NO_NUMBER = (
-    "report/",
-    "cli/",
-    "sweeps/",
-    "profiles/",
-    "environment.yaml",
-    "__main__.py",
-)
+NO_NUMBER = ("report/", "cli/", "sweeps/", "profiles/", "environment.yaml", "__main__.py")
 
 
 @pytest.fixture(scope="module")

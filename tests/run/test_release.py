@@ -202,9 +202,9 @@ def test_a_private_choice_leaves_behind_the_step_that_it_chose_alone(private, tm
     assert word == "choice" and len(key_name) == 16 and told == ["2.0", str(step)]
     write_tables("language", [tmp_path / "record.json"], tmp_path / "tables", "smoke")
     said = " ".join((tmp_path / "tables" / "privacy_statement.md").read_text().split())
-    assert "the choice of the reported iterate on dev examples, by permute and flip, 2-DP" in said
-    assert "dev rows have no protection" not in said and "a dev example that of the choice" in said
-    assert "and which checkpoint is reported, by a private choice. All else" in said
+    assert "the selection of the reported checkpoint on dev examples, by permute and flip, 2-DP" in said
+    assert "dev rows have no protection" not in said and "a dev example that of the selection" in said
+    assert "and which checkpoint is reported, by a private selection" in said
     table = (tmp_path / "tables" / "privacy.md").read_text()
     assert (
         "reported: dev checkpoint by a private choice (accounted)" in table and "the larger of two" in table
