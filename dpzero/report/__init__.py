@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-# To add a figure: one function of that name in figures.py, its caption in captions/NAME.rst, and its name here.
+# To add a figure: a function of that name in figures.py, its caption in captions/NAME.rst, its name here.
 FIGURES = ("accuracy_vs_epsilon", "memory_by_method", "accuracy_vs_time", "learning_curves")
 TABLES = ("accuracy", "memory", "time", "privacy", "order")
 COMPARED = ("published", "discrepancies")  # if a run has a published number

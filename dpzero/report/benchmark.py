@@ -84,13 +84,15 @@ def notes(result: Result) -> list[str]:
     """How the numbers were measured."""
     return [
         f"{result['tokens']} tokens, {result['padded_tokens']} with padding in micro-batches of at most "
-        f"{result['token_budget']}; the public-style step pads all to {result['longest']}. Weights {result['weights_dtype']}, "
-        f"random, all trained; matrix products in {result['compute_dtype']}.",
-        f"Head: {result['head']}. Attention: {result['attention']}. TF32: {'on' if result['tf32'] else 'off'}. "
-        f"Threads: {result['threads']}.",
-        f"Median of {result['rounds']} rounds, with the least and the most. A round is one step and two forward passes, one "
-        "after the other in the same process. A method of several directions is divided by as many pairs of passes.",
-        f"Memory: {result['memory']}, peak of two steps; over inference: peak over that of the same forward pass, weights included.",
+        f"{result['token_budget']}; the public-style step pads all to {result['longest']}. Weights "
+        f"{result['weights_dtype']}, random, all trained; matrix products in {result['compute_dtype']}.",
+        f"Head: {result['head']}. Attention: {result['attention']}. TF32: "
+        f"{'on' if result['tf32'] else 'off'}. Threads: {result['threads']}.",
+        f"Median of {result['rounds']} rounds, with the least and the most. A round is one step and two "
+        "forward passes, one after the other in the same process. A method of several directions is divided "
+        "by as many pairs of passes.",
+        f"Memory: {result['memory']}, peak of two steps; over inference: peak over that of the same forward "
+        "pass, weights included.",
     ]
 
 

@@ -1,4 +1,4 @@
-"""Our results compared with published ones: differences with intervals, and where papers and their code disagree."""
+"""Our results and published ones: differences with intervals, and where papers and code disagree."""
 
 from __future__ import annotations
 
@@ -39,21 +39,22 @@ COLUMNS = (
     Column("published rule", "rule"),
 )
 NOTES = (
-    "Published ±: as its paper gives it, named in the cell. Published interval: 95 % t-interval of the mean, from that "
-    "standard error or deviation.",
-    "Difference: ours − published in points, with its 95 % interval. Welch: two means with unequal variances. One more "
-    "seed: if one side is a single value, the interval that contains a further run of the other side. A single value may "
-    "be a mean over seeds that its paper does not count; the test is weak there.",
-    "Each interval is widened by the uncertainty of the published number: 0.05 points for its rounding, 0.2 if it was read "
-    "from a figure, 0.5 if the paper calls it approximate.",
-    "Verdict: higher or lower if the interval excludes 0. No difference shown is no proof of equality: the interval says "
-    "how large a difference may be. One verdict in twenty is wrong by chance.",
-    "Not compared: the rows, the model, the reported iterate or a stated setting differ from the published run, or the "
-    "number is a misprint. Numbers that a later paper copied to the digit appear once.",
-    "A published number is the best point of a grid, and no paper says which. Ours is one point unless the heading says "
-    "otherwise.",
-    "At one ε two runs may have different noise. discrepancies.md lists the accountants and samplers of the papers; rows "
-    "called as its code have the published noise.",
+    "Published ±: as its paper gives it, named in the cell. Published interval: 95 % t-interval of the mean, "
+    "from that standard error or deviation.",
+    "Difference: ours − published in points, with its 95 % interval. Welch: two means with unequal "
+    "variances. One more seed: if one side is a single value, the interval that contains a further run of "
+    "the other side. A single value may be a mean over seeds that its paper does not count; the test is weak "
+    "there.",
+    "Each interval is widened by the uncertainty of the published number: 0.05 points for its rounding, 0.2 "
+    "if it was read from a figure, 0.5 if the paper calls it approximate.",
+    "Verdict: higher or lower if the interval excludes 0. No difference shown is no proof of equality: the "
+    "interval says how large a difference may be. One verdict in twenty is wrong by chance.",
+    "Not compared: the rows, the model, the reported iterate or a stated setting differ from the published "
+    "run, or the number is a misprint. Numbers that a later paper copied to the digit appear once.",
+    "A published number is the best point of a grid, and no paper says which. Ours is one point unless the "
+    "heading says otherwise.",
+    "At one ε two runs may have different noise. discrepancies.md lists the accountants and samplers of the "
+    "papers; rows called as its code have the published noise.",
 )
 
 
@@ -157,7 +158,7 @@ def _interval(low: float, high: float) -> str:
 
 
 def discrepancies(runs: pandas.DataFrame) -> Table:
-    """Known disagreements between a paper and its code, and pitfalls in either, for the papers of `published`."""
+    """Known disagreements between a paper and its code, for the papers of `published`."""
     papers = {theirs.paper for cell in runs["run"] for theirs in numbers.for_run(cell.rpartition("/")[0])}
     papers |= {"DP-ZO"} if runs["method"].str.startswith("dp_zo_").any() else set()
     with DISCREPANCIES.open(encoding="utf-8", newline="") as stream:

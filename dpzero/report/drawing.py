@@ -110,7 +110,7 @@ def mark(
 
 
 def levels(axis: Axes, rows: pandas.DataFrame, named: bool = True, room: float = WIDENED_BY) -> None:
-    """A line at each method's mean score, its interval and name at the right edge; called after all points are drawn.
+    """A line at each method's mean score, its interval and name at the right edge; called last.
 
     room: the fraction of its height by which an interval may widen the panel.
     """
@@ -132,7 +132,7 @@ def levels(axis: Axes, rows: pandas.DataFrame, named: bool = True, room: float =
 
 
 def _widened(limits: tuple[float, float], intervals: Iterable[Summary], room: float) -> tuple[float, float]:
-    """Limits that contain the ends of the intervals, except ends that would compress the rest of the panel."""
+    """Limits that contain the ends of the intervals, except far ends that would compress the panel."""
     low, high = limits
     far = room * (high - low)
     near = [end for one in intervals for end in (one.low, one.high) if low - far <= end <= high + far]

@@ -1,4 +1,4 @@
-"""Figures of the runs that fine-tune a model. A figure is one function of the runs; `dpzero.report.FIGURES` lists them."""
+"""Figures of the runs that fine-tune a model: one function each, listed in `dpzero.report.FIGURES`."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def _legible(mebibytes: float) -> str:
 
 
 def _epsilon_axis(axis: Axes, epsilons: list[tuple[str, float]]) -> float:
-    """A tick at each epsilon on an axis in octaves; returns the smallest distance of two epsilons, in octaves."""
+    """A tick at each epsilon on an axis in octaves; returns the smallest distance of two, in octaves."""
     values = [value for _, value in epsilons] or [1.0]
     apart = min((math.log2(b / a) for a, b in pairwise(values)), default=1.0)
     axis.set_xscale("log", base=2)
@@ -172,7 +172,7 @@ def _time_axis(axis: Axes, seconds: pandas.Series) -> None:
 
 
 def _draw_curve(axis: Axes, method: str, rows: pandas.DataFrame) -> float:
-    """Mean over seeds at each step, the range of the seeds as a band; returns the last step, 0 without a curve."""
+    """Mean over seeds at each step, their range as a band; returns the last step, 0 without a curve."""
     look = style.look(method)
     points = [
         (point["step"], 100 * point[f"dev_{metric}"])

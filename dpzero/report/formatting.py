@@ -67,7 +67,7 @@ def difference(summary: Summary) -> str:
 
 
 def without_seed(rows: pandas.DataFrame) -> bool:
-    """Whether a seed changes nothing: no training, no demonstrations, and the seed does not draw the scored rows."""
+    """Whether a seed changes nothing: no training, no demonstrations, no draw of the scored rows."""
     draws = rows.get("settings.train_examples")
     return bool(rows["epsilon"].eq("0").all() and (draws is None or draws.isna().all()))
 

@@ -1,4 +1,4 @@
-"""Report of the sweep `guarantees`: the claims of public implementations, and the guarantees of their code."""
+"""Report of the sweep `guarantees`: claims of public implementations and guarantees of their code."""
 
 from __future__ import annotations
 
@@ -37,19 +37,22 @@ LEGEND = {
 }
 
 NOTES = (
-    "Code as it is: none means that no epsilon holds. An adversary with the run's public seeds can recompute the noise and "
-    "subtract it.",
-    "ε if the noise were secret: at least and at most, at the claim's δ, for the neighbours in that row. Shuffled epochs, at "
-    "most: one release on all data in each epoch, composed by PLD, since no amplification by sampling is proven; at least: one "
-    "pair of data sets, seen through one statistic an epoch. Poisson: both are the PLD, the noisy count included.",
-    "Verdict on the claim if the noise were secret: held (at most ≤ claim), refuted (at least > claim), open (neither).",
-    "Divided by: actual batch size, before noise: the mean over the rows of the batch, then noise made for a full batch (a short "
-    "last batch weighs more); actual batch size, with noise: the noisy sum is divided; noisy size: the noisy sum is divided by "
-    "the rate times a noisy count.",
-    "Neighbours: replace one is the paper's own (its factor 2 is for that); zero-out removes one example's contribution and "
-    "keeps all batches, the nearest to add or remove that batches of a fixed size allow.",
-    "Noise: standard deviation on the sum of a full batch over the clip bound. Ours: the same claim with Poisson batches and "
-    "one example added or removed, by PLD; replaced: without replacement, one example replaced. Ratio: theirs / ours.",
+    "Code as it is: none means that no epsilon holds. An adversary with the run's public seeds can recompute "
+    "the noise and subtract it.",
+    "ε if the noise were secret: at least and at most, at the claim's δ, for the neighbours in that row. "
+    "Shuffled epochs, at most: one release on all data in each epoch, composed by PLD, since no "
+    "amplification by sampling is proven; at least: one pair of data sets, seen through one statistic an "
+    "epoch. Poisson: both are the PLD, the noisy count included.",
+    "Verdict on the claim if the noise were secret: held (at most ≤ claim), refuted (at least > claim), open "
+    "(neither).",
+    "Divided by: actual batch size, before noise: the mean over the rows of the batch, then noise made for a "
+    "full batch (a short last batch weighs more); actual batch size, with noise: the noisy sum is divided; "
+    "noisy size: the noisy sum is divided by the rate times a noisy count.",
+    "Neighbours: replace one is the paper's own (its factor 2 is for that); zero-out removes one example's "
+    "contribution and keeps all batches, the nearest to add or remove that batches of a fixed size allow.",
+    "Noise: standard deviation on the sum of a full batch over the clip bound. Ours: the same claim with "
+    "Poisson batches and one example added or removed, by PLD; replaced: without replacement, one example "
+    "replaced. Ratio: theirs / ours.",
 )
 DIVISORS = {  # as in the record -> for readers
     "own size, then noise": "actual batch size, before noise",
@@ -122,7 +125,7 @@ def verdict(row: dict[str, Any]) -> str:
 
 
 def draw(runs: pandas.DataFrame) -> Figure:
-    """Claimed and actual epsilon: a panel for each paper, a line for each setting; settings that differ in the task share a line."""
+    """Claimed and actual epsilon: a panel for each paper, a line for each setting apart from its task."""
     rows = _merged(runs[runs["status"] == "ok"])
     papers = list(rows.groupby("title", sort=False))
     counts = [len(some) for _, some in papers]

@@ -34,7 +34,7 @@ def check(result: Result) -> None:
 
 
 def table(result: Result) -> Table:
-    """One row for each method, group of texts and attack in the CSV; for readers the two attacks share a row."""
+    """One row for each method, group of texts and attack; for readers the two attacks share a row."""
     methods = {method["name"]: method for method in result["methods"]}
     methods["control"] = methods["mezo"]
     rows, pairs = [], dict[tuple[str, str], Row]()
@@ -59,7 +59,8 @@ def table(result: Result) -> Table:
     )
     title = (
         f"Membership inference on {result['task']} ({result['model']}, head trained): true positives at "
-        f"{100 * result[FPR]:g} % false ones; last iterate; settings set by first trials on the same pool (not accounted)"
+        f"{100 * result[FPR]:g} % false ones; last iterate; settings set by first trials on the same pool "
+        "(not accounted)"
     )
     return Table(title, columns, rows, notes(result), readers=list(pairs.values()))
 
@@ -73,20 +74,24 @@ def notes(result: Result) -> list[str]:
     """The set-up of the attacks and how to read the table."""
     level = f"{100 * result['confidence']:g} %"
     return [
-        f"Pool of {result['pool']} distinct training texts, {result['mislabelled']} of them under a wrong label. Each of "
-        f"{result['runs']} runs of a method trains on a random half, {result['steps']} steps; a member is in a batch with "
-        f"probability {result['rate']:g}.",
+        f"Pool of {result['pool']} distinct training texts, {result['mislabelled']} of them under a wrong "
+        f"label. Each of {result['runs']} runs of a method trains on a random half, {result['steps']} steps; "
+        f"a member is in a batch with probability {result['rate']:g}.",
         f"The attacker {result['attacker']}. Thresholds come from the other runs' non-members.",
         f"±: {level} t-interval over runs, which share the pool. It does not cover other pools.",
-        "Ceiling: min over e of exp(e) FPR + δ(e), with δ(e) from the run's accounted privacy loss distribution "
-        f"({result['accountant']}, δ = {result['delta']:g}). The next column is exp(ε) FPR + δ, which (ε, δ) alone allows. A claim "
-        "is refuted if the whole interval lies above the ceiling at the upper end of the measured FPR, for either attack alone.",
-        "Members redrawn: the same models with members that nobody trained on. An attack that finds more than 1 % there cheats.",
-        "Labels learnt: members to which the trained model gives their training label. The control's are MeZO's.",
-        "Steps, step sizes and clip were set by first trials on the same pool with other draws, MeZO's so that it memorises; "
-        "not accounted.",
+        "Ceiling: min over e of exp(e) FPR + δ(e), with δ(e) from the run's accounted privacy loss "
+        f"distribution ({result['accountant']}, δ = {result['delta']:g}). The next column is exp(ε) FPR + δ, "
+        "which (ε, δ) alone allows. A claim is refuted if the whole interval lies above the ceiling at the "
+        "upper end of the measured FPR, for either attack alone.",
+        "Members redrawn: the same models with members that nobody trained on. An attack that finds more "
+        "than 1 % there cheats.",
+        "Labels learnt: members to which the trained model gives their training label. The control's are "
+        "MeZO's.",
+        "Steps, step sizes and clip were set by first trials on the same pool with other draws, MeZO's so "
+        "that it memorises; not accounted.",
         "A weak attack proves nothing: stronger attackers (with the transcript, or with chosen texts) exist.",
-        f"Keys are {result['noise_key']} and the data {result['data']}: valid release: {'yes' if result['valid_release'] else 'no'}.",
+        f"Keys are {result['noise_key']} and the data {result['data']}: valid release: "
+        f"{'yes' if result['valid_release'] else 'no'}.",
     ]
 
 

@@ -1,4 +1,4 @@
-"""Report of the sweep `memory`: peaks by model size, batch and length, their growth, and published figures."""
+"""Report of the sweep `memory`: peaks by model size, batch and length, growth, published figures."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ LOOKS = {
     "dp_sgd_hooks": style.Look(style.GREEN, "D", "-"),
 }
 NOTES = (
-    "Predicted: live storage of fake tensors that run the method's own code. Kernel workspaces, fragmentation and the CUDA "
-    "context (0.5 to 1 GiB of a GPU) are not counted. Measured: live storage of real tensors on the CPU. By formula: a lower bound.",
-    "Weights float32, the answer read at one position by a head of two words; the whole batch at once. The public-style step "
-    "computes logits of the whole vocabulary at every position.",
+    "Predicted: live storage of fake tensors that run the method's own code. Kernel workspaces, "
+    "fragmentation and the CUDA context (0.5 to 1 GiB of a GPU) are not counted. Measured: live storage of "
+    "real tensors on the CPU. By formula: a lower bound.",
+    "Weights float32, the answer read at one position by a head of two words; the whole batch at once. The "
+    "public-style step computes logits of the whole vocabulary at every position.",
 )
 AXES = {  # axis of growth -> what it counts, the unit of its slope, bytes in that unit
     "parameters": ("bytes a parameter, by model size", 1),
@@ -104,14 +105,15 @@ def growth(runs: pandas.DataFrame) -> Table:
             row[f"_{axis}"] = None if slope is None else f"{number(slope / unit, '.3g')} ({miss:.0%})"
         table.rows.append(row)
     table.notes = [
-        "In brackets: the largest relative distance of a peak from its line. Float32 weights alone take 4 bytes a parameter. "
-        "Model size: OPT, 8 x 512 tokens; batch: RoBERTa-large, 128 tokens; length: RoBERTa-large, 8 texts.",
+        "In brackets: the largest relative distance of a peak from its line. Float32 weights alone take 4 "
+        "bytes a parameter. Model size: OPT, 8 x 512 tokens; batch: RoBERTa-large, 128 tokens; length: "
+        "RoBERTa-large, 8 texts.",
     ]
     return table
 
 
 def along(rows: pandas.DataFrame, axis: str) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """x (ascending) and predicted peaks (bytes) of one method: sizes of OPT, or batches or lengths of RoBERTa-large."""
+    """x (ascending) and predicted peaks (bytes): sizes of OPT, or batches or lengths of RoBERTa-large."""
     family = (
         rows["model"].str.startswith("opt-") if axis == "parameters" else rows["model"] == "roberta-large"
     )
@@ -124,7 +126,7 @@ def along(rows: pandas.DataFrame, axis: str) -> tuple[numpy.ndarray, numpy.ndarr
 
 
 def line(x: numpy.ndarray, y: numpy.ndarray) -> tuple[float | None, float | None]:
-    """Slope of the least-squares line with relative errors, and its largest relative miss; None for fewer than three points."""
+    """Slope of the line of least relative squares and its largest relative miss; None below three points."""
     if len(x) < 3:
         return None, None
     if numpy.ptp(y) < 1e-6 * y.max():  # blocks of an allocator, not growth
@@ -134,7 +136,7 @@ def line(x: numpy.ndarray, y: numpy.ndarray) -> tuple[float | None, float | None
 
 
 def published(runs: pandas.DataFrame) -> Table:
-    """One row for each published figure of these models: its ratio to the same paper's zeroth-order method, and our ratio."""
+    """One row for each published figure: its ratio to the paper's zeroth-order method, and our ratio."""
     columns = (
         Column("paper", "_paper"),
         Column("model", "model"),
@@ -166,11 +168,12 @@ def published(runs: pandas.DataFrame) -> Table:
             | {"counted": row["counted"], "_paper": f"{row['paper']}, {row['table']}", "_task": row["task"]}
         )
     table.notes = [
-        "Ratio: over MeZO or DPZero in the same table, for the same model and task. Ours: predicted with float32 weights at the "
-        "size given, of the nearest method here. Papers store OPT in half precision, use other lengths and count other things: "
-        "compare ratios only. MeZO's OPT rows take some 2 bytes a parameter (26 of 13 billion), its Adam rows some 25: about half "
-        "of that ratio is precision. published_memory.csv has the rows that are left out, and why. A paper's method may differ from "
-        "ours in optimizer, precision and head.",
+        "Ratio: over MeZO or DPZero in the same table, for the same model and task. Ours: predicted with "
+        "float32 weights at the size given, of the nearest method here. Papers store OPT in half precision, "
+        "use other lengths and count other things: compare ratios only. MeZO's OPT rows take some 2 bytes a "
+        "parameter (26 of 13 billion), its Adam rows some 25: about half of that ratio is precision. "
+        "published_memory.csv has the rows that are left out, and why. A paper's method may differ from ours "
+        "in optimizer, precision and head.",
     ]
     return table
 
@@ -216,7 +219,7 @@ def by_batch(runs: pandas.DataFrame) -> Figure:
 
 
 def _draw(axis: Axes, runs: pandas.DataFrame, key: str) -> None:
-    """A line for each method through predicted points (hollow); filled points are measured, crosses ran out of memory."""
+    """A line for each method. Hollow points are predicted, filled ones measured, crosses out of memory."""
     axis.set_xscale("log")
     axis.set_yscale("log")
     for method, some in runs.groupby("method", sort=False):

@@ -1,4 +1,4 @@
-"""results/README.md and the results in README.md, generated from the committed tables: no number in them is typed."""
+"""results/README.md and the results in README.md, generated from the committed tables."""
 
 from __future__ import annotations
 
@@ -41,13 +41,15 @@ HEADER = """# Results
 
 This file is generated from the tables beside it by `python -m dpzero readme`. A test compares the two.
 
-* Scores are in per cent: mean ± standard deviation over seeds. [Brackets] hold 95 % t-intervals, over seeds alone.
+* Scores are in per cent: mean ± standard deviation over seeds. [Brackets] hold 95 % t-intervals over seeds.
 * Memory is the peak of a step over the loaded weights, as a multiple of that of plain inference.
-* A verdict is *shown*, *ahead*, *refuted* or *behind* only if the interval excludes zero. Few seeds resolve large differences only.
-* An ε holds for one run. The noise keys are published for replay, so no run is a private release, and tuning is not covered.
+* A verdict is *shown*, *ahead*, *refuted* or *behind* only if the interval excludes zero. Few seeds resolve
+  large differences only.
+* An ε holds for one run. The noise keys are published for replay, so no run is a private release. Tuning is not
+  covered.
 * Each folder has further tables: privacy, time, provenance and, for training, the privacy statement.
-* Not run: the sweeps of the papers; pure ε except in `quick`; zeroth-order training of a whole body for longer than in `quick`; all
-  weights except on TREC and RTE; DP-LoRA on RTE; LoRA with SmolLM2 or on texts from packages.
+* Not run: the sweeps of the papers; pure ε except in `quick`; zeroth-order training of a whole body for longer
+  than in `quick`; all weights except on TREC and RTE; DP-LoRA on RTE; LoRA with SmolLM2 or on texts from packages.
 """
 
 
@@ -91,11 +93,11 @@ def all_results(results: Path) -> str:
     return "\n".join(parts)
 
 
-# -- sweeps that train ------------------------------------------------------------------------------------------------------
+# -- sweeps that train --------------------------------------------------------------------------------
 
 
 def training(folder: Path) -> str:
-    """Scores and memory of each method at the smallest and the largest epsilon, the verdicts, the settings."""
+    """Scores and memory of each method at the smallest and largest epsilon, verdicts, settings."""
     name, tables = folder.name, folder / "tables"
     scores, pairs, memory = (read_table(tables / f"{name}.csv") for name in ("accuracy", "order", "memory"))
     private = sorted(set(scores[scores["private"]]["epsilon"]), key=float)
@@ -130,11 +132,12 @@ def _frozen_features(path: Path, name: str) -> str:
         f"{100 * row['accuracy_cross_validated']:.1f} % from {row['features']}"
         for row in read_table(path).to_dict("records")
     ]
-    return f"RTE by logistic regression on frozen features, cross-validated: {'; '.join(rows)} ([table]({name}/tables/{path.name}))."
+    link = f"[table]({name}/tables/{path.name})"
+    return f"RTE by logistic regression on frozen features, cross-validated: {'; '.join(rows)} ({link})."
 
 
 def _verdicts(pairs: pandas.DataFrame, titles: dict[str, str]) -> list[str]:
-    """For each order that a paper claims, and for DPZero and its private rivals: how often and where it is decided."""
+    """For each claimed order, and for DPZero and its private rivals: how often and where it is decided."""
     sentences = []
     for claim, rows in pairs.groupby("claim", sort=False):
         verdicts = ("shown", "refuted") if " over " in claim else ("ahead", "behind")
@@ -196,14 +199,16 @@ def grids(results: Path) -> str:
                 | {"split": join(best["split"]), "tasks": len(best), "seeds": join(best["score_n"])}
             )
     bullets = (
-        "Each number is the best of the settings that were tried: optimistic, and no estimate of a method's accuracy.",
-        "The split is dev, whose rows are not reported elsewhere. Seeds differ from those of the results above.",
+        "Each number is the best of the settings that were tried: optimistic, and no estimate of a method's "
+        "accuracy.",
+        "The split is dev, whose rows are not reported elsewhere. Seeds differ from those of the results "
+        "above.",
         "No ε covers this selection.",
     )
     return section("Grids: the settings that were tried", plain_table(lines), bullets)
 
 
-# -- README.md --------------------------------------------------------------------------------------------------------------
+# -- README.md ----------------------------------------------------------------------------------------
 
 
 def at_a_glance(results: Path) -> str:
@@ -228,9 +233,10 @@ def at_a_glance(results: Path) -> str:
             }
         )
     introduction = (
-        f"Test accuracy on Reuters R8 ({join(scores['examples'])} texts) in per cent, mean ± standard deviation of "
-        f"{scores['score_n'].max()} seeds. MiniLM, biases and head trained. Memory: peak of a step over the loaded weights, and its "
-        f"ratio to plain inference. The {len(runs)} runs took {times['time.wall_seconds'].sum() / 60:.0f} minutes, one core each "
+        f"Test accuracy on Reuters R8 ({join(scores['examples'])} texts) in per cent, mean ± standard "
+        f"deviation of {scores['score_n'].max()} seeds. MiniLM, biases and head trained. Memory: peak of a "
+        f"step over the loaded weights, and its ratio to plain inference. The {len(runs)} runs took "
+        f"{times['time.wall_seconds'].sum() / 60:.0f} minutes, one core each "
         f"({join(times['provenance.device'])})."
     )
     bullets = [_quick(results), _heads(results), _rates(results), _predicted(results), _public(results)]
@@ -247,9 +253,10 @@ def _quick(results: Path) -> str:
     ]
     ratios, verdicts = memory["ratio_over_weights"], pairs[pairs["claim"] == "MeZO over DPZero"]["verdict"]
     return (
-        f"**Accuracy and memory.** DPZero − DP-SGD is {' and '.join(gaps)}, in points. DP-SGD takes {ratios['dp_sgd']:.1f} times the "
-        f"memory of inference over the weights ({memory['ratio_with_weights']['dp_sgd']:.2f} times with them), DPZero "
-        f"{ratios['dpzero']:.1f}. Whether MeZO beats DPZero is {join(verdicts)}."
+        f"**Accuracy and memory.** DPZero − DP-SGD is {' and '.join(gaps)}, in points. DP-SGD takes "
+        f"{ratios['dp_sgd']:.1f} times the memory of inference over the weights "
+        f"({memory['ratio_with_weights']['dp_sgd']:.2f} times with them), DPZero {ratios['dpzero']:.1f}. "
+        f"Whether MeZO beats DPZero is {join(verdicts)}."
     )
 
 
@@ -262,8 +269,9 @@ def _heads(results: Path) -> str:
 
     return (
         f"**Equal memory.** On {join(pairs['task'])} with a frozen body, fine-tuning beats MeZO in "
-        f"{count('fine-tuning over MeZO', 'shown')} comparisons. MeZO beats DPZero in {count('MeZO over DPZero', 'shown')}, and "
-        f"DPZero beats zero-shot in {count('DPZero over zero-shot', 'shown')}. DPZero is behind DP-SGD or DP-Adam in "
+        f"{count('fine-tuning over MeZO', 'shown')} comparisons. MeZO beats DPZero in "
+        f"{count('MeZO over DPZero', 'shown')}, and DPZero beats zero-shot in "
+        f"{count('DPZero over zero-shot', 'shown')}. DPZero is behind DP-SGD or DP-Adam in "
         f"{count('DPZero against DP-SGD', 'behind')} and ahead in {count('DPZero against DP-SGD', 'ahead')}."
     )
 
@@ -276,16 +284,18 @@ def _rates(results: Path) -> str:
     )
     wide, low, baseline, one = (exponent(exponents.loc[cell]) for cell in cells)
     return (
-        f"**Dimension.** The exponent of d in DPZero's gradient norm falls from {wide} at rank O(d) to {low} at O(log d). Noise on "
-        f"the whole vector has {baseline} there. With data in one coordinate DPZero has {one}."
+        f"**Dimension.** The exponent of d in DPZero's gradient norm falls from {wide} at rank O(d) to {low} "
+        f"at O(log d). Noise on the whole vector has {baseline} there. With data in one coordinate DPZero "
+        f"has {one}."
     )
 
 
 def _predicted(results: Path) -> str:
     growth = read_table(results / "memory/tables/growth.csv").set_index("method")["parameters_slope_bytes"]
     return (
-        f"**Predicted memory.** A float32 step takes {growth['dpzero']:.1f} bytes a parameter with DPZero, {growth['adamw']:.1f} with "
-        f"AdamW and {growth['dp_sgd_hooks']:.1f} with DP-SGD on per-sample gradients. The weights alone take 4."
+        f"**Predicted memory.** A float32 step takes {growth['dpzero']:.1f} bytes a parameter with DPZero, "
+        f"{growth['adamw']:.1f} with AdamW and {growth['dp_sgd_hooks']:.1f} with DP-SGD on per-sample "
+        "gradients. The weights alone take 4."
     )
 
 
@@ -293,8 +303,9 @@ def _public(results: Path) -> str:
     rows = read_table(results / "guarantees/tables/guarantees.csv")
     held, refuted, unknown = ((rows["verdict"] == verdict).sum() for verdict in VERDICTS)
     return (
-        f"**Public implementations.** For {(rows['as_it_is'] == 'none').sum()} of {len(rows)} claims no ε holds, because public seeds "
-        f"determine the noise. If the noise were secret, {held} would hold, {refuted} are refuted and {unknown} are open."
+        f"**Public implementations.** For {(rows['as_it_is'] == 'none').sum()} of {len(rows)} claims no ε "
+        f"holds, because public seeds determine the noise. If the noise were secret, {held} would hold, "
+        f"{refuted} are refuted and {unknown} are open."
     )
 
 

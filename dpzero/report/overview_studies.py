@@ -34,8 +34,8 @@ def quadratic(results: Path) -> str:
     rest = rest[rest["dimension"] == rest["dimension"].max()].groupby("method", sort=False).last()
     shares = ", ".join(f"{method} {100 * share:.0f} %" for method, share in rest["remaining"].items())
     verdicts.append(
-        f"Gradient that the best setting leaves in coordinates {rest['coordinates'].iloc[0]} at d = {rest['dimension'].iloc[0]}, "
-        f"relative to the start: {shares}."
+        f"Gradient that the best setting leaves in coordinates {rest['coordinates'].iloc[0]} at d = "
+        f"{rest['dimension'].iloc[0]}, relative to the start: {shares}."
     )
     links = "[exponents](quadratic/tables/exponents.md) · [norms](quadratic/tables/norms.md) · "
     links += (
@@ -58,11 +58,12 @@ def memory(results: Path) -> str:
     distances = (peaks["measured_peak_bytes"] / peaks["predicted_peak_bytes"] - 1).abs().dropna()
     largest = peaks.loc[peaks[peaks["method"] == "dpzero"]["parameters"].idxmax()]
     bullets = (
-        "Slopes of straight lines through predicted peaks: OPT by model size, RoBERTa-large by batch, both with float32 weights.",
+        "Slopes of straight lines through predicted peaks: OPT by model size, RoBERTa-large by batch, both "
+        "with float32 weights.",
         f"{len(distances)} of {len(peaks)} peaks were measured, too. Largest distance from the prediction: "
         f"{100 * distances.max():.2g} %. {origin(read_json(results / 'memory/tables/provenance.json'))}.",
-        f"Predicted for {largest['model']}: a step of DPZero takes {largest['predicted_peak_bytes'] / 2**30:,.0f} GiB, weights "
-        "included.",
+        f"Predicted for {largest['model']}: a step of DPZero takes "
+        f"{largest['predicted_peak_bytes'] / 2**30:,.0f} GiB, weights included.",
     )
     links = "[growth](memory/tables/growth.md) · [peaks](memory/tables/peaks.md) · "
     links += "[published ratios](memory/tables/published.md) · [figure](../figures/memory/memory_by_size.png)"
@@ -78,7 +79,9 @@ def benchmark(results: Path) -> str:
         lines += [
             {"model, batch, lengths": file.stem.rpartition("-float32")[0], "method": row["title"]}
             | {
-                "time over two forward passes": f"{row['ratio_median']:.2f} ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
+                "time over two forward passes": "{ratio_median:.2f} ({ratio_min:.2f} to {ratio_max:.2f})".format(
+                    **row
+                )
             }
             | {"memory over weights (MiB)": f"{row['extra_bytes'] / 2**20:.0f}"}
             for row in rows[rows["name"].isin(STEPS)].to_dict("records")
@@ -88,7 +91,8 @@ def benchmark(results: Path) -> str:
     )
     by_batch, by_text = (invariance[f"others_move_over_clip_{shape}"].max() for shape in ("batch", "text"))
     errors = [
-        f"{100 * row['rms_error_bfloat16'] / row['rms_float32']:.0f} % ({row['model']}, smoothing {row['smoothing']:g})"
+        f"{100 * row['rms_error_bfloat16'] / row['rms_float32']:.0f} % ({row['model']}, smoothing "
+        f"{row['smoothing']:g})"
         for row in precision.to_dict("records")
     ]
     speeds = [
@@ -96,12 +100,13 @@ def benchmark(results: Path) -> str:
         for count, speed in ranks.groupby("ranks")["steps_per_second"].mean().items()
     ]
     bullets = (
-        f"When one example leaves a batch, the others move by at most {by_text:g} of the clip with the shapes used here, and by up "
-        f"to {by_batch:.2g} with shapes that follow the batch ([{len(invariance)} settings](benchmark/tables/invariance.csv)).",
+        f"When one example leaves a batch, the others move by at most {by_text:g} of the clip with the "
+        f"shapes used here, and by up to {by_batch:.2g} with shapes that follow the batch "
+        f"([{len(invariance)} settings](benchmark/tables/invariance.csv)).",
         f"With bfloat16 products the projected gradient of an example moves by {', '.join(errors)} "
         "([precision](benchmark/tables/precision.csv)).",
-        f"Steps a second by number of ranks, on {join(ranks['cores'])} cores and with equal weights: {', '.join(speeds)} "
-        "([ranks](benchmark/tables/ranks.csv)).",
+        f"Steps a second by number of ranks, on {join(ranks['cores'])} cores and with equal weights: "
+        f"{', '.join(speeds)} ([ranks](benchmark/tables/ranks.csv)).",
     )
     return section(f"benchmark: time and memory of a step on {join(devices)}", plain_table(lines), bullets)
 
@@ -120,8 +125,8 @@ def guarantees(results: Path) -> str:
     ]
     worst = rows.loc[(rows["epsilon_at_least"] / rows["claimed_epsilon"]).idxmax()]
     bullets = (
-        f"For {(rows['as_it_is'] == 'none').sum()} of {len(rows)} claims no ε holds: public seeds determine the noise, so an "
-        "adversary can subtract it.",
+        f"For {(rows['as_it_is'] == 'none').sum()} of {len(rows)} claims no ε holds: public seeds determine "
+        "the noise, so an adversary can subtract it.",
         f"If the noise were secret, the largest excess is {worst['title']} on {worst['task']}: claimed ε = "
         f"{worst['claimed_epsilon']:g}, at least {worst['epsilon_at_least']:.1f}.",
         f"Their noise is {value_range(rows['ratio'])} times ours for the same claim with Poisson batches.",
@@ -148,10 +153,11 @@ def membership(results: Path) -> str:
     claims = rows[rows["ceiling"].notna()]
     (control,) = attacked[attacked["method"] == "control"].to_dict("records")
     bullets = (
-        f"Refuted: {claims['refuted'].sum()} of {len(claims)} claims (method, group of texts, attack). A weak attack proves "
-        "nothing.",
+        f"Refuted: {claims['refuted'].sum()} of {len(claims)} claims (method, group of texts, attack). A "
+        "weak attack proves nothing.",
         f"Control, the same models with members that nobody trained on: {rate(control)}.",
-        "Settings were chosen by first trials on the same pool, MeZO's so that it memorises; ± is over runs of one pool.",
+        "Settings were chosen by first trials on the same pool, MeZO's so that it memorises; ± is over runs "
+        "of one pool.",
     )
     links = "[every attack](membership/tables/membership.md) · [figure](../figures/membership/membership.png)"
     return section("membership: inference attacks on the final weights", plain_table(lines), bullets, links)
@@ -167,8 +173,9 @@ def accounting(results: Path) -> str:
         for key, some in rows.groupby(keys, sort=False)
     ]
     bullets = (
-        f"Relative excess of the calibrated noise over that of an independent accountant in {len(rows)} settings: "
-        f"{value_range(rows['relative_distance'], '.0e')}. A negative excess would be too little noise.",
+        f"Relative excess of the calibrated noise over that of an independent accountant in {len(rows)} "
+        f"settings: {value_range(rows['relative_distance'], '.0e')}. A negative excess would be too little "
+        "noise.",
         f"δ is {value_range(rows['delta'], 'g')}; ε is {value_range(rows['epsilon'].astype(float), 'g')}.",
         f"A calibration took {value_range(rows['seconds'], '.1g')} seconds.",
     )
@@ -188,8 +195,10 @@ def planted(results: Path) -> str:
         for kind, some in rows.groupby("kind", sort=False)
     ]
     bullets = (
-        f"{rows['caught_by'].notna().sum()} of {len(rows)} planted faults make a test fail that passes without them.",
-        f"They are in {rows['file'].nunique()} files, and {rows['caught_by'].nunique()} different tests catch them.",
+        f"{rows['caught_by'].notna().sum()} of {len(rows)} planted faults make a test fail that passes "
+        "without them.",
+        f"They are in {rows['file'].nunique()} files, and {rows['caught_by'].nunique()} different tests "
+        "catch them.",
     )
     return section(
         "planted: privacy faults that tests must catch",

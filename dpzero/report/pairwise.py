@@ -44,10 +44,12 @@ COLUMNS = (
     Column("memory", "memory_ratio", lambda ratio: f"{number(ratio, '.2f')}×"),
 )
 NOTES = (
-    "Difference: first − second in points, paired over the seeds that both have, with its 95 % t-interval. Shown: the "
-    "interval is above 0. Refuted: below 0. Open: it contains 0, or the difference is equal at each seed, so that there "
-    "is no interval. Three seeds resolve large differences only. No claim: whether the first is ahead or behind.",
-    "One verdict in forty is wrong by chance in either direction. Intervals are over seeds; the scored examples are the same.",
+    "Difference: first − second in points, paired over the seeds that both have, with its 95 % t-interval. "
+    "Shown: the interval is above 0. Refuted: below 0. Open: it contains 0, or the difference is equal at "
+    "each seed, so that there is no interval. Three seeds resolve large differences only. No claim: whether "
+    "the first is ahead or behind.",
+    "One verdict in forty is wrong by chance in either direction. Intervals are over seeds; the scored "
+    "examples are the same.",
     "Memory: peak of a step of the first over that of the second, weights included.",
 )
 

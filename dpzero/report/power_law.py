@@ -46,7 +46,7 @@ def power(logs: Mapping[int, float]) -> Fit:
 
 
 def difference(of: Fit, less: Fit) -> Fit:
-    """The fit of the ratio of two norms by dimension; common effects, such as the steps of the grid, cancel."""
+    """The fit of the ratio of two norms by dimension; common effects, such as the grid, cancel."""
     shared = sorted(of.logs.keys() & less.logs.keys())
     return power({dimension: of.logs[dimension] - less.logs[dimension] for dimension in shared})
 
@@ -58,8 +58,8 @@ def verdict(
 ) -> list[str]:
     """Verdicts on the claim, one sentence for each part that the fits can decide.
 
-    The claim: DPZero's exponent falls with the effective rank, at O(log d) lies below that of the vector-noise baseline, and is
-    nearly zero.
+    The claim: DPZero's exponent falls with the effective rank, at O(log d) lies below that of the vector-
+    noise baseline, and is nearly zero.
 
     Args:
         names: of the rank laws.
@@ -91,7 +91,7 @@ def _decided(claim: str, gap: Fit, lead: str) -> str:
 
 
 def _ratios(gap: Fit) -> str:
-    """The ratio of the norms at the first dimension, at the dimension with the largest ratio and at the last."""
+    """The ratio of the norms at the first dimension, where it is largest and at the last."""
     places = dict.fromkeys((min(gap.logs), max(gap.logs, key=lambda d: gap.logs[d]), max(gap.logs)))
     ratios = ", ".join(f"{math.exp(gap.logs[d]):.1f} at d = {d}" for d in places)
     return f" DPGD-0th's norm over DPZero's is {ratios}."
@@ -108,7 +108,8 @@ def _independence(ours: Fit, ratios: Mapping[int, float] | None, rank: str) -> s
     percentages = ", ".join(f"{100 * ratios[d]:.0f}" for d in dimensions)
     converged = [d for d in dimensions if ratios[d] <= 0.5]
     unfinished = [d for d in dimensions if not converged or d > max(converged)]
-    sentence += f" MeZO, without clip and noise, has {percentages} % of DPZero's norm at d = {', '.join(map(str, dimensions))}."
+    places = ", ".join(map(str, dimensions))
+    sentence += f" MeZO, without clip and noise, has {percentages} % of DPZero's norm at d = {places}."
     if not unfinished:
         return f"{sentence} Most of the norm is the price of privacy."
     start = f" From d = {unfinished[0]} on" if len(unfinished) < len(ratios) else " Everywhere"

@@ -13,7 +13,7 @@ STATUSES = ("ok", "oom", "diverged", "missing")
 
 
 def union(runs: pandas.DataFrame, sweep: str) -> dict[str, Any]:
-    """Every distinct value of the provenance of these runs, without times, so that reruns do not change it."""
+    """Every distinct value of the provenance of these runs; without times, so that reruns keep it."""
     recorded = with_record(runs)
     missing = sorted(runs.loc[runs["status"] == "missing", "run"])
     return {

@@ -1,9 +1,9 @@
 """Published accuracies (published.csv) by the cell that each belongs to. Imports nothing heavy.
 
-The first fifteen columns of the file are facts, each with its paper and table. The others say how this project reads them:
+The first fifteen columns are facts, each with its paper and table. The others say how this project reads them:
 
 * `cell`, `settings`: the run id without its seed, and the settings that the paper states for its run;
-* `spread_kind`, `n_seeds`, `slack`: what `std` is, over how many runs, and the points by which the value may be off;
+* `spread_kind`, `n_seeds`, `slack`: what `std` is, over how many runs, and the possible error in points;
 * `steps`, `iterate_rule`, `train_rows`, `test_rows`: the published run; empty if the paper does not say;
 * `misprint`: what is wrong with the number; `left_out`: why a number is not compared.
 """
@@ -90,7 +90,7 @@ def any_published(runs: Iterable[str]) -> bool:
 
 
 def differences(row: Mapping[str, Any], published: Published) -> list[str]:
-    """How a run differs from the published run, apart from method and epsilon; a misprint counts as a difference.
+    """How a run differs from the published run apart from method and epsilon; a misprint counts.
 
     Args:
         row: one row of `records.to_frame`.
@@ -133,7 +133,7 @@ def _value(row: Mapping[str, Any], key: str) -> Any:
 
 @cache
 def _by_cell() -> dict[str, list[Published]]:
-    """Cell -> its numbers without copies: a number that repeats one with a spread to the digit counts once."""
+    """Cell -> its numbers; one that repeats a number with a spread to the digit is left out."""
     cells: dict[str, dict[tuple, Published]] = {}
     for number in sorted(read(), key=lambda number: number.spread is None):
         same = (number.value, number.shots, number.metric)

@@ -35,29 +35,32 @@ Draw = Callable[[Axes, list, dict], tuple[float, float, str]]
 LABEL_GAP = 0.075  # of the height of a panel
 CONVERGED = 1e-8  # of the norm at the start: a smaller norm is rounding and has no exponent
 NO_EXPONENT = (
-    "No exponent: the method converged to rounding at some dimension, so that no power law describes its norms, or it has fewer "
-    "than three dimensions."
+    "No exponent: the method converged to rounding at some dimension, so that no power law describes its "
+    "norms, or it has fewer than three dimensions."
 )
 GRIDS = ("steps", "learning_rates", "clips")
 
 NOTES = (
-    "Best of grid: the setting (steps, learning rate, clip) with the least mean gradient norm over the seeds. It is selected for "
-    "each rank law, dimension and method on the very norms that are shown, and for test on those of test, as published. Epsilon "
-    "does not cover that selection.",
-    "Exponent p: least squares of the mean log norm on log d, norm ~ d^p, over the dimensions, with a 95 % t-interval. The "
-    "interval covers the scatter of the means about a straight line, whether chance or curvature.",
-    "Norm: of the gradient of the mean loss at the last iterate; train: over the examples, the objective. Mean and 95 % "
-    "t-interval of the seeds.",
-    "unfinished.csv has the remaining gradient at the best settings by coordinate, which explains why the exponents are close.",
-    "Private: ε = 2 at δ = 1e-6 by this project's accountant (PLD of T full batches, one of 10,000 examples replaced); sums of "
-    "clipped values with Gaussian noise over 10,000. DPGD-0th: the paper's algorithm 1, clip and noise on the whole zeroth-order "
-    "vector. DP-SGD (the paper's DP-GD) has a part of the grid: steps to 1280, learning rates 0.3 and 1. Noise and directions "
-    "have published seeds: no private release.",
-    "Data in one coordinate: in the paper's text every coordinate is N(1, 1), as in the other laws here. In its toy code "
-    "(toy/median.py in the history of Liang137/DPZero), based on the code of Li et al. (2022, arXiv 2207.00160), only the first "
-    "coordinate of the data is not 0, so that the distance to the minimum does not grow with d. That code differs from the text "
-    "in more: the loss is the norm and not its square, it evaluates the running average of the iterates, and it composes by the "
-    "advanced theorem. Here the text holds.",
+    "Best of grid: the setting (steps, learning rate, clip) with the least mean gradient norm over the "
+    "seeds. It is selected for each rank law, dimension and method on the very norms that are shown, and for "
+    "test on those of test, as published. Epsilon does not cover that selection.",
+    "Exponent p: least squares of the mean log norm on log d, norm ~ d^p, over the dimensions, with a 95 % "
+    "t-interval. The interval covers the scatter of the means about a straight line, whether chance or "
+    "curvature.",
+    "Norm: of the gradient of the mean loss at the last iterate; train: over the examples, the objective. "
+    "Mean and 95 % t-interval of the seeds.",
+    "unfinished.csv has the remaining gradient at the best settings by coordinate, which explains why the "
+    "exponents are close.",
+    "Private: ε = 2 at δ = 1e-6 by this project's accountant (PLD of T full batches, one of 10,000 examples "
+    "replaced); sums of clipped values with Gaussian noise over 10,000. DPGD-0th: the paper's algorithm 1, "
+    "clip and noise on the whole zeroth-order vector. DP-SGD (the paper's DP-GD) has a part of the grid: "
+    "steps to 1280, learning rates 0.3 and 1. Noise and directions have published seeds: no private release.",
+    "Data in one coordinate: in the paper's text every coordinate is N(1, 1), as in the other laws here. In "
+    "its toy code (toy/median.py in the history of Liang137/DPZero), based on the code of Li et al. (2022, "
+    "arXiv 2207.00160), only the first coordinate of the data is not 0, so that the distance to the minimum "
+    "does not grow with d. That code differs from the text in more: the loss is the norm and not its square, "
+    "it evaluates the running average of the iterates, and it composes by the advanced theorem. Here the "
+    "text holds.",
 )
 
 
@@ -138,7 +141,7 @@ def _given(row: pandas.Series, key: str) -> bool:
 
 
 def fits(bests: Sequence[Best], split: str = "train") -> dict[tuple[str, str], Fit | None]:
-    """(rank law, method) -> fit of the norms over the dimensions; None for too few, or if one converged to rounding."""
+    """(rank law, method) -> fit over the dimensions; None for too few, or if one converged to rounding."""
     series: dict[tuple[str, str], dict[int, float]] = {}
     for one in bests:
         norms = getattr(one, split)
@@ -257,7 +260,7 @@ def by_steps(bests: Sequence[Best]) -> Figure:
 
 
 def _panels(bests: Sequence[Best], draw: Draw, label: str) -> Figure:
-    """One panel for each rank law. `draw` draws a method and returns the end of its line and the text there."""
+    """One panel for each rank law. `draw` draws a method and returns the end of its line and its text."""
     ranks = list(dict.fromkeys(one.rank for one in bests))
     columns = min(2, len(ranks))
     rows = -(-len(ranks) // columns)

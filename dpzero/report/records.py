@@ -16,12 +16,14 @@ Record = dict[str, Any]
 STATUSES = ("ok", "oom", "diverged")
 METRICS = ("accuracy", "f1")  # the first that a record has is its score
 
-# Columns that exist whether or not a record fills them, in the order of runs.csv; further keys of a record follow.
+# Columns that always exist, in the order of runs.csv; further keys of a record follow.
 SECTIONS = {
     "metrics": "split examples loss selection start_accuracy",
-    "privacy": "unit adjacency sampling mechanism dataset_size batch_size steps clip noise_scale delta epsilon_target "
-    "epsilon_spent epsilon_spent_rdp gdp_mu accountant noise_arithmetic noise_key valid_release",
-    "memory": "peak_allocated_bytes inference_peak_bytes weights_bytes peak_reserved_bytes peak_resident_bytes how",
+    "privacy": "unit adjacency sampling mechanism dataset_size batch_size steps clip noise_scale delta "
+    "epsilon_target epsilon_spent epsilon_spent_rdp gdp_mu accountant noise_arithmetic noise_key "
+    "valid_release",
+    "memory": "peak_allocated_bytes inference_peak_bytes weights_bytes peak_reserved_bytes "
+    "peak_resident_bytes how",
     "time": "wall_seconds train_seconds steps_per_second step_seconds two_forward_seconds",
     "provenance": "git dirty code method_code device python model.name model.sha256 data.name data.sha256",
 }
@@ -59,10 +61,10 @@ def read_records(paths: Iterable[Path]) -> list[Record]:
 
 
 def to_frame(records: list[Record], expected: Iterable[str] | None = None) -> pandas.DataFrame:
-    """One row a run, in the order of the tables; an expected run without record is a row of status `missing`.
+    """One row for each run, in the order of the tables; an expected run without record has status `missing`.
 
-    Columns: `COLUMNS`, then `settings.*`, `provenance.packages.*` and whatever else the records hold. A value that
-    a record does not have is None or NaN.
+    Columns: `COLUMNS`, then `settings.*`, `provenance.packages.*` and further keys of the records. An absent
+    value is None or NaN.
     """
     rows = [_row(record) for record in records]
     methods = {row["method"]: {key: row[key] for key in ("title", "private", "order")} for row in rows}
@@ -80,7 +82,7 @@ def to_frame(records: list[Record], expected: Iterable[str] | None = None) -> pa
 
 
 def rank(private: bool, order: int | None) -> int:
-    """Place in a table: zero-shot, non-private first order, zeroth order, private zeroth order, first order."""
+    """Place in a table: zero-shot, first order, zeroth order, private zeroth order, private first order."""
     ranks = {(False, None): 0, (False, 1): 1, (False, 0): 2, (True, 0): 3, (True, 1): 4}
     return ranks.get((private, order), LAST)
 

@@ -1,7 +1,8 @@
 """The privacy statement of a sweep, from its records.
 
-The headings follow the reporting list of "How to DP-fy ML" (Ponomareva et al. 2023, arXiv 2303.00654, section 5.3.3). An answer
-that all runs share appears once; otherwise each answer names its methods. Markdown; equal results give equal bytes.
+The headings follow the reporting list of "How to DP-fy ML" (Ponomareva et al. 2023, arXiv 2303.00654, section
+5.3.3). An answer that all runs share appears once; otherwise each answer names its methods. Markdown; equal
+results give equal bytes.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ def statement(
 ) -> str:
     """The statement on the private runs among these records, Markdown.
 
-    Arguments as for `write_tables`; in place of the files their frame (`records.to_frame`). Raises UsageError for a file that is
-    no record.
+    Arguments as for `write_tables`; their frame (`records.to_frame`) is accepted in place of the files. Raises
+    UsageError for a file that is no record.
     """
     runs = records if isinstance(records, pandas.DataFrame) else load(records, expected)
     private = [_known(row) for row in runs[runs["private"]].to_dict("records")]
@@ -76,9 +77,9 @@ def _opening(private: list[Run], released: list[Run]) -> Iterator[str]:
     }
     valid = sum(run.get("privacy.valid_release") is True for run in released)
     yield _wrapped(
-        f"{_count(released, 'private run')}, {valid} of them valid as a private release. Every ε is computed from the "
-        "run's ledger, which records each release before it is used. An empty batch, a repeated step and a run that stopped early "
-        "count for what they released."
+        f"{_count(released, 'private run')}, {valid} of them valid as a private release. Every ε is computed "
+        "from the run's ledger, which records each release before it is used. An empty batch, a repeated "
+        "step and a run that stopped early count for what they released."
     )
     for what, which in counts.items():
         if any(which):
@@ -117,7 +118,7 @@ def _chosen_on_dev(released: list[Run]) -> Iterator[str]:
         yield from words.CHOSEN_ON_DEV
 
 
-# -- answers that runs may share ---------------------------------------------------------------------------------------
+# -- answers that runs may share -------------------------------------------------------------------
 
 
 def _by_key(runs: list[Run], label: str, key: str, meanings: dict[str, str]) -> list[str]:
@@ -156,7 +157,8 @@ def _released(run: Run) -> str:
     text = words.RELEASED.get(run.get("order", 2), "the noisy sums of its steps")
     if "privacy.choice.epsilon" in run:
         text += "; and which checkpoint is reported, by a private selection"
-    return f"{text}. Everything else, including the weights of every step and the final model, is post-processing of these releases."
+    others = "Everything else, including the weights of every step and the final model"
+    return f"{text}. {others}, is post-processing of these releases."
 
 
 def _covered(run: Run) -> str:
@@ -185,7 +187,7 @@ def _construction(run: Run) -> str:
     return words.PUBLIC_CODE if published else words.CONSTRUCTION
 
 
-# -- what each run promises --------------------------------------------------------------------------------------------
+# -- what each run promises ------------------------------------------------------------------------
 
 
 def _promises(released: list[Run]) -> Iterator[str]:
@@ -219,7 +221,8 @@ def _noise(run: Run) -> str:
     scale, clip, steps = run.get("privacy.noise_scale"), run.get("privacy.clip"), run.get("settings.steps")
     directions = int(run.get("settings.directions") or run.get("privacy.directions") or 1)
     several = f" of {directions} directions" if directions > 1 else ""
-    return f"{mechanism} noise of {_text(scale)} clip on each sum, clip {_text(clip)}, {_text(steps)} steps{several}."
+    noise = f"{mechanism} noise of {_text(scale)} clip on each sum"
+    return f"{noise}, clip {_text(clip)}, {_text(steps)} steps{several}."
 
 
 def _composed(rows: list[Run]) -> list[str]:
@@ -236,13 +239,14 @@ def _odd_lengths(rows: list[Run]) -> Iterator[str]:
         why = str(ENDS.get(run["status"], run["status"]))
         if steps > planned:
             why += "; it was interrupted, and the repeated releases had new noise and count again"
-        yield f"Seed {run['seed']}: {steps} releases of {planned} planned ({why}); spent ε = {_highest([run], 'epsilon_spent')}."
+        spent = _highest([run], "epsilon_spent")
+        yield f"Seed {run['seed']}: {steps} releases of {planned} planned ({why}); spent ε = {spent}."
 
 
 def _composition(released: list[Run]) -> Iterator[str]:
     yield _bullet(
-        "An ε above holds for one run. Runs on the same private data compose: seeds, methods and epsilons alike. Basic composition, "
-        "as if every key were secret:"
+        "An ε above holds for one run. Runs on the same private data compose: seeds, methods and epsilons "
+        "alike. Basic composition, as if every key were secret:"
     )
     for (task, *neighbours), rows in _groups(released, ["task", "privacy.unit", "privacy.adjacency"]):
         counts = ", ".join((_count(rows, "run"), _count({run["seed"] for run in rows}, "seed")))
@@ -261,7 +265,7 @@ def _without_noise(runs: pandas.DataFrame) -> list[str]:
     ]
 
 
-# -- numbers and lines -------------------------------------------------------------------------------------------------
+# -- numbers and lines -----------------------------------------------------------------------------
 
 
 def _highest(rows: list[Run], key: str) -> str:
@@ -282,7 +286,7 @@ def _count(things: Sized, noun: str) -> str:
 
 
 def _upper(value: float) -> str:
-    """Four decimals, rounded up: a bound stays one. What is within 1e-9 of a shorter number is that number."""
+    """Four decimals, rounded up, so that a bound stays one; within 1e-9 of a shorter number, that number."""
     return f"{math.ceil(round(value * 1e4, 5)) / 1e4:.10g}"
 
 

@@ -57,7 +57,7 @@ def quantile(degrees: float) -> float:
 def welch_half_width(error: float, n: int, other_error: float, m: int) -> float:
     """Half of the 95 % interval of a difference of two means of n and m independent values, by Welch (1947).
 
-    `error`, `other_error`: standard errors of the means. Degrees of freedom by Satterthwaite. 0 where both are 0.
+    `error`, `other_error`: standard errors of the means. Degrees of freedom by Satterthwaite. 0 if both are 0.
     """
     ours, theirs = error**2, other_error**2
     if ours + theirs == 0:

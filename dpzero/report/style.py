@@ -1,4 +1,4 @@
-"""The style of figures: one colour, marker and line for each method, sizes for a paper, reproducible files."""
+"""The style of figures: a colour, marker and line for each method, sizes for a paper, reproducible files."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ SPARE_MARKERS = tuple("X*h<>p")  # none of the above, so that no new method look
 
 
 def look(method: str) -> Look:
-    """The look of a method. A method that is not in `LOOKS` gets one from its name, the same in every figure."""
+    """The look of a method; a method that is not in `LOOKS` gets one from its name."""
     number = int.from_bytes(hashlib.sha256(method.encode()).digest()[:4], "big")
     colour = COLOURS[number % 7]
     return LOOKS.get(method, Look(colour, SPARE_MARKERS[number // 7 % len(SPARE_MARKERS)], "-."))

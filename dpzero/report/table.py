@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 
 class Column(NamedTuple):
-    """A column for readers: its heading, the key of its value, and a format or a function that makes the text."""
+    """A column for readers: its heading, the key of its value, and a format or a function to text."""
 
     heading: str
     key: str
@@ -47,8 +47,8 @@ NAMES = (Column("task", "task"), Column("model", "model"), Column("method", "tit
 class Table:
     """Rows of values, and the columns that readers see of them.
 
-    A key that begins with `_` holds something for readers and is not in the CSV. `readers` are the rows of Markdown and LaTeX if
-    these are not the rows of the CSV.
+    A key that begins with `_` holds something for readers and is not in the CSV. `readers` are the rows of Markdown
+    and LaTeX if these differ from the rows of the CSV.
     """
 
     title: str

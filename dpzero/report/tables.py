@@ -1,4 +1,4 @@
-"""Tables of the runs that fine-tune a model. A table is one function of the runs; `dpzero.report.TABLES` lists them."""
+"""Tables of the runs that fine-tune a model: one function each, listed in `dpzero.report.TABLES`."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ REFERENCES = {"zero_shot": "zero-shot", "mezo": "MeZO"}  # each row is compared 
 EPSILON = Column("ε", "epsilon", formatting.epsilon)
 
 SEED_CHANGES = (
-    "A seed changes the batches, the directions, the noise, random initial weights and the examples of a few-shot task. "
-    "The scored examples stay the same unless train_examples draws them."
+    "A seed changes the batches, the directions, the noise, random initial weights and the examples of a "
+    "few-shot task. The scored examples stay the same unless train_examples draws them."
 )
 COMPOSITION = (
-    "An epsilon holds for one run. If the data were private, k seeds would compose to at most k times that epsilon and "
-    "delta. All methods and epsilons on the same data would compose, too."
+    "An epsilon holds for one run. If the data were private, k seeds would compose to at most k times that "
+    "epsilon and delta. All methods and epsilons on the same data would compose, too."
 )
 TUNING = "Tuning: not accounted. Learning rates, clips and steps were chosen outside the stated epsilon."
 PRIVATE_SELECTION = (
-    "If the reported checkpoint is a private selection, ε (by RDP, too) and μ are the larger of two: training, for the "
-    "training examples, and the selection (permute and flip), for the disjoint dev examples."
+    "If the reported checkpoint is a private selection, ε (by RDP, too) and μ are the larger of two: "
+    "training, for the training examples, and the selection (permute and flip), for the disjoint dev "
+    "examples."
 )
 PUBLISHED_KEY = (
-    "Noise key published: anyone can recompute the noise, so these runs are a benchmark and no private release. Their "
-    "records also hold losses and dev accuracies without noise."
+    "Noise key published: anyone can recompute the noise, so these runs are a benchmark and no private "
+    "release. Their records also hold losses and dev accuracies without noise."
 )
 
 # Columns of the privacy table: heading -> key in the record.
@@ -67,7 +68,7 @@ TIMES = (
 
 
 def accuracy(runs: pandas.DataFrame) -> Table:
-    """Score of each method and epsilon over its seeds in per cent, with its paired difference to each reference."""
+    """Score of each method and epsilon over its seeds, with its paired difference to each reference."""
     metrics = provenance.distinct(runs["metric"])
     metric = metrics[0] if len(metrics) == 1 else "score"
     columns = [*NAMES, EPSILON, Column(f"{metric} (%)", "_score"), Column("seeds", "_finished")]
@@ -99,8 +100,8 @@ def accuracy(runs: pandas.DataFrame) -> Table:
         *_scoring(runs),
         SEED_CHANGES,
         "Intervals: 95 % t-intervals of the mean over seeds.",
-        "vs: difference in points, paired over the seeds that both methods have. Zero-shot has no seed unless seeds "
-        "draw the scored examples.",
+        "vs: difference in points, paired over the seeds that both methods have. Zero-shot has no seed "
+        "unless seeds draw the scored examples.",
     ]
     if runs["status"].isin(["oom", "diverged"]).any():
         table.notes.append(
@@ -140,9 +141,12 @@ def memory(runs: pandas.DataFrame) -> Table:
         row["_peak"] = mebibytes(peak - weights) if len(highest) else formatting.failure(rows)
         table.rows.append(row)
     table.notes = [
-        "Over weights: peak allocated minus the loaded weights. Inference: the peak of a plain forward pass in the same run.",
-        "Ratios: method / inference, without and with the weights. Each row is the run with the highest peak.",
-        "A stand-in batch repeats exactly, so it is measured once on a machine for all runs of equal settings and code.",
+        "Over weights: peak allocated minus the loaded weights. Inference: the peak of a plain forward pass "
+        "in the same run.",
+        "Ratios: method / inference, without and with the weights. Each row is the run with the highest "
+        "peak.",
+        "A stand-in batch repeats exactly, so it is measured once on a machine for all runs of equal "
+        "settings and code.",
     ]
     return table
 
@@ -169,7 +173,8 @@ def time(runs: pandas.DataFrame) -> Table:
         "These figures depend on the machine and its load; they change with each rerun.",
         "Means over the runs that finished; resident memory is the highest of them and of the whole process.",
         "Two forwards: the floor of a two-point step, timed in the same run.",
-        "If the head alone is trained, both start from cached features, computed once before the timed training.",
+        "If the head alone is trained, both start from cached features, computed once before the timed "
+        "training.",
     ]
     return table
 
@@ -210,8 +215,9 @@ def privacy(runs: pandas.DataFrame) -> Table:
         if value != ABSENT
     ]
     table.notes.append(
-        "ε and μ are the highest over the seeds. μ: the least Gaussian mechanism whose loss is at least that of the "
-        "run at every ε with δ not below the stated one. RDP: the looser Rényi bound, for comparison with older papers."
+        "ε and μ are the highest over the seeds. μ: the least Gaussian mechanism whose loss is at least that "
+        "of the run at every ε with δ not below the stated one. RDP: the looser Rényi bound, for comparison "
+        "with older papers."
     )
     if "privacy.choice.epsilon" in private and private["privacy.choice.epsilon"].notna().any():
         table.notes.append(PRIVATE_SELECTION)
@@ -230,7 +236,7 @@ def _ratio(over: float, under: float) -> float:
 
 
 def _scoring(runs: pandas.DataFrame) -> list[str]:
-    """Metric, split, number of examples and selection rule of each task and model; by method if these differ."""
+    """Metric, split, number of examples and selection rule of each task; by method if these differ."""
     notes = []
     scored = runs[runs["score"].notna()].fillna({"metrics.split": "unknown", "metrics.selection": "unknown"})
     ways = ["metric", "metrics.split", "metrics.examples", "metrics.selection"]

@@ -1,7 +1,7 @@
-"""Report of the runs that fine-tune a model (kind `language`): tables, figures, run-by-run files, privacy statement.
+"""Report of the runs that fine-tune a model (kind `language`): tables, figures, privacy statement.
 
-Only `time.*` and `times.csv` hold values that a rerun changes (times, resident memory, the machine). Every other file has the
-same bytes for the same results from the same checkout.
+Only `time.*` and `times.csv` hold values that a rerun changes (times, resident memory, the machine). Every other
+file has the same bytes for the same results from the same checkout.
 """
 
 from __future__ import annotations

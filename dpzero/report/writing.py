@@ -1,7 +1,7 @@
 """Records -> files: every table and figure of a kind of experiment, with provenance and selection rules.
 
-The module of a kind has `tables(runs)`, the main one first, and `figures(runs)`, each by name. If it writes further files, it has
-`further_files(runs, sweep)`: their text by name.
+The module of a kind has `tables(runs)`, the main one first, and `figures(runs)`, each by name. If it writes further
+files, it has `further_files(runs, sweep)`: their text by name.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def write_tables(
     expected: list[str] | None = None,
     chosen: str | None = None,
 ) -> str:
-    """Write each table of a sweep as NAME.csv, .md and .tex, and the further files, into `folder` (`table_files`).
+    """Write each table of a sweep as NAME.csv, .md and .tex, and the further files (see `table_files`).
 
     Args:
         kind: a key of `KINDS`.
@@ -67,7 +67,7 @@ def write_tables(
 def write_figures(
     kind: str, records: list[Path], folder: Path, sweep: str, expected: list[str] | None = None
 ) -> list[Path]:
-    """Draw each figure of a sweep into `folder` as PDF and PNG and return the files. Arguments: as for `write_tables`."""
+    """Draw each figure of a sweep as PDF and PNG; return the files. Arguments: as for `write_tables`."""
     report, runs, paths = module_of(kind), load(records, expected), []
     Path(folder).mkdir(parents=True, exist_ok=True)
     with style.settings():
@@ -78,7 +78,7 @@ def write_figures(
 
 
 def write_study(study: str, result: Path, tables: Path, figures: Path) -> list[Path]:
-    """Table and figure of a study with one JSON result: NAME.csv and NAME.md in `tables`, PDF and PNG in `figures`.
+    """Table and figure of a study with one JSON result: NAME.csv, NAME.md, NAME.pdf and NAME.png.
 
     Args:
         study: `membership` or `benchmark`, a module of this package.
