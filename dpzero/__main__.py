@@ -17,7 +17,7 @@ from .cli.process import use_cache
 from .errors import let_every_print_pass
 from .run.record import plain
 
-VERBS = (*runs.VERBS, *reports.VERBS, *studies.VERBS, *memory.VERBS, *privacy.VERBS)
+VERBS = (runs, reports, studies, memory, privacy)  # modules that declare them
 
 
 def main(arguments: list[str] | None = None) -> int:

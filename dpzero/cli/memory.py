@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from .options import DEVICE, Options, Verb, option
+from .options import DEVICE, Options, option, verb
 
 if TYPE_CHECKING:
     from ..memory.workload import Workload
@@ -14,13 +14,35 @@ GIB = 2**30
 WORKLOAD = ("batch_size", "sequence_length", "dtype", "compute", "tune", "token_budget")
 
 
+def _sizes(length: int) -> Options:
+    tunes = "trainable parameters: full, bias, lora, prefix, head (default: the method's)"
+    return {
+        "--batch-size": option("texts of a step", 8, type=int),
+        "--sequence-length": option("tokens of each text", length, type=int),
+        "--dtype": option("type of the stored weights: float32, bfloat16, float16", "float32"),
+        "--compute": option("type of matrix products; bfloat16 over float32 weights", "float32"),
+        "--tune": option(tunes, ""),
+        "--token-budget": option("padded tokens of a micro-batch; 0: all", 0, type=int),
+    }
+
+
+STEP: Options = {
+    "--model": option("an architecture, or the path of a config.json", required=True),
+    "--method": option("dpzero, adamw, dp_sgd_ghost, ... (a wrong one lists all)", required=True),
+}
+
+
+@verb(STEP | _sizes(512))
 def predict_memory(options: argparse.Namespace) -> dict:
+    """Predict the peak memory of a step without weights, data or GPU."""
     from ..memory.predict import predict
 
     return _print_peaks(predict(_workload(options)))
 
 
+@verb(STEP | _sizes(64) | DEVICE, compiles=True)
 def measure_memory(options: argparse.Namespace) -> dict:
+    """Measure the peak memory of a step on this machine, with random weights."""
     from ..memory.measure import measure
     from ..run import gpu_lock
 
@@ -53,7 +75,20 @@ def _print_peaks(peaks: dict) -> dict:
     return peaks
 
 
+@verb(
+    {
+        "--gpu-memory": option("24GiB, 80GB, 512MiB", required=True),
+        "--model": option("find the largest batch of this model (default: the largest model for a batch)"),
+        "--methods": option("methods to compare (default: the common ones)", nargs="+"),
+        "--models": option("models to choose from (default: OPT)", nargs="+"),
+        "--reserve": option(
+            "kept free for context, workspaces and fragments, which no prediction counts", "1GiB"
+        ),
+        **_sizes(512),
+    }
+)
 def fits(options: argparse.Namespace) -> dict:
+    """Find the largest model, or the largest batch, that fits into a GPU."""
     from ..memory import capacity
     from ..plan.method_variants import canonical
 
@@ -66,53 +101,3 @@ def fits(options: argparse.Namespace) -> dict:
         models = options.models or capacity.MODELS
         rows = capacity.largest_models(models, memory - reserve, methods, settings, print)
     return {"gpu_memory_bytes": memory, "reserve_bytes": reserve, **settings, "rows": rows}
-
-
-def _sizes(length: int) -> Options:
-    tunes = "trainable parameters: full, bias, lora, prefix, head (default: the method's)"
-    return {
-        "--batch-size": option("texts of a step", 8, type=int),
-        "--sequence-length": option("tokens of each text", length, type=int),
-        "--dtype": option("type of the stored weights: float32, bfloat16, float16", "float32"),
-        "--compute": option("type of matrix products; bfloat16 over float32 weights", "float32"),
-        "--tune": option(tunes, ""),
-        "--token-budget": option("padded tokens of a micro-batch; 0: all", 0, type=int),
-    }
-
-
-STEP: Options = {
-    "--model": option("an architecture, or the path of a config.json", required=True),
-    "--method": option("dpzero, adamw, dp_sgd_ghost, ... (a wrong one lists all)", required=True),
-}
-VERBS = (
-    Verb(
-        "predict-memory",
-        "predict the peak memory of a step without weights, data or GPU",
-        predict_memory,
-        STEP | _sizes(512),
-    ),
-    Verb(
-        "measure-memory",
-        "measure the peak memory of a step on this machine, with random weights",
-        measure_memory,
-        STEP | _sizes(64) | DEVICE,
-        compiles=True,
-    ),
-    Verb(
-        "fits",
-        "find the largest model, or the largest batch, that fits into a GPU",
-        fits,
-        {
-            "--gpu-memory": option("24GiB, 80GB, 512MiB", required=True),
-            "--model": option(
-                "find the largest batch of this model (default: the largest model for a batch)"
-            ),
-            "--methods": option("methods to compare (default: the common ones)", nargs="+"),
-            "--models": option("models to choose from (default: OPT)", nargs="+"),
-            "--reserve": option(
-                "kept free for context, workspaces and fragments, which no prediction counts", "1GiB"
-            ),
-            **_sizes(512),
-        },
-    ),
-)

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple, NoReturn
 
 from ..errors import one_line
@@ -20,24 +21,34 @@ from ..plan.settings import ANY, COUNT, POSITIVE_COUNT, Range, number
 DEVICES = re.compile(r"cpu|cuda(:\d{1,3})?(,cuda:\d{1,3})*", re.ASCII)
 Options = dict[str, dict[str, Any]]
 """Flag, or name of a positional argument -> keyword arguments of `ArgumentParser.add_argument`."""
+Answer = Callable[[argparse.Namespace], dict | None]
 
 
 class Verb(NamedTuple):
-    """A verb of the command line.
-
-    Args:
-        name: what the user types.
-        help: one line for the list of verbs.
-        answer: parsed options -> the answer that is printed as JSON; None if another rank prints it.
-        options: the options that it takes.
-        compiles: whether it runs compiled kernels, which need a writable cache.
-    """
+    """A verb of the command line, as `verb` declares it."""
 
     name: str
     help: str
-    answer: Callable[[argparse.Namespace], dict | None]
-    options: Options = {}
-    compiles: bool = False
+    answer: Answer
+    options: Options
+    compiles: bool
+
+
+def verb(options: Options | None = None, compiles: bool = False) -> Callable[[Answer], Verb]:
+    """Make a function a verb of its name; the first line of its docstring is the help text.
+
+    The function gets the parsed options and returns the answer that is printed as JSON, or None if another rank prints it.
+
+    Args:
+        options: the options that the verb takes.
+        compiles: whether it runs compiled kernels, which need a writable cache.
+    """
+
+    def declare(answer: Answer) -> Verb:
+        text = (answer.__doc__ or "").splitlines()[0].rstrip(".")
+        return Verb(answer.__name__.replace("_", "-"), text, answer, options or {}, compiles)
+
+    return declare
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,17 +60,17 @@ class Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
-def build_parser(verbs: Iterable[Verb], description: str, version: str) -> Parser:
-    """The parser of the command line; the chosen verb is `options.verb`."""
+def build_parser(groups: Iterable[ModuleType], description: str, version: str) -> Parser:
+    """The parser of all verbs that these modules declare; the chosen one is `options.verb`."""
     parser = Parser(prog="dpzero", description=description)
     parser.add_argument("--version", action="version", version=f"dpzero {version}")
     subparsers = parser.add_subparsers(title="verbs", metavar="VERB")
     parser.set_defaults(verb=None)
-    for verb in verbs:
-        subparser = subparsers.add_parser(verb.name, help=verb.help)
-        for flag, arguments in verb.options.items():
+    for declared in (value for group in groups for value in vars(group).values() if isinstance(value, Verb)):
+        subparser = subparsers.add_parser(declared.name, help=declared.help)
+        for flag, arguments in declared.options.items():
             subparser.add_argument(flag, **arguments)
-        subparser.set_defaults(verb=verb)
+        subparser.set_defaults(verb=declared)
     return parser
 
 

@@ -13,69 +13,11 @@ from typing import TYPE_CHECKING
 from ..errors import UsageError
 from ..plan.settings import FACTOR, POSITIVE, RUN_SETTINGS
 from ..run.invariance import ARCHITECTURES, of_architectures
-from .options import Options, Verb, option, positive, real
+from .options import Options, option, positive, real, verb
 
 if TYPE_CHECKING:
     from ..privacy.accounting import Setting
     from ..privacy.hyperparameter_selection import Tries
-
-
-def calibrate(options: argparse.Namespace) -> dict:
-    with _usage_errors():
-        setting = _setting(options)
-        tries = _tries(options)
-        scale = tries.noise_scale(setting, options.epsilon) if tries else setting.noise_scale(options.epsilon)
-    return {"noise_scale": scale}
-
-
-def epsilon(options: argparse.Namespace) -> dict:
-    with _usage_errors():
-        setting, scale = _setting(options), options.noise_scale
-        if tries := _tries(options):
-            return {"epsilon": tries.epsilon(setting, scale)}
-        answer: dict[str, float | None] = {"epsilon": setting.epsilon(scale)}
-        if options.more:
-            answer |= {"epsilon_rdp": setting.epsilon_rdp(scale), "gdp_mu": setting.gdp_mu(scale)}
-    for name, value in answer.items():
-        if value is not None and math.isinf(value):
-            print(
-                f"dpzero: {name} is infinite, which is null in JSON: this noise bounds nothing",
-                file=sys.stderr,
-            )
-    return answer
-
-
-def audit(options: argparse.Namespace) -> dict:
-    from ..studies.audit import audit
-
-    with _usage_errors():
-        counts = {"transcripts": options.transcripts, "noise_factor": options.noise_factor}
-        verdict = audit(options.method, _setting(options), options.epsilon, **counts)
-    return verdict | {"others_move": of_architectures(options.models)}
-
-
-def _setting(options: argparse.Namespace) -> Setting:
-    from ..privacy.accounting import Setting
-
-    setting = Setting(**{field.name: getattr(options, field.name) for field in fields(Setting)})
-    if caution := setting.delta_warning():
-        print(f"dpzero: {caution}", file=sys.stderr)
-    return setting
-
-
-def _tries(options: argparse.Namespace) -> Tries | None:
-    from ..privacy.hyperparameter_selection import Tries
-
-    return None if options.tries is None else Tries(options.tries_law, options.tries)
-
-
-@contextmanager
-def _usage_errors() -> Iterator[None]:
-    """Report what the privacy core refuses as a bad argument."""
-    try:
-        yield
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
 # A short run with large batches: its trade-off curve is nearly Gaussian, so the lower bound through mu is near the claim.
@@ -106,47 +48,100 @@ TRIES: Options = {
     ),
     "--tries-law": option("law of that number: geometric, logarithmic, poisson, ...", "geometric"),
 }
-NOISE = "Gaussian standard deviation or Laplace scale of the noisy sum, over the clip bound"
-VERBS = (
-    Verb(
-        "calibrate",
-        "compute the noise for an epsilon",
-        calibrate,
-        {
-            "--epsilon": option("budget of all steps together", type=float, required=True),
-            **_setting_options(),
-            **TRIES,
-        },
-    ),
-    Verb(
-        "epsilon",
-        "compute the epsilon of a noise",
-        epsilon,
-        {
-            "--noise-scale": option(NOISE, type=float, required=True),
-            "--more": option("also print the Renyi bound and mu", action="store_true"),
-            **_setting_options(),
-            **TRIES,
-        },
-    ),
-    Verb(
-        "audit",
-        "test the claim of a private method on transcripts of its own step code",
-        audit,
-        {
-            "--method": option("dpzero or dp_zo", "dpzero"),
-            "--epsilon": option("the claim", 4.0, type=float),
-            "--transcripts": positive("transcripts of each of the two neighbouring data sets", 20_000),
-            "--noise-factor": option(
-                "multiply the noise by it: below 1 is a planted bug", 1.0, type=real(FACTOR)
-            ),
-            "--models": option(
-                "architectures whose losses are tested for batch invariance; none: no test",
-                ARCHITECTURES,
-                nargs="*",
-            ),
-            **_setting_options(AUDITED),
-        },
-        compiles=True,
-    ),
+
+
+@verb(
+    {
+        "--epsilon": option("budget of all steps together", type=float, required=True),
+        **_setting_options(),
+        **TRIES,
+    }
 )
+def calibrate(options: argparse.Namespace) -> dict:
+    """Compute the noise for an epsilon."""
+    with _usage_errors():
+        setting = _setting(options)
+        tries = _tries(options)
+        scale = tries.noise_scale(setting, options.epsilon) if tries else setting.noise_scale(options.epsilon)
+    return {"noise_scale": scale}
+
+
+@verb(
+    {
+        "--noise-scale": option(
+            "Gaussian standard deviation or Laplace scale of the noisy sum, over the clip bound",
+            type=float,
+            required=True,
+        ),
+        "--more": option("also print the Renyi bound and mu", action="store_true"),
+        **_setting_options(),
+        **TRIES,
+    }
+)
+def epsilon(options: argparse.Namespace) -> dict:
+    """Compute the epsilon of a noise."""
+    with _usage_errors():
+        setting, scale = _setting(options), options.noise_scale
+        if tries := _tries(options):
+            return {"epsilon": tries.epsilon(setting, scale)}
+        answer: dict[str, float | None] = {"epsilon": setting.epsilon(scale)}
+        if options.more:
+            answer |= {"epsilon_rdp": setting.epsilon_rdp(scale), "gdp_mu": setting.gdp_mu(scale)}
+    for name, value in answer.items():
+        if value is not None and math.isinf(value):
+            print(
+                f"dpzero: {name} is infinite, which is null in JSON: this noise bounds nothing",
+                file=sys.stderr,
+            )
+    return answer
+
+
+@verb(
+    {
+        "--method": option("dpzero or dp_zo", "dpzero"),
+        "--epsilon": option("the claim", 4.0, type=float),
+        "--transcripts": positive("transcripts of each of the two neighbouring data sets", 20_000),
+        "--noise-factor": option(
+            "multiply the noise by it: below 1 is a planted bug", 1.0, type=real(FACTOR)
+        ),
+        "--models": option(
+            "architectures whose losses are tested for batch invariance; none: no test",
+            ARCHITECTURES,
+            nargs="*",
+        ),
+        **_setting_options(AUDITED),
+    },
+    compiles=True,
+)
+def audit(options: argparse.Namespace) -> dict:
+    """Test the claim of a private method on transcripts of its own step code."""
+    from ..studies.audit import audit
+
+    with _usage_errors():
+        counts = {"transcripts": options.transcripts, "noise_factor": options.noise_factor}
+        verdict = audit(options.method, _setting(options), options.epsilon, **counts)
+    return verdict | {"others_move": of_architectures(options.models)}
+
+
+def _setting(options: argparse.Namespace) -> Setting:
+    from ..privacy.accounting import Setting
+
+    setting = Setting(**{field.name: getattr(options, field.name) for field in fields(Setting)})
+    if caution := setting.delta_warning():
+        print(f"dpzero: {caution}", file=sys.stderr)
+    return setting
+
+
+def _tries(options: argparse.Namespace) -> Tries | None:
+    from ..privacy.hyperparameter_selection import Tries
+
+    return None if options.tries is None else Tries(options.tries_law, options.tries)
+
+
+@contextmanager
+def _usage_errors() -> Iterator[None]:
+    """Report what the privacy core refuses as a bad argument."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(str(error)) from error

@@ -6,11 +6,20 @@ import argparse
 from pathlib import Path
 
 from ..errors import UsageError
-from .options import SWEEP, Options, Verb, folder_to_read, folder_to_write, option
+from .options import SWEEP, Options, folder_to_read, folder_to_write, option, verb
 from .process import read_text
 
+RECORDS: Options = {
+    **SWEEP,
+    "--cells": option("file of run ids, one a line (default: all of the sweep)", type=Path),
+    "--records": option("folder of the records (default: results/SWEEP/runs)", type=Path),
+}
+OUT: Options = {"--out": option("folder for the files", type=folder_to_write, required=True)}
 
+
+@verb(RECORDS | OUT)
 def tables(options: argparse.Namespace) -> dict:
+    """Write the tables of the records that exist."""
     from ..plan import sweep
     from ..report.writing import write_tables
 
@@ -20,7 +29,9 @@ def tables(options: argparse.Namespace) -> dict:
     return {"tables": str(options.out), "records": len(records), "runs": len(runs)}
 
 
+@verb(RECORDS | OUT)
 def figures(options: argparse.Namespace) -> dict:
+    """Draw the figures of the records that exist."""
     from ..plan import sweep
     from ..report.writing import write_figures
 
@@ -29,7 +40,9 @@ def figures(options: argparse.Namespace) -> dict:
     return {"figures": [str(file) for file in files], "records": len(records), "runs": len(runs)}
 
 
+@verb(RECORDS)
 def report(options: argparse.Namespace) -> dict:
+    """Print the privacy statement of a sweep."""
     from ..plan import experiment_types, sweep
     from ..report.statement import statement
 
@@ -42,7 +55,14 @@ def report(options: argparse.Namespace) -> dict:
     return {"sweep": options.sweep, "records": len(records), "runs": len(runs)}
 
 
+@verb(
+    {
+        "--check": option("write nothing, and fail if a file differs", action="store_true"),
+        "--root": option("folder of the project", Path(), type=folder_to_read),
+    }
+)
 def readme(options: argparse.Namespace) -> dict:
+    """Write the results in README.md and results/README.md from the tables."""
     from ..report import overview
 
     differing = overview.update(options.root, options.check)
@@ -63,21 +83,3 @@ def _find_records(options: argparse.Namespace) -> tuple[list[Path], list[str]]:
             f"none of the {len(runs)} runs of sweep {options.sweep} has a record in {folder}: run it first"
         )
     return records, runs
-
-
-RECORDS: Options = {
-    **SWEEP,
-    "--cells": option("file of run ids, one a line (default: all of the sweep)", type=Path),
-    "--records": option("folder of the records (default: results/SWEEP/runs)", type=Path),
-}
-OUT: Options = {"--out": option("folder for the files", type=folder_to_write, required=True)}
-README: Options = {
-    "--check": option("write nothing, and fail if a file differs", action="store_true"),
-    "--root": option("folder of the project", Path(), type=folder_to_read),
-}
-VERBS = (
-    Verb("tables", "write the tables of the records that exist", tables, RECORDS | OUT),
-    Verb("figures", "draw the figures of the records that exist", figures, RECORDS | OUT),
-    Verb("report", "print the privacy statement of a sweep", report, RECORDS),
-    Verb("readme", "write the results in README.md and results/README.md from the tables", readme, README),
-)

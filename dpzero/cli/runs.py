@@ -9,15 +9,40 @@ from importlib import import_module
 from pathlib import Path
 
 from ..errors import UsageError, unknown
+from ..files import write_whole
 from ..plan.settings import NOT_NEGATIVE, Range
-from .options import LOCAL_FILES, SWEEP, THREADS, Options, Verb, device, file_to_write, option, real
+from .options import LOCAL_FILES, SWEEP, THREADS, Options, device, file_to_write, option, real, verb
 from .process import log, read_text, use_threads
 
 AXES = ("tasks", "models", "methods", "epsilons", "seeds")
+FREE_GPU = "(default: a free GPU if there is one)"
 
 
+def _axes(*names: str) -> Options:
+    return {f"--{name}": option(f"use these {name} only", nargs="+") for name in names}
+
+
+@verb(
+    {
+        "--sweep": option("name of the sweep that holds the cell"),
+        "--cell": option("run id, as `cells` lists them", metavar="RUN_ID"),
+        "--spec": option("a cell as a JSON file or as JSON text, in place of --sweep and --cell"),
+        "--out": option("file of the record", required=True, type=file_to_write),
+        "--device": option(f"cpu, cuda, cuda:1; cuda:0,cuda:1 spreads the layers {FREE_GPU}", type=device),
+        "--backend": option("library that joins ranks of torchrun", "gloo", choices=("gloo", "nccl")),
+        "--rank-timeout": option(
+            "how long to wait for another rank",
+            600,
+            type=real(Range(0, 10**6, above=True)),
+            metavar="SECONDS",
+        ),
+        **THREADS,
+        **LOCAL_FILES,
+    },
+    compiles=True,
+)
 def run(options: argparse.Namespace) -> dict | None:
-    """Execute one cell and write its record."""
+    """Execute one run: read a cell, write a record."""
     cell = _read_cell(options)
     use_threads(options.threads)
     from ..plan import experiment_types
@@ -34,9 +59,9 @@ def run(options: argparse.Namespace) -> dict | None:
     if options.device:
         gpu_lock.check(options.device)
     if trains:
-        from ..zeroth_order.distributed import join_ranks
+        from ..zeroth_order.distributed import joined
 
-        ranks["ranks"] = join_ranks(options.backend, options.rank_timeout)
+        ranks["ranks"] = joined(options.backend, options.rank_timeout)
     try:
         record = run_cell(cell, options.out, log=log, device=options.device, **ranks)
     except gpu_lock.Crowded:
@@ -66,8 +91,17 @@ def _read_cell(options: argparse.Namespace) -> dict:
     return cells[options.cell]
 
 
+@verb(
+    {
+        "record": option("a record; its transcript lies beside it", type=Path),
+        "--out": option("save the trained tensors by name, as safetensors", type=file_to_write),
+        "--device": option(f"cpu, cuda, cuda:1 {FREE_GPU}", type=device),
+        **LOCAL_FILES,
+    },
+    compiles=True,
+)
 def replay(options: argparse.Namespace) -> dict:
-    """Rebuild the final weights of a record and compare their digest."""
+    """Rebuild the final weights of a record from base model and transcript."""
     from ..run import gpu_lock
 
     read_text(options.record)  # before waiting for a GPU
@@ -87,21 +121,37 @@ def replay(options: argparse.Namespace) -> dict:
     return answer
 
 
-def list_cells(options: argparse.Namespace) -> dict:
+@verb(
+    {
+        **SWEEP,
+        **_axes(*AXES),
+        "--out": option("file for them (default: standard output)", type=file_to_write),
+        **LOCAL_FILES,
+    }
+)
+def cells(options: argparse.Namespace) -> dict:
+    """List the run ids of a sweep."""
     from ..plan import sweep
 
     narrowed = {axis: values for axis in AXES if (values := getattr(options, axis))}
-    cells = sweep.load(options.sweep, **narrowed)
+    runs = sweep.load(options.sweep, **narrowed)
     if options.out:
-        from ..files import write_whole
-
-        write_whole(options.out, "\n".join(cells) + "\n")
+        write_whole(options.out, "\n".join(runs) + "\n")
     else:
-        print("\n".join(cells))
-    return {"sweep": options.sweep, "cells": len(cells)}
+        print("\n".join(runs))
+    return {"sweep": options.sweep, "cells": len(runs)}
 
 
-def estimate_cost(options: argparse.Namespace) -> dict:
+@verb(
+    {
+        **SWEEP,
+        "--gpu": option("a part of the device's name, as in H100 (default: the device with most cells)"),
+        "--price": option("price of a device hour, in any currency", 0.0, type=real(NOT_NEGATIVE)),
+        "--results": option("folder of the measured tables", Path("results"), type=Path),
+    }
+)
+def estimate(options: argparse.Namespace) -> dict:
+    """Estimate device hours, disk and cost of a sweep from measured step times."""
     from ..plan import experiment_types, sweep
     from . import estimate
 
@@ -114,8 +164,17 @@ def estimate_cost(options: argparse.Namespace) -> dict:
     return {"sweep": options.sweep} | cost
 
 
-def prepare_assets(options: argparse.Namespace) -> dict:
-    """Fill the cache: with the named assets, or with all that the runs of a sweep read."""
+@verb(
+    {
+        "names": option("names of assets (default: all that the sweep needs)", nargs="*"),
+        **SWEEP,
+        **_axes("tasks", "models"),
+        "--out": option("file for the digests and token counts", type=file_to_write),
+        **LOCAL_FILES,
+    }
+)
+def assets(options: argparse.Namespace) -> dict:
+    """Download, verify and convert weights and data, once."""
     from ..language import prepare
 
     if options.names:
@@ -132,94 +191,14 @@ def prepare_assets(options: argparse.Namespace) -> dict:
     needed = {(c["task"], c["model"], c["settings"]["max_length"], draw_of(c)) for c in cells}
     prepared = prepare.prepare(sorted(needed), log=log)
     if options.out:
-        from ..files import write_whole
-
         write_whole(options.out, json.dumps(prepared, indent=1) + "\n")
     return prepared
 
 
-def list_settings(options: argparse.Namespace) -> dict:
+@verb()
+def settings(options: argparse.Namespace) -> dict:
+    """List every setting of a cell: type, default, allowed values, meaning."""
     from ..plan import settings
 
     print(settings.markdown())
     return {"settings": len(list(settings.rows()))}
-
-
-def _axes(names: tuple[str, ...]) -> Options:
-    return {f"--{name}": option(f"use these {name} only", nargs="+") for name in names}
-
-
-VERBS = (
-    Verb(
-        "run",
-        "execute one run: reads a cell, writes a record",
-        run,
-        {
-            "--sweep": option("name of the sweep that holds the cell"),
-            "--cell": option("run id, as `cells` lists them", metavar="RUN_ID"),
-            "--spec": option("a cell as a JSON file or as JSON text, in place of --sweep and --cell"),
-            "--out": option("file of the record", required=True, type=file_to_write),
-            "--device": option(
-                "cpu, cuda, cuda:1; cuda:0,cuda:1 spreads the layers (default: a free GPU if there is one)",
-                type=device,
-            ),
-            "--backend": option("library that joins ranks of torchrun", "gloo", choices=("gloo", "nccl")),
-            "--rank-timeout": option(
-                "how long to wait for another rank",
-                600,
-                type=real(Range(0, 10**6, above=True)),
-                metavar="SECONDS",
-            ),
-            **THREADS,
-            **LOCAL_FILES,
-        },
-        compiles=True,
-    ),
-    Verb(
-        "replay",
-        "rebuild the final weights of a record from base model and transcript",
-        replay,
-        {
-            "record": option("a record; its transcript lies beside it", type=Path),
-            "--out": option("save the trained tensors by name, as safetensors", type=file_to_write),
-            "--device": option("cpu, cuda, cuda:1 (default: a free GPU if there is one)", type=device),
-            **LOCAL_FILES,
-        },
-        compiles=True,
-    ),
-    Verb(
-        "cells",
-        "list the run ids of a sweep",
-        list_cells,
-        {
-            **SWEEP,
-            **_axes(AXES),
-            "--out": option("file for them (default: standard output)", type=file_to_write),
-            **LOCAL_FILES,
-        },
-    ),
-    Verb(
-        "estimate",
-        "estimate device hours, disk and cost of a sweep from measured step times",
-        estimate_cost,
-        {
-            **SWEEP,
-            "--gpu": option("a part of the device's name, as in H100 (default: the device with most cells)"),
-            "--price": option("price of a device hour, in any currency", 0.0, type=real(NOT_NEGATIVE)),
-            "--results": option("folder of the measured tables", Path("results"), type=Path),
-        },
-    ),
-    Verb(
-        "assets",
-        "download, verify and convert weights and data, once",
-        prepare_assets,
-        {
-            "names": option("names of assets (default: all that the sweep needs)", nargs="*"),
-            **SWEEP,
-            **_axes(("tasks", "models")),
-            "--out": option("file for the digests and token counts", type=file_to_write),
-            **LOCAL_FILES,
-        },
-    ),
-    Verb("settings", "list every setting of a cell: type, default, allowed values, meaning", list_settings),
-)

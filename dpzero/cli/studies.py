@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 from ..errors import UsageError
+from ..files import write_whole
 from ..plan.settings import FACTOR
 from ..run.invariance import CLIP, SMOOTHING
 from .options import (
@@ -18,18 +19,37 @@ from .options import (
     LOCAL_FILES,
     THREADS,
     Options,
-    Verb,
     folder_to_write,
     option,
     positive,
     real,
+    verb,
 )
 from .process import log, use_threads
 
 TUNES = ("full", "bias", "lora", "prefix", "head")
 
 
+def _folders(name: str) -> Options:
+    tables, figures = f"results/{name}/tables", f"figures/{name}"
+    return {
+        "--out": option("folder of the tables", tables, type=folder_to_write),
+        "--figures": option("folder of the figures", figures, type=folder_to_write),
+    }
+
+
+@verb(
+    {
+        "--task": option("task whose texts are members or not", "r8"),
+        "--model": option("model whose head is trained", "minilm"),
+        "--runs": positive("runs of each method", 48),
+        "--steps": positive("steps of each run", 1000),
+        **_folders("membership"),
+    },
+    compiles=True,
+)
 def membership(options: argparse.Namespace) -> dict:
+    """Compare membership inference attacks with the ceiling of each privacy claim."""
     from ..report.writing import write_study
     from ..studies.membership import membership
 
@@ -39,7 +59,23 @@ def membership(options: argparse.Namespace) -> dict:
     return _files(result, write_study("membership", result, options.out, options.figures))
 
 
+@verb(
+    {
+        "--model": option("an architecture; its weights are random", "roberta-base"),
+        "--batch-size": positive("texts of a step", 16),
+        "--length": option("tokens of each text, or short: those of sentences", "short"),
+        "--token-budget": positive("padded tokens of a micro-batch", 256),
+        "--rows": option("methods to measure (default: all)", nargs="+"),
+        "--rounds": positive("rounds; the median is reported", 7),
+        **COMPUTE,
+        **THREADS,
+        **DEVICE,
+        **_folders("benchmark"),
+    },
+    compiles=True,
+)
 def benchmark(options: argparse.Namespace) -> dict:
+    """Measure step time and memory of each method, relative to two forward passes."""
     use_threads(options.threads)
     import torch
 
@@ -58,8 +94,6 @@ def benchmark(options: argparse.Namespace) -> dict:
 
 
 def _write_json(path: Path, content: dict) -> None:
-    from ..files import write_whole
-
     write_whole(path, json.dumps(content, indent=1) + "\n")
 
 
@@ -67,8 +101,22 @@ def _files(result: Path, files: list[Path]) -> dict:
     return {"result": str(result), "files": [str(file) for file in files]}
 
 
+@verb(
+    {
+        "--task": option("task whose first training rows are the batch", "r8"),
+        "--model": option("a name of models.yaml", "minilm"),
+        "--tune": option("parameters that are perturbed", "bias", choices=TUNES),
+        **COMPUTE,
+        "--batch-size": positive("examples of the batch", 16),
+        "--max-length": positive("tokens at which a text is cut", 64),
+        "--token-budget": positive("padded tokens of a micro-batch", 2048),
+        "--leaving": positive("number of examples that leave, one at a time", 4),
+        "--clip": option("bound of an example's difference", CLIP, type=real(FACTOR)),
+        "--smoothing": option("distance of the two points from the weights", SMOOTHING, type=real(FACTOR)),
+    }
+)
 def invariance(options: argparse.Namespace) -> dict:
-    """Measure batch invariance on the first training rows of a task."""
+    """Measure how one example that leaves a batch changes the losses of the others."""
     import numpy as np
 
     from ..language.data import tasks
@@ -102,8 +150,9 @@ STUDIES: dict[str, tuple[str, str, dict]] = {
 """Name -> module of dpzero/studies, its table under results/, arguments of its `rows`."""
 
 
+@verb({"name": option("one of them", choices=tuple(STUDIES)), **LOCAL_FILES}, compiles=True)
 def study(options: argparse.Namespace) -> dict:
-    """Write the table of a study, row by row as they are measured."""
+    """Make the table of a study that belongs to no sweep, row by row as they are measured."""
     module, table, settings = STUDIES[options.name]
     path, rows = Path("results") / table, []
     if module == "batch_invariance":
@@ -116,80 +165,9 @@ def study(options: argparse.Namespace) -> dict:
 
 
 def _write_csv(path: Path, rows: list[dict]) -> None:
-    from ..files import write_whole
-
     text = io.StringIO()
     columns = dict.fromkeys(key for row in rows for key in row)
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_whole(path, text.getvalue())
-
-
-def _folders(name: str) -> Options:
-    tables, figures = f"results/{name}/tables", f"figures/{name}"
-    return {
-        "--out": option("folder of the tables", tables, type=folder_to_write),
-        "--figures": option("folder of the figures", figures, type=folder_to_write),
-    }
-
-
-VERBS = (
-    Verb(
-        "study",
-        "make the table of one of the studies that belong to no sweep",
-        study,
-        {"name": option("one of them", choices=tuple(STUDIES)), **LOCAL_FILES},
-        compiles=True,
-    ),
-    Verb(
-        "membership",
-        "compare membership inference attacks with the ceiling of each privacy claim",
-        membership,
-        {
-            "--task": option("task whose texts are members or not", "r8"),
-            "--model": option("model whose head is trained", "minilm"),
-            "--runs": positive("runs of each method", 48),
-            "--steps": positive("steps of each run", 1000),
-            **_folders("membership"),
-        },
-        compiles=True,
-    ),
-    Verb(
-        "benchmark",
-        "measure step time and memory of each method, relative to two forward passes",
-        benchmark,
-        {
-            "--model": option("an architecture; its weights are random", "roberta-base"),
-            "--batch-size": positive("texts of a step", 16),
-            "--length": option("tokens of each text, or short: those of sentences", "short"),
-            "--token-budget": positive("padded tokens of a micro-batch", 256),
-            "--rows": option("methods to measure (default: all)", nargs="+"),
-            "--rounds": positive("rounds; the median is reported", 7),
-            **COMPUTE,
-            **THREADS,
-            **DEVICE,
-            **_folders("benchmark"),
-        },
-        compiles=True,
-    ),
-    Verb(
-        "invariance",
-        "measure how one example that leaves a batch changes the losses of the others",
-        invariance,
-        {
-            "--task": option("task whose first training rows are the batch", "r8"),
-            "--model": option("a name of models.yaml", "minilm"),
-            "--tune": option("parameters that are perturbed", "bias", choices=TUNES),
-            **COMPUTE,
-            "--batch-size": positive("examples of the batch", 16),
-            "--max-length": positive("tokens at which a text is cut", 64),
-            "--token-budget": positive("padded tokens of a micro-batch", 2048),
-            "--leaving": positive("number of examples that leave, one at a time", 4),
-            "--clip": option("bound of an example's difference", CLIP, type=real(FACTOR)),
-            "--smoothing": option(
-                "distance of the two points from the weights", SMOOTHING, type=real(FACTOR)
-            ),
-        },
-    ),
-)
