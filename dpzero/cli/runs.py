@@ -59,9 +59,9 @@ def run(options: argparse.Namespace) -> dict | None:
     if options.device:
         gpu_lock.check(options.device)
     if trains:
-        from ..zeroth_order.distributed import joined
+        from ..zeroth_order.distributed import join_ranks
 
-        ranks["ranks"] = joined(options.backend, options.rank_timeout)
+        ranks["ranks"] = join_ranks(options.backend, options.rank_timeout)
     try:
         record = run_cell(cell, options.out, log=log, device=options.device, **ranks)
     except gpu_lock.Crowded:
