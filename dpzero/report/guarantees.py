@@ -107,7 +107,7 @@ def guarantees(runs: pandas.DataFrame) -> Table:
         assumed = row["assumed_size"] = run.get("settings.assumed_size")
         row |= {key.partition(".")[2]: value for key, value in run.items() if key.startswith("guarantee.")}
         row["verdict"] = verdict(run)
-        mistaken = f" (told {assumed:.0f})" if pandas.notna(assumed) and assumed else ""
+        mistaken = f" (assumed {assumed:.0f})" if pandas.notna(assumed) and assumed else ""
         row["_size"] = number(row["dataset_size"], ".0f") + mistaken
         row |= {"_epsilon": run["epsilon"], "_batches": _batches(run)}
         table.rows.append(row)

@@ -29,7 +29,7 @@ Setting = int | float | str
 
 @dataclass(frozen=True)
 class Published:
-    """One published number in per cent, with the run that it describes. None where the paper does not say."""
+    """One published number in per cent, with the run that it describes. None if the paper does not say."""
 
     paper: str
     arxiv: str

@@ -45,13 +45,16 @@ def statement(
     runs = records if isinstance(records, pandas.DataFrame) else load(records, expected)
     private = [_known(row) for row in runs[runs["private"]].to_dict("records")]
     released = [run for run in private if run.get("privacy.steps")]
-    made = runs[runs["private"] & (runs["status"] != "missing")]
+    recorded = provenance.with_record(runs[runs["private"]])
     parts = [f"# Privacy statement of sweep {sweep}", *_opening(private, released)]
     if released:
         for title, lines in _answers(released, runs).items():
             parts += [f"## {title}", "\n".join(lines)]
-    if len(made):
-        notes = [*provenance.warnings(runs[runs["private"]]), f"Provenance: {provenance.line(made, sweep)}."]
+    if len(recorded):
+        notes = [
+            *provenance.warnings(runs[runs["private"]]),
+            f"Provenance: {provenance.line(recorded, sweep)}.",
+        ]
         parts += ["---", "\n".join(_bullets(notes))]
     return "\n\n".join(parts) + "\n"
 
@@ -211,18 +214,18 @@ def _promise(rows: list[Run]) -> str:
     if spent == ABSENT:
         return f"{who} without a bound."
     mu, renyi = _highest(rows, "gdp_mu"), _highest(rows, "epsilon_spent_rdp")
-    beside = [f"μ = {mu}"] if mu != ABSENT else []
-    beside += [f"by the looser Rényi bound ε = {renyi}"] if renyi != ABSENT else []
-    return f"{who} {'; '.join([f'({spent}, {_text(delta)})-DP', *beside])}."
+    others = [f"μ = {mu}"] if mu != ABSENT else []
+    others += [f"by the looser Rényi bound ε = {renyi}"] if renyi != ABSENT else []
+    return f"{who} {'; '.join([f'({spent}, {_text(delta)})-DP', *others])}."
 
 
 def _noise(run: Run) -> str:
     mechanism = str(run.get("privacy.mechanism", "unknown")).capitalize()
     scale, clip, steps = run.get("privacy.noise_scale"), run.get("privacy.clip"), run.get("settings.steps")
     directions = int(run.get("settings.directions") or run.get("privacy.directions") or 1)
-    several = f" of {directions} directions" if directions > 1 else ""
+    each = f" of {directions} directions" if directions > 1 else ""
     noise = f"{mechanism} noise of {_text(scale)} clip on each sum"
-    return f"{noise}, clip {_text(clip)}, {_text(steps)} steps{several}."
+    return f"{noise}, clip {_text(clip)}, {_text(steps)} steps{each}."
 
 
 def _composed(rows: list[Run]) -> list[str]:

@@ -134,7 +134,7 @@ def test_poisson_batches_have_no_epochs_and_no_comparison_under_replacement(tabl
 def test_what_an_accountant_was_told_stands_beside_what_is_true(tables):
     record = made()
     record["cell"]["settings"] |= {"dataset_size": 2646, "assumed_size": 3072}
-    assert rows(tables([record])["guarantees.md"])[0]["n"] == "2646 (told 3072)"
+    assert rows(tables([record])["guarantees.md"])[0]["n"] == "2646 (assumed 3072)"
 
 
 def test_the_notes_name_why_the_noise_is_no_secret(tables):
