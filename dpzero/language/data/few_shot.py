@@ -1,4 +1,4 @@
-"""Few-shot draws of training rows: some of each class as LM-BFF draws them, or a number in all as MeZO draws them for OPT."""
+"""Draws of training rows: LM-BFF's, some of each class, and MeZO's for OPT, a number in all."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def few_shot_split(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The rows that LM-BFF (Gao et al., ACL 2021) draws for train and dev, in the order of its files.
 
-    Its script shuffles the rows by NumPy's legacy generator and groups them by label. The first `shots` rows of a label are train, the
-    next are dev. A class with fewer rows gives what it has.
+    Its script shuffles the rows by NumPy's legacy generator and groups them by label. The first `shots` rows
+    of a label are train, the next are dev. A class with fewer rows gives what it has.
 
     Args:
         labels: of all training rows, in the order of the data set's file, length n.
@@ -48,9 +48,9 @@ def draw_rows(
 ) -> dict[str, NDArray[np.int64]]:
     """Indices of the drawn rows.
 
-    With `shots`, train and dev are LM-BFF's; a test file of more than 1000 rows is sampled by one fixed seed, as in its published files.
-    With `train_examples`, one seed draws train, dev and test (MeZO's `sample_subset`). If there are fewer training rows than both splits
-    ask for, dev is served first.
+    With `shots`, train and dev are LM-BFF's; a test file of more than 1000 rows is sampled by one fixed seed,
+    as in its published files. With `train_examples`, one seed draws train, dev and test (MeZO's
+    `sample_subset`). If there are fewer training rows than both splits ask for, dev is served first.
 
     Args:
         labels: of all training rows.

@@ -1,6 +1,7 @@
 """Prompt templates: LM-BFF's for masked language models, MeZO's for causal ones.
 
-A causal template has columns of a row in braces, each changed by at most one of TRANSFORMS: "{premise:without_period}".
+A causal template has columns of a row in braces, each changed by at most one of TRANSFORMS:
+"{premise:without_period}".
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from ...errors import UsageError
 Tokenize = Callable[[str], list[int]]  # without the tokens that a tokenizer puts around a text
 
 
-# -- causal: Malladi et al., 2023, `templates.py` ------------------------------------------------------------------------
+# -- causal: Malladi et al., 2023, `templates.py` -----------------------------------------------------------
 
 
 def _question(text: str) -> str:
@@ -42,7 +43,10 @@ TRANSFORMS: dict[str, Callable[[str], str]] = {
 
 
 def fill(template: str, fields: Mapping[str, object]) -> str:
-    """The template with the columns of a row filled in. Raises KeyError for a column that the row does not have."""
+    """The template with the columns of a row filled in.
+
+    Raises KeyError for a column that the row does not have.
+    """
     parts = []
     for literal, column, transform, _ in Formatter().parse(template):
         parts.append(literal)
@@ -53,7 +57,10 @@ def fill(template: str, fields: Mapping[str, object]) -> str:
 
 
 def template_columns(template: str) -> list[tuple[str, str]]:
-    """(column, its transform or "") in the order of the template. Raises ValueError for braces that do not match."""
+    """(column, its transform or "") in the order of the template.
+
+    Raises ValueError for braces that do not match.
+    """
     parts = Formatter().parse(template)
     return [(column, transform or "") for _, column, transform, _ in parts if column is not None]
 
@@ -75,12 +82,12 @@ def tokenize_answer(prompt: str, answer: str, tokenize: Tokenize) -> tuple[list[
 
 
 def truncate_left(ids: Sequence[int], max_length: int, prefix: Sequence[int]) -> list[int]:
-    """`prefix` (what the model's texts begin with) and the last tokens that fit after it: an answer is never cut."""
+    """`prefix` and the last tokens that fit after it, so that an answer is never cut."""
     room = max_length - len(prefix)
     return [*prefix, *ids[max(0, len(ids) - room) :]]
 
 
-# -- masked: Gao et al., 2021, `src/dataset.py` --------------------------------------------------------------------------
+# -- masked: Gao et al., 2021, `src/dataset.py` -------------------------------------------------------------
 
 SENTENCES: dict[str, Callable[[str], str]] = {
     "sent": lambda text: text,
@@ -101,7 +108,8 @@ def masked_prompt(
 ) -> list[int]:
     """Token ids of an LM-BFF template, whose parts are tokenized one by one.
 
-    A text that is too long is cut at its end, as in LM-BFF. If that would cut off the mask (an error there), the first sentence is cut.
+    A text that is too long is cut at its end, as in LM-BFF. If that would cut off the mask (an error there),
+    the first sentence is cut.
 
     Args:
         template: "*cls**sent_0*_It_was*mask*.*sep+*": `_` is a space.
@@ -126,7 +134,8 @@ def masked_prompt(
     ]
     if len(ids) > max_length or special["mask"] not in ids:
         raise UsageError(
-            f"max_length is {max_length}, but the prompt {template} is longer without its first sentence: raise it"
+            f"max_length is {max_length}, but the prompt {template} is longer without its first sentence:"
+            " raise it"
         )
     return ids
 

@@ -1,6 +1,7 @@
 """Tasks: labelled rows with a split, prompts and label words, declared in tasks.yaml.
 
-A new task is a stanza there. Python is needed only for a file format that no reader in `datasets` knows. Imports no torch.
+A new task is a stanza there. Python is needed only for a file format that no reader in `datasets` knows.
+Imports no torch.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Task:
     def splits(self) -> Splits:
         """Train, dev and test rows. Raises UsageError for data that cannot be read.
 
-        Rows are in the order of a hash, because some files are sorted by class: every prefix is a fair sample.
+        Rows are in the order of a hash, because some files are sorted by class.
         """
         rows = datasets.read(self.name, self.stanza)
         if self.draw.shots or self.draw.train_examples:
@@ -116,7 +117,7 @@ class Task:
             )
         return split
 
-    # -- prompts of causal models ----------------------------------------------------------------------------------------
+    # -- prompts of causal models ---------------------------------------------------------------------------
 
     def prompt_for(self, row: Row) -> str:
         """The prompt of a causal model, without an answer."""
@@ -147,7 +148,7 @@ class Task:
 
     @cached_property
     def demonstrations(self) -> str:
-        """The drawn training rows with their answers, a blank line after each, as MeZO joins them; "" without any.
+        """The drawn training rows with their answers, a blank line after each, as MeZO joins them.
 
         MeZO draws them by `sample_subset`.
         """
@@ -184,7 +185,8 @@ def stanza(name: str) -> Stanza:
     lines = CATALOGUE[name]
     if lines["reader"] == "columns" and "hub" not in lines and not os.environ.get(datasets.DATA_FOLDER):
         raise UsageError(
-            f"tasks.yaml, task {name}, has no key 'hub': add it, or give a folder of the task's files as data_dir"
+            f"tasks.yaml, task {name}, has no key 'hub': add it,"
+            " or give a folder of the task's files as data_dir"
         )
     return lines
 
@@ -196,7 +198,7 @@ def assets_of(name: str) -> list[str]:
 
 
 def files_differ(name: str) -> str | None:
-    """How the local files that a task is read from differ from the papers' rows; None if no difference is known."""
+    """How a task's local files differ from the papers' rows; None if no difference is known."""
     return stanza(name).get("files_differ") if datasets.local_files(stanza(name)) else None
 
 
@@ -215,7 +217,7 @@ def digest(name: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-# -- the schema of a stanza ----------------------------------------------------------------------------------------------
+# -- the schema of a stanza ---------------------------------------------------------------------------------
 
 _HUB = Keys({"name": str, "train": str, "test": str}, {"config": str, "revision": str, "values": [object]})
 _MASKED = Keys({"template": str, "words": [str]}, {"limits": [COUNT]})
@@ -242,7 +244,7 @@ def _schema(stanza: Stanza) -> Schema:
 
 
 def _free_answers(causal: Stanza) -> Schema:
-    """Answers that differ from row to row: a template for each candidate, or a column of them and one template."""
+    """A template for each candidate, or a column of candidates and one template."""
     if isinstance(causal["candidates"], list):
         return Keys({"prompt": str, "candidates": [str], "right": str})
     return Keys({"prompt": str, "candidates": str, "each": str, "right": str}, {"generate": COUNT})

@@ -1,4 +1,4 @@
-"""Random weights of published architectures that answer a prompt with one of two words: to measure time and memory.
+"""Random weights of published architectures with a head of two words, to measure time and memory.
 
 No weights are needed: a laptop builds RoBERTa-base, and fake tensors build OPT-175B.
 """
@@ -30,8 +30,9 @@ def catalogue() -> dict[str, dict[str, Any]]:
 class Answering(nn.Module):
     """A masked or causal language model with a head of two words at the last position of each text.
 
-    forward(input_ids [B, L], attention_mask [B, L]) -> logits [B, 2], float32. The last position is the mask of a prompt that ends in it,
-    or where a causal model predicts the next word. The head starts as the output layer's rows of the two words.
+    forward(input_ids [B, L], attention_mask [B, L]) -> logits [B, 2], float32. The last position is the mask
+    of a prompt that ends in it, or where a causal model predicts the next word. The head starts as the output
+    layer's rows of the two words.
     """
 
     def __init__(self, model: Any) -> None:

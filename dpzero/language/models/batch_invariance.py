@@ -1,9 +1,10 @@
 """Batch-invariant micro-batches: no other text of the batch changes a bit of a text's loss.
 
-Four things could: the length that a text is padded to, whether any text next to it is padded (attention without a mask may use another
-kernel), the number of rows of a matrix product, and a row's place in it (a kernel may then sum in another order). So a text's own length
-decides its padded length, and micro-batches have a power of two of rows, filled up with copies. Which powers give the same bits is tried
-once for each length, with copies of a stand-in text.
+Four things could: the length that a text is padded to, whether any text next to it is padded (attention
+without a mask may use another kernel), the number of rows of a matrix product, and a row's place in it (a
+kernel may then sum in another order). So a text's own length decides its padded length, and micro-batches
+have a power of two of rows, filled up with copies. Which powers give the same bits is tried once for each
+length, with copies of a stand-in text.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ PASS_COST_ELSEWHERE = 512  # a GPU waits for launches
 MAX_PLANS = 256  # both points of a step ask for one plan, and a head on cached features asks for few
 
 Bucket = tuple[int, ...]
-"""Of texts that may share a micro-batch: padded length, whether the texts fill it, and what else a loss tells texts apart by."""
+"""Of texts that may share a micro-batch: padded length, whether the texts fill it, further keys of a loss."""
 Forward = Callable[[Sequence[Bucket]], Tensor]
-"""The model's output for a stand-in of each bucket, in one pass at the first one's padded length: [rows, ...]."""
+"""The output [rows, ...] for a stand-in of each bucket, in one pass at the first one's padded length."""
 Cut = tuple[NDArray[np.int64], NDArray[np.int64], Bucket]
 """Positions of a micro-batch's texts, ascending; the same filled up to its rows; their bucket."""
 
@@ -80,9 +81,10 @@ class Cutter:
 
 
 def _conditions() -> tuple[int | str, ...]:
-    """By what torch chooses kernels, in addition to shapes and device: a result is valid for the same conditions alone.
+    """What torch chooses kernels by, in addition to shapes and device.
 
-    One of them is whether weights are perturbed on read, in a torch function mode that computes in its own way.
+    A result is valid for the same conditions alone. One of them is whether weights are perturbed on read, in
+    a torch function mode that computes in its own way.
     """
     modes = torch._C._len_torch_function_stack()
     return torch.get_num_threads(), torch.get_float32_matmul_precision(), modes
@@ -120,7 +122,7 @@ class _Trials:
             count -= rows or 1
 
     def _merged(self, bucket: Bucket) -> Bucket:
-        """Texts that fill their length join the padded ones, if a padded text changes no bit of one next to it that is not."""
+        """The bucket of padded texts, for texts that fill their length, if padding changes no bit of them."""
         if not bucket[1] or self.budget < 2 * bucket[0]:
             return bucket
         padded = (bucket[0], False, *bucket[2:])
@@ -131,7 +133,7 @@ class _Trials:
         return padded if self.results[bucket, "merged"] else bucket
 
     def _invariant(self, bucket: Bucket, rows: int) -> bool:
-        """Whether a text has the same bits at each place among `rows` as at the first among the usual number of rows."""
+        """Whether a text has the same bits at each place among `rows` as among the usual number of rows."""
         if (bucket, rows) not in self.results:
             full = (bucket[0], True, *bucket[2:])
             tried = (

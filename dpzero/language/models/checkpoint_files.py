@@ -1,4 +1,4 @@
-"""Checks that a checkpoint holds all weights of its architecture: transformers draws missing ones at random, without an error."""
+"""Checks that a checkpoint is complete: transformers draws missing weights at random, without an error."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ def load(name: str, auto_class: Any, **options: Any) -> nn.Module:
         options: for `from_pretrained`.
 
     Raises:
-        UsageError: naming tensors or file, for a checkpoint that lacks tensors or has them in another shape, that holds an adapter, a
-            quantised model or more layers than its configuration, or one of whose files is damaged.
+        UsageError: naming tensors or file, for a checkpoint that lacks tensors or has them in another shape,
+            that holds an adapter, a quantised model or more layers than its configuration, or one of whose
+            files is damaged.
     """
     source = weights.source(name)
     with weights.one_line_errors(name):

@@ -20,7 +20,10 @@ def dispatch(model: nn.Module, devices: Sequence[str]) -> Any:
 
 
 def assign(model: nn.Module, count: int) -> dict[str, int]:
-    """{unit: number of its device}, in the model's order, with about as many bytes on each; tied parameters stay together."""
+    """{unit: number of its device}, in the model's order, with about as many bytes on each device.
+
+    Tied parameters stay together.
+    """
     sizes = {
         name: sum(p.numel() * p.element_size() for p in module.parameters()) for name, module in units(model)
     }
@@ -37,7 +40,7 @@ def assign(model: nn.Module, count: int) -> dict[str, int]:
 
 
 def units(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Modules that stay on one device: layers of a stack, and modules without children or with tensors of their own."""
+    """Modules that stay on one device: layers of a stack, and modules with tensors of their own."""
     own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     children = list(module.named_children())
     if own or not children:

@@ -1,4 +1,4 @@
-"""Tokenized examples: encoded once for a task and a model, cached, and cut into padded micro-batches by length."""
+"""Tokenized examples: encoded once for a task and a model, cached, and cut into micro-batches by length."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ TokenIds = Sequence[int] | NDArray[np.integer]
 
 @dataclass(frozen=True)
 class Examples:
-    """Token ids of n texts, one after the other, and their labels. Indexing with an index array gives a batch."""
+    """Token ids of n texts, one after the other, and their labels.
+
+    Indexing with an index array gives a batch.
+    """
 
     tokens: NDArray[np.int32]  # [sum of lengths]
     offsets: NDArray[np.int64]  # [n + 1]
@@ -86,7 +89,10 @@ class Examples:
         return Examples.from_token_ids(texts, [0] * len(buckets))
 
     def padded(self, device: torch.device, length: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """input_ids and attention_mask, int64 [n, length or that of the longest], and labels, int64 [n]. Padding is on the right."""
+        """input_ids and attention_mask, int64 [n, length or that of the longest], and labels, int64 [n].
+
+        Padding is on the right.
+        """
         ids = np.zeros((len(self), length or int(self.lengths().max())), np.int64)
         mask = np.zeros_like(ids)
         for row in range(len(self)):
@@ -100,7 +106,9 @@ class Examples:
 class Continuations:
     """n examples of one or more candidate continuations each. Indexing with an index array gives a batch."""
 
-    candidates: Examples  # prompt and candidate of all examples in order; `labels`: how many tokens are the candidate's
+    candidates: (
+        Examples  # prompt and candidate of all examples; `labels`: how many tokens are the candidate's
+    )
     first: NDArray[np.int64]  # [n + 1]: where each example's candidates begin
     right: NDArray[np.bool_]  # one for each candidate
     references: NDArray[np.str_]  # [n]: the right answers' texts, as JSON
@@ -109,7 +117,7 @@ class Continuations:
     def from_candidates(
         cls, examples: Sequence[Sequence[tuple[TokenIds, int, bool]]], references: Sequence[str]
     ) -> Continuations:
-        """`examples`: the candidates of each, as (token ids, how many are the candidate's, whether it is right)."""
+        """From each example's candidates: (token ids, how many are the candidate's, whether it is right)."""
         flat = [candidate for example in examples for candidate in example]
         first = np.concatenate([[0], np.cumsum([len(example) for example in examples])]).astype(np.int64)
         sequences = Examples.from_token_ids([ids for ids, _, _ in flat], [count for _, count, _ in flat])
@@ -151,7 +159,7 @@ class Continuations:
         return np.array([int(self.right[a:b].argmax()) for a, b in spans], np.int64)
 
 
-# -- from rows -----------------------------------------------------------------------------------------------------------
+# -- from rows ----------------------------------------------------------------------------------------------
 
 
 def encode(task: Task, model: str, max_length: int) -> dict[str, Any]:
@@ -166,7 +174,8 @@ def encode(task: Task, model: str, max_length: int) -> dict[str, Any]:
         `Examples` of each split for a classifier, `Continuations` for a model that scores text.
 
     Raises:
-        UsageError: max_length is more than the model's positions or less than the prompt needs; the model cannot do the task.
+        UsageError: max_length is more than the model's positions or less than the prompt needs; the model
+            cannot do the task.
     """
     path = _cache_file(task, model, max_length)
     if not path.exists():
@@ -189,7 +198,8 @@ def encode_labelled(task: Task, model: str, max_length: int, split: str) -> Exam
 def encode_candidates(task: Task, model: str, max_length: int, split: str) -> Continuations:
     """The rows of a split for a model that scores text: all candidates of each row.
 
-    Only the first right candidate is kept if the model is trained on answers that differ from row to row, or writes its answer.
+    Only the first right candidate is kept if the model is trained on answers that differ from row to row, or
+    writes its answer.
     """
     info, room = tokenizers.tokenizer_info(model), max_length - task.max_new_tokens
     only_right = task.max_new_tokens or (split == "train" and not task.answers)
@@ -244,7 +254,7 @@ def row_encoder(task: Task, model: str, max_length: int) -> Callable[[Row], list
 
 
 def _encode_prompt(task: Task, text: str, tokenize: Callable[[str], list[int]], max_length: int) -> list[int]:
-    """The prompt, with the text shortened from its end until it fits: what follows the text is never cut off."""
+    """The prompt, with the text shortened from its end until it fits; what follows the text is kept."""
     words = text.split(" ")[:max_length]
     while True:
         ids = tokenize(prompts.fill(task.prompt, {"text": " ".join(words)}))
@@ -253,7 +263,8 @@ def _encode_prompt(task: Task, text: str, tokenize: Callable[[str], list[int]], 
             return ids
         if words == [""]:
             raise UsageError(
-                f"max_length is {max_length}, but the prompt of task {task.name} has {len(ids)} tokens without its text: raise it"
+                f"max_length is {max_length}, but the prompt of task {task.name} has {len(ids)} tokens"
+                " without its text: raise it"
             )
         if len(words) > 1:
             words = words[: -max(1, excess // 2)] or words[:1]
@@ -261,7 +272,7 @@ def _encode_prompt(task: Task, text: str, tokenize: Callable[[str], list[int]], 
             words = [words[0][: -max(1, excess // 4)]]  # one endless word; a character is at most four tokens
 
 
-# -- the cache -----------------------------------------------------------------------------------------------------------
+# -- the cache ----------------------------------------------------------------------------------------------
 
 
 def _cache_file(task: Task, model: str, max_length: int) -> Path:

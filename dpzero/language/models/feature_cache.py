@@ -1,4 +1,4 @@
-"""Feature cache: a frozen backbone gives a text the same features at every step, so they are computed once for the head."""
+"""Feature cache: a frozen backbone gives a text the same features at every step."""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ def greedy(
 ) -> list[str]:
     """What the model writes after each prompt, int [L], by greedy decoding.
 
-    A text ends with its line, with the model's end of text, or after max_new_tokens. Prompts of a batch are padded on the left.
+    A text ends with its line, with the model's end of text, or after max_new_tokens. Prompts of a batch are
+    padded on the left.
     """
     longest = max(len(prompt) for prompt in prompts)
     ids = np.zeros((len(prompts), longest), np.int64)

@@ -1,7 +1,8 @@
 """Classification heads: a copy of a model's output layer at the label words, or its tied table of embeddings.
 
-A copy trains exactly as an untied output layer would, because no other row of that layer is used. In models with tied embeddings
-(RoBERTa, OPT, small Llamas) a trained row is also the word's input embedding; a copy would separate the two.
+A copy trains exactly as an untied output layer would, because no other row of that layer is used. In models
+with tied embeddings (RoBERTa, OPT, small Llamas) a trained row is also the word's input embedding; a copy
+would separate the two.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class MaskedTransform(nn.Module):
 
 
 class Shift(nn.Module):
-    """Adds a bias, [B, K] -> [B, K]: a layer of its own, so that DP-SGD can take per-sample gradients of it."""
+    """Adds a bias, [B, K] -> [B, K]: a layer for which DP-SGD can take per-sample gradients."""
 
     def __init__(self, bias: Tensor) -> None:
         super().__init__()
@@ -36,10 +37,10 @@ class Shift(nn.Module):
 
 
 class TiedHead(nn.Module):
-    """Scores of K words, [B, H] -> [B, K], by the model's own table of embeddings and a copy of its output biases for these words.
+    """Scores of K words, [B, H] -> [B, K], by the model's own embeddings and a copy of its output biases.
 
-    Each text looks the rows up separately, as it does for its input: perturbations touch only rows that are looked up, and per-sample
-    gradients of DP-SGD add both uses of a row.
+    Each text looks the rows up separately, as it does for its input: perturbations touch only rows that are
+    looked up, and per-sample gradients of DP-SGD add both uses of a row.
     """
 
     words: Tensor

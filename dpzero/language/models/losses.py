@@ -1,4 +1,7 @@
-"""One loss per example, and the metric of a task. The values do not depend on how a batch is cut into micro-batches."""
+"""One loss per example, and the metric of a task.
+
+The values do not depend on how a batch is cut into micro-batches.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +28,12 @@ COMPUTE = ("float32", "bfloat16")
 class _Loss:
     """(model, batch) -> losses [B], float32, each a function of its own example alone.
 
-    Without gradients, as in zeroth-order methods, no other example changes a bit of a loss (see `batch_invariance`): a two-point
-    estimate divides the difference of two losses by a small number. With gradients, micro-batches are those of `parts`.
+    Without gradients, as in zeroth-order methods, no other example changes a bit of a loss (see
+    `batch_invariance`): a two-point estimate divides the difference of two losses by a small number. With
+    gradients, micro-batches are those of `parts`.
 
-    With a `share` of (r, n), losses are those of every n-th example from the r-th; the others, which are another process's, are 0.
+    With a `share` of (r, n), losses are those of every n-th example from the r-th; the others, which are
+    another process's, are 0.
     """
 
     share = 0, 1
@@ -36,7 +41,8 @@ class _Loss:
     def __init__(self, token_budget: int, compute: str = "float32") -> None:
         """A loss with micro-batches of token_budget padded tokens.
 
-        With `compute` "bfloat16", matrix products are in bfloat16 (torch's autocast); weights, norms and the loss stay in float32.
+        With `compute` "bfloat16", matrix products are in bfloat16 (torch's autocast); weights, norms and the
+        loss stay in float32.
         """
         if compute not in COMPUTE:
             raise ValueError(f"compute is {compute!r}: give one of {', '.join(COMPUTE)}")
@@ -122,8 +128,8 @@ class CrossEntropy(_Loss):
 class ContinuationLoss(_Loss):
     """The loss of a model that scores candidate texts, for `Continuations` (Malladi et al., 2023).
 
-    A candidate's score is the mean log-probability of its tokens after the prompt. The loss of one candidate is its negative score, of
-    several the cross entropy over their scores.
+    A candidate's score is the mean log-probability of its tokens after the prompt. The loss of one candidate
+    is its negative score, of several the cross entropy over their scores.
     """
 
     def __init__(
@@ -133,12 +139,12 @@ class ContinuationLoss(_Loss):
         info: TokenizerInfo | None = None,
         max_new_tokens: int = 0,
     ) -> None:
-        """With max_new_tokens, `evaluate` lets the model write its answers, for F1; `info` is then its tokenizer."""
+        """With max_new_tokens, `evaluate` lets the model write its answers; `info` is its tokenizer."""
         super().__init__(token_budget, compute)
         self.info, self.max_new_tokens = info, max_new_tokens
 
     def owners(self, part: Continuations) -> NDArray[np.int64]:
-        """The example of each row that the model reads in a micro-batch of `parts`: positions in it, int64 [rows]."""
+        """The example, in a micro-batch of `parts`, of each row that the model reads: int64 [rows]."""
         [(order, inner)] = part.parts(self.token_budget)
         return np.repeat(order, np.diff(inner.first))
 
@@ -177,7 +183,7 @@ class ContinuationLoss(_Loss):
         return result
 
     def _scores(self, model: nn.Module, rows: Examples, length: int = 0, answer: int = 0) -> Tensor:
-        """Of rows padded to `length` tokens, with room for `answer` tokens of a candidate; 0: those of the longest."""
+        """Of rows padded to `length` tokens with room for `answer` tokens; 0: those of the longest."""
         device = next(model.parameters()).device
         ids, mask, counts = rows.padded(device, length)
         steps = torch.arange(answer or int(counts.max()), device=device)
@@ -192,7 +198,7 @@ class ContinuationLoss(_Loss):
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, examples: Continuations) -> dict[str, float]:
-        """Mean loss of the first right answers, and the accuracy of the likeliest candidate or, if the model writes, F1."""
+        """Mean loss of the first right answers, and accuracy or, if the model writes, F1."""
         right, loss, f1 = 0, 0.0, 0.0
         candidates = examples.candidates
         with prefix_cache.reuse(model, candidates, int(candidates.labels.max()) + 1):

@@ -1,7 +1,8 @@
-"""A language model as a classifier: a backbone, one feature vector per text, and a head with one row per label.
+"""A language model as a classifier: a backbone, one feature vector per text, and a head.
 
-The head starts without private examples: an encoder's rows are the embeddings of the label words; a causal or masked model's are the rows
-of its own output layer for the answer tokens. So the model is a zero-shot classifier before any training.
+The head has one row per label. The head starts without private examples: an encoder's rows are the embeddings
+of the label words; a causal or masked model's are the rows of its own output layer for the answer tokens. So
+the model is a zero-shot classifier before any training.
 """
 
 from __future__ import annotations
@@ -48,11 +49,14 @@ class Classifier(nn.Module):
         self.head = head
 
     def features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """[B, H]: the mean hidden state of an encoder, scaled to unit norm times feature_scale; the last token's of a causal model, the
-        first mask's of a masked one."""
+        """One feature vector per text, [B, H].
+
+        The mean hidden state of an encoder, scaled to norm feature_scale; the last token's of a causal model;
+        the first mask's of a masked one.
+        """
         extra = {}
         if self.backbone.config.model_type == "bert":
-            # one row of positions for each text: broadcast rows would give Opacus one gradient for the whole batch
+            # one row of positions for each text: a broadcast row would give Opacus one gradient for all texts
             positions = torch.arange(input_ids.shape[1], device=input_ids.device)
             extra["position_ids"] = positions.expand_as(input_ids)
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **extra).last_hidden_state
@@ -73,9 +77,10 @@ class Classifier(nn.Module):
 
 
 class TextScorer(nn.Module):
-    """A causal model that scores text: forward(input_ids [B, L], attention_mask [B, L], positions [B, A]) -> logits [B, A, V], float32.
+    """A causal model that scores text.
 
-    The logits are those of the token after each position. The output layer runs at these positions alone.
+    forward(input_ids [B, L], attention_mask [B, L], positions [B, A]) -> logits [B, A, V], float32. The
+    logits are those of the token after each position. The output layer runs at these positions alone.
     """
 
     def __init__(self, language_model: nn.Module) -> None:
@@ -103,7 +108,8 @@ def load(name: str, task: Task, tune: str, seed: int = 0, device: str = "cpu") -
         name: of models.yaml.
         task: decides whether the model classifies or scores text, and where its head starts.
         tune: the trainable parameters (see `tuning`).
-        seed: of the random weights of a tiny model, of LoRA and of a prefix. Nothing private is drawn from it.
+        seed: of the random weights of a tiny model, of LoRA and of a prefix. Nothing private is drawn from
+            it.
         device: one device, or several with commas between.
 
     Raises:
@@ -172,7 +178,8 @@ def _classifier(name: str, stanza: Stanza, language_model: Any, task: Task, tune
 def _embed(model: Classifier, sequences: list[list[int]]) -> Tensor:
     """Unit-norm features [n, H], float32, of token sequences: the label words, which are public.
 
-    In float64 on the CPU, then rounded: the same bits on every machine, so that a transcript fits its base model.
+    In float64 on the CPU, then rounded: the same bits on every machine, so that a transcript fits its base
+    model.
     """
     model.double()
     rows = []

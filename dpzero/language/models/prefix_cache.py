@@ -1,4 +1,4 @@
-"""Prefix cache: keys and values of the tokens that all texts begin with (in-context demonstrations) are computed once."""
+"""Prefix cache: the keys and values of the tokens that all texts begin with are computed once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MIN_TOKENS = 64  # a shorter prefix is not worth a pass of its own
 
 
 def shared_prefix(texts: Examples, kept: int = 1) -> NDArray[np.int32]:
-    """The tokens that all texts begin with, [P], without the last `kept` of any text: the model is read there."""
+    """The tokens that all texts begin with, [P], without the last `kept` of any text."""
     prefix = texts.ids(0)[: max(0, int(texts.lengths().min()) - kept)]
     for i in range(1, len(texts)):
         differs = np.flatnonzero(texts.ids(i)[: len(prefix)] != prefix)
@@ -30,8 +30,8 @@ def shared_prefix(texts: Examples, kept: int = 1) -> NDArray[np.int32]:
 def reuse(model: Any, texts: Any, kept: int = 1) -> Iterator[None]:
     """Forward passes over these texts, or any of them, skip their shared prefix.
 
-    Hidden states of the prefix are zeros; the others equal those of complete texts, except for rounding. Does nothing for a model that is
-    not causal, for cached features, and for a prefix of fewer than MIN_TOKENS.
+    Hidden states of the prefix are zeros; the others equal those of complete texts, except for rounding. Does
+    nothing for a model that is not causal, for cached features, and for a prefix of fewer than MIN_TOKENS.
 
     Args:
         model: a Classifier or TextScorer.

@@ -1,7 +1,8 @@
-"""Prefix tuning (Li & Liang, 2021, arXiv 2101.00190): in every layer, a few trainable keys and values that each text also attends to.
+"""Prefix tuning (Li & Liang, 2021, arXiv 2101.00190): a few trainable keys and values in every layer.
 
-They start as the keys and values of random tokens, as in MeZO ("real activations", Malladi et al., 2023), and come before the text without
-shifting its positions. They are inserted where transformers computes attention, so that every architecture supports them.
+They start as the keys and values of random tokens, as in MeZO ("real activations", Malladi et al., 2023), and
+come before the text without shifting its positions. They are inserted where transformers computes attention,
+so that every architecture supports them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ _recorded: dict[nn.Module, tuple[Tensor, Tensor]] | None = (
 
 
 class Prefix(nn.Embedding):
-    """Row t holds key and value t of one layer, all heads: a table of embeddings, which Opacus and the perturbations support."""
+    """Row t holds key and value t of one layer, all heads.
+
+    A table of embeddings, which Opacus and the perturbations support.
+    """
 
     def __init__(self, key: Tensor, value: Tensor) -> None:
         """`key` and `value`: [1, heads, T, D]."""
@@ -41,7 +45,10 @@ class Prefix(nn.Embedding):
 
 
 def attach(backbone: Any, seed: int = 0) -> None:
-    """Give each attention layer its prefix. The start is a function of the seed and the weights; nothing else changes."""
+    """Give each attention layer its prefix.
+
+    The start is a function of the seed and the weights; nothing else changes.
+    """
     backbone.set_attn_implementation(NAME)
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(backbone.config.vocab_size, (1, TOKENS), generator=generator)

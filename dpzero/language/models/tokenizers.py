@@ -28,8 +28,8 @@ class HashTokenizer:
 class TokenizerInfo:
     """What prompts need of a tokenizer.
 
-    `encode` tokenizes a text without special tokens, `decode` is its inverse. `special` are the ids of cls, sep and mask, if the model has
-    them; `first` are the tokens that every text begins with.
+    `encode` tokenizes a text without special tokens, `decode` is its inverse. `special` are the ids of cls,
+    sep and mask, if the model has them; `first` are the tokens that every text begins with.
     """
 
     encode: Callable[[str], list[int]]
@@ -81,7 +81,7 @@ def _pretrained(source: str) -> Any:
 
 
 def scores_text(name: str, task: Task) -> bool:
-    """Whether a model scores candidate texts: answers are free, or one of a causal model's answers has several tokens.
+    """Whether a model scores candidate texts: answers are free, or one has several tokens.
 
     Otherwise it is a classifier. Raises UsageError for free answers of a model that is not causal.
     """
@@ -100,7 +100,8 @@ def answer_tokens(name: str, task: Task) -> list[int]:
     for label, ids in zip(task.labels, answers, strict=True):
         if len(ids) != 1:
             raise UsageError(
-                f"the word for {label!r} of task {task.name} is {len(ids)} tokens of {name}: choose a one-token word"
+                f"the word for {label!r} of task {task.name} is {len(ids)} tokens of {name}:"
+                " choose a one-token word"
             )
     return [ids[0] for ids in answers]
 

@@ -16,11 +16,11 @@ def select(model: Any, tune: str, seed: int = 0) -> None:
 
     Args:
         model: with `backbone` and `head`.
-        tune: full: all parameters; only then a tied head stays tied.
-            bias: every bias (in a model without biases, the gains of its norms) and the head.
-            lora: rank-8 adapters on query and value. prefix: five keys and values in every layer (`prefix_tuning`). With these two an
-            encoder's head is trainable; a head copied from the model's output layer is not, as in the code of MeZO.
-            head: the head alone; of a TextScorer its output layer, which may be its table of embeddings.
+        tune: full: all parameters; only then a tied head stays tied. bias: every bias (in a model without
+            biases, the gains of its norms) and the head. lora: rank-8 adapters on query and value. prefix:
+            five keys and values in every layer (`prefix_tuning`). With these two an encoder's head is
+            trainable; a head copied from the model's output layer is not, as in the code of MeZO. head: the
+            head alone; of a TextScorer its output layer, which may be its table of embeddings.
         seed: of the start of a prefix.
     """
     if tune not in TUNES:

@@ -1,4 +1,4 @@
-"""The models of models.yaml and where their weights come from: a package in the cache, a local folder, or the Hugging Face hub.
+"""The models of models.yaml, where their weights come from, and their digests.
 
 Imports no torch: planning asks for digests.
 """
@@ -74,7 +74,10 @@ def assets_of(name: str) -> list[str]:
 
 
 def source(name: str) -> str:
-    """What `from_pretrained` reads: a folder, or a name on the hub. Raises UsageError for an asset that is not in the cache."""
+    """What `from_pretrained` reads: a folder, or a name on the hub.
+
+    Raises UsageError for an asset that is not in the cache.
+    """
     lines = stanza(name)
     if "asset" in lines:
         return str(assets.folder(lines["asset"]))
@@ -82,18 +85,23 @@ def source(name: str) -> str:
 
 
 def _local_folder(name: str) -> Path | None:
-    """The model's folder in the user's folder of models, if there is one. Raises UsageError if it holds no complete model."""
+    """The model's folder in the user's folder of models, if there is one.
+
+    Raises UsageError if it holds no complete model.
+    """
     models, hub = os.environ.get(MODEL_FOLDER), stanza(name).get("hub")
     if not models or not hub:
         return None
     folder = Path(models).expanduser() / hub.rpartition("/")[2]
     if not (folder / "config.json").is_file():
         raise UsageError(
-            f"model {name} is not in {folder}: put what save_pretrained writes there, or leave model_dir out to read the hub"
+            f"model {name} is not in {folder}: put what save_pretrained writes there,"
+            " or leave model_dir out to read the hub"
         )
     if (folder / "adapter_config.json").is_file():
         raise UsageError(
-            f"{folder} holds an adapter: merge it into its model {name} (merge_and_unload) and put what save_pretrained writes there"
+            f"{folder} holds an adapter: merge it into its model {name} (merge_and_unload)"
+            " and put what save_pretrained writes there"
         )
     return folder
 
@@ -114,11 +122,11 @@ def positions(config: Any) -> int:
     return getattr(config, "max_position_embeddings", 2**31) - offset
 
 
-# -- digests -------------------------------------------------------------------------------------------------------------
+# -- digests ------------------------------------------------------------------------------------------------
 
 
 def digest(name: str) -> str:
-    """SHA-256 of the weights; for a model of the hub, of its name and the commit that is in the local cache."""
+    """SHA-256 of the weights; for a model of the hub, of its name and the commit in the local cache."""
     lines = stanza(name)
     if "config" in lines:
         return hashlib.sha256(repr(sorted(lines["config"].items())).encode()).hexdigest()
@@ -128,9 +136,10 @@ def digest(name: str) -> str:
 
 
 def local_digest(name: str) -> str | None:
-    """SHA-256 over the files of the model's local folder that are read; None for a model that comes from elsewhere.
+    """SHA-256 over the files of the model's local folder; None for a model that comes from elsewhere.
 
-    Planning asks for it, so a file is hashed once, and again only when its size or one of its times has changed.
+    Planning asks for it, so a file is hashed once, and again only when its size or one of its times has
+    changed.
     """
     folder = _local_folder(name)
     if folder is None:
@@ -170,11 +179,14 @@ def _hub_digest(name: str) -> str:
     return hashlib.sha256(f"{name}@{commit}".encode()).hexdigest()
 
 
-# -- the hub -------------------------------------------------------------------------------------------------------------
+# -- the hub ------------------------------------------------------------------------------------------------
 
 
 def fetch(name: str) -> None:
-    """Download a model of the hub if it is not here yet. If the hub has weights in both formats, one of them is fetched."""
+    """Download a model of the hub if it is not here yet.
+
+    If the hub has weights in both formats, one of them is fetched.
+    """
     if "hub" not in stanza(name) or Path(source(name)).is_dir():
         return
     from huggingface_hub import snapshot_download
