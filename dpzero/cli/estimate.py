@@ -1,9 +1,10 @@
-"""What a sweep costs before it is run, for `snakemake -n`, the batch system and `dpzero estimate`. Imports no torch.
+"""What a sweep costs, for `snakemake -n`, the batch system and `dpzero estimate`. Imports no torch.
 
-Measured times come first: runs (runs.csv and times.csv among the tables of any sweep) and benchmarks (their JSON). A cell takes the
-runs of its model and method with its own settings. Failing that, it takes other such runs, or a benchmark, in proportion to the
-tokens that a step may hold (batch size, longest text, directions). What was never measured is estimated from tokens and parameters
-at the speed of a two-point step on a GPU, and always called an estimate.
+Measured times come first: runs (runs.csv and times.csv among the tables of any sweep) and benchmarks (their
+JSON). A cell takes the runs of its model and method with its own settings. Failing that, it takes other such
+runs, or a benchmark, in proportion to the tokens that a step may hold (batch size, longest text, directions).
+What was never measured is estimated from tokens and parameters at the speed of a two-point step on a GPU, and
+always called an estimate.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def _parameters() -> dict[str, int]:
 
 
 def _benchmarks(folder: Path, pattern: str = "*.json") -> Iterator[tuple[str, dict]]:
-    """(file name, benchmark) of the JSON files that hold one; a benchmark that was killed may have left half a file."""
+    """(file name, benchmark) of JSON files; a benchmark that was killed may have left half a file."""
     for path in sorted(folder.glob(pattern)):
         try:
             bench = json.loads(path.read_text("utf-8"))
@@ -53,7 +54,7 @@ def _benchmarks(folder: Path, pattern: str = "*.json") -> Iterator[tuple[str, di
             yield path.stem, bench
 
 
-# By tokens and parameters ---------------------------------------------------------------------------------------------
+# By tokens and parameters -----------------------------------------------------------------------------------
 
 
 class Speed(NamedTuple):
@@ -63,7 +64,8 @@ class Speed(NamedTuple):
     source: str
 
 
-# 64 prompts of SST-2, 17 tokens each, twice through RoBERTa-large in 0.347 s (DPZero, table 3). Prompts are counted without padding
+# 64 prompts of SST-2, 17 tokens each, twice through RoBERTa-large in 0.347 s (DPZero, table 3). Prompts are
+# counted without padding
 PUBLISHED = Speed(64 * 17 * 2 * 2 * 355e6 / 0.347, "a published step on an RTX 3090; nothing measured here")
 
 
@@ -77,7 +79,8 @@ def announcement(name: str, cells: Sequence[dict], cores: int | None) -> str:
     if not hours:
         return ""
     return (
-        f", about {hours:,.{0 if hours >= 10 else 1}f} GPU hours of training (an estimate from tokens and parameters, at the speed of "
+        f", about {hours:,.{0 if hours >= 10 else 1}f} GPU hours of training (an estimate from tokens and "
+        "parameters, at the speed of "
         f"{pace.source}; evaluation left out)"
     )
 
@@ -85,8 +88,8 @@ def announcement(name: str, cells: Sequence[dict], cores: int | None) -> str:
 def speed(cells: Sequence[dict], folder: Path = BENCHMARKS) -> Speed:
     """The speed of DPZero's step in a benchmark on a GPU, else the published one.
 
-    Takes the benchmark whose model is nearest in size to the largest of the cells; of several, one with its precision, then the
-    nearest batch.
+    Takes the benchmark whose model is nearest in size to the largest of the cells; of several, one with its
+    precision, then the nearest batch.
     """
     sizes = _parameters()
     cell = max(cells, key=lambda cell: sizes.get(cell["model"], 1), default=None)
@@ -108,7 +111,7 @@ def speed(cells: Sequence[dict], folder: Path = BENCHMARKS) -> Speed:
 
 
 def gpu_hours(name: str, cells: Sequence[dict], pace: Speed = PUBLISHED) -> float:
-    """Hours of training, one run after another; 0 if the length of the prompts or the size of a model is not known."""
+    """Hours of training, one run after another; 0 if the length of prompts or a model's size is not known."""
     tokens, sizes = sweep.tokens(name), _parameters()
     if not all(cell["task"] in tokens and cell["model"] in sizes for cell in cells):
         return 0.0
@@ -117,9 +120,10 @@ def gpu_hours(name: str, cells: Sequence[dict], pace: Speed = PUBLISHED) -> floa
 
 
 def minutes(tokens: dict[str, float], cell: dict, pace: Speed = PUBLISHED) -> int:
-    """Minutes to ask a batch system for: twice the estimate, as evaluation is not in it and cards differ, and at least an hour.
+    """Minutes to ask a batch system for: twice the estimate, without evaluation, and at least an hour.
 
-    tokens: mean tokens of a prompt, by task (see `sweep.tokens`); a task that is not there has prompts of the full length.
+    tokens: mean tokens of a prompt, by task (see `sweep.tokens`); a task that is not there has prompts of the
+        full length.
     """
     length = tokens.get(cell["task"], cell["settings"].get("max_length", 0))
     size = _parameters().get(cell["model"])
@@ -143,7 +147,7 @@ def _operations(cell: dict, tokens: float, parameters: int) -> float:
     return 2 * parameters * tokens * settings["batch_size"] * settings["steps"] * passes
 
 
-# By measured times ----------------------------------------------------------------------------------------------------
+# By measured times ------------------------------------------------------------------------------------------
 
 
 class Measured(NamedTuple):
@@ -177,7 +181,8 @@ def estimate(cells: Iterable[dict], results: Path, gpu: str | None, price: float
     if device is None or plans[device]["cells"]["unmeasured"] == len(cells):
         where = f"{gpu} ({', '.join(known) or 'nothing'} was)" if gpu and not devices else "these cells"
         raise UsageError(
-            f"no step time was measured for {where}: run one seed of the sweep there and its tables, or python -m dpzero benchmark"
+            f"no step time was measured for {where}: run one seed of the sweep there and its tables, or "
+            "python -m dpzero benchmark"
         )
     plan = plans[device]
     return {"device": device, **plan, "money": round(plan["hours"] * price, 2), "price_an_hour": price}

@@ -1,4 +1,4 @@
-"""One cell of the benchmark: its run id, its settings checked and completed, and the rows that it reads. Imports no torch."""
+"""One cell of the benchmark: its run id, its complete settings, the rows that it reads. Imports no torch."""
 
 from __future__ import annotations
 
@@ -31,14 +31,15 @@ def canonical_epsilon(value: object) -> str:
         decimal = Decimal(0)
     if not decimal.is_finite() or decimal <= 0:
         raise UsageError(
-            f"epsilon {value!r} is not a positive number: non-private methods are listed without one, so give numbers only"
+            f"epsilon {value!r} is not a positive number: non-private methods are listed without one, so "
+            "give numbers only"
         )
     if float(decimal) not in EPSILON:
         raise UsageError(f"epsilon {value!r} is out of range: give a number {EPSILON}")
     return format(decimal.normalize(), "f")
 
 
-# Settings -------------------------------------------------------------------------------------------------------------
+# Settings ---------------------------------------------------------------------------------------------------
 
 
 def check_settings(
@@ -128,7 +129,8 @@ def _check_checkpoint_selection(where: str, card: Card, task: str, settings: dic
     if rule == "best_dev":
         if settings.get("noise_key") == "secret":
             raise UsageError(
-                f"{where}: iterate best_dev with noise_key secret, but dev rows are private and the choice is not accounted: take iterate "
+                f"{where}: iterate best_dev with noise_key secret, but dev rows are private and the choice "
+                "is not accounted: take iterate "
                 "accounted, or leave it out"
             )
         return
@@ -136,16 +138,18 @@ def _check_checkpoint_selection(where: str, card: Card, task: str, settings: dic
         raise UsageError(f"{where}: as_published accounts for no choice: leave iterate out")
     if not 0 < settings["evaluate_every"] < settings["steps"]:
         raise UsageError(
-            f"{where}: iterate accounted chooses among points of the curve: give evaluate_every below {settings['steps']} steps"
+            f"{where}: iterate accounted chooses among points of the curve: give evaluate_every below "
+            f"{settings['steps']} steps"
         )
     metric = tasks.load(task).metric
     if metric != "accuracy":
         raise UsageError(
-            f"task {task}: iterate accounted counts right answers, but {metric} is no such count: leave iterate out"
+            f"task {task}: iterate accounted counts right answers, but {metric} is no such count: leave "
+            "iterate out"
         )
 
 
-# Rows and weights -----------------------------------------------------------------------------------------------------
+# Rows and weights -------------------------------------------------------------------------------------------
 
 
 def _check_rows(where: str, card: Card, settings: dict) -> None:
@@ -153,14 +157,16 @@ def _check_rows(where: str, card: Card, settings: dict) -> None:
         raise UsageError(f"{where}: shots and train_examples both say which rows to draw: give one")
     if settings["demonstrations"] and card.order is not None:
         raise UsageError(
-            f"{where}: demonstrations are private examples that stand in every prompt, for a method that trains nothing: leave them out"
+            f"{where}: demonstrations are private examples that stand in every prompt, for a method that "
+            "trains nothing: leave them out"
         )
 
 
 def _add_digests(cell: Mapping, settings: dict) -> None:
     """Name local rows and weights by their digests: other files make another cell.
 
-    A release does not name its rows: an adversary who knows all rows but one could try the last until the digest fits.
+    A release does not name its rows: an adversary who knows all rows but one could try the last until the
+    digest fits.
     """
     release = settings.get("noise_key") == "secret"
     settings["data"] = "" if release else settings["data"] or tasks.local_digest(cell["task"]) or ""
@@ -190,6 +196,7 @@ def check_files(cell: Mapping) -> None:
         planned = settings.get(key)
         if planned != found:
             raise UsageError(
-                f"the {what} are {found or 'not local'}, but the cell was made for {planned or 'those of the hub'}: give the {place} that "
+                f"the {what} are {found or 'not local'}, but the cell was made for "
+                f"{planned or 'those of the hub'}: give the {place} that "
                 "it was made with"
             )

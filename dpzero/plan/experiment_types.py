@@ -1,17 +1,19 @@
-"""The kinds of experiment, which a sweep file names under `experiment`, and how each study's sweep becomes cells.
+"""Kinds of experiment, which a sweep names under `experiment`, and how each study's sweep becomes cells.
 
-A cell of the kind `language`, the default, trains a language model (see `sweep` and `cell`). A study's sweep holds other keys:
+A cell of the kind `language`, the default, trains a language model (see `sweep` and `cell`). A study's sweep
+holds other keys:
 
 guarantees   settings: {SETTING: value}
              published: [{method, task, model, epsilons, SETTING: value}]      one published setting a row
 memory       settings: {SETTING: value}
-             series: [{models, methods, sizes: [BATCHxLENGTH], measure: [model]}]      each product is a run; its size is the task
-quadratic    ranks: {NAME: {decay: P, informative: M}}      curvature i^-P; data in the first M coordinates, without M in all
+             series: [{models, methods, sizes: [BATCHxLENGTH], measure: [model]}]      each product is a run
+quadratic    ranks: {NAME: {decay: P, informative: M}}      curvature i^-P; data in the first M coordinates
              dimensions, seeds, epsilon      the other axes
              settings: {SETTING: value}      of every run
              methods: {NAME: {SETTING: value}}
 
-`dpzero.studies` runs the cells of these studies, and `dpzero.report` has their tables and figures. Imports no torch.
+`dpzero.studies` runs the cells of these studies, and `dpzero.report` has their tables and figures. Imports no
+torch.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ def _names(cell: dict) -> dict[str, str]:
     return {name: str(cell[name]) for name in ("task", "model", "method")}
 
 
-# Guarantees of public implementations ---------------------------------------------------------------------------------
+# Guarantees of public implementations -----------------------------------------------------------------------
 
 _GUARANTEES = {
     "dataset_size": Entry("int", None, POSITIVE_COUNT, "training examples"),
@@ -85,7 +87,7 @@ def _check_guarantees(cell: dict) -> dict:
     return _names(cell) | {"epsilon": epsilon, "seed": 0, "settings": settings, "experiment": "guarantees"}
 
 
-# Peak memory ----------------------------------------------------------------------------------------------------------
+# Peak memory ------------------------------------------------------------------------------------------------
 
 _MEMORY = {
     "dtype": Entry("str", "float32", ("float32", "bfloat16", "float16"), "of the stored weights"),
@@ -120,7 +122,7 @@ def _check_memory(cell: dict) -> dict:
     return names | {"epsilon": "0", "seed": 0, "settings": settings, "experiment": "memory"}
 
 
-# The quadratic --------------------------------------------------------------------------------------------------------
+# The quadratic ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

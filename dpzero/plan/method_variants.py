@@ -1,4 +1,4 @@
-"""The ways to tune whose memory is compared: a method's file, its settings, what is trained. Imports no torch."""
+"""The variants of methods that are compared in memory and step time. Imports no torch."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ VARIANTS = {
 
 
 def variant(name: str) -> Variant:
-    """By its name, in which a hyphen is as good as an underscore. Raises UsageError, with the nearest, for one that is not there."""
+    """The variant of a name, in which hyphens count as underscores. Raises UsageError for an unknown one."""
     return VARIANTS[canonical(name)]
 
 

@@ -1,4 +1,4 @@
-"""Settings of a cell: type, default, allowed values and meaning, in one table that the check, the help and the documents read.
+"""Settings of a cell: type, default, allowed values and help, in the one table that check and help read.
 
 Imports no torch.
 """
@@ -15,7 +15,7 @@ from . import registry
 
 TYPES = registry.TYPES
 
-# Ranges of numbers ----------------------------------------------------------------------------------------------------
+# Ranges of numbers ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def number(value: object, kind: type, allowed: Range) -> int | float:
     return converted
 
 
-# The validator --------------------------------------------------------------------------------------------------------
+# The validator ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def refuse_unknown(given: Mapping[str, object], schema: Schema, where: str) -> N
 
 
 def value_of(where: str, key: str, value: object, entry: Entry) -> object:
-    """Convert a value to its declared type (PyYAML reads 1e-5 as text). Raises UsageError if it is not allowed."""
+    """The value in its declared type (PyYAML reads 1e-5 as text). Raises UsageError if it is not allowed."""
     if entry.many:
         if not isinstance(value, list) or not value:
             raise UsageError(f"{where}: setting {key} is {value!r}, but must be a list of numbers")
@@ -138,7 +138,7 @@ def _one(where: str, key: str, value: object, entry: Entry) -> object:
     return value
 
 
-# The table ------------------------------------------------------------------------------------------------------------
+# The table --------------------------------------------------------------------------------------------------
 
 SAMPLINGS = ("poisson", "random_allocation", "without_replacement", "full_batch")
 VERSION = Entry("int", 1, COUNT, "raise it to run again after the code changed")
@@ -165,7 +165,8 @@ RUN_SETTINGS: dict[str, Entry] = {
         "str",
         "last",
         ("last", "best_dev", "accounted"),
-        "checkpoint that is reported: the last; the one with the least dev loss; or the one that a private choice takes by dev accuracy "
+        "checkpoint that is reported: the last; the one with the least dev loss; or the one that a private "
+        "choice takes by dev accuracy "
         "(best_dev for methods without noise)",
         omit_default=True,
     ),
@@ -225,12 +226,14 @@ RUN_SETTINGS: dict[str, Entry] = {
 }
 DERIVED = {"max_length": "the task's", "noise_arithmetic": "exact for scalars under a secret key, else float"}
 
-# Settings of methods: type, default and choices stand in the method's signature; these are the ranges and the help
+# Settings of methods: type, default and choices stand in the method's signature; these are the ranges and the
+# help
 METHOD_SETTINGS: dict[str, tuple[Range | None, str]] = {
     "learning_rate": (Range(1e-30, 1e30), "step size"),
     "clip": (
         FACTOR,
-        "bound on one example's contribution: a loss difference, or the norm of a gradient or of several differences",
+        "bound on one example's contribution: a loss difference, or the norm of a gradient or of several "
+        "differences",
     ),
     "smoothing": (FACTOR, "distance of the two points from the weights, along the direction"),
     "directions": (Range(1, 2**20), "random directions of one batch"),
@@ -252,7 +255,7 @@ REMOVED = ("both_signs", "cuda_graphs", "regularization")  # settings and values
 
 
 def of_method(card: registry.Card) -> dict[str, Entry]:
-    """A method's own settings: its signature, with the ranges of the table. An unknown number may have any value."""
+    """A method's own settings: its signature, with ranges of the table. Other numbers may have any value."""
     found = {}
     for name, kind in card.settings.items():
         allowed, words = METHOD_SETTINGS.get(name, (None, ""))

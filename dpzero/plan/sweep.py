@@ -1,8 +1,8 @@
 """A sweep file becomes cells, one for each run. Imports no torch, so that planning is instant.
 
-experiment: KIND            `language` by default; see `experiment_types` for what the files of other kinds hold
+experiment: KIND            `language` by default; for the files of other kinds see `experiment_types`
 extends: NAME               start from another sweep
-chosen: RULE                how the settings were chosen, one of CHOSEN: a heading of the tables; `selection` has the words
+chosen: RULE                how the settings were chosen, one of CHOSEN: a heading of the tables
 tasks, models, epsilons, seeds:      the axes; any of them, and `methods`, narrows on the command line
 settings:                   of every run
 gpu_share:                  how many runs may be on one GPU if its memory allows; 1 by default
@@ -122,7 +122,7 @@ def complete(spec: object) -> dict:
     return _placed(half, method_card, spec["epsilon"], spec["seed"])
 
 
-# The file -------------------------------------------------------------------------------------------------------------
+# The file ---------------------------------------------------------------------------------------------------
 
 
 def _read(name: str, before: tuple[str, ...] = ()) -> dict:
@@ -144,7 +144,8 @@ def _read(name: str, before: tuple[str, ...] = ()) -> dict:
     merged = {**base, **sweep}
     if "chosen" not in merged:
         raise UsageError(
-            f"sweep {name} does not say how its settings were chosen: give `chosen`, one of {', '.join(CHOSEN)}"
+            f"sweep {name} does not say how its settings were chosen: give `chosen`, one of "
+            f"{', '.join(CHOSEN)}"
         )
     if merged["chosen"] not in CHOSEN:
         raise UsageError(f"sweep {name}: " + unknown("rule of choice", merged["chosen"], CHOSEN))
@@ -165,7 +166,7 @@ TEXTS = {"extends", "experiment", "description", "selection", "chosen"}
 
 
 def _check_shape(sweep: object, where: str) -> None:
-    """Objects, lists, texts and numbers stand where they belong; what is in them is checked when it is read."""
+    """Objects, lists, texts and numbers stand where they belong; their content is checked when it is read."""
     if not isinstance(sweep, dict) or not all(isinstance(key, str) for key in sweep):
         raise UsageError(f"{where} is no object of keys and values: see the other files in {FOLDER}")
     for key, value in sweep.items():
@@ -206,7 +207,7 @@ def _check_keys(sweep: dict, name: str, own: Iterable[str]) -> None:
 
 
 def spread_grids(stanzas: dict[str, dict | None]) -> dict[str, dict | None]:
-    """{METHOD: {grid: {clip: [1, 2]}, ...}} -> {METHOD_clip1: {use: METHOD, clip: 1, ...}, METHOD_clip2: ...}"""
+    """{METHOD: {grid: {clip: [1, 2]}}} -> {METHOD_clip1: {use: METHOD, clip: 1}, METHOD_clip2: ...}"""
     spread: dict[str, dict | None] = {}
     for name, stanza in stanzas.items():
         if not isinstance(stanza, dict) or "grid" not in stanza:
@@ -239,7 +240,7 @@ def _check_overrides(overrides: dict, methods: Iterable[str]) -> None:
                 )
 
 
-# Cells ----------------------------------------------------------------------------------------------------------------
+# Cells ------------------------------------------------------------------------------------------------------
 
 
 def _expand(sweep: dict, narrowed: dict[str, list], name: str) -> dict[str, dict]:

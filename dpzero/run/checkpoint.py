@@ -25,7 +25,7 @@ UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeEr
 
 
 def folder(out: Path) -> Path:
-    """results/SWEEP/runs/RUN.json -> results/SWEEP/checkpoints/RUN; any other FILE.json -> FILE.checkpoint beside it."""
+    """results/SWEEP/runs/RUN.json -> results/SWEEP/checkpoints/RUN; other FILE.json -> FILE.checkpoint."""
     parts = list(out.parts)
     if "runs" in parts:
         at = len(parts) - 1 - parts[::-1].index("runs")
@@ -35,7 +35,7 @@ def folder(out: Path) -> Path:
 
 @contextmanager
 def alone(out: Path, log: Callable[[str], object]) -> Iterator[bool]:
-    """Let one process at a time work on a run. Yields whether this one waited for another, which may have left a record.
+    """Let one process at a time work on a run. Yields whether this one waited for another.
 
     Two processes that took the same steps under two secret keys would release twice what either reports.
     """
@@ -65,16 +65,17 @@ class _UnfitTranscript(ValueError):
 
 
 class Checkpoint:
-    """The checkpoint of one cell and one version of the code. Another's is deleted, unless it holds releases of private data.
+    """The checkpoint of one cell and version of the code. Another's is deleted, unless it holds releases.
 
-    The ledger and the transcript lie beside the state and outlive a state that was never written or cannot be read: what was
-    released stays released.
+    The ledger and the transcript lie beside the state and outlive a state that was never written or cannot be
+    read: what was released stays released.
     """
 
     def __init__(self, out: Path, cell: dict, code: str = "", log: Callable[[str], object] = print) -> None:
         """`code`: digest of the source that decides a run's numbers.
 
-        Raises UsageError for a checkpoint of another cell or code that holds releases of private data: they count.
+        Raises UsageError for a checkpoint of another cell or code that holds releases of private data: they
+        count.
         """
         self.folder = folder(out)
         self.ledger, self.transcript = self.folder / "ledger", self.folder / "transcript"
@@ -92,7 +93,8 @@ class Checkpoint:
         difference, secret = _difference(earlier, cell, code)
         if releases > 0 and secret:
             raise UsageError(
-                f"{self.folder} holds {releases} releases of private data, made with {difference}: resume with the original settings, or "
+                f"{self.folder} holds {releases} releases of private data, made with {difference}: resume "
+                "with the original settings, or "
                 "move the folder away and account for the epsilon it has spent"
             )
         if releases > 0 or self.folder.exists():
@@ -109,9 +111,9 @@ class Checkpoint:
     def resume(self, make: Callable[[], Any], state: dict | None, log: Callable[[str], object]) -> Any:
         """The method that `make` builds, at the step where an earlier process left it.
 
-        First from its state, and on with the steps that its transcript has beyond it: they ask nothing of the model, so none is released
-        again. If the transcript does not reach the state (the power failed), its rows are taken from the base model on. If the
-        transcript is damaged, the run starts afresh.
+        First from its state, and on with the steps that its transcript has beyond it: they ask nothing of the
+        model, so none is released again. If the transcript does not reach the state (the power failed), its
+        rows are taken from the base model on. If the transcript is damaged, the run starts afresh.
         """
         fault = ""
         if state is not None:
@@ -127,12 +129,13 @@ class Checkpoint:
             method = self._continue(make(), None, log)
         if fault:
             log(
-                f"{fault}. From the base model, {method.steps_taken} steps are taken again from the transcript"
+                f"{fault}. From the base model, {method.steps_taken} steps are taken again from the "
+                "transcript"
             )
         return method
 
     def _continue(self, method: Any, state: dict | None, log: Callable[[str], object]) -> Any:
-        """The method at its state, and on by its transcript. Raises _UnfitTranscript if the two do not fit."""
+        """The method at its state, and on by its transcript. Raises _UnfitTranscript if the two differ."""
         if state is not None:
             method.load_state_dict(state["method"])
         # a transcript is kept from the first step on or not at all
@@ -153,7 +156,8 @@ class Checkpoint:
         taken = max(sum(map(len, of_state.values())), self._rows())
         if released < taken:
             raise UsageError(
-                f"{self.ledger} lacks {taken - released} of the {taken} releases by which the run moved, so that epsilon cannot be told: "
+                f"{self.ledger} lacks {taken - released} of the {taken} releases by which the run moved, so "
+                "that epsilon cannot be told: "
                 f"bring the file back, or move {self.folder} away to begin anew and add what was spent"
             )
 
@@ -174,7 +178,7 @@ class Checkpoint:
         self._saved = time.monotonic()
 
     def remove(self) -> None:
-        """Delete the folder in one move: a process killed on the way leaves all or nothing. A part of it could let the run release anew."""
+        """Delete the folder in one move: a part of it, left by a killed process, could let the run release anew."""
         gone = self.folder.with_name(f".{self.folder.name}.removed")
         shutil.rmtree(gone, ignore_errors=True)
         if self.folder.exists():
@@ -183,7 +187,7 @@ class Checkpoint:
 
 
 def _difference(earlier: str | None, cell: dict, code: str) -> tuple[str, bool]:
-    """How a checkpoint's mark differs from the cell and code at hand, in words; and whether either cell is a private release."""
+    """How a checkpoint's mark differs from this cell and code, and whether either is a private release."""
     try:
         old = json.loads(earlier or "")
         theirs, other_code = old["cell"], old["code"] != code

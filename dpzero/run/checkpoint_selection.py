@@ -21,10 +21,10 @@ RULES = {
 
 
 class BestDev:
-    """Holds the trained parameters at the point of the learning curve with the least dev loss, the earliest of equals.
+    """Holds the trained parameters at the point of the curve with the least dev loss, the earliest of equals.
 
-    MeZO's and DPZero's code on OPT does the same: `load_best_model_at_end`, whose criterion is the loss. Training itself goes on
-    from the last iterate.
+    MeZO's and DPZero's code on OPT does the same: `load_best_model_at_end`, whose criterion is the loss.
+    Training itself goes on from the last iterate.
     """
 
     def __init__(self) -> None:
@@ -50,11 +50,11 @@ class BestDev:
 
 
 class Candidates:
-    """Keeps the trained parameters at each point of the learning curve after the start, in files, for a choice after the last step.
+    """Keeps the trained parameters at each point of the curve in files, for a choice after the last step.
 
-    No dev example is used before that choice, so an interrupted run leaves only post-processing of releases behind. The split into
-    training and dev rows is fixed and public: a training example has the guarantee of training, and a dev example that of the choice,
-    the run's epsilon.
+    No dev example is used before that choice, so an interrupted run leaves only post-processing of releases
+    behind. The split into training and dev rows is fixed and public: a training example has the guarantee of
+    training, and a dev example that of the choice, the run's epsilon.
     """
 
     def __init__(self, folder: Path) -> None:

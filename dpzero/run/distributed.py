@@ -1,4 +1,4 @@
-"""One run on several ranks: rank 0 runs it, with its record, ledger and transcript; the others start from its transcript."""
+"""One run on several ranks: rank 0 keeps record, ledger, transcript; the others start from its transcript."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from .setup import Setup
 
 
 def lead(setup: Setup, method: TwoPoint, path: Path) -> None:
-    """Rank 0 brings the others to its own step: 12 bytes for each step that an earlier process took. `path`: its transcript."""
+    """Rank 0 sends its transcript at `path`, 12 bytes a step, which brings the others to its own step."""
     ranks = setup.ranks
     if ranks.size == 1:
         return
     if method.transcript is None:
         raise UsageError(
-            f"{setup.name}: this run keeps no transcript (or has lost it), from which other ranks start: use one rank"
+            f"{setup.name}: this run keeps no transcript (or has lost it), from which other ranks start: use "
+            "one rank"
         )
     ranks.shared(path.read_bytes())
     method.join(ranks)
@@ -44,7 +45,7 @@ def follow(setup: Setup) -> None:
 
 
 def _catch_up(method: Any, ranks: Ranks) -> None:
-    """From the base model to rank 0's step. Its transcript does not fit if settings, base model or directions differ."""
+    """Go from the base model to rank 0's step. Its transcript does not fit other settings or base models."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "transcript"
         path.write_bytes(ranks.shared(b""))
@@ -62,7 +63,8 @@ def _catch_up(method: Any, ranks: Ranks) -> None:
 def leave(setup: Setup, method: TwoPoint) -> None:
     """After the last step, check that all ranks have the same weights.
 
-    If a release was lost in an earlier process, rank 0's budget ends before those of the others, which do not know of it.
+    If a release was lost in an earlier process, rank 0's budget ends before those of the others, which do not
+    know of it.
     """
     ranks = setup.ranks
     if ranks.size == 1:
@@ -75,7 +77,7 @@ def leave(setup: Setup, method: TwoPoint) -> None:
 
 
 def cut_back(error: RankFailure, checkpoint: Checkpoint, budget: Budget | None, release: bool) -> RankFailure:
-    """Benchmarks redo the steps since the last check; private releases cannot be undone and stay in the ledger."""
+    """Benchmarks redo the steps since the last check; private releases cannot be undone and count."""
     if error.sound is None:
         return error
     if release:

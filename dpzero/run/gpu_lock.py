@@ -1,7 +1,8 @@
 """File locks on GPUs, taken before torch is imported. The operating system drops them when their holder dies.
 
-A run that has a GPU to itself holds the GPU's lock alone. Runs that share a GPU hold its lock together, and a slot each.
-Inside the job of a batch system the locks are that job's: GPUs of other jobs may have the same numbers.
+A run that has a GPU to itself holds the GPU's lock alone. Runs that share a GPU hold its lock together, and a
+slot each. Inside the job of a batch system the locks are that job's: GPUs of other jobs may have the same
+numbers.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Crowded(Exception):
 
 
 def visible() -> list[str]:
-    """The GPUs that this process may use, without asking torch: those of CUDA_VISIBLE_DEVICES that have a device file."""
+    """The GPUs that this process may use, without asking torch: CUDA_VISIBLE_DEVICES, if there are devices."""
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     there = sorted(path.name.removeprefix("nvidia") for path in _devices().glob("nvidia[0-9]*"))
     if listed is None or not there:
@@ -55,22 +56,24 @@ def check(device: str) -> None:
         kind, _, number = one.partition(":")
         if kind == "cuda" and int(number or 0) >= count:
             raise UsageError(
-                f"device {one} is asked for, but this machine has {count or 'no'} usable GPUs: give another, or --device cpu"
+                f"device {one} is asked for, but this machine has {count or 'no'} usable GPUs: give another, "
+                "or --device cpu"
             )
 
 
 def share() -> int:
-    """How many runs may share one GPU, from the environment; 1 by default. Raises UsageError for anything but a positive number."""
+    """How many runs may share one GPU, from the environment; 1 by default. Raises UsageError."""
     asked = os.environ.get(SHARE, "1")
     if not asked.isdecimal() or int(asked) < 1:
         raise UsageError(
-            f"gpu_share is {asked!r}, but must be a whole number of at least 1: how many runs may be on one GPU"
+            f"gpu_share is {asked!r}, but must be a whole number of at least 1: how many runs may be on one "
+            "GPU"
         )
     return int(asked)
 
 
 def of_this_rank() -> list[str]:
-    """The GPUs among which to choose. Of several ranks each has one to itself, by torchrun's number on this machine."""
+    """The GPUs to choose from. Of several ranks each has its own, by torchrun's number on this machine."""
     gpus, ranks = visible(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if not gpus or ranks == 1:
         return gpus
@@ -83,10 +86,11 @@ def of_this_rank() -> list[str]:
 
 
 def lease(gpus: list[str], log: Callable[[str], object] = print) -> str | None:
-    """Wait for a place on one of `gpus` and make that GPU the only visible one. Returns it; None at once if there is no GPU.
+    """Wait for a place on one of `gpus`, make that GPU the only visible one, and return it; None without GPUs.
 
-    The emptiest GPU is taken first. A shared one is entered only while its `share`-th part of memory is free. If nvidia-smi does
-    not say how much is free, no GPU is shared. A run that wants a GPU to itself waits until no other run is on it.
+    The emptiest GPU is taken first. A shared one is entered only while its `share`-th part of memory is free.
+    If nvidia-smi does not say how much is free, no GPU is shared. A run that wants a GPU to itself waits
+    until no other run is on it.
     """
     if not gpus:
         return None
@@ -113,7 +117,7 @@ def lease(gpus: list[str], log: Callable[[str], object] = print) -> str | None:
 
 
 def lease_all(device: str, log: Callable[[str], object] = print) -> None:
-    """Wait until each GPU of a device list (cuda:0,cuda:1) is this process's alone, in one order, so that no two deadlock."""
+    """Wait until each GPU of a list (cuda:0,cuda:1) is this process's alone; in one order, against deadlock."""
     gpus = visible()
     numbers = sorted({int(one.partition(":")[2] or 0) for one in device.split(",") if one.startswith("cuda")})
     for name in sorted(gpus[number] for number in numbers if number < len(gpus)):
@@ -137,7 +141,7 @@ def shared() -> bool:
 
 
 def start_again_alone() -> NoReturn:
-    """Start this command again, on a GPU of its own. The locks go with the old program; the checkpoint stays."""
+    """Start this command again on a GPU of its own. The locks are dropped; the checkpoint stays."""
     before = _listed.pop()
     if before is None:
         del os.environ["CUDA_VISIBLE_DEVICES"]

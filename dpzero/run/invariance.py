@@ -1,4 +1,4 @@
-"""Batch invariance of the losses on this machine: how far they move by rounding when one example leaves a batch."""
+"""Batch invariance on this machine: how far losses move by rounding when one example leaves a batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ARCHITECTURES = ("roberta-base", "opt-125m")  # an encoder and a decoder
 
 
 def measure(loss: Any, model: Any, batch: Any, *, clip: float, smoothing: float) -> dict:
-    """The part `batch_invariance` of a record, of `stand_ins` before the first release: no private example enters."""
+    """The part `batch_invariance` of a record, measured on `stand_ins`: no private example enters."""
     from ..zeroth_order.invariance import losses_move
 
     moved = losses_move(loss, model, batch, clip=clip, smoothing=smoothing, leaving=(0, STAND_INS // 2))
@@ -21,7 +21,7 @@ def measure(loss: Any, model: Any, batch: Any, *, clip: float, smoothing: float)
 
 
 def stand_ins(like: Any, model: Any, length: int) -> Any:
-    """Random texts or features of the type of `like` (a split of a task, or its features), of 2 to `length` tokens."""
+    """Random examples of the type of `like` (a split of a task, or its features), of 2 to `length` tokens."""
     import numpy as np
 
     from ..language.models.batch_invariance import stand_in_ids
@@ -38,7 +38,7 @@ def stand_ins(like: Any, model: Any, length: int) -> Any:
 
 
 def of_architectures(names: Sequence[str] = ARCHITECTURES) -> list[dict]:
-    """How far the others move when either of two of eight random texts leaves, for each model and type of matrix products.
+    """How far the others move when one of eight random texts leaves, by model and type of matrix products.
 
     Weights are random, in the published shapes, and the biases are perturbed.
     """

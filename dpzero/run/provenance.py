@@ -35,7 +35,7 @@ PACKAGES = ("torch", "transformers", "numpy", "opacus", "peft", "dp-accounting")
 
 
 def provenance(method_file: str, device: str) -> dict:
-    """Code, device and packages of a run that uses this method file. Takes one git call, and reads the source."""
+    """Code, device and packages of a run that uses this method file. Reads the source and asks git."""
     return {
         **commit(),
         "code": core_digest(),
@@ -47,10 +47,10 @@ def provenance(method_file: str, device: str) -> dict:
 
 
 def commit() -> dict:
-    """The last git commit of the source that can change a number, and whether the working tree differs from it.
+    """The last git commit of the source that can change a number, and whether the tree differs from it.
 
-    Commits of results, reports or documents do not change it, so that committed tables stay equal to those of a rerun.
-    For an installed package it is the version; the digests in the record identify its code.
+    Commits of results, reports or documents do not change it, so that committed tables stay equal to those of
+    a rerun. For an installed package it is the version; the digests in the record identify its code.
     """
 
     def git(*arguments: str) -> str | None:

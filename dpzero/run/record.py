@@ -1,7 +1,8 @@
 """A record is one run's JSON file, written last and whole: half a record never exists.
 
-A private run with a secret key is a release. What it leaves behind is on an explicit list, each key with the reason why it
-reveals nothing that epsilon does not cover. Anything else is refused: a log of losses would undo the noise.
+A private run with a secret key is a release. What it leaves behind is on an explicit list, each key with the
+reason why it reveals nothing that epsilon does not cover. Anything else is refused: a log of losses would
+undo the noise.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from ..plan.cell import run_id
 
 VERSION = 1
 
-# The lists below: reason -> the key paths that anyone may read for it. `[]` is an item of a list, `.*` at the end any key.
+# The lists below: reason -> the key paths that anyone may read for it. `[]` is an item of a list, `.*` at the
+# end any key.
 
 
 def _by_key(reasons: dict[str, str]) -> dict[str, str]:
@@ -31,10 +33,11 @@ ALLOWED_IN_A_RELEASE = _by_key(
     {
         "the same in every record, or a constant of this code": "version metrics.selection privacy.choice.mechanism",
         "given before the first private example is read": """run cell.task cell.model cell.method cell.use cell.epsilon cell.seed
-            cell.settings.* privacy.unit privacy.adjacency privacy.mechanism privacy.directions privacy.clip privacy.delta
-            privacy.epsilon_target privacy.noise_arithmetic privacy.noise_key
+            cell.settings.* privacy.unit privacy.adjacency privacy.mechanism privacy.directions privacy.clip
+            privacy.delta privacy.epsilon_target privacy.noise_arithmetic privacy.noise_key
             provenance.data.name provenance.data.title provenance.data.source provenance.data.split""",
-        # ok and diverged are functions of the weights and public test data; oom may follow a batch's size, which epsilon does not
+        # ok and diverged are functions of the weights and public test data; oom may follow a batch's size,
+        # which epsilon does not
         # cover: the privacy statement says so, and the error tells the fact alone
         "how the run ended": "status",
         "one of ERRORS_IN_A_RELEASE, word for word": "error",
@@ -58,7 +61,8 @@ ALLOWED_IN_A_RELEASE = _by_key(
         "the name of the public directions' law": "transcript.law",
         "a function of the weights, which are a function of the releases": "transcript.weights_sha256",
         "the machine and its software": """privacy.accountant provenance.git provenance.dirty provenance.code provenance.method_code
-            provenance.device provenance.python provenance.packages.* provenance.threads provenance.ranks.count
+            provenance.device provenance.python provenance.packages.* provenance.threads
+            provenance.ranks.count
             provenance.ranks.backend""",
         "by the number of steps and scalars: a message is as long for any batch": """provenance.ranks.bytes_a_step_from_each
             provenance.ranks.bytes_a_step_to_each""",
@@ -76,8 +80,10 @@ WITHHELD_FROM_A_RELEASE = _by_key(
     }
 )
 
-# The same for a checkpoint's state, which outlives a killed run. Beside it lie the cell, an input, and the ledger: settings, the
-# steps that were released and the name of the key, a hash of 32 secret bytes. If a choice is to be made, so do the weights at points
+# The same for a checkpoint's state, which outlives a killed run. Beside it lie the cell, an input, and the
+# ledger: settings, the
+# steps that were released and the name of the key, a hash of 32 secret bytes. If a choice is to be made, so
+# do the weights at points
 # of the curve, a function of the releases, and what was chosen.
 ALLOWED_IN_A_CHECKPOINT = _by_key(
     {
@@ -92,7 +98,8 @@ ALLOWED_IN_A_CHECKPOINT = _by_key(
     }
 )
 
-# The first line of a transcript. The rows below it are the released scalars over the expected batch size: what epsilon covers.
+# The first line of a transcript. The rows below it are the released scalars over the expected batch size:
+# what epsilon covers.
 ALLOWED_IN_A_TRANSCRIPT = _by_key(
     {
         "the same in every transcript": "format",
@@ -120,7 +127,7 @@ LOGGED = {  # what a private run says first, by its noise key
 
 
 def is_release(cell: Mapping) -> bool:
-    """Whether a cell's run may be published although its data are private. Methods without noise have no noise_key."""
+    """Whether a cell's run is a private release. Methods without noise have no noise_key."""
     return cell.get("settings", {}).get("noise_key") == "secret"
 
 
@@ -129,8 +136,10 @@ def refuse_private_scores(cell: dict) -> None:
     settings = cell["settings"]
     if is_release(cell) and settings["split"] != "test":
         raise UsageError(
-            f"noise_key secret with split {settings['split']}, which is a part of the private examples: its score would be a "
-            "release without noise, so take split test, or choose settings on public data with noise_key published"
+            f"noise_key secret with split {settings['split']}, which is a part of the private examples: its "
+            "score would be a "
+            "release without noise, so take split test, or choose settings on public data with noise_key "
+            "published"
         )
 
 
@@ -148,11 +157,12 @@ def _without_withheld(value: Any, path: str = "") -> Any:
 
 
 def refuse_unlisted(value: dict, allowed: Mapping[str, str], withheld: Collection[str] = ()) -> None:
-    """Raises RuntimeError, naming the keys, if `value` holds anything that is not listed, or a value where null is due."""
+    """Raise RuntimeError, naming the keys, if `value` holds an unlisted key, or a value where null is due."""
     unlisted = sorted({path for path, leaf in leaves(value) if not _is_listed(path, leaf, allowed, withheld)})
     if unlisted:
         raise RuntimeError(
-            f"a private run was about to write {', '.join(unlisted)}, not on the list of what it may (dpzero/run/record.py): "
+            f"a private run was about to write {', '.join(unlisted)}, not on the list of what it may "
+            "(dpzero/run/record.py): "
             "drop it, or list it with the reason why it reveals nothing. Nothing was written"
         )
 

@@ -34,14 +34,16 @@ def replay_record(file: Path, weights: Path | None = None, device: str | None = 
         `match`, `steps`, `weights_sha256` of what was rebuilt, `device`.
 
     Raises:
-        UsageError: a record without transcript or digest, one that does not fit its transcript, another base model.
+        UsageError: a record without transcript or digest, one that does not fit its transcript, another base
+            model.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     record = _read(file)
     cell, path = sweep.complete(record["cell"]), _checked_transcript(file, record)
     if base_weights.digest(cell["model"]) != (record["provenance"].get("model") or {}).get("sha256"):
         raise UsageError(
-            f"the model {cell['model']} here is not the one that {file} started from: install the version of that run"
+            f"the model {cell['model']} here is not the one that {file} started from: install the version of "
+            "that run"
         )
     task, tune = tasks.load(cell["task"]), cell["settings"]["tune"]
     model = models.load(cell["model"], task, tune, cell["seed"], device)
@@ -83,7 +85,8 @@ def _read(file: Path) -> dict:
         raise UsageError(f"{file} has no transcript: give a record of {writers}, or run its cell again")
     if part["weights_sha256"] is None:
         raise UsageError(
-            f"the run of {file} ended with status {record.get('status')}, so that it has no digest to compare with: run its cell again"
+            f"the run of {file} ended with status {record.get('status')}, so that it has no digest to "
+            "compare with: run its cell again"
         )
     return record
 
@@ -110,6 +113,7 @@ def _checked_transcript(file: Path, record: dict) -> Path:
     differing += [f"cell's {k}" for k, value in settings.items() if k in planned and planned[k] != value]
     if differing:
         raise UsageError(
-            f"{path} and {file} do not belong together ({', '.join(differing)}): give them as one run wrote them"
+            f"{path} and {file} do not belong together ({', '.join(differing)}): give them as one run wrote "
+            "them"
         )
     return path

@@ -1,4 +1,4 @@
-"""One run: a cell in, a record out. It resumes from its checkpoint. Running out of memory and divergence are results."""
+"""One run: a cell in, a record out. Running out of memory and divergence are results."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ def run_cell(
         earlier = record.find(out, cell)
         if earlier and record.is_release(cell):
             log(
-                f"{run_id(cell)}: released before: {out} is its record; to release anew, move it away and account for the epsilon it spent"
+                f"{run_id(cell)}: released before: {out} is its record; to release anew, move it away and "
+                "account for the epsilon it spent"
             )
         if earlier and (waited or record.is_release(cell)):
             return earlier
@@ -178,7 +179,7 @@ class Run:
         return self.method
 
     def _check_loss(self) -> None:
-        """Ask on stand-ins whether the loss mixes examples, and how far rounding moves the others when one example leaves a batch.
+        """Check on stand-ins whether the loss mixes examples, and how far one that leaves moves the others.
 
         A release allows neither: both would add to what one example moves itself.
         """
@@ -196,7 +197,8 @@ class Run:
         moved = (self.measured["batch_invariance"] or {}).get("others_move_over_clip")
         if moved and setup.release:
             raise UsageError(
-                f"{setup.name}: when one example leaves a batch, rounding moves the losses of the others by {moved:.2g} of the clip, so that "
+                f"{setup.name}: when one example leaves a batch, rounding moves the losses of the others by "
+                f"{moved:.2g} of the clip, so that "
                 "epsilon would be too small: set token_budget to 1, which takes each text alone"
             )
 
@@ -218,13 +220,13 @@ class Run:
             setup.say(f"step {step + 1} of {total}, about {left:.0f} s of training left")
 
     def _check_finite(self) -> None:
-        """Weights are post-processing of releases, so this reveals nothing more (a look at the loss would)."""
+        """Weights are post-processing of releases, so this reveals nothing (a look at the loss would)."""
         for parameter in getattr(self.method, "parameters", ()):
             if not torch.isfinite(parameter).all():
                 raise Diverged(f"a parameter is not finite after step {self.method.steps_taken}")
 
     def _add_to_curve(self) -> None:
-        """At the start, at the end and between. A release has no curve: losses, dev accuracy and times depend on private examples."""
+        """Add a point if one is due. A release has no curve: losses, dev accuracy and times are private."""
         settings, step = self.setup.settings, self.method.steps_taken
         every = settings["evaluate_every"]
         if step not in (0, settings["steps"]) and not (every and step % every == 0):

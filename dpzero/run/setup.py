@@ -1,4 +1,4 @@
-"""What one run is built from: the examples, loss, model, budget, method and batches of a cell. Its state does not change."""
+"""What a run is built from: examples, loss, model, budget, method and batches. Its state does not change."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class Setup:
 
     Attributes:
         name: the run id.
-        release: whether the run is a private release, which writes nothing that is not on the lists of `record`.
+        release: whether the run is a private release, which writes nothing that is not on the lists of
+            `record`.
         examples: split -> tokenized examples.
         loss: (model, batch of B examples) -> losses [B], float32.
         ranks: the processes that share the run.
@@ -70,7 +71,8 @@ class Setup:
     def _check_ranks(self) -> None:
         if self.ranks.size > 1 and self.card.order != 0:
             raise UsageError(
-                f"method {self.cell['method']} exchanges more than scalars: {self.ranks.size} ranks are for zeroth-order methods, use one"
+                f"method {self.cell['method']} exchanges more than scalars: {self.ranks.size} ranks are for "
+                "zeroth-order methods, use one"
             )
         if self.ranks.size > 1 and self.settings.get("as_published"):
             raise UsageError(
@@ -78,7 +80,7 @@ class Setup:
             )
 
     def _shared_key(self) -> RunKey:
-        """Rank 0's key: ranks that draw the same batches need one. It is as safe as the ranks and what joins them, like the data."""
+        """Rank 0's key, which all ranks need to draw the same batches. It is as safe as their connection."""
         key = RunKey.for_run(self.settings.get("noise_key", "published"), self.cell["seed"])
         return RunKey(key.noise_key, self.ranks.shared(key.key)) if self.ranks.size > 1 else key
 
@@ -86,7 +88,8 @@ class Setup:
         split = self.settings["split"]
         if self.iterate != "last" and not len(self.examples["dev"]):
             raise UsageError(
-                f"{self.name}: iterate {self.iterate} looks at dev, of which there are no rows: draw fewer training rows"
+                f"{self.name}: iterate {self.iterate} looks at dev, of which there are no rows: draw fewer "
+                "training rows"
             )
         if not len(self.examples[split]):
             raise UsageError(f"{self.name}: there are no rows of split {split}: evaluate another")
@@ -100,7 +103,7 @@ class Setup:
         )
 
     def examples_for(self, model: Any) -> Mapping[str, Any]:
-        """The examples as steps read them: cached features if the head alone is trained, of the rows that this run will look at."""
+        """The examples as steps read them: cached features if the head alone is trained."""
         if not feature_cache.applies(model, self.settings):
             return self.examples
         examples, split = dict(self.examples), self.settings["split"]
@@ -156,7 +159,8 @@ class Setup:
     def batches(self, train: Any, budget: Budget | None, start: int) -> Iterator[tuple[int, Sized]]:
         """(step, batch) from a step on: for the same seed every method meets the same batches.
 
-        A private run ends with its budget. A release that a killed process made, and could not use, is one step less.
+        A private run ends with its budget. A release that a killed process made, and could not use, is one
+        step less.
         """
         if budget is not None:
             rows = budget.batches()

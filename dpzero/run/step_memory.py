@@ -1,6 +1,7 @@
-"""Peak memory of a run's step on a stand-in batch: it says nothing of private data and repeats exactly, so it is measured once.
+"""Peak memory of a run's step on a stand-in batch. It reveals nothing private, and is measured once.
 
-In-context learning takes no step: it needs an evaluation, which keeps the keys and values of the demonstrations.
+In-context learning takes no step: it needs an evaluation, which keeps the keys and values of the
+demonstrations.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ FACTORS = {"learning_rate", "clip"}  # settings that only multiply: they do not 
 
 
 def measure(setup: Setup) -> dict:
-    """Peak bytes of the weights, of inference and of a step, and how they were measured; cached for runs of the same settings."""
+    """Peak bytes of weights, inference and a step, and how they were measured; cached by settings."""
     cell = {key: setup.cell[key] for key in ("task", "model", "use")}
     settings = {key: value for key, value in setup.settings.items() if key not in FACTORS}
     origin = provenance(setup.cell["use"], setup.device)
@@ -39,7 +40,7 @@ def measure(setup: Setup) -> dict:
 
 
 def _measure(setup: Setup) -> dict:
-    """With a model and a method of its own: steps would change the weights, and a first-order method leaves hooks on the model."""
+    """On a model of its own: steps change the weights, and a first-order method leaves hooks on the model."""
     size, length = setup.settings["batch_size"], setup.settings["max_length"]
     model: Any = setup.model()
     batch = setup.loss.stand_in(size, length)

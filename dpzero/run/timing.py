@@ -1,4 +1,4 @@
-"""Seconds of a run over all processes that it took: its steps, some of them compared with two plain forward passes, and the whole."""
+"""Seconds of a run over all its processes: steps, some compared with two plain forward passes, and all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LOG_SECONDS = 10  # between progress lines
 
 
 class Clock:
-    """Attributes: `train_seconds` of all `steps`; `pairs` of (a step, two forward passes on its batch) in seconds."""
+    """`train_seconds` of all `steps`; `pairs` of (a step, two forward passes on its batch) in seconds."""
 
     def __init__(self, device: str) -> None:
         self.device, self.started = device, time.perf_counter()
