@@ -112,7 +112,8 @@ def _give_storage(model: nn.Module) -> None:
     """Replace tensors on `meta` by fake ones on the CPU; tied ones stay tied. (PEFT cannot put adapters into fake ones.)"""
     replaced: dict[int, torch.Tensor] = {}
     for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
+        stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for tensors in stores:
             for name, tensor in tensors.items():
                 if tensor is not None:
                     if id(tensor) not in replaced:

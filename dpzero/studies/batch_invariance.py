@@ -59,6 +59,7 @@ def rows(table: Path) -> Iterator[dict]:
 def load(name: str) -> tuple[nn.Module, Any]:
     """A model and its texts; the weights of published architectures are random."""
     r8, movies = tasks.load("r8"), tasks.load("movies")
+    model: Any
     if name == HEAD:
         model, texts = models.load("minilm", r8, "head"), encoding.encode(r8, "minilm", 24)["train"]
         return model, feature_cache.read("minilm", model, texts[np.arange(1000)])

@@ -166,12 +166,14 @@ def _next_rows(count: int, sizes: tuple[int, ...], length: int, pass_cost: int) 
 
 def stand_in_ids(model: nn.Module, length: int) -> NDArray[np.int64]:
     """Random tokens of the model's vocabulary, the same for the same length."""
-    tables = [m.get_input_embeddings() for m in model.modules() if hasattr(m, "get_input_embeddings")]
+    modules: list[Any] = list(model.modules())
+    tables = [m.get_input_embeddings() for m in modules if hasattr(m, "get_input_embeddings")]
     words = max([getattr(table, "num_embeddings", 2) for table in tables], default=2)
     return np.random.default_rng(length).integers(1, words, length)
 
 
 def longest_text(model: nn.Module) -> int:
     """Tokens of the longest text that the model reads."""
-    configs = (m.config for m in model.modules() if hasattr(getattr(m, "config", None), "get_text_config"))
+    modules: list[Any] = list(model.modules())
+    configs = (m.config for m in modules if hasattr(getattr(m, "config", None), "get_text_config"))
     return next((weights.positions(config.get_text_config()) for config in configs), 2**31)

@@ -66,13 +66,13 @@ def applies(model: nn.Module, settings: Mapping[str, Any]) -> bool:
     return settings["tune"] == "head" and isinstance(model, Classifier) and float32
 
 
-def stand_in(model: Classifier, size: int) -> Features:
+def stand_in(model: Any, size: int) -> Features:
     """Features that say nothing about private texts."""
     width = model.head.in_features
     return Features(np.zeros((size, width), np.float32), np.zeros(size, np.int64))
 
 
-def read(name: str, model: Classifier, texts: Examples) -> Features:
+def read(name: str, model: Any, texts: Examples) -> Features:
     """The features of texts, from the cache if they are there. `name` is the model's in models.yaml."""
     device = next(model.parameters()).device
     key = hashlib.sha256(f"{FORMAT} {weights.digest(name)} {device.type}".encode())
@@ -87,7 +87,7 @@ def read(name: str, model: Classifier, texts: Examples) -> Features:
 
 
 @torch.no_grad()
-def features(model: Classifier, texts: Examples) -> NDArray[np.float32]:
+def features(model: Any, texts: Examples) -> NDArray[np.float32]:
     """What the head reads, float32 [n, H]: the same bits for every number of threads."""
     device = next(model.parameters()).device
     values = np.empty((len(texts), model.head.in_features), np.float32)

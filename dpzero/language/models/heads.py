@@ -47,7 +47,7 @@ class TiedHead(nn.Module):
 
     def __init__(self, output: nn.Linear, words: Sequence[int]) -> None:
         super().__init__()
-        self.rows = nn.Embedding(*output.weight.shape, device="meta")
+        self.rows = nn.Embedding(output.weight.shape[0], output.weight.shape[1], device="meta")
         self.rows.weight = output.weight
         self.register_buffer("words", torch.tensor(words), persistent=False)
         self.shift = nn.Identity() if output.bias is None else Shift(output.bias.detach()[self.words].clone())

@@ -217,6 +217,7 @@ class ContinuationLoss(_Loss):
         from . import generation
 
         prompts = [part.candidates.ids(i)[: -int(count)] for i, count in enumerate(part.candidates.labels)]
+        assert self.info is not None
         written = generation.greedy(model, prompts, self.max_new_tokens, self.info)
         pairs = zip(written, part.references, strict=True)
         return sum(generation.f1(text, json.loads(str(references))) for text, references in pairs)

@@ -22,6 +22,10 @@ from .weights import Stanza
 class Classifier(nn.Module):
     """forward(input_ids [B, L] or features [B, H], attention_mask [B, L]) -> logits [B, labels], float32."""
 
+    backbone: Any
+    head: Any
+    mask: Any
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -83,16 +87,18 @@ class TextScorer(nn.Module):
     logits are those of the token after each position. The output layer runs at these positions alone.
     """
 
-    def __init__(self, language_model: nn.Module) -> None:
+    language_model: Any
+
+    def __init__(self, language_model: Any) -> None:
         super().__init__()
         self.language_model = language_model
 
     @property
-    def backbone(self) -> nn.Module:
+    def backbone(self) -> Any:
         return self.language_model.base_model
 
     @property
-    def head(self) -> nn.Module:
+    def head(self) -> Any:
         return self.language_model.get_output_embeddings()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
@@ -162,7 +168,7 @@ def _classifier(name: str, stanza: Stanza, language_model: Any, task: Task, tune
     """With the head at its start, except an encoder's."""
     kind = stanza["kind"]
     if kind == "encoder":
-        head = new_head(language_model.config.hidden_size, len(task.labels))
+        head: nn.Module = new_head(language_model.config.hidden_size, len(task.labels))
         return Classifier(language_model, head, kind, stanza.get("feature_scale", 1.0))
     head = label_head(language_model, answer_tokens(name, task), tied=tune == "full")
     if kind == "causal":
@@ -175,7 +181,7 @@ def _classifier(name: str, stanza: Stanza, language_model: Any, task: Task, tune
     return Classifier(language_model.base_model, head, kind, transform=transform, mask=mask)
 
 
-def _embed(model: Classifier, sequences: list[list[int]]) -> Tensor:
+def _embed(model: Any, sequences: list[list[int]]) -> Tensor:
     """Unit-norm features [n, H], float32, of token sequences: the label words, which are public.
 
     In float64 on the CPU, then rounded: the same bits on every machine, so that a transcript fits its base

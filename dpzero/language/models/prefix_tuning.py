@@ -35,7 +35,7 @@ class Prefix(nn.Embedding):
         """`key` and `value`: [1, heads, T, D]."""
         self.heads = key.shape[1]
         rows = torch.cat([part[0].transpose(0, 1).flatten(1) for part in (key, value)], 1)
-        super().__init__(*rows.shape, _weight=rows.clone())
+        super().__init__(rows.shape[0], rows.shape[1], _weight=rows.clone())
 
     def keys_and_values(self, batch_size: int) -> tuple[Tensor, Tensor]:
         """Key and value for each text, [B, heads, T, D]."""
