@@ -12,6 +12,7 @@ from dpzero.language.data import tasks
 from dpzero.language.models import encoding, losses, models
 from dpzero.memory import trackers
 from tests.baselines.brute_force import BATCH_SIZE, CLIP, brute_force, budget, check_step
+from tests.pairwise_cases import pairwise
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +28,13 @@ def batch() -> encoding.Examples:
 both_ways = pytest.mark.parametrize("clipping", ["hooks", "ghost"])
 
 
-@both_ways
-@pytest.mark.parametrize("clip", [CLIP, 2.0], ids=["every gradient is clipped", "some are"])
-@pytest.mark.parametrize("tune", ["bias", "full", "lora", "head"])
-@pytest.mark.parametrize("name", ["tiny-encoder", "tiny-causal"])
+@pairwise(
+    "name, tune, clip, clipping",
+    ["tiny-encoder", "tiny-causal"],
+    ["bias", "full", "lora", "head"],
+    [CLIP, 2.0],  # every gradient is clipped, or some are
+    ["hooks", "ghost"],
+)
 def test_a_step_is_the_sum_of_each_examples_clipped_gradient(name, tune, clip, clipping, batch):
     model = models.load(name, tasks.load("toy"), tune)
     assert check_step(model, losses.CrossEntropy(64), batch, clip, clipping) > 0

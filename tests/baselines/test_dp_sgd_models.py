@@ -209,7 +209,7 @@ def test_an_example_of_several_candidates_is_clipped_as_one(family, token_budget
     model = models.TextScorer(language_model(family, True))
     assert check_step(model, loss, batch, 1.0, "hooks") > 0
     with pytest.raises(
-        RuntimeError, match=r"is no tensor of \d+ rows, one an example: set clipping to hooks"
+        RuntimeError, match=r"is not a tensor of \d+ rows, one an example: set clipping to hooks"
     ):
         check_step(model, loss, batch, 1.0, "ghost")
 

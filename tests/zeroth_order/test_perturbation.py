@@ -16,6 +16,7 @@ from dpzero.zeroth_order import dispatch, perturb_on_read
 from dpzero.zeroth_order.directions import LAWS, Move, make_law
 from dpzero.zeroth_order.perturbation import PERTURB, Perturbation, numbers_on_read
 from dpzero.zeroth_order.validators import trainable
+from tests.pairwise_cases import pairwise
 
 WORDS, WIDTH, LENGTH = 23, 8, 6
 SMOOTHING = 1e-3
@@ -101,10 +102,7 @@ def at(model: nn.Module, moved) -> nn.Module:
 # The plain formula -----------------------------------------------------------------------------------------------------
 
 
-@every_law
-@either_way
-@pytest.mark.parametrize("directions", [1, 3])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pairwise("law, perturb, directions, dtype", ALL, PERTURB, [1, 3], [torch.float32, torch.float64])
 def test_twenty_steps_are_the_plain_formula_with_the_weights_written_out(law, perturb, directions, dtype):
     model = small(dtype)
     me = method(model, directions, direction_law=law[0], direction_rank=law[1], perturb=perturb)
@@ -200,10 +198,7 @@ def test_only_the_rows_in_the_batch_are_perturbed_and_all_are_updated(law):
     assert (model.embedding.weight != before).any(1).all()
 
 
-@every_law
-@either_way
-@pytest.mark.parametrize("directions", [1, 3])
-@pytest.mark.parametrize("call", [1, 2, "last"])
+@pairwise("law, perturb, directions, call", ALL, PERTURB, [1, 3], [1, 2, "last"])
 def test_a_failing_loss_leaves_the_weights_where_they_were(law, perturb, directions, call):
     model, calls = small(), []
     last = 2 * directions if call == "last" else call

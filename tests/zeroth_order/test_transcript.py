@@ -21,6 +21,7 @@ from dpzero.zeroth_order.directions import LAWS
 from dpzero.zeroth_order.perturbation import PERTURB
 from dpzero.zeroth_order.transcript import Transcript, digest, rate_at, read, replay
 from dpzero.zeroth_order.validators import trainable
+from tests.pairwise_cases import pairwise
 
 STEPS = 7
 EXAMPLES = torch.randint(0, 9, (6, 4), generator=torch.Generator().manual_seed(1))
@@ -190,9 +191,7 @@ def test_what_is_no_transcript_is_refused(content, message, tmp_path):
 # Replay --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("perturb", PERTURB[:2])
-@pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("name", METHODS)
+@pairwise("name, law, perturb", METHODS, LAWS, PERTURB)
 def test_a_replay_has_the_trained_weights_to_the_bit(name, law, perturb, tmp_path, monkeypatch):
     """Whatever the number of steps that a pass over the weights applies, and from the middle on."""
     model, path, middle = base(), tmp_path / "t", None
@@ -335,7 +334,7 @@ def test_a_run_goes_on_from_its_whole_rows_to_the_same_file_and_weights(written,
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("perturb", PERTURB[:2])
+@pytest.mark.parametrize("perturb", PERTURB)
 def test_a_run_killed_between_its_row_and_its_move_goes_on_to_the_same_weights(name, perturb, tmp_path):
     """The row is in the file before the weights move, and its step is not asked of the model again."""
 
