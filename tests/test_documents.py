@@ -15,6 +15,10 @@ from dpzero.privacy import Budget, RunKey
 from dpzero.report import overview
 
 ROOT = Path(__file__).parents[1]
+READMES = [
+    ROOT / "README.md",
+    *(path for room in ("dpzero", "baselines", "results") for path in (ROOT / room).rglob("README.md")),
+]
 
 
 def blocks(document: str, language: str) -> list[str]:
@@ -111,18 +115,15 @@ def test_no_committed_run_is_called_a_release():
             assert {row["valid_release"] for row in csv.DictReader(stream)} <= {"no"}, path
 
 
-def test_every_sweep_and_cell_that_the_readme_names_exists():
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("path", READMES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_sweep_cell_and_file_that_a_readme_names_exists(path):
+    text = path.read_text()
     named = set(re.findall(r"(?:sweep=|--sweep )([\w-]+)", text))
     assert named <= {*sweep.names(), "NAME"}
     for name, cell in re.findall(r"--sweep ([\w-]+) --cell (\S+)", text):
         assert cell in sweep.load(name)
-
-
-def test_every_file_that_the_readmes_show_exists():
-    for document in (ROOT / "README.md", ROOT / "results/README.md"):
-        for path in re.findall(r"\]\(((?!http)[^)]+)\)", document.read_text()):
-            assert (document.parent / path).exists(), (document, path)
+    for link in re.findall(r"\]\(((?!http)[^)#]+)[^)]*\)", text):
+        assert (path.parent / link).exists(), link
 
 
 def test_the_readme_has_the_two_commands_and_ci_runs_the_second():

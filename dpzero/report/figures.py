@@ -6,6 +6,7 @@ import math
 from itertools import pairwise
 from typing import Any
 
+import numpy
 import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -68,13 +69,9 @@ def memory_by_method(runs: pandas.DataFrame) -> Figure:
 def accuracy_vs_time(runs: pandas.DataFrame) -> Figure:
     """Score against training time, one panel for each epsilon; methods without privacy are in each."""
     columns = drawing.epsilons(runs) or [("", math.nan)]
-    panels = list(drawing.panels(runs))
     trained = runs[(runs["rank"] > 0) & (runs["status"] == "ok") & (runs["time.train_seconds"] > 0)]
-    seconds = trained["time.train_seconds"]
-    figure, axes = drawing.canvas(len(panels), len(columns), 2.3, sharex=True, sharey="row")
-    for axis, (label, _) in zip(axes[0], columns, strict=True):
-        axis.set_title(label)
-    for line, (title, rows) in zip(axes, panels, strict=True):
+    figure, axes = _grid(runs, columns, 2.3, "training time (s)", sharex=True)
+    for line, (_, rows) in zip(axes, drawing.panels(runs), strict=True):
         for axis, (_, epsilon) in zip(line, columns, strict=True):
             here = trained.loc[trained.index.intersection(rows.index)]
             here = here[~here["private"] | (here["epsilon_value"] == epsilon)]
@@ -83,10 +80,7 @@ def accuracy_vs_time(runs: pandas.DataFrame) -> Figure:
             drawing.mark_if_empty(axis, here)
         for axis in line:
             drawing.levels(axis, rows[rows["rank"] == 0], named=axis is line[-1])
-        line[0].set_ylabel(f"{title}\n{drawing.score_label(rows)}")
-    _time_axis(axes[0, 0], seconds)
-    for axis in axes[-1]:
-        axis.set_xlabel("training time (s)")
+    _time_axis(axes[0, 0], trained["time.train_seconds"])
     drawing.legend(figure, trained, lines=False)
     return figure
 
@@ -96,11 +90,8 @@ def learning_curves(runs: pandas.DataFrame) -> Figure:
     trained = runs[runs["rank"] > 0]
     columns = [("not private", math.inf)] if (~trained["private"]).any() or trained.empty else []
     columns += drawing.epsilons(runs)
-    panels = list(drawing.panels(runs))
-    figure, axes = drawing.canvas(len(panels), len(columns), 2.2, sharey="row")
-    for axis, (label, _) in zip(axes[0], columns, strict=True):
-        axis.set_title(label)
-    for line, (title, rows) in zip(axes, panels, strict=True):
+    figure, axes = _grid(runs, columns, 2.2, "step", split="dev")
+    for line, (_, rows) in zip(axes, drawing.panels(runs), strict=True):
         for axis, (label, epsilon) in zip(line, columns, strict=True):
             private = label != "not private"
             here = rows[(rows["rank"] > 0) & (rows["private"] == private)]
@@ -112,11 +103,28 @@ def learning_curves(runs: pandas.DataFrame) -> Figure:
                 decades = [10.0**power for power in range(10) if min(lengths) <= 10**power <= max(lengths)]
                 axis.set_xticks([0, *decades])
             drawing.mark_if_empty(axis, here)
-        line[0].set_ylabel(f"{title}\n{drawing.score_label(rows, 'dev')}")
-    for axis in axes[-1]:
-        axis.set_xlabel("step")
     drawing.legend(figure, trained[trained["status"] == "ok"])
     return figure
+
+
+def _grid(
+    runs: pandas.DataFrame,
+    columns: list[tuple[str, float]],
+    height: float,
+    xlabel: str,
+    split: str | None = None,
+    **shared: bool,
+) -> tuple[Figure, numpy.ndarray]:
+    """One row of panels for each task and model, one column for each label, with titles and labels."""
+    panels = list(drawing.panels(runs))
+    figure, axes = drawing.canvas(len(panels), len(columns), height, sharey="row", **shared)
+    for axis, (label, _) in zip(axes[0], columns, strict=True):
+        axis.set_title(label)
+    for axis, (title, rows) in zip(axes[:, 0], panels, strict=True):
+        axis.set_ylabel(f"{title}\n{drawing.score_label(rows, split)}")
+    for axis in axes[-1]:
+        axis.set_xlabel(xlabel)
+    return figure, axes
 
 
 def _one_panel_a_task(runs: pandas.DataFrame, height: float) -> tuple[Figure, list[Axes]]:

@@ -242,12 +242,10 @@ def _draw(axis: Axes, runs: pandas.DataFrame, key: str) -> None:
 
 def _legend(figure: Figure, runs: pandas.DataFrame, measured: bool = True) -> None:
     handles = []
-    for method, some in sorted(
-        runs.groupby("method"), key=lambda pair: list(LOOKS).index(pair[0]) if pair[0] in LOOKS else 99
-    ):
-        look = LOOKS.get(method, style.look(method))
+    for run in runs.sort_values("place").drop_duplicates("method").to_dict("records"):
+        look = LOOKS.get(run["method"], style.look(run["method"]))
         strokes = {"color": look.colour, "linestyle": look.line, "marker": look.marker, "mfc": "white"}
-        handles.append(Line2D([], [], label=some["title"].iloc[0], **strokes))
+        handles.append(Line2D([], [], label=run["title"], **strokes))
     if measured:
         filled = {"color": style.BLACK, "marker": "o", "linestyle": ""}
         handles.append(Line2D([], [], label="filled: measured (CPU)", **filled))
