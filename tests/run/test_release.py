@@ -31,6 +31,7 @@ OTHERS = {  # not in the sweep `smoke`: what they need beside DPZero's settings
     "dp_aggzo": {"directions": 2},
     "dp_zoso": {"stages": 2},
 }
+SLOW = pytest.mark.slow
 RATE = {"batch_size": 60}  # of 240 examples: the size of a batch is seldom that of a setting
 
 
@@ -211,7 +212,10 @@ def test_a_private_choice_leaves_behind_the_step_that_it_chose_alone(private, tm
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    ["dpzero", "dp_sgd", *(pytest.param(m, marks=SLOW) for m in METHODS if m not in ("dpzero", "dp_sgd"))],
+)
 def test_the_watch_sees_the_curves_and_times_of_a_benchmark(watched_run, method):
     cell, seen, _, left, _ = watched_run(method, noise_key="published")
     point = left["record"]["curve"][-1]
@@ -284,8 +288,14 @@ def comparable(left: dict) -> dict:
     return left | {"record": left["record"] | {"provenance": kept}, "states": states}
 
 
-@pytest.mark.parametrize("iterate", ["last", "accounted"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method, iterate",
+    [
+        *((method, "last") for method in METHODS),
+        *(("dpzero", "accounted"), ("dp_adam", "accounted")),
+        *(pytest.param(m, "accounted", marks=SLOW) for m in METHODS if m not in ("dpzero", "dp_adam")),
+    ],
+)
 def test_all_that_is_left_behind_is_a_function_of_the_releases(
     private, tmp_path, monkeypatch, method, iterate
 ):

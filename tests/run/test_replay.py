@@ -27,7 +27,7 @@ from dpzero.zeroth_order.validators import trainable
 from tests.run.stopping import before_each_step, interrupt_at
 
 OTHERS = {"dp_aggzo": {"directions": 3}, "dp_zoso": {}}  # not in the sweep `smoke`
-STEPS = 20
+STEPS, SLOW = 20, pytest.mark.slow
 KILLED_OF = 200  # steps, at some place well before the last
 
 
@@ -248,7 +248,7 @@ def stopped_at(cell: dict, out: Path, monkeypatch, step: int) -> None:
         run_cell(cell, out, quiet, "cpu")
 
 
-@pytest.mark.parametrize("noise_key", ["published", "secret"])
+@pytest.mark.parametrize("noise_key", [pytest.param("published", marks=SLOW), "secret"])
 def test_after_sigkill_it_goes_on_to_the_same_bits_and_counts_each_step_once(cell, tmp_path, noise_key):
     mine, out = cell("dpzero", noise_key=noise_key, steps=KILLED_OF), tmp_path / "a.json"
     kept = checkpoint.folder(out) / "transcript"
@@ -288,8 +288,14 @@ def test_a_row_is_followed_whether_or_not_the_weights_had_moved(
     assert replay_record(out, device="cpu")["match"] is True
 
 
-@pytest.mark.parametrize("method", ["mezo", "dp_aggzo", "dp_zoso"])
-@pytest.mark.parametrize("row", [0, 4, 12, 19])
+@pytest.mark.parametrize(
+    "method, row",
+    [
+        *(("mezo", row) for row in (0, 4, 12, 19)),
+        *(("dp_aggzo", 12), ("dp_zoso", 12)),
+        *(pytest.param(m, row, marks=SLOW) for m in ("dp_aggzo", "dp_zoso") for row in (0, 4, 19)),
+    ],
+)
 def test_a_benchmark_that_was_killed_leaves_the_same_record(cell, tmp_path, monkeypatch, method, row):
     mine = cell(method)
     whole = repeatable(ran(mine, tmp_path / "whole.json"))

@@ -21,6 +21,14 @@ from tests.run.stopping import interrupt_at
 
 PRIVATE = ["dpzero", "dp_zo_gaussian", "dp_zo_laplace", "dp_zo_laplace_pure", "dp_sgd", "dp_adam"]
 OTHERS = ["zero_shot", "adamw", "sgd", "mezo"]
+# variants of a method's file, of which one is enough in a test that runs twice
+FEW = [
+    *("zero_shot", "adamw", "mezo", "dpzero", "dp_zo_laplace", "dp_sgd"),
+    *(
+        pytest.param(m, marks=pytest.mark.slow)
+        for m in ("sgd", "dp_zo_gaussian", "dp_zo_laplace_pure", "dp_adam")
+    ),
+]
 
 
 def quiet(line: str) -> None: ...
@@ -132,7 +140,7 @@ def test_a_causal_model_runs_too(run, smoke, method):
 # --- repeating
 
 
-@pytest.mark.parametrize("method", OTHERS + PRIVATE)
+@pytest.mark.parametrize("method", FEW)
 def test_the_same_cell_gives_the_same_record(run, smoke, tmp_path, method):
     first, second = (run(smoke(method), tmp_path / name) for name in ("a.json", "b.json"))
     assert repeatable(first) == repeatable(second)
@@ -181,7 +189,7 @@ def test_the_key_is_written_nowhere(cache, smoke, tmp_path, monkeypatch):
 # --- interruptions
 
 
-@pytest.mark.parametrize("method", ["mezo", "adamw", "dpzero", "dp_zo_laplace", "dp_sgd", "dp_adam"])
+@pytest.mark.parametrize("method", FEW[1:])
 def test_a_run_that_was_cut_off_goes_on_as_if_nothing_had_been(run, smoke, tmp_path, monkeypatch, method):
     cell = smoke(method)
     whole = run(cell, tmp_path / "whole.json")

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from dpzero.plan import sweep
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,6 +50,7 @@ print(json.dumps({"status": status, "files": len(files), "stack": deepest}))
 """
 
 
+@pytest.mark.slow
 def test_a_kernel_is_few_frames_and_files_away_from_the_command(smoke, cache, tmp_path):
     spec = json.dumps(sweep.complete(smoke("dpzero", steps=1)))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "DPZERO_CACHE": str(cache)}
