@@ -35,7 +35,7 @@ STANZA = ("use", "title")
 NEEDED = ("task", "model", "method", "epsilon", "seed", "settings")  # of a cell given by hand
 CHOSEN = {
     "fixed": "settings fixed beforehand",
-    "nothing": "nothing is chosen",
+    "nothing": "",  # no heading says it
     "dev": "settings chosen on dev (not accounted)",
     "elsewhere": "settings chosen on dev rows of other tasks, or fixed beforehand (not accounted)",
     "stated": "settings as the paper states them, else defaults of its code or ours (not tuned here; choices not accounted)",
