@@ -1,4 +1,4 @@
-"""Epsilon: published values, closed forms, pure epsilon, the Renyi bound beside it, and what is refused."""
+"""Epsilon: published values, closed forms, pure epsilon, the Renyi bound, and refused settings."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ def test_the_renyi_bound_has_its_published_values():
 
 
 def test_the_renyi_bound_of_subsets_knows_that_replacing_moves_the_sum_twice_as_far():
-    """dp-accounting's Renyi accountant does not double the sensitivity itself: undone, these would be halved."""
+    """dp-accounting's Renyi accountant does not double the sensitivity itself: undone, these would be
+    halved.
+    """
     for epsilon, scale in SUBSETS_RENYI_SIGMA.items():
         assert SUBSETS.epsilon_rdp(scale) == pytest.approx(epsilon, rel=1e-3)
     replaced = replace(ONE_FULL, adjacency="replace_one")
@@ -140,7 +142,7 @@ def test_no_noise_no_privacy(setting):
     assert setting.epsilon_rdp(0.0) is None
 
 
-# Pure epsilon ----------------------------------------------------------------------------------------------------------
+# Pure epsilon ---------------------------------------------------------------------------------------------
 
 
 def test_pure_laplace_has_its_published_values():
@@ -166,7 +168,9 @@ def test_pure_epsilon_is_the_largest_log_ratio_of_the_two_outputs(scale):
 @pytest.mark.parametrize("scale", [0.3, 1.0, 20.0])
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
 def test_pure_epsilon_of_replacing_is_the_largest_log_ratio_of_any_two_neighbours(batch_size, scale):
-    """Four examples, every subset of batch_size of them; the worst is an end that joins others at the other end."""
+    """Four examples, every subset of batch_size of them; the worst is an end that joins others at the
+    other end.
+    """
     sampling = "without_replacement" if batch_size < 4 else "full_batch"
     setting = Setting("laplace", sampling, "replace_one", 4, batch_size, 7, 0.0)
     outputs = np.linspace(-5 - 30 * scale, 5 + 30 * scale, 20_001)
@@ -206,7 +210,7 @@ def test_the_accountant_is_named():
     assert COMMON.accountant.startswith("dp-accounting 0.6") and "0.0001" in COMMON.accountant
 
 
-# Refusals --------------------------------------------------------------------------------------------------------------
+# Refusals -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The auditor's statistics on transcripts whose truth is known. Drawn with fixed seeds; each false alarm is below 1e-6 or noted."""
+"""Audit statistics on transcripts with a known truth. Fixed seeds; false alarms are below 1e-6 or noted."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def verdict(setting: Setting, factor: float, seed: int) -> dict:
 
 @pytest.mark.parametrize("seed", range(0, 40, 2))
 def test_an_honest_run_is_not_refuted(seed):
-    """Twenty repetitions. All 21 bounds hold at once with 95 %, and the claim leaves 3 more standard errors of room at most."""
+    """Twenty repetitions. All 21 bounds hold at once with 95 %, and the claim leaves 3 more standard
+    errors of room at most.
+    """
     result = verdict(SETTING, 1.0, seed)
     assert result["profile_excess"] <= 0
     assert result["lower_bound_epsilon_through_mu"] <= 4.0
@@ -98,7 +100,9 @@ def test_nothing_seen_proves_nothing():
 
 
 def test_a_perfect_distinguisher_is_bounded_by_its_number_of_trials():
-    """500 in each world without an error: log((1 - u - delta) / u), u the upper bound on an error rate never seen."""
+    """500 in each world without an error: log((1 - u - delta) / u), u the upper bound on an error rate
+    never seen.
+    """
     bounds = Bounds.from_samples(0.0, -np.ones(500), np.ones(500), 0.95)
     u = stats.beta.ppf(0.975, 1, 500)
     assert bounds.epsilon(0.0) == pytest.approx(np.log((1 - u) / u))

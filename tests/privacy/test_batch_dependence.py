@@ -1,4 +1,4 @@
-"""Whether the last bits of a user's own loss follow what else is in the batch: measured, told, and kept from happening."""
+"""Whether the last bits of a loss depend on the rest of the batch: measured, reported and avoided."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_the_projects_own_loss_gives_a_valid_one():
     assert budget.statement()["others_move_over_clip"] == 0 and budget.valid_release
 
 
-# One at a time -----------------------------------------------------------------------------------------------------------
+# One at a time --------------------------------------------------------------------------------------------
 
 
 METHODS = {
@@ -197,7 +197,7 @@ def test_a_batch_of_one_is_not_asked_and_the_next_one_is():
     assert budget.valid_release
 
 
-# Later processes ---------------------------------------------------------------------------------------------------------
+# Later processes ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:the last bits")

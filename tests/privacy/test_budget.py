@@ -1,4 +1,4 @@
-"""The one door through which private data leaves: noise, ledger and the epsilon of what ran."""
+"""Releases of a budget: noise, ledger and the epsilon of what ran."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
 
 
-# Streams ---------------------------------------------------------------------------------------------------------------
+# Streams --------------------------------------------------------------------------------------------------
 
 
 @every_arithmetic
@@ -88,7 +88,7 @@ def test_the_key_is_secret_unless_one_is_given():
     assert (source.unit, source.noise_arithmetic) == ("user", "exact")
 
 
-# Batches ---------------------------------------------------------------------------------------------------------------
+# Batches --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_resumed_run_goes_on_with_the_same_batches():
     assert all(np.array_equal(a, b) for a, b in zip(whole[4:], tail, strict=True))
 
 
-# Releases --------------------------------------------------------------------------------------------------------------
+# Releases -------------------------------------------------------------------------------------------------
 
 
 @every_arithmetic
@@ -168,7 +168,9 @@ def test_a_vector_beyond_the_clip_is_refused_and_nothing_leaves(arithmetic):
 
 @pytest.mark.parametrize("clip", [0.0, -1.0, float("inf"), float("nan"), 1e308, 1e-320])
 def test_a_bound_that_is_none_is_refused(clip):
-    """Noise in proportion to an infinite bound is infinite, and infinity minus infinity would tell that a loss was infinite."""
+    """Noise in proportion to an infinite bound is infinite, and infinity minus infinity would tell that a
+    loss was infinite.
+    """
     source = full()
     next(source.batches())
     for release in (
@@ -217,7 +219,7 @@ def test_a_batch_whose_values_are_all_zero_gets_noise_like_any_other(arithmetic)
     assert len(set(noise)) == 10 and 0.0 not in noise
 
 
-# What was spent --------------------------------------------------------------------------------------------------------
+# What was spent -------------------------------------------------------------------------------------------
 
 
 def test_epsilon_is_that_of_the_steps_that_ran():
@@ -238,7 +240,9 @@ def test_more_steps_than_planned_cost_more_than_planned():
 
 
 def test_a_step_repeated_after_a_kill_counts_twice_under_a_new_secret_key(tmp_path):
-    """The run that took two of the four steps goes on; its budget ends two steps early, unless it may be overspent."""
+    """The run that took two of the four steps goes on; its budget ends two steps early, unless it may be
+    overspent.
+    """
     for overspend, steps in ((False, 10), (True, 12)):
         path, how = tmp_path / f"ledger {overspend}", {"noise_arithmetic": "float", "overspend": overspend}
         killed = budget(RunKey.secret(), ledger=path, **how)
@@ -300,7 +304,9 @@ def test_the_statement_says_what_ran():
 
 
 def test_only_a_secret_key_makes_a_valid_release():
-    """And only noise on integers, since that of floats gives the sum away in its low-order bits, of values that no other example moves."""
+    """And only noise on integers, since that of floats gives the sum away in its low-order bits, of values
+    that no other example moves.
+    """
 
     def statement(*how, moved: float | None = 0.0, **more) -> dict:
         source = budget(*how, **more)
@@ -344,7 +350,9 @@ def test_a_unit_or_an_arithmetic_that_does_not_exist_is_refused(how, message):
 
 @pytest.mark.parametrize("how", [{"noise_arithmetic": "exact"}, {"unit": "user"}])
 def test_vectors_are_released_with_float_noise_for_examples_only(how):
-    """Clipping a gradient per example under a budget that speaks of users would be a promise that is not kept."""
+    """Clipping a gradient per example under a budget that speaks of users would be a promise that is not
+    kept.
+    """
     source, sums = budget(**how), [torch.zeros(3)]
     with pytest.raises(ValueError, match=r"offered for scalars: (use|make) .* for (vectors|gradients)"):
         source.release_(sums, 1.0)

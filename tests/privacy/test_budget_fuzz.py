@@ -1,7 +1,8 @@
-"""Random lives of a budget: at the end the epsilon that it says is not below that of an independent count of what was released.
+"""Random uses of a budget: the reported epsilon is never below that of an independent count of the releases.
 
-The count is the test's own: it watches the numbers that are noised, not the ledger. No two of them may share batch or noise. The noise
-is Laplace at delta 0, whose epsilon is a closed form, so that thousands of lives fit a minute. DPZERO_FUZZ says how many.
+The test counts the numbers that get noise, not the ledger. No two of them may share batch or noise. The noise
+is Laplace at delta 0, whose epsilon is a closed form, so thousands of lives fit into a minute. DPZERO_FUZZ
+sets their number.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ X = torch.linspace(-1, 1, SIZE)
 
 
 class Life:
-    """A run of a user who saves, loads, forks, fails and starts over, and all the releases of whoever went on from the run at hand's."""
+    """A run of a user who saves, loads, forks, fails and starts over, and all the releases of whoever went
+    on from the run at hand's.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.files = folder, itertools.count()
@@ -86,7 +89,7 @@ class Life:
         assert len(self.events) == before + 1
         self.history.append((*self.events[-1], self.rows))
 
-    # -- what a user does ----------------------------------------------------------------------------------------------
+    # -- what a user does -----------------------------------------------------------------------------------
 
     def loop(self, n: int) -> None:
         for batch in itertools.islice(self.budget.batches(), n):

@@ -1,4 +1,4 @@
-"""The noise for a target: near the exact one and never below what it must be, found wherever there is one, and kept."""
+"""Calibrated noise is close to the exact scale, never below it, always found, and cached."""
 
 from __future__ import annotations
 
@@ -94,7 +94,9 @@ def test_the_public_functions_are_each_others_inverse():
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_a_delta_that_allows_any_release_is_refused(steps):
-    """An example that is drawn with probability delta at most may be published then: there is no least noise to find."""
+    """An example that is drawn with probability delta at most may be published then: there is no least
+    noise to find.
+    """
     setting = replace(COMMON, dataset_size=100_000, batch_size=1, steps=steps, delta=3e-5)
     with pytest.raises(
         ValueError, match="delta is 3e-05, but an example is ever in a batch with probability"
@@ -108,7 +110,7 @@ def test_an_epsilon_that_is_no_target_is_refused(epsilon):
         COMMON.noise_scale(epsilon)
 
 
-# The search ------------------------------------------------------------------------------------------------------------
+# The search -----------------------------------------------------------------------------------------------
 
 
 @given(
@@ -119,8 +121,8 @@ def test_an_epsilon_that_is_no_target_is_refused(epsilon):
 )
 @settings(max_examples=300, deadline=None)
 def test_the_search_settles_on_whatever_falls(power, size, nothing_from, infinite_below):
-    """Also where epsilon is 0 just above the answer, or infinite just below it, as with a large delta or tiny noise; and
-    where a coarser grid (the second argument) says more than a finer one."""
+    """Also where epsilon is 0 just above the answer, or infinite just below it, as with a large delta or tiny
+    noise; and where a coarser grid (the second argument) says more than a finer one."""
 
     def epsilon_of(scale: float, grid: float) -> float:
         if scale >= size * nothing_from:
@@ -136,7 +138,7 @@ def test_a_search_that_cannot_settle_says_so():
         least_scale(lambda scale, grid: 2.0, 1.0, 1e-4)
 
 
-# The cache -------------------------------------------------------------------------------------------------------------
+# The cache ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

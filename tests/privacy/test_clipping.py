@@ -1,4 +1,4 @@
-"""What one example contributes is bounded, whatever its loss is, and depends on no other example."""
+"""One example's contribution is bounded, whatever its loss, and depends on no other example."""
 
 from __future__ import annotations
 

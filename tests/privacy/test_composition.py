@@ -1,4 +1,4 @@
-"""Deltas of any size: never below the exact epsilon, within a percent of it, and what no number can be given for refused."""
+"""Deltas of any size: never below the exact epsilon, within a percent of it; refused beyond the range."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ FULL = Setting("gaussian", "full_batch", "add_remove", 100, 100, 1, 1e-30)
 
 
 def test_a_small_delta_has_the_noise_that_it_needs():
-    """1e-15 of each release counted as infinite: 257,663,392.8 was the answer, and below 1e-15 a search without an end."""
+    """1e-15 of each release counted as infinite: 257,663,392.8 was the answer, and below 1e-15 a search
+    without an end.
+    """
     words = {
         "sampling": "poisson",
         "adjacency": "add_remove",
@@ -44,7 +46,7 @@ def test_noise_for_a_small_delta_spends_its_target_and_never_more(delta):
     assert delta_for(setting, scale, 2.0) <= delta < delta_for(setting, scale * (1 - 1e-3), 2.0)
 
 
-# Against the second accountant, which is tilted to its saddle, too, and shares no code ------------------------------------
+# Against the second accountant, which is tilted to its saddle, too, and shares no code --------------------
 
 KINDS = [
     ("gaussian", "poisson", "add_remove", 1024),
@@ -172,7 +174,7 @@ def test_the_accountant_that_answers_is_named():
     assert replace(COMMON, delta=1e-10).accountant.startswith("dp-accounting")
 
 
-# Ends -------------------------------------------------------------------------------------------------------------------
+# Ends -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("delta", [1e-5, 1e-20, 0.0])

@@ -1,6 +1,6 @@
-"""Discrete noise has exactly its law: against probabilities written out. Each statistical test fails by chance below 1e-6.
+"""Discrete noise has exactly its distribution. Each statistical test fails by chance below 1e-6.
 
-That it withstands an attack on its low-order bits, as float noise does not, is P11 in test_pitfalls.
+P11 in test_pitfalls attacks the low-order bits of float and of discrete noise.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ def bits(*counter: int) -> Bits:
 
 
 def fits(values: np.ndarray, probability: dict[int, float]) -> bool:
-    """Chi-square against a law on some integers; what is rare or not listed is one further cell. 5e-7 by chance."""
+    """Chi-square against a law on some integers; what is rare or not listed is one further cell.
+
+    5e-7 by chance.
+    """
     expected = {value: p * len(values) for value, p in probability.items() if p * len(values) >= 10}
     seen = [int((values == value).sum()) for value in expected]
     rest = len(values) - sum(expected.values())
@@ -51,7 +54,7 @@ def normalised(weight, reach: int) -> dict[int, float]:
     return {x: w / total for x, w in weights.items()}
 
 
-# Bits ------------------------------------------------------------------------------------------------------------------
+# Bits -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bound", [2, 3, 5, 7, 96, 257])
@@ -100,7 +103,7 @@ def test_draws_are_a_function_of_key_and_counter():
     assert drawn(bits(1)) == others[1] and drawn(bits(0)) == others[0]
 
 
-# Coins -----------------------------------------------------------------------------------------------------------------
+# Coins ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -122,7 +125,7 @@ def test_a_coin_of_exp_minus_gamma_has_its_probability(numerator, denominator):
     assert heads == DRAWS or numerator > 0
 
 
-# Laws ------------------------------------------------------------------------------------------------------------------
+# Laws -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 10])
@@ -181,7 +184,7 @@ def test_no_scale_is_no_noise():
     assert discrete_noise.laplace(bits(), 0) == discrete_noise.gaussian(bits(), 0) == 0
 
 
-# Arithmetic ------------------------------------------------------------------------------------------------------------
+# Arithmetic -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scale", [10**30, 10**100])

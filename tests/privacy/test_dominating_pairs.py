@@ -1,4 +1,4 @@
-"""Each profile is that of its pair of densities, bounds every data set of its kind, and is what dp-accounting makes of the event."""
+"""Each profile matches its densities, bounds every data set of its kind, and agrees with dp-accounting."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ BASES = {"gaussian": dominating_pairs.gaussian, "laplace": dominating_pairs.lapl
 
 
 def outputs(mechanism: str, noise: float, ends: float, count: int = 250) -> tuple[np.ndarray, np.ndarray]:
-    """Points and weights for integrals over a release whose centres are integers between -ends and ends, and others."""
+    """Points and weights for integrals over a release whose centres are integers between -ends and ends,
+    and others.
+    """
     reach = (9 if mechanism == "gaussian" else 40) * noise
     breaks = np.concatenate([[-ends - reach], np.arange(-ends, ends + 1), [ends + reach]])
     return panels(breaks, count)
@@ -31,7 +33,7 @@ def divergence(p: np.ndarray, q: np.ndarray, weights: np.ndarray, epsilons: np.n
     return np.array([np.maximum(p - math.exp(e) * q, 0) @ weights for e in epsilons])
 
 
-# The pairs ------------------------------------------------------------------------------------------------------------
+# The pairs ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("noise", [0.4, 1.5, 6.0])
@@ -58,14 +60,16 @@ def test_a_profile_is_the_divergence_of_its_two_densities(mechanism, rate, noise
 
 @pytest.mark.parametrize("mechanism", ["gaussian", "laplace"])
 def test_the_profile_of_subsets_amplifies_that_of_full_batches_and_is_symmetric(mechanism):
-    """delta(log(1 + rate (e^x - 1))) = rate delta_full(x) for x >= 0; below 0 that of the reversed pair, which is itself."""
+    """delta(log(1 + rate (e^x - 1))) = rate delta_full(x) for x >= 0; below 0 that of the reversed pair,
+    which is itself.
+    """
     rate, base = 0.1, BASES[mechanism](1.2)
     profile, x = dominating_pairs.without_replacement(base, rate), EPSILONS[EPSILONS >= 0]
     np.testing.assert_allclose(profile(np.log1p(rate * np.expm1(x))), rate * base(x), rtol=1e-12)
     np.testing.assert_allclose(profile(-x), 1 - np.exp(-x) + np.exp(-x) * profile(x), rtol=1e-12)
 
 
-# Dominance ------------------------------------------------------------------------------------------------------------
+# Dominance ------------------------------------------------------------------------------------------------
 
 KINDS = [
     ("gaussian", "poisson", "add_remove"),
@@ -77,7 +81,9 @@ KINDS = [
 
 
 def release(mechanism, sampling, batch_size, noise, contributions, points):
-    """Density of one release by enumerating the batches, the Poisson rate being that of batch_size in 4 examples."""
+    """Density of one release by enumerating the batches, the Poisson rate being that of batch_size in 4
+    examples.
+    """
     n = len(contributions)
     if sampling == "poisson":
         rate = batch_size / 4
@@ -93,7 +99,10 @@ def release(mechanism, sampling, batch_size, noise, contributions, points):
 @pytest.mark.parametrize("noise", [0.7, pytest.param(3.0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("mechanism", "sampling", "adjacency"), KINDS)
 def test_no_small_data_set_loses_more_than_its_setting_says(mechanism, sampling, adjacency, noise):
-    """Four examples, batches enumerated; neighbours in both orders. A sensitivity or a direction forgotten shows here."""
+    """Four examples, batches enumerated; neighbours in both orders.
+
+    A sensitivity or a direction forgotten shows here.
+    """
     batch_size = 4 if sampling == "full_batch" else 1
     setting = Setting(mechanism, sampling, adjacency, 4, batch_size, 1, 1e-5)
     epsilons = np.geomspace(0.01, 3, 8)
@@ -117,7 +126,9 @@ def test_no_small_data_set_loses_more_than_its_setting_says(mechanism, sampling,
 @pytest.mark.parametrize("rate", [0.003, 0.1, 0.6, 1.0])
 @pytest.mark.parametrize("noise", [0.4, 1.0, 5.0])
 def test_no_two_contributions_lose_more_than_the_opposite_ends(noise, rate):
-    """(1 - q) N(0) + q N(a) against (1 - q) N(0) + q N(b), a and b on a grid of [-1, 1]: what the proof says, seen."""
+    """(1 - q) N(0) + q N(a) against (1 - q) N(0) + q N(b), a and b on a grid of [-1, 1]: what the proof
+    says, seen.
+    """
     points, weights = outputs("gaussian", noise, ends=1, count=200)
     without = stats.norm.pdf(points, 0, noise)
     shifts = np.linspace(-1, 1, 11)
@@ -151,7 +162,7 @@ def test_no_two_vectors_lose_more_than_opposite_ones(noise, rate):
                 assert np.maximum(p - math.exp(epsilon) * q, 0).sum() <= delta * (1 + 1e-3) + 1e-6
 
 
-# dp-accounting's own events -------------------------------------------------------------------------------------------
+# dp-accounting's own events -------------------------------------------------------------------------------
 
 ADD, REPLACE = dp.NeighboringRelation.ADD_OR_REMOVE_ONE, dp.NeighboringRelation.REPLACE_ONE
 
@@ -179,13 +190,15 @@ def test_epsilon_is_that_of_dp_accountings_own_event(mechanism, adjacency, rate,
     assert ours.epsilon(scale) == pytest.approx(accountant.get_epsilon(1e-5), rel=1e-5)
 
 
-# The grid -------------------------------------------------------------------------------------------------------------
+# The grid -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("grid", [1e-2, 1e-4])
 @pytest.mark.parametrize(("mechanism", "sampling", "adjacency"), KINDS)
 def test_rounding_to_a_grid_is_never_optimistic(mechanism, sampling, adjacency, grid):
-    """The distribution's delta between the points of its grid is above the profile that it was made of, and near it."""
+    """The distribution's delta between the points of its grid is above the profile that it was made of,
+    and near it.
+    """
     setting = Setting(mechanism, sampling, adjacency, 10, 10 if sampling == "full_batch" else 2, 1, 1e-5)
     noise, scale = 1.5 / setting.sensitivity(), 1.5
     base = BASES[mechanism](noise)
@@ -208,7 +221,9 @@ def test_rounding_to_a_grid_is_never_optimistic(mechanism, sampling, adjacency, 
 )
 @pytest.mark.parametrize(("mechanism", "sampling", "adjacency"), KINDS)
 def test_next_to_no_noise_and_far_too_much_have_an_epsilon(mechanism, sampling, adjacency, scale):
-    """Never nan, no overflow, no grid beyond memory: infinite or huge for tiny noise, next to nothing for much."""
+    """Never nan, no overflow, no grid beyond memory: infinite or huge for tiny noise, next to nothing for
+    much.
+    """
     setting = Setting(mechanism, sampling, adjacency, 1000, 1000 if sampling == "full_batch" else 10, 1, 1e-5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -216,7 +231,7 @@ def test_next_to_no_noise_and_far_too_much_have_an_epsilon(mechanism, sampling, 
     assert epsilon > 3 if scale < 1 else 0 <= epsilon < 1e-5
 
 
-# The second accountant ------------------------------------------------------------------------------------------------
+# The second accountant ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("steps", [1, 100, 1000])
@@ -251,7 +266,9 @@ COMMON = (1024, 64, 1000, 1e-5)
     [("gaussian", 1, 7.74934), ("gaussian", 4, 2.51260), ("laplace", 1, 7.43550), ("laplace", 4, 2.20843)],
 )
 def test_without_replacement_has_its_published_noise(mechanism, epsilon, multiplier):
-    """n = 1024, B = 64, T = 1000, delta = 1e-5, the noise over the sensitivity 2: made with code that is not this project's."""
+    """n = 1024, B = 64, T = 1000, delta = 1e-5, the noise over the sensitivity 2: made with code that is
+    not this project's.
+    """
     setting = Setting(mechanism, "without_replacement", "replace_one", *COMMON)
     below, above = (delta_for(setting, 2 * multiplier * (1 + by), epsilon) for by in (-5e-6, 5e-6))
     assert above < 1e-5 < below

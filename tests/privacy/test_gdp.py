@@ -1,4 +1,4 @@
-"""mu: one number that bounds the whole profile, exact for Gaussian releases of full batches."""
+"""mu bounds the whole profile and is exact for Gaussian releases of full batches."""
 
 from __future__ import annotations
 
@@ -70,7 +70,9 @@ KINDS = [
 
 @pytest.mark.parametrize(("setting", "noise_scale"), KINDS, ids=lambda value: getattr(value, "mechanism", ""))
 def test_the_profile_of_mu_is_nowhere_below_that_of_the_run(setting, noise_scale):
-    """At 2000 epsilons up to where delta is the setting's, not those that mu was made from; and a smaller mu fails."""
+    """At 2000 epsilons up to where delta is the setting's, not those that mu was made from; and a smaller
+    mu fails.
+    """
     mu = setting.gdp_mu(noise_scale)
     losses = setting.loss_distribution(noise_scale)
     epsilons = np.linspace(0, losses.get_epsilon_for_delta(setting.delta), 2003)
@@ -88,7 +90,9 @@ def test_mu_of_many_subsampled_releases_is_near_its_limit_and_above(epsilon):
 
 @pytest.mark.parametrize("noise_scale", [20.0, 60.0, 1000.0])
 def test_mu_of_pure_epsilon_bounds_randomized_response(noise_scale):
-    """The worst of all epsilon-DP releases has delta(e) = (exp(epsilon) - exp(e)) / (1 + exp(epsilon)); it is met at e = 0."""
+    """The worst of all epsilon-DP releases has delta(e) = (exp(epsilon) - exp(e)) / (1 + exp(epsilon)); it
+    is met at e = 0.
+    """
     setting = Setting("laplace", "poisson", "add_remove", 1024, 64, 1000, 0.0)
     spent, mu = setting.epsilon(noise_scale), setting.gdp_mu(noise_scale)
     e = np.linspace(0, spent, 50)

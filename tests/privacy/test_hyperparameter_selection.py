@@ -1,4 +1,4 @@
-"""The best of a random number of tries: its published cost, and a number that follows the law which that cost assumes."""
+"""The best of a random number of tries: its published cost, and the distribution of the number."""
 
 from __future__ import annotations
 
@@ -58,13 +58,15 @@ def test_noise_for_all_tries_spends_the_target_and_never_more(law):
     assert tries.epsilon(COMMON, noise_scale) <= 4.0 < tries.epsilon(COMMON, noise_scale * (1 - 5e-5))
 
 
-# The number ------------------------------------------------------------------------------------------------------------
+# The number -----------------------------------------------------------------------------------------------
 
 NUMBERS = np.arange(0, 20_000)
 
 
 def probabilities(law: str, mean: float) -> np.ndarray:
-    """Of 0, 1, 2, ... tries, by scipy where it knows the law, else from the formula in the paper (definition 1)."""
+    """Of 0, 1, 2, ... tries, by scipy where it knows the law, else from the formula in the paper
+    (definition 1).
+    """
     if law == "poisson":
         return stats.poisson.pmf(NUMBERS, mean)
     if law == "geometric":
@@ -121,7 +123,7 @@ def test_the_number_is_a_function_of_the_key_alone():
     assert len({tries.draw(RunKey.published(seed)) for seed in range(20)}) > 5
 
 
-# Refusals --------------------------------------------------------------------------------------------------------------
+# Refusals -------------------------------------------------------------------------------------------------
 
 
 def test_an_unknown_law_is_refused_and_the_laws_are_named():

@@ -1,4 +1,4 @@
-"""The ledger: on disk before a release is used, only ever longer, readable after a kill at any byte."""
+"""The ledger is on disk before a release is used, append-only, and readable after a kill at any byte."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Whatever a user does with a budget, the epsilon that it says is not below the true one, or the next step is refused.
+"""Whatever a user does with a budget, its epsilon is not too small, or the next step is refused.
 
-Each habit here once gave an epsilon that was too small, without a word. Epsilons that are named were computed beforehand.
+Each of these uses once gave a too small epsilon without an error. Expected epsilons were computed beforehand.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def epsilon(steps: int) -> float:
     return Setting(*[getattr(SETTING, f) for f in ("mechanism", "sampling", "adjacency")], SIZE, BATCH_SIZE, steps, 1e-5).epsilon(NOISE_SCALE)  # fmt: skip
 
 
-# Epochs ------------------------------------------------------------------------------------------------------------------
+# Epochs ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("key", [RunKey.secret, lambda: RunKey.published(0)], ids=["secret", "published"])
@@ -119,7 +119,7 @@ def test_an_earlier_loop_ends_where_another_begins():
         next(first)
 
 
-# Batches -----------------------------------------------------------------------------------------------------------------
+# Batches --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch", [range(SIZE), np.arange(BATCH_SIZE), []], ids=["all", "shuffled", "empty"])
@@ -178,7 +178,7 @@ def test_batches_that_were_read_ahead_are_taken_in_order():
     assert len(budget.ledger) == STEPS
 
 
-# A DataLoader ------------------------------------------------------------------------------------------------------------
+# A DataLoader ---------------------------------------------------------------------------------------------
 
 
 class Words(Dataset):
@@ -226,7 +226,10 @@ def test_a_loader_hands_out_the_budgets_batches_the_empty_ones_too(dataset, coll
 
 
 def test_a_loss_that_reads_what_the_collator_padded_is_refused():
-    """Of a padded batch no part tells: the probe collates some of its examples anew. Unmasked, one long text moves all others."""
+    """Of a padded batch no part tells: the probe collates some of its examples anew.
+
+    Unmasked, one long text moves all others.
+    """
 
     def unmasked(model, batch):
         return model(batch["input_ids"].float()[..., None] / 9)[..., 0].mean(1) ** 2
@@ -287,7 +290,7 @@ def test_a_batch_whose_size_cannot_be_told_is_refused(batch, message):
         make(budget).step(batch)
 
 
-# State -------------------------------------------------------------------------------------------------------------------
+# State ----------------------------------------------------------------------------------------------------
 
 
 def test_a_state_that_is_loaded_into_a_new_budget_brings_what_was_spent():
@@ -428,7 +431,7 @@ def test_a_budget_is_not_copied_nor_is_an_optimizer_with_it(copied):
             copied(thing)
 
 
-# Processes ---------------------------------------------------------------------------------------------------------------
+# Processes ------------------------------------------------------------------------------------------------
 
 
 def in_a_fork(work) -> str:
@@ -480,7 +483,9 @@ def test_a_secret_key_that_was_drawn_before_a_fork_is_not_used_behind_it():
 
 
 def test_threads_that_release_at_once_share_no_noise(tmp_path):
-    """Of batches that were read ahead all took the oldest: one line in the ledger, and the differences of the releases were exact."""
+    """Of batches that were read ahead all took the oldest: one line in the ledger, and the differences of
+    the releases were exact.
+    """
     setting, threads = Setting("gaussian", "full_batch", "add_remove", 8, 8, 4, 1e-5), 4
     interval = sys.getswitchinterval()
     try:
@@ -505,7 +510,7 @@ def test_threads_that_release_at_once_share_no_noise(tmp_path):
         sys.setswitchinterval(interval)
 
 
-# The model ---------------------------------------------------------------------------------------------------------------
+# The model ------------------------------------------------------------------------------------------------
 
 
 class Ema(nn.Linear):
@@ -665,7 +670,7 @@ def test_embeddings_that_are_read_in_another_thread_are_refused():
     assert len(budget.ledger) == 0
 
 
-# The loss ----------------------------------------------------------------------------------------------------------------
+# The loss -------------------------------------------------------------------------------------------------
 
 
 class Attending(nn.Module):
@@ -763,7 +768,7 @@ def test_nothing_without_noise_can_be_read_off_a_private_optimizer():
     assert public.training_loss > 0
 
 
-# Users -------------------------------------------------------------------------------------------------------------------
+# Users ----------------------------------------------------------------------------------------------------
 
 
 def by_user() -> Budget:
@@ -819,7 +824,7 @@ def test_many_examples_of_one_user_are_one_value_however_many_there_are():
         assert abs(me.step(np.arange(200), np.repeat([0, 1], 100))) <= 2 / 2 * (1 + 1e-9)
 
 
-# Arguments ---------------------------------------------------------------------------------------------------------------
+# Arguments ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [-5, 2**64])
@@ -873,7 +878,7 @@ def test_a_loss_that_is_no_real_number_of_enough_digits_is_refused(dtype):
     assert len(budget.ledger) == 0
 
 
-# Sizes beyond those that tests use ---------------------------------------------------------------------------------------
+# Sizes beyond those that tests use ------------------------------------------------------------------------
 
 
 def test_no_noise_and_no_batch_is_used_for_a_second_sum():

@@ -1,4 +1,4 @@
-"""Whoever goes on from one state, ledger or transcript in one process counts what all have released, and a sum is what is released once."""
+"""Budgets that continue the same state, ledger or transcript count each other's releases."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def restart(monkeypatch):
     return lambda: monkeypatch.setattr("dpzero.privacy.lineage._lineages", {})
 
 
-# One state, two budgets --------------------------------------------------------------------------------------------------
+# One state, two budgets -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", [secret, published])
@@ -124,7 +124,9 @@ def test_a_copy_of_a_ledger_is_no_second_budget(tmp_path):
 
 
 def test_a_transcript_without_a_step_is_of_whoever_takes_the_first(tmp_path):
-    """It kept the name of the key that released nothing, so that who went on from it was told apart from who went on from a state."""
+    """It kept the name of the key that released nothing, so that who went on from it was told apart from
+    who went on from a state.
+    """
 
     def begin(budget: Budget) -> DPZero:
         model = nn.Linear(1, 1, bias=False)
@@ -169,7 +171,7 @@ def test_a_choice_counts_for_all():
     assert one.epsilon_spent() == 3.0
 
 
-# One batch, two sums -----------------------------------------------------------------------------------------------------
+# One batch, two sums --------------------------------------------------------------------------------------
 
 
 def test_a_published_batch_that_is_released_again_with_another_sum_is_a_further_release(tmp_path):

@@ -1,6 +1,8 @@
-"""Releases of a sum that is zero are the noise itself: its scale and law. Each test fails by chance below 1e-6.
+"""Releases of an empty sum are the noise itself: its scale and distribution. Chance of failure below 1e-6
+each.
 
-This catches a factor of two between conventions, a division in the wrong place or an adjacency mixed up: more than any audit.
+This catches a factor of two between conventions, a misplaced division or the wrong adjacency: more than any
+audit.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ def zero_releases(mechanism: str, arithmetic: str) -> np.ndarray:
 
 
 def within(value: float, law) -> bool:
-    """Inside the 2e-7 quantiles on both sides; 1e5 numbers tell a scale that is off by 2 %, 2e4 one by 5 %."""
+    """Inside the 2e-7 quantiles on both sides; 1e5 numbers tell a scale that is off by 2 %, 2e4 one by 5
+    %.
+    """
     return law.ppf(2e-7) < value < law.isf(2e-7)
 
 
@@ -107,7 +111,9 @@ def test_no_two_coordinates_share_their_noise():
     ("arithmetic", "rounding"), [("float", 1e-15), ("exact", 4 * CLIP * 2.0**-GRID_BITS)]
 )
 def test_the_sum_stands_in_its_noise_unchanged(mechanism, arithmetic, rounding):
-    """Exact arithmetic rounds each value to the grid: by half a point at most, which is no more than 1e-12 of the bound."""
+    """Exact arithmetic rounds each value to the grid: by half a point at most, which is no more than 1e-12
+    of the bound.
+    """
     values = torch.tensor([0.7, 0.7, 0.7, -0.31, 1e-30], dtype=torch.float64)
     noise = budget(mechanism, arithmetic=arithmetic).release(empty(), CLIP)
     noisy = budget(mechanism, arithmetic=arithmetic).release(values, CLIP)
@@ -127,7 +133,7 @@ def test_laplace_noise_on_vectors_is_refused():
         add_noise(budget("laplace"), [torch.zeros(3)])
 
 
-# Exact arithmetic ------------------------------------------------------------------------------------------------------
+# Exact arithmetic -----------------------------------------------------------------------------------------
 
 
 @every_mechanism
@@ -174,7 +180,9 @@ def test_the_discrete_law_has_no_less_variance_than_was_asked_for(noise_scale, m
 
 
 def total_variation(mechanism: str, scale: int) -> float:
-    """Between the discrete law and the continuous one rounded to integers, both with this scale, by summing."""
+    """Between the discrete law and the continuous one rounded to integers, both with this scale, by
+    summing.
+    """
     reach = 45 * scale
     k = np.arange(-reach, reach + 1, dtype=np.float64)
     continuous = {"gaussian": stats.norm, "laplace": stats.laplace}[mechanism](scale=scale)

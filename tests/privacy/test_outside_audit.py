@@ -1,12 +1,14 @@
-"""An auditor that this project did not write, over `Budget.release`: jax-privacy's canary scores (Google DeepMind, PyPI).
+"""An auditor that this project did not write, over `Budget.release`: jax-privacy's canary scores (Google
+DeepMind, PyPI).
 
-It stands in for dp-recorder (the Re:cord-play audit), which the package index does not have. What is followed is the same: one canary,
-a transcript of everything that is released with it and one without, many times; the score is the log likelihood ratio, by Neyman and
-Pearson the best there is; the auditor makes a lower bound of epsilon at delta of the scores, by Clopper and Pearson, whatever their
-law, at a threshold that was fixed beforehand. Batches are the budget's own, the other examples add 0.
+It stands in for dp-recorder (the Re:cord-play audit), which the package index does not have. What is followed
+is the same: one canary, a transcript of everything that is released with it and one without, many times; the
+score is the log likelihood ratio, by Neyman and Pearson the best there is; the auditor makes a lower bound of
+epsilon at delta of the scores, by Clopper and Pearson, whatever their law, at a threshold that was fixed
+beforehand. Batches are the budget's own, the other examples add 0.
 
-Keys are published ones: a verdict is the same in every run. Of other keys one in a million at most would raise a false alarm. To have
-it: pip install --no-deps jax-privacy (no jax is imported).
+Keys are published ones: a verdict is the same in every run. Of other keys one in a million at most would
+raise a false alarm. To have it: pip install --no-deps jax-privacy (no jax is imported).
 """
 
 from __future__ import annotations
@@ -69,7 +71,9 @@ def _each_question_once() -> Iterator[None]:
 def transcripts(
     setting: Setting, scale: float, arithmetic: str, present: bool, number: int, seed: int
 ) -> np.ndarray:
-    """Released sums over the clip, [number, steps]: `number` runs, of budgets that are used many times over."""
+    """Released sums over the clip, [number, steps]: `number` runs, of budgets that are used many times
+    over.
+    """
     released = []
     for key in map(RunKey.published, count(seed)):
         budget = Budget(setting, scale, key, noise_arithmetic=arithmetic, overspend=True)

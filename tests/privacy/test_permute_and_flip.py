@@ -1,4 +1,4 @@
-"""Permute and flip: its law, its guarantee by exact probabilities, and what the budget and the ledger make of it."""
+"""Permute and flip: its distribution, its exact guarantee, and its entries in budget and ledger."""
 
 from __future__ import annotations
 
@@ -73,7 +73,9 @@ def test_what_makes_no_sense_is_refused(counts, epsilon):
 
 
 def test_its_mu_dominates_randomised_response():
-    """delta(e) of the Gaussian mechanism is nowhere below that of the worst that is epsilon-DP, and touches it at 0."""
+    """delta(e) of the Gaussian mechanism is nowhere below that of the worst that is epsilon-DP, and
+    touches it at 0.
+    """
     for epsilon in (0.3, 1.0, 4.0):
         high = math.exp(epsilon) / (1 + math.exp(epsilon))
         for e in (0.0, 0.2 * epsilon, 0.7 * epsilon, epsilon):
@@ -83,7 +85,7 @@ def test_its_mu_dominates_randomised_response():
     assert gdp_mu(1e4) == math.inf and gdp_mu(0.0) == 0
 
 
-# Budget -----------------------------------------------------------------------------------------------------------------
+# Budget ---------------------------------------------------------------------------------------------------
 
 
 def test_what_is_spent_is_the_larger_of_training_and_the_choice(tmp_path):
@@ -113,7 +115,9 @@ def test_a_choice_of_the_runs_epsilon_leaves_epsilon_where_it_was_and_raises_mu(
 
 @pytest.mark.parametrize("noise_key", ["secret", "published"])
 def test_a_choice_that_was_made_is_kept_whatever_is_asked_later(tmp_path, noise_key):
-    """A process that ended after its choice has released it: the next one, with a key of its own, gets what was chosen."""
+    """A process that ended after its choice has released it: the next one, with a key of its own, gets
+    what was chosen.
+    """
     path, setting, chosen = tmp_path / "ledger", Budget.calibrated(**SIZES).setting, []
     for counts in ({10: 4, 20: 5, 30: 5, 40: 3}, {10: 100, 20: 0, 30: 0, 40: 0}, {40: 1}):
         one = Budget(setting, 1.0, RunKey.for_run(noise_key, 3), path)

@@ -1,6 +1,6 @@
-"""The known ways in which private training breaks its promise, P1 to P28: a test for each, on the code that runs.
+"""The known pitfalls of private training, P1 to P28: a test for each, on the code that runs.
 
-Where another file holds the test, a line says which. Each statistical test fails by chance below 1e-6.
+If another file has the test, a comment names it. Each statistical test fails by chance below 1e-6.
 """
 
 from __future__ import annotations
@@ -119,11 +119,14 @@ class WatchedRehearsal(Watching, Rehearsal):
     pass
 
 
-# P1: noise from the generator that the direction has just seeded -------------------------------------------------------
+# P1: noise from the generator that the direction has just seeded ------------------------------------------
 
 
 def public_step(weights: list[torch.Tensor], data: torch.Tensor, seed: int) -> tuple[float, float]:
-    """As public code has it: the direction seeds the global generator, the noise is the next number. -> (sum, release)"""
+    """As public code has it: the direction seeds the global generator, the noise is the next number.
+
+    -> (sum, release)
+    """
 
     def loss_after_moving(scale: float) -> torch.Tensor:
         torch.manual_seed(seed)
@@ -146,7 +149,10 @@ def test_p01_public_noise_is_known_to_whoever_knows_the_direction_seed():
 
 
 def scalars(me, steps: int) -> np.ndarray:
-    """What a zeroth-order method releases when nobody is there: the noise alone. Weights stay where they are."""
+    """What a zeroth-order method releases when nobody is there: the noise alone.
+
+    Weights stay where they are.
+    """
     released = []
     for _ in range(steps):
         released.append(me.projected_gradient(torch.zeros(0)))
@@ -159,7 +165,9 @@ def transcript(key: RunKey, steps=2000) -> np.ndarray:
 
 
 def test_p01_our_noise_is_known_to_nobody_without_the_key():
-    """Who knows the seed, every earlier release and another run of the same seed learns nothing of the next number."""
+    """Who knows the seed, every earlier release and another run of the same seed learns nothing of the
+    next number.
+    """
     noise, other = transcript(RunKey.secret()), transcript(RunKey.secret())
     public = torch.randn(len(noise), 4, generator=torch.Generator().manual_seed(0)).numpy()
     guesses = [other, *public.T, *(np.roll(noise, lag) for lag in (1, 2, 3))]
@@ -183,7 +191,7 @@ def test_p01_the_key_is_in_no_artefact(tmp_path):
 # P1, statically: test_randomness.py::test_no_code_of_the_proof_touches_a_global_generator
 
 
-# P2: streams that are not separated ------------------------------------------------------------------------------------
+# P2: streams that are not separated -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("arithmetic", ARITHMETICS)
@@ -215,11 +223,13 @@ def test_p02_noise_and_directions_are_unrelated():
         assert abs(np.corrcoef(noise, element)[0, 1]) < 6 / len(noise) ** 0.5
 
 
-# P3: shuffled fixed batches accounted as Poisson -----------------------------------------------------------------------
+# P3: shuffled fixed batches accounted as Poisson ----------------------------------------------------------
 
 
 def far_from_poisson(sampler, steps=4000) -> set[str]:
-    """Which marks of the joint law a sampler misses by more than 5.3 standard deviations (1.2e-7 each by chance)."""
+    """Which marks of the joint law a sampler misses by more than 5.3 standard deviations (1.2e-7 each by
+    chance).
+    """
     member = np.zeros((steps, sampler.dataset_size))
     for step in range(steps):
         member[step, sampler.batch(step)] = 1
@@ -255,13 +265,15 @@ def test_p03_batches_have_the_joint_law_of_poisson_sampling():
 # That shuffled epochs cannot be asked for: test_sampling.py::test_shuffled_epochs_cannot_be_accounted_for
 
 
-# P4, P5: the divisor ---------------------------------------------------------------------------------------------------
+# P4, P5: the divisor --------------------------------------------------------------------------------------
 
 
 @every_method
 @pytest.mark.parametrize("count", [0, 1, BATCH_SIZE, 2 * BATCH_SIZE, 40])
 def test_p04_a_saturated_batch_moves_by_its_size_over_the_expected_size(kind, count):
-    """Dividing by the size that was drawn would give the bound for every size, and one example as much weight as many."""
+    """Dividing by the size that was drawn would give the bound for every size, and one example as much
+    weight as many.
+    """
     me = make(kind, rehearsal(0.0), loss=Loss(slope=1e6))
     moved = released_mean(me, np.full(count, 3))  # one example many times: all pull the same way
     assert np.linalg.norm(moved) == pytest.approx(count / BATCH_SIZE, rel=1e-4, abs=1e-6)
@@ -280,7 +292,9 @@ def test_p04_infinite_losses_weigh_no_more(kind, infinite):
     ids=["poisson", "fixed size"],
 )
 def test_p05_there_is_no_short_last_batch(how):
-    """50 examples in batches of 8: cut from an epoch, every seventh batch would hold 2, divided by 2 with noise for 8."""
+    """50 examples in batches of 8: cut from an epoch, every seventh batch would hold 2, divided by 2 with
+    noise for 8.
+    """
     share = budget(0.0, steps=200, **how)
     me = make(DPZero, rehearsal(0.0), loss=Loss(slope=1e12))
     sizes = []
@@ -290,7 +304,7 @@ def test_p05_there_is_no_short_last_batch(how):
     assert set(sizes) == {BATCH_SIZE} if how else len(set(sizes)) > 5
 
 
-# P6: the scale of the noise --------------------------------------------------------------------------------------------
+# P6: the scale of the noise -------------------------------------------------------------------------------
 
 
 @every_method
@@ -321,12 +335,14 @@ def test_p06_the_adjacency_and_the_directions_make_the_sensitivity(adjacency, di
     assert setting.epsilon(4.0 * sensitivity) == pytest.approx(base.epsilon(4.0), rel=1e-9)
 
 
-# P7: an empty batch ----------------------------------------------------------------------------------------------------
+# P7: an empty batch ---------------------------------------------------------------------------------------
 
 
 @every_method
 def test_p07_an_empty_batch_releases_noise_and_counts_first_and_midway(kind):
-    """The model is not asked (the loss would fail), and what is released is the noise of that step to the last digit."""
+    """The model is not asked (the loss would fail), and what is released is the noise of that step to the
+    last digit.
+    """
     share, twin = rehearsal(), rehearsal()
     me = make(kind, share)
     for step, count in enumerate([0, 5, 0, 3, 0]):
@@ -364,11 +380,12 @@ def test_p07_a_run_in_which_a_third_of_the_batches_is_empty(kind):
 # zeroth_order/test_two_point.py::test_the_difference_is_the_slope_along_the_direction
 
 
-# P11: rounding ---------------------------------------------------------------------------------------------------------
+# P11: rounding --------------------------------------------------------------------------------------------
 
 
 def off_the_grid(present: bool, arithmetic: str) -> tuple[int, int]:
-    """Mironov's attack on one scalar. 1 + noise with a result below 1/4 is a multiple of 2^-53; 0 + noise has finer bits.
+    """Mironov's attack on one scalar. 1 + noise with a result below 1/4 is a multiple of 2^-53; 0 + noise has
+    finer bits.
 
     -> (releases that are no such multiple, releases below 1/4), of a sum that is 1 (the bound) or empty.
     """
@@ -390,7 +407,7 @@ def test_p11_those_of_exact_noise_do_not():
         assert off == 0 and small > 300
 
 
-# P12: noise that replays for the sake of reproducibility ---------------------------------------------------------------
+# P12: noise that replays for the sake of reproducibility --------------------------------------------------
 
 
 @every_method
@@ -413,7 +430,7 @@ def test_p12_a_run_that_replays_is_no_valid_release_and_one_that_is_does_not_rep
 # In the report: report/test_statement.py::test_a_benchmark_says_that_it_is_none_and_what_it_logs
 
 
-# P13: resuming ---------------------------------------------------------------------------------------------------------
+# P13: resuming --------------------------------------------------------------------------------------------
 
 KILLED_AFTER = 4
 
@@ -464,17 +481,19 @@ def test_p13_a_checkpoint_holds_no_state_of_noise_or_sampling(kind):
 # That no noise is used twice under one secret key: test_life_cycle.py::test_no_noise_and_no_batch_is_used_for_a_second_sum
 
 
-# P14: choosing settings on private data --------------------------------------------------------------------------------
+# P14: choosing settings on private data -------------------------------------------------------------------
 
 
 def test_p14_choosing_the_best_of_ten_costs_more_than_one_run():
-    """And is accounted for where it is done at random; what was chosen in another way the statement calls not accounted."""
+    """And is accounted for where it is done at random; what was chosen in another way the statement calls
+    not accounted.
+    """
     setting = Setting("gaussian", "poisson", "add_remove", 1024, 64, 1000, 1e-5)
     once, best = setting.epsilon_rdp(4.05), Tries("geometric", 10).epsilon(setting, 4.05)
     assert 1.8 * once < best < 10 * once
 
 
-# P15: what a private run logs ------------------------------------------------------------------------------------------
+# P15: what a private run logs -----------------------------------------------------------------------------
 
 
 def test_p15_the_ledger_is_the_same_whatever_the_data_are(tmp_path):
@@ -494,7 +513,7 @@ def test_p15_the_ledger_is_the_same_whatever_the_data_are(tmp_path):
 # run/test_release.py::test_a_score_on_dev_is_refused_before_anything_runs
 
 
-# P17: micro-batches ----------------------------------------------------------------------------------------------------
+# P17: micro-batches ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("part", [1, 3, 8])
@@ -510,7 +529,7 @@ def test_p17_however_many_parts_a_batch_has_each_example_is_clipped_and_there_is
     assert torch.allclose(*ends, rtol=1e-4, atol=1e-5)
 
 
-# P18: rate and steps that are read off a loader ------------------------------------------------------------------------
+# P18: rate and steps that are read off a loader -----------------------------------------------------------
 
 
 @pytest.mark.parametrize(("size", "batch", "steps"), [(50, 8, 93), (1000, 64, 117), (7, 2, 99)])
@@ -524,7 +543,7 @@ def test_p18_rate_and_steps_are_those_that_were_asked_for(size, batch, steps):
     assert abs(deviation) < 5.2  # 2e-7 by chance
 
 
-# P19, P20, P21: whose norm is clipped ----------------------------------------------------------------------------------
+# P19, P20, P21: whose norm is clipped ---------------------------------------------------------------------
 
 
 def test_p19_a_frozen_parameter_changes_nothing():
@@ -591,7 +610,7 @@ def test_p21_a_gradient_that_is_not_per_example_is_refused():
 # Flattened batches: baselines/test_per_sample_gradients.py::test_a_model_that_would_be_clipped_per_token_is_refused
 
 
-# P22: layers that mix examples -----------------------------------------------------------------------------------------
+# P22: layers that mix examples ----------------------------------------------------------------------------
 
 
 @every_method
@@ -617,7 +636,7 @@ def test_p22_with_fixed_statistics_it_is_a_layer_like_any_other(kind):
 # The models of the house: baselines/test_contract.py::test_no_example_influences_the_loss_of_another
 
 
-# P23: a bound that follows the data ------------------------------------------------------------------------------------
+# P23: a bound that follows the data -----------------------------------------------------------------------
 
 
 @every_method
@@ -630,7 +649,7 @@ def test_p23_the_bound_is_a_constant(kind):
     assert [clip for _, clip, _ in share.seen] == [CLIP] * STEPS
 
 
-# P24: delta ------------------------------------------------------------------------------------------------------------
+# P24: delta -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("delta", "size"), [(1 / 50, 50), (1 / 49, 49), (0.5, 50)])
@@ -660,7 +679,7 @@ def test_p24_a_smaller_one_passes_and_stands_in_the_statement(delta):
 # run/test_run.py::test_running_out_of_memory_half_way_still_says_what_was_spent
 
 
-# P28: DP-Adam ----------------------------------------------------------------------------------------------------------
+# P28: DP-Adam ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
@@ -679,7 +698,7 @@ def test_p28_one_bound_and_one_scale_over_all_layers_whatever_the_optimizer(opti
 # The moments: baselines/test_dp_sgd.py::test_adam_takes_its_moments_from_the_noisy_sums_alone
 
 
-# The list itself -------------------------------------------------------------------------------------------------------
+# The list itself ------------------------------------------------------------------------------------------
 
 
 def test_every_pitfall_is_here_and_every_test_that_is_named_exists():

@@ -1,4 +1,5 @@
-"""The faults of public code, planted one at a time: each makes a test of this suite fail that passes without it.
+"""The faults of public code, planted one at a time: each makes a test of this suite fail that passes without
+it.
 
 The whole list, some hundred bugs, takes ten minutes: python tests/planted.py
 """

@@ -1,4 +1,4 @@
-"""Each claim of the table `guarantees`, exhibited: noise scales, predictable noise, what shuffled batches do to epsilon."""
+"""Each row of the table `guarantees`: noise scales, predictable noise, epsilon of shuffled batches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def published(name: str, epsilon=2.0, delta=1e-5, size=1024, batch=64, steps=10_
     return PublicRun(IMPLEMENTATIONS[name], epsilon, delta, size, batch, steps, **more)
 
 
-# The noise that the public code adds ------------------------------------------------------------------------------------
+# The noise that the public code adds ----------------------------------------------------------------------
 
 # examples, what the code takes for them, batch, steps, epsilon -> multiplier by opacus' RDP
 MULTIPLIERS = [
@@ -42,7 +42,9 @@ MULTIPLIERS = [
 
 @pytest.mark.parametrize("size, assumed, batch, steps, epsilon, multiplier", MULTIPLIERS)
 def test_dpzeros_noise_is_twice_the_multiplier_of_opacus(size, assumed, batch, steps, epsilon, multiplier):
-    """To the three digits that were published; and that multiplier spends epsilon by RDP, to opacus' tolerance of 0.01."""
+    """To the three digits that were published; and that multiplier spends epsilon by RDP, to opacus'
+    tolerance of 0.01.
+    """
     noise = published(
         "dpzero", epsilon, size=size, batch=batch, steps=steps, assumed_size=assumed
     ).noise_scale
@@ -59,7 +61,9 @@ def test_aggzos_noise_is_for_95_per_cent_of_epsilon():
 
 @pytest.mark.parametrize("epsilon", [2.0, pytest.param(8.0, marks=pytest.mark.slow)])
 def test_zosos_noise_is_the_least_of_its_grid_whose_bound_is_below_epsilon(epsilon):
-    """The bound lies 0.1 above the truth, so the noise is that of epsilon - 0.1, one cell of the grid more at most."""
+    """The bound lies 0.1 above the truth, so the noise is that of epsilon - 0.1, one cell of the grid more
+    at most.
+    """
     run = published("dp_zoso", epsilon, 1 / 1536, 1536, steps=6000)
     exact = run.setting.noise_scale(epsilon - 0.1)
     assert exact - 2e-4 <= run.noise_scale <= exact + 1e-3
@@ -73,7 +77,9 @@ def test_the_search_over_the_grid_ends_at_the_least_that_holds():
 
 
 def test_the_factor_2_is_for_an_example_replaced():
-    """Drawn without replacement the doubled noise spends about the claim; with one example added or removed, half of it."""
+    """Drawn without replacement the doubled noise spends about the claim; with one example added or
+    removed, half of it.
+    """
     for epsilon, replaced, removed in ((2.0, 1.967, 0.84), (6.0, 6.44, 2.30)):
         run = published("dpzero", epsilon, steps=1000)
         fixed = replace(run.setting, sampling="without_replacement", adjacency="replace_one")
@@ -90,14 +96,16 @@ def test_trecs_noise_is_for_more_examples_than_there_are():
         assert run.epsilon_lower() > epsilon
 
 
-# Predictable noise ------------------------------------------------------------------------------------------------------
+# Predictable noise ----------------------------------------------------------------------------------------
 # Each source replicated; `observer` sees what is public, and the release. Then the un-noised sum is plain.
 
 CLIPPED = torch.tensor([0.5, -1.0, 0.25])
 
 
 def test_dpzeros_noise_follows_from_the_direction_seed():
-    """Perturbing seeds torch's global generator; on a CPU the direction is drawn from it, on a GPU from another."""
+    """Perturbing seeds torch's global generator; on a CPU the direction is drawn from it, on a GPU from
+    another.
+    """
     for on_cpu in (True, False):
 
         def perturb(seed: int, on_cpu=on_cpu) -> torch.Tensor:
@@ -166,12 +174,12 @@ def test_a_reproduction_does_not_reproduce_that():
     assert len(replayed) == 1 and len({release(RunKey.secret(), 0) for _ in range(3)}) == 3
 
 
-# Shuffled epochs --------------------------------------------------------------------------------------------------------
+# Shuffled epochs ------------------------------------------------------------------------------------------
 
 
 def test_shuffled_batches_are_not_poisson_batches():
-    """Every example once an epoch, never in two batches of it, all batches of one size: of a Poisson sampler each of these
-    would fail nearly always."""
+    """Every example once an epoch, never in two batches of it, all batches of one size: of a Poisson sampler
+    each of these would fail nearly always."""
     sampler = ShuffledEpochs(1000, 64, RunKey.published(0).stream("sampling"))
     for epoch in range(20):
         batches = [sampler.batch(16 * epoch + k) for k in range(16)]
@@ -188,9 +196,10 @@ def test_the_place_of_an_example_in_an_epoch_is_uniform_and_anew_in_each():
 
 
 def test_shuffled_epochs_lose_more_than_poisson_batches():
-    """Monte Carlo, noise 0.7 clip, 16 batches of one epoch: all others contribute -clip, one example +clip or nothing
-    (Chua et al. 2024). The event `some batch lies higher than t` is likelier by more than Poisson sampling with the same
-    noise allows. Clopper-Pearson at 2.5e-7 on each side; the threshold was fixed beforehand."""
+    """Monte Carlo, noise 0.7 clip, 16 batches of one epoch: all others contribute -clip, one example +clip or
+    nothing (Chua et al. 2024). The event `some batch lies higher than t` is likelier by more than Poisson
+    sampling with the same noise allows. Clopper-Pearson at 2.5e-7 on each side; the threshold was fixed
+    beforehand."""
     noise, batches, size, draws, delta, threshold = 0.7, 16, 32, 60_000, 1e-2, 4.36
     sampler = ShuffledEpochs(size, size // batches, RunKey.published(2).stream("sampling"))
     place = [int(np.flatnonzero(sampler.stream.words(size, e).argsort() == 0)[0]) // 2 for e in range(draws)]
@@ -213,7 +222,9 @@ def test_shuffled_epochs_lose_more_than_poisson_batches():
 
 
 def two_batches(epsilon: float, shift: float, without=0.0, last_share=0.5, last_growth=1.0) -> float:
-    """delta of one epoch of two batches, by integration over the plane: with the example against without, and back."""
+    """delta of one epoch of two batches, by integration over the plane: with the example against without,
+    and back.
+    """
 
     def density(y1, y2, higher):
         first = stats.norm.pdf(y1 - higher) * stats.norm.pdf(y2)
@@ -252,7 +263,9 @@ def test_both_bounds_hold_for_an_epoch_that_can_be_integrated(shift, without, la
 
 @pytest.mark.parametrize("contributions", [(0.0, 1.0), (-0.5, 0.5), (-1.0, -0.25), (0.25, 0.75)])
 def test_the_upper_bound_holds_whatever_the_example_contributes(contributions):
-    """Others at 0; noise and sensitivity of one example replaced within [-1, 1], so that the shift is 2 at most."""
+    """Others at 0; noise and sensitivity of one example replaced within [-1, 1], so that the shift is 2 at
+    most.
+    """
     low, high = contributions
     epochs = Epochs(2.0, 2, 1, 0.5)
     for epsilon in (0.1, 1.0):
@@ -261,8 +274,9 @@ def test_the_upper_bound_holds_whatever_the_example_contributes(contributions):
 
 
 def test_epochs_compose():
-    """One batch an epoch is the Gaussian mechanism; many epochs of 16 batches as a Monte Carlo estimate of the same pair
-    (150,000 runs, published at 13.84 for delta 1e-3) has it, less what the statistic does not see."""
+    """One batch an epoch is the Gaussian mechanism; many epochs of 16 batches as a Monte Carlo estimate of
+    the same pair (150,000 runs, published at 13.84 for delta 1e-3) has it, less what the statistic does not
+    see."""
     full = Setting("gaussian", "full_batch", "add_remove", 50, 50, 63, 1e-5)
     assert Epochs(0.25, 50, 63, 1 / 50).epsilon_upper(1e-5) == pytest.approx(full.epsilon(4.0), rel=1e-6)
     noise = 1.39702  # that of epsilon 8 for Poisson batches at delta 1e-5
@@ -285,7 +299,7 @@ def test_the_noisy_count_is_paid_for():
     assert scalars < run.epsilon_upper() < scalars + 0.1 and run.epsilon_upper() < 2
 
 
-# Runs as published ------------------------------------------------------------------------------------------------------
+# Runs as published ----------------------------------------------------------------------------------------
 
 OPT = {"epsilon": 6.0, "size": 1000, "batch": 16, "steps": 20_000}  # the defaults of DPZero's script for OPT
 FULL, SHORT, SHORTER = (torch.full((size,), 0.5).double() for size in (16, 8, 4))

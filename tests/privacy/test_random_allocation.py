@@ -1,7 +1,8 @@
-"""Random allocation: the law of a period is an upper bound, near the exact one, and so is what follows from it.
+"""Random allocation: the law of a period is an upper bound, near the exact one, and so is what follows from
+it.
 
-Four accountants that share nothing with it: quadrature of the pair of densities, simulation of that pair, the packages of the
-method's authors (slow, where they are installed), and closed forms.
+Four accountants that share nothing with it: quadrature of the pair of densities, simulation of that pair, the
+packages of the method's authors (slow, where they are installed), and closed forms.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ BASES = {"gaussian": dominating_pairs.gaussian, "laplace": dominating_pairs.lapl
 @pytest.mark.parametrize("noise", [0.5, 1.0, 4.0])
 @pytest.mark.parametrize("mechanism", ["gaussian", "laplace"])
 def test_a_period_of_two_batches_is_the_divergence_of_its_two_densities(mechanism, noise):
-    """P mixes N(1) x N(0) and N(0) x N(1), Q is N(0) x N(0): by quadrature over the plane, in both directions."""
+    """P mixes N(1) x N(0) and N(0) x N(1), Q is N(0) x N(0): by quadrature over the plane, in both
+    directions.
+    """
     reach = (9 if mechanism == "gaussian" else 40) * noise
     points, weights = panels(np.array([-reach, 0.0, 1.0, 1 + reach]), 40)
     there, absent = (LAWS[mechanism].pdf(points, shift, noise) for shift in (1, 0))
@@ -46,7 +49,9 @@ def test_a_period_of_two_batches_is_the_divergence_of_its_two_densities(mechanis
 @pytest.mark.parametrize("batches", [1, 2, 3, 16, 37, 1000])
 @pytest.mark.parametrize(("mechanism", "noise"), [("gaussian", 0.6), ("gaussian", 3.0), ("laplace", 2.0)])
 def test_the_law_of_a_period_has_the_moments_of_a_mean_of_ratios(mechanism, noise, batches):
-    """Masses of P and of Q sum to 1, and chi-square is that of one ratio over the number of batches, and not below it."""
+    """Masses of P and of Q sum to 1, and chi-square is that of one ratio over the number of batches, and
+    not below it.
+    """
     base = BASES[mechanism](noise)
     removed, added = period_losses(base, batches, 1e-12)
     one, _ = period_losses(base, 1, 1e-14, 400)
@@ -71,7 +76,10 @@ def test_a_finer_grid_says_less_and_hardly_less(direction):
 
 @pytest.mark.parametrize(("mechanism", "noise"), [("gaussian", 1.2), ("laplace", 1.0)])
 def test_delta_of_several_periods_is_that_of_a_simulation(mechanism, noise):
-    """Four periods of eight batches, 200,000 of them, in both directions. Five standard errors: false alarm 6e-7 each."""
+    """Four periods of eight batches, 200,000 of them, in both directions.
+
+    Five standard errors: false alarm 6e-7 each.
+    """
     setting = Setting(mechanism, "random_allocation", "add_remove", 800, 100, 32, 1e-9)
     random, runs, batches, periods = np.random.default_rng(5), 60_000, 8, 4
     draw = {"gaussian": random.normal, "laplace": random.laplace}[mechanism]
@@ -143,7 +151,7 @@ def test_the_first_papers_bounds_lie_around_it(batches, noise):
     assert below <= allocated(batches, 1, 1e-6).epsilon(noise) <= above
 
 
-# What is asked of it ----------------------------------------------------------------------------------------------------
+# What is asked of it --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("epsilon", [0.5, 8.0])
@@ -254,7 +262,7 @@ def test_shuffling_is_refused_and_the_way_to_it_is_named(sampling):
         replace(COMMON, sampling=sampling)
 
 
-# The sampler ------------------------------------------------------------------------------------------------------------
+# The sampler ----------------------------------------------------------------------------------------------
 
 SIZE, BATCH, PERIODS = 20, 5, 4000
 
@@ -283,7 +291,10 @@ def test_each_batch_is_as_likely_for_each_example(places):
 
 
 def test_where_one_example_is_says_nothing_of_another_nor_of_the_next_period(places):
-    """Joint tables of 4 x 4, uniform: shuffled batches fail here. False alarm below 1e-6 over all 209 of them."""
+    """Joint tables of 4 x 4, uniform: shuffled batches fail here.
+
+    False alarm below 1e-6 over all 209 of them.
+    """
     pairs = [(places[:, i], places[:, j]) for i in range(SIZE) for j in range(i)]
     pairs += [(places[1:, i], places[:-1, i]) for i in range(SIZE - 1)]
     for one, other in pairs:

@@ -1,4 +1,7 @@
-"""The streams behind sampling and noise: separate, addressable, keyed. Each statistical test fails by chance below 1e-6."""
+"""The streams of sampling and noise are separate, addressable and keyed.
+
+Chance of failure below 1e-6 each.
+"""
 
 from __future__ import annotations
 
@@ -121,7 +124,9 @@ def test_the_extreme_words_give_finite_numbers_inside_the_open_interval(word, mo
 
 
 def test_noise_is_no_function_of_a_seed_that_is_public():
-    """Drawn after seeding a generator with the direction's seed, noise would be known to whoever knows the seed."""
+    """Drawn after seeding a generator with the direction's seed, noise would be known to whoever knows the
+    seed.
+    """
     steps = range(4000)
     noise = [RunKey.published(0).stream("noise").normals(1, step, 0, 0)[0] for step in steps]
     seeded = [torch.randn(4, generator=torch.Generator().manual_seed(step)).numpy() for step in steps]

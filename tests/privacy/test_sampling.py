@@ -1,4 +1,4 @@
-"""The sampler that runs has the law that is accounted for. Each statistical test fails by chance below 1e-6."""
+"""The samplers have the distribution that is accounted. Chance of failure below 1e-6 each."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ def test_every_example_joins_with_the_same_probability(drawn):
 
 
 def test_examples_join_independently_of_each_other(drawn):
-    """Shuffled or fixed-size batches of the same mean size fail here: their pairs meet less often than rate squared."""
+    """Shuffled or fixed-size batches of the same mean size fail here: their pairs meet less often than
+    rate squared.
+    """
     together = drawn.T @ drawn
     pairs = sigmas(together[np.triu_indices(SIZE, 1)], STEPS, RATE**2)
     assert np.abs(pairs).max() < 7
@@ -121,7 +123,7 @@ def test_a_batch_size_outside_the_data_is_refused(batch):
         sampler(batch=batch)
 
 
-# Shuffled epochs, for reproductions ------------------------------------------------------------------------------------
+# Shuffled epochs, for reproductions -----------------------------------------------------------------------
 
 
 def test_a_shuffled_epoch_holds_every_example_once_and_ends_with_what_is_left():
@@ -139,7 +141,7 @@ def test_shuffled_epochs_cannot_be_accounted_for():
         Setting("gaussian", ShuffledEpochs.name, "add_remove", SIZE, BATCH, STEPS, 1e-5)
 
 
-# Users -----------------------------------------------------------------------------------------------------------------
+# Users ----------------------------------------------------------------------------------------------------
 
 AUTHORS = ["ann", "bob", "ann", "cid", "ann", "bob"]
 

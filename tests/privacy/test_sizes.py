@@ -1,6 +1,6 @@
-"""What holds for a few steps, examples, tensors and releases holds for many: faults that show beyond the sizes of other tests.
+"""Many steps, examples, tensors and releases: faults that show only beyond the sizes of other tests.
 
-Keys are published ones, so a test that passes once always passes; each would by chance fail for one key in a million at most.
+Keys are published, so a test that passes once always passes; each fails for at most one key in a million.
 """
 
 from __future__ import annotations
@@ -55,13 +55,15 @@ def noise_of(source: Budget, number: int, directions: int, clip: float) -> list[
     return [n * 2.0**-GRID_BITS * clip for n in drawn]
 
 
-# Noise -------------------------------------------------------------------------------------------------------------------
+# Noise ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("arithmetic", ARITHMETICS)
 @pytest.mark.parametrize("mechanism", ["gaussian", "laplace"])
 def test_a_release_is_its_sum_and_its_own_noise_at_any_step(mechanism, arithmetic):
-    """Whole noise at the first step, at the last and in between, for batches of any size, and no noise twice."""
+    """Whole noise at the first step, at the last and in between, for batches of any size, and no noise
+    twice.
+    """
     source, noises = budget(mechanism, arithmetic), []
     for number in FAR:
         clip = 10.0 ** (number % 7 - 3)
@@ -110,7 +112,7 @@ def test_noise_does_not_tell_who_was_drawn():
         assert np.abs(correlations).max() < 6 / steps**0.5
 
 
-# Batches -----------------------------------------------------------------------------------------------------------------
+# Batches --------------------------------------------------------------------------------------------------
 
 
 def test_the_batch_that_is_handed_out_is_that_of_its_step_however_many_there_were():
@@ -135,7 +137,7 @@ def test_large_batches_are_binomial_and_no_two_of_many_examples_go_together():
     assert len(np.unique(np.packbits(member, axis=0), axis=1).T) == size
 
 
-# The ledger --------------------------------------------------------------------------------------------------------------
+# The ledger -----------------------------------------------------------------------------------------------
 
 
 def test_a_ledger_counts_every_one_of_many_releases():
