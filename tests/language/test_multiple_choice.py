@@ -86,7 +86,7 @@ def by_hand(model: models.TextScorer, batch: Continuations, i: int) -> torch.Ten
 
 @torch.no_grad()
 def test_a_score_is_the_mean_log_probability_of_the_candidates_tokens(model, batch):
-    scores = ContinuationLoss(10_000).scores(model, batch)
+    scores = ContinuationLoss(10_000).scores(model, batch.candidates)
     expected = torch.cat([by_hand(model, batch, i) for i in range(len(batch))])
     torch.testing.assert_close(scores, expected, atol=ROUNDING, rtol=0)
     assert scores.dtype == torch.float32

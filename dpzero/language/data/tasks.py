@@ -100,22 +100,18 @@ class Task:
 
     def about(self) -> dict[str, str]:
         """Title, source and split, for the record of a run."""
-        return {key: self.stanza[key] for key in ("title", "source")} | {"split": self._split_statement}
-
-    @property
-    def _split_statement(self) -> str:
         draw, split = self.draw, self.stanza["split"]
         if draw.shots:
-            return (
+            split = (
                 f"up to {draw.shots} training and {draw.shots} dev rows of each class, drawn as by LM-BFF"
                 f" with seed {draw.seed}; {split}"
             )
-        if draw.train_examples:
-            return (
+        elif draw.train_examples:
+            split = (
                 f"up to {draw.train_examples} training rows, {self._dev_rows} dev and up to 1000 test rows,"
                 f" drawn as by MeZO with seed {draw.seed}; {split}"
             )
-        return split
+        return {"title": self.stanza["title"], "source": self.stanza["source"], "split": split}
 
     # -- prompts of causal models ---------------------------------------------------------------------------
 
@@ -135,7 +131,9 @@ class Task:
             pairs = [(prompts.fill(t, row.fields), i == right) for i, t in enumerate(causal["candidates"])]
         else:
             names = datasets.column_value(row.fields, causal["candidates"])
-            pairs = [(_fill_candidate(causal["each"], row, name), name in right) for name in names]
+            texts = [prompts.fill(causal["each"], {**row.fields, "candidate": name}) for name in names]
+            # ReCoRD's queries have a place for the candidate
+            pairs = [(t.replace("@placeholder", n), n in right) for t, n in zip(texts, names, strict=True)]
         if not any(is_right for _, is_right in pairs):
             raise UsageError(
                 f"a row of task {self.name} has no right answer among its candidates: {row.text[:60]!r}"
@@ -162,12 +160,6 @@ class Task:
             answer = next(text for text, is_right in self.candidates(train[i]) if is_right)
             texts.append((self.prompt_for(train[i]) + answer).strip() + "\n\n")
         return "".join(texts)
-
-
-def _fill_candidate(template: str, row: Row, candidate: str) -> str:
-    """ReCoRD's queries have a place for the candidate."""
-    text = prompts.fill(template, {**row.fields, "candidate": candidate})
-    return text.replace("@placeholder", candidate)
 
 
 def load(name: str, draw: Draw = ALL) -> Task:

@@ -153,7 +153,7 @@ class ContinuationLoss(_Loss):
         own = self._own(len(batch))
         if torch.is_grad_enabled():
             for order, part in batch[own].parts(self.token_budget):
-                losses = _gold_losses(self.scores(model, part), part)
+                losses = _gold_losses(self.scores(model, part.candidates), part)
                 result[torch.from_numpy(own[order]).to(result.device)] = losses
         elif len(own):
             part = batch[own]
@@ -161,29 +161,25 @@ class ContinuationLoss(_Loss):
             result[torch.from_numpy(own).to(result.device)] = losses
         return result
 
-    def scores(self, model: nn.Module, part: Continuations) -> Tensor:
-        """The score of each candidate, float32, one after the other."""
-        return self._scores(model, part.candidates)
-
     def _invariant_scores(self, model: nn.Module, rows: Examples) -> Tensor:
-        """The same, to the last bit a function of each candidate alone (see `batch_invariance`)."""
+        """As `scores`, to the last bit a function of each candidate alone (see `batch_invariance`)."""
 
         def forward(buckets: Sequence[Bucket]) -> Tensor:
             texts = rows.stand_ins(model, buckets)
             counts = np.minimum([answer for _, _, answer in buckets], texts.lengths() - 1)
             length, _, answer = buckets[0]
-            return self._scores(model, replace(texts, labels=counts), length, answer)
+            return self.scores(model, replace(texts, labels=counts), length, answer)
 
         answers = [1 << (int(count) - 1).bit_length() for count in rows.labels]
         buckets = [(*bucket, n) for bucket, n in zip(rows.buckets(model), answers, strict=True)]
         result = torch.zeros(len(rows), device=next(model.parameters()).device)
         for order, filled, (length, _, answer) in self.cutter.cut(model, buckets, forward):
-            scores = self._scores(model, rows[filled], length, answer)
+            scores = self.scores(model, rows[filled], length, answer)
             result[torch.from_numpy(order).to(result.device)] = scores[: len(order)]
         return result
 
-    def _scores(self, model: nn.Module, rows: Examples, length: int = 0, answer: int = 0) -> Tensor:
-        """Of rows padded to `length` tokens with room for `answer` tokens; 0: those of the longest."""
+    def scores(self, model: nn.Module, rows: Examples, length: int = 0, answer: int = 0) -> Tensor:
+        """Scores [n], float32, of rows padded to `length` tokens with room for `answer`; 0: as the longest."""
         device = next(model.parameters()).device
         ids, mask, counts = rows.padded(device, length)
         steps = torch.arange(answer or int(counts.max()), device=device)
@@ -203,7 +199,7 @@ class ContinuationLoss(_Loss):
         candidates = examples.candidates
         with prefix_cache.reuse(model, candidates, int(candidates.labels.max()) + 1):
             for _, part in examples.parts(self.token_budget):
-                groups = self.scores(model, part).split(np.diff(part.first).tolist())
+                groups = self.scores(model, part.candidates).split(np.diff(part.first).tolist())
                 for scores, start, gold in zip(groups, part.first, part.gold(), strict=False):
                     loss -= float(scores[gold])
                     right += bool(part.right[start + int(scores.argmax())])
