@@ -179,7 +179,7 @@ class ContinuationLoss(_Loss):
         return result
 
     def scores(self, model: nn.Module, rows: Examples, length: int = 0, answer: int = 0) -> Tensor:
-        """Scores [n], float32, of rows padded to `length` tokens with room for `answer`; 0: as the longest."""
+        """Scores [n], float32, of rows padded to `length` tokens with room for `answer`; 0: the longest."""
         device = next(model.parameters()).device
         ids, mask, counts = rows.padded(device, length)
         steps = torch.arange(answer or int(counts.max()), device=device)
