@@ -1,14 +1,16 @@
-"""Finds the methods by file name and reads their cards without importing them (they import torch)."""
+"""The registry of methods: found by file name, and described without being imported (they import torch)."""
 
 from __future__ import annotations
 
 import ast
 import importlib
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from ..errors import UsageError, unknown
 
@@ -16,12 +18,25 @@ ROOT = Path(__file__).resolve().parents[2]
 TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 PACKAGE = "baselines"
 NOT_IN_SWEEPS = ("one_at_a_time",)  # this project's losses already keep the bits of each example
-CONSTANTS = {"title": (str,), "private": (bool,), "order": (int, type(None))}
+CONSTANTS: dict[str, tuple[Callable[[object], bool], str]] = {  # of a method's class: the check, in words
+    "title": (lambda value: type(value) is str, "a text"),
+    "private": (lambda value: type(value) is bool, "True or False"),
+    "order": (
+        lambda value: value is None or (type(value) is int and value in (0, 1)),
+        "0 (forward passes), 1 (gradients) or None",
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Card:
-    """What planning needs to know of a method. `settings`: name -> type name; `required`: those without a default."""
+    """What planning knows of a method.
+
+    Attributes:
+        file: name of its file, without the ending.
+        settings: name -> type, as it is written in the signature.
+        required: the settings without a default.
+    """
 
     file: str
     class_name: str
@@ -32,8 +47,8 @@ class Card:
     required: frozenset[str]
     defaults: dict[str, object] = field(default_factory=dict)
 
-    def load(self):
-        """The class itself."""
+    def load(self) -> Any:
+        """Import the method's class."""
         if self.file != "dpzero":
             _claim_package()
         name = "dpzero.algorithm" if self.file == "dpzero" else f"{PACKAGE}.{self.file}"
@@ -42,54 +57,52 @@ class Card:
 
 def choices(type_name: str) -> tuple[str, ...]:
     """The values that a `Literal` lists; none for another type."""
-    return (
-        tuple(ast.literal_eval(type_name.removeprefix("Literal"))) if type_name.startswith("Literal[") else ()
-    )
+    if not type_name.startswith("Literal["):
+        return ()
+    return tuple(ast.literal_eval(type_name.removeprefix("Literal")))
 
 
 def _claim_package() -> None:
-    """Under the name of our folder there is our folder, whatever lies in the working directory or was installed under that name."""
+    """Let PACKAGE be our folder, whatever has that name in the working directory or was installed under it."""
     folder = str(ROOT / PACKAGE)
-    found = sys.modules.get(PACKAGE)
-    if found is not None and folder in map(str, getattr(found, "__path__", ())):
+    if folder in map(str, getattr(sys.modules.get(PACKAGE), "__path__", ())):
         return
     for name in [name for name in sys.modules if name == PACKAGE or name.startswith(f"{PACKAGE}.")]:
         del sys.modules[name]
-    ours = ModuleType(
-        PACKAGE
-    )  # its __init__.py holds no code, and an installed package may have overwritten it
+    # made here: its __init__.py holds no code, and an installed package may have overwritten it
+    ours = ModuleType(PACKAGE)
     ours.__path__, ours.__file__ = [folder], f"{folder}/__init__.py"
     sys.modules[PACKAGE] = ours
 
 
 def cards() -> dict[str, Card]:
     """Every method: DPZero, and each file of baselines/ that holds a class with a `private` attribute."""
-    return {name: found for name, found in read_all().items() if isinstance(found, Card)}
+    return {name: entry for name, entry in read_all().items() if isinstance(entry, Card)}
 
 
 def card(name: str) -> Card:
-    """Raises UsageError for a method that there is not, or whose file has a fault: those of others do not matter."""
-    found = read_all().get(name) if isinstance(name, str) else None
-    if isinstance(found, UsageError):
-        raise found
-    if found is None:
+    """The card of a method. Raises UsageError for an unknown one, and for a fault in its file."""
+    entry = read_all().get(name) if isinstance(name, str) else None
+    if isinstance(entry, UsageError):
+        raise entry
+    if entry is None:
         raise UsageError(unknown("method file", name, cards()))
-    return found
+    return entry
 
 
 @cache
 def read_all() -> dict[str, Card | UsageError]:
-    """name -> the method of a file, or what is wrong with the file."""
+    """File name -> the card of its method, or what is wrong with the file."""
     files = {"dpzero": ROOT / "dpzero" / "algorithm.py"}
     files |= {f.stem: f for f in sorted((ROOT / PACKAGE).glob("*.py")) if not f.stem.startswith("_")}
-    found: dict[str, Card | UsageError] = {}
+    entries: dict[str, Card | UsageError] = {}
     for name, file in files.items():
         try:
-            if made := _read(name, file):
-                found[name] = made
+            if (entry := _read(name, file)) is not None:
+                entries[name] = entry
         except UsageError as error:
-            found[name] = error
-    return found
+            entries[name] = error
+    return entries
 
 
 def _read(name: str, file: Path) -> Card | None:
@@ -108,24 +121,22 @@ def _read(name: str, file: Path) -> Card | None:
         where = f"{where}, class {node.name}"
         if "title" not in dict(_constants(node)):
             raise UsageError(f"{where} has no title: give it one, as tables are to print it")
-        _check_constants(where, constants)
-        order = constants.get("order", 0)
-        return Card(
-            name, node.name, constants["title"], constants["private"], order, *_settings(where, classes)
-        )
+        for key, (allowed, words) in CONSTANTS.items():
+            if key in constants and not allowed(constants[key]):
+                raise UsageError(f"{where}: {key} is {constants[key]!r}, but must be {words}, written out")
+        title, private, order = constants["title"], constants["private"], constants.get("order", 0)
+        return Card(name, node.name, title, private, order, *_settings(where, classes))
     return None
 
 
 @cache
 def _known_classes() -> dict[str, ast.ClassDef]:
     """The classes of this package that a method may inherit from."""
-    package = Path(__file__).parents[1]
-    files = [
-        package / "zeroth_order" / "two_point.py",
-        package / "private_two_point.py",
-        package / "algorithm.py",
-    ]
-    nodes = [node for file in files for node in ast.parse(file.read_text("utf-8")).body]
+    package, files = (
+        Path(__file__).parents[1],
+        ("zeroth_order/two_point.py", "private_two_point.py", "algorithm.py"),
+    )
+    nodes = [node for file in files for node in ast.parse((package / file).read_text("utf-8")).body]
     return {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
 
 
@@ -136,40 +147,23 @@ def _bases(node: ast.ClassDef) -> list[ast.ClassDef]:
     return [cls for base in bases for cls in (base, *_bases(base))]
 
 
-def _constants(cls: ast.ClassDef):
-    """(name, value) of what the class assigns, with or without an annotation; a value that is no constant as its text."""
+def _constants(cls: ast.ClassDef) -> Iterator[tuple[str, Any]]:
+    """(name, value) of what the class assigns, with or without an annotation."""
     for statement in cls.body:
-        targets = (
-            statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
-        )
-        value = getattr(statement, "value", None)
-        for target in targets:
-            if isinstance(target, ast.Name) and value is not None:
-                yield target.id, value.value if isinstance(value, ast.Constant) else _Text(ast.unparse(value))
+        if isinstance(statement, ast.Assign):
+            targets, value = statement.targets, statement.value
+        elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
+            targets, value = [statement.target], statement.value
+        else:
+            continue
+        constant = value.value if isinstance(value, ast.Constant) else _Expression(ast.unparse(value))
+        yield from ((target.id, constant) for target in targets if isinstance(target, ast.Name))
 
 
-class _Text:
-    """An expression that is no constant."""
+class _Expression(str):
+    """The source of a value that is no constant, shown without quotes."""
 
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def __repr__(self) -> str:
-        return self.text
-
-
-def _check_constants(where: str, constants: dict[str, object]) -> None:
-    words = {
-        "title": "a text",
-        "private": "True or False",
-        "order": "0 (forward passes), 1 (gradients) or None",
-    }
-    for name, kinds in CONSTANTS.items():
-        value = constants.get(name, 0)
-        if (name in constants and type(value) not in kinds) or (
-            name == "order" and value not in (0, 1, None)
-        ):
-            raise UsageError(f"{where}: {name} is {value!r}, but must be {words[name]}, written out")
+    __repr__ = str.__str__
 
 
 def _settings(
@@ -177,7 +171,7 @@ def _settings(
 ) -> tuple[dict[str, str], frozenset[str], dict[str, object]]:
     """Types of the keyword-only arguments of `__init__`, those without a default, and the defaults.
 
-    If `__init__` takes `**kwargs`, it passes them on to that of the base class, whose arguments then count, too.
+    If `__init__` takes `**kwargs`, it passes them on to the base class, whose arguments then count, too.
     """
     inits = [
         s for cls in classes for s in cls.body if isinstance(s, ast.FunctionDef) and s.name == "__init__"
@@ -202,7 +196,8 @@ def _settings(
         kind = ast.unparse(argument.annotation) if argument.annotation else "nothing"
         if kind not in TYPES and not kind.startswith("Literal["):
             raise UsageError(
-                f"{where}: argument {argument.arg} is annotated with {kind}, but a setting is an int, float, str, bool or a Literal of texts"
+                f"{where}: argument {argument.arg} is annotated with {kind}, but a setting is an int, float, "
+                "str, bool or a Literal of texts"
             )
     settings = {name: ast.unparse(a.annotation) for name, (a, _) in arguments.items() if a.annotation}
     try:
