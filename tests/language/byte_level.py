@@ -1,4 +1,4 @@
-"""A small tokenizer of the papers' kind: byte-level BPE with RoBERTa's marks."""
+"""A small tokenizer like the papers': byte-level BPE with RoBERTa's special tokens."""
 
 from __future__ import annotations
 

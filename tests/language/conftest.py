@@ -16,7 +16,7 @@ from dpzero.language.data import assets
 
 @pytest.fixture(scope="session")
 def index(tmp_path_factory) -> None:
-    """Skips where pip reaches no package index. It asks pip itself, not the code under test."""
+    """Skips if pip reaches no package index. It asks pip itself, not the code under test."""
     command = [
         sys.executable,
         "-m",
@@ -53,7 +53,7 @@ def cached(request) -> Callable[[str], Path]:
 
 @pytest.fixture
 def data() -> Path:
-    """The folder of real task rows, where there is one: $DPZERO_DATA_DIR, or beside the project."""
+    """The folder of real task rows: $DPZERO_DATA_DIR, or next to the project. Skips without one."""
     beside = Path(__file__).resolve().parents[3] / "shared" / "data"
     folder = Path(os.environ.get("DPZERO_DATA_DIR", beside))
     if not (folder / "trec" / "train.jsonl").is_file():

@@ -1,4 +1,4 @@
-"""Assets: nothing unverified is unpacked, nothing half-done is left, and a warm cache needs no network."""
+"""Assets: only verified files are unpacked, an interruption leaves nothing, and a warm cache needs no network."""
 
 from __future__ import annotations
 

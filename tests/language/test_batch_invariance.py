@@ -1,4 +1,4 @@
-"""The bits of an example's loss are its own: whatever else is in the batch, and whatever the machine's kernels do with rows."""
+"""Batch invariance: no other example of a batch changes a bit of a loss, whatever the kernels of the machine do."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_one_example_that_leaves_moves_no_other(kind, compute, monkeypatch):
 
 
 def test_with_the_shapes_of_the_batch_it_does(monkeypatch):
-    """So the measure above sees what it is there to see."""
+    """The measure finds micro-batches that are not batch-invariant."""
 
     class Old(CrossEntropy):
         def cut(self, model, batch):
@@ -66,7 +66,7 @@ def test_with_the_shapes_of_the_batch_it_does(monkeypatch):
 @pytest.mark.parametrize("perturb", ["in_place", "on_read"])
 @pytest.mark.parametrize("kind", SHAPES)
 def test_a_step_has_the_same_differences_in_any_company(kind, perturb, monkeypatch):
-    """Also where it reads weights elsewhere than they are."""
+    """Also if weights are perturbed on read."""
     model, batch = model_of(kind, monkeypatch), batch_of(9)
     start, found = [p.clone() for p in model.parameters()], []
     for keep in (np.arange(9), np.arange(0, 9, 2), [3]):
@@ -117,7 +117,7 @@ def test_candidates_of_one_example_move_no_other(compute):
 
 
 def kernel(*, sums_in_rows_from: int = 0, odd_places: bool = False, mask_matters: bool = False):
-    """A pass over stand-ins whose value depends on the number of rows, on the place or on the mask, as kernels' last bits do."""
+    """A forward pass that depends, as the last bits of a kernel do, on the number of rows, the place or the mask."""
 
     def made(buckets):
         values = torch.zeros(len(buckets))
@@ -142,7 +142,7 @@ def test_rows_are_powers_of_two_that_cost_the_least():
 
 
 def test_numbers_of_rows_that_change_bits_are_not_used():
-    """RoBERTa's on a CPU: two rows are summed in another order than four."""
+    """As for RoBERTa on a CPU: two rows are summed in another order than four."""
     assert cut(kernel(sums_in_rows_from=4), 1) == [4]
     assert cut(kernel(sums_in_rows_from=4), 34) == [32, 4]
 
@@ -159,7 +159,7 @@ def test_where_a_place_changes_bits_each_is_alone():
 
 
 def test_what_was_found_in_other_circumstances_is_tried_anew():
-    """Threads, a mode of torch (in which weights are read) and the type of products choose other kernels."""
+    """The number of threads, a torch function mode and the type of products choose other kernels."""
 
     class Mode(TorchFunctionMode):
         def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -242,7 +242,7 @@ def test_a_text_alone_says_how_it_is_padded(length, longest):
 
 
 def test_what_was_asked_before_changes_no_cut():
-    """A number of rows is tried for padded and for whole texts, whichever came first: no batch says what the next one's shapes are."""
+    """Trials cover padded and full texts, so that the shapes of a batch do not depend on earlier batches."""
 
     def made(buckets):  # whole texts alone want 16 rows
         return torch.full((len(buckets),), float(len(buckets) < 16 and all(bucket[1] for bucket in buckets)))

@@ -1,4 +1,4 @@
-"""The bits of an example's loss are its own on models of real size: real weights on real texts, and published shapes with random weights."""
+"""Batch invariance of models of real size: pretrained weights on real texts, published shapes with random weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIZES = {"minilm": (2, 16, 64), HEAD: (2, 16, 64)}
 
 @pytest.fixture
 def moves(cached) -> Callable[..., list[float]]:
-    """What the others move, over the clip, when the longest of each number of texts leaves; of two the other is then alone."""
+    """How far the losses of the others move, over the clip, if the longest text leaves a batch of each size."""
 
     def measured(name: str, loss: CrossEntropy, sizes: tuple[int, ...]) -> list[float]:
         for asset in ASSETS[name]:
@@ -46,7 +46,7 @@ def test_one_example_that_leaves_moves_no_other(name, compute, moves):
 
 
 def test_with_the_shapes_of_the_batch_it_does(moves):
-    """So the measure sees what it is there to see."""
+    """The measure finds micro-batches that are not batch-invariant."""
     cheapest_first = [("opt-125m", "bfloat16"), ("roberta-base", "bfloat16"), ("minilm", "float32")]
     assert any(
         max(moves(name, BatchShapes(TOKENS, compute), (2, 16))) > 0 for name, compute in cheapest_first

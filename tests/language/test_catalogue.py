@@ -1,4 +1,4 @@
-"""Stanzas of the catalogues: those that there are pass, and each wrong one is refused with its key before anything is read."""
+"""Catalogues: every stanza passes its schema, and a wrong stanza is refused with its key before any data is read."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MODEL = {"kind": "encoder", "hub": "someone/some", "feature_scale": 10, "title":
 
 
 def checked(kind: str, stanza: object) -> dict:
-    """The stanza as it comes out of a file."""
+    """The stanza, written to YAML and read again."""
     text = yaml.safe_dump({"some": stanza}, sort_keys=False)
     read = catalogue.parse(text, f"{kind}s.yaml")["some"]
     CATALOGUES[kind].check("some", read)
@@ -157,7 +157,7 @@ ANYTHING |= st.lists(st.text(max_size=3) | st.integers(), max_size=2) | st.dicti
 
 
 def paths(stanza: object, before: tuple = ()) -> list[tuple]:
-    """Of everything that a stanza holds."""
+    """The path of every value of a stanza."""
     pairs = (
         stanza.items() if isinstance(stanza, dict) else enumerate(stanza) if isinstance(stanza, list) else ()
     )

@@ -1,4 +1,4 @@
-"""Checkpoints that are not the model's, as real ones come to be: each is named in one line before a number is made of it."""
+"""Checkpoints that do not fit their model, as they occur in practice: each is refused in one line."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_head_that_is_not_tied_must_be_there(folder):
 
 
 def test_an_encoder_reads_the_body_of_a_masked_model(folder, monkeypatch):
-    """Its head is of another use; a tensor of the body is not."""
+    """A missing head is no fault, a missing tensor of the body is."""
     monkeypatch.setitem(
         weights.CATALOGUE.stanzas, "own", {"kind": "encoder", "hub": "x/roberta-base", "title": "own"}
     )

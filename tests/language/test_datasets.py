@@ -1,4 +1,4 @@
-"""Rows from local files and from the hub's reader: what is read, and what is said of a file that is wrong."""
+"""Rows from local files and from the hub, and the errors for wrong files."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ OTHERS = [
 
 @pytest.mark.parametrize("task, row, change, words", OTHERS, ids=[f"{t}-{c}" for t, _, c, _ in OTHERS])
 def test_whatever_a_prompt_reads_is_checked(tmp_path, monkeypatch, task, row, change, words):
-    """Columns of the prompt, candidates and right answers: as they are they pass, with one change they do not."""
+    """Columns of the prompt, candidates and right answers: a row passes, and fails with one change."""
     monkeypatch.setenv("DPZERO_DATA_DIR", str(tmp_path))
     files = [tmp_path / file for file in tasks.stanza(task)["files"].values()]
     for file in files:
@@ -252,7 +252,7 @@ def test_unlabelled_rows_are_left_out(folder):
 
 
 def test_the_hubs_rows_and_label_values_are_read_by_name(folder, monkeypatch):
-    """A folder of files is to `load_dataset` what a name on the hub is."""
+    """`load_dataset` reads a folder of files like a data set of the hub."""
     monkeypatch.delenv("DPZERO_DATA_DIR")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(folder / "hub"))
     splits = {"train": [("a", 1), ("b", 0)] * 10, "test": [("c", 1)], "validation": [("d", 1), (None, 1)]}

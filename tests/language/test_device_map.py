@@ -1,4 +1,4 @@
-"""A model whose layers are spread over devices computes what it computed on one."""
+"""A model whose layers are spread over devices gives the same results as on one device."""
 
 from __future__ import annotations
 

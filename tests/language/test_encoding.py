@@ -1,4 +1,4 @@
-"""Tokenized examples: what goes in comes out, micro-batches hold each once, prompts keep their question, tokens are kept."""
+"""Tokenized examples: round trip, micro-batches, truncation of prompts, the cache of tokens."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ TEXTS = st.text(alphabet="ab é€\U0001f600{}", max_size=80)
 
 @given(TEXTS, st.integers(1, 60))
 def test_any_text_is_shortened_from_its_end_until_it_fits(text, room):
-    """Tokens here are bytes: words and even characters are many tokens."""
+    """Tokens are bytes here, so that a character may have several tokens."""
     toy = tasks.load("toy")
     task = dataclasses.replace(toy, stanza=toy.stanza | {"prompt": "Review: {text}\nSentiment:"})
     around = len("Review: \nSentiment:")

@@ -1,4 +1,4 @@
-"""The features of a frozen body: what the head makes of them is what the whole model makes of the texts."""
+"""Cached features: the head gives the same losses on them as the complete model on the texts."""
 
 from __future__ import annotations
 

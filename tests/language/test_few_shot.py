@@ -40,7 +40,7 @@ def test_the_rows_are_those_of_the_script_in_its_order(seed, shots):
 
 
 def test_known_rows_of_seed_42():
-    """Written down once, so that a NumPy with another stream shows."""
+    """Fixed values, which show a NumPy with another stream."""
     train, dev = few_shot_split(LABELS, 2, 42)
     assert (train.tolist(), dev.tolist()) == ([9, 0, 11, 2, 5, 1], [12, 8, 6, 13, 7])
     assert sorted(LABELS[i] for i in train) == ["a", "a", "b", "b", "c", "c"]

@@ -1,4 +1,4 @@
-"""The label words' scores: where a model reads and writes words with one table, training in full keeps it one."""
+"""Heads: training all parameters keeps tied embeddings tied; otherwise the head is a copy."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_model_that_is_not_tied_has_a_head_of_its_own():
 
 
 def test_a_step_moves_a_word_where_it_is_read_and_where_it_is_scored(batch):
-    """A text without the word pulls its row through the scores alone; the row then reads otherwise in another text."""
+    """A text without the word moves the word's row through the scores; the same row is its input embedding."""
     model, word = make(), tokenizers.answer_tokens("tiny-masked", tasks.load("trec"))[0]
     start = table(model).detach()[word].clone()
     FineTuning(model, CrossEntropy(2048), 1, learning_rate=0.1, optimizer="sgd").step(batch[[0]])
@@ -85,7 +85,7 @@ def test_a_perturbed_model_scores_and_reads_with_the_same_perturbed_rows(perturb
 
 @pytest.mark.parametrize("perturb", ["in_place", "on_read"])
 def test_a_zeroth_order_step_takes_the_memory_of_inference(perturb):
-    """And inference that of a head of its own, to 1 %: the table is neither copied nor perturbed as a whole."""
+    """And inference as much as with a copied head, to 1 %: the table is neither copied nor perturbed completely."""
     long = encoding.Examples.from_token_ids([[1, MASK] + [9] * 60] * 64, [0] * 64)
     loss = CrossEntropy(2**20)
 

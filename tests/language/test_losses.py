@@ -1,4 +1,4 @@
-"""One loss per example, whatever else is in the batch and however it is cut."""
+"""One loss per example, for every batch and every cut into micro-batches."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_any_cut_into_micro_batches_gives_the_same_losses(model, batch, budget):
 @pytest.mark.parametrize("budget", [13, 64, 250, 10_000])
 @torch.no_grad()
 def test_without_gradients_shapes_are_few_and_losses_the_same(model, batch, budget):
-    """Lengths are powers of two or halfway to one, rows powers of two: as CUDA graphs want them."""
+    """Lengths are powers of two or halfway to one, rows powers of two."""
     shapes = []
     with model.register_forward_pre_hook(lambda module, args: shapes.append(tuple(args[0].shape))):
         found = CrossEntropy(budget)(model, batch)

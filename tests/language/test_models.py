@@ -168,7 +168,7 @@ def test_a_task_without_a_template_is_refused(toy):
 
 
 def test_a_saved_model_is_found_by_its_name(tmp_path, monkeypatch, trec):
-    """What save_pretrained writes, with a tokenizer of the papers' kind."""
+    """From what save_pretrained writes, with a tokenizer like the papers'."""
     from transformers import PreTrainedTokenizerFast
 
     made = AutoModelForMaskedLM.from_config(

@@ -1,4 +1,4 @@
-"""Candidates by their likelihood and answers that a model writes: scores, losses, micro-batches, F1."""
+"""Models that score candidate texts or write answers: scores, losses, micro-batches, F1."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def batch() -> Continuations:
 
 
 def by_hand(model: models.TextScorer, batch: Continuations, i: int) -> torch.Tensor:
-    """Mean log-probabilities of the candidates of one example, from the whole model's logits at every position."""
+    """Mean log-probabilities of the candidates of one example, from the language model's logits at every position."""
     found = []
     for c in range(batch.first[i], batch.first[i + 1]):
         ids = torch.from_numpy(batch.candidates.ids(c).astype(np.int64))[None]
@@ -295,7 +295,7 @@ def test_a_model_writes_to_each_prompt_of_a_batch_what_it_writes_to_it_alone(tun
 
 @pytest.mark.parametrize("model, longest", [("tiny-encoder", 64), ("tiny-masked", 67)])
 def test_texts_longer_than_the_model_has_positions_are_refused(model, longest):
-    """RoBERTa's positions begin behind that of its padding token."""
+    """RoBERTa's positions start after that of its padding token."""
     with pytest.raises(
         UsageError, match=f"max_length is {longest + 1}, but {model} knows {longest} positions"
     ):

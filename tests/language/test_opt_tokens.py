@@ -1,4 +1,4 @@
-"""What OPT reads of each of MeZO's tasks, token by token: through files of rows, the tokenizer's own habits and the encoding of a run.
+"""The tokens of each of MeZO's tasks for OPT, from files of rows through the tokenizer to the encoding of a run.
 
 The stand-in has OPT's marks and its habit of beginning each text with </s>, where MeZO's prompts begin with <s>, id 0. Its
 words are so chosen that the tokens below are those that GPT-2's own merges make of the same text.
@@ -122,12 +122,12 @@ def _local(places, tmp_path, monkeypatch):
 
 
 def shown(ids) -> str:
-    """Tokens with | between them, as they stand in the vocabulary."""
+    """Tokens of the vocabulary with | between them."""
     return "|".join(STAND_IN.id_to_token(int(i)) for i in ids)
 
 
 def asked(task: str) -> list[tuple[str, str]]:
-    """The tokens of the test row's prompt and of each answer to it, the right one first, as a run has them."""
+    """(prompt, answer) of the test row for each answer, as tokens of a run; the right answer first."""
     read = encoding.encode(tasks.load(task), "opt-125m", 2048)["test"]
     if isinstance(read, Continuations):
         whole = [(read.candidates.ids(i), count) for i, count in enumerate(read.candidates.labels)]

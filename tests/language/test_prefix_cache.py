@@ -1,4 +1,4 @@
-"""What all texts begin with is read once, and every score is that of the whole text."""
+"""Prefix cache: the shared prefix is computed once, and every score is that of the complete text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is fetched and made once, and what is said where a part of it cannot be had."""
+"""Preparation of a sweep, and the errors if a part of it fails."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_no_weights_are_fetched_for_a_task_that_cannot_be_had(folder, monkeypatc
 
 @pytest.mark.parametrize("there", [("model.safetensors", "pytorch_model.bin"), ("pytorch_model.bin",), ()])
 def test_of_two_formats_of_weights_one_is_fetched(tmp_path, monkeypatch, there):
-    """The hub's answer is a folder; which of its files are taken, the library itself decides by the patterns."""
+    """The hub is a folder here; the library itself selects files by the patterns."""
     from huggingface_hub.utils import filter_repo_objects
 
     monkeypatch.delenv("DPZERO_MODEL_DIR", raising=False)

@@ -40,7 +40,7 @@ def plain(text: str) -> list[int]:
 
 
 def shown(ids: list[int]) -> str:
-    """Tokens with | between them, as they stand in the vocabulary."""
+    """Tokens of the vocabulary with | between them."""
     return "|".join(BPE.id_to_token(i) for i in ids)
 
 
@@ -184,7 +184,7 @@ def test_changes(change, text, expected):
 
 
 def test_every_prompt_of_the_papers_tasks_can_be_read():
-    """No misspelt change or column: a row that has every column fills each of them."""
+    """No transform or column is misspelt: a row with all columns fills every prompt."""
     for name in PAPERS + FREE:  # a task of one's own may have other columns
         lines = tasks.stanza(name)
         if lines["reader"] == "columns":

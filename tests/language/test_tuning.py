@@ -1,4 +1,4 @@
-"""What is trained: the same switch for a bert and for a llama."""
+"""Trainable parameters of each choice of `tune`, for an encoder and a causal model."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_prefix_is_five_keys_and_values_in_every_layer(name, task):
 
 @torch.no_grad()
 def test_a_prefix_starts_as_the_keys_and_values_of_random_tokens_before_the_text():
-    """To a causal model these tokens, read first, are the same as ever; the text's own positions do not move."""
+    """In a causal model the prefix equals these tokens before the text, whose positions are not shifted."""
     model, plain = (
         models.load("tiny-causal", tasks.load("toy"), tune, seed=4) for tune in ("prefix", "head")
     )
@@ -107,7 +107,7 @@ def test_with_a_prefix_each_text_is_read_alone(name, task):
 
 @torch.no_grad()
 def test_a_model_with_a_prefix_writes_what_it_scores():
-    """With its cache of earlier tokens, too, every new token sees the prefix once."""
+    """Also with the cache of earlier tokens, every new token attends to the prefix once."""
     model = models.load("tiny-causal", tasks.load("squad"), "prefix")
     ids = torch.tensor([[1, 20, 30, 40]])
     written = model.language_model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=4, pad_token_id=0)  # fmt: skip
