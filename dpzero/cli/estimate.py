@@ -73,15 +73,15 @@ def announcement(name: str, cells: Sequence[dict], cores: int | None) -> str:
     """What these runs of a sweep take, in words; empty if nothing is known. `cores`: None on a cluster."""
     seconds = sweep.core_seconds(name)
     if seconds and cells and cores:
-        return f", about {max(1, round(len(cells) * seconds / min(cores, len(cells)) / 60))} minutes on {cores} CPU cores"
+        minutes_in_all = max(1, round(len(cells) * seconds / min(cores, len(cells)) / 60))
+        return f", about {minutes_in_all} minutes on {cores} CPU cores"
     pace = speed(cells)
     hours = gpu_hours(name, cells, pace)
     if not hours:
         return ""
     return (
         f", about {hours:,.{0 if hours >= 10 else 1}f} GPU hours of training (an estimate from tokens and "
-        "parameters, at the speed of "
-        f"{pace.source}; evaluation left out)"
+        f"parameters, at the speed of {pace.source}; evaluation left out)"
     )
 
 

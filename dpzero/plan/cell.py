@@ -130,8 +130,7 @@ def _check_checkpoint_selection(where: str, card: Card, task: str, settings: dic
         if settings.get("noise_key") == "secret":
             raise UsageError(
                 f"{where}: iterate best_dev with noise_key secret, but dev rows are private and the choice "
-                "is not accounted: take iterate "
-                "accounted, or leave it out"
+                "is not accounted: take iterate accounted, or leave it out"
             )
         return
     if settings["as_published"]:
@@ -197,6 +196,5 @@ def check_files(cell: Mapping) -> None:
         if planned != found:
             raise UsageError(
                 f"the {what} are {found or 'not local'}, but the cell was made for "
-                f"{planned or 'those of the hub'}: give the {place} that "
-                "it was made with"
+                f"{planned or 'those of the hub'}: give the {place} that it was made with"
             )

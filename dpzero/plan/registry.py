@@ -63,7 +63,7 @@ def choices(type_name: str) -> tuple[str, ...]:
 
 
 def _claim_package() -> None:
-    """Let PACKAGE be our folder, whatever has that name in the working directory or was installed under it."""
+    """Let PACKAGE be our folder, whatever has its name in the working directory or in site-packages."""
     folder = str(ROOT / PACKAGE)
     if folder in map(str, getattr(sys.modules.get(PACKAGE), "__path__", ())):
         return

@@ -166,8 +166,7 @@ RUN_SETTINGS: dict[str, Entry] = {
         "last",
         ("last", "best_dev", "accounted"),
         "checkpoint that is reported: the last; the one with the least dev loss; or the one that a private "
-        "choice takes by dev accuracy "
-        "(best_dev for methods without noise)",
+        "choice takes by dev accuracy (best_dev for methods without noise)",
         omit_default=True,
     ),
     "noise_key": Entry(

@@ -94,8 +94,7 @@ class Checkpoint:
         if releases > 0 and secret:
             raise UsageError(
                 f"{self.folder} holds {releases} releases of private data, made with {difference}: resume "
-                "with the original settings, or "
-                "move the folder away and account for the epsilon it has spent"
+                "with the original settings, or move the folder away and account for the epsilon it has spent"
             )
         if releases > 0 or self.folder.exists():
             log(f"the checkpoint {self.folder} was made with {difference}: begun anew")
@@ -157,8 +156,8 @@ class Checkpoint:
         if released < taken:
             raise UsageError(
                 f"{self.ledger} lacks {taken - released} of the {taken} releases by which the run moved, so "
-                "that epsilon cannot be told: "
-                f"bring the file back, or move {self.folder} away to begin anew and add what was spent"
+                f"that epsilon cannot be told: bring the file back, or move {self.folder} away to begin anew "
+                "and add what was spent"
             )
 
     def _rows(self) -> int:
@@ -178,7 +177,7 @@ class Checkpoint:
         self._saved = time.monotonic()
 
     def remove(self) -> None:
-        """Delete the folder in one move: a part of it, left by a killed process, could let the run release anew."""
+        """Delete the folder in one move: a part, left by a killed process, could let the run release anew."""
         gone = self.folder.with_name(f".{self.folder.name}.removed")
         shutil.rmtree(gone, ignore_errors=True)
         if self.folder.exists():

@@ -34,7 +34,7 @@ class Crowded(Exception):
 
 
 def visible() -> list[str]:
-    """The GPUs that this process may use, without asking torch: CUDA_VISIBLE_DEVICES, if there are devices."""
+    """The GPUs that this process may use, without asking torch: CUDA_VISIBLE_DEVICES, if any."""
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     there = sorted(path.name.removeprefix("nvidia") for path in _devices().glob("nvidia[0-9]*"))
     if listed is None or not there:
@@ -86,7 +86,7 @@ def of_this_rank() -> list[str]:
 
 
 def lease(gpus: list[str], log: Callable[[str], object] = print) -> str | None:
-    """Wait for a place on one of `gpus`, make that GPU the only visible one, and return it; None without GPUs.
+    """Wait for a place on one of `gpus`, make it the only visible GPU, and return it; None without GPUs.
 
     The emptiest GPU is taken first. A shared one is entered only while its `share`-th part of memory is free.
     If nvidia-smi does not say how much is free, no GPU is shared. A run that wants a GPU to itself waits
@@ -117,7 +117,7 @@ def lease(gpus: list[str], log: Callable[[str], object] = print) -> str | None:
 
 
 def lease_all(device: str, log: Callable[[str], object] = print) -> None:
-    """Wait until each GPU of a list (cuda:0,cuda:1) is this process's alone; in one order, against deadlock."""
+    """Wait until each GPU of a list (cuda:0,cuda:1) is this process's alone; one order avoids deadlock."""
     gpus = visible()
     numbers = sorted({int(one.partition(":")[2] or 0) for one in device.split(",") if one.startswith("cuda")})
     for name in sorted(gpus[number] for number in numbers if number < len(gpus)):

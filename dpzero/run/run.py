@@ -105,9 +105,7 @@ class Run:
             try:
                 with self.clock.step():
                     self.method.step(batch)
-            except (
-                BudgetExhausted
-            ):  # another machine's rounding made a further release of what is taken again
+            except BudgetExhausted:  # another machine's rounding made a new release of a step taken again
                 break
             self._after_step(step, batch)
         distributed.leave(setup, self.method)
@@ -198,8 +196,8 @@ class Run:
         if moved and setup.release:
             raise UsageError(
                 f"{setup.name}: when one example leaves a batch, rounding moves the losses of the others by "
-                f"{moved:.2g} of the clip, so that "
-                "epsilon would be too small: set token_budget to 1, which takes each text alone"
+                f"{moved:.2g} of the clip, so that epsilon would be too small: set token_budget to 1, which "
+                "takes each text alone"
             )
 
     # -- after a step
