@@ -1,6 +1,7 @@
 """The command line: python -m dpzero VERB.
 
-Each verb prints one JSON object as the last line of standard output. Bad arguments: one line on standard error, status 2.
+Each verb prints one JSON object as the last line of standard output. Bad arguments: one line on standard
+error, status 2.
 """
 
 from __future__ import annotations

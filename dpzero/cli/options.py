@@ -1,6 +1,7 @@
 """How a verb of the command line is declared, and the types of its options.
 
-Every option has a help text and states its default. A bad value is reported in one line before anything is loaded.
+Every option has a help text and states its default. A bad value is reported in one line before anything is
+loaded.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class Verb(NamedTuple):
 def verb(options: Options | None = None, compiles: bool = False) -> Callable[[Answer], Verb]:
     """Make a function a verb of its name; the first line of its docstring is the help text.
 
-    The function gets the parsed options and returns the answer that is printed as JSON, or None if another rank prints it.
+    The function gets the parsed options and returns the answer that is printed as JSON, or None if another
+    rank prints it.
 
     Args:
         options: the options that the verb takes.
@@ -85,7 +87,7 @@ class _Help(argparse.HelpFormatter):
         return f"{text} (default: %(default)s)".lstrip()
 
 
-# -- types of options --------------------------------------------------------------------------------------------------
+# -- types of options ----------------------------------------------------------------------------------------
 
 
 def device(text: str) -> str | None:
@@ -156,7 +158,7 @@ def _path_errors(text: str) -> Iterator[None]:
         raise argparse.ArgumentTypeError(f"cannot use {text} ({reason}): give another place") from None
 
 
-# -- options that several verbs take -----------------------------------------------------------------------------------
+# -- options that several verbs take -------------------------------------------------------------------------
 
 
 def option(text: str, default: object = None, **arguments: Any) -> dict[str, Any]:

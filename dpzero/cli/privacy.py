@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..privacy.hyperparameter_selection import Tries
 
 
-# A short run with large batches: its trade-off curve is nearly Gaussian, so the lower bound through mu is near the claim.
+# A short run with large batches: its trade-off curve is nearly Gaussian, so the bound through mu is tight.
 AUDITED = {"dataset_size": 10, "batch_size": 9, "steps": 8, "delta": 1e-5}
 SIZES = {
     "delta": (float, "delta of (epsilon, delta); 0 with laplace is pure epsilon"),

@@ -11,7 +11,7 @@ from ..errors import UsageError
 
 
 def use_cache() -> None:
-    """Keep numba's compiled code in our cache, as an installation may be read-only. Call it before numba is imported.
+    """Keep numba's compiled code in our cache: an installation may be read-only. To be called before numba.
 
     Raises:
         UsageError: the cache cannot be written.
@@ -25,13 +25,14 @@ def use_cache() -> None:
             pass
     except OSError as error:
         raise UsageError(
-            f"cannot write to the cache {cache_folder()} ({error.strerror}): set $DPZERO_CACHE to a writable folder"
+            f"cannot write to the cache {cache_folder()} ({error.strerror}): "
+            "set $DPZERO_CACHE to a writable folder"
         ) from None
     os.environ.setdefault("NUMBA_CACHE_DIR", str(folder))
 
 
 def use_threads(threads: int) -> None:
-    """Set the number of CPU threads; 0: all cores, shared by the ranks of this machine. Call it before torch is imported."""
+    """Set the number of CPU threads; 0: all cores, shared by local ranks. To be called before torch."""
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     count = threads or max(1, len(os.sched_getaffinity(0)) // ranks)
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(count)

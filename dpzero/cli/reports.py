@@ -72,7 +72,7 @@ def readme(options: argparse.Namespace) -> dict:
 
 
 def _find_records(options: argparse.Namespace) -> tuple[list[Path], list[str]]:
-    """The existing record files of the planned runs, and these runs; other files in the folder are ignored."""
+    """The existing record files of the planned runs, and these runs. Other files are ignored."""
     from ..plan import sweep
 
     runs = read_text(options.cells).split() if options.cells else list(sweep.load(options.sweep))

@@ -1,4 +1,4 @@
-"""The verbs that plan and make runs: run, replay, cells, estimate, assets, settings. Each imports torch only if it needs it."""
+"""The verbs that plan and execute runs: run, replay, cells, estimate, assets, settings."""
 
 from __future__ import annotations
 
@@ -114,8 +114,8 @@ def replay(options: argparse.Namespace) -> dict:
     answer = replay_record(options.record, options.out, options.device)
     if not answer["match"]:
         print(
-            f"dpzero: the replayed weights are not those of {options.record}: the record was altered, or this code "
-            "computes otherwise than that of its run",
+            f"dpzero: the replayed weights are not those of {options.record}: the record was altered, or this "
+            "code computes otherwise than that of its run",
             file=sys.stderr,
         )
     return answer

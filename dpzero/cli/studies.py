@@ -127,7 +127,8 @@ def invariance(options: argparse.Namespace) -> dict:
     rows = encoding.encode(task, options.model, options.max_length)["train"]
     if not 2 <= options.batch_size <= len(rows):
         raise UsageError(
-            f"--batch-size is {options.batch_size}: give 2 to {len(rows)}, the training rows of {options.task}"
+            f"--batch-size is {options.batch_size}: give 2 to {len(rows)}, the training rows of "
+            f"{options.task}"
         )
     model = models.load(options.model, task, options.tune)
     loss = losses.make_loss(task, options.model, options.token_budget, options.compute)

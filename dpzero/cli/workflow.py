@@ -1,4 +1,4 @@
-"""The Python part of the Snakefile: the plan of a sweep, the environment of its jobs, and messages. Imports no torch."""
+"""The Python part of the Snakefile: the plan of a sweep, the environment of its jobs, and messages."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from . import estimate, options
 
 LOCAL_FILES = ("data_dir", "model_dir")
 LOCKED = (
-    "dpzero: .snakemake/locks is not empty: a snakemake is at work here, or one was killed; if none is at work, give "
-    "`snakemake --unlock`, and then the same command with --rerun-incomplete"
+    "dpzero: .snakemake/locks is not empty: a snakemake is at work here, or one was killed; if none is at work, "
+    "give `snakemake --unlock`, and then the same command with --rerun-incomplete"
 )
 INCOMPLETE = (
-    "\nSome runs are missing (their logs: {results}/logs): the same command goes on with them. Tables of what exists: add "
-    "`partial` to the command. Should snakemake be killed: `snakemake --unlock` first, then --rerun-incomplete."
+    "\nSome runs are missing (their logs: {results}/logs): the same command goes on with them. "
+    "For tables of what exists, add `partial` to the command. "
+    "If snakemake was killed: `snakemake --unlock` first, then --rerun-incomplete."
 )
 
 

@@ -39,7 +39,7 @@ def parse_size(text: str) -> int:
 def largest_models(
     models: Sequence[str], limit: int, methods: Sequence[str], settings: dict, log: Callable[[str], object]
 ) -> list[dict]:
-    """The largest model of each method whose step needs at most `limit` bytes, and what the next larger one needs.
+    """The largest model of each method whose step needs at most `limit` bytes, and the need of the next one.
 
     Args:
         models: names of architectures.
@@ -97,7 +97,7 @@ def largest_batches(
 
 
 def _largest(peak: Callable[[int], int], limit: int) -> tuple[int, int | None]:
-    """The largest size whose peak is within the limit, and that peak. Peaks are nearly linear in the size: secant steps."""
+    """The largest size whose peak is within the limit, and that peak. Secant steps: peaks are nearly linear."""
     known = {size: peak(size) for size in (2, 3)}
     if known[2] > limit:
         one = peak(1)

@@ -23,8 +23,9 @@ MEASURED_STEPS = 3  # on CUDA, after those that warm up
 def measure(workload: Workload, device: str | None = None) -> dict:
     """Measure the peaks of a step, in bytes; None for those that a device does not have.
 
-    On CUDA `peak_bytes` is the allocator's; `reserved_peak_bytes` and `device_used_bytes` are other quantities. On the CPU
-    `peak_bytes` is live tensor storage; the resident memory of the process stands beside it.
+    On CUDA `peak_bytes` is the allocator's; `reserved_peak_bytes` and `device_used_bytes` are other
+    quantities. On the CPU `peak_bytes` is live tensor storage; the resident memory of the process stands
+    beside it.
 
     Raises:
         UsageError: weights in half precision on the CPU, or a method that refuses the model.
@@ -55,8 +56,8 @@ def _on_cpu(workload: Workload) -> dict:
         "reserved_peak_bytes": None,
         "device_used_bytes": None,
         "load_peak_bytes": None,
-        "how": "measured: live tensor storage on the CPU, over two steps of a first-order method and one of another; resident: "
-        "VmHWM of one more step, after a reset",
+        "how": "measured: live tensor storage on the CPU, over two steps of a first-order method and one of "
+        "another; resident: VmHWM of one more step, after a reset",
         "settings": {"threads": torch.get_num_threads(), "attention": "sdpa"},
     }
 
@@ -81,8 +82,9 @@ def _on_cuda(workload: Workload, name: str) -> dict:
         "load_peak_bytes": load_peak,
         "resident_before_bytes": None,
         "resident_peak_bytes": None,
-        "how": f"measured: CUDA allocator, its peak reset at each phase, {MEASURED_STEPS} steps after warming up; reserved: over "
-        "the same steps; device used: free memory before loading the model minus that after (with context, workspaces, fragments)",
+        "how": f"measured: CUDA allocator, its peak reset at each phase, {MEASURED_STEPS} steps after warming up; "
+        "reserved: over the same steps; device used: free memory before loading the model minus that after "
+        "(with context, workspaces, fragments)",
         "settings": {
             "allocator": os.environ.get("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "")),
             "tf32": torch.backends.cuda.matmul.allow_tf32,

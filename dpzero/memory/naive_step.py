@@ -1,7 +1,8 @@
-"""A zeroth-order step as public code takes it: the baseline of the benchmark. For timing only: it is not private.
+"""A zeroth-order step as public code takes it: the baseline of the benchmark. For timing only, not private.
 
-Four passes over the weights (plus, minus, back, update), each of which draws all directions anew from the framework's generator, out
-of place. A batch is padded to its longest text, and the logits are those of the whole vocabulary at every position.
+Four passes over the weights (plus, minus, back, update), each of which draws all directions anew from the
+framework's generator, out of place. A batch is padded to its longest text, and the logits are those of the
+whole vocabulary at every position.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Predicts the peak memory of a step without weights, data or GPU: the real code runs on fake tensors, which have shapes only.
+"""Predicts the peak memory of a step without weights, data or GPU: the real code runs on fake tensors.
 
-Counts live tensor storage, as `trackers.LiveStorage` does on real tensors. Not included are the workspaces of kernels, the fragments
-of the allocator and the CUDA context: together 0.5 to 1 GiB of a GPU.
+Counts live tensor storage, as `trackers.LiveStorage` does on real tensors. Not included are the workspaces of
+kernels, the fragments of the allocator and the CUDA context: together 0.5 to 1 GiB of a GPU.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ from . import trackers
 from .workload import Loaded, Workload, build_model, counts
 
 HOW = "predicted: live storage of fake tensors, attention kernels as on the CPU"
-ANALYTIC = "by formula: weights, their gradients' sum and a gradient for each example; not the activations of the backward pass"
+ANALYTIC = (
+    "by formula: weights, their gradients' sum and a gradient for each example; not the activations of the "
+    "backward pass"
+)
 aten = torch.ops.aten
 
 
 class FakeStorage(trackers.LiveStorage):
-    """Answers for fake tensors what needs data: a number is 1, a truth value true, and no text has a token twice.
+    """Answers what needs data: a number is 1, a truth value true, and no text has a token twice.
 
     Opacus' norms of an embedding ask the last; it is the case that needs most memory.
     """
@@ -44,8 +47,8 @@ def predict(workload: Workload) -> dict:
     """Predict the peak of a step and of each of its phases, in bytes.
 
     Raises:
-        UsageError: the method refuses the model, or the code does not run on fake tensors. `Unpredictable`, for DP-SGD, has a lower
-            bound by formula.
+        UsageError: the method refuses the model, or the code does not run on fake tensors. `Unpredictable`,
+            for DP-SGD, has a lower bound by formula.
     """
     started = time.perf_counter()
     try:
@@ -58,7 +61,7 @@ def predict(workload: Workload) -> dict:
 
 
 class Unpredictable(UsageError):
-    """A method that does not run on a model, or not on fake tensors. `analytic`: peaks by formula, in the form of `predict`."""
+    """A method that does not run on a model, or not on fake tensors. `analytic`: peaks by formula."""
 
     def __init__(self, workload: Workload, error: BaseException) -> None:
         self.reason = " ".join(str(error).split()) or type(error).__name__
@@ -109,7 +112,7 @@ def _peaks(workload: Workload) -> dict:
 
 
 def _give_storage(model: nn.Module) -> None:
-    """Replace tensors on `meta` by fake ones on the CPU; tied ones stay tied. (PEFT cannot put adapters into fake ones.)"""
+    """Replace tensors on `meta` by fake ones, into which PEFT could put no adapters; tied ones stay tied."""
     replaced: dict[int, torch.Tensor] = {}
     for module in model.modules():
         stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
@@ -138,7 +141,7 @@ def peak_fields(weights: int, inference: int, peaks: trackers.LiveStorage | trac
 
 
 def analytic(workload: Workload) -> dict:
-    """A lower bound by formula: with per-sample gradients, P (B + 1) on top of inference for P trainable parameters; else 0."""
+    """A lower bound by formula: with per-sample gradients, inference and P (B + 1) for P parameters; else 0."""
     inference = predict(Workload(**{**vars(workload), "method": "inference", "tune": workload.trained}))
     peak = 0
     if variant(workload.method).settings.get("clipping") == "hooks":

@@ -1,7 +1,8 @@
-"""Peak memory of a step and of its phases: the allocator's on CUDA, live tensor storage on the CPU or of fake tensors.
+"""Peak memory of a step and of its phases: of the CUDA allocator, or of live tensor storage.
 
-Both count what tensors hold, in blocks of 512 bytes, but neither the interpreter nor the workspaces of kernels. The batch is a
-stand-in of the expected size and the full length, so a peak reveals nothing about private data and is reproducible.
+Both count what tensors hold, in blocks of 512 bytes, but neither the interpreter nor the workspaces of
+kernels. The batch is a stand-in of the expected size and the full length, so a peak reveals nothing about
+private data and is reproducible.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One step of a method variant on random weights and a stand-in batch, divided into phases: what is predicted and measured."""
+"""One step of a method variant on random weights and a stand-in batch, divided into phases."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from .trackers import Phases
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HALF_PRECISION = (
-    "weights stored in {dtype}, as papers count them; this project runs inference so and refuses to train so, because small updates "
-    "vanish"
+    "weights stored in {dtype}, as papers count them; this project runs inference so and refuses to train so, "
+    "because small updates vanish"
 )
 MOST_TOKENS = 2**31  # of a batch: more is a mistake
 
@@ -79,7 +79,8 @@ class Workload:
         longest = weights.positions(architectures.config_of(self.model))
         if self.sequence_length > longest:
             raise UsageError(
-                f"sequence_length is {self.sequence_length}, but {self.model} knows {longest} positions: give a shorter one"
+                f"sequence_length is {self.sequence_length}, but {self.model} knows {longest} positions: "
+                "give a shorter one"
             )
 
     @property
@@ -206,7 +207,7 @@ def _stand_in(size: int, length: int) -> Examples:
 
 
 class PhaseLoss(losses.CrossEntropy):
-    """A loss whose passes through the model are the phase `forward`. Its shapes are the batch's: fake tensors have no bits to keep."""
+    """A loss whose passes through the model are the phase `forward`. Micro-batches have the batch's shapes."""
 
     phases: Phases | None = None
 

@@ -1,1 +1,1 @@
-"""Experiments beside the sweeps over language models: the quadratic, guarantees, membership inference, audit, benchmark."""
+"""Experiments that train no language model, and measurements of single claims (see README.md)."""

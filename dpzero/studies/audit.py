@@ -1,7 +1,8 @@
-"""Transcripts of the real step code on two neighbouring data sets, with and without a canary, for `privacy.audit` to judge.
+"""Transcripts of the real step code on neighbouring data sets, with and without a canary, for `privacy.audit`.
 
-Sampler, clipping, sum, noise and ledger are those of training. The model is not evaluated: directions are public, so an example enters
-through its loss difference alone. The canary's is infinite, which clipping turns into the bound; all others are zero.
+Sampler, clipping, sum, noise and ledger are those of training. The model is not evaluated: directions are
+public, so an example enters through its loss difference alone. The canary's is infinite, which clipping turns
+into the bound; all others are zero.
 """
 
 from __future__ import annotations

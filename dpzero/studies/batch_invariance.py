@@ -1,8 +1,9 @@
-"""Batch invariance: how far one example that leaves a batch moves the losses of the others, and what a step takes.
+"""Batch invariance: how far one example that leaves a batch moves the others' losses, and what a step takes.
 
-Compares two ways to cut a batch: micro-batches padded to their longest text (`batch`), and padded by each text's own length (`text`).
-Models of four kinds and a head on frozen features, float32 and bfloat16. Steps alternate between the two ways on one thread, and
-times are processor times. Rows that the table has are not measured again.
+Compares two ways to cut a batch: micro-batches padded to their longest text (`batch`), and padded by each
+text's own length (`text`). Models of four kinds and a head on frozen features, float32 and bfloat16. Steps
+alternate between the two ways on one thread, and times are processor times. Rows that the table has are not
+measured again.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def load(name: str) -> tuple[nn.Module, Any]:
 
 
 def _measure_moves(name: str, compute: str, size: int) -> dict[str, float]:
-    """How far the others move, over the clip, when one of three examples leaves; in large batches of large models one."""
+    """How far the others move, over the clip, when one of up to three examples leaves."""
     model, texts = load(name)
     batch = texts[np.random.default_rng(size).choice(len(texts), size, replace=False)]
     count = 1 if name in LARGE and size == TIMED_SIZE else 3

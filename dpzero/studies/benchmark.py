@@ -1,7 +1,8 @@
-"""Step time and memory of each method, relative to two plain forward passes on the same batch in the same process.
+"""Step time and memory of each method, relative to two plain forward passes on the same batch.
 
-Random weights of a published architecture, a batch of random tokens. Steps and forward passes alternate, so that whatever slows the
-machine slows both. A ratio is the median over rounds of the step time over the time of the forward passes.
+Random weights of a published architecture, a batch of random tokens. Steps and forward passes alternate, so
+that whatever slows the machine slows both. A ratio is the median over rounds of the step time over the time
+of the forward passes.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ RESTORE_MODEL = ("dpzero", "mezo", "dp_aggzo", "public")  # these leave a model 
 
 
 def batch_of(size: int, lengths: str, seed: int = 0) -> Examples:
-    """Random tokens. `lengths`: a number, or `short` for short sentences in a prompt (log-normal, median 27, 8 to 128)."""
+    """Random tokens. `lengths`: a number, or `short` for short sentences (log-normal, median 27, 8 to 128)."""
     random = np.random.default_rng(seed)
     if lengths == "short":
         counts = np.clip(np.exp(random.normal(np.log(27), 0.5, size)).astype(int), 8, 128)
@@ -79,7 +80,7 @@ class Benchmark:
         self._losses: dict[int, losses.CrossEntropy] = {}
 
     def run(self, names: Sequence[str], keep: Callable[[dict], object] = lambda result: None) -> dict:
-        """Measure the rows; `keep` gets the result after each group. A row that runs out of memory has status `oom`."""
+        """Measure the rows; `keep` gets the result after each group. Out of memory is the status `oom`."""
         for name in names:
             if name not in ROWS:
                 raise UsageError(f"no row {name!r}: give some of {', '.join(ROWS)}")
@@ -92,7 +93,7 @@ class Benchmark:
                 keep(result := {**self._header(), "rows": rows})
         return result
 
-    # -- measuring -----------------------------------------------------------------------------------------------------
+    # -- measuring -------------------------------------------------------------------------------------------
 
     def _measure_group(self, names: Sequence[str]) -> list[dict]:
         """Rows that share a model."""
@@ -179,7 +180,7 @@ class Benchmark:
         if self.device.startswith("cuda"):
             torch.cuda.synchronize()
 
-    # -- what is measured ----------------------------------------------------------------------------------------------
+    # -- what is measured ------------------------------------------------------------------------------------
 
     def _loss(self, token_budget: int) -> losses.CrossEntropy:
         """One loss for each budget: it keeps which shapes it has tried on a model."""

@@ -29,8 +29,8 @@ KINDS = [
 def rows() -> Iterator[dict]:
     """One row for each setting.
 
-    `relative_distance`: (noise_scale - exact_scale) / exact_scale. `seconds`: of the calibration alone; the first also loads the
-    accountant.
+    `relative_distance`: (noise_scale - exact_scale) / exact_scale. `seconds`: of the calibration alone; the
+    first also loads the accountant.
     """
     for setting, epsilon in draw_settings():
         start = time.perf_counter()
@@ -48,7 +48,7 @@ def rows() -> Iterator[dict]:
 
 
 def draw_settings(count: int = 50, seed: int = 2026) -> list[tuple[Setting, float]]:
-    """Settings with an epsilon each: KINDS in turn, everything else random, from lists with the ends of all ranges."""
+    """Settings with an epsilon each: KINDS in turn, everything else random, with the ends of all ranges."""
     choose = random.Random(seed).choice
     drawn: list[tuple[Setting, float]] = []
     while len(drawn) < count:

@@ -1,15 +1,18 @@
-"""A second accountant, which shares nothing with the first: delta by a contour integral through the saddle point.
+"""A second, independent accountant: delta by a contour integral through the saddle point.
 
-delta(epsilon) = E (1 - exp(epsilon - L))_+ has the transform exp(-s epsilon) / (s (s + 1)). For L a sum of T independent
-privacy losses with moment generating function M therefore
+delta(epsilon) = E (1 - exp(epsilon - L))_+ has the transform exp(-s epsilon) / (s (s + 1)). For L a sum of T
+independent privacy losses with moment generating function M therefore
 
-    delta(epsilon) = 1 / (2 pi i) * integral over s from c - i inf to c + i inf of M(s)^T exp(-s epsilon) / (s (s + 1)),
+    delta(epsilon) = 1 / (2 pi i) * integral over s from c - i inf to c + i inf of
+                     M(s)^T exp(-s epsilon) / (s (s + 1)),
 
-with c > 0 where the integrand is least on the real axis. Continuous in everything: no grid, no tail cut, no pessimism.
+with c > 0 at the minimum of the integrand on the real axis. There is no grid, no truncated tail and no
+pessimistic rounding.
 
-Where losses have atoms, or nearly (few draws in all, few Laplace releases), M^T does not decay along the contour. There
-the T-fold convolution of the law tilted to the saddle is done by FFT on a lattice, 2^20 points wide, to which each loss is
-spread so that its first three moments stay: what that changes has either sign and is of the order of the squared spacing.
+If losses have atoms, or nearly (few draws in all, few Laplace releases), M^T does not decay along the contour.
+Then the T-fold convolution of the law tilted to the saddle is computed by FFT on a lattice of 2^20 points. Each
+loss is spread over the lattice so that its first three moments stay; the error has either sign and is of the
+order of the squared spacing.
 """
 
 from __future__ import annotations
@@ -43,11 +46,11 @@ def delta_for(setting: Setting, noise_scale: float, epsilon: float) -> float:
     return max(deltas)
 
 
-# The loss of one release -----------------------------------------------------------------------------------------------
+# The loss of one release ------------------------------------------------------------------------------------
 
 
 def loss_laws(setting: Setting, noise_scale: float, panels_between: int = 40) -> list[Law]:
-    """Of each dominating pair, under the first of its two outputs: by Gauss-Legendre quadrature over the output."""
+    """The law of each dominating pair's loss under its first distribution, by Gauss-Legendre quadrature."""
     scale = noise_scale / math.sqrt(setting.directions)
     points, weights = panels(_breaks(setting, scale), panels_between)
     weights, rate = np.log(weights), setting.rate
@@ -72,8 +75,11 @@ def loss_laws(setting: Setting, noise_scale: float, panels_between: int = 40) ->
 
 
 def _of_subsets(p: Array, q: Array, weights: Array, rate: float) -> Law:
-    """Without replacement, from the pair (p, q) of full batches: the law that P(L > e) = delta(e) - delta'(e) makes of
-    delta(log(1 + rate (exp(u) - 1))) = rate delta_full(u) and of the symmetry of replacement."""
+    """Sampling without replacement, from the pair (p, q) of full batches.
+
+    The law follows from P(L > e) = delta(e) - delta'(e), from delta(log(1 + rate (exp(u) - 1))) = rate
+    delta_full(u), and from the symmetry of replacement.
+    """
     more, less, weights = (array[p > q] for array in (p, q, weights))
     loss = np.logaddexp(math.log1p(-rate), math.log(rate) + more - less)
     mass = np.logaddexp(math.log1p(-rate) + less, math.log(rate) + more) + weights
@@ -96,7 +102,7 @@ def _breaks(setting: Setting, scale: float) -> Array:
     return np.array([-1 - reach, -1, 0, 1, 1 + reach])
 
 
-# delta of many ---------------------------------------------------------------------------------------------------------
+# delta of many ----------------------------------------------------------------------------------------------
 
 
 def by_contour(law: Law, steps: int, epsilon: float) -> float:

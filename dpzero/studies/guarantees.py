@@ -1,4 +1,4 @@
-"""The sweep `guarantees`: what public implementations claim, and which epsilon their code gives. Needs no model, data or GPU."""
+"""The sweep `guarantees`: what public implementations claim, and which epsilon their code gives."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device
 
 
 def guarantee(cell: dict, log: Callable[[str], object] = print) -> dict:
-    """The `guarantee` part of a record. Epsilons are at the claim's delta; noise scales are of the sum, over the clip bound."""
+    """The `guarantee` part of a record: epsilons at the claim's delta, noise scales over the clip bound."""
     practice, settings = IMPLEMENTATIONS[cell["method"]], cell["settings"]
     claim, delta = float(cell["epsilon"]), settings["delta"]
     sizes = {name: settings[name] for name in ("dataset_size", "batch_size", "steps")}

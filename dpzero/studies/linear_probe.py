@@ -1,8 +1,8 @@
 """Linear probes on RTE: how much the frozen features of a body say, whatever the training of a head does.
 
-Logistic regressions on all official training rows, with weight decay chosen by five-fold cross-validation. The features are those of
-both sentences as one text, which the heads of the sweeps see, and for an encoder those of the two sentences, u and v, combined
-as u, v, |u - v|, u v.
+Logistic regressions on all official training rows, with weight decay chosen by five-fold cross-validation.
+The features are those of both sentences as one text, which the heads of the sweeps see, and for an encoder
+those of the two sentences, u and v, combined as u, v, |u - v|, u v.
 """
 
 from __future__ import annotations

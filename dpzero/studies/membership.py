@@ -1,16 +1,18 @@
-"""Membership inference: an attacker sees a trained model, but not its training set, and guesses which texts were in it.
+"""Membership inference: an attacker sees a trained model, not its training set, and guesses its members.
 
-The experiment. Each of a pool of distinct texts joins the training set of a run with probability 1/2. Some texts carry a wrong
-label, so that memorisation shows. Each of K runs trains on its members. An attack scores every text of every run and answers
-"member" above the threshold that 1 % of the other runs' non-members pass.
+The experiment. Each of a pool of distinct texts joins the training set of a run with probability 1/2. Some
+texts carry a wrong label, so that memorisation shows. Each of K runs trains on its members. An attack scores
+every text of every run and answers "member" above the threshold that 1 % of the other runs' non-members pass.
 
-Why a claim limits it. Given all other members, a text in or out makes two neighbouring data sets (add/remove), and the attack was
-fixed by the other runs. So TPR <= min over e of exp(e) FPR + delta(e), with delta(e) from the accounted privacy loss distribution.
-The bound is concave in FPR, so it also holds for means over texts and runs.
+Why a claim limits it. Given all other members, a text in or out makes two neighbouring data sets
+(add/remove), and the attack was fixed by the other runs. So TPR <= min over e of exp(e) FPR + delta(e), with
+delta(e) from the accounted privacy loss distribution. The bound is concave in FPR, so it also holds for means
+over texts and runs.
 
-Two attacks: `loss`, the loss at the public base model minus the loss after training (Yeom et al. 2018, arXiv 1709.01604, with a
-reference), and `lira`. The body is frozen (`tune: head`), so its features are computed once. The methods are those of the sweeps.
-Keys are published and the texts are public: every run can be replayed, and none is a private release.
+Two attacks: `loss`, the loss at the public base model minus the loss after training (Yeom et al. 2018, arXiv
+1709.01604, with a reference), and `lira`. The body is frozen (`tune: head`), so its features are computed
+once. The methods are those of the sweeps. Keys are published and the texts are public: every run can be
+replayed, and none is a private release.
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ class Pool:
         mislabelled: bool [N], texts under a wrong label.
         dev_features, dev_labels: of the dev split.
         weight, bias: [C, H] and [C], the head before training.
-        setting: of the Poisson sampler over the pool; restricted to the members it samples them at the same rate.
+        setting: of the Poisson sampler over the pool; restricted to the members it samples them at the same
+            rate.
     """
 
     features: NDArray
@@ -113,7 +116,7 @@ class FeatureLoss:
         return nn.functional.cross_entropy(head(self.features[rows]), self.labels[rows], reduction="none")
 
 
-# -- the pool ----------------------------------------------------------------------------------------------------------
+# -- the pool ------------------------------------------------------------------------------------------------
 
 
 def load_pool(task_name: str, model_name: str, setting: Setting, mislabelled: float, seed: int) -> Pool:
@@ -154,11 +157,11 @@ def draw_members(pool_size: int, seed: int, purpose: str = "members") -> NDArray
     return RunKey.published(seed).stream(purpose).uniforms(pool_size, 0) < 0.5
 
 
-# -- the runs ----------------------------------------------------------------------------------------------------------
+# -- the runs ------------------------------------------------------------------------------------------------
 
 
 def train_run(pool: Pool, job: tuple[Method, int]) -> tuple[NDArray, float]:
-    """One run of a (method, seed). Returns the logits of the pool, float32 [N, C], and the accuracy on dev."""
+    """One run of a (method, seed): the logits of the pool, float32 [N, C], and the accuracy on dev."""
     method, seed = job
     head = nn.Linear(*pool.weight.shape[::-1])
     head.load_state_dict({"weight": torch.tensor(pool.weight), "bias": torch.tensor(pool.bias)})
@@ -207,7 +210,7 @@ def _train_all(
     return {k: np.array(v) for k, v in logits.items()}, {k: float(np.mean(v)) for k, v in accuracies.items()}
 
 
-# -- the experiment ----------------------------------------------------------------------------------------------------
+# -- the experiment ------------------------------------------------------------------------------------------
 
 
 def membership(
@@ -234,8 +237,8 @@ def membership(
         processes: 0 for as many as there are cores.
 
     Returns:
-        `rows`, one for each method, group of texts and attack; `methods`, each with its settings and what it learnt; the settings
-        of the experiment; provenance.
+        `rows`, one for each method, group of texts and attack; `methods`, each with its settings and what it
+        learnt; the settings of the experiment; provenance.
 
     Raises:
         UsageError: an unknown task or model, or a number out of range.
@@ -307,7 +310,7 @@ def _methods(setting: Setting, epsilons: Sequence[float]) -> list[Method]:
 def _attack_all(
     pool: Pool, methods: list[Method], logits: dict[str, NDArray], members: NDArray
 ) -> Iterator[dict]:
-    """The rows of all methods, with a control: an attack that finds members who were redrawn after training cheats."""
+    """The rows of all methods and of a control: members redrawn after training, whom no sound attack finds."""
     redrawn = np.array([draw_members(members.shape[1], seed, "control") for seed in range(len(members))])
     control = Method("control", "MeZO, members redrawn", 0.0)
     attacked = [(method, logits[method.name], members) for method in methods]

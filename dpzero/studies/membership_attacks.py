@@ -1,7 +1,8 @@
-"""Membership inference attacks on K runs over one pool of N texts, their success, and the ceiling of a privacy claim.
+"""Membership inference attacks on K runs over a pool of N texts, and the ceiling of a privacy claim.
 
-Throughout: scores [K, N], higher for members; members, bool [K, N], the truth. An attack on a run, and its threshold, are fitted on
-the other runs alone. So it is fixed before it sees the run, and the ceiling is proven for such attacks.
+Throughout: scores [K, N], higher for members; members, bool [K, N], the truth. An attack on a run, and its
+threshold, are fitted on the other runs alone. So it is fixed before it sees the run, and the ceiling is
+proven for such attacks.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ def loss_and_log_odds(logits: NDArray, labels: NDArray) -> tuple[NDArray, NDArra
 
 
 def likelihood_ratio(log_odds: NDArray, members: NDArray) -> NDArray[np.float64]:
-    """Offline LiRA (Carlini et al. 2022, arXiv 2112.03570). Shadow models of a text: the other runs without it.
+    """Offline LiRA (Carlini et al. 2022, arXiv 2112.03570); a text's shadow models are other runs without it.
 
-    The score is the number of standard deviations by which the log odds exceed those of the shadow models. It orders texts as the
-    Gaussian p-value does.
+    The score is the number of standard deviations by which the log odds exceed those of the shadow models. It
+    orders texts as the Gaussian p-value does.
 
     Raises:
         UsageError: a text has fewer than two shadow models.
@@ -60,7 +61,7 @@ def likelihood_ratio(log_odds: NDArray, members: NDArray) -> NDArray[np.float64]
 
 
 def rates(scores: NDArray, members: NDArray, target: float) -> tuple[NDArray, NDArray]:
-    """TPR and FPR of each run, [K] each, at the threshold that a fraction `target` of the other runs' non-members pass.
+    """TPR and FPR [K] of each run, at the threshold that a fraction `target` of other runs' non-members pass.
 
     A score equal to the threshold passes with the probability that makes the fraction exact.
     """
@@ -121,7 +122,7 @@ class Claim:
         return float(min(1.0, (np.exp(EPSILONS) * false_positive_rate + self.profile).min()))
 
     def limits(self, metrics: dict[str, float], target: float) -> dict[str, float | bool]:
-        """What the claim allows at FPR `target`, and whether the measured metrics refute it, given their intervals."""
+        """What the claim allows at FPR `target`, and whether the metrics refute it, given their intervals."""
         allowed = self.ceiling(metrics["false_positive_rate_high"])
         return {
             "ceiling": self.ceiling(target),

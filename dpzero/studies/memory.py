@@ -1,4 +1,4 @@
-"""The sweep `memory`: the peak of a step by method, model, batch size and length, predicted and, if the cell says so, measured."""
+"""The sweep `memory`: the peak of a step by method, model, batch size and length, predicted or measured."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """How far bfloat16 matrix products move the projected gradient of a pretrained model.
 
-For each model and smoothing: the finite differences of 32 training texts along 4 directions, with matrix products in float32 and in
-bfloat16. Weights, norms and losses stay float32.
+For each model and smoothing: the finite differences of 32 training texts along 4 directions, with matrix
+products in float32 and in bfloat16. Weights, norms and losses stay float32.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The sweep `quadratic`: the synthetic experiment of DPZero (Zhang et al., ICML 2024, section 5.1, appendix B.1 and table 6).
+"""The sweep `quadratic`: the synthetic experiment of DPZero (Zhang et al., ICML 2024, section 5.1, table 6).
 
-A run is one method on one rank law, dimension and seed: the final gradient norm at every setting of its grid. Batches are full, and
-neighbours differ by one replaced example, as in the paper; the accountant is this project's. Keys are published and the data are
-random: nothing here is a private release.
+A run is one method on one rank law, dimension and seed: the final gradient norm at every setting of its grid.
+Batches are full, and neighbours differ by one replaced example, as in the paper; the accountant is this
+project's. Keys are published and the data are random: nothing here is a private release.
 """
 
 from __future__ import annotations
@@ -60,8 +60,9 @@ def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device
 def descend(cell: dict, log: Callable[[str], object] = print) -> tuple[dict, dict | None]:
     """The `quadratic` part of a record, and its `privacy` part, which describes the best setting.
 
-    The first has the gradient norms after the last step, on the examples (`train`) and on as many others (`test`), as nested lists
-    [steps][learning rates][clips] in the order of the settings; without clipping the last has length 1.
+    The first has the gradient norms after the last step, on the examples (`train`) and on as many others
+    (`test`), as nested lists [steps][learning rates][clips] in the order of the settings; without clipping
+    the last has length 1.
     """
     settings, seed, method = cell["settings"], cell["seed"], cell["method"]
     size, dimension = settings["dataset_size"], settings["dimension"]

@@ -1,7 +1,7 @@
 """Which coordinates of the quadratic the best settings leave unfinished, at effective rank O(log d).
 
-Takes the best setting of each method from the table `norms` and descends again on the data of seed 0, with REPEATS other draws of
-directions and noise.
+Takes the best setting of each method from the table `norms` and descends again on the data of seed 0, with
+REPEATS other draws of directions and noise.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ REPEATS, EDGES = 8, (0, 10, 100)
 def rows() -> Iterator[dict]:
     """One row for each dimension, method and range of coordinates.
 
-    `remaining`: final over initial gradient, averaged over the coordinates; 1 if a coordinate did not move. `share`: of the squared
-    norm. `bias`: the fraction of the squared norm that is due to the mean gradient, not to the variance over draws.
+    `remaining`: final over initial gradient, averaged over the coordinates; 1 if a coordinate did not move.
+    `share`: of the squared norm. `bias`: the fraction of the squared norm that is due to the mean gradient,
+    not to the variance over draws.
     """
     if not NORMS.exists():
         raise UsageError(f"no table {NORMS}: run the sweep quadratic first")

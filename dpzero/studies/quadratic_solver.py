@@ -1,8 +1,9 @@
-"""Optimises a quadratic from the origin at all settings of a grid at once, with one pass over the data in each step.
+"""Optimises a quadratic from the origin at all settings of a grid at once.
 
-f(x; x_i) = 1/2 (x - x_i)^T A (x - x_i) with A diagonal. Its two-point difference u^T A (x - x_i) does not depend on the smoothing.
-So the settings of a grid share the slopes u^T A x_i, and a clipped mean over the examples needs two positions in their sorted order.
-Settings also share directions and unit noise. Each setting alone is the plain algorithm, number for number.
+f(x; x_i) = 1/2 (x - x_i)^T A (x - x_i) with A diagonal. Its two-point difference u^T A (x - x_i) does not
+depend on the smoothing. So the settings of a grid share the slopes u^T A x_i, and a clipped mean over the
+examples needs two positions in their sorted order. Settings also share directions and unit noise. Each
+setting alone is the plain algorithm, number for number.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Draw = Callable[[int], NDArray]
 
 @dataclass(frozen=True)
 class Quadratic:
-    """The diagonal of A, `curvature` [d]; `examples` [n, d]; and the mean of n test examples, `test_mean` [d]. All float64."""
+    """Diagonal of A, `curvature` [d]; `examples` [n, d]; `test_mean` [d], of n test examples. All float64."""
 
     curvature: NDArray
     examples: NDArray
@@ -30,7 +31,7 @@ class Quadratic:
 
     @classmethod
     def drawn(cls, size: int, dimension: int, decay: float, informative: int, seed: int) -> Quadratic:
-        """Curvature i^-decay for i = 1 .. d; examples N(1, 1) in the first `informative` coordinates (0: in all), else 0.
+        """Curvature i^-decay; examples N(1, 1) in the first `informative` coordinates (0: in all), else 0.
 
         The examples depend on seed and dimension only, so all methods and decays share them.
         """
@@ -44,7 +45,7 @@ class Quadratic:
         return self.examples.mean(0)
 
     def gradient_norms(self, points: NDArray, of_test: bool = False) -> NDArray:
-        """Gradient norms [K] of the mean loss at points [K, d], on the examples or those of test; infinite after divergence."""
+        """Gradient norms [K] of the mean loss at points [K, d]; infinite after divergence."""
         with np.errstate(over="ignore", invalid="ignore"):
             offsets = points - (self.test_mean if of_test else self.mean)
             norms = np.linalg.norm(self.curvature * offsets, axis=1)
@@ -69,7 +70,7 @@ class Grid:
         noise_scales: Sequence[float] = (),
         size: int = 1,
     ) -> Grid:
-        """All combinations. `noise_scales`: one for each of `steps`, on the sum over the clip bound. Without clips there is no noise."""
+        """All combinations. `noise_scales`: for each of `steps`, over the clip bound; no clips: no noise."""
         scales = dict(zip(steps, noise_scales, strict=True)) if clips else {}
         points = product(sorted(steps, reverse=True), learning_rates, clips or (np.inf,))
         rows = [(t, rate, clip, scales[t] * clip / size if clips else 0.0) for t, rate, clip in points]
@@ -94,7 +95,8 @@ def zeroth_order(
 
     Args:
         noise: on the scalar (DPZero); None: neither clipping nor noise (MeZO).
-        vector: noise on the whole update, and the clip bounds the norm of the vector u^T A (x - x_i) u (DPGD-0th).
+        vector: noise on the whole update, and the clip bounds the norm of the vector u^T A (x - x_i) u
+            (DPGD-0th).
     """
     points = np.zeros((len(grid.steps), len(problem.curvature)))
     for start, stop in grid.pieces():
@@ -134,7 +136,10 @@ def clipped_mean(places: NDArray, slopes: NDArray, bounds: NDArray) -> NDArray:
 
 @np.errstate(over="ignore", invalid="ignore")
 def first_order(problem: Quadratic, grid: Grid, noise: Draw | None = None) -> NDArray:
-    """The last points [K, d] of x <- x - rate (mean_i clip(A (x - x_i)) + noise z), float64; None: neither clipping nor noise (SGD)."""
+    """The last points [K, d] of x <- x - rate (mean_i clip(A (x - x_i)) + noise z), float64.
+
+    Without `noise` there is no clipping either (SGD).
+    """
     points = np.zeros((len(grid.steps), len(problem.curvature)))
     gradients = ClippedGradients(problem) if noise else None
     for step in range(int(grid.steps.max())):
