@@ -1,8 +1,8 @@
 """Per-sample gradients and ghost norms by Opacus' hooks, made exact for the models here or refused in one sentence.
 
-Opacus 1.6 fails on RoBERTa's output layer and on OPT's positions, clips tokens in place of texts if OPT flattens them, and
-computes a norm in the precision of its summands. The subclasses here correct that through Opacus' own hooks. Outside of
-`watching` the model is unchanged: none of its forward passes is replaced.
+Opacus 1.6 fails on RoBERTa's output layer and on OPT's positions, clips tokens in place of texts if OPT
+flattens them, and computes a norm in the precision of its summands. The subclasses here correct that through
+Opacus' own hooks. Outside of `watching` the model is unchanged: none of its forward passes is replaced.
 """
 
 # Opacus is not typed, and keeps its results as attributes of parameters:
@@ -46,7 +46,8 @@ def watching(model: nn.Module, clipping: str) -> Iterator[PerSampleGradients]:
 def plain_look_ups(model: nn.Module) -> Iterator[None]:
     """Context manager: a subclass of nn.Embedding (OPT's positions, Gemma's scaled words) looks up rows by a plain one.
 
-    Opacus has no rule for a subclass, whose forward pass computes positions or scales rows around nn.Embedding's.
+    Opacus has no rule for a subclass, whose forward pass computes positions or scales rows around
+    nn.Embedding's.
     """
     own = {m: type(m) for m in model.modules() if isinstance(m, nn.Embedding) and type(m) is not nn.Embedding}
     for module, kind in own.items():
@@ -76,13 +77,13 @@ class PerSampleGradients(GradSampleHooks):
     """A backward pass from a sum of losses leaves `grad_sample` [size, *shape], summed over uses, on each trained parameter.
 
     Attributes:
-        size: the number of the model's rows, one an example unless the loss names their owners. Set it before a forward
-            pass.
-        uses: the types of the layers that read a parameter since `uses` was cleared. Layers of types that are not in
-            GRAD_SAMPLERS are run again by Opacus for each example.
-        asked: the inputs that the backward pass needs to reach every layer that read a parameter since `asked` was
-            cleared. The parameters of a linear layer that passes a gradient on are left out, so that their gradient
-            over the batch, which is not used, is not computed.
+        size: the number of the model's rows, one an example unless the loss names their owners. Set it before
+            a forward pass.
+        uses: the types of the layers that read a parameter since `uses` was cleared. Layers of types that are
+            not in GRAD_SAMPLERS are run again by Opacus for each example.
+        asked: the inputs that the backward pass needs to reach every layer that read a parameter since
+            `asked` was cleared. The parameters of a linear layer that passes a gradient on are left out, so
+            that their gradient over the batch, which is not used, is not computed.
 
     Raises:
         RuntimeError: in a forward pass, if a layer's gradients would not be those of single examples.
@@ -179,7 +180,8 @@ class PerSampleGradients(GradSampleHooks):
 def linear_norms(layer: nn.Linear, activations: list[Tensor], backprops: Tensor) -> Norms:
     """The norm of each example's gradient sum_t g_t a_t^T, without the gradient: its square is sum_st <g_s, g_t> <a_s, a_t>.
 
-    In float64: if tokens cancel, Opacus' float32 gives a norm that is too small, even 0, and the example is not clipped.
+    In float64: if tokens cancel, Opacus' float32 gives a norm that is too small, even 0, and the example is
+    not clipped.
     """
     read, backprops = (x[:, None] if x.dim() == 2 else x.flatten(1, -2) for x in (activations[0], backprops))
     norms = {}
@@ -203,8 +205,9 @@ def products(tokens: Tensor) -> Tensor:
 def embedding_norms(layer: nn.Embedding, activations: list[Tensor], backprops: Tensor) -> Norms:
     """Opacus' norms, which sum over repeated tokens of an example, those of an earlier look-up in the same weight included.
 
-    If the output layer reads the same weight, the square of the sum contains twice the inner product of both gradients:
-    sum_st <h_s, a_t> g_t[token_s], for tokens s with gradients h, inputs a of the output layer and gradients g of its output.
+    If the output layer reads the same weight, the square of the sum contains twice the inner product of both
+    gradients: sum_st <h_s, a_t> g_t[token_s], for tokens s with gradients h, inputs a of the output layer and
+    gradients g of its output.
     """
     tokens, h = activations[0].flatten(1), backprops.flatten(1, -2)
     if earlier := layer.weight.__dict__.pop("_read", None):
@@ -226,7 +229,8 @@ def embedding_norms(layer: nn.Embedding, activations: list[Tensor], backprops: T
 def with_rounding(squared: Tensor, size: Tensor) -> Tensor:
     """Norms [examples] of sums that are computed in float32, with the rounding of such a sum.
 
-    If summands cancel almost exactly, this rounding is what remains to be clipped. `size`: the sum of their norms.
+    If summands cancel almost exactly, this rounding is what remains to be clipped. `size`: the sum of their
+    norms.
     """
     return (squared.clamp_min(0.0) + (torch.finfo(torch.float32).eps * size).square()).sqrt()
 

@@ -4,8 +4,8 @@ d_ik = (f(x + smoothing z_k; i) - f(x - smoothing z_k; i)) / (2 smoothing)      
 v_i = (d_i1 .. d_iK) / K, clipped to the Euclidean norm `clip`                   (equation 21)
 x <- x - learning_rate sum_k g_k z_k,   g = (sum_i v_i + noise) / batch_size      (noise: N(0, I) noise_scale clip)
 
-One example moves the vector by `clip` at most, so K scalars cost as much as one, and K = 1 is DPZero. The paper divides by a
-noisy batch size, which costs 5 % of epsilon. Here the expected size is public.
+One example moves the vector by `clip` at most, so K scalars cost as much as one, and K = 1 is DPZero. The
+paper divides by a noisy batch size, which costs 5 % of epsilon. Here the expected size is public.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """DP-SGD and DP-Adam (Abadi et al., 2016, arXiv 1607.00133): clip every example's gradient, add noise to the sum.
 
-Opacus supplies only the per-sample gradients, or with ghost clipping (Li et al., 2022, arXiv 2110.05679) their norms.
-Sampler, clip, noise and accountant are those of the zeroth-order methods. Adam's moments are computed from the noisy sums.
+Opacus supplies only the per-sample gradients, or with ghost clipping (Li et al., 2022, arXiv 2110.05679)
+their norms. Sampler, clip, noise and accountant are those of the zeroth-order methods. Adam's moments are
+computed from the noisy sums.
 """
 
 # Opacus keeps its results as attributes of parameters:
@@ -33,8 +34,9 @@ Sums = dict[Tensor, Tensor]  # parameter -> sum of clipped gradients
 class DPSGD(FineTuning):
     """`clip` bounds the Euclidean norm of one example's gradient over all trained parameters together.
 
-    `clipping` says how, for the same released sum. `hooks` keeps every example's gradient in memory and scales it. `ghost`
-    keeps only the norms; a second backward pass sums the gradients of the losses, each times its clip factor.
+    `clipping` says how, for the same released sum. `hooks` keeps every example's gradient in memory and
+    scales it. `ghost` keeps only the norms; a second backward pass sums the gradients of the losses, each
+    times its clip factor.
     """
 
     title = "DP-SGD"

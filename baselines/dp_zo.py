@@ -1,8 +1,9 @@
 """DP-ZO (Tang et al., TMLR 2025, arXiv 2401.04343): the scalar of a zeroth-order step, privatised.
 
-It differs from DPZero in what is clipped, the plain loss difference before the division by 2 smoothing, and in its noise,
-Gaussian or Laplace. Laplace noise also gives pure epsilon-DP (delta 0). The authors published no code: sampling (Poisson),
-adjacency (add/remove) and accounting are this project's, the same for every private method.
+It differs from DPZero in what is clipped, the plain loss difference before the division by 2 smoothing, and
+in its noise, Gaussian or Laplace. Laplace noise also gives pure epsilon-DP (delta 0). The authors published
+no code: sampling (Poisson), adjacency (add/remove) and accounting are this project's, the same for every
+private method.
 """
 
 from __future__ import annotations

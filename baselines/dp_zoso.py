@@ -1,8 +1,9 @@
 """DP-ZOSO (Liu et al., NDSS 2025, arXiv 2402.07818): DPZero's release, in stages.
 
-A stage takes twice the steps of the one before at half its learning rate. Differences are clipped after the division by
-2 smoothing. The paper also pulls the weights towards the point where the stage began. In the public code this pull is zero,
-because the stored point is an alias of the weights, and it is left out here. (DP-ZOPO is the same on a mask of the weights.)
+A stage takes twice the steps of the one before at half its learning rate. Differences are clipped after the
+division by 2 smoothing. The paper also pulls the weights towards the point where the stage began. In the
+public code this pull is zero, because the stored point is an alias of the weights, and it is left out here.
+(DP-ZOPO is the same on a mask of the weights.)
 """
 
 from __future__ import annotations

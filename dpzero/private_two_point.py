@@ -1,7 +1,7 @@
 """The private two-point step: what DPZero and the private zeroth-order baselines share.
 
-A budget hands out the batches, adds the noise and counts the releases. Before the first release the step checks that no
-example's loss depends on the others, because clipping bounds an example's influence only then.
+A budget hands out the batches, adds the noise and counts the releases. Before the first release the step
+checks that no example's loss depends on the others, because clipping bounds an example's influence only then.
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ class PrivateTwoPoint(TwoPoint):
 
     Args:
         model, loss, learning_rate, smoothing: see `TwoPoint`.
-        budget: `Budget.calibrated(epsilon=..., delta=..., dataset_size=..., batch_size=..., steps=...)`. It hands out the
-            batches (`budget.batches()` as indices, `budget.loader(dataset)` as a DataLoader), and `step` takes no other.
-            If its unit is the user, they are batches of users (`privacy.sampling.Users`).
+        budget: `Budget.calibrated(epsilon=..., delta=..., dataset_size=..., batch_size=..., steps=...)`. It
+            hands out the batches (`budget.batches()` as indices, `budget.loader(dataset)` as a DataLoader),
+            and `step` takes no other. If its unit is the user, they are batches of users
+            (`privacy.sampling.Users`).
         clip: bound on what one unit contributes to a sum.
         seed: of the directions, which are public. The noise does not depend on it.
-        engine: `direction_law`, `direction_rank`, `perturb`, `second_moment`, `one_at_a_time`: see `TwoPoint`.
+        engine: `direction_law`, `direction_rank`, `perturb`, `second_moment`, `one_at_a_time`: see
+            `TwoPoint`.
 
     Raises:
         TypeError: no budget.

@@ -1,7 +1,7 @@
 """Checks what a model keeps in plain attributes beside parameters and buffers: tensors, and lists and dictionaries of them.
 
-A forward pass may keep there what depends on shapes and weights alone, such as tables of positions. It may not keep what
-depends on the examples.
+A forward pass may keep there what depends on shapes and weights alone, such as tables of positions. It may
+not keep what depends on the examples.
 """
 
 from __future__ import annotations

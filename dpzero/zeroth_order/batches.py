@@ -16,7 +16,8 @@ Take = Callable[[Sequence[int]], Any]
 def sizes(batch: Any) -> set[int]:
     """How many examples a batch may have: several numbers for a list of tensors, which may be examples or fields.
 
-    A mapping (a dict, a BatchEncoding) has as many as its fields have rows, anything else as many as `len` says.
+    A mapping (a dict, a BatchEncoding) has as many as its fields have rows, anything else as many as `len`
+    says.
 
     Raises:
         ValueError: fields of different lengths, no field, or a batch without a length.

@@ -1,7 +1,8 @@
 """Random directions that are never stored: element i of tensor j is a function of (seed, step, direction, j, i).
 
-Directions are public. They share no generator, key or counter with the noise of `dpzero.privacy`. The bits do not
-depend on the order or the chunks in which elements are visited, nor on the kernels: numba, Triton and plain torch agree.
+Directions are public. They share no generator, key or counter with the noise of `dpzero.privacy`. The bits do
+not depend on the order or the chunks in which elements are visited, nor on the kernels: numba, Triton and
+plain torch agree.
 """
 
 from __future__ import annotations
@@ -116,8 +117,8 @@ class Rademacher(Gaussian):
 class LowRank(Gaussian):
     """z = U V^T / sqrt(rank) for a matrix, U and V normal, and normal for a vector.
 
-    Tensors of more dimensions are matrices [first, rest]. Perturbed on read, a linear layer adds scale (x V) U^T to
-    its output, and no matrix is written.
+    Tensors of more dimensions are matrices [first, rest]. Perturbed on read, a linear layer adds scale (x V)
+    U^T to its output, and no matrix is written.
     """
 
     linear = True

@@ -1,8 +1,9 @@
 """One run on several processes (ranks): each evaluates its share of a batch, and only scalars are exchanged.
 
-Rank 0 gathers the sums, turns them into the step's scalars, writes these to the transcript and sends them out. All ranks
-then move by the same scalars along the same directions. A sum is rounded once, at the end, so it does not depend on the
-division of the batch: any number of ranks takes the same steps to the bit, and a run that lost a rank resumes with fewer.
+Rank 0 gathers the sums, turns them into the step's scalars, writes these to the transcript and sends them
+out. All ranks then move by the same scalars along the same directions. A sum is rounded once, at the end, so
+it does not depend on the division of the batch: any number of ranks takes the same steps to the bit, and a
+run that lost a rank resumes with fewer.
 """
 
 from __future__ import annotations

@@ -33,12 +33,12 @@ def check_independence(
         take: makes a batch of some of the examples, if a collator padded this one.
 
     Returns:
-        How far the other examples moved each loss at most, float64 [count]. None if it cannot be measured: fewer than
-        two examples, or a batch of an unknown structure.
+        How far the other examples moved each loss at most, float64 [count]. None if it cannot be measured:
+        fewer than two examples, or a batch of an unknown structure.
 
     Raises:
-        ValueError: a loss that depends on the other examples (in-batch negatives, normalisation or attention over the
-            batch, a mean in place of each example's loss, padding that is not masked).
+        ValueError: a loss that depends on the other examples (in-batch negatives, normalisation or attention
+            over the batch, a mean in place of each example's loss, padding that is not masked).
     """
     size = min(count, MOST)
     half = size // 2

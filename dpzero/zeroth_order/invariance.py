@@ -1,7 +1,8 @@
 """Measures how one example that leaves a batch changes the finite differences of the others.
 
-Clipping bounds what an example contributes to a sum, and assumes that the other terms stay the same. A loss whose last bits
-depend on the batch breaks this assumption, and a two-point step divides these bits by 2 smoothing.
+Clipping bounds what an example contributes to a sum, and assumes that the other terms stay the same. A loss
+whose last bits depend on the batch breaks this assumption, and a two-point step divides these bits by 2
+smoothing.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ def others_move(
         seed: of a Gaussian direction, along which the weights are perturbed; they are restored to the bit.
 
     Returns:
-        `others_move_over_clip`, the sum of absolute changes, by which the sensitivity may exceed the clip, and
-        `others_move_together_over_clip`, the absolute value of the sum of changes. Each is the largest over the
-        examples that leave, and 0 if losses are batch-invariant.
+        `others_move_over_clip`, the sum of absolute changes, by which the sensitivity may exceed the clip,
+        and `others_move_together_over_clip`, the absolute value of the sum of changes. Each is the largest
+        over the examples that leave, and 0 if losses are batch-invariant.
     """
     count = max(batches.sizes(batch))
     keeps = [np.delete(np.arange(count), i) for i in (range(count) if leaving is None else leaving)]

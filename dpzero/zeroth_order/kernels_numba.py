@@ -1,7 +1,8 @@
 """The directions compiled for the CPU by numba: the bits of `kernels_torch`, without temporaries.
 
-Every operation is one of IEEE 754 (no fused multiply-add, no library's logarithm), so no compiler or machine changes
-the bits. Elements lie in tiles of 64: 16 Philox counters, and a row of 16 elements for each of a counter's four words.
+Every operation is one of IEEE 754 (no fused multiply-add, no library's logarithm), so no compiler or machine
+changes the bits. Elements lie in tiles of 64: 16 Philox counters, and a row of 16 elements for each of a
+counter's four words.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls, disable-error-code="call-arg, call-overload"

@@ -1,9 +1,10 @@
 """The directions in plain torch, for any device: the reference that the compiled kernels equal to the bit.
 
-Element i of tensor j in direction k of step t comes from Philox4x32-10 with the seed's key and the counter (b, j, t, k). Normals lie
-in tiles of 64 elements: element 64 T + 16 w + l is number w of counter b = 16 T + l. Signs lie in tiles of 2048: element
-2048 T + 64 s + 16 w + l is bit s of word w of counter b = 16 T + l. Written in int64 because torch multiplies no unsigned 32-bit
-integers; a product of two 32-bit words wraps in int64 without losing a bit of either half.
+Element i of tensor j in direction k of step t comes from Philox4x32-10 with the seed's key and the counter
+(b, j, t, k). Normals lie in tiles of 64 elements: element 64 T + 16 w + l is number w of counter b = 16 T +
+l. Signs lie in tiles of 2048: element 2048 T + 64 s + 16 w + l is bit s of word w of counter b = 16 T + l.
+Written in int64 because torch multiplies no unsigned 32-bit integers; a product of two 32-bit words wraps in
+int64 without losing a bit of either half.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ def philox(key: Key, counter: Words) -> Words:
 def normals(x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
     """Box-Muller: two words (int64 below 2^32) -> two standard normals, float32, at most 6.7 in absolute value.
 
-    The radius over sqrt(2) comes from 31 bits of the first word; of the second, two bits are signs and thirty an angle of an
-    eighth of the circle to either side of the diagonal.
+    The radius over sqrt(2) comes from 31 bits of the first word; of the second, two bits are signs and thirty
+    an angle of an eighth of the circle to either side of the diagonal.
     """
     x = (x0 >> 1).float().add(0.5).mul(2.0**-31)
     bits = x.view(torch.int32)

@@ -1,7 +1,8 @@
 """The directions on CUDA, in Triton: the bits of `kernels_torch`, without temporaries. `launch_triton` launches them.
 
-Every operation is one of IEEE 754: no fused multiply-add (`launch_triton.OPTIONS`), the exact square root, no other
-library function. A program takes 2048 elements: 32 tiles of normals or one tile of signs, as in `kernels_torch`.
+Every operation is one of IEEE 754: no fused multiply-add (`launch_triton.OPTIONS`), the exact square root, no
+other library function. A program takes 2048 elements: 32 tiles of normals or one tile of signs, as in
+`kernels_torch`.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls

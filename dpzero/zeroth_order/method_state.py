@@ -53,12 +53,12 @@ class MethodState:
     def write_transcript(self, path: str | Path) -> None:
         """Writes the scalars of every further step to a file: with the base model it is the fine-tuned model.
 
-        If the file exists, the steps that it has beyond those taken are replayed from it, without asking the model. A
-        private method's budget counts what they released.
+        If the file exists, the steps that it has beyond those taken are replayed from it, without asking the
+        model. A private method's budget counts what they released.
 
         Raises:
-            ValueError: the file of another run or budget, a damaged file, one with fewer steps than were taken, or a
-                ledger that lacks some of them.
+            ValueError: the file of another run or budget, a damaged file, one with fewer steps than were
+                taken, or a ledger that lacks some of them.
         """
         path = Path(path)
         if self.steps_taken and not path.exists():

@@ -1,10 +1,11 @@
 """In-place perturbation of the trainable weights, fused with the update.
 
-A tensor is perturbed in one of two ways. *In place*: it is written to x + scale z, and restored together with the update.
-*On read*: it stays at x, and every operation of the model that takes it gets x + scale z instead, so it never drifts by
-rounding. Embedding tables are always perturbed on read, because a batch needs only a few of their rows. So may be all
-weights (`perturb: on_read`). With low-rank directions a linear layer then applies them to its input, which is cheaper
-than a pass over the weights if the batch has few tokens (on a GPU).
+A tensor is perturbed in one of two ways. *In place*: it is written to x + scale z, and restored together with
+the update. *On read*: it stays at x, and every operation of the model that takes it gets x + scale z instead,
+so it never drifts by rounding. Embedding tables are always perturbed on read, because a batch needs only a
+few of their rows. So may be all weights (`perturb: on_read`). With low-rank directions a linear layer then
+applies them to its input, which is cheaper than a pass over the weights if the batch has few tokens (on a
+GPU).
 """
 
 from __future__ import annotations

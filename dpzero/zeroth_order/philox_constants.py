@@ -1,7 +1,7 @@
 """Constants of the generator and of the elementary functions, shared by every implementation of the directions.
 
-Philox4x32-10 of Salmon et al. (SC 2011). The polynomials for the logarithm near 1 and for sine and cosine up to pi / 4 are those
-of the Cephes library, single precision (Moshier 1989), to 1 unit in the last place.
+Philox4x32-10 of Salmon et al. (SC 2011). The polynomials for the logarithm near 1 and for sine and cosine up
+to pi / 4 are those of the Cephes library, single precision (Moshier 1989), to 1 unit in the last place.
 """
 
 from __future__ import annotations

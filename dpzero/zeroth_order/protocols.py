@@ -25,15 +25,16 @@ class PartitionedLoss(PerExampleLoss, Protocol):
 class Method(Protocol):
     """A training method: one file of baselines/, or `dpzero.algorithm`.
 
-    Its constructor is `(model, loss, budget, *, learning_rate, ..., seed=0)`, with `batch_size` in place of `budget` if
-    the method is not private. The keyword-only arguments are the settings that a sweep may give.
+    Its constructor is `(model, loss, budget, *, learning_rate, ..., seed=0)`, with `batch_size` in place of
+    `budget` if the method is not private. The keyword-only arguments are the settings that a sweep may give.
 
     Attributes:
         title: its name in tables.
         private: whether it adds noise; it then takes a budget.
         order: 0 (forward passes), 1 (gradients) or None (trains nothing).
         steps_taken: the steps so far, those on empty batches too.
-        training_loss: mean loss of the last batch, without noise; None if the noise key is secret or there is none.
+        training_loss: mean loss of the last batch, without noise; None if the noise key is secret or there is
+            none.
     """
 
     title: str

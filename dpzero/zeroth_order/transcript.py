@@ -1,7 +1,8 @@
 """The scalars by which a zeroth-order run moved: with the base model, that list is the fine-tuned model.
 
-The file: one line of JSON (the header), then a row a step: a float64 for each direction, little-endian, and a CRC-32 of the
-header and the rows so far. A row is on disk before the weights move, so a killed run never moved by an unwritten scalar.
+The file: one line of JSON (the header), then a row a step: a float64 for each direction, little-endian, and a
+CRC-32 of the header and the rows so far. A row is on disk before the weights move, so a killed run never
+moved by an unwritten scalar.
 """
 
 from __future__ import annotations

@@ -30,8 +30,9 @@ class TwoPoint(MethodState):
     """What all zeroth-order methods share: everything but the scalar.
 
     A method turns per-example loss differences f(x + smoothing z) - f(x - smoothing z) into a scalar in
-    `projected_gradient`. The step is x <- x - learning_rate * projected_gradient * z. Sums are divided by the expected
-    batch size, a constant. Memory is that of inference: z is regenerated whenever it is needed and never stored.
+    `projected_gradient`. The step is x <- x - learning_rate * projected_gradient * z. Sums are divided by the
+    expected batch size, a constant. Memory is that of inference: z is regenerated whenever it is needed and
+    never stored.
 
     Args:
         model: its parameters with `requires_grad` are trained, in place.
@@ -43,10 +44,10 @@ class TwoPoint(MethodState):
         direction_law: of z.
         direction_rank: of low_rank directions.
         perturb: in_place, or on_read, which copies one matrix at a time and never drifts by rounding.
-        second_moment: a decay such as 0.99 divides a step's scalars by the root of Adam's second moment of the scalars
-            so far; 0 divides by nothing.
-        one_at_a_time: gives the loss each example alone. Slower, but no other example can change its last bits, without
-            which no release is called valid.
+        second_moment: a decay such as 0.99 divides a step's scalars by the root of Adam's second moment of
+            the scalars so far; 0 divides by nothing.
+        one_at_a_time: gives the loss each example alone. Slower, but no other example can change its last
+            bits, without which no release is called valid.
 
     Raises:
         ValueError: nothing to train, weights in half precision, or a setting that makes no sense.
@@ -98,9 +99,9 @@ class TwoPoint(MethodState):
         """The scalar that multiplies z.
 
         Args:
-            difference: f(x + smoothing z) - f(x - smoothing z) for each unit, float64 [B], B >= 0. If the unit is the
-                user, each value is the mean over the user's examples. Sum with `total` or a budget, which know of
-                other ranks.
+            difference: f(x + smoothing z) - f(x - smoothing z) for each unit, float64 [B], B >= 0. If the
+                unit is the user, each value is the mean over the user's examples. Sum with `total` or a
+                budget, which know of other ranks.
         """
         raise NotImplementedError
 
@@ -113,17 +114,17 @@ class TwoPoint(MethodState):
         """Takes one step on a batch, which may be empty.
 
         Args:
-            batch: for a private method the batch that the budget handed out: a list, an array of indices, or what a
-                collator made of it.
+            batch: for a private method the batch that the budget handed out: a list, an array of indices, or
+                what a collator made of it.
             users: if the unit is the user, the user of each example, integers or strings [B].
 
         Returns:
             The scalar by which the weights moved along z; K scalars if the method has K > 1 directions.
 
         Raises:
-            ValueError: another batch than the budget handed out, no step left, a model that breaks a promise (see
-                `validators`), users if the unit is the example or none if it is the user. Nothing is released then, and
-                the weights stay, up to rounding.
+            ValueError: another batch than the budget handed out, no step left, a model that breaks a promise
+                (see `validators`), users if the unit is the example or none if it is the user. Nothing is
+                released then, and the weights stay, up to rounding.
         """
         count, user_numbers = self._begin(batch, users)
         plus, minus = self._losses_at_both_points(batch, count)
@@ -206,7 +207,8 @@ class TwoPoint(MethodState):
 
         Raises:
             ValueError: the unit is the user, whose examples several ranks might have.
-            RankFailure: the ranks are not at the same step with the same weights. Also from `step`: see `distributed`.
+            RankFailure: the ranks are not at the same step with the same weights. Also from `step`: see
+                `distributed`.
         """
         if self.unit == "user":
             raise ValueError("the unit is the user, whose examples may lie with several ranks: use one rank")

@@ -1,6 +1,7 @@
 """What a step requires of a model: examples that do not mix, and parameters that can be moved in place.
 
-What costs nothing is checked again at each step, because one line far from the optimizer (`model.train()`) changes a model.
+What costs nothing is checked again at each step, because one line far from the optimizer (`model.train()`)
+changes a model.
 """
 
 from __future__ import annotations
@@ -74,8 +75,8 @@ class ModelCheck:
     def forward_passes(self) -> Iterator[None]:
         """Context manager: forward passes in it change no tensor of the model and draw no random number.
 
-        After the first, buffers are restored if it changed them. Parameters are read before and after the first, too,
-        because torch does not see what is written through `.data`.
+        After the first, buffers are restored if it changed them. Parameters are read before and after the
+        first, too, because torch does not see what is written through `.data`.
         """
         versions, states = self._versions(), self._random_states()
         sums = checksums(self._parameters) if self._first_buffers is not None else None
