@@ -31,7 +31,7 @@ Norms = dict[Tensor, Tensor]  # of parameters
 
 @contextmanager
 def watching(model: nn.Module, clipping: str) -> Iterator[PerSampleGradients]:
-    """Context manager: backward passes leave per-sample gradients (`hooks`) or norms (`ghost`) on trained parameters."""
+    """Context manager: backward passes leave gradients (`hooks`) or norms (`ghost`) of each sample on parameters."""
     with plain_look_ups(model), warnings.catch_warnings():
         # gradients of a layer's input, which torch misses if the first layers are frozen, are not needed
         warnings.filterwarnings("ignore", message="Full backward hook is firing")
@@ -44,7 +44,7 @@ def watching(model: nn.Module, clipping: str) -> Iterator[PerSampleGradients]:
 
 @contextmanager
 def plain_look_ups(model: nn.Module) -> Iterator[None]:
-    """Context manager: a subclass of nn.Embedding (OPT's positions, Gemma's scaled words) looks up rows by a plain one.
+    """Context manager: subclasses of nn.Embedding (OPT's positions, Gemma's words) look up rows by a plain one.
 
     Opacus has no rule for a subclass, whose forward pass computes positions or scales rows around
     nn.Embedding's.
@@ -74,7 +74,7 @@ class LooksUp(nn.Embedding):
 
 
 class PerSampleGradients(GradSampleHooks):
-    """A backward pass from a sum of losses leaves `grad_sample` [size, *shape], summed over uses, on each trained parameter.
+    """A backward pass leaves `grad_sample` [size, *shape], summed over uses, on each trained parameter.
 
     Attributes:
         size: the number of the model's rows, one an example unless the loss names their owners. Set it before
@@ -109,7 +109,7 @@ class PerSampleGradients(GradSampleHooks):
         return f"{place or 'model'} ({type(module).__name__})"
 
     def iterate_submodules(self, module: nn.Module) -> Iterator[nn.Module]:
-        """The watched layers. A parameter shared with a plain layer is used there: RoBERTa's output bias, for example."""
+        """The watched layers. A parameter shared with a plain layer (RoBERTa's output bias) is used there."""
         own = {p for p in module.parameters(recurse=False) if p.requires_grad}
         if (type(module) in PLAIN and own) or own - self.shared:
             yield module
@@ -154,7 +154,7 @@ class PerSampleGradients(GradSampleHooks):
         module.training = mode
 
     def rearrange_grad_samples(self, *, module: nn.Module, **settings: Any) -> tuple[list[Tensor], Tensor]:
-        """The layer's input and the gradient of its output, both [size, ..., width] in the precision of its weights."""
+        """Input and gradient of the output, both [size, ..., width] in the precision of the weights."""
         [read], backprops = super().rearrange_grad_samples(module=module, **settings)
         dtype = next(module.parameters()).dtype
         read = read.to(dtype) if read.is_floating_point() else read.contiguous()
@@ -178,7 +178,7 @@ class PerSampleGradients(GradSampleHooks):
 
 
 def linear_norms(layer: nn.Linear, activations: list[Tensor], backprops: Tensor) -> Norms:
-    """The norm of each example's gradient sum_t g_t a_t^T, without the gradient: its square is sum_st <g_s, g_t> <a_s, a_t>.
+    """Norms of the examples' gradients sum_t g_t a_t^T: the square is sum_st <g_s, g_t> <a_s, a_t>.
 
     In float64: if tokens cancel, Opacus' float32 gives a norm that is too small, even 0, and the example is
     not clipped.
@@ -197,13 +197,13 @@ def linear_norms(layer: nn.Linear, activations: list[Tensor], backprops: Tensor)
 
 
 def products(tokens: Tensor) -> Tensor:
-    """Inner products of every two tokens of an example: [examples, tokens, width] -> float64 [examples, tokens, tokens]."""
+    """Inner products of every two tokens: [examples, tokens, width] -> float64 [examples, tokens, tokens]."""
     tokens = tokens.double()
     return tokens @ tokens.mT
 
 
 def embedding_norms(layer: nn.Embedding, activations: list[Tensor], backprops: Tensor) -> Norms:
-    """Opacus' norms, which sum over repeated tokens of an example, those of an earlier look-up in the same weight included.
+    """Opacus' norms, which sum over an example's repeated tokens, with those of earlier look-ups in the weight.
 
     If the output layer reads the same weight, the square of the sum contains twice the inner product of both
     gradients: sum_st <h_s, a_t> g_t[token_s], for tokens s with gradients h, inputs a of the output layer and
@@ -236,7 +236,7 @@ def with_rounding(squared: Tensor, size: Tensor) -> Tensor:
 
 
 class GhostNorms(PerSampleGradients, GradSampleHooksFastGradientClipping):
-    """Leaves `_norm_sample` [size], float64, in place of `grad_sample`. Keeps the model's last output and its gradient.
+    """Leaves `_norm_sample` [size], float64, in place of `grad_sample`. Keeps the last output and its gradient.
 
     Raises:
         ValueError: a layer in half precision.
@@ -260,7 +260,7 @@ class GhostNorms(PerSampleGradients, GradSampleHooksFastGradientClipping):
         super().capture_activations_hook(module, forward_input, output)
 
     def knows(self, p: Tensor) -> bool:
-        """Whether the norm covers all uses: one, look-ups, a look-up and the output layer, or layers that are run again."""
+        """Whether the norm covers all uses: one, look-ups, look-up and output layer, or layers that run again."""
         uses = self.uses[p]
         known = len(uses) == 1 or set(uses) == {nn.Embedding} or uses == [nn.Embedding, nn.Linear]
         return known or not set(uses) & set(self.NORM_SAMPLERS)

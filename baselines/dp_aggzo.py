@@ -20,7 +20,7 @@ from dpzero.private_two_point import PrivateTwoPoint
 
 
 class DPAggZO(PrivateTwoPoint):
-    """`clip` bounds the norm of an example's vector: some 100 / sqrt(directions) in the paper, which takes 16 to 512."""
+    """`clip` bounds the norm of an example's vector. The paper: 100 / sqrt(directions), 16 to 512 directions."""
 
     title = "DP-AggZO"
 

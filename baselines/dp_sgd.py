@@ -98,7 +98,7 @@ class DPSGD(FineTuning):
         super().load_state_dict(state)
 
     def check_loss(self, batch: Any) -> None:
-        """Checks on public examples that no example's loss depends on the others: see `PrivateTwoPoint.check_loss`."""
+        """Checks on public examples that no loss depends on other examples: see `PrivateTwoPoint`."""
         self._check_independence(batch, max(batches.sizes(batch)), None)
 
     def _check_independence(self, batch: Any, count: int, take: batches.Take | None) -> None:
@@ -185,13 +185,14 @@ class DPSGD(FineTuning):
             values, p.grad = getattr(p, kept, None), None  # `grad` belongs to the whole batch
             if values is None or len(values) != len(losses):
                 raise RuntimeError(
-                    f"a backward pass left no {kept} of {len(losses)} examples in {name}: freeze layers whose output is not used"
+                    f"a backward pass left no {kept} of {len(losses)} examples in {name}: freeze layers whose output "
+                    "is not used"
                 )
             squared += torch.linalg.vector_norm(values.reshape(len(values), -1), dim=1).double().square()
         return squared
 
     def _losses(self, hooks: PerSampleGradients, part: Any) -> Tensor:
-        """The losses of a micro-batch. Raises RuntimeError if Opacus did not see every use of every parameter."""
+        """The losses of a micro-batch. Raises RuntimeError if Opacus missed a use of a parameter."""
         hooks.size = len(self.owners(part)) if self.owners else len(part)
         hooks.uses.clear()
         hooks.asked.clear()

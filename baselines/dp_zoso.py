@@ -14,7 +14,7 @@ from dpzero.algorithm import DPZero
 
 
 class DPZOSO(DPZero):
-    """`stages` share the budget's steps as 1 : 2 : 4 ..., or the first takes `first_stage` steps if that is given."""
+    """`stages` share the budget's steps as 1 : 2 : 4 ..., or the first takes `first_stage` steps if given."""
 
     title = "DP-ZOSO"
 

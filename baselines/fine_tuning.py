@@ -63,7 +63,7 @@ class FineTuning:
         self.steps_taken += 1
 
     def gradients(self, batch: Any) -> Tensor | float:
-        """Leaves each parameter's gradient in `grad`. Returns the sum of the losses: a tensor, or 0.0 for an empty batch."""
+        """Leaves each parameter's gradient in `grad`. Returns the sum of the losses."""
         total: Tensor | float = 0.0
         for part in self.loss.parts(batch):
             losses = self.loss(self.model, part)

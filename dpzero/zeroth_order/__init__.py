@@ -1,4 +1,4 @@
-"""Two-point estimates of anything: directions, perturbations in place, loss differences. Knows nothing of privacy or tasks."""
+"""Zeroth-order steps: directions, perturbation, loss differences. Knows nothing of privacy or tasks."""
 
 from __future__ import annotations
 

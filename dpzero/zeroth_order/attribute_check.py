@@ -1,4 +1,4 @@
-"""Checks what a model keeps in plain attributes beside parameters and buffers: tensors, and lists and dictionaries of them.
+"""Checks which tensors a model keeps in plain attributes, beside parameters and buffers.
 
 A forward pass may keep there what depends on shapes and weights alone, such as tables of positions. It may
 not keep what depends on the examples.
@@ -98,7 +98,7 @@ class Snapshot:
         ]
 
     def moved(self) -> bool:
-        """Whether an attribute changed. Quick, for each step: it does not see what is written through `.data`."""
+        """Whether an attribute changed. Quick: it does not see what is written through `.data`."""
         for attributes, count in self._counts:
             if len(attributes) != count:
                 return True

@@ -82,7 +82,7 @@ def take(batch: Any, rows: Sequence[int] | np.ndarray, size: int) -> Any:
 
 
 def padded(batch: Any, size: int) -> bool:
-    """Whether a batch of `size` may have been padded to its longest example: it has fields of several dimensions."""
+    """Whether a batch of `size` may have been padded: it has fields of several dimensions."""
     if isinstance(batch, Mapping):
         return any(padded(field, size) for field in batch.values())
     if isinstance(batch, (list, tuple)) and len(batch) != size:
@@ -100,5 +100,6 @@ def _rows_of(fields: Mapping[object, object]) -> int:
         return next(iter(lengths.values()))
     found = ", ".join(f"{name} {length}" for name, length in lengths.items()) or "no field with a length"
     raise ValueError(
-        f"the batch is a mapping whose fields do not agree on the number of examples ({found}): give each field one row an example"
+        f"the batch is a mapping whose fields do not agree on the number of examples ({found}): give each field one "
+        "row an example"
     )

@@ -1,4 +1,4 @@
-"""Chooses the kernels for a tensor's device: numba on the CPU, Triton on CUDA, plain torch if they are not installed.
+"""Chooses the kernels for a device: numba on the CPU, Triton on CUDA, else plain torch.
 
 Fake tensors have no elements, so nothing is done for them.
 """
@@ -34,7 +34,7 @@ Piece = tuple[int, Callable[[], None]]
 def add_pieces(
     kind: str, numbered: Iterable[tuple[int, Tensor]], key: Key, moves: Sequence[Move]
 ) -> list[Piece]:
-    """The calls that do, in place for each pair (j, tensor): tensor += scale * z, for each move and scale in turn.
+    """The calls that do, in place: tensor += scale * z, for each move and scale in turn.
 
     Args:
         kind: "normals" or "signs".
@@ -161,7 +161,7 @@ def normals(count: int, first: int, key: Key, address: kernels_torch.Address, de
 
 
 def sum_of_squares(sizes: Sequence[int], key: Key, step: int, direction: int, device: torch.device) -> int:
-    """Sum of the squared normals of tensors of these sizes, in units of 2^-20: an integer, so any order gives it."""
+    """Sum of the squared normals of tensors of these sizes, in units of 2^-20, which are integers."""
     if (triton := _triton(device)) is not None:
         return int(triton.sum_of_squares(sizes, key, step, direction, device))
 

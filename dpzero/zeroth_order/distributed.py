@@ -71,7 +71,7 @@ class Ranks:
         return data
 
     def check(self, step: int, digest: str) -> None:
-        """Raises RankFailure, on rank 0, if the ranks are not at the same step with the same weights (SHA-256 in hexadecimal)."""
+        """Raises RankFailure, on rank 0, if a rank is at another step or has weights of another SHA-256."""
 
     def dismiss(self) -> None:
         """Called by rank 0 if it ends before the last step: the others raise Dismissed."""
@@ -81,7 +81,7 @@ class Ranks:
 
 
 class Star(Ranks):
-    """Rank 0 exchanges messages with each other rank: a step of K scalars takes 8 + 24 K bytes from it and 8 + 8 K to it.
+    """Rank 0 receives 8 + 24 K bytes from each other rank in a step of K scalars, and sends 8 + 8 K to it.
 
     Raises:
         RankFailure: a rank that does not answer within `timeout_seconds`, by its number.

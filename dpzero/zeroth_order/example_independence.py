@@ -1,4 +1,4 @@
-"""Checks once, before the first release, whether a loss mixes the examples of a batch, and how far rounding does."""
+"""Checks, before the first release, whether a loss mixes the examples of a batch, and how far rounding does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The directions on CUDA, in Triton: the bits of `kernels_torch`, without temporaries. `launch_triton` launches them.
+"""The directions on CUDA, in Triton: the bits of `kernels_torch`, without temporaries.
 
 Every operation is one of IEEE 754: no fused multiply-add (`launch_triton.OPTIONS`), the exact square root, no
 other library function. A program takes 2048 elements: 32 tiles of normals or one tile of signs, as in

@@ -1,4 +1,4 @@
-"""Launches the directions' Triton kernels: many tensors and many moves in one launch, which is one pass over the weights."""
+"""Launches the Triton kernels: one launch, and one pass over the weights, for many tensors and moves."""
 
 from __future__ import annotations
 

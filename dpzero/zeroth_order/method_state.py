@@ -1,4 +1,4 @@
-"""What a zeroth-order method keeps between steps, and how a run resumes: from a state, or from a transcript."""
+"""What a zeroth-order method keeps between steps, and how it resumes from a state or a transcript."""
 
 from __future__ import annotations
 

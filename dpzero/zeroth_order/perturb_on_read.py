@@ -1,4 +1,4 @@
-"""Perturbs weights where they are read: every operation that takes a weight gets x + scale z, and the weight stays at x."""
+"""Perturbs weights on read: an operation that takes a weight gets x + scale z, and the weight stays at x."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _METADATA = {
 
 
 class PerturbOnRead(TorchFunctionMode):
-    """Context manager in which each operation gets x + scale z in place of x. Arguments as for `Perturbation`."""
+    """Context manager: each operation gets x + scale z in place of x. Arguments: see `Perturbation`."""
 
     def __init__(
         self,

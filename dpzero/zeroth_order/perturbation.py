@@ -57,7 +57,7 @@ class Perturbation:
     def of_model(
         cls, model: nn.Module, parameters: Sequence[Tensor], law: Gaussian, perturb: str
     ) -> Perturbation:
-        """Of a model's trained parameters. Raises ValueError for an unknown `perturb`, or one that cannot be done."""
+        """Of a model's trained parameters. Raises ValueError for a `perturb` that cannot be done."""
         on_read = numbers_on_read(model, parameters, perturb)
         read = {id(parameters[j]) for j in on_read}
         holders = [m for m in model.modules() if any(id(p) in read for p in m.parameters(recurse=False))]
@@ -65,7 +65,7 @@ class Perturbation:
 
     @contextmanager
     def perturbed(self, step: int, direction: int, scale: float) -> Iterator[None]:
-        """Context manager: the model computes at x + scale z. If it fails, weights return to x, up to rounding."""
+        """Context manager: the model computes at x + scale z. After a failure weights return to x, to rounding."""
         self.plan_point(step, direction, scale)
         self.apply()
         move = Move(step, direction, (scale,))
@@ -128,7 +128,7 @@ def _joined(moves: Sequence[Move]) -> Iterator[Move]:
 
 
 def numbers_on_read(model: nn.Module, parameters: Sequence[Tensor], perturb: str) -> list[int]:
-    """Numbers of the tensors that are perturbed on read: with `in_place` embedding tables, with `on_read` all."""
+    """Numbers of the tensors perturbed on read: with `in_place` embedding tables, with `on_read` all."""
     if perturb not in PERTURB:
         raise ValueError(f"perturb is {perturb!r}: give one of {', '.join(PERTURB)}")
     if compiled := _first_compiled(model):
@@ -142,7 +142,7 @@ def numbers_on_read(model: nn.Module, parameters: Sequence[Tensor], perturb: str
 
 
 def padding_rows(model: nn.Module, parameters: Sequence[Tensor]) -> dict[int, int]:
-    """Number of a tensor -> its row that stays, as under autograd: the padding_idx of every module that holds it."""
+    """Number of a tensor -> its row that stays, as under autograd: the padding_idx of all its modules."""
     rows: dict[int, set[int | None]] = {}
     for module in model.modules():
         row = module.padding_idx if isinstance(module, nn.Embedding) else None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class PerExampleLoss(Protocol):
-    """(model, batch of B examples) -> losses [B], float32 or better, each a function of its own example alone."""
+    """(model, batch of B examples) -> losses [B], float32 or better, each of its own example alone."""
 
     def __call__(self, model: nn.Module, batch: Any, /) -> Tensor: ...
 

@@ -139,7 +139,7 @@ class TwoPoint(MethodState):
         return scalars if self.directions > 1 else scalars[0]
 
     def _losses_at_both_points(self, batch: Any, count: int) -> Tensor:
-        """Losses at x + smoothing z_k, then at x - smoothing z_k, where the weights are left: float64 [2, K, B]."""
+        """Losses at x + smoothing z_k and then x - smoothing z_k, where weights are left: float64 [2, K, B]."""
         losses = torch.zeros(2, self.directions, count, dtype=torch.float64)
         for k in range(self.directions):
             for side, scale in enumerate((self.smoothing, -self.smoothing)):
@@ -159,7 +159,7 @@ class TwoPoint(MethodState):
             self.check_ranks()
 
     def _begin(self, batch: Any, users: ArrayLike | None) -> tuple[int, np.ndarray | None]:
-        """Checks model and batch. Returns the number of examples and, if given, each one's user as a number."""
+        """Checks model and batch. Returns the number of examples and, if given, their users as numbers."""
         if (users is None) == (self.unit == "user"):
             raise ValueError(f"the unit is the {self.unit}: give `users` if it is the user, and only then")
         self.model_check.check()
@@ -171,7 +171,7 @@ class TwoPoint(MethodState):
         return len(numbers), numbers
 
     def _admit(self, sizes: set[int], indices: np.ndarray | None) -> int:
-        """The number of units in a batch. Of several that are possible (see `batches.sizes`), the fields' length."""
+        """The number of units in a batch: of several possible ones (see `batches.sizes`) the fields' length."""
         return max(sizes) if len(sizes) == 1 else max(sizes - {0}, default=0)
 
     def _losses(self, batch: Any, count: int) -> Tensor:
@@ -201,7 +201,7 @@ class TwoPoint(MethodState):
     # -- several ranks ---------------------------------------------------------------------------------------------
 
     def join(self, ranks: Ranks) -> None:
-        """From here on `step` takes this rank's share of each batch, or all of it with losses of 0 for other ranks'.
+        """Makes `step` take this rank's share of each batch, or all of it with losses of 0 for other shares.
 
         Any division of a batch gives the same step to the bit, if it keeps the bits of each example's loss.
 

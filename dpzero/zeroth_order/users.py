@@ -32,7 +32,7 @@ def number_users(users: ArrayLike, sizes: Collection[int]) -> np.ndarray:
 
 
 def user_means(values: Tensor, numbers: np.ndarray | None) -> Tensor:
-    """Means over each user's examples: [B, K] -> [users, K]. Without numbers the values are returned as they are."""
+    """Means over each user's examples: [B, K] -> [users, K]. Without numbers: the values as they are."""
     if numbers is None:
         return values
     users = torch.from_numpy(numbers)

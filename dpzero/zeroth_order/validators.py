@@ -134,7 +134,7 @@ class ModelCheck:
 
 
 def _numpy_state() -> bytes:
-    """State of NumPy's global generator. `np.random.get_state` takes longer than the head of a small model."""
+    """State of NumPy's global generator, quicker than `np.random.get_state`."""
     generator = np.random.get_bit_generator()  # type: ignore[attr-defined, unused-ignore]
     if isinstance(generator, np.random.MT19937):
         return ctypes.string_at(generator.ctypes.state_address, MERSENNE_TWISTER_BYTES)
