@@ -72,7 +72,7 @@ def imported(module: str, source: str, is_package: bool) -> Iterator[str]:
         yield from (
             name
             for text in texts
-            for name in (text, f"{'.'.join(package)}.{text}")
+            for name in (text, f"{'.'.join(package)}.{text}", f"dpzero.{text}" if "." in text else "")
             if name in MODULES and "." in name
         )
 
