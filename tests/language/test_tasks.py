@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import collections
 import hashlib
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +59,14 @@ def texts(task: tasks.Task, split: str) -> set[str]:
 
 
 # --- without data
+
+
+@pytest.mark.parametrize("file", sorted(Path(tasks.__file__).parent.glob("*.py")), ids=lambda file: file.stem)
+def test_data_imports_nothing_from_models(file):
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = {alias.name for alias in node.names} | {getattr(node, "module", None) or ""}
+            assert "models" not in {part for name in names for part in name.split(".")}
 
 
 def test_names_and_assets_need_no_data(monkeypatch, tmp_path):

@@ -1,1 +1,1 @@
-"""Tasks, their rows and prompts, few-shot draws, and tokenized examples."""
+"""Tasks, their rows and prompts, few-shot draws and assets, without torch and without models."""

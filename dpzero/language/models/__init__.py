@@ -1,1 +1,1 @@
-"""Models, their weights and heads, what of them is trained, and their per-example losses."""
+"""Pretrained models, their tokenizers and heads, tokenized examples, and per-example losses."""
