@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..plan.settings import FACTOR, POSITIVE, RUN_SETTINGS
-from ..run.invariance import ARCHITECTURES, of_architectures
+from ..run.invariance import ARCHITECTURES, measure_architectures
 from .options import Options, option, positive, real, verb
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def audit(options: argparse.Namespace) -> dict:
     with _usage_errors():
         counts = {"transcripts": options.transcripts, "noise_factor": options.noise_factor}
         verdict = audit(options.method, _setting(options), options.epsilon, **counts)
-    return verdict | {"others_move": of_architectures(options.models)}
+    return verdict | {"others_move": measure_architectures(options.models)}
 
 
 def _setting(options: argparse.Namespace) -> Setting:

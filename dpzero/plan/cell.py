@@ -14,7 +14,7 @@ from ..language.models import weights
 from ..privacy.accounting import Setting
 from ..privacy.public_implementations import IMPLEMENTATIONS
 from .registry import Card
-from .settings import EPSILON, REMOVED, RUN_SETTINGS, known, value_of
+from .settings import EPSILON, REMOVED, RUN_SETTINGS, cell_settings, value_of
 
 DECIDED_BY_PUBLIC_CODE = ("mechanism", "sampling", "adjacency", "noise_arithmetic")
 
@@ -59,7 +59,7 @@ def check_settings(
     Raises:
         UsageError: a setting that is unknown, missing, of another type, or whose privacy no proof covers.
     """
-    where, schema = f"method {cell['method']}", known(card)
+    where, schema = f"method {cell['method']}", cell_settings(card)
     settings: dict[str, Any] = {name: entry.default for name, entry in RUN_SETTINGS.items()}
     for depth, layer in enumerate(layers):
         for key, value in layer.items():

@@ -253,7 +253,7 @@ METHOD_SETTINGS: dict[str, tuple[Range | None, str]] = {
 REMOVED = ("both_signs", "cuda_graphs", "regularization")  # settings and values that there are no longer
 
 
-def of_method(card: registry.Card) -> dict[str, Entry]:
+def method_settings(card: registry.Card) -> dict[str, Entry]:
     """A method's own settings: its signature, with ranges of the table. Other numbers may have any value."""
     found = {}
     for name, kind in card.settings.items():
@@ -265,9 +265,9 @@ def of_method(card: registry.Card) -> dict[str, Entry]:
     return found
 
 
-def known(card: registry.Card) -> dict[str, Entry]:
+def cell_settings(card: registry.Card) -> dict[str, Entry]:
     """All settings of a cell of this method."""
-    return RUN_SETTINGS | of_method(card)
+    return RUN_SETTINGS | method_settings(card)
 
 
 def rows() -> Iterator[tuple[str, ...]]:
@@ -276,7 +276,7 @@ def rows() -> Iterator[tuple[str, ...]]:
         yield name, "all", *_shown(name, entry)
     methods: dict[tuple[str, ...], list[str]] = {}
     for method, card in registry.cards().items():
-        for name, entry in of_method(card).items():
+        for name, entry in method_settings(card).items():
             methods.setdefault((name, *_shown(name, entry)), []).append(method)
     for (name, *shown), having in methods.items():
         yield name, ", ".join(having), *shown

@@ -34,7 +34,7 @@ def folder(out: Path) -> Path:
 
 
 @contextmanager
-def alone(out: Path, log: Callable[[str], object]) -> Iterator[bool]:
+def locked(out: Path, log: Callable[[str], object]) -> Iterator[bool]:
     """Let one process at a time work on a run. Yields whether this one waited for another.
 
     Two processes that took the same steps under two secret keys would release twice what either reports.

@@ -14,7 +14,7 @@ from .checkpoint import Checkpoint
 from .setup import Setup
 
 
-def lead(setup: Setup, method: TwoPoint, path: Path) -> None:
+def start_ranks(setup: Setup, method: TwoPoint, path: Path) -> None:
     """Rank 0 sends its transcript at `path`, 12 bytes a step, which brings the others to its own step."""
     ranks = setup.ranks
     if ranks.size == 1:
@@ -30,7 +30,7 @@ def lead(setup: Setup, method: TwoPoint, path: Path) -> None:
     setup.say(f"{ranks.size} ranks, by {ranks.backend}")
 
 
-def follow(setup: Setup) -> None:
+def run_other_rank(setup: Setup) -> None:
     """Take the steps of a rank other than 0, which writes nothing that lasts."""
     try:
         budget, model = setup.budget(ledger=None), setup.model()
@@ -39,7 +39,7 @@ def follow(setup: Setup) -> None:
         _catch_up(method, setup.ranks)
         for _, batch in setup.batches(train, budget, method.steps_taken):
             method.step(batch)
-        leave(setup, method)
+        finish_ranks(setup, method)
     except Dismissed:
         pass  # rank 0's record says why
 
@@ -60,7 +60,7 @@ def _catch_up(method: Any, ranks: Ranks) -> None:
     method.join(ranks)
 
 
-def leave(setup: Setup, method: TwoPoint) -> None:
+def finish_ranks(setup: Setup, method: TwoPoint) -> None:
     """After the last step, check that all ranks have the same weights.
 
     If a release was lost in an earlier process, rank 0's budget ends before those of the others, which do not

@@ -37,7 +37,7 @@ def stand_ins(like: Any, model: Any, length: int) -> Any:
     return Examples.from_token_ids(texts, [0] * STAND_INS)
 
 
-def of_architectures(names: Sequence[str] = ARCHITECTURES) -> list[dict]:
+def measure_architectures(names: Sequence[str] = ARCHITECTURES) -> list[dict]:
     """How far the others move when one of eight random texts leaves, by model and type of matrix products.
 
     Weights are random, in the published shapes, and the biases are perturbed.

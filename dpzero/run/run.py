@@ -16,7 +16,7 @@ from ..privacy import Budget
 from ..privacy.budget import BudgetExhausted
 from ..zeroth_order.distributed import Ranks
 from . import checkpoint_selection, distributed, gpu_lock, invariance, record, run_record, step_memory
-from .checkpoint import Checkpoint, alone
+from .checkpoint import Checkpoint, locked
 from .checkpoint_selection import BestDev, Candidates
 from .provenance import core_digest, method_digest
 from .setup import ALONE, Setup
@@ -52,9 +52,9 @@ def run_cell(
     """
     record.refuse_private_scores(cell)
     if ranks.rank:
-        distributed.follow(Setup(cell, log, device, ranks))
+        distributed.run_other_rank(Setup(cell, log, device, ranks))
         return None
-    with alone(out, lambda line: log(f"{run_id(cell)}: {line}")) as waited:
+    with locked(out, lambda line: log(f"{run_id(cell)}: {line}")) as waited:
         earlier = record.find(out, cell)
         if earlier and record.is_release(cell):
             log(
@@ -100,7 +100,7 @@ class Run:
         self.measured["memory"] = step_memory.measure(setup)
         self._resume()
         self._check_loss()
-        distributed.lead(setup, self.method, self.checkpoint.transcript)
+        distributed.start_ranks(setup, self.method, self.checkpoint.transcript)
         for step, batch in setup.batches(self.examples["train"], self.budget, self.method.steps_taken):
             try:
                 with self.clock.step():
@@ -108,7 +108,7 @@ class Run:
             except BudgetExhausted:  # another machine's rounding made a new release of a step taken again
                 break
             self._after_step(step, batch)
-        distributed.leave(setup, self.method)
+        distributed.finish_ranks(setup, self.method)
         self._check_finite()
         return self._evaluate()
 

@@ -20,7 +20,7 @@ from dpzero.plan.settings import ANY, Entry, Range
 
 CELL = {"task": "toy", "model": "tiny-encoder", "epsilon": "2", "seed": 0}
 CARDS = registry.cards()
-PAIRS = [(method, name) for method, card in CARDS.items() for name in schema.known(card)]
+PAIRS = [(method, name) for method, card in CARDS.items() for name in schema.cell_settings(card)]
 JUNK = [None, [], {}, [1], "x", "", b"x", float("nan"), float("inf"), -float("inf"), 10**400, "1e400", "٣"]
 
 
@@ -56,13 +56,13 @@ def wrong(entry: Entry) -> Iterator[object]:
 
 @pytest.mark.parametrize("method, name", PAIRS, ids=map("-".join, PAIRS))
 def test_a_value_that_is_not_allowed_is_named(method, name):
-    for value in wrong(schema.known(CARDS[method])[name]):
+    for value in wrong(schema.cell_settings(CARDS[method])[name]):
         assert name in refused(cell(method, **{name: value})), value
 
 
 @pytest.mark.parametrize("method, name", PAIRS, ids=map("-".join, PAIRS))
 def test_what_the_table_allows_is_taken_or_another_rule_refuses_it(method, name):
-    entry = schema.known(CARDS[method])[name]
+    entry = schema.cell_settings(CARDS[method])[name]
     if isinstance(entry.allowed, tuple):
         values = entry.allowed
     elif isinstance(entry.allowed, Range) and entry.allowed != ANY:
