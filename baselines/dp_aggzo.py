@@ -23,6 +23,7 @@ class DPAggZO(PrivateTwoPoint):
     """`clip` bounds the norm of an example's vector. The paper: 100 / sqrt(directions), 16 to 512 directions."""
 
     title = "DP-AggZO"
+    contract_settings = {"directions": 2}  # the contract suite is quicker than with 4
 
     def __init__(self, *arguments: Any, directions: int = 4, seed: int = 0, **settings: Any) -> None:
         super().__init__(*arguments, seed=seed, **settings)
