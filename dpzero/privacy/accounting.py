@@ -200,7 +200,7 @@ class Setting:
     def epsilon_rdp(self, noise_scale: float) -> float | None:
         """The looser Renyi bound, for comparison with older papers; None if no library offers a proven one."""
         noise_scale = _scale(noise_scale)
-        event = None if noise_scale in (0.0, math.inf) else self.event(noise_scale)
+        event = None if noise_scale in (0.0, math.inf) else self.dp_event(noise_scale)
         if event is None or self.delta == 0:
             return None
         return self.renyi_epsilon(event)
@@ -224,7 +224,7 @@ class Setting:
         finally:
             logging.set_verbosity(verbosity)
 
-    def event(self, noise_scale: float) -> DpEvent | None:
+    def dp_event(self, noise_scale: float) -> DpEvent | None:
         """The run as an event for dp-accounting's Renyi accountant; None if it is not supported there.
 
         That accountant does not double the sensitivity for replace_one, so the noise is divided by it here.
@@ -288,6 +288,7 @@ class Setting:
 
     @property
     def accountant(self) -> str:
+        """Name of the accountant that answers for this setting, for records."""
         if self.delta == 0:
             return "closed form, basic composition of pure epsilon"
         if self._allocated:

@@ -106,6 +106,7 @@ class Composition:
         self._pmfs, self._steps = pmfs, steps
 
     def get_epsilon_for_delta(self, delta: float) -> float:
+        """Epsilon of all steps at delta."""
         return max(_epsilon(pmf, self._steps, delta) for pmf in self._pmfs)
 
     def get_delta_for_epsilon(self, epsilons: Sequence[float]) -> Array:

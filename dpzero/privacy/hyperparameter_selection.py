@@ -43,7 +43,7 @@ class Tries:
         """Epsilon of all tries and the selection; each try is a run of `setting` with this noise scale."""
         from dp_accounting.dp_event import RepeatAndSelectDpEvent
 
-        event = setting.event(noise_scale)
+        event = setting.dp_event(noise_scale)
         if event is None:
             raise ValueError(
                 "selection is accounted through Renyi divergences, which are not offered for "

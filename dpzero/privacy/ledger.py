@@ -48,6 +48,7 @@ class Event:
         return cls(**(asdict(setting) | options | {"noise_scale": noise_scale, "sampling": sampling}))
 
     def setting(self) -> Setting:
+        """The setting that the event was made from."""
         return Setting(**{field.name: getattr(self, field.name) for field in fields(Setting)})
 
     def as_dict(self) -> dict[str, Any]:
@@ -200,6 +201,7 @@ class Ledger:
 
     @property
     def choices(self) -> list[Choice]:
+        """The private selections."""
         return list(self.lineage.choices)
 
     def by_key(self) -> dict[str, list[int]]:
@@ -210,6 +212,7 @@ class Ledger:
         return numbers
 
     def numbers_of(self, key_name: str) -> list[int]:
+        """Numbers of the batches that were released under this key."""
         return [number for number, name in self.lineage.releases if name == key_name]
 
     def __contains__(self, release: tuple[int, str]) -> bool:

@@ -41,6 +41,7 @@ class Gaussian:
 
     @staticmethod
     def unit_noise(stream: Stream, count: int, *counter: int) -> NDArray[np.float64]:
+        """`count` numbers at scale 1."""
         return stream.normals(count, *counter)
 
     @staticmethod

@@ -46,10 +46,12 @@ class RunKey:
 
     @classmethod
     def published(cls, seed: int) -> RunKey:
+        """The public key of this seed."""
         return cls("published", hashlib.sha256(f"dpzero published run key, seed {seed}".encode()).digest())
 
     @classmethod
     def secret(cls) -> RunKey:
+        """A key from the operating system."""
         return cls("secret", secrets.token_bytes(32))
 
     @classmethod
@@ -64,9 +66,11 @@ class RunKey:
 
     @property
     def valid_release(self) -> bool:
+        """Whether noise under this key is secret."""
         return self.noise_key == "secret"
 
     def stream(self, purpose: str) -> Stream:
+        """The random numbers for one purpose."""
         return Stream(self.key, purpose)
 
     def claim(self) -> None:

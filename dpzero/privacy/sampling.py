@@ -28,6 +28,7 @@ class Sampler:
         self.dataset_size, self.batch_size, self.stream = dataset_size, batch_size, stream
 
     def batch(self, step: int) -> Indices:
+        """Indices of the examples in the batch of this step."""
         raise NotImplementedError
 
     def first_step_of_new_key(self, step: int) -> int:
