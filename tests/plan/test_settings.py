@@ -97,6 +97,13 @@ def test_the_value_and_what_is_allowed_stand_in_the_line(changes, words):
     assert words in refused(cell("dpzero", **changes))
 
 
+@pytest.mark.parametrize(
+    "changes", [{"perturb": "both_signs"}, {"cuda_graphs": True}, {"regularization": 0.5}]
+)
+def test_a_setting_that_was_removed_is_said_to_be(changes):
+    assert "was removed: leave it out" in refused(cell("dp_zoso", **changes))
+
+
 @pytest.mark.parametrize("seed", [2**32, 2**64, -1, 0.5, True, None, [], "x", "1e3"])
 def test_a_seed_is_one_that_every_generator_takes(seed):
     assert "is not a whole number from 0 to 4294967295" in refused(cell("dpzero") | {"seed": seed})
