@@ -84,7 +84,11 @@ def test_no_dev_rows_are_no_choice(cache, smoke, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "rule, method", [("best_dev", "adamw"), ("accounted", "dpzero"), ("accounted", "dp_adam")]
+    "rule, method",
+    [
+        *(("best_dev", "adamw"), ("accounted", "dpzero")),
+        pytest.param("accounted", "dp_adam", marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_run_reports_the_same_point(cache, smoke, tmp_path, monkeypatch, rule, method):
     cell = best(smoke(method, learning_rate=5e-2, steps=30, evaluate_every=10), rule)
@@ -135,8 +139,13 @@ def test_with_much_epsilon_the_choice_is_the_best_on_dev(cache, smoke, tmp_path,
     assert metrics["accuracy"] == max(curve.values()) == curve[metrics["selected_step"]]
 
 
-@pytest.mark.parametrize("method", ["dpzero", "dp_adam"])
-@pytest.mark.parametrize("lost", [False, True])
+@pytest.mark.parametrize(
+    "method, lost",
+    [
+        *(("dpzero", False), ("dp_adam", True)),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("dpzero", True), ("dp_adam", False))),
+    ],
+)
 def test_a_run_that_dies_keeps_its_candidates_and_its_choice(
     cache, smoke, tmp_path, monkeypatch, method, lost
 ):

@@ -24,7 +24,7 @@ from tests import slow_line
 from tests.forked import forked
 from tests.run.stopping import before_each_step
 
-STEPS = 12
+STEPS, SLOW = 12, pytest.mark.slow
 SECONDS = 30
 
 
@@ -69,10 +69,10 @@ def told(out: Path) -> dict:
     "method, settings",
     [
         ("dpzero", {}),
-        ("dpzero", {"noise_arithmetic": "exact", "second_moment": 0.9}),
         ("mezo", {"tune": "full"}),
-        ("dp_zo_laplace", {"perturb": "on_read"}),
-        ("dp_aggzo", {}),
+        pytest.param("dpzero", {"noise_arithmetic": "exact", "second_moment": 0.9}, marks=SLOW),
+        pytest.param("dp_zo_laplace", {"perturb": "on_read"}, marks=SLOW),
+        pytest.param("dp_aggzo", {}, marks=SLOW),
     ],
 )
 def test_any_number_of_ranks_leaves_the_same_record(cell, tmp_path, method, settings):
@@ -101,7 +101,8 @@ def test_a_release_of_several_ranks_is_one_release_a_step(cell, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "noise_key, victim, left", [("published", 0, 2), ("secret", 2, 1), ("published", 1, 4)]
+    "noise_key, victim, left",
+    [("secret", 2, 1), ("published", 1, 4), pytest.param("published", 0, 2, marks=SLOW)],
 )
 def test_a_killed_rank_ends_the_run_which_goes_on_with_those_that_are_left(
     cell, tmp_path, noise_key, victim, left

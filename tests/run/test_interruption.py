@@ -279,7 +279,7 @@ def test_but_releases_of_private_data_are_not_thrown_away(
         (lambda lines: [lines[0].replace(b"gaussian", b"laplace"), *lines[1:]], "belongs to another setting"),
     ],
 )
-@pytest.mark.parametrize("noise_key", ["published", "secret"])
+@pytest.mark.parametrize("noise_key", [pytest.param("published", marks=pytest.mark.slow), "secret"])
 def test_a_ledger_that_lost_releases_is_refused(cell, tmp_path, noise_key, damage, words):
     mine, out = cell(noise_key), tmp_path / "a.json"
     ledger = stopped(mine, out) / "ledger"

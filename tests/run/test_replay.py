@@ -326,7 +326,7 @@ def test_steps_that_were_taken_from_a_transcript_are_not_timed(cell, tmp_path, m
         (None, r"is of another run.* 0 steps", 0),
     ],
 )
-@pytest.mark.parametrize("noise_key", ["published", "secret"])
+@pytest.mark.parametrize("noise_key", [pytest.param("published", marks=SLOW), "secret"])
 def test_a_lost_or_damaged_transcript_sends_the_run_back_and_the_ledger_counts_all(
     cell, tmp_path, monkeypatch, noise_key, damage, words, kept
 ):
