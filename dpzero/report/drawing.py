@@ -104,8 +104,7 @@ def mark(
         half_x = across.high - across.mean if across.std > 0 else None
         bars = {"color": look.colour, "elinewidth": 0.8, "capsize": 1.5}
         axis.errorbar(across.mean, middle.mean, middle.high - middle.mean, half_x, **bars)
-    face = look.colour if rows["private"].iloc[0] else "white"
-    axis.plot([across.mean], [middle.mean], look.marker, color=look.colour, markerfacecolor=face, zorder=3)
+    axis.plot([across.mean], [middle.mean], zorder=3, **style.strokes(rows, linestyle=""))
     return middle
 
 
@@ -180,15 +179,9 @@ def spread(places: list[float], gap: float) -> list[float]:
 
 def legend(figure: Figure, runs: pandas.DataFrame, lines: bool = True) -> None:
     """One legend for the whole figure, above it."""
-    handles = []
-    for method, some in runs.groupby("method", sort=False):
-        look, private = style.look(method), bool(some["private"].iloc[0])
-        face = look.colour if private else "white"
-        line = look.line if lines else ""
-        label = some["title"].iloc[0]
-        handles.append(
-            Line2D([], [], color=look.colour, linestyle=line, marker=look.marker, mfc=face, label=label)
-        )
+    more = {} if lines else {"linestyle": ""}
+    methods = [rows for _, rows in runs.groupby("method", sort=False)]
+    handles = [Line2D([], [], **style.strokes(rows, **more)) for rows in methods]
     if handles:
         wide = figure.get_figwidth() > style.COLUMN_INCHES
         columns = min(len(handles), 5 if wide else 2)

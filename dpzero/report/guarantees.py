@@ -23,7 +23,13 @@ BOUNDS = {
     "poisson": "PLD with the count",
     "shuffled_epochs": "worst-case pair (lower), PLD over epochs (upper)",
 }
-NEIGHBOURS = {"add_remove": "add remove", "replace_one": "replace one", "zero_out": "zero-out"}
+WORDS = {  # of the record -> for readers
+    "own size, then noise": "actual batch size, before noise",
+    "own size, with noise": "actual batch size, with noise",
+    "add_remove": "add remove",
+    "replace_one": "replace one",
+    "zero_out": "zero-out",
+}
 CLAIM = {"marker": "o", "color": style.BLACK, "mfc": "white", "markersize": 5, "linestyle": "", "zorder": 4}
 BETWEEN = {"color": style.BLUE, "linewidth": 2.2, "solid_capstyle": "butt", "zorder": 2}
 AT_LEAST = {"marker": 9, "color": style.BLUE, "markersize": 6, "linestyle": "", "zorder": 3}
@@ -54,10 +60,12 @@ NOTES = (
     "Poisson batches and one example added or removed, by PLD; replaced: without replacement, one example "
     "replaced. Ratio: theirs / ours.",
 )
-DIVISORS = {  # as in the record -> for readers
-    "own size, then noise": "actual batch size, before noise",
-    "own size, with noise": "actual batch size, with noise",
-}
+
+
+def _reworded(value: Any) -> str:
+    return WORDS.get(value, value) if isinstance(value, str) else ABSENT
+
+
 COLUMNS = (
     Column("paper", "title"),
     Column("task", "task"),
@@ -69,10 +77,10 @@ COLUMNS = (
     Column("δ", "claimed_delta", ".2g"),
     Column("claimed by", "claimed_accountant"),
     Column("batches", "_batches"),
-    Column("divided by", "divisor", lambda divisor: DIVISORS.get(divisor, _text(divisor))),
+    Column("divided by", "divisor", _reworded),
     Column("noise / clip", "noise_scale", ".3f"),
     Column("code as it is", "as_it_is"),
-    Column("neighbours", "adjacency", lambda adjacency: NEIGHBOURS.get(adjacency, _text(adjacency))),
+    Column("neighbours", "adjacency", _reworded),
     Column("ε at least", "epsilon_at_least", ".2f"),
     Column("ε at most", "epsilon_at_most", ".2f"),
     Column("bounded by", "sampling", lambda sampling: BOUNDS.get(sampling, ABSENT)),
@@ -172,12 +180,11 @@ def _merged(runs: pandas.DataFrame) -> pandas.DataFrame:
     """Merge the rows that differ only in their task, with a label."""
     same = ["title", "model", "epsilon"]
     same += [f"settings.{key}" for key in ("dataset_size", "batch_size", "steps", "delta")]
-    lines = []
-    for _, some in runs.groupby(same, sort=False):
-        first = some.iloc[0].to_dict()
-        tasks = ", ".join(some["task"])
-        lines.append(first | {"label": f"{tasks} ({first['model']}), ε = {first['epsilon']}"})
-    return pandas.DataFrame(lines)
+    labels = [
+        first | {"label": f"{', '.join(some['task'])} ({first['model']}), ε = {first['epsilon']}"}
+        for first, some in ((some.iloc[0].to_dict(), some) for _, some in runs.groupby(same, sort=False))
+    ]
+    return pandas.DataFrame(labels)
 
 
 def _batches(row: dict[str, Any]) -> str:
@@ -195,7 +202,3 @@ def _noise_sources(runs: pandas.DataFrame) -> list[str]:
     papers = runs[runs["status"] == "ok"].groupby("title", sort=False).first()
     sources = papers[["guarantee.noise_source", "guarantee.source"]].itertuples(name=None)
     return [f"{title} ({source}): noise {why}." for title, why, source in sources]
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ABSENT

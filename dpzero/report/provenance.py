@@ -41,38 +41,29 @@ def line(runs: pandas.DataFrame, sweep: str) -> str:
     """The provenance of these runs on one line."""
     recorded = with_record(runs)
     counts = [f"{count} {LABELS.get(status, status)}" for status, count in status_counts(runs).items()]
-    packages = [f"{c.removeprefix(PACKAGE)} {_some(recorded[c])}" for c in _package_columns(recorded)]
+    start = f"sweep {sweep}: {plural(len(recorded), 'run')} ({', '.join(counts) or 'none'})"
+    return f"{start}; {source(recorded)}"
+
+
+def source(recorded: pandas.DataFrame) -> str:
+    """The provenance of these results on one line, without times."""
     parts = [
-        f"sweep {sweep}: {plural(len(recorded), 'run')} ({', '.join(counts) or 'none'})",
         f"commit {_some(recorded['provenance.git'], 7)}" + (" (dirty tree)" if _dirty(recorded) else ""),
         f"code {_some(recorded['provenance.code'], 12)}",
         f"device {_some(recorded['provenance.device'])}",
         f"Python {_some(recorded['provenance.python'])}",
-        *packages,
+        *(f"{c.removeprefix(PACKAGE)} {_some(recorded[c])}" for c in _package_columns(recorded)),
     ]
     return " ".join("; ".join(parts).split())
-
-
-def short(recorded: dict[str, Any]) -> str:
-    """The provenance of one result on one line, without times."""
-    dirty = " (dirty tree)" if recorded["dirty"] else ""
-    packages = [f"{name} {version}" for name, version in recorded["packages"].items()]
-    parts = [
-        f"commit {recorded['git'][:7]}{dirty}",
-        f"code {recorded['code'][:12]}",
-        f"device {recorded['device']}",
-    ]
-    return "; ".join([*parts, f"Python {recorded['python']}", *packages])
 
 
 def footnote(runs: pandas.DataFrame, sweep: str) -> str:
     """A short provenance for the corner of a figure: sweep, runs, commit, device."""
     recorded = with_record(runs)
-    number = (
-        plural(len(recorded), "run") if len(recorded) == len(runs) else f"{len(recorded)} of {len(runs)} runs"
-    )
-    dirty = "+" if _dirty(recorded) else ""
-    return f"{sweep}: {number} · {_some(recorded['provenance.git'], 7)}{dirty} · {_some(recorded['provenance.device'])}"
+    few = len(recorded) < len(runs)
+    number = f"{len(recorded)} of {len(runs)} runs" if few else plural(len(recorded), "run")
+    commit = _some(recorded["provenance.git"], 7) + ("+" if _dirty(recorded) else "")
+    return f"{sweep}: {number} · {commit} · {_some(recorded['provenance.device'])}"
 
 
 def warnings(runs: pandas.DataFrame) -> list[str]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
-os.environ.setdefault(
-    "SOURCE_DATE_EPOCH", "0"
-)  # before matplotlib, which would write the date into the files
+# Before matplotlib, which would write the date into the files.
+os.environ.setdefault("SOURCE_DATE_EPOCH", "0")
 
 import matplotlib
+import pandas
 from matplotlib.figure import Figure
 
 COLUMN_INCHES, PAGE_INCHES = 3.25, 6.75
@@ -41,8 +41,7 @@ SETTINGS = {
 }
 
 
-@dataclass(frozen=True)
-class Look:
+class Look(NamedTuple):
     """Colour, marker and line style of one method."""
 
     colour: str
@@ -75,6 +74,14 @@ def look(method: str) -> Look:
     number = int.from_bytes(hashlib.sha256(method.encode()).digest()[:4], "big")
     colour = COLOURS[number % 7]
     return LOOKS.get(method, Look(colour, SPARE_MARKERS[number // 7 % len(SPARE_MARKERS)], "-."))
+
+
+def strokes(rows: pandas.DataFrame, **more: Any) -> dict[str, Any]:
+    """How matplotlib draws the method of these runs: filled markers if it is private. `more` goes first."""
+    method, title, private = rows[["method", "title", "private"]].iloc[0]
+    colour, marker, line = look(method)
+    face = {"markerfacecolor": colour if private else "white", "label": title}
+    return {"color": colour, "marker": marker, "linestyle": line} | face | more
 
 
 def save(figure: Figure, folder: Path, name: str, provenance: str) -> list[Path]:

@@ -35,28 +35,15 @@ PUBLISHED_KEY = (
     "release. Their records also hold losses and dev accuracies without noise."
 )
 
-# Columns of the privacy table: heading -> key in the record.
-PROMISES = {
-    "mechanism": "mechanism",
-    "unit": "unit",
-    "adjacency": "adjacency",
-    "sampling": "sampling",
-    "n": "dataset_size",
-    "batch": "batch_size",
-    "steps": "steps",
-    "clip": "clip",
-    "noise scale": "noise_scale",
-    "δ": "delta",
-    "ε target": "epsilon_target",
+PROMISES = {  # heading of the privacy table -> key in the record
+    **{"mechanism": "mechanism", "unit": "unit", "adjacency": "adjacency", "sampling": "sampling"},
+    **{"n": "dataset_size", "batch": "batch_size", "steps": "steps", "clip": "clip"},
+    **{"noise scale": "noise_scale", "δ": "delta", "ε target": "epsilon_target"},
+    **{"ε spent": "epsilon_spent", "μ": "gdp_mu", "ε by RDP": "epsilon_spent_rdp"},
+    **{"noise arithmetic": "noise_arithmetic", "noise key": "noise_key", "valid release": "valid_release"},
 }
-SPENT = {"ε spent": "epsilon_spent", "μ": "gdp_mu", "ε by RDP": "epsilon_spent_rdp"}
-VALIDITY = {
-    "noise arithmetic": "noise_arithmetic",
-    "noise key": "noise_key",
-    "valid release": "valid_release",
-}
-ACCOUNTANT = {"accountant": "accountant"}  # in the title and the notes
-NOTE_IF_EQUAL = {"unit": "unit", "noise arithmetic": "noise_arithmetic"}  # a column only if the rows differ
+SPENT = ("epsilon_spent", "gdp_mu", "epsilon_spent_rdp")
+NOTE_IF_EQUAL = ("unit", "noise arithmetic")  # a column only if the rows differ
 
 TIMES = (
     Column("seconds per step", "_step_seconds"),
@@ -183,19 +170,18 @@ def privacy(runs: pandas.DataFrame) -> Table:
     """Guarantee of each private method, what it rests on, and whether the release is valid."""
     private = runs[runs["private"]]
     equal = {
-        heading: formatting.common(private[f"privacy.{key}"], "") for heading, key in NOTE_IF_EQUAL.items()
+        heading: formatting.common(private[f"privacy.{PROMISES[heading]}"], "") for heading in NOTE_IF_EQUAL
     }
     equal = {heading: value for heading, value in equal.items() if " / " not in value}
     accountants = "; ".join(provenance.distinct(private["privacy.accountant"])) or "none"
-    shown = {heading: key for heading, key in (PROMISES | SPENT | VALIDITY).items() if heading not in equal}
-    columns = [Column(heading, f"_{key}") for heading, key in shown.items()]
+    columns = [Column(heading, f"_{key}") for heading, key in PROMISES.items() if heading not in equal]
     table = Table(f"Privacy of each private method; accountant: {accountants}", [*NAMES, EPSILON, *columns])
     table.runs = private if len(private) else None
     for (*_, epsilon), rows in private.groupby(CELL, sort=False):
         row = formatting.identity(rows) | {"epsilon": epsilon}
-        for key in (PROMISES | SPENT | VALIDITY | ACCOUNTANT).values():
+        for key in (*PROMISES.values(), "accountant"):
             column = rows[f"privacy.{key}"]
-            if key in SPENT.values():
+            if key in SPENT:
                 row[key] = column.astype(float).max()
                 row[f"_{key}"] = number(row[key], ".4f")
             else:

@@ -99,7 +99,7 @@ def write_study(study: str, result: Path, tables: Path, figures: Path) -> list[P
     for folder in (tables, figures):
         Path(folder).mkdir(parents=True, exist_ok=True)
     table, files = report.table(content), [Path(tables) / f"{name}.{suffix}" for suffix in ("csv", "md")]
-    table.provenance = provenance.short(content["provenance"])
+    table.provenance = provenance.source(pandas.json_normalize({"provenance": content["provenance"]}))
     files[0].write_text(table.csv(), "utf-8")
     files[1].write_text(table.markdown(), "utf-8")
     with style.settings():
