@@ -44,6 +44,7 @@ def figures(options: argparse.Namespace) -> dict:
 def report(options: argparse.Namespace) -> dict:
     """Print the privacy statement of a sweep."""
     from ..plan import experiment_types, sweep
+    from ..report.records import load
     from ..report.statement import statement
 
     if sweep.kind(options.sweep) != experiment_types.LANGUAGE:
@@ -51,7 +52,7 @@ def report(options: argparse.Namespace) -> dict:
             f"sweep {options.sweep} trains nothing, so it has no privacy statement: see its tables"
         )
     records, runs = _find_records(options)
-    print(statement(records, options.sweep, runs))
+    print(statement(load(records, runs), options.sweep))
     return {"sweep": options.sweep, "records": len(records), "runs": len(runs)}
 
 

@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas
 
 from dpzero.errors import UsageError
 from dpzero.report.formatting import epsilon as epsilon_text
+from dpzero.report.formatting import render
 from dpzero.report.quadratic import RANKS
 from dpzero.report.table import ABSENT, Column, Row, Table, number
 
@@ -55,7 +55,7 @@ def update(root: Path, check: bool) -> list[str]:
         )
     before, after = text.partition(START)[0], text.partition(END)[2]
     contents = {
-        readme: f"{before}{START}\n{render('glance', at_a_glance(results))}{END}{after}",
+        readme: f"{before}{START}\n{render('glance', at_a_glance(results), **FILTERS)}{END}{after}",
         results / "README.md": all_results(results),
     }
     differing = [
@@ -72,20 +72,7 @@ def all_results(results: Path) -> str:
     names = [name for name in SUBJECTS if name in trained] + sorted(trained - SUBJECTS.keys())
     studies = (quadratic, memory, benchmark, guarantees, membership, accounting, planted, grids)
     values = {study.__name__: study(results) for study in studies}
-    return render("results", {"sweeps": [training(results / name) for name in names]} | values)
-
-
-def render(template: str, values: Values) -> str:
-    """The text of templates/NAME.md.jinja with these values."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    filters = {"markdown": markdown, "number": number, "join_values": join, "range_of": value_range}
-    environment.filters |= filters | {"origin": origin}
-    return environment.get_template(f"{template}.md.jinja").render(values)
+    return render("results", {"sweeps": [training(results / name) for name in names]} | values, **FILTERS)
 
 
 # -- sweeps that train --------------------------------------------------------------------------------
@@ -419,3 +406,12 @@ def join(values: Iterable[Any]) -> str:
     if any(isinstance(value, str) for value in distinct):
         return ", ".join(map(str, distinct))
     return ", ".join(f"{value:,}" if value >= 1000 else str(value) for value in sorted(distinct))
+
+
+FILTERS = {
+    "markdown": markdown,
+    "number": number,
+    "join_values": join,
+    "range_of": value_range,
+    "origin": origin,
+}

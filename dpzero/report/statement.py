@@ -1,4 +1,4 @@
-"""The privacy statement of a sweep, from its records.
+"""The privacy statement of a sweep, from its records and the text of templates/statement.md.jinja.
 
 The headings follow the reporting list of "How to DP-fy ML" (Ponomareva et al. 2023, arXiv 2303.00654, section
 5.3.3). An answer that all runs share appears once; otherwise each answer names its methods. Markdown; equal
@@ -9,54 +9,68 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sized
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sized
+from functools import partial
 from typing import Any
 
 import pandas
 
 from dpzero.report import provenance
-from dpzero.report import statement_words as words
-from dpzero.report.records import load
+from dpzero.report.formatting import render
 from dpzero.report.table import ABSENT
 
 WIDTH = 100  # characters of a line
 CELL = ["task", "model", "method", "epsilon"]
 PROMISE = [
     "settings.steps",
-    *(
-        f"privacy.{key}"
-        for key in ("mechanism", "unit", "adjacency", "sampling", "dataset_size", "batch_size")
-    ),
-    *(f"privacy.{key}" for key in ("clip", "noise_scale", "delta", "noise_arithmetic", "noise_key")),
+    *(f"privacy.{key}" for key in ("mechanism", "unit", "adjacency", "sampling", "dataset_size")),
+    *(f"privacy.{key}" for key in ("batch_size", "clip", "noise_scale", "delta")),
+    *(f"privacy.{key}" for key in ("noise_arithmetic", "noise_key")),
 ]
-Run = dict[str, Any]  # one row of the frame of records, without absent values
+RELEASED = {  # by the order of the method
+    0: "in each step one noisy scalar a direction, the sum of the clipped contributions of the batch's "
+    "units. The directions are public",
+    1: "in each step the noisy sum of the clipped gradients of the batch's units, as long as the trainable "
+    "parameters",
+}
+CONSTRUCTION = (
+    "the sampler that is accounted is the one that draws; each unit is clipped by itself; a sum is divided "
+    "by the batch size of the settings, never by the actual one; noise and public directions are drawn "
+    "independently."
+)
+PUBLIC_CODE = (
+    "sampler, noise factor and divisor are those of public code, reproduced for comparison and marked as no "
+    "valid release; the bound holds for them."
+)
 ENDS = {"ok": "finished", "oom": "ran out of memory", "diverged": "diverged"}
+Run = dict[str, Any]  # one row of the frame of records, without absent values
 
 
-def statement(
-    records: pandas.DataFrame | Iterable[Path], sweep: str, expected: Iterable[str] | None = None
-) -> str:
-    """The statement on the private runs among these records, Markdown.
-
-    Arguments as for `write_tables`; their frame (`records.to_frame`) is accepted in place of the files. Raises
-    UsageError for a file that is no record.
-    """
-    runs = records if isinstance(records, pandas.DataFrame) else load(records, expected)
+def statement(runs: pandas.DataFrame, sweep: str) -> str:
+    """The statement on the private runs of this frame (`records.to_frame`), Markdown."""
     private = [_known(row) for row in runs[runs["private"]].to_dict("records")]
     released = [run for run in private if run.get("privacy.steps")]
+    without_choice = [run for run in released if "privacy.choice.epsilon" not in run]
     recorded = provenance.with_record(runs[runs["private"]])
-    parts = [f"# Privacy statement of sweep {sweep}", *_opening(private, released)]
-    if released:
-        for title, lines in _answers(released, runs).items():
-            parts += [f"## {title}", "\n".join(lines)]
-    if len(recorded):
-        notes = [
-            *provenance.warnings(runs[runs["private"]]),
-            f"Provenance: {provenance.line(recorded, sweep)}.",
-        ]
-        parts += ["---", "\n".join(_bullets(notes))]
-    return "\n\n".join(parts) + "\n"
+    notes = [*provenance.warnings(runs[runs["private"]]), f"Provenance: {provenance.line(recorded, sweep)}."]
+    values = {
+        "sweep": sweep,
+        "opening": _opening(private, released),
+        "released": released,
+        "what_is_released": _released,
+        "what_is_covered": _covered,
+        "sizes": _sizes,
+        "construction": _construction,
+        "promises": "\n".join(_promises(released)),
+        "chosen_with_noise": len(without_choice) < len(released),
+        "chosen_on_dev": any("dev" in run.get("metrics.selection", "") for run in without_choice),
+        "composition": "\n".join(_composition(released)),
+        "without_noise": _without_noise(runs),
+        "notes": notes if len(recorded) else [],
+    }
+    functions = {"wrapped": _wrapped, "bullet": _bullet}
+    functions |= {"by_key": partial(_by_key, released), "shared": partial(_shared, released)}
+    return render("statement", values | functions).rstrip("\n") + "\n"
 
 
 def _known(row: dict[str, Any]) -> Run:
@@ -79,52 +93,20 @@ def _opening(private: list[Run], released: list[Run]) -> Iterator[str]:
         ],
     }
     valid = sum(run.get("privacy.valid_release") is True for run in released)
-    yield _wrapped(
+    yield (
         f"{_count(released, 'private run')}, {valid} of them valid as a private release. Every ε is computed "
         "from the run's ledger, which records each release before it is used. An empty batch, a repeated "
         "step and a run that stopped early count for what they released."
     )
     for what, which in counts.items():
         if any(which):
-            yield _wrapped(f"{provenance.plural(sum(which), 'further run')} {what}.")
-
-
-def _answers(released: list[Run], runs: pandas.DataFrame) -> dict[str, list[str]]:
-    """Headings and the lines under them."""
-    return {
-        "Threat model": _bullets(words.THREAT_MODEL),
-        "Unit and adjacency": _by_key(released, "Unit", "unit", words.UNIT)
-        + _by_key(released, "Neighbours", "adjacency", words.ADJACENCY),
-        "What is released": _shared(released, "Released", _released) + _shared(released, "Covered", _covered),
-        "Accounting, and whether its assumptions hold": _by_key(released, "Accountant", "accountant", {})
-        + _shared(released, "Sizes", _sizes)
-        + _by_key(released, "Sampler that ran", "sampling", words.SAMPLER)
-        + _shared(released, "By construction", _construction)
-        + _by_key(released, "Secrecy of batches and noise", "noise_key", words.SECRECY)
-        + _bullets(words.ASSUMED),
-        "Guarantee of each run": [*_promises(released)],
-        "Tuning": _bullets(words.TUNING) + _bullets(_chosen_on_dev(released)),
-        "Noise": _by_key(released, "Key", "noise_key", words.KEY)
-        + _by_key(released, "Arithmetic", "noise_arithmetic", words.ARITHMETIC)
-        + _bullets(words.ROUNDING),
-        "Composition": [*_composition(released)],
-        "Not covered": _bullets(words.NOT_COVERED) + _bullets(_without_noise(runs)),
-    }
-
-
-def _chosen_on_dev(released: list[Run]) -> Iterator[str]:
-    with_noise = ["privacy.choice.epsilon" in run for run in released]
-    if any(with_noise):
-        yield from words.CHOSEN_WITH_NOISE
-    without = [run for run, chosen in zip(released, with_noise, strict=True) if not chosen]
-    if any("dev" in run.get("metrics.selection", "") for run in without):
-        yield from words.CHOSEN_ON_DEV
+            yield f"{provenance.plural(sum(which), 'further run')} {what}."
 
 
 # -- answers that runs may share -------------------------------------------------------------------
 
 
-def _by_key(runs: list[Run], label: str, key: str, meanings: dict[str, str]) -> list[str]:
+def _by_key(runs: list[Run], label: str, key: str, meanings: dict[str, str]) -> str:
     def answer(run: Run) -> str:
         value: str = run.get(f"privacy.{key}", "not in the record")
         return meanings.get(value, value) + "."
@@ -132,20 +114,19 @@ def _by_key(runs: list[Run], label: str, key: str, meanings: dict[str, str]) -> 
     return _shared(runs, label, answer)
 
 
-def _shared(runs: list[Run], label: str, answer: Callable[[Run], str]) -> list[str]:
+def _shared(runs: list[Run], label: str, answer: Callable[[Run], str]) -> str:
     """One bullet for each answer; several answers name their runs as briefly as distinguishes them."""
     answers: dict[str, list[Run]] = {}
     for run in runs:
         answers.setdefault(answer(run), []).append(run)
     if len(answers) == 1:
-        return [_bullet(f"{label}: {text}") for text in answers]
+        return _bullet(f"{label}: {next(iter(answers))}")
     for name in _NAMES:
         groups = [dict.fromkeys(map(name, group)) for group in answers.values()]
         if len({n for group in groups for n in group}) == sum(map(len, groups)):
             break
-    return [
-        _bullet(f"{label} ({', '.join(group)}): {text}") for group, text in zip(groups, answers, strict=True)
-    ]
+    parts = zip(groups, answers, strict=True)
+    return "\n".join(_bullet(f"{label} ({', '.join(group)}): {text}") for group, text in parts)
 
 
 _NAMES: tuple[Callable[[Run], str], ...] = (
@@ -157,7 +138,7 @@ _NAMES: tuple[Callable[[Run], str], ...] = (
 
 
 def _released(run: Run) -> str:
-    text = words.RELEASED.get(run.get("order", 2), "the noisy sums of its steps")
+    text = RELEASED.get(run.get("order", 2), "the noisy sums of its steps")
     if "privacy.choice.epsilon" in run:
         text += "; and which checkpoint is reported, by a private selection"
     others = "Everything else, including the weights of every step and the final model"
@@ -187,7 +168,7 @@ def _sizes(run: Run) -> str:
 
 def _construction(run: Run) -> str:
     published = run.get("settings.as_published") or run.get("privacy.sampling") == "shuffled_epochs"
-    return words.PUBLIC_CODE if published else words.CONSTRUCTION
+    return PUBLIC_CODE if published else CONSTRUCTION
 
 
 # -- what each run promises ------------------------------------------------------------------------
@@ -256,16 +237,14 @@ def _composition(released: list[Run]) -> Iterator[str]:
         yield _bullet(f"{task} ({', '.join(filter(None, neighbours))}), {counts}: {_sum(rows)}.", 2)
 
 
-def _without_noise(runs: pandas.DataFrame) -> list[str]:
-    """The runs without noise, which may have read the same data."""
+def _without_noise(runs: pandas.DataFrame) -> str:
+    """On the runs without noise, which may have read the same data; empty without any."""
     others = runs[~runs["private"] & runs["epsilon"].ne("0") & (runs["status"] != "missing")]
-    if others.empty:
-        return []
     names = ", ".join(dict.fromkeys(others["title"]))
-    return [
+    return names and (
         f"{_count(others, 'run')} of this sweep without noise ({names}): their scores and records have no "
         "guarantee, and on private data they would void the others."
-    ]
+    )
 
 
 # -- numbers and lines -----------------------------------------------------------------------------
@@ -298,19 +277,10 @@ def _text(value: Any) -> str:
 
 
 def _wrapped(text: str, first: str = "", indent: str = "") -> str:
-    return textwrap.fill(
-        text,
-        WIDTH,
-        initial_indent=first,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    whole = {"break_long_words": False, "break_on_hyphens": False}
+    text = " ".join(text.split())
+    return textwrap.fill(text, WIDTH, initial_indent=first, subsequent_indent=indent, **whole)
 
 
 def _bullet(text: str, depth: int = 0) -> str:
     return _wrapped(text, " " * depth + "- ", " " * depth + "  ")
-
-
-def _bullets(texts: Iterable[str]) -> list[str]:
-    return [_bullet(text) for text in texts]

@@ -58,7 +58,9 @@ def test_it_reads_in_a_terminal(sweep):
 def test_files_and_their_frame_give_the_same(sweep, written):
     runs = sweep(seeds=1)
     expected = [run["run"] for run in runs]
-    assert statement(written(runs), "quick", expected) == statement(records.to_frame(runs), "quick")
+    assert statement(records.load(written(runs), expected), "quick") == statement(
+        records.to_frame(runs), "quick"
+    )
 
 
 def test_order_and_times_of_the_runs_change_no_byte(sweep, written):
@@ -67,7 +69,7 @@ def test_order_and_times_of_the_runs_change_no_byte(sweep, written):
     for run in again:
         run["time"] = {key: 1.7 * (value or 0) for key, value in run["time"].items()}
         run["memory"]["peak_resident_bytes"] += 12345
-    assert statement(written(again), "quick") == statement(written(runs), "quick")
+    assert statement(records.load(written(again)), "quick") == statement(records.load(written(runs)), "quick")
 
 
 # --- one answer or several
