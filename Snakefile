@@ -19,7 +19,7 @@ from snakemake.utils import min_version
 min_version("9.0")
 sys.path.insert(0, workflow.basedir)
 
-from dpzero.cli.workflow import Plan
+from dpzero.cli.snakemake_support import Plan
 
 SWEEP = Plan.load(config, workflow)
 RESULTS = SWEEP.results

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dpzero.zeroth_order.model_requirements import trainable
 from dpzero.zeroth_order.protocols import PartitionedLoss
-from dpzero.zeroth_order.validators import trainable
 
 OPTIMIZERS: dict[str, Any] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 # The same update with another speed and peak memory; by default torch takes foreach on CUDA and the loop elsewhere

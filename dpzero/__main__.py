@@ -12,11 +12,11 @@ import sys
 
 from . import __version__
 from .cli import memory, privacy, reports, runs, studies
-from .cli.failures import report_failure
 from .cli.options import LOCAL_FILES, build_parser
-from .cli.process import use_cache
+from .cli.process_setup import use_cache
+from .cli.user_errors import report_failure
 from .errors import let_every_print_pass
-from .run.record import plain
+from .run.record_file import plain
 
 VERBS = (runs, reports, studies, memory, privacy)  # modules that declare them
 

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from .privacy import Budget, check_clip, clip_scalars
-from .zeroth_order import TwoPoint, batches
-from .zeroth_order.attribute_check import AttributeCheck
+from .zeroth_order import TwoPoint, collated_batches
 from .zeroth_order.distributed import Ranks
 from .zeroth_order.example_independence import check_independence
 from .zeroth_order.protocols import PerExampleLoss
 from .zeroth_order.transcript import Transcript
+from .zeroth_order.untracked_tensors import AttributeCheck
 
 
 class PrivateTwoPoint(TwoPoint):
@@ -80,7 +80,7 @@ class PrivateTwoPoint(TwoPoint):
         Raises:
             ValueError: a loss that depends on the other examples (see `example_independence`).
         """
-        self._check_independence(batch, max(batches.sizes(batch)), None)
+        self._check_independence(batch, max(collated_batches.sizes(batch)), None)
 
     def _admit(self, sizes: set[int], indices: np.ndarray | None) -> int:
         count: int = self.budget.admit(sizes, indices)
@@ -97,7 +97,7 @@ class PrivateTwoPoint(TwoPoint):
             self._check_attributes(batch, count, take)
         return losses
 
-    def _check_independence(self, batch: Any, count: int, take: batches.Take | None) -> None:
+    def _check_independence(self, batch: Any, count: int, take: collated_batches.Take | None) -> None:
         """Measures how far other examples move a loss, and tells the budget before the first release."""
         self.attribute_check.begin()
         if self.one_at_a_time:  # no other examples: only the same bits twice remain to be checked
@@ -106,16 +106,18 @@ class PrivateTwoPoint(TwoPoint):
         else:
             moved = check_independence(partial(self.loss, self.model), batch, count, take)
         self._independent = moved is not None and count > 0
-        if not self._independent and (count < 2 or batches.picker(batch, count, take)([0]) is not None):
+        if not self._independent and (
+            count < 2 or collated_batches.picker(batch, count, take)([0]) is not None
+        ):
             return  # the next batch can be checked, or the step says what is wrong with the losses
         self._check_attributes(batch, count, take)
         if not self._recorded:
-            known = self._independent and not (take is None and batches.padded(batch, count))
+            known = self._independent and not (take is None and collated_batches.padded(batch, count))
             self.budget.record_influence(self._influence(moved) if moved is not None and known else None)
             self._recorded = True
 
-    def _check_attributes(self, batch: Any, count: int, take: batches.Take | None) -> None:
-        pick = batches.picker(batch, count, take)
+    def _check_attributes(self, batch: Any, count: int, take: collated_batches.Take | None) -> None:
+        pick = collated_batches.picker(batch, count, take)
         self.attribute_check.check(partial(self.loss, self.model), pick, count)
 
     def _influence(self, moved: Tensor) -> float:

@@ -14,9 +14,9 @@ import dpzero
 from baselines.dp_zo import DPZO
 from baselines.mezo import MeZO
 from dpzero.language.data import tasks
-from dpzero.language.models import encoding, models
-from dpzero.privacy import Budget, Rehearsal, RunKey, Setting
-from dpzero.privacy.public_budget import PublicCodeBudget
+from dpzero.language.models import encoding, text_classifier
+from dpzero.privacy import Budget, RunKey, Setting, StandInBudget
+from dpzero.privacy.imitation_budget import PublicCodeBudget
 from dpzero.privacy.public_implementations import IMPLEMENTATIONS, PublicRun
 from dpzero.privacy.sampling import Users
 from dpzero.zeroth_order import Gaussian
@@ -48,9 +48,9 @@ def budget(noise_scale: float, steps=20, seed=0, unit="example", **change) -> Bu
     )
 
 
-def rehearsal(noise_scale: float, unit="example") -> Rehearsal:
+def rehearsal(noise_scale: float, unit="example") -> StandInBudget:
     """For batches of the test's own."""
-    return Rehearsal(budget(1.0).setting, noise_scale, unit=unit)
+    return StandInBudget(budget(1.0).setting, noise_scale, unit=unit)
 
 
 def optimizer(kind, share, model, loss=losses, **settings):
@@ -124,7 +124,7 @@ def test_a_step_in_the_published_setting_is_the_formula_of_the_published_code():
     assert multiplier == pytest.approx(13.516, abs=0.002)
     theirs = PublicRun(IMPLEMENTATIONS["dpzero"], 2.0, delta=1e-5, steps=10_000, **sizes)
     share = PublicCodeBudget(theirs, RunKey.published(0))
-    model = models.load("tiny-encoder", tasks.load("toy"), "full").double()
+    model = text_classifier.load("tiny-encoder", tasks.load("toy"), "full").double()
     rows = encoding.encode(tasks.load("toy"), "tiny-encoder", 24)["train"]
 
     def loss(model, batch):

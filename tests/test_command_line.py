@@ -224,7 +224,9 @@ def test_a_cache_that_cannot_be_written_is_named(here, monkeypatch):
 
 
 SETPRIV = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]  # root, whom permissions bind
-READ_ONLY = "from dpzero.cli.process import use_cache; use_cache(); import dpzero.zeroth_order.kernels_numba"
+READ_ONLY = (
+    "from dpzero.cli.process_setup import use_cache; use_cache(); import dpzero.zeroth_order.kernels_numba"
+)
 
 
 @pytest.mark.skipif(shutil.which("setpriv") is None or os.getuid() != 0, reason="needs setpriv and root")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from .options import DEVICE, Options, option, verb
 
 if TYPE_CHECKING:
-    from ..memory.workload import Workload
+    from ..memory.stand_in_step import Workload
 
 GIB = 2**30
 WORKLOAD = ("batch_size", "sequence_length", "dtype", "compute", "tune", "token_budget")
@@ -51,7 +51,7 @@ def measure_memory(options: argparse.Namespace) -> dict:
 
 
 def _workload(options: argparse.Namespace) -> Workload:
-    from ..memory.workload import Workload
+    from ..memory.stand_in_step import Workload
     from ..plan.method_variants import canonical
 
     return Workload(options.model, canonical(options.method), **_settings(options))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..plan.settings import FACTOR, POSITIVE, RUN_SETTINGS
-from ..run.invariance import ARCHITECTURES, measure_architectures
+from ..run.leave_one_out import ARCHITECTURES, measure_architectures
 from .options import Options, option, positive, real, verb
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import UsageError
 from .options import SWEEP, Options, folder_to_read, folder_to_write, option, verb
-from .process import read_text
+from .process_setup import read_text
 
 RECORDS: Options = {
     **SWEEP,

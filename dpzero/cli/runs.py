@@ -12,7 +12,7 @@ from ..errors import UsageError, unknown
 from ..files import write_whole
 from ..plan.settings import NOT_NEGATIVE, Range
 from .options import LOCAL_FILES, SWEEP, THREADS, Options, device, file_to_write, option, real, verb
-from .process import log, read_text, use_threads
+from .process_setup import log, read_text, use_threads
 
 AXES = ("tasks", "models", "methods", "epsilons", "seeds")
 FREE_GPU = "(default: a free GPU if there is one)"

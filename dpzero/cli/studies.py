@@ -12,7 +12,7 @@ from pathlib import Path
 from ..errors import UsageError
 from ..files import write_whole
 from ..plan.settings import FACTOR
-from ..run.invariance import CLIP, SMOOTHING
+from ..run.leave_one_out import CLIP, SMOOTHING
 from .options import (
     COMPUTE,
     DEVICE,
@@ -25,7 +25,7 @@ from .options import (
     real,
     verb,
 )
-from .process import log, use_threads
+from .process_setup import log, use_threads
 
 TUNES = ("full", "bias", "lora", "prefix", "head")
 
@@ -120,8 +120,8 @@ def invariance(options: argparse.Namespace) -> dict:
     import numpy as np
 
     from ..language.data import tasks
-    from ..language.models import encoding, losses, models
-    from ..zeroth_order.invariance import others_move
+    from ..language.models import encoding, losses, text_classifier
+    from ..zeroth_order.leave_one_out import others_move
 
     task = tasks.load(options.task)
     rows = encoding.encode(task, options.model, options.max_length)["train"]
@@ -130,7 +130,7 @@ def invariance(options: argparse.Namespace) -> dict:
             f"--batch-size is {options.batch_size}: give 2 to {len(rows)}, the training rows of "
             f"{options.task}"
         )
-    model = models.load(options.model, task, options.tune)
+    model = text_classifier.load(options.model, task, options.tune)
     loss = losses.make_loss(task, options.model, options.token_budget, options.compute)
     leaving = np.linspace(0, options.batch_size - 1, min(options.leaving, options.batch_size)).astype(int)
     batch = rows[np.arange(options.batch_size)]

@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import UsageError
 from .data import assets, tasks
 from .data.datasets import ALL, Draw
-from .models import encoding, weights
+from .models import encoding, model_catalogue
 
 Log = Callable[[str], object]
 Reading = tuple[str, str, int, Draw]  # task, model, max_length, draw
@@ -52,8 +52,8 @@ def prepare(readings: Iterable[Reading], log: Log = print) -> dict[str, dict]:
         _ = tasks.load(task, draw).splits
 
     def fetch_weights(model: str) -> None:
-        digests.update(fetch(weights.assets_of(model), log))
-        weights.fetch(model)
+        digests.update(fetch(model_catalogue.assets_of(model), log))
+        model_catalogue.fetch(model)
 
     def tokenize(task: str, model: str, max_length: int, draw: Draw) -> None:
         log(f"{task}: tokenizing for {model}, at most {max_length} tokens")

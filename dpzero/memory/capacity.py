@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import UsageError
-from ..language.models import architectures
+from ..language.models import random_models
 from ..plan.method_variants import variant
 from .predict import Unpredictable, predict
-from .workload import Workload
+from .stand_in_step import Workload
 
 UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 METHODS = (
@@ -23,7 +23,7 @@ METHODS = (
     "dp_sgd_ghost",
     "dp_sgd_hooks",
 )
-MODELS = tuple(name for name in architectures.catalogue() if name.startswith("opt-"))
+MODELS = tuple(name for name in random_models.catalogue() if name.startswith("opt-"))
 LARGEST_BATCH = 2**16
 TENSORS = {"adamw": 4, "sgd": 2}  # for each trainable parameter: value, gradient, moments
 
@@ -126,9 +126,9 @@ def _peak(workload: Workload) -> tuple[int | None, str]:
 
 
 def _parameters(model: str) -> int:
-    if model not in architectures.catalogue():
-        raise UsageError(f"no shape {model!r}: give some of {', '.join(architectures.catalogue())}")
-    return architectures.catalogue()[model]["parameters"]
+    if model not in random_models.catalogue():
+        raise UsageError(f"no shape {model!r}: give some of {', '.join(random_models.catalogue())}")
+    return random_models.catalogue()[model]["parameters"]
 
 
 def _lower_bound(model: str, method: str, settings: dict) -> int:

@@ -14,7 +14,7 @@ import torch
 from ..errors import UsageError
 from . import trackers
 from .predict import header, peak_fields
-from .workload import Loaded, Workload, build_model, counts
+from .stand_in_step import Loaded, Workload, build_model, counts
 
 Tracker = trackers.LiveStorage | trackers.AllocatorPeaks
 MEASURED_STEPS = 3  # on CUDA, after those that warm up

@@ -18,7 +18,7 @@ from torch._subclasses import FakeTensorMode
 from ..errors import UsageError
 from ..plan.method_variants import variant
 from . import trackers
-from .workload import Loaded, Workload, build_model, counts
+from .stand_in_step import Loaded, Workload, build_model, counts
 
 HOW = "predicted: live storage of fake tensors, attention kernels as on the CPU"
 ANALYTIC = (

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import UsageError, unknown
 from ..language.data import tasks
 from ..language.data.datasets import ALL, Draw
-from ..language.models import weights
+from ..language.models import model_catalogue
 from ..privacy.accounting import Setting
 from ..privacy.public_implementations import IMPLEMENTATIONS
 from .registry import Card
@@ -169,7 +169,7 @@ def _add_digests(cell: Mapping, settings: dict) -> None:
     """
     release = settings.get("noise_key") == "secret"
     settings["data"] = "" if release else settings["data"] or tasks.local_digest(cell["task"]) or ""
-    settings["weights"] = settings["weights"] or weights.local_digest(cell["model"]) or ""
+    settings["weights"] = settings["weights"] or model_catalogue.local_digest(cell["model"]) or ""
 
 
 def _most_rows(task: str, settings: dict) -> float:
@@ -188,7 +188,7 @@ def draw_of(cell: Mapping) -> Draw:
 def check_files(cell: Mapping) -> None:
     """Raise UsageError if the local weights or rows are not those that the cell was made for."""
     task, model, settings = cell["task"], cell["model"], cell["settings"]
-    digests = {f"weights of model {model}": ("weights", weights.local_digest(model), "model_dir")}
+    digests = {f"weights of model {model}": ("weights", model_catalogue.local_digest(model), "model_dir")}
     if settings.get("noise_key") != "secret":
         digests[f"rows of task {task}"] = ("data", tasks.local_digest(task), "data_dir")
     for what, (key, found, place) in digests.items():

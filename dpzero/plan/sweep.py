@@ -23,7 +23,7 @@ import yaml
 
 from ..errors import UsageError, unknown
 from ..language.data import tasks
-from ..language.models import weights
+from ..language.models import model_catalogue
 from .cell import canonical_epsilon, check_settings, run_id
 from .experiment_types import LANGUAGE, STUDIES, kind_of, listed
 from .registry import Card, card
@@ -331,7 +331,7 @@ def _split(value: object) -> object:
 
 
 def _known(methods: Iterable[str]) -> dict[str, list[str]]:
-    return {"tasks": tasks.names(), "models": weights.names(), "methods": list(methods)}
+    return {"tasks": tasks.names(), "models": model_catalogue.names(), "methods": list(methods)}
 
 
 def _check_axes(axes: dict, known: dict[str, list[str]]) -> None:

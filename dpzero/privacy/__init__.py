@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .ledger import Ledger as Ledger
     from .randomness import RunKey as RunKey
     from .randomness import Stream as Stream
-    from .rehearsal import Rehearsal as Rehearsal
+    from .stand_in_budget import StandInBudget as StandInBudget
 
 _HOME = {  # imported on first use: accounting alone needs no torch
     "Budget": "budget",
@@ -26,7 +26,7 @@ _HOME = {  # imported on first use: accounting alone needs no torch
     "RunKey": "randomness",
     "Setting": "accounting",
     "Stream": "randomness",
-    "Rehearsal": "rehearsal",
+    "StandInBudget": "stand_in_budget",
     "check_clip": "clipping",
     "clip_scalars": "clipping",
 }

@@ -22,16 +22,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .accounting import Setting
-from .batch_queue import BatchQueue, Indices
 from .clipping import check_clip
 from .data_loader import BudgetLoader
 from .discrete_noise import Bits
+from .drawn_batches import BatchQueue, Indices
 from .ledger import Event, Ledger
+from .ledger_epsilon import Spending, grid_delta
 from .mechanisms import Noise
 from .permute_and_flip import permute_and_flip
 from .randomness import RunKey
 from .sampling import SAMPLERS, Sampler
-from .spending import Spending, grid_delta
 
 UNITS = ("example", "user")
 NORM_ROUNDING = 1e-12  # of a norm that was clipped in float64

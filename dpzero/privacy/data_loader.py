@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from .accounting import Setting
-from .batch_queue import BatchQueue, Indices
+from .drawn_batches import BatchQueue, Indices
 from .sampling import Users
 
 DRAWING = ("batch_size", "shuffle", "sampler", "batch_sampler", "drop_last")  # arguments that draw batches

@@ -1,7 +1,7 @@
 """What public implementations of private zeroth-order methods do, and the epsilon that this gives.
 
 Read in their repositories at the commits named in IMPLEMENTATIONS. The sweep `guarantees` tabulates claims
-and guarantees; `public_budget` reproduces sampler, noise, accountant and divisor in a run and reports its
+and guarantees; `imitation_budget` reproduces sampler, noise, accountant and divisor in a run and reports its
 actual epsilon.
 """
 

@@ -18,7 +18,7 @@ import torch
 from ..errors import UsageError
 from ..files import replacing, write_whole
 from ..zeroth_order.transcript import read
-from .record import is_release
+from .record_file import is_release
 
 SECONDS = 15  # a killed run loses at most about this much
 UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, pickle.UnpicklingError)

@@ -12,12 +12,12 @@ from safetensors.torch import save
 from ..errors import UsageError
 from ..files import write_whole
 from ..language.data import tasks
-from ..language.models import models
-from ..language.models import weights as base_weights
+from ..language.models import model_catalogue as base_weights
+from ..language.models import text_classifier
 from ..plan import sweep
 from ..plan.registry import cards
 from ..zeroth_order import transcript
-from ..zeroth_order.validators import trainable
+from ..zeroth_order.model_requirements import trainable
 from . import checkpoint_selection
 
 KEYS = {"file", "sha256", "steps", "law", "weights_sha256"}  # of a record's part `transcript`
@@ -46,7 +46,7 @@ def replay_record(file: Path, weights: Path | None = None, device: str | None = 
             "that run"
         )
     task, tune = tasks.load(cell["task"]), cell["settings"]["tune"]
-    model = models.load(cell["model"], task, tune, cell["seed"], device)
+    model = text_classifier.load(cell["model"], task, tune, cell["seed"], device)
     parameters = trainable(model.parameters())
     selected = (record.get("metrics") or {}).get("selected_step")
     try:

@@ -15,7 +15,15 @@ from ..plan.cell import run_id
 from ..privacy import Budget
 from ..privacy.budget import BudgetExhausted
 from ..zeroth_order.distributed import Ranks
-from . import checkpoint_selection, distributed, gpu_lock, invariance, record, run_record, step_memory
+from . import (
+    checkpoint_selection,
+    distributed,
+    gpu_lock,
+    leave_one_out,
+    record_file,
+    record_parts,
+    step_memory,
+)
 from .checkpoint import Checkpoint, locked
 from .checkpoint_selection import BestDev, Candidates
 from .provenance import core_digest, method_digest
@@ -50,18 +58,18 @@ def run_cell(
     Raises:
         UsageError: a cell that cannot be run. A bug raises as well, and leaves no record.
     """
-    record.refuse_private_scores(cell)
+    record_file.refuse_private_scores(cell)
     if ranks.rank:
         distributed.run_other_rank(Setup(cell, log, device, ranks))
         return None
     with locked(out, lambda line: log(f"{run_id(cell)}: {line}")) as waited:
-        earlier = record.find(out, cell)
-        if earlier and record.is_release(cell):
+        earlier = record_file.find(out, cell)
+        if earlier and record_file.is_release(cell):
             log(
                 f"{run_id(cell)}: released before: {out} is its record; to release anew, move it away and "
                 "account for the epsilon it spent"
             )
-        if earlier and (waited or record.is_release(cell)):
+        if earlier and (waited or record_file.is_release(cell)):
             return earlier
         run = Run(Setup(cell, log, device, ranks), out)
         try:
@@ -96,7 +104,7 @@ class Run:
         # first: what an earlier process released counts, however soon this one ends
         self.budget = setup.budget(self.checkpoint.ledger)
         if self.budget is not None:
-            setup.say(f"noise key {setup.key.noise_key}: {record.LOGGED[setup.key.noise_key]}")
+            setup.say(f"noise key {setup.key.noise_key}: {record_file.LOGGED[setup.key.noise_key]}")
         self.measured["memory"] = step_memory.measure(setup)
         self._resume()
         self._check_loss()
@@ -126,7 +134,10 @@ class Run:
                 raise error
             if gpu_lock.shared():
                 raise gpu_lock.Crowded from error
-            status, words = "oom", record.OUT_OF_MEMORY if setup.release else (words.splitlines() or [""])[0]
+            status, words = (
+                "oom",
+                record_file.OUT_OF_MEMORY if setup.release else (words.splitlines() or [""])[0],
+            )
         setup.ranks.dismiss()
         transcript = self._describe_transcript(replayable=False)
         return {"status": status, "error": words, "memory": self.measured["memory"], "transcript": transcript}
@@ -135,13 +146,13 @@ class Run:
         """Write the record, with its transcript beside it, and delete the checkpoint."""
         setup, card = self.setup, self.setup.card
         method = {"title": setup.cell["title"], "private": card.private, "order": card.order}
-        privacy = run_record.describe_privacy(setup, self.budget, self.measured["batch_invariance"])
-        provenance = run_record.describe_provenance(setup, self.clock.steps)
+        privacy = record_parts.describe_privacy(setup, self.budget, self.measured["batch_invariance"])
+        provenance = record_parts.describe_provenance(setup, self.clock.steps)
         if result["transcript"]:
-            result["transcript"]["file"] = record.transcript_of(out).name
+            result["transcript"]["file"] = record_file.transcript_of(out).name
         parts = {"curve": self.curve, "privacy": privacy, **result}
-        made = record.make(setup.cell, method, time=self.clock.record(), provenance=provenance, **parts)
-        record.write(out, made, self.checkpoint.transcript if made["transcript"] else None)
+        made = record_file.make(setup.cell, method, time=self.clock.record(), provenance=provenance, **parts)
+        record_file.write(out, made, self.checkpoint.transcript if made["transcript"] else None)
         self.checkpoint.remove()
         return made
 
@@ -185,12 +196,12 @@ class Run:
         if not setup.card.private:
             return
         share, setup.loss.share = setup.loss.share, (0, 1)
-        batch = invariance.stand_ins(self.examples["train"], self.model, setup.settings["max_length"])
+        batch = leave_one_out.stand_ins(self.examples["train"], self.model, setup.settings["max_length"])
         if hasattr(method, "check_loss"):
             method.check_loss(batch)
         if setup.card.order == 0:
             how = {"clip": method.clip, "smoothing": method.smoothing}
-            self.measured["batch_invariance"] = invariance.measure(setup.loss, self.model, batch, **how)
+            self.measured["batch_invariance"] = leave_one_out.measure(setup.loss, self.model, batch, **how)
         setup.loss.share = share
         moved = (self.measured["batch_invariance"] or {}).get("others_move_over_clip")
         if moved and setup.release:
@@ -252,7 +263,7 @@ class Run:
     def _state(self) -> dict:
         state = {"method": self.method.state_dict()}
         if self.setup.release:
-            record.refuse_unlisted(state, record.ALLOWED_IN_A_CHECKPOINT)
+            record_file.refuse_unlisted(state, record_file.ALLOWED_IN_A_CHECKPOINT)
             return state
         best = {"best": self.selection.state_dict()} if isinstance(self.selection, BestDev) else {}
         return state | best | {"curve": self.curve, "clock": self.clock.state_dict()}
@@ -298,4 +309,4 @@ class Run:
         if self._transcript is not None:
             self._transcript.close()
         weights = getattr(self.method, "parameters", None) if replayable else None
-        return run_record.describe_transcript(self.checkpoint.transcript, self.setup.release, weights)
+        return record_parts.describe_transcript(self.checkpoint.transcript, self.setup.release, weights)

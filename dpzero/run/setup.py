@@ -11,16 +11,16 @@ import torch
 
 from ..errors import UsageError
 from ..language.data import assets, tasks
-from ..language.models import encoding, feature_cache, losses, models
+from ..language.models import encoding, feature_cache, losses, text_classifier
 from ..plan.cell import check_files, draw_of, run_id
 from ..plan.registry import Card, card
 from ..plan.settings import RUN_SETTINGS
-from ..privacy import Budget, Rehearsal, RunKey, Setting
-from ..privacy.public_budget import PublicCodeBudget
+from ..privacy import Budget, RunKey, Setting, StandInBudget
+from ..privacy.imitation_budget import PublicCodeBudget
 from ..privacy.public_implementations import IMPLEMENTATIONS, PublicRun
 from ..privacy.sampling import SAMPLERS
 from ..zeroth_order.distributed import Ranks
-from .record import is_release
+from .record_file import is_release
 
 ALONE = Ranks()
 TIMED_STEPS = 5  # steps that are timed together with two plain forward passes on the same batch
@@ -32,7 +32,7 @@ class Setup:
     Attributes:
         name: the run id.
         release: whether the run is a private release, which writes nothing that is not on the lists of
-            `record`.
+            `record_file`.
         examples: split -> tokenized examples.
         loss: (model, batch of B examples) -> losses [B], float32.
         ranks: the processes that share the run.
@@ -98,7 +98,7 @@ class Setup:
 
     def model(self) -> torch.nn.Module:
         """The base model, loaded anew."""
-        return models.load(
+        return text_classifier.load(
             self.cell["model"], self.task, self.settings["tune"], self.cell["seed"], self.device
         )
 
@@ -144,12 +144,12 @@ class Setup:
         except ValueError as error:
             raise UsageError(f"{self.name}: {error}") from error
 
-    def rehearsal(self) -> Rehearsal | None:
+    def rehearsal(self) -> StandInBudget | None:
         """A budget for steps on stand-in examples."""
         if not self.card.private:
             return None
         size = self.settings["batch_size"]
-        return Rehearsal(Setting("gaussian", "poisson", "add_remove", 1000 * size, size, 1000, 1e-9), 1.0)
+        return StandInBudget(Setting("gaussian", "poisson", "add_remove", 1000 * size, size, 1000, 1e-9), 1.0)
 
     def method(self, model: Any, budget: Budget | None) -> Any:
         own = {k: v for k, v in self.settings.items() if k in self.card.settings and k not in RUN_SETTINGS}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..plan.registry import card
-from ..privacy import Budget, Rehearsal, RunKey, Setting
+from ..privacy import Budget, RunKey, Setting, StandInBudget
 from ..privacy.audit import judge, log_likelihood_ratio
 from ..zeroth_order import TwoPoint
 
@@ -85,7 +85,7 @@ def released_sums(
     def method(budget: Budget) -> TwoPoint:
         return make(model, _no_loss, budget, learning_rate=1.0, clip=1.0, smoothing=1e-3)
 
-    unit = method(Rehearsal(setting, 0.0)).projected_gradient(torch.tensor([torch.inf]))  # the clip bound
+    unit = method(StandInBudget(setting, 0.0)).projected_gradient(torch.tensor([torch.inf]))  # the clip bound
     rows = []
     for _ in range(count):
         # float noise has the same law, and 40,000 transcripts take a minute

@@ -21,10 +21,10 @@ import torch
 from torch import nn
 
 from ..language.data import tasks
-from ..language.models import architectures, encoding, feature_cache, losses, models
+from ..language.models import encoding, feature_cache, losses, random_models, text_classifier
 from ..language.models.batch_invariance import Cut, batch_shapes
 from ..plan.registry import card
-from ..zeroth_order.invariance import others_move
+from ..zeroth_order.leave_one_out import others_move
 from .benchmark import batch_of
 
 CLIP, SMOOTHING, TOKENS, HEAD = 50.0, 1e-3, 2048, "minilm head"
@@ -62,13 +62,13 @@ def load(name: str) -> tuple[nn.Module, Any]:
     r8, movies = tasks.load("r8"), tasks.load("movies")
     model: Any
     if name == HEAD:
-        model, texts = models.load("minilm", r8, "head"), encoding.encode(r8, "minilm", 24)["train"]
+        model, texts = text_classifier.load("minilm", r8, "head"), encoding.encode(r8, "minilm", 24)["train"]
         return model, feature_cache.read("minilm", model, texts[np.arange(1000)])
     if name == "minilm":
-        return models.load(name, r8, "bias"), encoding.encode(r8, name, 24)["train"]
+        return text_classifier.load(name, r8, "bias"), encoding.encode(r8, name, 24)["train"]
     if name == "smollm2-135m":
-        return models.load(name, movies, "bias"), encoding.encode(movies, name, 64)["train"]
-    model = architectures.build(name)
+        return text_classifier.load(name, movies, "bias"), encoding.encode(movies, name, 64)["train"]
+    model = random_models.build(name)
     for parameter_name, parameter in model.named_parameters():
         parameter.requires_grad_(parameter_name.endswith("bias"))
     return model, batch_of(400, "short")

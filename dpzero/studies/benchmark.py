@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from ..errors import UsageError
-from ..language.models import architectures, losses
+from ..language.models import losses, random_models
 from ..language.models.encoding import Examples
 from ..memory import trackers
-from ..memory.workload import build_method
+from ..memory.stand_in_step import build_method
 from ..plan.method_variants import VARIANTS
 from ..run.provenance import provenance
 
@@ -104,7 +104,7 @@ class Benchmark:
         return rows
 
     def _measure(self, names: Sequence[str]) -> list[dict]:
-        model = architectures.build(self.name, device=self.device)
+        model = random_models.build(self.name, device=self.device)
         weights = trackers.weights_bytes(model)
         rows: dict[str, dict] = {
             name: {"name": name, "title": VARIANTS[name].title, "status": "ok"} for name in names
@@ -120,10 +120,10 @@ class Benchmark:
             rows[name] |= times
         return list(rows.values())
 
-    def _peak(self, model: architectures.Answering, name: str) -> dict:
+    def _peak(self, model: random_models.Answering, name: str) -> dict:
         """The peak of two steps, as an optimizer creates its state in the first; or why there is none."""
         if VARIANTS[name].method not in RESTORE_MODEL:  # keeps hooks off the model that is timed
-            model = architectures.build(self.name, device=self.device)
+            model = random_models.build(self.name, device=self.device)
 
         def two_steps() -> None:
             step = self._step(model, name)
@@ -139,7 +139,7 @@ class Benchmark:
                 raise
             return {"status": "oom"}
 
-    def _times(self, model: architectures.Answering, names: list[str]) -> dict[str, dict]:
+    def _times(self, model: random_models.Answering, names: list[str]) -> dict[str, dict]:
         steps = {name: self._step(model, name) for name in names}
         for step in (lambda: self._two_forwards(model), *steps.values()):
             step()  # compilation, workspaces, lazily created state
@@ -187,19 +187,19 @@ class Benchmark:
         return self._losses.setdefault(token_budget, losses.CrossEntropy(token_budget, self.compute))
 
     @torch.no_grad()
-    def _forward(self, model: architectures.Answering) -> None:
+    def _forward(self, model: random_models.Answering) -> None:
         self._loss(self.token_budget)(model, self.batch)
 
-    def _two_forwards(self, model: architectures.Answering) -> None:
+    def _two_forwards(self, model: random_models.Answering) -> None:
         self._forward(model)
         self._forward(model)
 
-    def _step(self, model: architectures.Answering, name: str) -> Callable[[], object]:
+    def _step(self, model: random_models.Answering, name: str) -> Callable[[], object]:
         loss = self._loss(self._hooks_budget(model) if name == "dp_sgd_hooks" else self.token_budget)
         method = build_method(VARIANTS[name], model, loss, len(self.batch))
         return lambda: method.step(self.batch)
 
-    def _hooks_budget(self, model: architectures.Answering) -> int:
+    def _hooks_budget(self, model: random_models.Answering) -> int:
         """Tokens of a micro-batch whose per-sample gradients take at most 0.4 of the free memory."""
         if self.device.startswith("cuda"):
             free = torch.cuda.mem_get_info()[0]

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import UsageError
 from ..plan.cell import run_id
 from ..privacy.public_implementations import DIVISORS, IMPLEMENTATIONS, PublicRun
-from ..run import record
+from ..run import record_file
 from ..run.provenance import provenance
 
 
@@ -24,10 +24,10 @@ def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device
         raise UsageError(f"{run}: {error}") from error
     method = {"title": IMPLEMENTATIONS[cell["method"]].title, "private": True, "order": 0}
     seconds = {"wall_seconds": time.perf_counter() - started}
-    result = record.make(
+    result = record_file.make(
         cell, method, guarantee=part, time=seconds, provenance=provenance(cell["method"], "cpu")
     )
-    record.write(out, result)
+    record_file.write(out, result)
     return result
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..language.data import datasets, tasks
-from ..language.models import encoding, feature_cache, models, tokenizers
+from ..language.models import encoding, feature_cache, text_classifier, tokenizers
 
 LENGTH, FOLDS = 256, 5
 DECAYS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -49,7 +49,7 @@ def rows(model_name: str) -> Iterator[dict]:
 def _features(model_name: str, splits: Rows) -> dict[str, dict[str, NDArray]]:
     """{kind of features: {split: float32 [N, H]}}."""
     task = tasks.load("rte")
-    model = models.load(model_name, task, "head", 0)
+    model = text_classifier.load(model_name, task, "head", 0)
     encode_pair = encoding.row_encoder(task, model_name, LENGTH)
     encode = tokenizers.tokenizer(model_name, LENGTH)
 

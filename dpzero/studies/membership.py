@@ -32,10 +32,10 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..language.data import assets, tasks
-from ..language.models import encoding, models, weights
+from ..language.models import encoding, model_catalogue, text_classifier
 from ..language.models.feature_cache import features
 from ..plan.registry import card
-from ..privacy import Rehearsal, RunKey, Setting
+from ..privacy import RunKey, Setting, StandInBudget
 from ..privacy.sampling import SAMPLERS
 from ..run.provenance import method_digest, provenance
 from . import membership_attacks
@@ -123,7 +123,7 @@ def load_pool(task_name: str, model_name: str, setting: Setting, mislabelled: fl
     """The first distinct training texts; a random fraction `mislabelled` of them gets a wrong label."""
     task = tasks.load(task_name)
     splits = encoding.encode(task, model_name, task.max_length)
-    model = models.load(model_name, task, "head", seed)
+    model = text_classifier.load(model_name, task, "head", seed)
     texts = splits["train"][first_distinct(splits["train"], setting.dataset_size)]
     stream = RunKey.published(seed).stream("mislabelled")
     wrong = np.argsort(stream.words(len(texts), 0), kind="stable") < round(mislabelled * len(texts))
@@ -174,10 +174,10 @@ def train_run(pool: Pool, job: tuple[Method, int]) -> tuple[NDArray, float]:
 
 def _train(head: nn.Linear, pool: Pool, method: Method, seed: int) -> None:
     setting, key, method_card = pool.setting, RunKey.published(seed), card(method.use or "")
-    budget: Rehearsal | int = setting.batch_size
+    budget: StandInBudget | int = setting.batch_size
     sampler = SAMPLERS[setting.sampling](setting.dataset_size, setting.batch_size, key.stream("sampling"))
     if method_card.private:  # a rehearsal takes the members among the texts that were drawn
-        budget = Rehearsal(setting, method.noise_scale or 0.0, key)
+        budget = StandInBudget(setting, method.noise_scale or 0.0, key)
         sampler = budget.sampler
     loss, members = FeatureLoss(pool.features, pool.labels), draw_members(setting.dataset_size, seed)
     optimizer = method_card.load()(head, loss, budget, seed=seed, **method.settings)
@@ -346,6 +346,6 @@ def _provenance(task: str, model: str, methods: list[Method]) -> dict:
     return {
         **provenance("dpzero", "cpu"),
         "method_code": {file: method_digest(file) for file in files},
-        "model": {"name": model, "sha256": weights.digest(model)},
+        "model": {"name": model, "sha256": model_catalogue.digest(model)},
         "data": {"name": task, "sha256": tasks.digest(task)},
     }

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from ..memory.measure import measure
 from ..memory.predict import Unpredictable, predict
+from ..memory.stand_in_step import Workload
 from ..memory.trackers import is_out_of_memory
-from ..memory.workload import Workload
 from ..plan.cell import run_id
 from ..plan.method_variants import variant
 from ..plan.registry import card
-from ..run import record
+from ..run import record_file
 from ..run.provenance import provenance
 
 SAME = ("parameters", "trained_parameters", "weights_bytes")
@@ -39,10 +39,10 @@ def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device
         except (MemoryError, RuntimeError) as failure:
             if not is_out_of_memory(failure):
                 raise
-            status, error = "oom", record.OUT_OF_MEMORY
+            status, error = "oom", record_file.OUT_OF_MEMORY
     method = variant(cell["method"])
     method_card = card("mezo" if method.method == "public" else method.method)
-    result = record.make(
+    result = record_file.make(
         cell,
         {"title": method.title, "private": method_card.private, "order": method_card.order},
         status=status,
@@ -51,7 +51,7 @@ def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device
         time={"wall_seconds": time.perf_counter() - started},
         provenance=provenance(method_card.file, device or "cpu"),
     )
-    record.write(out, result)
+    record_file.write(out, result)
     return result
 
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..language.data import tasks
-from ..language.models import encoding, losses, models
+from ..language.models import encoding, losses, text_classifier
 from ..zeroth_order import TwoPoint
 
 CASES = [("r8", "minilm"), ("movies", "smollm2-135m")]
@@ -52,7 +52,7 @@ def rows() -> Iterator[dict]:
 
 def finite_differences(task: str, model_name: str, smoothing: float, compute: str) -> NDArray:
     """(f(x + smoothing z) - f(x - smoothing z)) / (2 smoothing) of each text and direction, [TEXTS * DIRECTIONS]."""
-    model = models.load(model_name, tasks.load(task), "full")
+    model = text_classifier.load(model_name, tasks.load(task), "full")
     texts = encoding.encode(tasks.load(task), model_name, 64)["train"][np.arange(TEXTS)]
     settings = {"learning_rate": 1e-3, "smoothing": smoothing, "seed": 0}
     recorder = _Recorder(model, losses.CrossEntropy(2048, compute), batch_size=TEXTS, **settings)

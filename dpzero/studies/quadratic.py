@@ -24,7 +24,7 @@ from ..language.data import assets
 from ..plan.cell import run_id
 from ..plan.experiment_types import QUADRATIC_METHODS
 from ..privacy import Budget, RunKey, Setting
-from ..run import record
+from ..run import record_file
 from ..run.provenance import provenance
 from ..zeroth_order.directions import make_law
 from . import quadratic_solver
@@ -44,7 +44,7 @@ def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device
         raise UsageError(f"{run}: {error}") from error
     best = min(norm for rates in norms["train"] for clips in rates for norm in clips)
     code = b"\0".join(Path(__file__).with_name(name).read_bytes() for name in SOURCE)
-    result = record.make(
+    result = record_file.make(
         cell,
         asdict(method),
         metrics={"gradient_norm": best, "selection": SELECTION},
@@ -53,7 +53,7 @@ def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device
         time={"wall_seconds": time.perf_counter() - started},
         provenance=provenance("dpzero", "cpu") | {"method_code": hashlib.sha256(code).hexdigest()[:16]},
     )
-    record.write(out, result)
+    record_file.write(out, result)
     return result
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from . import batches
+from . import collated_batches
 
 MOST = 8  # examples that are compared
 # Changes of a loss, over 1 + |loss|
@@ -22,7 +22,7 @@ TF32 = 2.0**-10  # unit of TF32 products
 
 @torch.no_grad()
 def check_independence(
-    loss: Callable[[Any], Tensor], batch: Any, count: int, take: batches.Take | None = None
+    loss: Callable[[Any], Tensor], batch: Any, count: int, take: collated_batches.Take | None = None
 ) -> Tensor | None:
     """Compares losses of a few examples with those of the same examples among fewer, and among other, examples.
 
@@ -42,7 +42,7 @@ def check_independence(
     """
     size = min(count, MOST)
     half = size // 2
-    take = batches.picker(batch, count, take)
+    take = collated_batches.picker(batch, count, take)
     selections = [
         ("fewer", [*range(size)]),
         ("fewer", [*range(half)]),

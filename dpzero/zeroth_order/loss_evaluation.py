@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import batches
+from . import collated_batches
 from .protocols import PerExampleLoss
 
 
@@ -34,9 +34,9 @@ def per_example_losses(loss: PerExampleLoss, model: nn.Module, batch: Any, count
     return losses.double().cpu()
 
 
-def single_examples(batch: Any, count: int, take: batches.Take | None) -> Iterator[Any]:
-    """Each of the `count` examples as a batch of its own. `take` as in `batches.picker`."""
-    pick = batches.picker(batch, count, take)
+def single_examples(batch: Any, count: int, take: collated_batches.Take | None) -> Iterator[Any]:
+    """Each of the `count` examples as a batch of its own. `take` as in `collated_batches.picker`."""
+    pick = collated_batches.picker(batch, count, take)
     for row in range(count):
         example = pick([row])
         if example is None:

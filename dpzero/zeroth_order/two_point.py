@@ -12,16 +12,16 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from . import batches
+from . import collated_batches
 from .directions import make_law
 from .distributed import CHECK_EVERY, Ranks, exact_sum
 from .loss_evaluation import per_example_losses, single_examples
 from .method_state import MethodState
+from .model_requirements import ModelCheck, trainable
 from .perturbation import Perturbation
 from .protocols import PerExampleLoss
 from .transcript import SecondMoment, digest
 from .users import number_users, user_means
-from .validators import ModelCheck, trainable
 
 LEAST_SMOOTHING = 1e-10  # below it no weight of order 1 moves, even in float64
 
@@ -123,7 +123,7 @@ class TwoPoint(MethodState):
 
         Raises:
             ValueError: another batch than the budget handed out, no step left, a model that breaks a promise
-                (see `validators`), users if the unit is the example or none if it is the user. Nothing is
+                (see `model_requirements`), users if the unit is the example or none if it is the user. Nothing is
                 released then, and the weights stay, up to rounding.
         """
         count, user_numbers = self._begin(batch, users)
@@ -163,23 +163,23 @@ class TwoPoint(MethodState):
         if (users is None) == (self.unit == "user"):
             raise ValueError(f"the unit is the {self.unit}: give `users` if it is the user, and only then")
         self.model_check.check()
-        sizes = batches.sizes(batch)
+        sizes = collated_batches.sizes(batch)
         if users is None:
-            return self._admit(sizes, batches.indices(batch)), None
+            return self._admit(sizes, collated_batches.indices(batch)), None
         numbers = number_users(users, sizes)
         self._admit({len(np.unique(numbers))}, None)
         return len(numbers), numbers
 
     def _admit(self, sizes: set[int], indices: np.ndarray | None) -> int:
-        """The number of units in a batch: of several possible ones (see `batches.sizes`) the fields' length."""
+        """The number of units in a batch: of several possible ones (see `collated_batches.sizes`) the fields' length."""
         return max(sizes) if len(sizes) == 1 else max(sizes - {0}, default=0)
 
     def _losses(self, batch: Any, count: int) -> Tensor:
         """Losses at the current weights, float64 [count]."""
         return self._evaluate(batch, count, None)
 
-    def _evaluate(self, batch: Any, count: int, take: batches.Take | None) -> Tensor:
-        """`take` makes a batch of some of the examples, if a collator made this one (see `batches.picker`)."""
+    def _evaluate(self, batch: Any, count: int, take: collated_batches.Take | None) -> Tensor:
+        """`take` makes a batch of some of the examples, if a collator made this one (see `collated_batches.picker`)."""
         if not self.one_at_a_time or not count:
             return per_example_losses(self.loss, self.model, batch, count)
         examples = single_examples(batch, count, take)

@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 from baselines.dp_sgd import DPSGD
-from dpzero.privacy import Rehearsal, RunKey, Setting
+from dpzero.privacy import RunKey, Setting, StandInBudget
 
 BATCH_SIZE, CLIP = 8, 0.1
 SETTING = Setting("gaussian", "poisson", "add_remove", 240, BATCH_SIZE, 10, 1e-5)
 
 
-def budget(noise_scale: float) -> Rehearsal:
-    return Rehearsal(SETTING, noise_scale, RunKey.published(0))
+def budget(noise_scale: float) -> StandInBudget:
+    return StandInBudget(SETTING, noise_scale, RunKey.published(0))
 
 
 def brute_force(model, loss, batch, trained, clip) -> tuple[list[torch.Tensor], int]:

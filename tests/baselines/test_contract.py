@@ -20,11 +20,11 @@ from torch.utils._pytree import tree_leaves
 
 import baselines
 from dpzero.language.data import tasks
-from dpzero.language.models import encoding, losses, models
+from dpzero.language.models import encoding, losses, text_classifier
 from dpzero.memory import trackers
 from dpzero.plan import registry
 from dpzero.plan.registry import ROOT, Card, cards
-from dpzero.privacy import Budget, Rehearsal, RunKey, Setting
+from dpzero.privacy import Budget, RunKey, Setting, StandInBudget
 from tests.rounding import read_by_the_loss
 
 CARDS = cards()
@@ -76,13 +76,13 @@ def train(data) -> encoding.Examples:
     return data["tiny-encoder"]["train"]
 
 
-def make_model(tune="full", name="tiny-encoder") -> models.Classifier:
-    return models.load(name, tasks.load("toy"), tune)
+def make_model(tune="full", name="tiny-encoder") -> text_classifier.Classifier:
+    return text_classifier.load(name, tasks.load("toy"), tune)
 
 
-def make_budget(key: RunKey | None = None, noise_scale=1e-3) -> Rehearsal:
+def make_budget(key: RunKey | None = None, noise_scale=1e-3) -> StandInBudget:
     setting = Setting("gaussian", "poisson", "add_remove", 240, BATCH_SIZE, STEPS, 1e-5)
-    return Rehearsal(setting, noise_scale, key or RunKey.published(0))
+    return StandInBudget(setting, noise_scale, key or RunKey.published(0))
 
 
 def make(name, model, budget=None, loss=None, **settings):
@@ -328,7 +328,7 @@ def test_a_loss_without_noise_is_not_told_under_a_secret_key(name, train):
 def test_a_budget_for_users_is_kept_or_refused(name, train):
     """Clipped per example under a statement that says user: whoever wrote many examples would not have what it promises."""
     setting, model = make_budget().setting, make_model()
-    budget, start = Rehearsal(setting, 1.0, RunKey.published(0), unit="user"), weights(model)
+    budget, start = StandInBudget(setting, 1.0, RunKey.published(0), unit="user"), weights(model)
     with pytest.raises(ValueError, match="unit"):
         make(name, model, budget).step(train[np.arange(8)])
     assert len(budget.ledger) == 0 and torch.equal(weights(model), start)
@@ -360,7 +360,7 @@ def test_an_example_whose_loss_is_not_a_number_spoils_nothing_and_is_as_if_absen
     assert (ends[0] - ends[1]).abs().max() < 1e-6
 
 
-class Watched(Rehearsal):
+class Watched(StandInBudget):
     """Keeps what is handed in to be noised."""
 
     def __init__(self, *arguments) -> None:

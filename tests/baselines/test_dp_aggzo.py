@@ -8,7 +8,7 @@ from torch import nn
 
 from baselines.dp_aggzo import DPAggZO
 from dpzero import DPZero
-from dpzero.privacy import Rehearsal, RunKey, Setting
+from dpzero.privacy import RunKey, Setting, StandInBudget
 from dpzero.zeroth_order import Gaussian
 
 SILENT = 1e-12  # noise over clip
@@ -24,8 +24,8 @@ def loss(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
     return (model(X[batch]).squeeze(1) - 3).square()
 
 
-def budget(noise_scale=SILENT) -> Rehearsal:
-    return Rehearsal(
+def budget(noise_scale=SILENT) -> StandInBudget:
+    return StandInBudget(
         Setting("gaussian", "poisson", "add_remove", 6, 3, 10, 1e-3), noise_scale, RunKey.published(0)
     )
 
@@ -79,6 +79,6 @@ def test_each_direction_has_noise_of_its_own():
 
 
 def test_the_unit_is_the_example():
-    users = Rehearsal(budget().setting, 1.0, RunKey.published(0), unit="user")
+    users = StandInBudget(budget().setting, 1.0, RunKey.published(0), unit="user")
     with pytest.raises(ValueError, match="the unit the example"):
         DPAggZO(model(), loss, users, learning_rate=0.1, clip=1.0)

@@ -9,7 +9,7 @@ from torch import nn
 
 from baselines.dp_sgd import DPSGD
 from dpzero.language.data import tasks
-from dpzero.language.models import encoding, losses, models
+from dpzero.language.models import encoding, losses, text_classifier
 from dpzero.memory import trackers
 from tests.baselines.brute_force import BATCH_SIZE, CLIP, brute_force, budget, check_step
 from tests.pairwise_cases import pairwise
@@ -36,14 +36,14 @@ both_ways = pytest.mark.parametrize("clipping", ["hooks", "ghost"])
     ["hooks", "ghost"],
 )
 def test_a_step_is_the_sum_of_each_examples_clipped_gradient(name, tune, clip, clipping, batch):
-    model = models.load(name, tasks.load("toy"), tune)
+    model = text_classifier.load(name, tasks.load("toy"), tune)
     assert check_step(model, losses.CrossEntropy(64), batch, clip, clipping) > 0
 
 
 @both_ways
 @pytest.mark.parametrize("name", ["tiny-encoder", "tiny-causal"])
 def test_a_token_that_a_text_repeats_adds_up_in_its_row(name, clipping):
-    model = models.load(name, tasks.load("toy"), "full")
+    model = text_classifier.load(name, tasks.load("toy"), "full")
     repeated = encoding.Examples.from_token_ids([[5, 7, 5, 5, 7], [9] * 12, [5, 6]], [0, 1, 2])
     assert check_step(model, losses.CrossEntropy(64), repeated, CLIP, clipping) == 3
 
@@ -55,7 +55,7 @@ def test_both_ways_release_the_same(batch):
     )
     ends, said = [], []
     for clipping in ("hooks", "ghost"):
-        model = models.load("tiny-encoder", tasks.load("toy"), "full")
+        model = text_classifier.load("tiny-encoder", tasks.load("toy"), "full")
         loss = losses.CrossEntropy(24)
         assert len(list(loss.parts(padded))) > 2
         me = DPSGD(model, loss, budget(0.5), learning_rate=1.0, clip=CLIP, clipping=clipping)
@@ -68,7 +68,7 @@ def test_both_ways_release_the_same(batch):
 
 
 def test_no_batch_moves_further_than_its_size_times_the_bound(batch):
-    model = models.load("tiny-encoder", tasks.load("toy"), "full")
+    model = text_classifier.load("tiny-encoder", tasks.load("toy"), "full")
     start = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
     DPSGD(model, losses.CrossEntropy(64), budget(0.0), learning_rate=1.0, clip=CLIP).step(batch)
     moved = (nn.utils.parameters_to_vector(model.parameters()).detach() - start).norm()
@@ -77,7 +77,7 @@ def test_no_batch_moves_further_than_its_size_times_the_bound(batch):
 
 def test_the_noise_of_a_step_has_its_scale_in_every_coordinate():
     """An empty batch: 52 thousand coordinates of noise_scale * clip / batch_size, told apart by 2 % (7 sigma)."""
-    model = models.load("tiny-encoder", tasks.load("toy"), "full")
+    model = text_classifier.load("tiny-encoder", tasks.load("toy"), "full")
     start = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
     me = DPSGD(model, losses.CrossEntropy(64), budget(5.0), learning_rate=1.0, clip=CLIP)
     me.step(encoding.Examples.from_token_ids([], []))
@@ -87,7 +87,7 @@ def test_the_noise_of_a_step_has_its_scale_in_every_coordinate():
 
 def test_adam_takes_its_moments_from_the_noisy_sums_alone(batch):
     """Ordinary Adam, fed with brute-force sums and the same noise, goes the same way."""
-    model, twin = (models.load("tiny-encoder", tasks.load("toy"), "bias") for _ in range(2))
+    model, twin = (text_classifier.load("tiny-encoder", tasks.load("toy"), "bias") for _ in range(2))
     loss = losses.CrossEntropy(64)
     me = DPSGD(model, loss, budget(3.0), learning_rate=0.01, clip=CLIP, optimizer="adam")
     trained, noise = [p for p in twin.parameters() if p.requires_grad], budget(3.0)
@@ -105,7 +105,7 @@ def test_adam_takes_its_moments_from_the_noisy_sums_alone(batch):
 
 def test_the_moments_are_part_of_the_state(batch):
     def fresh():
-        model = models.load("tiny-encoder", tasks.load("toy"), "bias")
+        model = text_classifier.load("tiny-encoder", tasks.load("toy"), "bias")
         loss = losses.CrossEntropy(64)
         return DPSGD(model, loss, budget(1.0), learning_rate=0.01, clip=CLIP, optimizer="adam")
 
@@ -123,7 +123,7 @@ def test_ghost_norms_take_less_memory_than_the_gradients_of_every_example(name):
     """64 short texts and 52 thousand weights: gradients of single examples are what fills the memory of a step."""
     peaks = {}
     for clipping in ("hooks", "ghost"):
-        model, loss = models.load(name, tasks.load("toy"), "full"), losses.CrossEntropy(2**20)
+        model, loss = text_classifier.load(name, tasks.load("toy"), "full"), losses.CrossEntropy(2**20)
         me = DPSGD(model, loss, budget(1.0), learning_rate=0.1, clip=CLIP, clipping=clipping)
         texts = encoding.Examples.from_token_ids([[1, 2, 3, 4]] * 64, [0] * 64)
         peaks[clipping] = trackers.peak_bytes(model, lambda me=me, texts=texts: me.step(texts))
@@ -132,7 +132,7 @@ def test_ghost_norms_take_less_memory_than_the_gradients_of_every_example(name):
 
 @both_ways
 def test_evaluation_after_training_sees_no_dropout_and_leaves_nothing_of_an_example(batch, clipping):
-    model, loss = models.load("tiny-encoder", tasks.load("toy"), "full"), losses.CrossEntropy(64)
+    model, loss = text_classifier.load("tiny-encoder", tasks.load("toy"), "full"), losses.CrossEntropy(64)
     me = DPSGD(model, loss, budget(0.0), learning_rate=0.1, clip=CLIP, clipping=clipping)
     me.step(batch)
     assert losses.CrossEntropy(64).evaluate(model, batch) == losses.CrossEntropy(64).evaluate(model, batch)
@@ -151,6 +151,6 @@ def test_evaluation_after_training_sees_no_dropout_and_leaves_nothing_of_an_exam
     ids=str,
 )
 def test_settings_that_make_no_sense_are_refused(change, message):
-    model = models.load("tiny-encoder", tasks.load("toy"), "bias")
+    model = text_classifier.load("tiny-encoder", tasks.load("toy"), "bias")
     with pytest.raises(ValueError, match=message):
         DPSGD(model, losses.CrossEntropy(64), budget(1.0), **{"learning_rate": 1.0, "clip": 1.0} | change)

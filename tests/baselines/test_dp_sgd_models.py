@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from baselines._per_sample_gradients import watching
 from baselines.dp_sgd import DPSGD
-from dpzero.language.models import architectures, encoding, losses, models
+from dpzero.language.models import encoding, losses, random_models, text_classifier
 from dpzero.language.models.encoding import Continuations
 from dpzero.language.models.heads import MaskedTransform, label_head
 from dpzero.language.models.losses import ContinuationLoss
@@ -112,7 +112,7 @@ def test_full_fine_tuning_is_exact_through_the_models_own_output_layer(family, t
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("family", ["roberta", "opt", "llama"])
 def test_full_fine_tuning_is_exact_with_two_words_for_a_head(family, tied, clipping, batch):
-    model = freeze_unused(architectures.Answering(language_model(family, tied)), batch)
+    model = freeze_unused(random_models.Answering(language_model(family, tied)), batch)
     assert check_step(model, losses.CrossEntropy(24), batch, 0.1, clipping) >= 6
 
 
@@ -125,7 +125,7 @@ def test_full_fine_tuning_is_exact_with_label_words_from_the_table_of_embeddings
         inner = MaskedTransform(whole.lm_head) if family == "roberta" else None
         kind = "causal" if inner is None else "masked"
         head = label_head(whole, [5, 11], tied=True)
-        model = models.Classifier(whole.base_model, head, kind, transform=inner, mask=7)
+        model = text_classifier.Classifier(whole.base_model, head, kind, transform=inner, mask=7)
         assert head.rows.weight is whole.get_input_embeddings().weight
         loss = losses.CrossEntropy(token_budget)
         bitten = check_step(freeze_unused(model, batch), loss, batch, clip, clipping)
@@ -141,10 +141,10 @@ def test_a_batch_of_one_is_exact_and_an_empty_one_moves_nothing_without_noise(fa
         assert check_step(model, losses.CrossEntropy(2048), chosen, 0.1, clipping) == size
 
 
-def adapted(family: str, targets: list[str]) -> architectures.Answering:
+def adapted(family: str, targets: list[str]) -> random_models.Answering:
     from peft import LoraConfig, inject_adapter_in_model
 
-    model = architectures.Answering(language_model(family, True))
+    model = random_models.Answering(language_model(family, True))
     model.model.requires_grad_(False)
     torch.manual_seed(1)
     lora = LoraConfig(r=3, target_modules=targets, init_lora_weights=False)
@@ -206,7 +206,7 @@ def continuations(candidates: list[int]) -> Continuations:
 def test_an_example_of_several_candidates_is_clipped_as_one(family, token_budget):
     """Its rows are added up before the bound is put on them, however the loss orders examples; ghost norms are of single rows."""
     batch, loss = continuations([2, 1, 3, 2, 1, 4]), ContinuationLoss(token_budget)
-    model = models.TextScorer(language_model(family, True))
+    model = text_classifier.TextScorer(language_model(family, True))
     assert check_step(model, loss, batch, 1.0, "hooks") > 0
     with pytest.raises(
         RuntimeError, match=r"is not a tensor of \d+ rows, one an example: set clipping to hooks"
@@ -219,7 +219,7 @@ def test_an_example_of_several_candidates_is_clipped_as_one(family, token_budget
 def test_an_answer_of_several_tokens_is_clipped_with_its_prompt(family, clipping):
     """The tied matrix scores every word at each token of the answer."""
     batch = continuations([1] * 6)
-    model = models.TextScorer(language_model(family, True))
+    model = text_classifier.TextScorer(language_model(family, True))
     assert check_step(model, ContinuationLoss(2048), batch, 1.0, clipping) > 0
 
 
@@ -227,7 +227,7 @@ def test_an_answer_of_several_tokens_is_clipped_with_its_prompt(family, clipping
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_watched_model_computes_what_it_did_to_the_bit(family, clipping, batch):
     """And has its names and classes again afterwards: OPT's positions and Gemma's words look rows up through a plain layer."""
-    model = architectures.Answering(language_model(family, True))
+    model = random_models.Answering(language_model(family, True))
     loss, names, kinds = (
         losses.CrossEntropy(2048),
         list(model.state_dict()),

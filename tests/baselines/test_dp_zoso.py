@@ -8,7 +8,7 @@ from torch import nn
 
 from baselines.dp_zoso import DPZOSO
 from dpzero import DPZero
-from dpzero.privacy import Rehearsal, RunKey, Setting
+from dpzero.privacy import RunKey, Setting, StandInBudget
 
 X = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(6, 2)
 BATCH = torch.arange(4)
@@ -26,7 +26,7 @@ def loss(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
 def zoso(mine: nn.Module, steps=14, **settings) -> DPZOSO:
     setting = Setting("gaussian", "poisson", "add_remove", 6, 3, steps, 1e-3)
     return DPZOSO(
-        mine, loss, Rehearsal(setting, 0.1, RunKey.published(0)), learning_rate=0.08, clip=5.0, **settings
+        mine, loss, StandInBudget(setting, 0.1, RunKey.published(0)), learning_rate=0.08, clip=5.0, **settings
     )
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from baselines.fine_tuning import IMPLEMENTATIONS, OPTIMIZERS, FineTuning
 from dpzero.language.data import tasks
-from dpzero.language.models import encoding, losses, models
+from dpzero.language.models import encoding, losses, text_classifier
 from tests.rounding import read_by_the_loss
 
 
@@ -19,7 +19,7 @@ def test_every_implementation_makes_the_same_update(optimizer):
     batch = encoding.Examples.from_token_ids(draw.integers(3, 1000, (6, 5)).tolist(), draw.integers(0, 4, 6))
     ends = {}
     for implementation in IMPLEMENTATIONS:
-        model = models.load("tiny-encoder", tasks.load("toy"), "bias")
+        model = text_classifier.load("tiny-encoder", tasks.load("toy"), "bias")
         me = FineTuning(
             model,
             losses.CrossEntropy(2048),
@@ -39,7 +39,7 @@ def test_every_implementation_makes_the_same_update(optimizer):
 
 
 def test_an_implementation_that_torch_does_not_have_is_refused():
-    model = models.load("tiny-encoder", tasks.load("toy"), "head")
+    model = text_classifier.load("tiny-encoder", tasks.load("toy"), "head")
     with pytest.raises(
         ValueError, match="implementation is 'compiled': give one of default, loop, foreach, fused"
     ):

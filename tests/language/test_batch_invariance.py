@@ -12,23 +12,29 @@ from torch.overrides import TorchFunctionMode
 
 from baselines.mezo import MeZO
 from dpzero.language.data import tasks
-from dpzero.language.models import architectures, batch_invariance, feature_cache, models, weights
+from dpzero.language.models import (
+    batch_invariance,
+    feature_cache,
+    model_catalogue,
+    random_models,
+    text_classifier,
+)
 from dpzero.language.models.batch_invariance import Cutter, padded_length
 from dpzero.language.models.encoding import Continuations, Examples
 from dpzero.language.models.losses import COMPUTE, ContinuationLoss, CrossEntropy
-from dpzero.zeroth_order.invariance import others_move
+from dpzero.zeroth_order.leave_one_out import others_move
 
 OPT = {"model_type": "opt", "vocab_size": 1024, "hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64}
 OPT |= {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 128}
-SHAPES = {"opt": OPT, "roberta": weights.CATALOGUE.stanzas["tiny-masked"]["config"]}
+SHAPES = {"opt": OPT, "roberta": model_catalogue.CATALOGUE.stanzas["tiny-masked"]["config"]}
 KINDS = ["tiny-encoder", "tiny-causal", *SHAPES]
 
 
 def model_of(kind: str, monkeypatch) -> nn.Module:
     if kind in SHAPES:
-        monkeypatch.setitem(architectures.catalogue(), kind, SHAPES[kind])
-        return architectures.build(kind)
-    return models.load(kind, tasks.load("toy"), "full")
+        monkeypatch.setitem(random_models.catalogue(), kind, SHAPES[kind])
+        return random_models.build(kind)
+    return text_classifier.load(kind, tasks.load("toy"), "full")
 
 
 def batch_of(count: int, seed: int = 0, longest: int = 40) -> Examples:
@@ -100,7 +106,7 @@ def test_features_of_one_example_move_no_other(monkeypatch):
 
 @pytest.mark.parametrize("compute", COMPUTE)
 def test_candidates_of_one_example_move_no_other(compute):
-    model = models.TextScorer(models.load_pretrained("tiny-causal"))
+    model = text_classifier.TextScorer(text_classifier.load_pretrained("tiny-causal"))
     random = np.random.default_rng(0)
 
     def candidate():

@@ -9,7 +9,7 @@ import pytest
 
 from dpzero.language.models.losses import COMPUTE, CrossEntropy
 from dpzero.studies.batch_invariance import CLIP, HEAD, SMOOTHING, TOKENS, BatchShapes, load
-from dpzero.zeroth_order.invariance import others_move
+from dpzero.zeroth_order.leave_one_out import others_move
 
 pytestmark = [pytest.mark.slow, pytest.mark.network]
 

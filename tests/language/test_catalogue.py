@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from dpzero.errors import UsageError
 from dpzero.language.data import assets, catalogue, tasks
-from dpzero.language.models import weights
+from dpzero.language.models import model_catalogue
 
-CATALOGUES = {"task": tasks.CATALOGUE, "model": weights.CATALOGUE, "asset": assets.CATALOGUE}
+CATALOGUES = {"task": tasks.CATALOGUE, "model": model_catalogue.CATALOGUE, "asset": assets.CATALOGUE}
 TASK = {
     "title": "Some task",
     "reader": "columns",

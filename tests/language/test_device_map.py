@@ -9,7 +9,7 @@ from torch import nn
 
 from baselines.mezo import MeZO
 from dpzero.language.data import tasks
-from dpzero.language.models import device_map, models
+from dpzero.language.models import device_map, text_classifier
 from dpzero.language.models.encoding import Examples
 from dpzero.language.models.losses import CrossEntropy
 from dpzero.zeroth_order.transcript import digest
@@ -18,7 +18,7 @@ BATCH = Examples.from_token_ids([[1, 2, 3][: 1 + i % 3] for i in range(6)], np.a
 
 
 def load(name: str = "tiny-causal", device: str = "cpu"):
-    return models.load(name, tasks.load("toy"), "full", device=device)
+    return text_classifier.load(name, tasks.load("toy"), "full", device=device)
 
 
 @pytest.mark.parametrize("name", ["tiny-causal", "tiny-encoder"])

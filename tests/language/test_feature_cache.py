@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dpzero.language.data import tasks
-from dpzero.language.models import encoding, feature_cache, losses, models
+from dpzero.language.models import encoding, feature_cache, losses, text_classifier
 
 MODELS = ["tiny-encoder", "tiny-causal"]
 HEAD = {"tune": "head", "compute": "float32"}
@@ -18,8 +18,8 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DPZERO_CACHE", str(tmp_path))
 
 
-def load(name: str, tune: str = "head") -> tuple[models.Classifier, encoding.Examples]:
-    model = models.load(name, tasks.load("toy"), tune, seed=3)
+def load(name: str, tune: str = "head") -> tuple[text_classifier.Classifier, encoding.Examples]:
+    model = text_classifier.load(name, tasks.load("toy"), tune, seed=3)
     return model, encoding.encode(tasks.load("toy"), name, 24)["train"]
 
 

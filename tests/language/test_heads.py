@@ -8,7 +8,7 @@ import torch
 from baselines.fine_tuning import FineTuning
 from baselines.mezo import MeZO
 from dpzero.language.data import tasks
-from dpzero.language.models import encoding, models, tokenizers
+from dpzero.language.models import encoding, text_classifier, tokenizers
 from dpzero.language.models.heads import TiedHead
 from dpzero.language.models.losses import CrossEntropy
 from dpzero.memory import trackers
@@ -25,11 +25,11 @@ def batch() -> encoding.Examples:
     return encoding.Examples.from_token_ids(texts, [0, 2, 4, 5])
 
 
-def make(tune: str = "full") -> models.Classifier:
-    return models.load("tiny-masked", tasks.load("trec"), tune)
+def make(tune: str = "full") -> text_classifier.Classifier:
+    return text_classifier.load("tiny-masked", tasks.load("trec"), tune)
 
 
-def table(model: models.Classifier) -> torch.Tensor:
+def table(model: text_classifier.Classifier) -> torch.Tensor:
     return model.backbone.get_input_embeddings().weight
 
 
@@ -53,7 +53,7 @@ def test_trained_in_part_the_head_is_its_own_and_the_table_stays(tune, batch):
 
 
 def test_a_model_that_is_not_tied_has_a_head_of_its_own():
-    model = models.load("tiny-causal", tasks.load("toy"), "full")
+    model = text_classifier.load("tiny-causal", tasks.load("toy"), "full")
     assert isinstance(model.head, torch.nn.Linear)
 
 
@@ -89,7 +89,7 @@ def test_a_zeroth_order_step_takes_the_memory_of_inference(perturb):
     long = encoding.Examples.from_token_ids([[1, MASK] + [9] * 60] * 64, [0] * 64)
     loss = CrossEntropy(2**20)
 
-    def inference(model: models.Classifier) -> int:
+    def inference(model: text_classifier.Classifier) -> int:
         with torch.no_grad():
             return trackers.peak_bytes(model, lambda: loss(model, long))
 

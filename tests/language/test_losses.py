@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from dpzero.language.data import tasks
-from dpzero.language.models import encoding, models
+from dpzero.language.models import encoding, text_classifier
 from dpzero.language.models.encoding import Examples
 from dpzero.language.models.losses import CrossEntropy
 
@@ -23,8 +23,8 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture(params=["tiny-encoder", "tiny-causal"])
-def model(request) -> models.Classifier:
-    return models.load(request.param, tasks.load("toy"), "full")
+def model(request) -> text_classifier.Classifier:
+    return text_classifier.load(request.param, tasks.load("toy"), "full")
 
 
 @pytest.fixture

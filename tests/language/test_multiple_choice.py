@@ -13,7 +13,7 @@ import torch
 from dpzero.errors import UsageError
 from dpzero.language.data import tasks
 from dpzero.language.data.datasets import Draw, Row
-from dpzero.language.models import encoding, generation, losses, models, tokenizers
+from dpzero.language.models import encoding, generation, losses, text_classifier, tokenizers
 from dpzero.language.models.encoding import Continuations
 from dpzero.language.models.losses import ContinuationLoss
 from dpzero.language.models.tokenizers import TokenizerInfo, tokenizer_info
@@ -52,8 +52,8 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model() -> models.TextScorer:
-    return models.load("tiny-causal", tasks.load("squad"), "full")
+def model() -> text_classifier.TextScorer:
+    return text_classifier.load("tiny-causal", tasks.load("squad"), "full")
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def batch() -> Continuations:
     return Continuations.from_candidates(made, [""] * 6)
 
 
-def by_hand(model: models.TextScorer, batch: Continuations, i: int) -> torch.Tensor:
+def by_hand(model: text_classifier.TextScorer, batch: Continuations, i: int) -> torch.Tensor:
     """Mean log-probabilities of the candidates of one example, from the language model's logits at every position."""
     found = []
     for c in range(batch.first[i], batch.first[i + 1]):
@@ -139,8 +139,8 @@ def test_one_token_candidates_of_a_classifier_and_of_text_have_the_same_loss():
     """The normaliser of the vocabulary cancels, so that label words need no softmax over it."""
     toy = tasks.load("toy")
     classifier, text = (
-        models.load("tiny-causal", toy, "full", 3),
-        models.load("tiny-causal", tasks.load("squad"), "full", 3),
+        text_classifier.load("tiny-causal", toy, "full", 3),
+        text_classifier.load("tiny-causal", tasks.load("squad"), "full", 3),
     )
     row = toy.splits["dev"][0]
     choice = encoding.encode_candidates(toy, "tiny-causal", 64, "dev")[np.array([0])]
@@ -283,7 +283,10 @@ def test_greedy_decoding_takes_the_likeliest_token_until_the_line_ends(model):
 @pytest.mark.parametrize("tune", ["full", "prefix"])
 def test_a_model_writes_to_each_prompt_of_a_batch_what_it_writes_to_it_alone(tune):
     """A short prompt's text may end before a long one's."""
-    model, info = models.load("tiny-causal", tasks.load("squad"), tune), tokenizer_info("tiny-causal")
+    model, info = (
+        text_classifier.load("tiny-causal", tasks.load("squad"), tune),
+        tokenizer_info("tiny-causal"),
+    )
     prompts = [np.array([1, *range(50, 50 + length)]) for length in (3, 11, 1, 6)]
     free = TokenizerInfo(lambda text: [], {}, (), info.decode)
     third = int(generation.greedy(model, prompts[:1], 8, free)[0].split()[2])
@@ -300,7 +303,7 @@ def test_texts_longer_than_the_model_has_positions_are_refused(model, longest):
         UsageError, match=f"max_length is {longest + 1}, but {model} knows {longest} positions"
     ):
         encoding.encode(tasks.load("toy"), model, longest + 1)
-    loaded = models.load(model, tasks.load("trec"), "full")
+    loaded = text_classifier.load(model, tasks.load("trec"), "full")
     ids = torch.full((1, longest), 9)
     loaded(ids, torch.ones_like(ids))
     with pytest.raises((IndexError, RuntimeError)):

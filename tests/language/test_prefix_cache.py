@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel
 
 from dpzero.language.data import tasks
 from dpzero.language.data.datasets import Draw
-from dpzero.language.models import encoding, losses, models, prefix_cache
+from dpzero.language.models import encoding, losses, prefix_cache, text_classifier
 from dpzero.language.models.encoding import Examples
 
 ROUNDING = 1e-5
@@ -33,11 +33,11 @@ def texts_behind(beginning: int, rest: tuple[int, ...]) -> Examples:
     )
 
 
-def of_kind(body: str) -> models.Classifier:
+def of_kind(body: str) -> text_classifier.Classifier:
     torch.manual_seed(0)
     backbone = AutoModel.from_config(AutoConfig.for_model(body, **BODIES[body])).eval()
     backbone.config.use_cache = False
-    return models.Classifier(backbone, nn.Linear(32, 3), "causal")
+    return text_classifier.Classifier(backbone, nn.Linear(32, 3), "causal")
 
 
 @pytest.mark.parametrize("body", BODIES)
@@ -64,7 +64,7 @@ def test_in_context_learning_is_scored_as_without_the_short_cut(task, monkeypatc
             (tmp_path / "copa" / f"{split}.jsonl").write_text(lines)
     draw = Draw(seed=3, demonstrations=32)
     scored = encoding.encode(tasks.load(task, draw), "tiny-causal", 1024)["test"]
-    model = models.load("tiny-causal", tasks.load(task, draw), "full")
+    model = text_classifier.load("tiny-causal", tasks.load(task, draw), "full")
     loss = losses.make_loss(tasks.load(task), "tiny-causal", 2048)
     read: list[int] = []
     watch = model.backbone.get_input_embeddings().register_forward_hook(
@@ -92,6 +92,6 @@ def test_a_model_that_reads_in_both_directions_reads_whole_texts(monkeypatch):
     monkeypatch.setattr(prefix_cache, "MIN_TOKENS", 8)
     texts, task = texts_behind(20, (3, 5)), tasks.load("toy")
     for name, reads_whole in (("tiny-encoder", True), ("tiny-causal", False)):
-        model = models.load(name, task, "full")
+        model = text_classifier.load(name, task, "full")
         with prefix_cache.reuse(model, texts):
             assert bool(model.backbone._forward_pre_hooks) != reads_whole

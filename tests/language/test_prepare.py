@@ -11,7 +11,7 @@ import pytest
 from dpzero.errors import UsageError
 from dpzero.language import prepare
 from dpzero.language.data.datasets import ALL, Draw
-from dpzero.language.models import weights
+from dpzero.language.models import model_catalogue
 
 SST2 = ("sst2", "tiny-encoder", 16, ALL)
 TOY = ("toy", "tiny-encoder", 16, ALL)
@@ -63,7 +63,7 @@ def test_one_reason_is_the_whole_error(folder):
 def test_all_rows_are_had_before_any_weights(folder, monkeypatch):
     mend(folder)
     said: list[str] = []
-    monkeypatch.setattr(weights, "fetch", lambda model: said.append(f"weights of {model}"))
+    monkeypatch.setattr(model_catalogue, "fetch", lambda model: said.append(f"weights of {model}"))
     found = prepare.prepare([SST2, TOY], said.append)
     kinds = ["rows" if "rows" in line else "weights" if "weights" in line else "tokens" for line in said]
     assert kinds == ["rows", "rows", "weights", "tokens", "tokens"]
@@ -71,7 +71,7 @@ def test_all_rows_are_had_before_any_weights(folder, monkeypatch):
 
 
 def test_no_weights_are_fetched_for_a_task_that_cannot_be_had(folder, monkeypatch):
-    monkeypatch.setattr(weights, "fetch", lambda model: pytest.fail(f"fetched {model}"))
+    monkeypatch.setattr(model_catalogue, "fetch", lambda model: pytest.fail(f"fetched {model}"))
     with pytest.raises(UsageError, match=r"line 6, has sentence null"):
         prepare.prepare([SST2, ("sst2", "opt-125m", 16, ALL)], lambda _: None)
 
@@ -98,10 +98,10 @@ def test_of_two_formats_of_weights_one_is_fetched(tmp_path, monkeypatch, there):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     if there:
-        weights.fetch("opt-125m")
+        model_catalogue.fetch("opt-125m")
         assert {path.name for path in here.iterdir()} == {"config.json", there[0]}
     else:
         with pytest.raises(
             UsageError, match=r"the hub has no weights of model opt-125m \(facebook/opt-125m\)"
         ):
-            weights.fetch("opt-125m")
+            model_catalogue.fetch("opt-125m")

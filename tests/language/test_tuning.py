@@ -7,19 +7,19 @@ import torch
 
 from dpzero.errors import UsageError
 from dpzero.language.data import tasks
-from dpzero.language.models import models
+from dpzero.language.models import text_classifier
 from dpzero.language.models.tuning import LORA_RANK
 
 HEAD = {"head.weight", "head.bias"}
 
 
 def trained(name: str, tune: str, task: str = "toy") -> dict[str, torch.Size]:
-    model = models.load(name, tasks.load(task), tune)
+    model = text_classifier.load(name, tasks.load(task), tune)
     return {key: p.shape for key, p in model.named_parameters() if p.requires_grad}
 
 
 def every(name: str) -> set[str]:
-    return {key for key, _ in models.load(name, tasks.load("toy"), "full").named_parameters()}
+    return {key for key, _ in text_classifier.load(name, tasks.load("toy"), "full").named_parameters()}
 
 
 @pytest.mark.parametrize("name", ["tiny-encoder", "tiny-causal"])
@@ -61,7 +61,7 @@ def test_beside_adapters_a_head_is_trained_where_the_model_brought_none(tune):
 
 def test_another_word_is_refused():
     with pytest.raises(UsageError, match="tune is 'some': give one of full, bias, lora, prefix, head"):
-        models.load("tiny-encoder", tasks.load("toy"), "some")
+        text_classifier.load("tiny-encoder", tasks.load("toy"), "some")
 
 
 # --- prefix
@@ -71,7 +71,7 @@ def test_another_word_is_refused():
     "name, task", [("tiny-encoder", "toy"), ("tiny-causal", "toy"), ("tiny-masked", "trec")]
 )
 def test_a_prefix_is_five_keys_and_values_in_every_layer(name, task):
-    model = models.load(name, tasks.load(task), "prefix")
+    model = text_classifier.load(name, tasks.load(task), "prefix")
     shapes = {key: p.shape for key, p in model.named_parameters() if p.requires_grad and key not in HEAD}
     assert len(shapes) == 2 and all("prefix" in key for key in shapes)
     assert set(shapes.values()) == {torch.Size([5, 2 * 32])}
@@ -81,7 +81,7 @@ def test_a_prefix_is_five_keys_and_values_in_every_layer(name, task):
 def test_a_prefix_starts_as_the_keys_and_values_of_random_tokens_before_the_text():
     """In a causal model the prefix equals these tokens before the text, whose positions are not shifted."""
     model, plain = (
-        models.load("tiny-causal", tasks.load("toy"), tune, seed=4) for tune in ("prefix", "head")
+        text_classifier.load("tiny-causal", tasks.load("toy"), tune, seed=4) for tune in ("prefix", "head")
     )
     random = torch.randint(1024, (1, 5), generator=torch.Generator().manual_seed(4))
     text = torch.tensor([[1, 20, 30, 40, 50, 60]])
@@ -98,7 +98,7 @@ def test_a_prefix_starts_as_the_keys_and_values_of_random_tokens_before_the_text
     "name, task", [("tiny-encoder", "toy"), ("tiny-causal", "toy"), ("tiny-masked", "trec")]
 )
 def test_with_a_prefix_each_text_is_read_alone(name, task):
-    model = models.load(name, tasks.load(task), "prefix")
+    model = text_classifier.load(name, tasks.load(task), "prefix")
     ids = torch.tensor([[1, 2, 30, 40, 50, 60], [1, 2, 70, 0, 0, 0]])
     mask = torch.tensor([[1] * 6, [1] * 3 + [0] * 3])
     alone = model(ids[1:, :3], mask[1:, :3])
@@ -108,7 +108,7 @@ def test_with_a_prefix_each_text_is_read_alone(name, task):
 @torch.no_grad()
 def test_a_model_with_a_prefix_writes_what_it_scores():
     """Also with the cache of earlier tokens, every new token attends to the prefix once."""
-    model = models.load("tiny-causal", tasks.load("squad"), "prefix")
+    model = text_classifier.load("tiny-causal", tasks.load("squad"), "prefix")
     ids = torch.tensor([[1, 20, 30, 40]])
     written = model.language_model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=4, pad_token_id=0)  # fmt: skip
     for end in range(4, written.shape[1]):
@@ -122,15 +122,15 @@ def test_the_gradient_of_a_prefix_is_clipped_for_each_example(clipping):
     from baselines.dp_sgd import DPSGD
     from dpzero.language.models.encoding import Examples
     from dpzero.language.models.losses import CrossEntropy
-    from dpzero.privacy import Rehearsal, Setting
+    from dpzero.privacy import Setting, StandInBudget
 
     texts = Examples.from_token_ids([[1, 20, 30], [1, 40, 50, 60, 70], [1, 80]], [0, 1, 2])
     setting = Setting("gaussian", "poisson", "add_remove", 10, 3, 5, 1e-5)
     clip, moved = 1e-3, []
     for examples in (texts[[0]], texts[[1]], texts[[2]], texts):
-        model = models.load("tiny-causal", tasks.load("toy"), "prefix")
+        model = text_classifier.load("tiny-causal", tasks.load("toy"), "prefix")
         start = [p.detach().clone() for p in model.parameters() if p.requires_grad]
-        budget = Rehearsal(setting, 1e-9)
+        budget = StandInBudget(setting, 1e-9)
         DPSGD(model, CrossEntropy(512), budget, learning_rate=1.0, clip=clip, clipping=clipping).step(
             examples
         )

@@ -8,11 +8,11 @@ import pytest
 
 from dpzero import __main__ as command_line
 from dpzero.errors import UsageError
-from dpzero.language.models import architectures
+from dpzero.language.models import random_models
 from dpzero.memory import capacity, trackers
 from dpzero.memory.measure import measure
 from dpzero.memory.predict import predict
-from dpzero.memory.workload import Loaded, Workload, build_model
+from dpzero.memory.stand_in_step import Loaded, Workload, build_model
 
 SETTINGS = {"batch_size": 4, "sequence_length": 32, "dtype": "float32"}
 TINY = {"model_type": "opt", "vocab_size": 2000, "num_attention_heads": 4, "max_position_embeddings": 64}
@@ -28,12 +28,12 @@ def tiny(monkeypatch):
     }
     for name, stanza in catalogue.items():
         stanza["parameters"] = sum(p.numel() for p in _model(monkeypatch, {name: stanza}, name).parameters())
-    monkeypatch.setattr(architectures, "catalogue", lambda: catalogue)
+    monkeypatch.setattr(random_models, "catalogue", lambda: catalogue)
 
 
 def _model(monkeypatch, catalogue, name):
-    monkeypatch.setattr(architectures, "catalogue", lambda: catalogue)
-    return architectures.build(name, device="meta")
+    monkeypatch.setattr(random_models, "catalogue", lambda: catalogue)
+    return random_models.build(name, device="meta")
 
 
 def quiet(_: str) -> None: ...

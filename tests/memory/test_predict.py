@@ -9,10 +9,10 @@ import pytest
 
 from dpzero import __main__ as command_line
 from dpzero.errors import UsageError
-from dpzero.language.models import architectures
+from dpzero.language.models import random_models
 from dpzero.memory import trackers
 from dpzero.memory.predict import HOW, Unpredictable, predict
-from dpzero.memory.workload import Loaded, Workload, build_model
+from dpzero.memory.stand_in_step import Loaded, Workload, build_model
 from dpzero.plan.method_variants import VARIANTS
 
 GIB = 2**30
@@ -39,8 +39,8 @@ TINY = {
 
 @pytest.fixture
 def tiny(monkeypatch):
-    catalogue = {**architectures.catalogue(), **TINY}
-    monkeypatch.setattr(architectures, "catalogue", lambda: catalogue)
+    catalogue = {**random_models.catalogue(), **TINY}
+    monkeypatch.setattr(random_models, "catalogue", lambda: catalogue)
 
 
 def tracked(workload: Workload) -> trackers.LiveStorage:
@@ -141,10 +141,10 @@ def test_published_shapes_take_what_an_independent_tracker_said(
     assert bool(found["notes"]) == (dtype == "bfloat16") and found["how"] == HOW
 
 
-@pytest.mark.parametrize("name", [n for n, s in architectures.catalogue().items() if s["parameters"] < 4e9])
+@pytest.mark.parametrize("name", [n for n, s in random_models.catalogue().items() if s["parameters"] < 4e9])
 def test_a_shape_has_the_published_number_of_parameters(name):
-    count = sum(p.numel() for p in architectures.build(name, device="meta").model.parameters())
-    assert count == pytest.approx(architectures.catalogue()[name]["parameters"], rel=0.01)
+    count = sum(p.numel() for p in random_models.build(name, device="meta").model.parameters())
+    assert count == pytest.approx(random_models.catalogue()[name]["parameters"], rel=0.01)
 
 
 def test_phase_and_operation_of_the_peak_are_named(tiny):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dpzero.language.data import tasks
-from dpzero.language.models import models
+from dpzero.language.models import text_classifier
 from dpzero.memory import trackers
 from dpzero.memory.trackers import LiveStorage
 from dpzero.run import step_memory
@@ -127,7 +127,7 @@ def test_in_context_learning_holds_the_keys_and_values_of_its_demonstrations(mea
     settings = {"model": "tiny-causal", "tune": "full", "batch_size": 1, "max_length": 512}
     plain = measured("zero_shot", **settings)
     shown = measured("zero_shot", **settings, shown=32, token_budget=2048)
-    config = models.load("tiny-causal", tasks.load("toy"), "full").backbone.config
+    config = text_classifier.load("tiny-causal", tasks.load("toy"), "full").backbone.config
     per_token = 2 * config.num_key_value_heads * config.head_dim * config.num_hidden_layers * 4  # bytes
     kept = 511 * per_token * (1 + 4)  # once, and once for each of the four texts of a micro-batch
     assert shown["inference_peak_bytes"] == plain["inference_peak_bytes"] == plain["peak_allocated_bytes"]

@@ -79,7 +79,7 @@ def test_the_projects_own_loss_gives_a_valid_one():
 
     from dpzero.language.models.encoding import Examples
     from dpzero.language.models.losses import CrossEntropy
-    from dpzero.language.models.models import Classifier
+    from dpzero.language.models.text_classifier import Classifier
 
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpzero.privacy import Budget, Rehearsal, RunKey, Setting
+from dpzero.privacy import Budget, RunKey, Setting, StandInBudget
 from dpzero.privacy.budget import UNITS
 from dpzero.privacy.mechanisms import ARITHMETICS
 
@@ -127,7 +127,7 @@ def test_a_published_step_replays(arithmetic):
 def test_each_direction_has_its_own_sum_and_its_own_noise(arithmetic, dtype):
     several = replace(SETTING, directions=3)
     values = torch.tensor([[1.0, 0.0, -1.0], [0.5, 0.25, -1.0]], dtype=dtype)
-    one, two = (Rehearsal(several, SCALE, noise_arithmetic=arithmetic) for _ in range(2))
+    one, two = (StandInBudget(several, SCALE, noise_arithmetic=arithmetic) for _ in range(2))
     noise, noisy = one.release(values[:0], 1.0), two.release(values, 1.0)
     assert len(set(noise)) == 3
     assert [y - z for y, z in zip(noisy, noise, strict=True)] == pytest.approx([1.5, 0.25, -2.0], abs=1e-12)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from dpzero.privacy import Rehearsal, RunKey, Setting, discrete_noise
+from dpzero.privacy import RunKey, Setting, StandInBudget, discrete_noise
 from dpzero.privacy.mechanisms import ARITHMETICS, CHUNK, GRID_BITS, MECHANISMS, delta_excess
 
 RELEASES, DIRECTIONS = 20_000, 50_000
@@ -26,9 +26,9 @@ every_arithmetic = pytest.mark.parametrize("arithmetic", ARITHMETICS)
 every_mechanism = pytest.mark.parametrize("mechanism", MECHANISMS)
 
 
-def budget(mechanism="gaussian", seed=0, arithmetic="float", directions=1) -> Rehearsal:
+def budget(mechanism="gaussian", seed=0, arithmetic="float", directions=1) -> StandInBudget:
     setting = Setting(mechanism, "poisson", "add_remove", 1000, 10, RELEASES, 1e-5, directions)
-    return Rehearsal(setting, NOISE_SCALE, RunKey.published(seed), noise_arithmetic=arithmetic)
+    return StandInBudget(setting, NOISE_SCALE, RunKey.published(seed), noise_arithmetic=arithmetic)
 
 
 def empty(*shape: int) -> torch.Tensor:
@@ -36,7 +36,7 @@ def empty(*shape: int) -> torch.Tensor:
     return torch.zeros(0, *shape, dtype=torch.float64)
 
 
-def add_noise(source: Rehearsal, sums: list[torch.Tensor]) -> None:
+def add_noise(source: StandInBudget, sums: list[torch.Tensor]) -> None:
     source.admit(0)
     source.release_(sums, CLIP)
 
@@ -160,7 +160,7 @@ def test_an_exact_release_is_the_same_in_any_order_of_the_batch(order, mechanism
 
 
 def test_without_noise_an_exact_release_is_the_sum_on_the_grid():
-    source = Rehearsal(budget().setting, 0.0, noise_arithmetic="exact")
+    source = StandInBudget(budget().setting, 0.0, noise_arithmetic="exact")
     values = torch.tensor([0.25, -1.0, 0.125, 1.0, 1.0], dtype=torch.float64)
     assert source.release(values, 1.0) == 1.375
 

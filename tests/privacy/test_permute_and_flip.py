@@ -11,8 +11,8 @@ from scipy.stats import chi2
 from dpzero.privacy import Budget, RunKey
 from dpzero.privacy.discrete_noise import Bits
 from dpzero.privacy.gdp import gaussian_delta
+from dpzero.privacy.imitation_budget import PublicCodeBudget
 from dpzero.privacy.permute_and_flip import gdp_mu, permute_and_flip
-from dpzero.privacy.public_budget import PublicCodeBudget
 from dpzero.privacy.public_implementations import IMPLEMENTATIONS, PublicRun
 
 SIZES = {"epsilon": 1, "delta": 1e-5, "dataset_size": 500, "batch_size": 50, "steps": 10}

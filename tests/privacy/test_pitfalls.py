@@ -25,7 +25,7 @@ from torch import nn
 from baselines.dp_sgd import DPSGD
 from baselines.dp_zo import DPZO
 from dpzero import DPZero
-from dpzero.privacy import Budget, Rehearsal, RunKey, Setting
+from dpzero.privacy import Budget, RunKey, Setting, StandInBudget
 from dpzero.privacy.hyperparameter_selection import Tries
 from dpzero.privacy.mechanisms import ARITHMETICS
 from dpzero.privacy.sampling import SAMPLERS, ShuffledEpochs
@@ -68,9 +68,9 @@ def budget(noise_scale=1.0, key=None, ledger=None, arithmetic=None, **change) ->
     return Budget(replace(SETTING, **change), noise_scale, key or RunKey.published(0), ledger, **how)
 
 
-def rehearsal(noise_scale=1.0, key=None, **how) -> Rehearsal:
+def rehearsal(noise_scale=1.0, key=None, **how) -> StandInBudget:
     """For batches of the test's own."""
-    return Rehearsal(SETTING, noise_scale, key, **how)
+    return StandInBudget(SETTING, noise_scale, key, **how)
 
 
 def make(kind, share: Budget, model=None, loss=None, **settings):
@@ -115,7 +115,7 @@ class Watched(Watching, Budget):
     pass
 
 
-class WatchedRehearsal(Watching, Rehearsal):
+class WatchedRehearsal(Watching, StandInBudget):
     pass
 
 

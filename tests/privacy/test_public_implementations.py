@@ -11,7 +11,7 @@ import torch
 from scipy import integrate, stats
 
 from dpzero.privacy import RunKey, Setting
-from dpzero.privacy.public_budget import PublicCodeBudget
+from dpzero.privacy.imitation_budget import PublicCodeBudget
 from dpzero.privacy.public_implementations import IMPLEMENTATIONS, PublicRun, _least_on_grid
 from dpzero.privacy.sampling import ShuffledEpochs
 from dpzero.privacy.shuffled_epochs import Epochs

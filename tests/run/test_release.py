@@ -15,11 +15,11 @@ import torch
 
 from dpzero.errors import UsageError
 from dpzero.language.data import tasks
-from dpzero.language.models import encoding, losses, models
+from dpzero.language.models import encoding, losses, text_classifier
 from dpzero.plan import sweep
 from dpzero.privacy import Budget, RunKey, lineage
 from dpzero.report.writing import write_figures, write_tables
-from dpzero.run import checkpoint, distributed, record, run_record, step_memory
+from dpzero.run import checkpoint, distributed, record_file, record_parts, step_memory
 from dpzero.run.checkpoint import Checkpoint
 from dpzero.run.run import Run, run_cell
 from dpzero.zeroth_order import TwoPoint, transcript
@@ -281,7 +281,7 @@ def comparable(left: dict) -> dict:
     states = [
         [
             (path, leaf.numpy().tobytes() if torch.is_tensor(leaf) else leaf)
-            for path, leaf in record.leaves(state)
+            for path, leaf in record_file.leaves(state)
         ]
         for state in left["states"]
     ]
@@ -349,17 +349,17 @@ def test_every_key_of_the_lists_is_one_that_a_run_writes(
     cells[1]["settings"]["iterate"] = "accounted"
     further = [left_behind(cell, tmp_path / str(n), monkeypatch) for n, cell in enumerate(cells)]
     for left in [*(watched_run(method).left for method in METHODS), *further]:
-        written |= {path for path, _ in record.leaves(left["record"])}
-        saved |= {path for state in left["states"] for path, _ in record.leaves(state)}
-        headers |= {path for path, _ in record.leaves(left["transcript"].get("header", {}))}
+        written |= {path for path, _ in record_file.leaves(left["record"])}
+        saved |= {path for state in left["states"] for path, _ in record_file.leaves(state)}
+        headers |= {path for path, _ in record_file.leaves(left["transcript"].get("header", {}))}
     several = Ranks()
     several.size = 2
-    written |= {f"provenance.{path}" for path, _ in record.leaves(distributed.provenance(several, 20))}
+    written |= {f"provenance.{path}" for path, _ in record_file.leaves(distributed.provenance(several, 20))}
     for listed, found in (
-        (record.ALLOWED_IN_A_RELEASE, written),
-        (record.WITHHELD_FROM_A_RELEASE, written),
-        (record.ALLOWED_IN_A_CHECKPOINT, saved),
-        (record.ALLOWED_IN_A_TRANSCRIPT, headers),
+        (record_file.ALLOWED_IN_A_RELEASE, written),
+        (record_file.WITHHELD_FROM_A_RELEASE, written),
+        (record_file.ALLOWED_IN_A_CHECKPOINT, saved),
+        (record_file.ALLOWED_IN_A_TRANSCRIPT, headers),
     ):
         assert [
             p for p in listed if not any(f == p or f.startswith(p.removesuffix("*")) for f in found)
@@ -370,8 +370,10 @@ def test_every_key_of_the_lists_is_one_that_a_run_writes(
 def test_a_new_key_in_a_record_is_refused_until_it_is_listed(
     private, tmp_path, monkeypatch, noise_key, passes
 ):
-    whole = run_record.describe_privacy
-    monkeypatch.setattr(run_record, "describe_privacy", lambda *given: whole(*given) | {"clipped_share": 0.3})
+    whole = record_parts.describe_privacy
+    monkeypatch.setattr(
+        record_parts, "describe_privacy", lambda *given: whole(*given) | {"clipped_share": 0.3}
+    )
     cell, out = private("dpzero", noise_key=noise_key), tmp_path / "record.json"
     if passes:
         run_cell(cell, out, lambda line: None, "cpu")
@@ -415,7 +417,7 @@ def test_the_rows_of_a_transcript_are_the_releases_over_the_batch_size(watched_r
 
 
 def test_out_of_memory_is_told_without_the_size_of_the_batch(private, tmp_path, monkeypatch):
-    whole, calls = models.Classifier.forward, []
+    whole, calls = text_classifier.Classifier.forward, []
 
     def forward(self, *arguments):
         calls.append(None)
@@ -423,7 +425,7 @@ def test_out_of_memory_is_told_without_the_size_of_the_batch(private, tmp_path, 
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB.")
         return whole(self, *arguments)
 
-    monkeypatch.setattr(models.Classifier, "forward", forward)
+    monkeypatch.setattr(text_classifier.Classifier, "forward", forward)
     left = left_behind(private("dpzero"), tmp_path, monkeypatch)
     assert left["record"]["status"] == "oom" and left["record"]["error"] == "out of memory"
     assert 0 < left["record"]["privacy"]["steps"] < 20
@@ -475,7 +477,7 @@ def test_one_that_ends_at_once_when_it_is_resumed_still_says_what_was_spent(priv
 
     cell, out = private("dpzero"), tmp_path / "record.json"
     interrupted(monkeypatch, cell, out, lambda line: None)
-    monkeypatch.setattr(models.Classifier, "forward", no_memory)
+    monkeypatch.setattr(text_classifier.Classifier, "forward", no_memory)
     monkeypatch.setattr(step_memory, "FOLDER", "of no run yet")
     made = run_cell(cell, out, lambda line: None, "cpu")
     assert made["status"] == "oom" and made["memory"] is None

@@ -16,14 +16,14 @@ from safetensors.torch import load_file
 import dpzero
 from dpzero.errors import UsageError
 from dpzero.language.data import tasks
-from dpzero.language.models import encoding, losses, models
+from dpzero.language.models import encoding, losses, text_classifier
 from dpzero.plan import sweep
-from dpzero.run import checkpoint, record
+from dpzero.run import checkpoint, record_file
 from dpzero.run.replay import replay_record
 from dpzero.run.run import Run, run_cell
 from dpzero.zeroth_order import transcript
+from dpzero.zeroth_order.model_requirements import trainable
 from dpzero.zeroth_order.transcript import Transcript
-from dpzero.zeroth_order.validators import trainable
 from tests.run.stopping import before_each_step, interrupt_at
 
 OTHERS = {"dp_aggzo": {"directions": 3}, "dp_zoso": {}}  # not in the sweep `smoke`
@@ -121,7 +121,7 @@ def test_the_tensors_that_it_saves_are_the_model_that_was_scored(one, tmp_path):
     weights = tmp_path / "deep" / "w.safetensors"
     assert replay_record(one, weights, "cpu")["match"] is True
     made, task = json.loads(one.read_text()), tasks.load("toy")
-    model = models.load("tiny-encoder", task, "bias")
+    model = text_classifier.load("tiny-encoder", task, "bias")
     tensors = load_file(weights)
     assert set(tensors) == {name for name, p in model.named_parameters() if p.requires_grad}
     model.load_state_dict(tensors, strict=False)
@@ -131,7 +131,7 @@ def test_the_tensors_that_it_saves_are_the_model_that_was_scored(one, tmp_path):
 
 
 def test_from_python_it_takes_the_base_models_tensors(one):
-    model = models.load("tiny-encoder", tasks.load("toy"), "bias")
+    model = text_classifier.load("tiny-encoder", tasks.load("toy"), "bias")
     parameters = [p for p in model.parameters() if p.requires_grad]
     assert dpzero.replay(parameters, one.with_suffix(".transcript")) == 5
     said = json.loads(one.read_text())["transcript"]
@@ -367,7 +367,7 @@ def test_the_transcript_of_an_older_record_does_not_survive(cell, tmp_path):
 
 @pytest.mark.parametrize("fatal", ["a.transcript", "a.json"])
 def test_one_that_died_as_it_wrote_its_record_repeats_no_release(cell, tmp_path, monkeypatch, fatal):
-    mine, out, whole = cell("dpzero", noise_key="secret"), tmp_path / "a.json", record.write_whole
+    mine, out, whole = cell("dpzero", noise_key="secret"), tmp_path / "a.json", record_file.write_whole
 
     def write_whole(path, content):
         if path.name == fatal:
@@ -375,14 +375,14 @@ def test_one_that_died_as_it_wrote_its_record_repeats_no_release(cell, tmp_path,
         whole(path, content)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(record, "write_whole", write_whole)
+        patch.setattr(record_file, "write_whole", write_whole)
         ran(mine, out)
     made = ran(mine, out)
     assert made["privacy"]["steps"] == STEPS and replay_record(out, device="cpu")["match"] is True
 
 
 def test_a_run_that_ends_out_of_memory_keeps_what_it_released(cell, tmp_path, monkeypatch):
-    whole, calls, out = models.Classifier.forward, [], tmp_path / "a.json"
+    whole, calls, out = text_classifier.Classifier.forward, [], tmp_path / "a.json"
 
     def forward(self, *arguments):
         calls.append(None)
@@ -391,7 +391,7 @@ def test_a_run_that_ends_out_of_memory_keeps_what_it_released(cell, tmp_path, mo
         return whole(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(models.Classifier, "forward", forward)
+        patch.setattr(text_classifier.Classifier, "forward", forward)
         made = ran(cell("dpzero", noise_key="secret"), out)
     assert made["status"] == "oom" and made["transcript"]["weights_sha256"] is None
     assert 0 < made["transcript"]["steps"] == made["privacy"]["steps"] < STEPS

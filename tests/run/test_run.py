@@ -11,7 +11,7 @@ import torch
 
 from dpzero import __main__ as command_line
 from dpzero.errors import UsageError
-from dpzero.language.models import feature_cache, models
+from dpzero.language.models import feature_cache, text_classifier
 from dpzero.report import records
 from dpzero.run import checkpoint, step_memory
 from dpzero.run.run import Run, run_cell
@@ -241,7 +241,7 @@ def test_another_setting_starts_anew(run, smoke, tmp_path, monkeypatch):
 
 
 def out_of_memory_after(monkeypatch, calls: int, error: BaseException) -> None:
-    whole, seen = models.Classifier.forward, []
+    whole, seen = text_classifier.Classifier.forward, []
 
     def forward(self, *arguments):
         seen.append(None)
@@ -249,7 +249,7 @@ def out_of_memory_after(monkeypatch, calls: int, error: BaseException) -> None:
             raise error
         return whole(self, *arguments)
 
-    monkeypatch.setattr(models.Classifier, "forward", forward)
+    monkeypatch.setattr(text_classifier.Classifier, "forward", forward)
     monkeypatch.setattr(step_memory, "FOLDER", f"of {id(error)}")  # where no earlier run left its measurement
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from dpzero.errors import UsageError
-from dpzero.language.models import architectures
-from dpzero.memory.naive_step import NaiveStep
+from dpzero.language.models import random_models
+from dpzero.memory.public_code_step import NaiveStep
 from dpzero.memory.trackers import peak_bytes
 from dpzero.plan.method_variants import VARIANTS
 from dpzero.report.writing import write_study
@@ -38,7 +38,7 @@ TINY = {
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    monkeypatch.setattr(architectures, "catalogue", lambda: TINY)
+    monkeypatch.setattr(random_models, "catalogue", lambda: TINY)
     # its tokens are those of a real vocabulary
     monkeypatch.setattr(benchmark, "VOCABULARY", 300)
 
@@ -55,7 +55,7 @@ RUN = {"tiny-roberta": ROWS, "tiny-opt": ("dpzero", "public", "adamw", "dp_sgd_h
 def kept(tmp_path_factory):
     """All rows on one architecture, a row of each kind on the other."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(architectures, "catalogue", lambda: TINY)
+        patch.setattr(random_models, "catalogue", lambda: TINY)
         patch.setattr(benchmark, "VOCABULARY", 300)
         found = {model: [] for model in TINY}
         for model, parts in found.items():
@@ -145,18 +145,18 @@ def test_a_batch_is_the_same_again_and_as_long_as_asked():
 
 @pytest.mark.parametrize("model", TINY)
 def test_the_head_of_two_words_says_what_the_whole_model_says_at_the_last_position(model):
-    made = architectures.build(model)
+    made = random_models.build(model)
     ids, mask, _ = batch_of(6, "short").padded(torch.device("cpu"))
     ids = ids % 290 + 5
     with torch.no_grad():
         logits = made.model(input_ids=ids, attention_mask=mask).logits
         mine = made(ids, mask)
-    last = logits[torch.arange(6), mask.sum(1) - 1][:, list(architectures.ANSWERS)]
+    last = logits[torch.arange(6), mask.sum(1) - 1][:, list(random_models.ANSWERS)]
     assert torch.allclose(mine, last, atol=1e-5)
 
 
 def test_the_public_step_moves_along_the_direction_that_it_perturbed():
-    made, batch = architectures.build("tiny-opt"), batch_of(6, "short")
+    made, batch = random_models.build("tiny-opt"), batch_of(6, "short")
     start = [p.detach().clone() for p in made.model.parameters()]
     step = NaiveStep(made, learning_rate=0.1, seed=3)
     torch.manual_seed(3)
@@ -177,7 +177,7 @@ def test_the_public_step_moves_along_the_direction_that_it_perturbed():
 
 
 def test_the_public_step_holds_copies_of_the_largest_tensor():
-    made, batch = architectures.build("tiny-opt"), batch_of(2, "8")
+    made, batch = random_models.build("tiny-opt"), batch_of(2, "8")
     largest = max(p.numel() * 4 for p in made.model.parameters())
     step = NaiveStep(made)
     alone = peak_bytes(made, lambda: step._perturb(1)) - sum(p.numel() * 4 for p in made.parameters())

@@ -13,10 +13,10 @@ from baselines.mezo import MeZO
 from dpzero.algorithm import DPZero
 from dpzero.errors import UsageError
 from dpzero.language.data import tasks
-from dpzero.language.models import encoding, losses, models
+from dpzero.language.models import encoding, losses, text_classifier
 from dpzero.language.models.encoding import Examples
 from dpzero.language.models.feature_cache import features
-from dpzero.privacy import Budget, Rehearsal, RunKey, Setting
+from dpzero.privacy import Budget, RunKey, Setting, StandInBudget
 from dpzero.studies import membership as game
 from dpzero.studies.membership import (
     TWO_POINT,
@@ -69,7 +69,7 @@ def found() -> dict:
 def classifier():
     task = tasks.load("toy")
     texts = encoding.encode(tasks.load("toy"), "tiny-encoder", task.max_length)["train"][np.arange(40)]
-    return models.load("tiny-encoder", task, "head", 3), texts
+    return text_classifier.load("tiny-encoder", task, "head", 3), texts
 
 
 def test_the_loss_from_features_is_the_loss_of_the_whole_model(classifier):
@@ -85,7 +85,7 @@ def test_training_the_head_on_features_is_training_the_whole_model_with_its_body
 
     def trained(module, loss, batches):
         method = DPZero(
-            module, loss, Rehearsal(setting, 5.0, RunKey.published(1)), **TWO_POINT, clip=3.0, seed=1
+            module, loss, StandInBudget(setting, 5.0, RunKey.published(1)), **TWO_POINT, clip=3.0, seed=1
         )
         for batch in batches:
             method.step(batch)

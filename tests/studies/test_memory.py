@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from dpzero.errors import UsageError
-from dpzero.language.models import architectures
+from dpzero.language.models import random_models
 from dpzero.plan import sweep
 from dpzero.plan.method_variants import VARIANTS
 from dpzero.report.records import read_records
@@ -33,7 +33,7 @@ def test_its_cells_are_products_and_each_run_is_one(write):
     ]
     house = sweep.load("memory")
     assert {cell["method"] for cell in house.values()} <= set(VARIANTS)
-    assert {cell["model"] for cell in house.values()} <= set(architectures.catalogue())
+    assert {cell["model"] for cell in house.values()} <= set(random_models.catalogue())
     narrowed = sweep.load("memory", models=["opt-13b"], methods=["dpzero"])
     assert list(narrowed) == ["8x512/opt-13b/dpzero/eps-0/seed-0"]
 
@@ -57,7 +57,7 @@ def test_a_fault_of_the_file_is_named(write, old, new, words):
 
 
 def test_a_run_keeps_predicted_and_measured_apart(write, tmp_path, monkeypatch):
-    monkeypatch.setattr(architectures, "catalogue", lambda: {"tiny": TINY})
+    monkeypatch.setattr(random_models, "catalogue", lambda: {"tiny": TINY})
     cells = write("one", ONE)
     made = {}
     for run, cell in cells.items():

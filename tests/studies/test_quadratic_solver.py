@@ -9,7 +9,7 @@ from torch import nn
 
 from baselines.mezo import MeZO
 from dpzero import DPZero
-from dpzero.privacy import Budget, Rehearsal, RunKey, Setting
+from dpzero.privacy import Budget, RunKey, Setting, StandInBudget
 from dpzero.privacy.clipping import clip_factors
 from dpzero.studies.quadratic import public_directions
 from dpzero.studies.quadratic_solver import (
@@ -87,7 +87,7 @@ def vector_release(share, vectors, clip):
 def test_every_setting_with_noise_on_the_vector_is_algorithm_1():
     points = zeroth_order(PROBLEM, GRID, DIRECTIONS, normals(DIMENSION), vector=True)
     for point, (steps, rate, clip) in zip(points, SETTINGS, strict=True):
-        x, share = np.zeros(DIMENSION), budget(steps, Rehearsal)
+        x, share = np.zeros(DIMENSION), budget(steps, StandInBudget)
         for step in range(steps):
             u = DIRECTIONS(step)
             estimates = np.outer((x - PROBLEM.examples) @ (PROBLEM.curvature * u), u)
@@ -100,7 +100,7 @@ def test_every_setting_of_first_order_is_DP_SGD_on_the_full_batch(informative):
     problem = Quadratic.drawn(SIZE, DIMENSION, 0.5, informative, SEED)
     points = first_order(problem, GRID, normals(DIMENSION))
     for point, (steps, rate, clip) in zip(points, SETTINGS, strict=True):
-        x, share = np.zeros(DIMENSION), budget(steps, Rehearsal)
+        x, share = np.zeros(DIMENSION), budget(steps, StandInBudget)
         for _ in range(steps):
             gradients = problem.curvature * (x - problem.examples)
             x = x - rate * vector_release(share, gradients, clip)

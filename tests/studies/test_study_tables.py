@@ -12,7 +12,7 @@ import pytest
 from dpzero import __main__ as command_line
 from dpzero.cli import studies
 from dpzero.language.data import tasks
-from dpzero.language.models import encoding, losses, models
+from dpzero.language.models import encoding, losses, text_classifier
 from dpzero.studies import batch_invariance, calibration, linear_probe, precision, quadratic_residual
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,7 +70,10 @@ def test_batch_invariance_is_measured_where_the_table_has_no_row(cache, tmp_path
     table.parent.mkdir(parents=True)
     table.write_text("model,compute,batch_size\ntiny,float32,1\n")
     toy = tasks.load("toy")
-    tiny = models.load("tiny-encoder", toy, "bias"), encoding.encode(toy, "tiny-encoder", 24)["train"]
+    tiny = (
+        text_classifier.load("tiny-encoder", toy, "bias"),
+        encoding.encode(toy, "tiny-encoder", 24)["train"],
+    )
     for name, value in (("MODELS", ("tiny",)), ("SIZES", (1, size)), ("ROUNDS", 2)):
         monkeypatch.setattr(batch_invariance, name, value)
     monkeypatch.setattr(batch_invariance, "load", lambda name: tiny)

@@ -14,8 +14,8 @@ from baselines.mezo import MeZO
 from dpzero.memory.trackers import LiveStorage, peak_bytes, weights_bytes
 from dpzero.zeroth_order import dispatch
 from dpzero.zeroth_order.directions import LAWS, Move, make_law
+from dpzero.zeroth_order.model_requirements import trainable
 from dpzero.zeroth_order.perturbation import PERTURB, Perturbation, numbers_on_read
-from dpzero.zeroth_order.validators import trainable
 
 MIB = 2**20
 

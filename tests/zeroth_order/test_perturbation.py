@@ -11,11 +11,11 @@ from torch.nn import functional
 
 from baselines.dp_aggzo import DPAggZO
 from baselines.mezo import MeZO
-from dpzero.privacy import Rehearsal, RunKey, Setting
+from dpzero.privacy import RunKey, Setting, StandInBudget
 from dpzero.zeroth_order import dispatch, perturb_on_read
 from dpzero.zeroth_order.directions import LAWS, Move, make_law
+from dpzero.zeroth_order.model_requirements import trainable
 from dpzero.zeroth_order.perturbation import PERTURB, Perturbation, numbers_on_read
-from dpzero.zeroth_order.validators import trainable
 from tests.pairwise_cases import pairwise
 
 WORDS, WIDTH, LENGTH = 23, 8, 6
@@ -74,7 +74,7 @@ def method(model: nn.Module, directions: int, **engine):
     if directions == 1:
         return MeZO(model, loss, len(BATCH), **settings)
     setting = Setting("gaussian", "poisson", "add_remove", 50, len(BATCH), 100, 1e-3)
-    budget = Rehearsal(
+    budget = StandInBudget(
         setting, 1e-12, RunKey.published(0)
     )  # noise that does not count, a clip that clips nothing
     return DPAggZO(model, loss, budget, clip=1e4, directions=directions, **settings)

@@ -15,12 +15,12 @@ from baselines.dp_aggzo import DPAggZO
 from baselines.dp_zoso import DPZOSO
 from baselines.mezo import MeZO
 from dpzero import DPZero
-from dpzero.privacy import Rehearsal, RunKey, Setting
+from dpzero.privacy import RunKey, Setting, StandInBudget
 from dpzero.zeroth_order import Gaussian, transcript
 from dpzero.zeroth_order.directions import LAWS
+from dpzero.zeroth_order.model_requirements import trainable
 from dpzero.zeroth_order.perturbation import PERTURB
 from dpzero.zeroth_order.transcript import Transcript, digest, rate_at, read, replay
-from dpzero.zeroth_order.validators import trainable
 from tests.pairwise_cases import pairwise
 
 STEPS = 7
@@ -58,7 +58,7 @@ def make(name: str, model: nn.Module, **engine):
         return MeZO(model, loss, 6, **settings)
     directions = 3 if name == "dp_aggzo" else 1
     setting = Setting("gaussian", "poisson", "add_remove", 20, 6, STEPS, 1e-3)
-    budget = Rehearsal(setting, 0.5, RunKey.published(0))
+    budget = StandInBudget(setting, 0.5, RunKey.published(0))
     if name == "dp_aggzo":
         return DPAggZO(model, loss, budget, clip=2.0, directions=directions, **settings)
     kind = {"dpzero": DPZero, "dp_zoso": DPZOSO}[name]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dpzero.zeroth_order import Gaussian, TwoPoint
-from dpzero.zeroth_order.validators import trainable
+from dpzero.zeroth_order.model_requirements import trainable
 
 
 class Plain(TwoPoint):

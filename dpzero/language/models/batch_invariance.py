@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from . import weights
+from . import model_catalogue
 
 SHORTEST = 16  # tokens: shorter texts are padded to it, for fewer passes
 USUAL = 256  # tokens that a CPU processes at nearly full speed
@@ -176,4 +176,4 @@ def longest_text(model: nn.Module) -> int:
     """Tokens of the longest text that the model reads."""
     modules: list[Any] = list(model.modules())
     configs = (m.config for m in modules if hasattr(getattr(m, "config", None), "get_text_config"))
-    return next((weights.positions(config.get_text_config()) for config in configs), 2**31)
+    return next((model_catalogue.positions(config.get_text_config()) for config in configs), 2**31)

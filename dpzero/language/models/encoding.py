@@ -19,7 +19,7 @@ from ...files import replacing
 from ..data import assets, prompts, tasks
 from ..data.datasets import ALL, Row
 from ..data.tasks import Task
-from . import tokenizers, weights
+from . import model_catalogue, tokenizers
 from .batch_invariance import Bucket, longest_text, padded_length, stand_in_ids
 from .tokenizers import TokenizerInfo
 
@@ -179,7 +179,9 @@ def encode(task: Task, model: str, max_length: int) -> dict[str, Any]:
     """
     path = _cache_file(task, model, max_length)
     if not path.exists():
-        if max_length > (longest := weights.positions(weights.config(model).get_text_config())):
+        if max_length > (
+            longest := model_catalogue.positions(model_catalogue.config(model).get_text_config())
+        ):
             raise UsageError(
                 f"max_length is {max_length}, but {model} knows {longest} positions: give a smaller one"
             )
@@ -225,7 +227,7 @@ def _encode_candidate(prompt: str, text: str, info: TokenizerInfo, max_length: i
 
 def row_encoder(task: Task, model: str, max_length: int) -> Callable[[Row], list[int]]:
     """row -> token ids, for a classifier of the model's kind."""
-    kind = weights.stanza(model)["kind"]
+    kind = model_catalogue.stanza(model)["kind"]
     if kind != "causal" and task.draw.demonstrations:
         raise UsageError(f"demonstrations are for causal models, which {model} is not: leave them out")
     if kind == "encoder":
@@ -276,8 +278,8 @@ def _encode_prompt(task: Task, text: str, tokenize: Callable[[str], list[int]], 
 
 
 def _cache_file(task: Task, model: str, max_length: int) -> Path:
-    kind = weights.stanza(model)["kind"]
-    key: list[object] = [FORMAT, tasks.digest(task.name), weights.digest(model), kind, max_length]
+    kind = model_catalogue.stanza(model)["kind"]
+    key: list[object] = [FORMAT, tasks.digest(task.name), model_catalogue.digest(model), kind, max_length]
     key += [task.draw] if task.draw != ALL else []
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     return assets.cache_folder() / "tokens" / f"{task.name}-{model}-{max_length}-{name}.npz"

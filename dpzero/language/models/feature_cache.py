@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from ...files import replacing
 from ..data import assets
-from . import weights
+from . import model_catalogue
 from .batch_invariance import Bucket
 from .encoding import Examples
-from .models import Classifier
+from .text_classifier import Classifier
 
 TOKEN_BUDGET = 4096  # of a micro-batch
 FORMAT = 1  # raise it when the same model and texts give other features
@@ -75,7 +75,7 @@ def stand_in(model: Any, size: int) -> Features:
 def read(name: str, model: Any, texts: Examples) -> Features:
     """The features of texts, from the cache if they are there. `name` is the model's in models.yaml."""
     device = next(model.parameters()).device
-    key = hashlib.sha256(f"{FORMAT} {weights.digest(name)} {device.type}".encode())
+    key = hashlib.sha256(f"{FORMAT} {model_catalogue.digest(name)} {device.type}".encode())
     for array in (texts.tokens, texts.offsets):
         key.update(array.tobytes())
     path = assets.cache_folder() / "features" / f"{name}-{key.hexdigest()[:16]}.npy"

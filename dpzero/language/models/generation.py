@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .models import TextScorer
+from .text_classifier import TextScorer
 from .tokenizers import TokenizerInfo
 
 

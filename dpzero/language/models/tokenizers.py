@@ -11,7 +11,7 @@ from typing import Any
 from ...errors import UsageError
 from ..data import prompts
 from ..data.tasks import Task
-from . import weights
+from . import model_catalogue
 
 
 @dataclass(frozen=True)
@@ -40,23 +40,23 @@ class TokenizerInfo:
 
 def tokenizer(name: str, max_length: int) -> Callable[[str], list[int]]:
     """text -> token ids, at most max_length of them, special tokens included."""
-    stanza = weights.stanza(name)
+    stanza = model_catalogue.stanza(name)
     if "config" in stanza:
         words = HashTokenizer(stanza["config"]["vocab_size"])
         return lambda text: [1, *words(text)][:max_length]
-    real = _pretrained(weights.source(name))
+    real = _pretrained(model_catalogue.source(name))
     return lambda text: real(text, truncation=True, max_length=max_length)["input_ids"]
 
 
 def tokenizer_info(name: str) -> TokenizerInfo:
     """Of a model of models.yaml."""
-    stanza = weights.stanza(name)
+    stanza = model_catalogue.stanza(name)
     if "config" in stanza:
         words = HashTokenizer(stanza["config"]["vocab_size"])
         return TokenizerInfo(
             words, {"cls": 1, "sep": 1, "mask": 2}, (1,), lambda ids: " ".join(map(str, ids))
         )
-    real = _pretrained(weights.source(name))
+    real = _pretrained(model_catalogue.source(name))
     special = {key: getattr(real, f"{key}_token_id") for key in ("cls", "sep", "mask")}
 
     def encode(text: str) -> list[int]:
@@ -76,7 +76,7 @@ def tokenizer_info(name: str) -> TokenizerInfo:
 def _pretrained(source: str) -> Any:
     from transformers import AutoTokenizer
 
-    with weights.one_line_errors(source):
+    with model_catalogue.one_line_errors(source):
         return AutoTokenizer.from_pretrained(source)
 
 
@@ -85,7 +85,7 @@ def scores_text(name: str, task: Task) -> bool:
 
     Otherwise it is a classifier. Raises UsageError for free answers of a model that is not causal.
     """
-    causal = weights.stanza(name)["kind"] == "causal"
+    causal = model_catalogue.stanza(name)["kind"] == "causal"
     if not task.labels and not causal:
         raise UsageError(f"task {task.name} asks for text, which {name} does not write: give a causal model")
     return causal and (not task.labels or any(len(ids) != 1 for ids in _answers(name, task)))
@@ -109,7 +109,7 @@ def answer_tokens(name: str, task: Task) -> list[int]:
 def _answers(name: str, task: Task) -> list[list[int]]:
     """The tokens of each label's answer."""
     encode = tokenizer_info(name).encode
-    if weights.stanza(name)["kind"] == "causal":
+    if model_catalogue.stanza(name)["kind"] == "causal":
         end = prompts.last_literal(task.prompt).strip(" ")
         return [encode(end + answer)[len(encode(end)) :] for answer in task.answers]
     if "masked" not in task.stanza:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..data.tasks import Task
-from . import weights
+from . import model_catalogue
 from .heads import MaskedTransform, label_head, new_head
+from .model_catalogue import Stanza
 from .tokenizers import answer_tokens, scores_text, tokenizer, tokenizer_info
-from .weights import Stanza
 
 
 class Classifier(nn.Module):
@@ -123,7 +123,7 @@ def load(name: str, task: Task, tune: str, seed: int = 0, device: str = "cpu") -
     """
     from . import tuning
 
-    stanza = weights.stanza(name)
+    stanza = model_catalogue.stanza(name)
     torch.manual_seed(seed)
     language_model = load_pretrained(name)
     if scores_text(name, task):
@@ -150,16 +150,16 @@ def load_pretrained(name: str) -> Any:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    stanza = weights.stanza(name)
+    stanza = model_catalogue.stanza(name)
     classes = {"encoder": "AutoModel", "causal": "AutoModelForCausalLM", "masked": "AutoModelForMaskedLM"}
     auto_class = getattr(transformers, classes[stanza["kind"]])
     options = {"add_pooling_layer": False} if stanza["kind"] == "encoder" else {}
     if "config" in stanza:
-        model = auto_class.from_config(weights.config(name), **options)
+        model = auto_class.from_config(model_catalogue.config(name), **options)
     else:
-        from . import checkpoint_files
+        from . import checkpoint_check
 
-        model = checkpoint_files.load(name, auto_class, **options)
+        model = checkpoint_check.load(name, auto_class, **options)
     model.config.use_cache = False  # of keys and values: one pass over complete texts does not need it
     return model
 

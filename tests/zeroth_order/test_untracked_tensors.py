@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from dpzero import Budget, DPZero
 from dpzero.privacy import RunKey, Setting
-from dpzero.zeroth_order.validators import checksums
+from dpzero.zeroth_order.model_requirements import checksums
 
 SIZE = 64
 X = torch.randn(SIZE, 10, generator=torch.Generator().manual_seed(0))

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from dpzero.errors import UsageError
-from dpzero.language.models import models, weights
+from dpzero.language.models import model_catalogue, text_classifier
 from dpzero.plan import sweep
 from dpzero.plan.cell import check_files
 
@@ -34,7 +34,7 @@ QUERY = "roberta.encoder.layer.{}.attention.self.query.weight"
 def saved(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("saved")
     for name, (maker, kind, more) in MADE.items():
-        place = folder / weights.stanza(name)["hub"].rpartition("/")[2]
+        place = folder / model_catalogue.stanza(name)["hub"].rpartition("/")[2]
         maker.from_config(AutoConfig.for_model(kind, **SIZES, **more)).save_pretrained(place)
     return folder
 
@@ -48,7 +48,7 @@ def folder(saved, tmp_path, monkeypatch) -> Path:
 
 
 def pretrained(name: str) -> torch.nn.Module:
-    return models.load_pretrained(name)
+    return text_classifier.load_pretrained(name)
 
 
 def refused(name: str) -> str:
@@ -67,7 +67,7 @@ def edit(place: Path, change: Callable[[dict], dict]) -> None:
 def test_what_save_pretrained_writes_is_read_whole(folder, name):
     """Tied heads are in no file."""
     model = pretrained(name)
-    for key, tensor in load_file(f"{weights.source(name)}/model.safetensors").items():
+    for key, tensor in load_file(f"{model_catalogue.source(name)}/model.safetensors").items():
         assert torch.equal(model.get_parameter(key), tensor)
 
 
@@ -106,7 +106,7 @@ def test_a_head_that_is_not_tied_must_be_there(folder):
 def test_an_encoder_reads_the_body_of_a_masked_model(folder, monkeypatch):
     """A missing head is no fault, a missing tensor of the body is."""
     monkeypatch.setitem(
-        weights.CATALOGUE.stanzas, "own", {"kind": "encoder", "hub": "x/roberta-base", "title": "own"}
+        model_catalogue.CATALOGUE.stanzas, "own", {"kind": "encoder", "hub": "x/roberta-base", "title": "own"}
     )
     assert isinstance(
         pretrained("own"), type(AutoModel.from_config(AutoConfig.for_model("roberta", **SIZES)))
@@ -134,7 +134,7 @@ def test_a_file_that_is_cut_short_is_named(folder, file, kept):
 
 def test_damaged_weights_of_a_package_are_to_be_fetched_again(folder, monkeypatch):
     monkeypatch.setitem(
-        weights.CATALOGUE.stanzas, "own", {"kind": "encoder", "asset": "minilm", "title": "own"}
+        model_catalogue.CATALOGUE.stanzas, "own", {"kind": "encoder", "asset": "minilm", "title": "own"}
     )
     monkeypatch.setattr("dpzero.language.data.assets.folder", lambda name: folder / "roberta-base")
     file = folder / "roberta-base" / "model.safetensors"
@@ -204,35 +204,37 @@ def test_weights_that_are_not_local_have_no_digest_in_the_cell(folder, monkeypat
         "weights" not in next(iter(sweep.load("smoke").values()))["settings"]
     )  # they have a configuration alone
     monkeypatch.delenv("DPZERO_MODEL_DIR")
-    assert weights.local_digest("opt-125m") is None and "weights" not in cell()["settings"]
+    assert model_catalogue.local_digest("opt-125m") is None and "weights" not in cell()["settings"]
 
 
 def test_a_digest_is_of_contents_and_a_file_is_hashed_once(folder, tmp_path, monkeypatch):
-    before, hashed = weights.local_digest("opt-125m"), []
-    real = weights.hashlib.file_digest
-    monkeypatch.setattr(weights.hashlib, "file_digest", lambda *a: hashed.append(a) or real(*a))
-    weights._digest_at.cache_clear()  # as in another process
-    assert weights.local_digest("opt-125m") == before and not hashed
+    before, hashed = model_catalogue.local_digest("opt-125m"), []
+    real = model_catalogue.hashlib.file_digest
+    monkeypatch.setattr(model_catalogue.hashlib, "file_digest", lambda *a: hashed.append(a) or real(*a))
+    model_catalogue._digest_at.cache_clear()  # as in another process
+    assert model_catalogue.local_digest("opt-125m") == before and not hashed
     file = folder / "opt-125m" / "model.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     times = file.stat()
     file.write_bytes(content)
-    weights.os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # same size, same time of writing
-    assert weights.local_digest("opt-125m") != before and len(hashed) == 1
+    model_catalogue.os.utime(
+        file, ns=(times.st_atime_ns, times.st_mtime_ns)
+    )  # same size, same time of writing
+    assert model_catalogue.local_digest("opt-125m") != before and len(hashed) == 1
     content[-1] ^= 1
     file.write_bytes(content)
-    assert weights.local_digest("opt-125m") == before
+    assert model_catalogue.local_digest("opt-125m") == before
     monkeypatch.setenv("DPZERO_MODEL_DIR", str(shutil.copytree(folder, tmp_path / "elsewhere")))
-    assert weights.local_digest("opt-125m") == before
+    assert model_catalogue.local_digest("opt-125m") == before
     monkeypatch.setenv("DPZERO_CACHE", "/proc/none")  # cannot be written
-    weights._digest_at.cache_clear()
-    assert weights.local_digest("opt-125m") == before
+    model_catalogue._digest_at.cache_clear()
+    assert model_catalogue.local_digest("opt-125m") == before
 
 
 def test_weights_that_are_not_read_are_not_in_the_digest(folder):
-    before = weights.local_digest("opt-125m")
+    before = model_catalogue.local_digest("opt-125m")
     (folder / "opt-125m" / "training_args.bin").write_bytes(b"not read beside safetensors")
-    assert weights.local_digest("opt-125m") == before == weights.digest("opt-125m")
+    assert model_catalogue.local_digest("opt-125m") == before == model_catalogue.digest("opt-125m")
     (folder / "opt-125m" / "merges.txt").write_text("read")
-    assert weights.local_digest("opt-125m") != before
+    assert model_catalogue.local_digest("opt-125m") != before

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ...errors import UsageError
-from . import weights
+from . import model_catalogue
 
 UNUSED = ("pooler",)  # layers of some architectures that no model here uses
 FOREIGN = {  # parts of the names of tensors that are not the model's, and what to do
@@ -40,8 +40,8 @@ def load(name: str, auto_class: Any, **options: Any) -> nn.Module:
             that holds an adapter, a quantised model or more layers than its configuration, or one of whose
             files is damaged.
     """
-    source = weights.source(name)
-    with weights.one_line_errors(name):
+    source = model_catalogue.source(name)
+    with model_catalogue.one_line_errors(name):
         try:
             model, report = auto_class.from_pretrained(
                 source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **options
@@ -49,7 +49,7 @@ def load(name: str, auto_class: Any, **options: Any) -> nn.Module:
         except Exception as error:
             if damaged := _damaged_file(source):
                 raise UsageError(
-                    f"{damaged} is damaged or cut short ({error}): {weights.advice(name)}"
+                    f"{damaged} is damaged or cut short ({error}): {model_catalogue.advice(name)}"
                 ) from None
             raise
     if fault := _fault(model, report):

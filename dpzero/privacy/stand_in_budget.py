@@ -7,13 +7,13 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from .accounting import Setting
-from .batch_queue import Indices
 from .budget import Budget
+from .drawn_batches import Indices
 from .mechanisms import Noise
 from .randomness import RunKey
 
 
-class Rehearsal(Budget):
+class StandInBudget(Budget):
     """Accepts any batch, any number of times. No release is valid: epsilon is infinite."""
 
     probes_loss = False

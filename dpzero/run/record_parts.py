@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from ..language.data import tasks
-from ..language.models import weights as base_weights
+from ..language.models import model_catalogue as base_weights
 from ..privacy import Budget
 from ..zeroth_order import transcript
-from . import distributed, gpu_lock, record
+from . import distributed, gpu_lock, record_file
 from .provenance import provenance
 from .setup import Setup
 
@@ -38,7 +38,7 @@ def describe_transcript(path: Path, release: bool, weights: list | None) -> dict
     except (OSError, ValueError):
         return None
     if release:
-        record.refuse_unlisted(header, record.ALLOWED_IN_A_TRANSCRIPT)
+        record_file.refuse_unlisted(header, record_file.ALLOWED_IN_A_TRANSCRIPT)
     return {
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "steps": len(scalars),

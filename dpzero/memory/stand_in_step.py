@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from ..language.models import architectures, losses, tuning, weights
+from ..language.models import losses, model_catalogue, random_models, tuning
 from ..language.models.batch_invariance import Cut, batch_shapes
 from ..language.models.encoding import Examples
 from ..plan.method_variants import Variant, variant
 from ..plan.registry import card
-from ..privacy import Rehearsal, Setting
+from ..privacy import Setting, StandInBudget
 from ..privacy.mechanisms import CHUNK, Noise
-from .naive_step import NaiveStep
+from .public_code_step import NaiveStep
 from .trackers import Phases
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -76,7 +76,7 @@ class Workload:
         if self.tune and self.tune not in tuning.TUNES:
             raise UsageError(f"tune is {self.tune!r}: give one of {', '.join(tuning.TUNES)}")
         variant(self.method)
-        longest = weights.positions(architectures.config_of(self.model))
+        longest = model_catalogue.positions(random_models.config_of(self.model))
         if self.sequence_length > longest:
             raise UsageError(
                 f"sequence_length is {self.sequence_length}, but {self.model} knows {longest} positions: "
@@ -98,7 +98,7 @@ class ZeroNoise(Noise):
         return np.zeros(count)
 
 
-class NoiselessRehearsal(Rehearsal):
+class NoiselessRehearsal(StandInBudget):
     """Draws no noise, whose memory is one chunk at a time: it takes the first chunk of each tensor only."""
 
     def __init__(self, setting: Setting, noise_scale: float) -> None:
@@ -109,9 +109,9 @@ class NoiselessRehearsal(Rehearsal):
         super().release_([total.view(-1)[:CHUNK] for total in clipped_sums], clip)
 
 
-def build_model(workload: Workload, device: str) -> architectures.Answering:
+def build_model(workload: Workload, device: str) -> random_models.Answering:
     """Random float32 weights, with `requires_grad` and activation checkpointing as the workload says."""
-    model = architectures.build(workload.model, device=device)
+    model = random_models.build(workload.model, device=device)
     if workload.trained != "full":
         tuning.select(model, workload.trained)
         model.freeze_vocabulary()
@@ -122,10 +122,10 @@ def build_model(workload: Workload, device: str) -> architectures.Answering:
 
 def build_method(
     method: Variant,
-    model: architectures.Answering,
+    model: random_models.Answering,
     loss: losses.CrossEntropy,
     batch_size: int,
-    rehearsal: type[Rehearsal] = Rehearsal,
+    rehearsal: type[StandInBudget] = StandInBudget,
 ) -> Any:
     """The method of a variant on a model; `rehearsal` is the class of a private method's stand-in budget.
 
@@ -135,7 +135,7 @@ def build_method(
     if method.method == "public":
         return NaiveStep(model)
     method_card = card(method.method)
-    size: int | Rehearsal = batch_size
+    size: int | StandInBudget = batch_size
     if method_card.private:
         setting = Setting("gaussian", "poisson", "add_remove", 1000 * batch_size, batch_size, 1000, 1e-9)
         size = rehearsal(setting, 1.0)
@@ -145,7 +145,7 @@ def build_method(
 class Loaded:
     """A workload with its model, batch and method. Raises ValueError if the method refuses the model."""
 
-    def __init__(self, workload: Workload, model: architectures.Answering) -> None:
+    def __init__(self, workload: Workload, model: random_models.Answering) -> None:
         self.workload, self.variant, self.model = workload, variant(workload.method), model
         size, length = workload.batch_size, workload.sequence_length
         self.batch = _stand_in(size, length)
@@ -219,7 +219,7 @@ class PhaseLoss(losses.CrossEntropy):
             return super()._losses(model, part, length)
 
 
-def _checkpoint_activations(model: architectures.Answering) -> None:
+def _checkpoint_activations(model: random_models.Answering) -> None:
     """Layers in training mode, which transformers asks for; the architectures have no dropout."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ..language.models.architectures import ANSWERS, Answering
 from ..language.models.encoding import Examples
+from ..language.models.random_models import ANSWERS, Answering
 
 
 class NaiveStep:

@@ -9,7 +9,7 @@ import tomllib
 import pytest
 import yaml
 
-from dpzero.cli import workflow
+from dpzero.cli import snakemake_support
 from dpzero.errors import UsageError
 from dpzero.run import gpu_lock
 from tests.house import ROOT
@@ -33,14 +33,14 @@ def export(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
     def call(share: int = 1, **config) -> str:
-        return workflow.export(config, str(tmp_path / "code"), str(tmp_path / "typed here"), share)
+        return snakemake_support.export(config, str(tmp_path / "code"), str(tmp_path / "typed here"), share)
 
     return call
 
 
 def test_folders_are_meant_from_where_the_command_was_typed(export, tmp_path):
     config = {"data_dir": "rows", "model_dir": "~/weights", "seeds": [0]}
-    workflow.export(config, "code", str(tmp_path / "typed here"), 1)
+    snakemake_support.export(config, "code", str(tmp_path / "typed here"), 1)
     assert config == {"seeds": [0]}
     assert os.environ["DPZERO_DATA_DIR"] == str(tmp_path / "typed here" / "rows")
     assert os.environ["DPZERO_MODEL_DIR"] == str(tmp_path / "home" / "weights")
@@ -48,7 +48,7 @@ def test_folders_are_meant_from_where_the_command_was_typed(export, tmp_path):
 
 def test_a_job_that_reads_the_snakefile_elsewhere_keeps_the_folders(export, monkeypatch, tmp_path):
     export(data_dir="rows")
-    workflow.export({"data_dir": "rows"}, "code", str(tmp_path), 1)
+    snakemake_support.export({"data_dir": "rows"}, "code", str(tmp_path), 1)
     assert os.environ["DPZERO_DATA_DIR"] == str(tmp_path / "typed here" / "rows")
 
 
@@ -78,17 +78,17 @@ def test_a_bad_value_is_named(export, config, words):
 
 
 def test_narrowing_is_spelt_for_the_verb_that_lists_cells():
-    found = workflow.axis_options({"methods": ["dpzero", "mezo"], "epsilons": 2, "seeds": "0,1"})
+    found = snakemake_support.axis_options({"methods": ["dpzero", "mezo"], "epsilons": 2, "seeds": "0,1"})
     assert found == ["--methods", "dpzero", "mezo", "--epsilons", "2", "--seeds", "0,1"]
 
 
 def test_what_a_killed_workflow_left_is_explained(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    workflow.warn_of_locks()
+    snakemake_support.warn_of_locks()
     assert capsys.readouterr().err == ""
     (tmp_path / ".snakemake" / "locks").mkdir(parents=True)
     (tmp_path / ".snakemake" / "locks" / "0.input.lock").touch()
-    workflow.warn_of_locks()
+    snakemake_support.warn_of_locks()
     said = capsys.readouterr().err
     assert "`snakemake --unlock`" in said and "--rerun-incomplete" in said and said.count("\n") == 1
 

@@ -13,7 +13,7 @@ ARCHITECTURES = ("roberta-base", "opt-125m")  # an encoder and a decoder
 
 def measure(loss: Any, model: Any, batch: Any, *, clip: float, smoothing: float) -> dict:
     """The part `batch_invariance` of a record, measured on `stand_ins`: no private example enters."""
-    from ..zeroth_order.invariance import losses_move
+    from ..zeroth_order.leave_one_out import losses_move
 
     moved = losses_move(loss, model, batch, clip=clip, smoothing=smoothing, leaving=(0, STAND_INS // 2))
     how = f"losses of {len(batch)} stand-ins, without one of them"
@@ -44,13 +44,13 @@ def measure_architectures(names: Sequence[str] = ARCHITECTURES) -> list[dict]:
     """
     import torch
 
-    from ..language.models import architectures, losses
-    from ..zeroth_order.invariance import others_move
+    from ..language.models import losses, random_models
+    from ..zeroth_order.leave_one_out import others_move
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows = []
     for name in names:
-        model = architectures.build(name, device=device)
+        model = random_models.build(name, device=device)
         for place, parameter in model.named_parameters():
             parameter.requires_grad_(place.endswith("bias"))
         batch = stand_ins(None, model, LENGTH)

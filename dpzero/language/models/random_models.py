@@ -15,7 +15,7 @@ import yaml
 from torch import Tensor, nn
 
 from ...errors import UsageError
-from .weights import ROBERTA
+from .model_catalogue import ROBERTA
 
 FILE = Path(__file__).with_name("architectures.yaml")
 ANSWERS = (2, 3)  # rows of the vocabulary: any two words

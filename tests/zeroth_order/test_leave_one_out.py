@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dpzero.zeroth_order import Gaussian
-from dpzero.zeroth_order.invariance import others_move
+from dpzero.zeroth_order.leave_one_out import others_move
 
 SMOOTHING = 2.0**-10
 

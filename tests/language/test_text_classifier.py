@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from dpzero.errors import UsageError
 from dpzero.language.data import prompts, tasks
-from dpzero.language.models import models, tokenizers, weights
+from dpzero.language.models import model_catalogue, text_classifier, tokenizers
 from tests.language.byte_level import byte_level_bpe
 
 TINY = ["tiny-encoder", "tiny-causal"]
@@ -25,14 +25,14 @@ def read(name: str, text: str) -> torch.Tensor:
     return torch.tensor([tokenizers.tokenizer(name, 64)(text)])
 
 
-def same(one: models.Classifier, other: models.Classifier) -> bool:
+def same(one: text_classifier.Classifier, other: text_classifier.Classifier) -> bool:
     pairs = zip(one.parameters(), other.parameters(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_a_model_comes_in_float32_and_without_dropout(toy, name):
-    model = models.load(name, toy, "full")
+    model = text_classifier.load(name, toy, "full")
     assert not any(module.training for module in model.modules())
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     ids = read(name, "the dog")
@@ -42,7 +42,7 @@ def test_a_model_comes_in_float32_and_without_dropout(toy, name):
 
 @pytest.mark.parametrize("name", TINY)
 def test_random_weights_follow_the_seed(toy, name):
-    first, again, other = (models.load(name, toy, "full", seed) for seed in (0, 0, 1))
+    first, again, other = (text_classifier.load(name, toy, "full", seed) for seed in (0, 0, 1))
     assert same(first, again) and not same(first, other)
 
 
@@ -50,7 +50,7 @@ def test_random_weights_follow_the_seed(toy, name):
 @pytest.mark.parametrize("tune", ["bias", "lora", "head"])
 def test_whatever_is_trained_the_start_is_the_same(toy, name, tune):
     ids = read(name, "She asked a question about the cake.")
-    logits = [models.load(name, toy, t)(ids, torch.ones_like(ids)) for t in ("full", tune)]
+    logits = [text_classifier.load(name, toy, t)(ids, torch.ones_like(ids)) for t in ("full", tune)]
     torch.testing.assert_close(*logits, atol=1e-6, rtol=0)
 
 
@@ -58,7 +58,7 @@ def test_whatever_is_trained_the_start_is_the_same(toy, name, tune):
 
 
 def test_an_encoder_starts_as_the_nearest_label_word(toy):
-    model = models.load("tiny-encoder", toy, "full")
+    model = text_classifier.load("tiny-encoder", toy, "full")
     assert torch.equal(model.head.bias, torch.zeros(4))
     torch.testing.assert_close(model.head.weight.norm(dim=1), torch.ones(4))
     for label, words in enumerate(toy.words):
@@ -69,7 +69,7 @@ def test_an_encoder_starts_as_the_nearest_label_word(toy):
 
 
 def test_a_feature_of_an_encoder_is_the_mean_over_its_tokens_on_a_sphere(toy):
-    model = models.load("tiny-encoder", toy, "full")
+    model = text_classifier.load("tiny-encoder", toy, "full")
     ids = read("tiny-encoder", "the dog and the cat")
     padded = torch.cat([ids, torch.zeros(1, 3, dtype=torch.int64)], dim=1)
     mask = torch.tensor([[1] * ids.shape[1] + [0] * 3])
@@ -83,9 +83,9 @@ def test_a_feature_of_an_encoder_is_the_mean_over_its_tokens_on_a_sphere(toy):
 
 
 def test_a_causal_model_starts_as_the_language_model_restricted_to_the_answers(toy):
-    model = models.load("tiny-causal", toy, "full", seed=3)
+    model = text_classifier.load("tiny-causal", toy, "full", seed=3)
     torch.manual_seed(3)
-    config = dict(weights.CATALOGUE.stanzas["tiny-causal"]["config"])
+    config = dict(model_catalogue.CATALOGUE.stanzas["tiny-causal"]["config"])
     whole = AutoModelForCausalLM.from_config(AutoConfig.for_model(config.pop("model_type"), **config)).eval()
     ids = read("tiny-causal", prompts.fill(toy.prompt, {"text": "We read a long story about the rain."}))
     answers = [tokenizers.tokenizer("tiny-causal", 9)(answer)[1] for answer in toy.answers]
@@ -95,7 +95,7 @@ def test_a_causal_model_starts_as_the_language_model_restricted_to_the_answers(t
 
 
 def test_a_feature_of_a_causal_model_is_that_of_its_last_token(toy):
-    model = models.load("tiny-causal", toy, "full")
+    model = text_classifier.load("tiny-causal", toy, "full")
     ids = read("tiny-causal", "the dog and the cat")
     padded = torch.cat([ids, torch.full((1, 3), 7)], dim=1)
     mask = torch.tensor([[1] * ids.shape[1] + [0] * 3])
@@ -105,7 +105,7 @@ def test_a_feature_of_a_causal_model_is_that_of_its_last_token(toy):
 
 
 def test_a_causal_model_keeps_no_keys_and_values_of_a_pass(toy):
-    model = models.load("tiny-causal", toy, "full")
+    model = text_classifier.load("tiny-causal", toy, "full")
     ids = read("tiny-causal", "the dog and the cat")
     assert model.backbone(input_ids=ids, attention_mask=torch.ones_like(ids)).past_key_values is None
 
@@ -113,16 +113,18 @@ def test_a_causal_model_keeps_no_keys_and_values_of_a_pass(toy):
 def test_an_answer_of_two_tokens_is_read_as_text(toy):
     words = ["wild animals", *toy.words[1:]]
     two = dataclasses.replace(toy, stanza=toy.stanza | {"answers": words})
-    assert isinstance(models.load("tiny-causal", two, "full"), models.TextScorer)
-    assert isinstance(models.load("tiny-encoder", two, "full"), models.Classifier)  # which reads no answers
+    assert isinstance(text_classifier.load("tiny-causal", two, "full"), text_classifier.TextScorer)
+    assert isinstance(
+        text_classifier.load("tiny-encoder", two, "full"), text_classifier.Classifier
+    )  # which reads no answers
 
 
 def test_free_answers_are_for_causal_models():
     squad = tasks.load("squad")
-    assert isinstance(models.load("tiny-causal", squad, "full"), models.TextScorer)
+    assert isinstance(text_classifier.load("tiny-causal", squad, "full"), text_classifier.TextScorer)
     for name in ("tiny-encoder", "tiny-masked"):
         with pytest.raises(UsageError, match=f"task squad asks for text, which {name} does not write"):
-            models.load(name, squad, "full")
+            text_classifier.load(name, squad, "full")
 
 
 # --- masked models
@@ -139,9 +141,9 @@ def prompted(text: str, mask_at: int = 1) -> torch.Tensor:
 
 
 def test_a_masked_model_starts_as_its_own_output_layer_restricted_to_the_words(trec):
-    model = models.load("tiny-masked", trec, "full", seed=3)
+    model = text_classifier.load("tiny-masked", trec, "full", seed=3)
     torch.manual_seed(3)
-    config = dict(weights.CATALOGUE.stanzas["tiny-masked"]["config"])
+    config = dict(model_catalogue.CATALOGUE.stanzas["tiny-masked"]["config"])
     whole = AutoModelForMaskedLM.from_config(AutoConfig.for_model(config.pop("model_type"), **config)).eval()
     ids = prompted("What is a film ?")
     words = [tokenizers.tokenizer("tiny-masked", 9)(word)[1] for word in trec.stanza["masked"]["words"]]
@@ -151,7 +153,7 @@ def test_a_masked_model_starts_as_its_own_output_layer_restricted_to_the_words(t
 
 
 def test_a_masked_model_reads_its_first_mask_wherever_it_is(trec):
-    model = models.load("tiny-masked", trec, "full")
+    model = text_classifier.load("tiny-masked", trec, "full")
     ids = prompted("What is a film ?", mask_at=4)
     ids[0, 6] = 2  # a text that holds a mask
     feature = model.features(ids, torch.ones_like(ids))
@@ -161,7 +163,7 @@ def test_a_masked_model_reads_its_first_mask_wherever_it_is(trec):
 
 def test_a_task_without_a_template_is_refused(toy):
     with pytest.raises(UsageError, match="task toy has no template for masked models such as tiny-masked"):
-        models.load("tiny-masked", toy, "full")
+        text_classifier.load("tiny-masked", toy, "full")
 
 
 # --- weights from a local folder, and from a hub that does not answer
@@ -184,27 +186,27 @@ def test_a_saved_model_is_found_by_its_name(tmp_path, monkeypatch, trec):
         part.save_pretrained(tmp_path / "roberta-base")
     monkeypatch.setenv("DPZERO_MODEL_DIR", str(tmp_path))
     monkeypatch.setenv("DPZERO_CACHE", str(tmp_path / "cache"))
-    model = models.load("roberta-base", trec, "full")
+    model = text_classifier.load("roberta-base", trec, "full")
     chosen = [read.convert_tokens_to_ids("Ġ" + word) for word in words]
     assert model.head.words.tolist() == chosen
     assert torch.equal(model.head.rows.weight, made.get_output_embeddings().weight)
     assert model.mask == read.mask_token_id == 4
-    before = weights.digest("roberta-base")
+    before = model_catalogue.digest("roberta-base")
     (tmp_path / "roberta-base" / "added.txt").write_text("another file")
-    assert weights.digest("roberta-base") != before
+    assert model_catalogue.digest("roberta-base") != before
 
 
 def test_a_folder_that_lacks_the_model_is_named(tmp_path, monkeypatch, trec):
     monkeypatch.setenv("DPZERO_MODEL_DIR", str(tmp_path))
     with pytest.raises(UsageError, match=f"model opt-125m is not in {tmp_path}/opt-125m"):
-        models.load("opt-125m", trec, "full")
+        text_classifier.load("opt-125m", trec, "full")
 
 
 def test_a_hub_that_does_not_answer_is_told_in_one_sentence(monkeypatch, trec):
     monkeypatch.delenv("DPZERO_MODEL_DIR", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UsageError) as error:
-        models.load("opt-125m", trec, "full")
+        text_classifier.load("opt-125m", trec, "full")
     assert str(error.value).startswith("cannot load model opt-125m (") and "\n" not in str(error.value)
     assert str(error.value).endswith("give a folder of models as model_dir, or a hub that answers")
 
@@ -221,15 +223,15 @@ def test_a_tokenizer_cuts_at_the_length(name):
 
 
 def test_digests_tell_models_apart_and_need_no_weights():
-    assert len({weights.digest(name) for name in TINY}) == 2
-    assert weights.digest("tiny-causal") == weights.digest("tiny-causal")
+    assert len({model_catalogue.digest(name) for name in TINY}) == 2
+    assert model_catalogue.digest("tiny-causal") == model_catalogue.digest("tiny-causal")
 
 
 def test_weights_that_are_not_there_are_named(toy, tmp_path, monkeypatch):
     monkeypatch.setenv("DPZERO_CACHE", str(tmp_path))
     for name, asset in (("minilm", "minilm"), ("smollm2-135m", "smollm2")):
         with pytest.raises(UsageError, match=f"`python -m dpzero assets {asset}`"):
-            models.load(name, toy, "full")
+            text_classifier.load(name, toy, "full")
 
 
 @pytest.mark.network
@@ -239,6 +241,6 @@ def test_minilm_knows_the_topics_of_reuters_before_any_training(cached):
     from dpzero.language.models import encoding, losses
 
     r8 = tasks.load("r8")
-    model = models.load("minilm", r8, "head")
+    model = text_classifier.load("minilm", r8, "head")
     dev = encoding.encode(tasks.load("r8"), "minilm", 24)["dev"]
     assert losses.CrossEntropy(2048).evaluate(model, dev)["accuracy"] > 0.5  # eight topics

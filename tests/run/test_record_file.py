@@ -14,7 +14,7 @@ import pytest
 
 from dpzero.errors import UsageError
 from dpzero.files import write_whole
-from dpzero.run import record
+from dpzero.run import record_file
 
 RELEASE = {
     "version": 1,
@@ -31,14 +31,16 @@ RELEASE = {
 
 def test_a_record_is_json_without_infinities(tmp_path):
     path = tmp_path / "runs" / "deep" / "seed-0.json"
-    record.write(path, {"loss": float("nan"), "list": [float("inf"), (1, 2.5)], "text": "ε", "none": None})
+    record_file.write(
+        path, {"loss": float("nan"), "list": [float("inf"), (1, 2.5)], "text": "ε", "none": None}
+    )
     assert json.loads(path.read_text()) == {"loss": None, "list": [None, [1, 2.5]], "text": "ε", "none": None}
     assert path.read_text().endswith("}\n")
 
 
 def test_nothing_lies_beside_a_record(tmp_path):
-    record.write(tmp_path / "a.json", {"a": 1})
-    record.write(tmp_path / "a.json", {"a": 2})
+    record_file.write(tmp_path / "a.json", {"a": 1})
+    record_file.write(tmp_path / "a.json", {"a": 2})
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": 2}
 
@@ -46,9 +48,9 @@ def test_nothing_lies_beside_a_record(tmp_path):
 def test_the_transcript_beside_a_record_is_its_own_or_none(tmp_path):
     out, beside, kept = tmp_path / "a.json", tmp_path / "a.transcript", tmp_path / "kept"
     kept.write_bytes(b"\x00 rows \xff")
-    record.write(out, {"a": 1}, kept)
+    record_file.write(out, {"a": 1}, kept)
     assert beside.read_bytes() == kept.read_bytes()
-    record.write(out, {"a": 2})
+    record_file.write(out, {"a": 2})
     assert json.loads(out.read_text()) == {"a": 2} and not beside.exists()
 
 
@@ -57,9 +59,9 @@ def test_whoever_dies_between_transcript_and_record_leaves_no_record_that_anothe
 ):
     out, kept = tmp_path / "a.json", tmp_path / "kept"
     kept.write_bytes(b"old")
-    record.write(out, {"a": 1}, kept)
+    record_file.write(out, {"a": 1}, kept)
     kept.write_bytes(b"new")
-    whole = record.write_whole
+    whole = record_file.write_whole
 
     def dies_before(fatal):
         def write_whole(path, content):
@@ -71,25 +73,25 @@ def test_whoever_dies_between_transcript_and_record_leaves_no_record_that_anothe
 
     for fatal in (out, out.with_suffix(".transcript")):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(record, "write_whole", dies_before(fatal))
-            record.write(out, {"a": 2}, kept)
+            patch.setattr(record_file, "write_whole", dies_before(fatal))
+            record_file.write(out, {"a": 2}, kept)
         assert not out.exists()
 
 
 def test_a_release_that_is_refused_leaves_the_old_record_and_its_transcript(tmp_path):
     out, kept = tmp_path / "a.json", tmp_path / "kept"
     kept.write_bytes(b"old")
-    record.write(out, RELEASE, kept)
+    record_file.write(out, RELEASE, kept)
     kept.write_bytes(b"new")
     with pytest.raises(RuntimeError, match="train_loss"):
-        record.write(out, RELEASE | {"train_loss": 0.7}, kept)
+        record_file.write(out, RELEASE | {"train_loss": 0.7}, kept)
     assert json.loads(out.read_text()) == RELEASE and out.with_suffix(".transcript").read_bytes() == b"old"
 
 
 def test_a_record_that_cannot_be_written_leaves_the_old_one(tmp_path):
-    record.write(tmp_path / "a.json", {"a": 1})
+    record_file.write(tmp_path / "a.json", {"a": 1})
     with pytest.raises(TypeError):
-        record.write(tmp_path / "a.json", {"a": object()})
+        record_file.write(tmp_path / "a.json", {"a": object()})
     with pytest.raises(UnicodeEncodeError):
         write_whole(tmp_path / "a.json", "x" * 100_000 + "\ud800")
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
@@ -148,18 +150,18 @@ PLANTED = [
 @pytest.mark.parametrize("path, value", PLANTED)
 def test_what_is_not_listed_is_refused_and_nothing_is_written(tmp_path, path, value):
     with pytest.raises(RuntimeError, match=path.replace(".", r"\.")):
-        record.write(tmp_path / "a.json", changed(path, value))
+        record_file.write(tmp_path / "a.json", changed(path, value))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("path, value", PLANTED)
 def test_a_benchmark_may_hold_it(tmp_path, path, value):
-    record.write(tmp_path / "a.json", changed(path, value, noise_key="published"))
+    record_file.write(tmp_path / "a.json", changed(path, value, noise_key="published"))
     assert (tmp_path / "a.json").exists()
 
 
 def test_what_is_listed_is_written(tmp_path):
-    record.write(tmp_path / "a.json", RELEASE)
+    record_file.write(tmp_path / "a.json", RELEASE)
     assert json.loads((tmp_path / "a.json").read_text()) == RELEASE
 
 
@@ -175,10 +177,10 @@ def test_what_is_listed_is_written(tmp_path):
 )
 def test_an_error_is_told_in_fixed_words(tmp_path, error, passes):
     if passes:
-        record.write(tmp_path / "a.json", changed("error", error))
+        record_file.write(tmp_path / "a.json", changed("error", error))
     else:
         with pytest.raises(RuntimeError, match="ERRORS_IN_A_RELEASE"):
-            record.write(tmp_path / "a.json", changed("error", error))
+            record_file.write(tmp_path / "a.json", changed("error", error))
     assert (tmp_path / "a.json").exists() == passes
 
 
@@ -186,16 +188,16 @@ def test_times_resident_memory_and_the_digest_of_the_data_are_withheld():
     whole = changed("time", {"wall_seconds": 3.0, "train_seconds": 2.0})
     whole["memory"] = {"peak_resident_bytes": 5, "peak_allocated_bytes": 6}
     whole["provenance"] = {"data": {"name": "toy", "sha256": "ab"}, "model": {"sha256": "cd"}}
-    told = record.withhold(whole)
+    told = record_file.withhold(whole)
     assert told["time"] == {"wall_seconds": None, "train_seconds": None}
     assert told["memory"] == {"peak_resident_bytes": None, "peak_allocated_bytes": 6}
     assert told["provenance"] == {"data": {"name": "toy", "sha256": None}, "model": {"sha256": "cd"}}
     benchmark = whole | {"cell": {"settings": {"noise_key": "published"}}}
-    assert record.withhold(benchmark) == benchmark
+    assert record_file.withhold(benchmark) == benchmark
 
 
 def test_a_method_that_adds_no_noise_has_no_list():
-    assert not record.is_release({"settings": {"steps": 5}})
+    assert not record_file.is_release({"settings": {"steps": 5}})
 
 
 def test_a_score_on_private_examples_is_refused():
@@ -207,12 +209,16 @@ def test_a_score_on_private_examples_is_refused():
         cell = {"settings": {"noise_key": key, "split": split}}
         if refused:
             with pytest.raises(UsageError, match="noise_key secret with split dev"):
-                record.refuse_private_scores(cell)
+                record_file.refuse_private_scores(cell)
         else:
-            record.refuse_private_scores(cell)
+            record_file.refuse_private_scores(cell)
 
 
 def test_every_listed_key_has_a_reason_and_none_is_withheld_as_well():
-    listed = record.ALLOWED_IN_A_RELEASE | record.ALLOWED_IN_A_CHECKPOINT | record.ALLOWED_IN_A_TRANSCRIPT
-    assert all(len(reason) > 10 for reason in (listed | record.WITHHELD_FROM_A_RELEASE).values())
-    assert not record.ALLOWED_IN_A_RELEASE.keys() & record.WITHHELD_FROM_A_RELEASE.keys()
+    listed = (
+        record_file.ALLOWED_IN_A_RELEASE
+        | record_file.ALLOWED_IN_A_CHECKPOINT
+        | record_file.ALLOWED_IN_A_TRANSCRIPT
+    )
+    assert all(len(reason) > 10 for reason in (listed | record_file.WITHHELD_FROM_A_RELEASE).values())
+    assert not record_file.ALLOWED_IN_A_RELEASE.keys() & record_file.WITHHELD_FROM_A_RELEASE.keys()

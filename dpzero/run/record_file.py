@@ -169,7 +169,7 @@ def refuse_unlisted(value: dict, allowed: Mapping[str, str], withheld: Collectio
     if unlisted:
         raise RuntimeError(
             f"a private run was about to write {', '.join(unlisted)}, not on the list of what it may "
-            "(dpzero/run/record.py): drop it, or list it with the reason why it reveals nothing. Nothing "
+            "(dpzero/run/record_file.py): drop it, or list it with the reason why it reveals nothing. Nothing "
             "was written"
         )
 
