@@ -1,9 +1,9 @@
-"""Files are written whole: whenever the writer dies, the old file is there or the new one."""
+"""Files are written whole (whenever the writer dies, the old file is there or the new one); names of records."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -28,3 +28,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """Write text as UTF-8, or bytes."""
     with replacing(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def run_id(cell: Mapping) -> str:
+    """TASK/MODEL/METHOD/eps-E/seed-S: the path of a record in the folder of its sweep."""
+    return f"{cell['task']}/{cell['model']}/{cell['method']}/eps-{cell['epsilon']}/seed-{cell['seed']}"

@@ -8,6 +8,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from ..errors import UsageError, unknown
+from ..files import run_id as run_id
 from ..language.data import tasks
 from ..language.data.datasets import ALL, Draw
 from ..language.models import model_catalogue
@@ -17,10 +18,6 @@ from .registry import Card
 from .settings import EPSILON, REMOVED, RUN_SETTINGS, cell_settings, value_of
 
 DECIDED_BY_PUBLIC_CODE = ("mechanism", "sampling", "adjacency", "noise_arithmetic")
-
-
-def run_id(cell: Mapping) -> str:
-    return f"{cell['task']}/{cell['model']}/{cell['method']}/eps-{cell['epsilon']}/seed-{cell['seed']}"
 
 
 def canonical_epsilon(value: object) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dpzero.report import drawing, style
+from dpzero.report import drawing, provenance, style
 from dpzero.report.table import ABSENT, Column, Table, number
 
 COLOURS = {
@@ -101,19 +102,12 @@ def figure(result: Result) -> Figure:
     rows = [row for row in result["rows"] if row["status"] == "ok"][::-1]
     drawn, panels = drawing.canvas(1, 2, 0.26 * len(rows) + 0.9, sharey=True)
     time, size = panels[0]
-    _bars(time, rows, [row["ratio_median"] for row in rows], ".2f", [row["ratio_max"] for row in rows])
-    time.errorbar(
-        [row["ratio_median"] for row in rows],
-        range(len(rows)),
-        xerr=[
-            [row["ratio_median"] - row["ratio_min"] for row in rows],
-            [row["ratio_max"] - row["ratio_median"] for row in rows],
-        ],
-        fmt="none",
-        ecolor=style.BLACK,
-        elinewidth=0.7,
-        capsize=1.5,
+    median, low, high = (
+        numpy.array([row[f"ratio_{key}"] for row in rows]) for key in ("median", "min", "max")
     )
+    _bars(time, rows, median, ".2f", high)
+    whiskers = {"fmt": "none", "ecolor": style.BLACK, "elinewidth": 0.7, "capsize": 1.5}
+    time.errorbar(median, range(len(rows)), xerr=[median - low, high - median], **whiskers)
     time.axvline(1, color=style.BLACK, linestyle=":", linewidth=0.8)
     time.set_xscale("log")
     drawing.log_ticks(time.xaxis, (1, 2, 5))
@@ -126,14 +120,11 @@ def figure(result: Result) -> Figure:
     size.set_xscale("log")
     size.set_xlabel("peak over the loaded weights (MiB)")
     drawn.suptitle(setting(result), fontsize=8)
-    source = result["provenance"]
-    style.footnote(
-        drawn, f"dotted: the forward passes alone · {source['git'][:7]}{'+' if source['dirty'] else ''}"
-    )
+    style.footnote(drawn, f"dotted: the forward passes alone · {provenance.short(result['provenance'])}")
     return drawn
 
 
-def _bars(axis: Axes, rows: list[dict[str, Any]], values: list[float], form: str, ends: list[float]) -> None:
+def _bars(axis: Axes, rows: list[dict[str, Any]], values: Any, form: str, ends: Any) -> None:
     colours = [COLOURS.get(row["name"], style.VERMILION) for row in rows]
     axis.barh(range(len(rows)), values, color=colours, height=0.65)
     for y, (value, end) in enumerate(zip(values, ends, strict=True)):

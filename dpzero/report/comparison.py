@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas
@@ -119,21 +119,15 @@ def _row(rows: pandas.DataFrame, theirs: Published) -> dict:
     return formatting.identity(rows) | {
         "epsilon": rows["epsilon"].iloc[0],
         "metric": theirs.metric,
-        "score_n": score.n,
-        "score_mean": 100 * score.mean,
-        "score_std": 100 * score.std,
-        "score_low": 100 * score.low,
-        "score_high": 100 * score.high,
+        **{f"score_{key}": value * (1 if key == "n" else 100) for key, value in asdict(score).items()},
         "published": theirs.value,
         "published_spread": math.nan if theirs.spread is None else theirs.spread,
         "published_kind": theirs.spread_kind,
         "published_low": low,
         "published_high": high,
         "difference": result.difference,
-        "difference_low": result.low,
-        "difference_high": result.high,
-        "test": result.test,
-        "verdict": result.verdict,
+        **{f"difference_{end}": getattr(result, end) for end in ("low", "high")},
+        **{key: getattr(result, key) for key in ("test", "verdict")},
         "rule": theirs.iterate_rule,
         "source": theirs.source,
         "arxiv": theirs.arxiv,

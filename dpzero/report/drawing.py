@@ -104,7 +104,7 @@ def mark(
         half_x = across.high - across.mean if across.std > 0 else None
         bars = {"color": look.colour, "elinewidth": 0.8, "capsize": 1.5}
         axis.errorbar(across.mean, middle.mean, middle.high - middle.mean, half_x, **bars)
-    axis.plot([across.mean], [middle.mean], zorder=3, **style.strokes(rows, linestyle=""))
+    axis.plot([across.mean], [middle.mean], zorder=3, **style.strokes(rows.iloc[0], linestyle=""))
     return middle
 
 
@@ -180,8 +180,8 @@ def spread(places: list[float], gap: float) -> list[float]:
 def legend(figure: Figure, runs: pandas.DataFrame, lines: bool = True) -> None:
     """One legend for the whole figure, above it."""
     more = {} if lines else {"linestyle": ""}
-    methods = [rows for _, rows in runs.groupby("method", sort=False)]
-    handles = [Line2D([], [], **style.strokes(rows, **more)) for rows in methods]
+    methods = runs.drop_duplicates("method").to_dict("records")
+    handles = [Line2D([], [], **style.strokes(row, **more)) for row in methods]
     if handles:
         wide = figure.get_figwidth() > style.COLUMN_INCHES
         columns = min(len(handles), 5 if wide else 2)

@@ -195,5 +195,5 @@ def _draw_curve(axis: Axes, method: str, rows: pandas.DataFrame) -> float:
     if steps.size().max() > 1:
         axis.fill_between(mean.index, low, high, color=look.colour, alpha=0.12, linewidth=0)
     every = max(1, len(mean) // 4)
-    axis.plot(mean.index, mean, markevery=every, markersize=3.5, **style.strokes(rows))
+    axis.plot(mean.index, mean, markevery=every, markersize=3.5, **style.strokes(rows.iloc[0]))
     return float(mean.index.max())

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from dpzero.report import drawing, style
+from dpzero.report import drawing, provenance, style
 from dpzero.report.table import Column, Row, Table, number
 
 ATTACKS = {"loss": "loss against base", "lira": "LiRA"}
@@ -104,12 +104,10 @@ def figure(result: Result) -> Figure:
         _panel(axis, [row for row in rows if row["texts"] == group], result[FPR])
         axis.set_title(f"{group} texts")
     panels[0][0].set_ylabel(f"true positive rate at {100 * result[FPR]:g} % false positives")
-    drawn.legend(
-        *panels[0][-1].get_legend_handles_labels(), loc="outside upper center", ncols=5, columnspacing=1.2
-    )
-    source = result["provenance"]
-    commit = f"{source['git'][:7]}{'+' if source['dirty'] else ''}"
-    style.footnote(drawn, f"membership: {result['runs']} runs a method · {commit} · {source['device']}")
+    named = panels[0][-1].get_legend_handles_labels()
+    drawn.legend(*named, loc="outside upper center", ncols=5, columnspacing=1.2)
+    commit, device = provenance.short(result["provenance"]), result["provenance"]["device"]
+    style.footnote(drawn, f"membership: {result['runs']} runs a method · {commit} · {device}")
     return drawn
 
 
@@ -119,15 +117,8 @@ def _panel(axis: Axes, rows: list[Row], target: float) -> None:
     for name, (label, line) in CEILINGS.items():
         places = {titles.index(row["title"]): row[name] for row in rows if row.get("epsilon") and name in row}
         x = numpy.array(list(places))
-        axis.hlines(
-            list(places.values()),
-            x - 0.36,
-            x + 0.36,
-            color=style.BLACK,
-            linestyle=line,
-            linewidth=1.4,
-            label=label,
-        )
+        look = {"color": style.BLACK, "linestyle": line, "linewidth": 1.4, "label": label}
+        axis.hlines(list(places.values()), x - 0.36, x + 0.36, **look)
     for attack, (colour, marker, face) in LOOKS.items():
         some = [row for row in rows if row["attack"] == attack]
         at = [titles.index(row["title"]) + OFFSETS[attack] for row in some]
@@ -142,7 +133,6 @@ def _panel(axis: Axes, rows: list[Row], target: float) -> None:
     axis.set_yticks([0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1])
     axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:g} %"))
     axis.yaxis.set_minor_formatter(NullFormatter())
-    axis.set_xticks(
-        range(len(titles)), [fill(title, 8, break_long_words=False) for title in titles], fontsize=6
-    )
+    labels = [fill(title, 8, break_long_words=False) for title in titles]
+    axis.set_xticks(range(len(titles)), labels, fontsize=6)
     axis.grid(axis="y", color="#dddddd", linewidth=0.4, zorder=0)

@@ -57,6 +57,11 @@ def source(recorded: pandas.DataFrame) -> str:
     return " ".join("; ".join(parts).split())
 
 
+def short(recorded: dict[str, Any]) -> str:
+    """The commit of one result, with a plus sign if the tree was dirty."""
+    return f"{recorded['git'][:7]}{'+' if recorded['dirty'] else ''}"
+
+
 def footnote(runs: pandas.DataFrame, sweep: str) -> str:
     """A short provenance for the corner of a figure: sweep, runs, commit, device."""
     recorded = with_record(runs)

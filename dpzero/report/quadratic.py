@@ -109,7 +109,11 @@ def best(runs: pandas.DataFrame) -> list[Best]:
 
 def _best(rank: str, dimension: int, method: str, rows: pandas.DataFrame) -> Best:
     first = rows.iloc[0]
-    grids = [json.loads(first[f"settings.{name}"]) for name in GRIDS if _given(first, f"settings.{name}")]
+    grids = [
+        json.loads(first[f"settings.{name}"])
+        for name in GRIDS
+        if isinstance(first.get(f"settings.{name}"), str)
+    ]
     train, test = (_norms(rows[f"quadratic.{split}"]) for split in ("train", "test"))
     means = train.mean(0)
     place = numpy.unravel_index(means.argmin(), means.shape)
@@ -134,10 +138,6 @@ def _norms(column: pandas.Series) -> numpy.ndarray:
     """Norms [seeds, steps, learning rates, clips]; infinite if a run diverged."""
     norms = numpy.array([json.loads(text) for text in column], dtype=float)  # null: not a number
     return numpy.where(numpy.isnan(norms), numpy.inf, norms)
-
-
-def _given(row: pandas.Series, key: str) -> bool:
-    return isinstance(row.get(key), str)
 
 
 def fits(bests: Sequence[Best], split: str = "train") -> dict[tuple[str, str], Fit | None]:
@@ -271,10 +271,8 @@ def _panels(bests: Sequence[Best], draw: Draw, label: str) -> Figure:
         for method in METHODS:
             ones = [one for one in bests if (one.rank, one.method) == (rank, method)]
             if ones:
-                look, face = style.look(method), None if ones[0].private else "white"
-                strokes = {"color": look.colour, "marker": look.marker, "linestyle": look.line}
-                strokes |= {"label": ones[0].title, "markerfacecolor": face or look.colour}
-                ends.append((*draw(axis, ones, strokes), look.colour))
+                strokes = style.strokes(vars(ones[0]))
+                ends.append((*draw(axis, ones, strokes), strokes["color"]))
         _frame(axis, [one for one in bests if one.rank == rank])
         _label_ends(axis, ends)
     for axis in axes.flat[len(ranks) :]:
@@ -288,14 +286,11 @@ def _panels(bests: Sequence[Best], draw: Draw, label: str) -> Figure:
         for axis in axes.flat
         for stroke, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }
-    labels = [one for one in dict.fromkeys(one.title for one in sorted(bests, key=_place)) if one in named]
+    titles = dict.fromkeys(one.title for one in sorted(bests, key=lambda one: METHODS.index(one.method)))
+    labels = [title for title in titles if title in named]
     handles = [named[label] for label in labels]
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), handlelength=2.4)
     return figure
-
-
-def _place(one: Best) -> int:
-    return METHODS.index(one.method)
 
 
 def _frame(axis: Axes, ones: Sequence[Best]) -> None:

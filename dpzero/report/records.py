@@ -11,6 +11,7 @@ from typing import Any
 import pandas
 
 from dpzero.errors import UsageError
+from dpzero.files import run_id
 
 Record = dict[str, Any]
 STATUSES = ("ok", "oom", "diverged")
@@ -128,11 +129,6 @@ def _faults(record: Any) -> Iterator[str]:
         yield f"status is ok but metrics has no finite {' or '.join(METRICS)}"
     if not isinstance(record.get("curve") or [], list):
         yield "curve is no list"
-
-
-def run_id(cell: dict[str, Any]) -> str:
-    """TASK/MODEL/METHOD/eps-E/seed-S."""
-    return "{task}/{model}/{method}/eps-{epsilon}/seed-{seed}".format(**cell)
 
 
 def _is_number(text: str) -> bool:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 os.environ.setdefault("SOURCE_DATE_EPOCH", "0")
 
 import matplotlib
-import pandas
 from matplotlib.figure import Figure
 
 COLUMN_INCHES, PAGE_INCHES = 3.25, 6.75
@@ -76,11 +75,10 @@ def look(method: str) -> Look:
     return LOOKS.get(method, Look(colour, SPARE_MARKERS[number // 7 % len(SPARE_MARKERS)], "-."))
 
 
-def strokes(rows: pandas.DataFrame, **more: Any) -> dict[str, Any]:
-    """How matplotlib draws the method of these runs: filled markers if it is private. `more` goes first."""
-    method, title, private = rows[["method", "title", "private"]].iloc[0]
-    colour, marker, line = look(method)
-    face = {"markerfacecolor": colour if private else "white", "label": title}
+def strokes(row: Any, **more: Any) -> dict[str, Any]:
+    """How matplotlib draws the method of this row: filled markers if it is private. `more` goes first."""
+    colour, marker, line = look(row["method"])
+    face = {"markerfacecolor": colour if row["private"] else "white", "label": row["title"]}
     return {"color": colour, "marker": marker, "linestyle": line} | face | more
 
 
