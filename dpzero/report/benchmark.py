@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dpzero.report import drawing, provenance, style
-from dpzero.report.table import ABSENT, Column, Table, number
+from dpzero.report.table import ABSENT, Column, Table, notes, number
 
 COLOURS = {
     "public": style.GREY,
@@ -46,7 +46,8 @@ def table(result: Result) -> Table:
     """One row for each method."""
     public: Result = next((row for row in result["rows"] if row["name"] == "public"), {})
     rows = [_row(row, public) for row in result["rows"]]
-    return Table(f"A step over two plain forward passes: {setting(result)}", COLUMNS, rows, notes(result))
+    texts = notes("benchmark", **result, tf32_state="on" if result["tf32"] else "off")
+    return Table(f"A step over two plain forward passes: {setting(result)}", COLUMNS, rows, texts)
 
 
 def _row(row: Result, public: Result) -> Result:
@@ -79,22 +80,6 @@ def setting(result: Result) -> str:
     return (
         f"{result['model']}, batch of {result['batch_size']}, {length}, {result['compute_dtype']}, {device}"
     )
-
-
-def notes(result: Result) -> list[str]:
-    """How the numbers were measured."""
-    return [
-        f"{result['tokens']} tokens, {result['padded_tokens']} with padding in micro-batches of at most "
-        f"{result['token_budget']}; the public-style step pads all to {result['longest']}. Weights "
-        f"{result['weights_dtype']}, random, all trained; matrix products in {result['compute_dtype']}.",
-        f"Head: {result['head']}. Attention: {result['attention']}. TF32: "
-        f"{'on' if result['tf32'] else 'off'}. Threads: {result['threads']}.",
-        f"Median of {result['rounds']} rounds, with the least and the most. A round is one step and two "
-        "forward passes, one after the other in the same process. A method of several directions is divided "
-        "by as many pairs of passes.",
-        f"Memory: {result['memory']}, peak of two steps; over inference: peak over that of the same forward "
-        "pass, weights included.",
-    ]
 
 
 def figure(result: Result) -> Figure:

@@ -19,7 +19,7 @@ from dpzero.report.statistics import (
     summarise,
     welch_half_width,
 )
-from dpzero.report.table import ABSENT, NAMES, Column, Table, number
+from dpzero.report.table import ABSENT, NAMES, Column, Table, notes, number
 from dpzero.report.tables import CELL, EPSILON
 
 DISCREPANCIES = Path(__file__).with_name("discrepancies.csv")
@@ -37,24 +37,6 @@ COLUMNS = (
     Column("verdict", "verdict"),
     Column("published by", "source"),
     Column("published rule", "rule"),
-)
-NOTES = (
-    "Published ±: as its paper gives it, named in the cell. Published interval: 95 % t-interval of the mean, "
-    "from that standard error or deviation.",
-    "Difference: ours − published in points, with its 95 % interval. Welch: two means with unequal "
-    "variances. One more seed: if one side is a single value, the interval that contains a further run of "
-    "the other side. A single value may be a mean over seeds that its paper does not count; the test is weak "
-    "there.",
-    "Each interval is widened by the uncertainty of the published number: 0.05 points for its rounding, 0.2 "
-    "if it was read from a figure, 0.5 if the paper calls it approximate.",
-    "Verdict: higher or lower if the interval excludes 0. No difference shown is no proof of equality: the "
-    "interval says how large a difference may be. One verdict in twenty is wrong by chance.",
-    "Not compared: the rows, the model, the reported iterate or a stated setting differ from the published "
-    "run, or the number is a misprint. Numbers that a later paper copied to the digit appear once.",
-    "A published number is the best point of a grid, and no paper says which. Ours is one point unless the "
-    "heading says otherwise.",
-    "At one ε two runs may have different noise. discrepancies.md lists the accountants and samplers of the "
-    "papers; rows called as its code have the published noise.",
 )
 
 
@@ -103,7 +85,7 @@ def published(runs: pandas.DataFrame) -> Table:
                 table.rows.append(_row(rows, theirs))
     tested = sum(row["test"] not in (NO_TEST, NO_SPREAD, ABSENT) for row in table.rows)
     count = f"{len(table.rows)} published numbers, {tested} of them tested."
-    table.notes = [*NOTES, f"{count} All published numbers: dpzero/report/published.csv."]
+    table.notes = [*notes("published"), f"{count} All published numbers: dpzero/report/published.csv."]
     return table
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dpzero.report import drawing, style
-from dpzero.report.table import ABSENT, Column, Table, number
+from dpzero.report.table import ABSENT, Column, Table, notes, number
 
 METHODS = ("dpzero", "dp_aggzo", "dp_zoso")  # in this order
 ROW_INCHES = 0.155
@@ -41,25 +41,6 @@ LEGEND = {
     "at most": AT_MOST,
     "exactly": GIVEN,
 }
-
-NOTES = (
-    "Code as it is: none means that no epsilon holds. An adversary with the run's public seeds can recompute "
-    "the noise and subtract it.",
-    "ε if the noise were secret: at least and at most, at the claim's δ, for the neighbours in that row. "
-    "Shuffled epochs, at most: one release on all data in each epoch, composed by PLD, since no "
-    "amplification by sampling is proven; at least: one pair of data sets, seen through one statistic an "
-    "epoch. Poisson: both are the PLD, the noisy count included.",
-    "Verdict on the claim if the noise were secret: held (at most ≤ claim), refuted (at least > claim), open "
-    "(neither).",
-    "Divided by: actual batch size, before noise: the mean over the rows of the batch, then noise made for a "
-    "full batch (a short last batch weighs more); actual batch size, with noise: the noisy sum is divided; "
-    "noisy size: the noisy sum is divided by the rate times a noisy count.",
-    "Neighbours: replace one is the paper's own (its factor 2 is for that); zero-out removes one example's "
-    "contribution and keeps all batches, the nearest to add or remove that batches of a fixed size allow.",
-    "Noise: standard deviation on the sum of a full batch over the clip bound. Ours: the same claim with "
-    "Poisson batches and one example added or removed, by PLD; replaced: without replacement, one example "
-    "replaced. Ratio: theirs / ours.",
-)
 
 
 def _reworded(value: Any) -> str:
@@ -119,7 +100,7 @@ def guarantees(runs: pandas.DataFrame) -> Table:
         row["_size"] = number(row["dataset_size"], ".0f") + mistaken
         row |= {"_epsilon": run["epsilon"], "_batches": _batches(run)}
         table.rows.append(row)
-    table.notes = [*NOTES, *_noise_sources(runs)]
+    table.notes = [*notes("guarantees"), *_noise_sources(runs)]
     return table
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from dpzero.report import drawing, provenance, style
-from dpzero.report.table import Column, Row, Table, number
+from dpzero.report.table import Column, Row, Table, notes, number
 
 ATTACKS = {"loss": "loss against base", "lira": "LiRA"}
 LOOKS = {
@@ -62,37 +62,14 @@ def table(result: Result) -> Table:
         f"{100 * result[FPR]:g} % false ones; last iterate; settings set by first trials on the same pool "
         "(not accounted)"
     )
-    return Table(title, columns, rows, notes(result), readers=list(pairs.values()))
+    level, valid = f"{100 * result['confidence']:g} %", "yes" if result["valid_release"] else "no"
+    texts = notes("membership", **result, level=level, valid=valid)
+    return Table(title, columns, rows, texts, readers=list(pairs.values()))
 
 
 def with_interval(row: Row, name: str) -> str:
     """A rate in per cent, with half the width of its interval."""
     return f"{number(row[name], '.2%')} ± {number(row[f'{name}_high'] - row[name], '.2%')}"
-
-
-def notes(result: Result) -> list[str]:
-    """The set-up of the attacks and how to read the table."""
-    level = f"{100 * result['confidence']:g} %"
-    return [
-        f"Pool of {result['pool']} distinct training texts, {result['mislabelled']} of them under a wrong "
-        f"label. Each of {result['runs']} runs of a method trains on a random half, {result['steps']} steps; "
-        f"a member is in a batch with probability {result['rate']:g}.",
-        f"The attacker {result['attacker']}. Thresholds come from the other runs' non-members.",
-        f"±: {level} t-interval over runs, which share the pool. It does not cover other pools.",
-        "Ceiling: min over e of exp(e) FPR + δ(e), with δ(e) from the run's accounted privacy loss "
-        f"distribution ({result['accountant']}, δ = {result['delta']:g}). The next column is exp(ε) FPR + δ, "
-        "which (ε, δ) alone allows. A claim is refuted if the whole interval lies above the ceiling at the "
-        "upper end of the measured FPR, for either attack alone.",
-        "Members redrawn: the same models with members that nobody trained on. An attack that finds more "
-        "than 1 % there cheats.",
-        "Labels learnt: members to which the trained model gives their training label. The control's are "
-        "MeZO's.",
-        "Steps, step sizes and clip were set by first trials on the same pool with other draws, MeZO's so "
-        "that it memorises; not accounted.",
-        "A weak attack proves nothing: stronger attackers (with the transcript, or with chosen texts) exist.",
-        f"Keys are {result['noise_key']} and the data {result['data']}: valid release: "
-        f"{'yes' if result['valid_release'] else 'no'}.",
-    ]
 
 
 def figure(result: Result) -> Figure:

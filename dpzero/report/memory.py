@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dpzero.report import drawing, style
-from dpzero.report.table import ABSENT, Column, Table, number
+from dpzero.report.table import ABSENT, Column, Table, notes, number
 
 GIB, MIB = 2**30, 2**20
 CARDS = (24, 48, 80, 141)  # GiB of common GPUs
@@ -26,13 +26,6 @@ LOOKS = {
     "dp_sgd_ghost": style.Look(style.PURPLE, "s", "-"),
     "dp_sgd_hooks": style.Look(style.GREEN, "D", "-"),
 }
-NOTES = (
-    "Predicted: live storage of fake tensors that run the method's own code. Kernel workspaces, "
-    "fragmentation and the CUDA context (0.5 to 1 GiB of a GPU) are not counted. Measured: live storage of "
-    "real tensors on the CPU. By formula: a lower bound.",
-    "Weights float32, the answer read at one position by a head of two words; the whole batch at once. The "
-    "public-style step computes logits of the whole vocabulary at every position.",
-)
 AXES = {  # axis of growth -> what it counts, the unit of its slope, bytes in that unit
     "parameters": ("bytes a parameter, by model size", 1),
     "batch_size": ("MiB an example, by batch", MIB),
@@ -58,7 +51,7 @@ def tables(runs: pandas.DataFrame) -> dict[str, Table]:
     runs = arranged(runs)
     tables = {"growth": growth(runs), "peaks": peaks(runs), "published": published(runs)}
     for table in tables.values():
-        table.notes += NOTES
+        table.notes += notes("memory_sweep")
     return tables
 
 
@@ -104,11 +97,7 @@ def growth(runs: pandas.DataFrame) -> Table:
             row |= {f"{axis}_slope_bytes": slope, f"{axis}_largest_miss": miss}
             row[f"_{axis}"] = None if slope is None else f"{number(slope / unit, '.3g')} ({miss:.0%})"
         table.rows.append(row)
-    table.notes = [
-        "In brackets: the largest relative distance of a peak from its line. Float32 weights alone take 4 "
-        "bytes a parameter. Model size: OPT, 8 x 512 tokens; batch: RoBERTa-large, 128 tokens; length: "
-        "RoBERTa-large, 8 texts.",
-    ]
+    table.notes = notes("memory_sweep_growth")
     return table
 
 
@@ -167,14 +156,7 @@ def published(runs: pandas.DataFrame) -> Table:
             | {"our_ratio_predicted": own, "our_size": row["our_size"] if own else None}
             | {"counted": row["counted"], "_paper": f"{row['paper']}, {row['table']}", "_task": row["task"]}
         )
-    table.notes = [
-        "Ratio: over MeZO or DPZero in the same table, for the same model and task. Ours: predicted with "
-        "float32 weights at the size given, of the nearest method here. Papers store OPT in half precision, "
-        "use other lengths and count other things: compare ratios only. MeZO's OPT rows take some 2 bytes a "
-        "parameter (26 of 13 billion), its Adam rows some 25: about half of that ratio is precision. "
-        "published_memory.csv has the rows that are left out, and why. A paper's method may differ from ours "
-        "in optimizer, precision and head.",
-    ]
+    table.notes = notes("memory_sweep_published")
     return table
 
 

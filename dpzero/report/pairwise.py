@@ -10,7 +10,7 @@ import pandas
 
 from dpzero.report import formatting
 from dpzero.report.statistics import Summary, paired_difference
-from dpzero.report.table import ABSENT, Column, Table, number
+from dpzero.report.table import ABSENT, Column, Table, notes, number
 
 FIRST_ORDER, MEZO, DPZERO, ZERO_SHOT, DP_FIRST_ORDER = "fine-tuning", "MeZO", "DPZero", "zero-shot", "DP-SGD"
 PEAK = "memory.peak_allocated_bytes"
@@ -43,15 +43,6 @@ COLUMNS = (
     Column("verdict", "verdict"),
     Column("memory", "memory_ratio", lambda ratio: f"{number(ratio, '.2f')}×"),
 )
-NOTES = (
-    "Difference: first − second in points, paired over the seeds that both have, with its 95 % t-interval. "
-    "Shown: the interval is above 0. Refuted: below 0. Open: it contains 0, or the difference is equal at "
-    "each seed, so that there is no interval. Three seeds resolve large differences only. No claim: whether "
-    "the first is ahead or behind.",
-    "One verdict in forty is wrong by chance in either direction. Intervals are over seeds; the scored "
-    "examples are the same.",
-    "Memory: peak of a step of the first over that of the second, weights included.",
-)
 
 
 def order(runs: pandas.DataFrame) -> Table:
@@ -72,7 +63,7 @@ def order(runs: pandas.DataFrame) -> Table:
                 | {"_compared": f"{first['title'].iloc[0]} − {second['title'].iloc[0]}"}
                 | {"_difference": formatting.difference(difference)}
             )
-    table.notes = list(NOTES) if table.rows else ["No two methods here of which a paper claims an order."]
+    table.notes = notes("order") if table.rows else ["No two methods here of which a paper claims an order."]
     return table
 
 

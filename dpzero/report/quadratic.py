@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from dpzero.report import drawing, power_law, style
 from dpzero.report.power_law import Fit
 from dpzero.report.statistics import Summary, summarise
-from dpzero.report.table import ABSENT, Column, Row, Table, number
+from dpzero.report.table import ABSENT, Column, Row, Table, notes, number
 
 RANKS = {
     "rank_d": "O(d)",
@@ -34,34 +34,7 @@ PUBLISHED = {  # in words: figures 1 and 2 of the paper have no numbers
 Draw = Callable[[Axes, list, dict], tuple[float, float, str]]
 LABEL_GAP = 0.075  # of the height of a panel
 CONVERGED = 1e-8  # of the norm at the start: a smaller norm is rounding and has no exponent
-NO_EXPONENT = (
-    "No exponent: the method converged to rounding at some dimension, so that no power law describes its "
-    "norms, or it has fewer than three dimensions."
-)
 GRIDS = ("steps", "learning_rates", "clips")
-
-NOTES = (
-    "Best of grid: the setting (steps, learning rate, clip) with the least mean gradient norm over the "
-    "seeds. It is selected for each rank law, dimension and method on the very norms that are shown, and for "
-    "test on those of test, as published. Epsilon does not cover that selection.",
-    "Exponent p: least squares of the mean log norm on log d, norm ~ d^p, over the dimensions, with a 95 % "
-    "t-interval. The interval covers the scatter of the means about a straight line, whether chance or "
-    "curvature.",
-    "Norm: of the gradient of the mean loss at the last iterate; train: over the examples, the objective. "
-    "Mean and 95 % t-interval of the seeds.",
-    "unfinished.csv has the remaining gradient at the best settings by coordinate, which explains why the "
-    "exponents are close.",
-    "Private: ε = 2 at δ = 1e-6 by this project's accountant (PLD of T full batches, one of 10,000 examples "
-    "replaced); sums of clipped values with Gaussian noise over 10,000. DPGD-0th: the paper's algorithm 1, "
-    "clip and noise on the whole zeroth-order vector. DP-SGD (the paper's DP-GD) has a part of the grid: "
-    "steps to 1280, learning rates 0.3 and 1. Noise and directions have published seeds: no private release.",
-    "Data in one coordinate: in the paper's text every coordinate is N(1, 1), as in the other laws here. In "
-    "its toy code (toy/median.py in the history of Liang137/DPZero), based on the code of Li et al. (2022, "
-    "arXiv 2207.00160), only the first coordinate of the data is not 0, so that the distance to the minimum "
-    "does not grow with d. That code differs from the text in more: the loss is the norm and not its square, "
-    "it evaluates the running average of the iterates, and it composes by the advanced theorem. Here the "
-    "text holds.",
-)
 
 
 @dataclass(frozen=True)
@@ -182,7 +155,7 @@ def exponents_table(bests: Sequence[Best]) -> Table:
         row |= {"_rank": f"{first.effective_rank:.3g} to {last.effective_rank:.4g}", "_title": first.title}
         table.rows.append(row)
     verdicts = power_law.verdict(fitted["train"], RANKS, _norm_ratios(bests))
-    table.notes = [*verdicts, *NOTES, NO_EXPONENT]
+    table.notes = [*verdicts, *notes("quadratic"), *notes("quadratic_exponents")]
     return table
 
 
@@ -221,7 +194,7 @@ def norms_table(bests: Sequence[Best]) -> Table:
         for name in GRIDS:
             row[f"_{name}"] = number(one.setting.get(name), "g") + ("*" if name in one.at_edge else "")
         table.rows.append(row)
-    table.notes = ["*: the first or the last value of that grid.", *NOTES]
+    table.notes = ["*: the first or the last value of that grid.", *notes("quadratic")]
     return table
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy
 import pandas
+import yaml
 
 ABSENT = "–"
 LATEX_SYMBOLS = {
@@ -96,6 +98,12 @@ class Table:
 
 def _frame(rows: list[Row]) -> pandas.DataFrame:
     return pandas.DataFrame(rows, columns=None if rows else ["task", "model", "method"], dtype=object)
+
+
+def notes(table: str, **values: Any) -> list[str]:
+    """The notes of this name in notes.yaml, with these values in their braces."""
+    texts = yaml.safe_load(Path(__file__).with_name("notes.yaml").read_text("utf-8"))[table]
+    return [text.format(**values) for text in texts]
 
 
 def csv_text(frame: pandas.DataFrame) -> str:

@@ -9,31 +9,12 @@ import pandas
 
 from dpzero.report import formatting, provenance
 from dpzero.report.statistics import Summary, paired_difference, summarise
-from dpzero.report.table import ABSENT, NAMES, Column, Row, Table, mebibytes, number
+from dpzero.report.table import ABSENT, NAMES, Column, Row, Table, mebibytes, notes, number
 
 METHOD = ["task", "model", "method"]
 CELL = [*METHOD, "epsilon"]
 REFERENCES = {"zero_shot": "zero-shot", "mezo": "MeZO"}  # each row is compared with these, seed by seed
 EPSILON = Column("ε", "epsilon", formatting.epsilon)
-
-SEED_CHANGES = (
-    "A seed changes the batches, the directions, the noise, random initial weights and the examples of a "
-    "few-shot task. The scored examples stay the same unless train_examples draws them."
-)
-COMPOSITION = (
-    "An epsilon holds for one run. If the data were private, k seeds would compose to at most k times that "
-    "epsilon and delta. All methods and epsilons on the same data would compose, too."
-)
-TUNING = "Tuning: not accounted. Learning rates, clips and steps were chosen outside the stated epsilon."
-PRIVATE_SELECTION = (
-    "If the reported checkpoint is a private selection, ε (by RDP, too) and μ are the larger of two: "
-    "training, for the training examples, and the selection (permute and flip), for the disjoint dev "
-    "examples."
-)
-PUBLISHED_KEY = (
-    "Noise key published: anyone can recompute the noise, so these runs are a benchmark and no private "
-    "release. Their records also hold losses and dev accuracies without noise."
-)
 
 PROMISES = {  # heading of the privacy table -> key in the record
     **{"mechanism": "mechanism", "unit": "unit", "adjacency": "adjacency", "sampling": "sampling"},
@@ -83,17 +64,9 @@ def accuracy(runs: pandas.DataFrame) -> Table:
     several = any(row["score_n"] > 1 for row in table.rows)
     seeds = "mean ± standard deviation over seeds" if several else "one seed"
     table.title = f"{metric.capitalize()} in per cent, {seeds}"
-    table.notes = [
-        *_scoring(runs),
-        SEED_CHANGES,
-        "Intervals: 95 % t-intervals of the mean over seeds.",
-        "vs: difference in points, paired over the seeds that both methods have. Zero-shot has no seed "
-        "unless seeds draw the scored examples.",
-    ]
+    table.notes = [*_scoring(runs), *notes("accuracy")]
     if runs["status"].isin(["oom", "diverged"]).any():
-        table.notes.append(
-            "Running out of memory (OOM) and divergence are results; a mean is over the other seeds."
-        )
+        table.notes += notes("accuracy_with_failures")
     return table
 
 
@@ -127,14 +100,7 @@ def memory(runs: pandas.DataFrame) -> Table:
         }
         row["_peak"] = mebibytes(peak - weights) if len(highest) else formatting.failure(rows)
         table.rows.append(row)
-    table.notes = [
-        "Over weights: peak allocated minus the loaded weights. Inference: the peak of a plain forward pass "
-        "in the same run.",
-        "Ratios: method / inference, without and with the weights. Each row is the run with the highest "
-        "peak.",
-        "A stand-in batch repeats exactly, so it is measured once on a machine for all runs of equal "
-        "settings and code.",
-    ]
+    table.notes = notes("memory")
     return table
 
 
@@ -156,13 +122,7 @@ def time(runs: pandas.DataFrame) -> Table:
         row |= {"peak_resident_bytes": ok["memory.peak_resident_bytes"].max(), "device": device}
         row["_step_seconds"] = number(row["step_seconds"], ".4f") if len(ok) else formatting.failure(rows)
         table.rows.append(row)
-    table.notes = [
-        "These figures depend on the machine and its load; they change with each rerun.",
-        "Means over the runs that finished; resident memory is the highest of them and of the whole process.",
-        "Two forwards: the floor of a two-point step, timed in the same run.",
-        "If the head alone is trained, both start from cached features, computed once before the timed "
-        "training.",
-    ]
+    table.notes = notes("time")
     return table
 
 
@@ -200,16 +160,12 @@ def privacy(runs: pandas.DataFrame) -> Table:
         for heading, value in equal.items()
         if value != ABSENT
     ]
-    table.notes.append(
-        "ε and μ are the highest over the seeds. μ: the least Gaussian mechanism whose loss is at least that "
-        "of the run at every ε with δ not below the stated one. RDP: the looser Rényi bound, for comparison "
-        "with older papers."
-    )
+    table.notes += notes("privacy")
     if "privacy.choice.epsilon" in private and private["privacy.choice.epsilon"].notna().any():
-        table.notes.append(PRIVATE_SELECTION)
-    table.notes += [COMPOSITION, TUNING]
+        table.notes += notes("privacy_with_selection")
+    table.notes += notes("privacy_of_several_runs")
     if (private["privacy.noise_key"] == "published").any():
-        table.notes.append(PUBLISHED_KEY)
+        table.notes += notes("privacy_with_published_key")
     return table
 
 
@@ -223,7 +179,7 @@ def _ratio(over: float, under: float) -> float:
 
 def _scoring(runs: pandas.DataFrame) -> list[str]:
     """Metric, split, number of examples and selection rule of each task; by method if these differ."""
-    notes = []
+    sentences = []
     scored = runs[runs["score"].notna()].fillna({"metrics.split": "unknown", "metrics.selection": "unknown"})
     ways = ["metric", "metrics.split", "metrics.examples", "metrics.selection"]
     for (task, model), rows in scored.groupby(["task", "model"], sort=False):
@@ -231,8 +187,8 @@ def _scoring(runs: pandas.DataFrame) -> list[str]:
         for (metric, split, examples, selection), some in rows.groupby(ways, sort=False, dropna=False):
             count = "an unknown number of" if pandas.isna(examples) else f"{examples:.0f}"
             methods = f" ({', '.join(dict.fromkeys(some['title']))})" if several else ""
-            notes.append(
+            sentences.append(
                 f"{task}, {model}: {metric} on {count} examples of split {split}; "
                 f"reported: {selection}{methods}."
             )
-    return notes
+    return sentences
