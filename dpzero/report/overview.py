@@ -408,7 +408,7 @@ def join(values: Iterable[Any]) -> str:
     return ", ".join(f"{value:,}" if value >= 1000 else str(value) for value in sorted(distinct))
 
 
-FILTERS = {
+FILTERS: dict[str, Any] = {
     "markdown": markdown,
     "number": number,
     "join_values": join,

@@ -53,7 +53,7 @@ def statement(runs: pandas.DataFrame, sweep: str) -> str:
     without_choice = [run for run in released if "privacy.choice.epsilon" not in run]
     recorded = provenance.with_record(runs[runs["private"]])
     notes = [*provenance.warnings(runs[runs["private"]]), f"Provenance: {provenance.line(recorded, sweep)}."]
-    values = {
+    values: dict[str, Any] = {
         "sweep": sweep,
         "opening": _opening(private, released),
         "released": released,
@@ -68,9 +68,9 @@ def statement(runs: pandas.DataFrame, sweep: str) -> str:
         "without_noise": _without_noise(runs),
         "notes": notes if len(recorded) else [],
     }
-    functions = {"wrapped": _wrapped, "bullet": _bullet}
-    functions |= {"by_key": partial(_by_key, released), "shared": partial(_shared, released)}
-    return render("statement", values | functions).rstrip("\n") + "\n"
+    values |= {"wrapped": _wrapped, "bullet": _bullet}
+    values |= {"by_key": partial(_by_key, released), "shared": partial(_shared, released)}
+    return render("statement", values).rstrip("\n") + "\n"
 
 
 def _known(row: dict[str, Any]) -> Run:
@@ -277,7 +277,7 @@ def _text(value: Any) -> str:
 
 
 def _wrapped(text: str, first: str = "", indent: str = "") -> str:
-    whole = {"break_long_words": False, "break_on_hyphens": False}
+    whole: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
     text = " ".join(text.split())
     return textwrap.fill(text, WIDTH, initial_indent=first, subsequent_indent=indent, **whole)
 
