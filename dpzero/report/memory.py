@@ -207,27 +207,26 @@ def _draw(axis: Axes, runs: pandas.DataFrame, key: str) -> None:
     for method, some in runs.groupby("method", sort=False):
         x, y = along(some, key)
         look = LOOKS.get(method, style.look(method))
-        axis.plot(x, y / GIB, color=look.colour, linestyle=look.line, marker=look.marker, mfc="white")
+        axis.plot(x, y / GIB, **_strokes(method))
         if key != "parameters":
             continue
         for row in some[some["settings.measure"].eq(True)].to_dict("records"):
-            place = [row["memory.parameters"]]
+            place = row["memory.parameters"]
+            predicted, measured = (row[f"memory.{how}_peak_bytes"] / GIB for how in ("predicted", "measured"))
             if row["status"] == "oom":
-                axis.plot(
-                    place, [row["memory.predicted_peak_bytes"] / GIB], "x", color=look.colour, markersize=7
-                )
+                axis.plot(place, predicted, "x", color=look.colour, markersize=7)
             elif row["task"] == "8x512":
-                axis.plot(
-                    place, [row["memory.measured_peak_bytes"] / GIB], look.marker, color=look.colour, zorder=4
-                )
+                axis.plot(place, measured, look.marker, color=look.colour, zorder=4)
+
+
+def _strokes(method: str) -> dict[str, Any]:
+    look = LOOKS.get(method, style.look(method))
+    return {"color": look.colour, "linestyle": look.line, "marker": look.marker, "markerfacecolor": "white"}
 
 
 def _legend(figure: Figure, runs: pandas.DataFrame, measured: bool = True) -> None:
-    handles = []
-    for run in runs.sort_values("place").drop_duplicates("method").to_dict("records"):
-        look = LOOKS.get(run["method"], style.look(run["method"]))
-        strokes = {"color": look.colour, "linestyle": look.line, "marker": look.marker, "mfc": "white"}
-        handles.append(Line2D([], [], label=run["title"], **strokes))
+    methods = runs.sort_values("place").drop_duplicates("method").to_dict("records")
+    handles = [Line2D([], [], label=run["title"], **_strokes(run["method"])) for run in methods]
     if measured:
         filled = {"color": style.BLACK, "marker": "o", "linestyle": ""}
         handles.append(Line2D([], [], label="filled: measured (CPU)", **filled))
