@@ -101,8 +101,8 @@ def test_a_record_that_cannot_be_written_leaves_the_old_one(tmp_path):
 def test_whoever_reads_while_the_writer_is_killed_reads_a_whole_record(tmp_path):
     path = tmp_path / "a.json"
     writer = (
-        "import sys, itertools; from pathlib import Path; from dpzero.run import record\n"
-        "for n in itertools.count(): record.write(Path(sys.argv[1]), {'n': n, 'again': [n] * 20_000})"
+        "import sys, itertools; from pathlib import Path; from dpzero.run import record_file\n"
+        "for n in itertools.count(): record_file.write(Path(sys.argv[1]), {'n': n, 'again': [n] * 20_000})"
     )
     process = subprocess.Popen([sys.executable, "-c", writer, str(path)])
     deadline = time.monotonic() + 60
