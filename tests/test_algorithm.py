@@ -48,7 +48,7 @@ def budget(noise_scale: float, steps=20, seed=0, unit="example", **change) -> Bu
     )
 
 
-def rehearsal(noise_scale: float, unit="example") -> StandInBudget:
+def stand_in_budget(noise_scale: float, unit="example") -> StandInBudget:
     """For batches of the test's own."""
     return StandInBudget(budget(1.0).setting, noise_scale, unit=unit)
 
@@ -178,7 +178,7 @@ def test_one_example_moves_the_release_by_the_bound_at_most():
         return loss
 
     batch, clip = np.array([1, 3, 8, 20]), 0.4
-    without = optimizer(dpzero.DPZero, rehearsal(2.0), linear(), clip=clip).step(batch[batch != 3])
+    without = optimizer(dpzero.DPZero, stand_in_budget(2.0), linear(), clip=clip).step(batch[batch != 3])
     inf, nan = float("inf"), float("nan")
     for pair in [
         (0.0, 0.0),
@@ -190,9 +190,9 @@ def test_one_example_moves_the_release_by_the_bound_at_most():
         (inf, inf),
         (nan, 1.0),
     ]:
-        released = optimizer(dpzero.DPZero, rehearsal(2.0), linear(), loss=hostile(*pair), clip=clip).step(
-            batch
-        )
+        released = optimizer(
+            dpzero.DPZero, stand_in_budget(2.0), linear(), loss=hostile(*pair), clip=clip
+        ).step(batch)
         assert abs(released - without) <= clip / BATCH_SIZE * (1 + 1e-12)
 
 
@@ -217,7 +217,7 @@ def test_the_mean_of_a_users_examples_is_clipped_not_each_of_them(kind):
     unit = abs(direction()) * (
         2 * SMOOTHING if kind is DPZO else 1
     )  # what a slope of 1 is to this method's clip
-    me = optimizer(kind, rehearsal(0.0, unit="user"), Scalar(), loss=slopes, clip=unit)
+    me = optimizer(kind, stand_in_budget(0.0, unit="user"), Scalar(), loss=slopes, clip=unit)
     assert me.step(values, whose) == pytest.approx((1 + 0 + 0.25) * direction() / BATCH_SIZE, rel=1e-4)
 
 
@@ -230,7 +230,7 @@ def test_one_user_moves_the_release_by_the_bound_at_most_however_many_examples_h
     def released(mine: list[float]) -> float:
         batch = np.concatenate([others, mine])
         whose = np.array([0, 0, 1] + [2] * len(mine))
-        return optimizer(kind, rehearsal(2.0, unit="user"), Scalar(), loss=slopes, clip=clip).step(
+        return optimizer(kind, stand_in_budget(2.0, unit="user"), Scalar(), loss=slopes, clip=clip).step(
             batch, whose
         )
 

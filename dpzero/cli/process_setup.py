@@ -36,9 +36,8 @@ def use_threads(threads: int) -> None:
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     count = threads or max(1, len(os.sched_getaffinity(0)) // ranks)
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(count)
-    os.environ.setdefault(
-        "OMP_WAIT_POLICY", "PASSIVE"
-    )  # runs on the same cores must not spin against each other
+    # runs on the same cores must not spin against each other
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def log(line: str) -> None:

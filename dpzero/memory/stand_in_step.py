@@ -98,7 +98,7 @@ class ZeroNoise(Noise):
         return np.zeros(count)
 
 
-class NoiselessRehearsal(StandInBudget):
+class NoiselessStandInBudget(StandInBudget):
     """Draws no noise, whose memory is one chunk at a time: it takes the first chunk of each tensor only."""
 
     def __init__(self, setting: Setting, noise_scale: float) -> None:
@@ -125,9 +125,9 @@ def build_method(
     model: random_models.Answering,
     loss: losses.CrossEntropy,
     batch_size: int,
-    rehearsal: type[StandInBudget] = StandInBudget,
+    budget_class: type[StandInBudget] = StandInBudget,
 ) -> Any:
-    """The method of a variant on a model; `rehearsal` is the class of a private method's stand-in budget.
+    """The method of a variant on a model; `budget_class` is the class of a private method's stand-in budget.
 
     Raises:
         ValueError: the method refuses the model.
@@ -138,7 +138,7 @@ def build_method(
     size: int | StandInBudget = batch_size
     if method_card.private:
         setting = Setting("gaussian", "poisson", "add_remove", 1000 * batch_size, batch_size, 1000, 1e-9)
-        size = rehearsal(setting, 1.0)
+        size = budget_class(setting, 1.0)
     return method_card.load()(model, loss, size, seed=0, **method.settings)
 
 
@@ -152,7 +152,7 @@ class Loaded:
         self.loss = PhaseLoss(workload.token_budget or size * length, workload.compute)
         self.method: Any = None
         if self.variant.method != "zero_shot":
-            self.method = build_method(self.variant, model, self.loss, size, NoiselessRehearsal)
+            self.method = build_method(self.variant, model, self.loss, size, NoiselessStandInBudget)
         for group in self.method.optimizer.param_groups if self.rest == "backward" else ():
             group[self.variant.implementation] = True
         self._watch()

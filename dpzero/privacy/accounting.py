@@ -216,9 +216,8 @@ class Setting:
             "replace_one": NeighboringRelation.REPLACE_ONE,
         }[self.adjacency]
         verbosity = logging.get_verbosity()
-        logging.set_verbosity(
-            logging.ERROR
-        )  # it warns of each order that it leaves out, which only loosens the bound
+        # it warns of each order that it leaves out, which only loosens the bound
+        logging.set_verbosity(logging.ERROR)
         try:
             return float(RdpAccountant(neighboring_relation=relation).compose(event).get_epsilon(self.delta))
         finally:

@@ -30,8 +30,7 @@ def describe_transcript(path: Path, release: bool, weights: list | None) -> dict
     Args:
         path: the transcript in the checkpoint.
         weights: tensors that a replay must give again. There are none after running out of memory in the
-            middle of a step, and what
-            diverged is no model.
+            middle of a step, and what diverged is no model.
     """
     try:
         header, scalars = transcript.read(path)

@@ -144,7 +144,7 @@ class Setup:
         except ValueError as error:
             raise UsageError(f"{self.name}: {error}") from error
 
-    def rehearsal(self) -> StandInBudget | None:
+    def stand_in_budget(self) -> StandInBudget | None:
         """A budget for steps on stand-in examples."""
         if not self.card.private:
             return None

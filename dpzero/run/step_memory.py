@@ -52,7 +52,7 @@ def _measure(setup: Setup) -> dict:
             setup.loss(model, batch)
 
     def two_steps() -> None:  # the first makes the optimizer's state, which the second has in memory
-        method = setup.method(model, setup.rehearsal())
+        method = setup.method(model, setup.stand_in_budget())
         method.step(inputs)
         method.step(inputs)
 

@@ -176,7 +176,7 @@ def _train(head: nn.Linear, pool: Pool, method: Method, seed: int) -> None:
     setting, key, method_card = pool.setting, RunKey.published(seed), card(method.use or "")
     budget: StandInBudget | int = setting.batch_size
     sampler = SAMPLERS[setting.sampling](setting.dataset_size, setting.batch_size, key.stream("sampling"))
-    if method_card.private:  # a rehearsal takes the members among the texts that were drawn
+    if method_card.private:  # a stand-in budget takes the members among the texts that were drawn
         budget = StandInBudget(setting, method.noise_scale or 0.0, key)
         sampler = budget.sampler
     loss, members = FeatureLoss(pool.features, pool.labels), draw_members(setting.dataset_size, seed)

@@ -68,7 +68,7 @@ def budget(noise_scale=1.0, key=None, ledger=None, arithmetic=None, **change) ->
     return Budget(replace(SETTING, **change), noise_scale, key or RunKey.published(0), ledger, **how)
 
 
-def rehearsal(noise_scale=1.0, key=None, **how) -> StandInBudget:
+def stand_in_budget(noise_scale=1.0, key=None, **how) -> StandInBudget:
     """For batches of the test's own."""
     return StandInBudget(SETTING, noise_scale, key, **how)
 
@@ -115,7 +115,7 @@ class Watched(Watching, Budget):
     pass
 
 
-class WatchedRehearsal(Watching, StandInBudget):
+class WatchedStandInBudget(Watching, StandInBudget):
     pass
 
 
@@ -161,7 +161,7 @@ def scalars(me, steps: int) -> np.ndarray:
 
 
 def transcript(key: RunKey, steps=2000) -> np.ndarray:
-    return scalars(make(DPZero, rehearsal(key=key), seed=0), steps)
+    return scalars(make(DPZero, stand_in_budget(key=key), seed=0), steps)
 
 
 def test_p01_our_noise_is_known_to_nobody_without_the_key():
@@ -208,7 +208,7 @@ def test_p02_the_direction_seed_moves_neither_batches_nor_noise(arithmetic):
 
 def test_p02_under_secret_keys_no_seed_tells_batches_or_noise():
     first, second = (list(budget(key=RunKey.secret()).batches()) for _ in range(2))
-    one, two = (make(DPZero, rehearsal(key=RunKey.secret()), seed=0) for _ in range(2))
+    one, two = (make(DPZero, stand_in_budget(key=RunKey.secret()), seed=0) for _ in range(2))
     assert any(not np.array_equal(a, b) for a, b in zip(first, second, strict=True))  # equal by chance: 1e-80
     assert all(one.step(batch) != two.step(batch) for batch in first)
 
@@ -216,7 +216,7 @@ def test_p02_under_secret_keys_no_seed_tells_batches_or_noise():
 def test_p02_noise_and_directions_are_unrelated():
     noise = transcript(RunKey.published(0))
     z = torch.zeros(len(noise), 4)
-    law = make(DPZero, rehearsal(), seed=0).law
+    law = make(DPZero, stand_in_budget(), seed=0).law
     for step in range(len(noise)):
         law.add_([z[step]], step, 1.0)
     for element in z.T.numpy():  # six standard deviations: 2e-9 by chance
@@ -274,7 +274,7 @@ def test_p04_a_saturated_batch_moves_by_its_size_over_the_expected_size(kind, co
     """Dividing by the size that was drawn would give the bound for every size, and one example as much
     weight as many.
     """
-    me = make(kind, rehearsal(0.0), loss=Loss(slope=1e6))
+    me = make(kind, stand_in_budget(0.0), loss=Loss(slope=1e6))
     moved = released_mean(me, np.full(count, 3))  # one example many times: all pull the same way
     assert np.linalg.norm(moved) == pytest.approx(count / BATCH_SIZE, rel=1e-4, abs=1e-6)
 
@@ -282,7 +282,7 @@ def test_p04_a_saturated_batch_moves_by_its_size_over_the_expected_size(kind, co
 @every_method
 @pytest.mark.parametrize("infinite", [math.inf, -math.inf])
 def test_p04_infinite_losses_weigh_no_more(kind, infinite):
-    moved = released_mean(make(kind, rehearsal(0.0), loss=Loss(slope=infinite)), np.arange(4))
+    moved = released_mean(make(kind, stand_in_budget(0.0), loss=Loss(slope=infinite)), np.arange(4))
     assert np.linalg.norm(moved) <= 4 / BATCH_SIZE * (1 + 1e-6)
 
 
@@ -296,7 +296,7 @@ def test_p05_there_is_no_short_last_batch(how):
     noise for 8.
     """
     share = budget(0.0, steps=200, **how)
-    me = make(DPZero, rehearsal(0.0), loss=Loss(slope=1e12))
+    me = make(DPZero, stand_in_budget(0.0), loss=Loss(slope=1e12))
     sizes = []
     for batch in share.batches():
         sizes.append(len(batch))
@@ -310,7 +310,7 @@ def test_p05_there_is_no_short_last_batch(how):
 @every_method
 def test_p06_the_noise_of_a_mean_is_scale_times_clip_over_the_expected_batch_size(kind):
     """Through each method's own divisions; a factor of 1.2 either way is told apart."""
-    me = make(kind, rehearsal(3.0), linear(40, 74, 1))
+    me = make(kind, stand_in_budget(3.0), linear(40, 74, 1))
     if kind is DPSGD:
         mean = released_mean(me, NOBODY)
     else:
@@ -343,7 +343,7 @@ def test_p07_an_empty_batch_releases_noise_and_counts_first_and_midway(kind):
     """The model is not asked (the loss would fail), and what is released is the noise of that step to the
     last digit.
     """
-    share, twin = rehearsal(), rehearsal()
+    share, twin = stand_in_budget(), stand_in_budget()
     me = make(kind, share)
     for step, count in enumerate([0, 5, 0, 3, 0]):
         moved = released_mean(me, np.arange(count))
@@ -389,7 +389,7 @@ def off_the_grid(present: bool, arithmetic: str) -> tuple[int, int]:
 
     -> (releases that are no such multiple, releases below 1/4), of a sum that is 1 (the bound) or empty.
     """
-    share = rehearsal(noise_arithmetic=arithmetic)
+    share = stand_in_budget(noise_arithmetic=arithmetic)
     values = torch.ones(int(present), dtype=torch.float64)
     small = [y for _ in range(4000) if abs(y := share.release(values, 1.0)) < 0.25]
     return sum(not (y * 2**53).is_integer() for y in small), len(small)
@@ -500,7 +500,7 @@ def test_p15_the_ledger_is_the_same_whatever_the_data_are(tmp_path):
     """It tells neither batch sizes nor losses: the same bytes for any batch."""
     texts = []
     for name, count, slope in (("a", 0, 1.0), ("b", 9, 1e6), ("c", 3, math.nan)):
-        me = make(DPZero, rehearsal(ledger=tmp_path / name), loss=Loss(slope))
+        me = make(DPZero, stand_in_budget(ledger=tmp_path / name), loss=Loss(slope))
         for _ in range(3):
             me.step(np.arange(count))
         texts.append((tmp_path / name).read_bytes())
@@ -555,7 +555,7 @@ def test_p19_a_frozen_parameter_changes_nothing():
             rotation = nn.Linear(5, 5, bias=False).requires_grad_(False)
             nn.init.eye_(rotation.weight)
             model = nn.Sequential(rotation, model)
-        me = make(DPSGD, rehearsal(), model, Loss(100.0))
+        me = make(DPSGD, stand_in_budget(), model, Loss(100.0))
         me.step(np.arange(6))
         ends.append(torch.cat([p.detach().flatten() for p in me.parameters]))
     assert torch.allclose(*ends, atol=1e-6)
@@ -582,7 +582,7 @@ def test_p20_the_gradient_of_a_tied_embedding_is_that_of_both_uses(clip):
     for i in range(9):
         (gradient,) = torch.autograd.grad(loss(model, np.array([i])).sum(), [model.head.weight])
         expected += gradient.flatten() * min(1, clip / gradient.norm().item())
-    make(DPSGD, rehearsal(0.0), model, loss, clip=clip, learning_rate=1.0).step(np.arange(9))
+    make(DPSGD, stand_in_budget(0.0), model, loss, clip=clip, learning_rate=1.0).step(np.arange(9))
     assert torch.allclose((start - weights(model)) * BATCH_SIZE, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -601,7 +601,7 @@ class Positions(nn.Module):
 
 
 def test_p21_a_gradient_that_is_not_per_example_is_refused():
-    share = rehearsal()
+    share = stand_in_budget()
     with pytest.raises(RuntimeError, match="has 1 rows for 6 examples"):
         make(DPSGD, share, Positions()).step(np.arange(6))
     assert len(share.ledger) == 0
@@ -627,7 +627,7 @@ def test_p22_a_layer_that_normalises_over_the_batch_is_refused(kind, statistics)
 @pytest.mark.parametrize("kind", [DPZero, DPZO])
 def test_p22_with_fixed_statistics_it_is_a_layer_like_any_other(kind):
     model = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
-    make(kind, rehearsal(), model.eval()).step(np.arange(6))
+    make(kind, stand_in_budget(), model.eval()).step(np.arange(6))
     model[1].track_running_stats = False  # then evaluation mode does not help
     with pytest.raises(ValueError, match="layer 1 normalises over the batch"):
         make(kind, budget(), model)
@@ -685,7 +685,7 @@ def test_p24_a_smaller_one_passes_and_stands_in_the_statement(delta):
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_p28_one_bound_and_one_scale_over_all_layers_whatever_the_optimizer(optimizer):
     """Clipped layer by layer one example would weigh the root of three times the bound."""
-    share = WatchedRehearsal(SETTING, 2.0)
+    share = WatchedStandInBudget(SETTING, 2.0)
     me = make(DPSGD, share, linear(5, 40, 40, 1), Loss(1e6), optimizer=optimizer)
     me.step(np.array([3]))
     (clipped, bound, noisy) = share.seen[0]
