@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 
 __version__ = "0.1.0"
-__all__ = ["Budget", "DPZero", "calibrate_noise", "replay", "spent_epsilon"]
+__all__ = ["Budget", "DPZero", "calibrate_noise", "losses", "replay", "spent_epsilon"]
 
 _HOMES = {
     "DPZero": "dpzero.algorithm",
@@ -18,6 +18,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> object:
     """Loaded on first use: planning a sweep imports this package and must not pay for torch."""
+    if name == "losses":
+        return importlib.import_module("dpzero.losses")
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'dpzero' has no attribute {name!r}")

@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "dpzero.report": set(),
     "dpzero.private_two_point": {"dpzero.zeroth_order", "dpzero.privacy"},
     "dpzero.algorithm": {"dpzero.private_two_point"},
+    "dpzero.losses": {"dpzero.zeroth_order"},
     "baselines": LIBRARY,
     "dpzero.plan": {"dpzero.privacy", "dpzero.language", "dpzero.algorithm"},  # loads methods by their names
     "dpzero.memory": {*LIBRARY, "dpzero.plan"},
