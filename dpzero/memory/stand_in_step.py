@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from ..language.models import losses, model_catalogue, random_models, tuning
+from ..language.models import losses, model_catalogue, random_models, text_classifier
 from ..language.models.batch_invariance import Cut, batch_shapes
 from ..language.models.encoding import Examples
 from ..plan.method_variants import Variant, variant
@@ -73,8 +73,8 @@ class Workload:
             raise UsageError(
                 f"compute {self.compute} is for float32 weights: leave it out with dtype {self.dtype}"
             )
-        if self.tune and self.tune not in tuning.TUNES:
-            raise UsageError(f"tune is {self.tune!r}: give one of {', '.join(tuning.TUNES)}")
+        if self.tune and self.tune not in text_classifier.TUNES:
+            raise UsageError(f"tune is {self.tune!r}: give one of {', '.join(text_classifier.TUNES)}")
         variant(self.method)
         longest = model_catalogue.positions(random_models.config_of(self.model))
         if self.sequence_length > longest:
@@ -113,7 +113,7 @@ def build_model(workload: Workload, device: str) -> random_models.Answering:
     """Random float32 weights, with `requires_grad` and activation checkpointing as the workload says."""
     model = random_models.build(workload.model, device=device)
     if workload.trained != "full":
-        tuning.select(model, workload.trained)
+        text_classifier.select_trainable(model, workload.trained)
         model.freeze_vocabulary()
     if variant(workload.method).checkpointing:
         _checkpoint_activations(model)

@@ -25,8 +25,8 @@ def stand_ins(like: Any, model: Any, length: int) -> Any:
     import numpy as np
 
     from ..language.models.batch_invariance import stand_in_ids
+    from ..language.models.caches import Features
     from ..language.models.encoding import Continuations, Examples
-    from ..language.models.feature_cache import Features
 
     if isinstance(like, Features):
         values = np.random.default_rng(0).normal(size=(STAND_INS, like.values.shape[1]))

@@ -11,7 +11,7 @@ import torch
 
 from ..errors import UsageError
 from ..language.data import assets, tasks
-from ..language.models import encoding, feature_cache, losses, text_classifier
+from ..language.models import caches, encoding, losses, text_classifier
 from ..plan.cell import check_files, draw_of, run_id
 from ..plan.registry import Card, card
 from ..plan.settings import RUN_SETTINGS
@@ -104,7 +104,7 @@ class Setup:
 
     def examples_for(self, model: Any) -> Mapping[str, Any]:
         """The examples as steps read them: cached features if the head alone is trained."""
-        if not feature_cache.applies(model, self.settings):
+        if not caches.trains_on_features(model, self.settings):
             return self.examples
         examples, split = dict(self.examples), self.settings["split"]
         if split != "dev":
@@ -113,7 +113,7 @@ class Setup:
         for part in dict.fromkeys(("train", "dev", split)):
             texts = examples[part]
             self.say(f"the features of {len(texts)} {part} texts, made once")
-            examples[part] = feature_cache.read(self.cell["model"], model, texts)
+            examples[part] = caches.read_features(self.cell["model"], model, texts)
         return examples
 
     def curve_examples(self, examples: Mapping[str, Any]) -> Sized:

@@ -15,7 +15,7 @@ import torch
 
 from ..files import write_whole
 from ..language.data import assets
-from ..language.models import feature_cache
+from ..language.models import caches
 from ..memory import trackers
 from .provenance import provenance
 from .setup import Setup
@@ -44,8 +44,8 @@ def _measure(setup: Setup) -> dict:
     size, length = setup.settings["batch_size"], setup.settings["max_length"]
     model: Any = setup.model()
     batch = setup.loss.stand_in(size, length)
-    from_features = feature_cache.applies(model, setup.settings)
-    inputs: Any = feature_cache.stand_in(model, size) if from_features else batch
+    from_features = caches.trains_on_features(model, setup.settings)
+    inputs: Any = caches.stand_in_features(model, size) if from_features else batch
 
     def forward() -> None:
         with torch.no_grad():

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from ..language.data import tasks
-from ..language.models import encoding, feature_cache, losses, random_models, text_classifier
+from ..language.models import caches, encoding, losses, random_models, text_classifier
 from ..language.models.batch_invariance import Cut, batch_shapes
 from ..plan.registry import card
 from ..zeroth_order.leave_one_out import others_move
@@ -63,7 +63,7 @@ def load(name: str) -> tuple[nn.Module, Any]:
     model: Any
     if name == HEAD:
         model, texts = text_classifier.load("minilm", r8, "head"), encoding.encode(r8, "minilm", 24)["train"]
-        return model, feature_cache.read("minilm", model, texts[np.arange(1000)])
+        return model, caches.read_features("minilm", model, texts[np.arange(1000)])
     if name == "minilm":
         return text_classifier.load(name, r8, "bias"), encoding.encode(r8, name, 24)["train"]
     if name == "smollm2-135m":

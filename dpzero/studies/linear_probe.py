@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..language.data import datasets, tasks
-from ..language.models import encoding, feature_cache, text_classifier, tokenizers
+from ..language.models import caches, encoding, text_classifier
 
 LENGTH, FOLDS = 256, 5
 DECAYS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -51,10 +51,10 @@ def _features(model_name: str, splits: Rows) -> dict[str, dict[str, NDArray]]:
     task = tasks.load("rte")
     model = text_classifier.load(model_name, task, "head", 0)
     encode_pair = encoding.row_encoder(task, model_name, LENGTH)
-    encode = tokenizers.tokenizer(model_name, LENGTH)
+    encode = encoding.tokenizer(model_name, LENGTH)
 
     def vectors(texts: list[list[int]]) -> NDArray:
-        return feature_cache.features(model, encoding.Examples.from_token_ids(texts, [0] * len(texts)))
+        return caches.features(model, encoding.Examples.from_token_ids(texts, [0] * len(texts)))
 
     kinds = {
         "both sentences as one text": {s: vectors([*map(encode_pair, rows)]) for s, rows in splits.items()}

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from ..errors import UsageError
 from ..language.data import assets, tasks
 from ..language.models import encoding, model_catalogue, text_classifier
-from ..language.models.feature_cache import features
+from ..language.models.caches import features
 from ..plan.registry import card
 from ..privacy import RunKey, Setting, StandInBudget
 from ..privacy.sampling import SAMPLERS

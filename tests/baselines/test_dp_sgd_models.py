@@ -12,8 +12,8 @@ from baselines._per_sample_gradients import watching
 from baselines.dp_sgd import DPSGD
 from dpzero.language.models import encoding, losses, random_models, text_classifier
 from dpzero.language.models.encoding import Continuations
-from dpzero.language.models.heads import MaskedTransform, label_head
 from dpzero.language.models.losses import ContinuationLoss
+from dpzero.language.models.text_classifier import MaskedTransform, label_head
 from tests.baselines.brute_force import BATCH_SIZE, budget, check_step
 
 both_ways = pytest.mark.parametrize("clipping", ["hooks", "ghost"])

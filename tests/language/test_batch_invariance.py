@@ -14,7 +14,7 @@ from baselines.mezo import MeZO
 from dpzero.language.data import tasks
 from dpzero.language.models import (
     batch_invariance,
-    feature_cache,
+    caches,
     model_catalogue,
     random_models,
     text_classifier,
@@ -100,7 +100,7 @@ def test_features_of_one_example_move_no_other(monkeypatch):
     model = model_of("tiny-encoder", monkeypatch)
     model.backbone.requires_grad_(False)
     random = np.random.default_rng(0)
-    made = feature_cache.Features(random.normal(size=(50, 32)).astype(np.float32), random.integers(0, 2, 50))
+    made = caches.Features(random.normal(size=(50, 32)).astype(np.float32), random.integers(0, 2, 50))
     assert moved(CrossEntropy(2048), model, made) == 0
 
 
@@ -194,7 +194,7 @@ def test_what_was_found_in_other_circumstances_is_tried_anew():
 
 def test_the_head_alone_takes_one_pass_where_a_second_costs_more_than_the_rows():
     head, model = (
-        feature_cache.Features(np.zeros((70, 4), np.float32), np.zeros(70, np.int64)),
+        caches.Features(np.zeros((70, 4), np.float32), np.zeros(70, np.int64)),
         nn.Linear(4, 2),
     )
     model.forward = lambda values, mask: values

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dpzero.errors import UsageError
 from dpzero.language.data import tasks
-from dpzero.language.models import encoding, tokenizers
+from dpzero.language.models import encoding
 from dpzero.language.models.encoding import Examples
 
 SEQUENCES = st.lists(st.lists(st.integers(1, 30_000), min_size=1, max_size=20), min_size=1, max_size=15)
@@ -82,13 +82,13 @@ def test_every_row_is_there_in_its_order_and_fits(model, max_length):
 def test_an_encoder_reads_the_text_alone():
     row = tasks.load("toy").splits["dev"][3]
     read = encoding.encode(tasks.load("toy"), "tiny-encoder", 64)["dev"].ids(3)
-    assert read.tolist() == tokenizers.tokenizer("tiny-encoder", 64)(row.text)
+    assert read.tolist() == encoding.tokenizer("tiny-encoder", 64)(row.text)
 
 
 def test_tokens_are_made_once(cache, monkeypatch):
     first = encoding.encode(tasks.load("toy"), "tiny-encoder", 16)
     assert len(list((cache / "tokens").iterdir())) == 1
-    monkeypatch.setattr(tokenizers, "tokenizer", lambda *_: pytest.fail("tokenized again"))
+    monkeypatch.setattr(encoding, "tokenizer", lambda *_: pytest.fail("tokenized again"))
     again = encoding.encode(tasks.load("toy"), "tiny-encoder", 16)
     for split in first:
         assert all(
@@ -136,11 +136,11 @@ def test_a_killed_tokenization_is_done_again(monkeypatch):
 
 @pytest.mark.parametrize("max_length", [7, 9, 12, 64])
 def test_a_prompt_that_is_too_long_loses_text_and_never_the_question(max_length):
-    question = tokenizers.tokenizer("tiny-causal", 64)("The topic of this sentence is")[1:]
+    question = encoding.tokenizer("tiny-causal", 64)("The topic of this sentence is")[1:]
     toy = tasks.load("toy")
     for name, split in encoding.encode(tasks.load("toy"), "tiny-causal", max_length).items():
         for i, row in enumerate(toy.splits[name]):
-            text = tokenizers.tokenizer("tiny-causal", 1000)(row.text)
+            text = encoding.tokenizer("tiny-causal", 1000)(row.text)
             kept = max_length - len(question)
             assert split.ids(i).tolist() == text[:kept] + question
 
@@ -175,7 +175,7 @@ def test_a_real_tokenizer_keeps_the_question(cached, monkeypatch):
 
     real = AutoTokenizer.from_pretrained(cached("smollm2"))
     movies = tasks.load("movies")
-    tokenize = tokenizers.tokenizer("smollm2-135m", encoding.UNLIMITED)
+    tokenize = encoding.tokenizer("smollm2-135m", encoding.UNLIMITED)
     for row in movies.splits["dev"][:100]:
         ids = encoding._encode_prompt(movies, row.text, tokenize, 24)
         text = real.decode(ids)
@@ -186,6 +186,6 @@ def test_a_real_tokenizer_keeps_the_question(cached, monkeypatch):
 def test_a_real_encoder_keeps_its_marks(cached, monkeypatch):
     monkeypatch.delenv("DPZERO_CACHE")
     cached("minilm")
-    tokenize = tokenizers.tokenizer("minilm", 8)
+    tokenize = encoding.tokenizer("minilm", 8)
     short, long = tokenize("oil"), tokenize("crude oil prices rose again on Monday, traders said")
     assert (short[0], short[-1]) == (long[0], long[-1]) == (101, 102) and len(short) == 3 and len(long) == 8

@@ -8,9 +8,9 @@ import torch
 from baselines.fine_tuning import FineTuning
 from baselines.mezo import MeZO
 from dpzero.language.data import tasks
-from dpzero.language.models import encoding, text_classifier, tokenizers
-from dpzero.language.models.heads import TiedHead
+from dpzero.language.models import encoding, text_classifier
 from dpzero.language.models.losses import CrossEntropy
+from dpzero.language.models.text_classifier import TiedHead
 from dpzero.memory import trackers
 from dpzero.zeroth_order.directions import LAWS, Move
 
@@ -20,7 +20,7 @@ MASK = 2
 @pytest.fixture(scope="module")
 def batch() -> encoding.Examples:
     """Each text has a mask; some hold label words, one twice."""
-    words = tokenizers.answer_tokens("tiny-masked", tasks.load("trec"))
+    words = encoding.answer_tokens("tiny-masked", tasks.load("trec"))
     texts = [[1, MASK, 40, 1], [1, words[2], 50, words[2], MASK, 1], [1, MASK, words[0], 1], [1, 60, MASK]]
     return encoding.Examples.from_token_ids(texts, [0, 2, 4, 5])
 
@@ -59,7 +59,7 @@ def test_a_model_that_is_not_tied_has_a_head_of_its_own():
 
 def test_a_step_moves_a_word_where_it_is_read_and_where_it_is_scored(batch):
     """A text without the word moves the word's row through the scores; the same row is its input embedding."""
-    model, word = make(), tokenizers.answer_tokens("tiny-masked", tasks.load("trec"))[0]
+    model, word = make(), encoding.answer_tokens("tiny-masked", tasks.load("trec"))[0]
     start = table(model).detach()[word].clone()
     FineTuning(model, CrossEntropy(2048), 1, learning_rate=0.1, optimizer="sgd").step(batch[[0]])
     assert not torch.equal(table(model).detach()[word], start)

@@ -13,10 +13,9 @@ import torch
 from dpzero.errors import UsageError
 from dpzero.language.data import tasks
 from dpzero.language.data.datasets import Draw, Row
-from dpzero.language.models import encoding, generation, losses, text_classifier, tokenizers
-from dpzero.language.models.encoding import Continuations
+from dpzero.language.models import encoding, generation, losses, text_classifier
+from dpzero.language.models.encoding import Continuations, TokenizerInfo, tokenizer_info
 from dpzero.language.models.losses import ContinuationLoss
-from dpzero.language.models.tokenizers import TokenizerInfo, tokenizer_info
 
 ROUNDING = 3e-6
 ROWS = {
@@ -211,7 +210,7 @@ def test_demonstrations_stand_before_the_prompt_with_their_answers_and_a_blank_l
 
 def test_demonstrations_are_read_by_label_words_and_by_candidates_alike():
     toy, draw = tasks.load("toy", Draw(seed=3, demonstrations=2)), Draw(seed=3, demonstrations=2)
-    before = [1, *tokenizers.tokenizer("tiny-causal", 1000)(toy.demonstrations)[1:]]
+    before = [1, *encoding.tokenizer("tiny-causal", 1000)(toy.demonstrations)[1:]]
     found = encoding.encode(tasks.load("toy", draw), "tiny-causal", 200)["test"].ids(0)
     row = toy.splits["test"][0]
     assert found.tolist() == before + tokenizer_info("tiny-causal").encode(toy.prompt_for(row))

@@ -13,7 +13,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 from dpzero.language.data import tasks
-from dpzero.language.models import encoding, tokenizers
+from dpzero.language.models import encoding
 from dpzero.language.models.encoding import Continuations
 from tests.language.byte_level import byte_level_bpe
 
@@ -133,19 +133,19 @@ def asked(task: str) -> list[tuple[str, str]]:
         whole = [(read.candidates.ids(i), count) for i, count in enumerate(read.candidates.labels)]
         pairs, right = [(ids[:-count], ids[-count:]) for ids, count in whole], read.gold()[0]
     else:
-        words = tokenizers.answer_tokens("opt-125m", tasks.load(task))
+        words = encoding.answer_tokens("opt-125m", tasks.load(task))
         pairs, right = [(read.ids(0), [word]) for word in words], read.labels[0]
     pairs.insert(0, pairs.pop(right))
     return [(shown(prompt), shown(answer)) for prompt, answer in pairs]
 
 
 def test_the_stand_in_has_opts_habit():
-    assert tokenizers.tokenizer("opt-125m", 9)("fun")[0] == 2
+    assert encoding.tokenizer("opt-125m", 9)("fun")[0] == 2
 
 
 @pytest.mark.parametrize("name", OPT)
 def test_each_opt_begins_with_the_token_that_mezos_does(name):
-    assert tokenizers.tokenizer_info(name).first == (0,)
+    assert encoding.tokenizer_info(name).first == (0,)
 
 
 @pytest.mark.parametrize("task", CASES)

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel
 
 from dpzero.language.data import tasks
 from dpzero.language.data.datasets import Draw
-from dpzero.language.models import encoding, losses, prefix_cache, text_classifier
+from dpzero.language.models import caches, encoding, losses, text_classifier
 from dpzero.language.models.encoding import Examples
 
 ROUNDING = 1e-5
@@ -46,7 +46,7 @@ def test_scores_behind_a_shared_beginning_are_those_of_whole_texts(body):
     ids, mask, _ = texts.padded(torch.device("cpu"))
     with torch.no_grad():
         whole = model(ids, mask)
-        with prefix_cache.reuse(model, texts):
+        with caches.reuse_prefix(model, texts):
             assert torch.allclose(model(ids, mask), whole, atol=ROUNDING)
             one = texts[np.array([4])]  # alone, and again after others
             assert torch.allclose(model(*one.padded(torch.device("cpu"))[:2]), whole[4:], atol=ROUNDING)
@@ -72,7 +72,7 @@ def test_in_context_learning_is_scored_as_without_the_short_cut(task, monkeypatc
     )
     found = loss.evaluate(model, scored)
     in_all, read[:] = sum(read), []
-    monkeypatch.setattr(prefix_cache, "MIN_TOKENS", 10**9)
+    monkeypatch.setattr(caches, "MIN_TOKENS", 10**9)
     assert loss.evaluate(model, scored) == pytest.approx(found, abs=ROUNDING)
     watch.remove()
     assert in_all < sum(read) / 2
@@ -80,18 +80,16 @@ def test_in_context_learning_is_scored_as_without_the_short_cut(task, monkeypatc
 
 def test_a_beginning_ends_before_the_tokens_at_which_the_model_is_read():
     same = Examples.from_token_ids([[5, 6, 7, 8], [5, 6, 7, 8], [5, 6, 7, 8, 9]], [0, 0, 0])
-    assert prefix_cache.shared_prefix(same).tolist() == [5, 6, 7]
-    assert prefix_cache.shared_prefix(same, kept=3).tolist() == [5]
-    assert prefix_cache.shared_prefix(same, kept=9).tolist() == []
-    assert prefix_cache.shared_prefix(
-        Examples.from_token_ids([[1, 2, 3], [1, 4, 3, 3]], [0, 0])
-    ).tolist() == [1]
+    assert caches.shared_prefix(same).tolist() == [5, 6, 7]
+    assert caches.shared_prefix(same, kept=3).tolist() == [5]
+    assert caches.shared_prefix(same, kept=9).tolist() == []
+    assert caches.shared_prefix(Examples.from_token_ids([[1, 2, 3], [1, 4, 3, 3]], [0, 0])).tolist() == [1]
 
 
 def test_a_model_that_reads_in_both_directions_reads_whole_texts(monkeypatch):
-    monkeypatch.setattr(prefix_cache, "MIN_TOKENS", 8)
+    monkeypatch.setattr(caches, "MIN_TOKENS", 8)
     texts, task = texts_behind(20, (3, 5)), tasks.load("toy")
     for name, reads_whole in (("tiny-encoder", True), ("tiny-causal", False)):
         model = text_classifier.load(name, task, "full")
-        with prefix_cache.reuse(model, texts):
+        with caches.reuse_prefix(model, texts):
             assert bool(model.backbone._forward_pre_hooks) != reads_whole

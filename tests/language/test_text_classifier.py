@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from dpzero.errors import UsageError
 from dpzero.language.data import prompts, tasks
-from dpzero.language.models import model_catalogue, text_classifier, tokenizers
+from dpzero.language.models import encoding, model_catalogue, text_classifier
 from tests.language.byte_level import byte_level_bpe
 
 TINY = ["tiny-encoder", "tiny-causal"]
@@ -22,7 +22,7 @@ def toy() -> tasks.Task:
 
 
 def read(name: str, text: str) -> torch.Tensor:
-    return torch.tensor([tokenizers.tokenizer(name, 64)(text)])
+    return torch.tensor([encoding.tokenizer(name, 64)(text)])
 
 
 def same(one: text_classifier.Classifier, other: text_classifier.Classifier) -> bool:
@@ -88,7 +88,7 @@ def test_a_causal_model_starts_as_the_language_model_restricted_to_the_answers(t
     config = dict(model_catalogue.CATALOGUE.stanzas["tiny-causal"]["config"])
     whole = AutoModelForCausalLM.from_config(AutoConfig.for_model(config.pop("model_type"), **config)).eval()
     ids = read("tiny-causal", prompts.fill(toy.prompt, {"text": "We read a long story about the rain."}))
-    answers = [tokenizers.tokenizer("tiny-causal", 9)(answer)[1] for answer in toy.answers]
+    answers = [encoding.tokenizer("tiny-causal", 9)(answer)[1] for answer in toy.answers]
     with torch.no_grad():
         expected = whole(input_ids=ids).logits[:, -1, answers]
         torch.testing.assert_close(model(ids, torch.ones_like(ids)), expected, atol=1e-6, rtol=0)
@@ -136,7 +136,7 @@ def trec() -> tasks.Task:
 
 
 def prompted(text: str, mask_at: int = 1) -> torch.Tensor:
-    words = tokenizers.tokenizer("tiny-masked", 64)(text)
+    words = encoding.tokenizer("tiny-masked", 64)(text)
     return torch.tensor([[*words[:mask_at], 2, *words[mask_at:], 1]])
 
 
@@ -146,7 +146,7 @@ def test_a_masked_model_starts_as_its_own_output_layer_restricted_to_the_words(t
     config = dict(model_catalogue.CATALOGUE.stanzas["tiny-masked"]["config"])
     whole = AutoModelForMaskedLM.from_config(AutoConfig.for_model(config.pop("model_type"), **config)).eval()
     ids = prompted("What is a film ?")
-    words = [tokenizers.tokenizer("tiny-masked", 9)(word)[1] for word in trec.stanza["masked"]["words"]]
+    words = [encoding.tokenizer("tiny-masked", 9)(word)[1] for word in trec.stanza["masked"]["words"]]
     with torch.no_grad():
         expected = whole(input_ids=ids).logits[:, 1, words]
         torch.testing.assert_close(model(ids, torch.ones_like(ids)), expected, atol=1e-6, rtol=0)
@@ -217,8 +217,8 @@ def test_a_hub_that_does_not_answer_is_told_in_one_sentence(monkeypatch, trec):
 @pytest.mark.parametrize("name", TINY)
 def test_a_tokenizer_cuts_at_the_length(name):
     text = "one two three four five"
-    assert tokenizers.tokenizer(name, 3)(text) == tokenizers.tokenizer(name, 64)(text)[:3]
-    ids = tokenizers.tokenizer(name, 64)(text)
+    assert encoding.tokenizer(name, 3)(text) == encoding.tokenizer(name, 64)(text)[:3]
+    ids = encoding.tokenizer(name, 64)(text)
     assert len(ids) == 6 and all(0 < i < 1024 for i in ids)
 
 

@@ -8,7 +8,7 @@ import torch
 from dpzero.errors import UsageError
 from dpzero.language.data import tasks
 from dpzero.language.models import text_classifier
-from dpzero.language.models.tuning import LORA_RANK
+from dpzero.language.models.text_classifier import LORA_RANK
 
 HEAD = {"head.weight", "head.bias"}
 

@@ -11,7 +11,7 @@ import torch
 
 from dpzero import __main__ as command_line
 from dpzero.errors import UsageError
-from dpzero.language.models import feature_cache, text_classifier
+from dpzero.language.models import caches, text_classifier
 from dpzero.report import records
 from dpzero.run import checkpoint, step_memory
 from dpzero.run.run import Run, run_cell
@@ -123,7 +123,7 @@ def test_a_head_trained_alone_learns_from_features_what_it_learns_from_texts(run
     """Weights can differ in their last digits, and the loss on test with them."""
     cell = smoke(method, tune="head")
     on_features = run(cell)
-    monkeypatch.setattr(feature_cache, "applies", lambda *_: False)
+    monkeypatch.setattr(caches, "trains_on_features", lambda *_: False)
     on_texts = run(cell)
     for record in (on_features, on_texts):
         assert record["metrics"]["examples"] == 120 and len(record["curve"]) == 3

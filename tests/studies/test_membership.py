@@ -14,8 +14,8 @@ from dpzero.algorithm import DPZero
 from dpzero.errors import UsageError
 from dpzero.language.data import tasks
 from dpzero.language.models import encoding, losses, text_classifier
+from dpzero.language.models.caches import features
 from dpzero.language.models.encoding import Examples
-from dpzero.language.models.feature_cache import features
 from dpzero.privacy import Budget, RunKey, Setting, StandInBudget
 from dpzero.studies import membership as game
 from dpzero.studies.membership import (

@@ -1,1 +1,1 @@
-"""Pretrained models, their tokenizers and heads, tokenized examples, and per-example losses."""
+"""Pretrained models and their heads, tokenized examples, and per-example losses."""

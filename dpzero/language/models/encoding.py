@@ -1,11 +1,13 @@
-"""Tokenized examples: encoded once for a task and a model, cached, and cut into micro-batches by length."""
+"""Tokenizers, and tokenized examples: encoded once for a task and a model, cached, cut into micro-batches."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,9 +21,8 @@ from ...files import replacing
 from ..data import assets, prompts, tasks
 from ..data.datasets import ALL, Row
 from ..data.tasks import Task
-from . import model_catalogue, tokenizers
+from . import model_catalogue
 from .batch_invariance import Bucket, longest_text, padded_length, stand_in_ids
-from .tokenizers import TokenizerInfo
 
 UNLIMITED = 100_000  # tokens: a prompt is shortened by its text, not by its end
 FORMAT = 3  # raise it when the same task and model give other tokens
@@ -159,6 +160,114 @@ class Continuations:
         return np.array([int(self.right[a:b].argmax()) for a, b in spans], np.int64)
 
 
+# -- tokenizers ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HashTokenizer:
+    """For models with random weights: a word's token is its checksum modulo the vocabulary."""
+
+    vocabulary: int
+
+    def __call__(self, text: str) -> list[int]:
+        return [3 + zlib.crc32(word.encode()) % (self.vocabulary - 3) for word in text.lower().split()]
+
+
+@dataclass(frozen=True)
+class TokenizerInfo:
+    """What prompts need of a tokenizer.
+
+    `encode` tokenizes a text without special tokens, `decode` is its inverse. `special` are the ids of cls,
+    sep and mask, if the model has them; `first` are the tokens that every text begins with.
+    """
+
+    encode: Callable[[str], list[int]]
+    special: Mapping[str, int]
+    first: tuple[int, ...]
+    decode: Callable[[list[int]], str]
+
+
+def tokenizer(name: str, max_length: int) -> Callable[[str], list[int]]:
+    """text -> token ids, at most max_length of them, special tokens included."""
+    stanza = model_catalogue.stanza(name)
+    if "config" in stanza:
+        words = HashTokenizer(stanza["config"]["vocab_size"])
+        return lambda text: [1, *words(text)][:max_length]
+    real = _pretrained(model_catalogue.source(name))
+    return lambda text: real(text, truncation=True, max_length=max_length)["input_ids"]
+
+
+def tokenizer_info(name: str) -> TokenizerInfo:
+    """Of a model of models.yaml."""
+    stanza = model_catalogue.stanza(name)
+    if "config" in stanza:
+        words = HashTokenizer(stanza["config"]["vocab_size"])
+        return TokenizerInfo(
+            words, {"cls": 1, "sep": 1, "mask": 2}, (1,), lambda ids: " ".join(map(str, ids))
+        )
+    real = _pretrained(model_catalogue.source(name))
+    special = {key: getattr(real, f"{key}_token_id") for key in ("cls", "sep", "mask")}
+
+    def encode(text: str) -> list[int]:
+        return real(text, add_special_tokens=False)["input_ids"]
+
+    full, bare = real("a")["input_ids"], encode("a")
+    first = full[: len(full) - len(bare)] if full[-len(bare) :] == bare else []
+    return TokenizerInfo(
+        encode,
+        {key: i for key, i in special.items() if i is not None},
+        tuple(stanza.get("first", first)),
+        lambda ids: real.decode(ids, skip_special_tokens=True),
+    )
+
+
+@cache
+def _pretrained(source: str) -> Any:
+    from transformers import AutoTokenizer
+
+    with model_catalogue.one_line_errors(source):
+        return AutoTokenizer.from_pretrained(source)
+
+
+def scores_text(name: str, task: Task) -> bool:
+    """Whether a model scores candidate texts: answers are free, or one has several tokens.
+
+    Otherwise it is a classifier. Raises UsageError for free answers of a model that is not causal.
+    """
+    causal = model_catalogue.stanza(name)["kind"] == "causal"
+    if not task.labels and not causal:
+        raise UsageError(f"task {task.name} asks for text, which {name} does not write: give a causal model")
+    return causal and (not task.labels or any(len(ids) != 1 for ids in _answers(name, task)))
+
+
+def answer_tokens(name: str, task: Task) -> list[int]:
+    """One token id for each label: what its answer adds to the prompt, or its word at the mask.
+
+    Raises UsageError for a word of several tokens, and for a task without a prompt for this kind of model.
+    """
+    answers = _answers(name, task)
+    for label, ids in zip(task.labels, answers, strict=True):
+        if len(ids) != 1:
+            raise UsageError(
+                f"the word for {label!r} of task {task.name} is {len(ids)} tokens of {name}:"
+                " choose a one-token word"
+            )
+    return [ids[0] for ids in answers]
+
+
+def _answers(name: str, task: Task) -> list[list[int]]:
+    """The tokens of each label's answer."""
+    encode = tokenizer_info(name).encode
+    if model_catalogue.stanza(name)["kind"] == "causal":
+        end = prompts.last_literal(task.prompt).strip(" ")
+        return [encode(end + answer)[len(encode(end)) :] for answer in task.answers]
+    if "masked" not in task.stanza:
+        raise UsageError(
+            f"task {task.name} has no template for masked models such as {name}: add one to its stanza"
+        )
+    return [encode(f" {word}") for word in task.stanza["masked"]["words"]]
+
+
 # -- from rows ----------------------------------------------------------------------------------------------
 
 
@@ -185,7 +294,7 @@ def encode(task: Task, model: str, max_length: int) -> dict[str, Any]:
             raise UsageError(
                 f"max_length is {max_length}, but {model} knows {longest} positions: give a smaller one"
             )
-        encode_rows = encode_candidates if tokenizers.scores_text(model, task) else encode_labelled
+        encode_rows = encode_candidates if scores_text(model, task) else encode_labelled
         splits = {split: encode_rows(task, model, max_length, split) for split in task.splits}
         _write(path, splits)
     return _read(path)
@@ -203,7 +312,7 @@ def encode_candidates(task: Task, model: str, max_length: int, split: str) -> Co
     Only the first right candidate is kept if the model is trained on answers that differ from row to row, or
     writes its answer.
     """
-    info, room = tokenizers.tokenizer_info(model), max_length - task.max_new_tokens
+    info, room = tokenizer_info(model), max_length - task.max_new_tokens
     only_right = task.max_new_tokens or (split == "train" and not task.answers)
     examples, references = [], []
     for row in task.splits[split]:
@@ -231,19 +340,19 @@ def row_encoder(task: Task, model: str, max_length: int) -> Callable[[Row], list
     if kind != "causal" and task.draw.demonstrations:
         raise UsageError(f"demonstrations are for causal models, which {model} is not: leave them out")
     if kind == "encoder":
-        tokenize = tokenizers.tokenizer(model, max_length)
+        tokenize = tokenizer(model, max_length)
         return lambda row: tokenize(row.text)
     if kind == "causal" and "causal" not in task.stanza and not task.demonstrations:
-        tokenize = tokenizers.tokenizer(model, UNLIMITED)
+        tokenize = tokenizer(model, UNLIMITED)
         return lambda row: _encode_prompt(task, row.text, tokenize, max_length)
-    info = tokenizers.tokenizer_info(model)
+    info = tokenizer_info(model)
     if kind == "causal":
         return lambda row: prompts.truncate_left(
             info.encode((task.demonstrations + task.prompt_for(row)).lstrip().rstrip(" ")),
             max_length,
             info.first,
         )
-    tokenizers.answer_tokens(model, task)  # fails before the work
+    answer_tokens(model, task)  # fails before the work
     masked, columns = task.stanza["masked"], task.stanza["sentences"]
     return lambda row: prompts.masked_prompt(
         masked["template"],

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .encoding import TokenizerInfo
 from .text_classifier import TextScorer
-from .tokenizers import TokenizerInfo
 
 
 @torch.no_grad()

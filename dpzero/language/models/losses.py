@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..data.tasks import Task
-from . import prefix_cache, tokenizers
+from . import caches, encoding
 from .batch_invariance import Bucket, Cut, Cutter, batch_shapes
-from .encoding import Continuations, Examples
-from .tokenizers import TokenizerInfo
+from .encoding import Continuations, Examples, TokenizerInfo
 
 COMPUTE = ("float32", "bfloat16")
 
@@ -85,7 +84,7 @@ class CrossEntropy(_Loss):
         """Accuracy and mean loss over all examples, in float32."""
         right, total = 0, 0.0
         device = next(model.parameters()).device
-        with prefix_cache.reuse(model, examples):
+        with caches.reuse_prefix(model, examples):
             for _, part in examples.parts(self.token_budget):
                 ids, mask, labels = part.padded(device)
                 logits = model(ids, mask)
@@ -197,7 +196,7 @@ class ContinuationLoss(_Loss):
         """Mean loss of the first right answers, and accuracy or, if the model writes, F1."""
         right, loss, f1 = 0, 0.0, 0.0
         candidates = examples.candidates
-        with prefix_cache.reuse(model, candidates, int(candidates.labels.max()) + 1):
+        with caches.reuse_prefix(model, candidates, int(candidates.labels.max()) + 1):
             for _, part in examples.parts(self.token_budget):
                 groups = self.scores(model, part.candidates).split(np.diff(part.first).tolist())
                 for scores, start, gold in zip(groups, part.first, part.gold(), strict=False):
@@ -243,7 +242,7 @@ def make_loss(
         token_budget: padded tokens of a micro-batch.
         compute: the type of matrix products, "float32" or "bfloat16".
     """
-    if not tokenizers.scores_text(model, task):
+    if not encoding.scores_text(model, task):
         return CrossEntropy(token_budget, compute)
-    info = tokenizers.tokenizer_info(model) if task.max_new_tokens else None
+    info = encoding.tokenizer_info(model) if task.max_new_tokens else None
     return ContinuationLoss(token_budget, compute, info, task.max_new_tokens)

@@ -53,7 +53,7 @@ class Answering(nn.Module):
 
     @property
     def backbone(self) -> Any:
-        """What `tuning.select` chooses from; the head is always trainable."""
+        """What `text_classifier.select_trainable` chooses from; the head is always trainable."""
         return self.model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -7,16 +7,17 @@ the model is a zero-shot classifier before any training.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ...errors import UsageError
 from ..data.tasks import Task
 from . import model_catalogue
-from .heads import MaskedTransform, label_head, new_head
+from .encoding import answer_tokens, scores_text, tokenizer, tokenizer_info
 from .model_catalogue import Stanza
-from .tokenizers import answer_tokens, scores_text, tokenizer, tokenizer_info
 
 
 class Classifier(nn.Module):
@@ -76,7 +77,7 @@ class Classifier(nn.Module):
         return self.transform(feature) if self.kind == "masked" else feature
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        cached = input_ids.is_floating_point()  # features (see `feature_cache`)
+        cached = input_ids.is_floating_point()  # features (see `caches`)
         return self.head(input_ids if cached else self.features(input_ids, attention_mask)).float()
 
 
@@ -107,13 +108,130 @@ class TextScorer(nn.Module):
         return self.head(hidden.gather(1, index)).float()
 
 
+# -- heads --------------------------------------------------------------------------------------------------
+
+
+class MaskedTransform(nn.Module):
+    """RoBERTa's layer between hidden states and its output layer: [B, H] -> [B, H]."""
+
+    def __init__(self, lm_head: Any) -> None:
+        super().__init__()
+        self.dense, self.layer_norm = lm_head.dense, lm_head.layer_norm
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.layer_norm(nn.functional.gelu(self.dense(hidden)))
+
+
+class Shift(nn.Module):
+    """Adds a bias, [B, K] -> [B, K]: a layer for which DP-SGD can take per-sample gradients."""
+
+    def __init__(self, bias: Tensor) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(bias)
+
+    def forward(self, scores: Tensor) -> Tensor:
+        return torch.add(scores, self.bias)
+
+
+class TiedHead(nn.Module):
+    """Scores of K words, [B, H] -> [B, K], by the model's own embeddings and a copy of its output biases.
+
+    Each text looks the rows up separately, as it does for its input: perturbations touch only rows that are
+    looked up, and per-sample gradients of DP-SGD add both uses of a row.
+    """
+
+    words: Tensor
+
+    def __init__(self, output: nn.Linear, words: Sequence[int]) -> None:
+        super().__init__()
+        self.rows = nn.Embedding(output.weight.shape[0], output.weight.shape[1], device="meta")
+        self.rows.weight = output.weight
+        self.register_buffer("words", torch.tensor(words), persistent=False)
+        self.shift = nn.Identity() if output.bias is None else Shift(output.bias.detach()[self.words].clone())
+
+    def forward(self, feature: Tensor) -> Tensor:
+        rows = self.rows(self.words.expand(len(feature), -1))
+        return self.shift((rows @ feature[..., None])[..., 0])
+
+
+def new_head(width: int, labels: int) -> nn.Linear:
+    """[B, width] -> [B, labels], with zero biases; the caller sets the rows."""
+    head = nn.Linear(width, labels)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+@torch.no_grad()
+def label_head(language_model: Any, words: Sequence[int], tied: bool) -> nn.Linear | TiedHead:
+    """A language model's output layer for K label words of one token each, [B, H] -> [B, K].
+
+    Args:
+        language_model: from transformers, with its output layer.
+        words: token ids, in the order of the labels.
+        tied: keep the output layer tied to the input embeddings if the model ties them.
+    """
+    output = language_model.get_output_embeddings()
+    if tied and output.weight is language_model.get_input_embeddings().weight:
+        return TiedHead(output, words)
+    head = new_head(output.weight.shape[1], len(words))
+    head.weight.copy_(output.weight[words])
+    if output.bias is not None:
+        head.bias.copy_(output.bias[words])
+    return head
+
+
+# -- trainable parameters -----------------------------------------------------------------------------------
+
+TUNES = ("full", "bias", "lora", "prefix", "head")
+LORA_TARGETS = {"bert": ["query", "value"], "roberta": ["query", "value"]}  # others: q_proj and v_proj
+LORA_RANK, LORA_ALPHA = 8, 16  # as in MeZO and DPZero
+
+
+def select_trainable(model: Any, tune: str, seed: int = 0) -> None:
+    """Set `requires_grad` on the parameters of a Classifier or TextScorer.
+
+    Args:
+        model: with `backbone` and `head`.
+        tune: full: all parameters; only then a tied head stays tied. bias: every bias (in a model without
+            biases, the gains of its norms) and the head. lora: rank-8 adapters on query and value. prefix:
+            five keys and values in every layer (`prefix_tuning`). With these two an encoder's head is
+            trainable; a head copied from the model's output layer is not, as in the code of MeZO. head: the
+            head alone; of a TextScorer its output layer, which may be its table of embeddings.
+        seed: of the start of a prefix.
+    """
+    if tune not in TUNES:
+        raise UsageError(f"tune is {tune!r}: give one of {', '.join(TUNES)}")
+    body = [(name, p) for name, p in model.named_parameters() if not name.startswith("head.")]
+    has_biases = any(name.endswith("bias") for name, _ in body)
+    for name, parameter in body:
+        is_bias = name.endswith("bias") if has_biases else "norm" in name
+        parameter.requires_grad_(tune == "full" or (tune == "bias" and is_bias))
+    if tune in ("lora", "prefix") and getattr(model, "kind", None) in ("masked", "causal"):
+        model.head.requires_grad_(False)
+    if tune == "head":
+        model.head.requires_grad_(True)
+    if tune == "prefix":
+        from . import prefix_tuning
+
+        prefix_tuning.attach(model.backbone, seed)
+    if tune == "lora":
+        from peft import LoraConfig, inject_adapter_in_model
+
+        targets = LORA_TARGETS.get(model.backbone.config.model_type, ["q_proj", "v_proj"])
+        config = LoraConfig(r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules=targets)
+        inject_adapter_in_model(config, model.backbone)
+
+
+# -- loading ------------------------------------------------------------------------------------------------
+
+
 def load(name: str, task: Task, tune: str, seed: int = 0, device: str = "cpu") -> Classifier | TextScorer:
     """The model for a task, in float32 and evaluation mode.
 
     Args:
         name: of models.yaml.
         task: decides whether the model classifies or scores text, and where its head starts.
-        tune: the trainable parameters (see `tuning`).
+        tune: the trainable parameters (see `select_trainable`).
         seed: of the random weights of a tiny model, of LoRA and of a prefix. Nothing private is drawn from
             it.
         device: one device, or several with commas between.
@@ -121,8 +239,6 @@ def load(name: str, task: Task, tune: str, seed: int = 0, device: str = "cpu") -
     Raises:
         UsageError: weights are missing or damaged, or this kind of model cannot do the task.
     """
-    from . import tuning
-
     stanza = model_catalogue.stanza(name)
     torch.manual_seed(seed)
     language_model = load_pretrained(name)
@@ -131,7 +247,7 @@ def load(name: str, task: Task, tune: str, seed: int = 0, device: str = "cpu") -
     else:
         model = _classifier(name, stanza, language_model, task, tune)
     del language_model
-    tuning.select(model, tune, seed)
+    select_trainable(model, tune, seed)
     model.eval()
     if stanza["kind"] == "encoder":
         with torch.no_grad():

@@ -1,7 +1,8 @@
-"""Feature cache: a frozen backbone gives a text the same features at every step."""
+"""Caches of forward passes: the features of a frozen backbone, and the keys and values of a shared prefix."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from . import model_catalogue
 from .batch_invariance import Bucket
 from .encoding import Examples
 from .text_classifier import Classifier
+
+# -- features -----------------------------------------------------------------------------------------------
 
 TOKEN_BUDGET = 4096  # of a micro-batch
 FORMAT = 1  # raise it when the same model and texts give other features
@@ -60,19 +63,19 @@ class Features:
         return values, ones, labels
 
 
-def applies(model: nn.Module, settings: Mapping[str, Any]) -> bool:
+def trains_on_features(model: nn.Module, settings: Mapping[str, Any]) -> bool:
     """Whether a run can train on features: only the head of a classifier is trainable, in float32."""
     float32 = settings["compute"] == "float32"
     return settings["tune"] == "head" and isinstance(model, Classifier) and float32
 
 
-def stand_in(model: Any, size: int) -> Features:
+def stand_in_features(model: Any, size: int) -> Features:
     """Features that say nothing about private texts."""
     width = model.head.in_features
     return Features(np.zeros((size, width), np.float32), np.zeros(size, np.int64))
 
 
-def read(name: str, model: Any, texts: Examples) -> Features:
+def read_features(name: str, model: Any, texts: Examples) -> Features:
     """The features of texts, from the cache if they are there. `name` is the model's in models.yaml."""
     device = next(model.parameters()).device
     key = hashlib.sha256(f"{FORMAT} {model_catalogue.digest(name)} {device.type}".encode())
@@ -106,3 +109,59 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+# -- the shared prefix of texts -----------------------------------------------------------------------------
+
+MIN_TOKENS = 64  # a shorter prefix is not worth a pass of its own
+
+
+def shared_prefix(texts: Examples, kept: int = 1) -> NDArray[np.int32]:
+    """The tokens that all texts begin with, [P], without the last `kept` of any text."""
+    prefix = texts.ids(0)[: max(0, int(texts.lengths().min()) - kept)]
+    for i in range(1, len(texts)):
+        differs = np.flatnonzero(texts.ids(i)[: len(prefix)] != prefix)
+        prefix = prefix[: differs[0]] if len(differs) else prefix
+    return prefix
+
+
+@contextmanager
+def reuse_prefix(model: Any, texts: Any, kept: int = 1) -> Iterator[None]:
+    """Forward passes over these texts, or any of them, skip their shared prefix.
+
+    Hidden states of the prefix are zeros; the others equal those of complete texts, except for rounding. Does
+    nothing for a model that is not causal, for cached features, and for a prefix of fewer than MIN_TOKENS.
+
+    Args:
+        model: a Classifier or TextScorer.
+        texts: `Examples`, or the features of texts.
+        kept: tokens at the end of each text whose hidden states are used.
+    """
+    causal = getattr(model, "kind", "causal") == "causal" and isinstance(texts, Examples)
+    prefix = shared_prefix(texts, kept) if causal and len(texts) > 1 else np.zeros(0, np.int32)
+    length = len(prefix)
+    if length < MIN_TOKENS:
+        yield
+        return
+    ids = torch.from_numpy(prefix.astype(np.int64))[None].to(next(model.parameters()).device)
+    cache = model.backbone(input_ids=ids, use_cache=True).past_key_values
+
+    def skip_prefix(_: nn.Module, arguments: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        past = copy.deepcopy(cache)
+        past.batch_repeat_interleave(len(options["input_ids"]))
+        tokens = options["input_ids"][:, length:]
+        return arguments, options | {"input_ids": tokens, "past_key_values": past, "use_cache": True}
+
+    def pad_prefix(_: nn.Module, arguments: tuple, output: Any) -> Any:
+        output.last_hidden_state = nn.functional.pad(output.last_hidden_state, (0, 0, length, 0))
+        return output
+
+    hooks = [
+        model.backbone.register_forward_pre_hook(skip_prefix, with_kwargs=True),
+        model.backbone.register_forward_hook(pad_prefix),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

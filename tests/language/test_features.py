@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dpzero.language.data import tasks
-from dpzero.language.models import encoding, feature_cache, losses, text_classifier
+from dpzero.language.models import caches, encoding, losses, text_classifier
 
 MODELS = ["tiny-encoder", "tiny-causal"]
 HEAD = {"tune": "head", "compute": "float32"}
@@ -26,7 +26,7 @@ def load(name: str, tune: str = "head") -> tuple[text_classifier.Classifier, enc
 @pytest.mark.parametrize("name", MODELS)
 def test_losses_and_accuracy_are_those_of_the_whole_model(name):
     (model, texts), loss = load(name), losses.CrossEntropy(token_budget=200)
-    made = feature_cache.read(name, model, texts)
+    made = caches.read_features(name, model, texts)
     batch = np.array([5, 3, 200, 3, 77])
     assert torch.allclose(loss(model, made[batch]), loss(model, texts[batch]), atol=1e-5)
     assert loss(model, made[batch[:0]]).shape == (0,)
@@ -37,23 +37,23 @@ def test_losses_and_accuracy_are_those_of_the_whole_model(name):
 
 def test_micro_batches_change_no_loss():
     model, texts = load("tiny-encoder")
-    made = feature_cache.read("tiny-encoder", model, texts)
+    made = caches.read_features("tiny-encoder", model, texts)
     few, many = (losses.CrossEntropy(budget)(model, made[np.arange(50)]) for budget in (1000, 7))
     assert torch.allclose(few, many, atol=1e-6)
 
 
 def test_they_are_made_once_and_for_these_texts(monkeypatch):
     model, texts = load("tiny-encoder")
-    first = feature_cache.read("tiny-encoder", model, texts)
+    first = caches.read_features("tiny-encoder", model, texts)
 
     def asked(*_):
         raise AssertionError("the body was asked again")
 
     monkeypatch.setattr(model, "features", asked)
-    again = feature_cache.read("tiny-encoder", model, texts)
+    again = caches.read_features("tiny-encoder", model, texts)
     assert np.array_equal(first.values, again.values) and np.array_equal(first.labels, again.labels)
     with pytest.raises(AssertionError, match="asked again"):
-        feature_cache.read("tiny-encoder", model, texts[np.arange(9)])
+        caches.read_features("tiny-encoder", model, texts[np.arange(9)])
 
 
 def test_the_number_of_threads_changes_no_bit():
@@ -63,7 +63,7 @@ def test_the_number_of_threads_changes_no_bit():
         found = []
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            found.append(feature_cache.features(model, texts))
+            found.append(caches.features(model, texts))
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
@@ -81,4 +81,4 @@ def test_the_number_of_threads_changes_no_bit():
 )
 def test_they_are_for_a_head_that_is_trained_alone(settings, whether):
     model, _ = load("tiny-encoder", settings["tune"])
-    assert feature_cache.applies(model, settings) is whether
+    assert caches.trains_on_features(model, settings) is whether
