@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -149,7 +150,7 @@ class PrivateTwoPoint(TwoPoint):
 
     def _privacy_header(self, existing: Mapping[str, Any]) -> dict[str, Any]:
         key_name = existing.get("key_name", self.budget.key.name)
-        return {**self.budget.ledger.event.as_dict(), "clip": self.clip, "key_name": key_name}
+        return {**asdict(self.budget.ledger.event), "clip": self.clip, "key_name": key_name}
 
     def _count_releases(self, transcript: Transcript) -> None:
         self.budget.record_transcript(len(transcript), transcript.header["privacy"]["key_name"])

@@ -8,16 +8,19 @@ without a proof are refused.
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .calibration import cached, least_scale
-from .validation import check_setting, integer, real
+from ..files import write_whole
+from .calibration import least_scale
+from .validation import check_proven, integer, real
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from .dominating_pairs import Pair
 
 DISCRETISATION = 1e-4
+MAX_STEPS = 10**10  # beyond, rounding is no longer small
 CACHE_VERSION = 3  # raised when a change of this code may change an answer, be it by rounding
 MAX_NOISE = 1e10  # over the sensitivity; larger noise counts as this: floats no longer tell the outputs apart
 # dp-accounting counts 1e-15 of each release as infinite and rounds as coarsely. It answers up to 1e4 steps at
@@ -75,7 +79,13 @@ class Setting:
         for name in ("dataset_size", "batch_size", "steps", "directions"):
             object.__setattr__(self, name, integer(name, getattr(self, name)))
         object.__setattr__(self, "delta", real("delta", self.delta))
-        check_setting(**asdict(self))
+        if self.steps > MAX_STEPS:
+            raise ValueError(f"steps is {self.steps}: at most {MAX_STEPS} are accounted for")
+        if self.batch_size > self.dataset_size:
+            raise ValueError(f"batch_size {self.batch_size} is larger than dataset_size {self.dataset_size}")
+        if self.sampling == "full_batch" and self.batch_size != self.dataset_size:
+            raise ValueError(f"full_batch needs batch_size {self.dataset_size}, not {self.batch_size}")
+        check_proven(self.mechanism, self.sampling, self.adjacency, self.delta, self.directions)
 
     @property
     def rate(self) -> float:
@@ -195,7 +205,8 @@ class Setting:
             return (dominating_pairs.without_replacement(base, rate),)
         if self.adjacency == "replace_one":
             return (dominating_pairs.replaced_gaussian(2 * self._noise(noise_scale), rate),)
-        return (dominating_pairs.removed(base, rate), dominating_pairs.added(base, rate))
+        removed = dominating_pairs.removed(base, rate)
+        return (removed, removed.swapped())
 
     def epsilon_rdp(self, noise_scale: float) -> float | None:
         """The looser Renyi bound, for comparison with older papers; None if no library offers a proven one."""
@@ -211,10 +222,8 @@ class Setting:
         from dp_accounting import NeighboringRelation
         from dp_accounting.rdp import RdpAccountant
 
-        relation = {
-            "add_remove": NeighboringRelation.ADD_OR_REMOVE_ONE,
-            "replace_one": NeighboringRelation.REPLACE_ONE,
-        }[self.adjacency]
+        replaced = self.adjacency == "replace_one"
+        relation = NeighboringRelation.REPLACE_ONE if replaced else NeighboringRelation.ADD_OR_REMOVE_ONE
         verbosity = logging.get_verbosity()
         # it warns of each order that it leaves out, which only loosens the bound
         logging.set_verbosity(logging.ERROR)
@@ -246,15 +255,13 @@ class Setting:
         The least mu whose Gaussian mechanism loses at least as much at every epsilon where the run's delta is
         at least `delta`. For delta 0, the mu of pure epsilon.
         """
-        from scipy.special import log_expit, ndtri_exp
-
-        from .gdp import least_mu
+        from .gdp import least_mu, mu_of_epsilon
 
         noise_scale = _scale(noise_scale)
         if noise_scale in (0.0, math.inf):
             return math.inf if noise_scale == 0 else 0.0
         if self.delta == 0:
-            return float(-2 * ndtri_exp(log_expit(-self.epsilon(noise_scale))))
+            return mu_of_epsilon(self.epsilon(noise_scale))
         losses = self.loss_distribution if self.resolved else self._tilted
         return least_mu(losses(noise_scale), self.delta)
 
@@ -277,13 +284,12 @@ class Setting:
 
     def cached_noise_scale(self, epsilon: float, folder: Path) -> float:
         """`noise_scale`, cached in `folder` under a hash of everything that it depends on."""
-        question = {
-            **asdict(self),
-            "epsilon": epsilon,
-            "accountant": self.accountant,
-            "answers": CACHE_VERSION,
-        }
-        return cached(question, folder, lambda: self.noise_scale(epsilon))
+        about = {"epsilon": epsilon, "accountant": self.accountant, "answers": CACHE_VERSION}
+        question = asdict(self) | about
+        path = folder / (sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:32] + ".json")
+        if not path.exists():
+            write_whole(path, json.dumps({**question, "noise_scale": self.noise_scale(epsilon)}))
+        return float(json.loads(path.read_text("utf-8"))["noise_scale"])
 
     @property
     def accountant(self) -> str:
@@ -318,42 +324,23 @@ def amplified_loss(loss: float, rate: float) -> float:
     return math.log1p(rate * math.expm1(loss))
 
 
-def calibrate_noise(
-    *,
-    mechanism: str,
-    epsilon: float,
-    delta: float,
-    sampling: str,
-    adjacency: str,
-    dataset_size: int,
-    batch_size: int,
-    steps: int,
-    directions: int = 1,
-) -> float:
-    """Return the noise scale that (epsilon, delta) needs: of the noisy sum, over the clip. See `Setting`."""
-    setting = Setting(mechanism, sampling, adjacency, dataset_size, batch_size, steps, delta, directions)
-    _warn(setting)
-    return setting.noise_scale(epsilon)
+def calibrate_noise(*, epsilon: float, **setting: Any) -> float:
+    """Return the noise scale that (epsilon, delta) needs: of the noisy sum, over the clip.
+
+    Args:
+        epsilon: the target at the setting's delta.
+        setting: the arguments of `Setting`: mechanism, sampling, adjacency, dataset_size, batch_size, steps,
+            delta and directions.
+    """
+    return _with_warning(Setting(**setting)).noise_scale(epsilon)
 
 
-def spent_epsilon(
-    *,
-    mechanism: str,
-    noise_scale: float,
-    delta: float,
-    sampling: str,
-    adjacency: str,
-    dataset_size: int,
-    batch_size: int,
-    steps: int,
-    directions: int = 1,
-) -> float:
-    """Return the epsilon of `steps` releases with this noise scale at delta. See `Setting`."""
-    setting = Setting(mechanism, sampling, adjacency, dataset_size, batch_size, steps, delta, directions)
-    _warn(setting)
-    return setting.epsilon(noise_scale)
+def spent_epsilon(*, noise_scale: float, **setting: Any) -> float:
+    """Return the epsilon of all steps with this noise scale at delta. `setting` as for `calibrate_noise`."""
+    return _with_warning(Setting(**setting)).epsilon(noise_scale)
 
 
-def _warn(setting: Setting) -> None:
+def _with_warning(setting: Setting) -> Setting:
     if caution := setting.delta_warning():
         warnings.warn(caution, stacklevel=3)
+    return setting

@@ -13,6 +13,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,13 +26,12 @@ from .accounting import Setting
 from .clipping import check_clip
 from .data_loader import BudgetLoader
 from .discrete_noise import Bits
-from .drawn_batches import BatchQueue, Indices
-from .ledger import Event, Ledger
+from .ledger import Event, Ledger, Release
 from .ledger_epsilon import Spending, grid_delta
 from .mechanisms import Noise
 from .permute_and_flip import permute_and_flip
 from .randomness import RunKey
-from .sampling import SAMPLERS, Sampler
+from .sampling import SAMPLERS, BatchQueue, Indices, Sampler
 
 UNITS = ("example", "user")
 NORM_ROUNDING = 1e-12  # of a norm that was clipped in float64
@@ -91,20 +91,14 @@ class Budget(Spending):
         self._noise = Noise(setting.mechanism, noise_scale, arithmetic, key.stream("noise"))
         self._check_grid_delta(setting, noise_scale, arithmetic)
         key.claim()
-        sampler = self._make_sampler(setting, key)
-        event = Event.from_setting(
-            setting,
-            sampler.name,
-            noise_scale,
-            unit=unit,
-            noise_arithmetic=arithmetic,
-            noise_key=key.noise_key,
-        )
+        self.sampler = self._make_sampler(setting, key)
+        fields = asdict(setting) | {"sampling": self.sampler.name, "noise_scale": noise_scale, "unit": unit}
+        event = Event(**fields, noise_arithmetic=arithmetic, noise_key=key.noise_key)
         super().__init__(
             setting, key, Ledger(event, None if ledger is None else Path(ledger)), epsilon_target
         )
         self.overspend = overspend
-        self.queue = BatchQueue(sampler, unit)
+        self.queue = BatchQueue(self.sampler, unit)
         self._process, self._released_here = os.getpid(), 0
         self._lock = threading.RLock()  # else two threads would take the same batch and noise
         self._rank_terms: Terms | None = None
@@ -127,23 +121,19 @@ class Budget(Spending):
         adjacency: str = "add_remove",
         directions: int = 1,
         key: RunKey | None = None,
-        ledger: str | Path | None = None,
-        noise_arithmetic: str | None = None,
-        unit: str = "example",
-        overspend: bool = False,
+        **options: Any,
     ) -> Budget:
-        """Make the budget with the least noise for (epsilon, delta); the key is secret by default."""
+        """Make the budget with the least noise for (epsilon, delta).
+
+        Args:
+            epsilon: the target at delta.
+            delta, dataset_size, batch_size, steps, mechanism, sampling, adjacency, directions: see `Setting`.
+            key: secret by default.
+            options: ledger, noise_arithmetic, unit and overspend, as for a budget of given noise.
+        """
         setting = Setting(mechanism, sampling, adjacency, dataset_size, batch_size, steps, delta, directions)
-        return cls(
-            setting,
-            setting.noise_scale(epsilon),
-            key or RunKey.secret(),
-            ledger,
-            noise_arithmetic=noise_arithmetic,
-            unit=unit,
-            overspend=overspend,
-            epsilon_target=epsilon,
-        )
+        scale = setting.noise_scale(epsilon)
+        return cls(setting, scale, key or RunKey.secret(), epsilon_target=epsilon, **options)
 
     @staticmethod
     def require(given: object) -> Budget:
@@ -167,22 +157,12 @@ class Budget(Spending):
             raise ValueError(
                 f"ledger {ledger} was started under a published key: pass it as key=RunKey.published(seed)"
             )
-        return cls(
-            event.setting(),
-            event.noise_scale,
-            key or RunKey.secret(),
-            ledger,
-            noise_arithmetic=event.noise_arithmetic,
-            unit=event.unit,
-            overspend=overspend,
-        )
+        options: dict[str, Any] = {"noise_arithmetic": event.noise_arithmetic, "unit": event.unit}
+        key = key or RunKey.secret()
+        return cls(event.setting(), event.noise_scale, key, ledger, overspend=overspend, **options)
 
     def _make_sampler(self, setting: Setting, key: RunKey) -> Sampler:
         return SAMPLERS[setting.sampling](setting.dataset_size, setting.batch_size, key.stream("sampling"))
-
-    @property
-    def sampler(self) -> Sampler:
-        return self.queue.sampler
 
     @property
     def batch_size(self) -> int:
@@ -220,7 +200,7 @@ class Budget(Spending):
     def remaining_batches(self) -> range:
         """Numbers of the remaining batches, including those that a killed process released under this key."""
         first = self.queue.position
-        replayed = sum(number >= first for number in self.ledger.numbers_of(self.key.name))
+        replayed = sum(number >= first for number in self.ledger.by_key().get(self.key.name, []))
         left = self.setting.steps - len(self.ledger)
         if left <= 0 and self.overspend:
             left = self.setting.steps
@@ -237,7 +217,7 @@ class Budget(Spending):
     @property
     def collate_subset(self) -> Callable[[Sequence[int]], object] | None:
         """For a loader's batch: collates the examples at some positions of the next batch anew."""
-        return self.queue.oldest.collate_subset if self.queue.any_open else None
+        return self.queue.open[0].collate_subset if self.queue.open else None
 
     def admit(self, counts: int | Collection[int], batch: Indices | None = None) -> int:
         """Compare a method's batch with the one that was drawn; the next release is then of that batch.
@@ -354,9 +334,10 @@ class Budget(Spending):
             The batch's number and the noise for it.
         """
         self._check_process()
-        number, name, noise = self.queue.oldest.number, self.key.name, self._noise
+        number, name, noise = self.queue.open[0].number, self.key.name, self._noise
         if not self.key.valid_release:
-            _, name = self.ledger.place(number, name, digest := digest_sum())
+            digest = digest_sum()
+            _, name = self.ledger.lineage.place(Release(number, name), digest)
             if name != self.key.name:
                 # the same batch with another sum: the same noise would cancel in the difference of the two
                 self._check_left(name)
@@ -487,9 +468,9 @@ class Budget(Spending):
 
     def _check_left(self, key_name: str) -> None:
         """Raise BudgetExhausted if no step is left; replaying a release under this key needs none."""
-        replay = self.queue.any_open and (self.queue.oldest.number, key_name) in self.ledger
+        replay = self.queue.open and (self.queue.open[0].number, key_name) in self.ledger
         if len(self.ledger) >= self.setting.steps and not self.overspend and not replay:
-            others = len(self.ledger) - len(self.ledger.numbers_of(self.key.name))
+            others = sum(name != self.key.name for _, name in self.ledger)
             by_others = f", {others} of them by other budgets of the same state or ledger" if others else ""
             raise BudgetExhausted(
                 f"the {self.setting.steps} steps of this budget are spent{by_others}: calibrate a new one for more "

@@ -1,15 +1,10 @@
-"""The search for the least noise scale, and a cache of its results."""
+"""The search for the least noise scale."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from functools import partial
-from hashlib import sha256
-from pathlib import Path
-
-from ..files import write_whole
 
 TOLERANCE = 2e-5  # relative, of the noise scale
 MAX_EXCESS = 3.0  # of the logarithm of epsilon: beyond it the distance does not matter
@@ -51,13 +46,3 @@ def _crossing(excess: Callable[[float], float], x: float, slope: float, near: fl
         if max(abs(y), abs(before[1])) < MAX_EXCESS:
             slope = min((y - before[1]) / (x - before[0]), -0.1)
     raise ValueError("the search for the noise scale did not settle: give a larger delta or fewer steps")
-
-
-def cached(question: dict[str, object], folder: Path, answer: Callable[[], float]) -> float:
-    """Return `answer()`, cached in `folder` under a hash of the whole question."""
-    path = folder / (sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:32] + ".json")
-    if path.exists():
-        return float(json.loads(path.read_text("utf-8"))["noise_scale"])
-    noise_scale = answer()
-    write_whole(path, json.dumps({**question, "noise_scale": noise_scale}))
-    return noise_scale

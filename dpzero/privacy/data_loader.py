@@ -9,8 +9,7 @@ from typing import Any, Protocol
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from .accounting import Setting
-from .drawn_batches import BatchQueue, Indices
-from .sampling import Users
+from .sampling import BatchQueue, Indices, Users
 
 DRAWING = ("batch_size", "shuffle", "sampler", "batch_sampler", "drop_last")  # arguments that draw batches
 
@@ -67,7 +66,7 @@ class BudgetLoader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         for batch, drawn in zip(super().__iter__(), self._budget.batches(), strict=False):
             rows = self.examples(drawn)
-            self._budget.queue.latest.collate_subset = partial(self._collate_subset, rows)
+            self._budget.queue.open[-1].collate_subset = partial(self._collate_subset, rows)
             yield batch if self._users is None else (batch, self._users.examples(drawn)[1])
 
     def examples(self, drawn: Indices) -> Indices:

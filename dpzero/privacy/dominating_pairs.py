@@ -25,6 +25,10 @@ from scipy.special import log_ndtr
 
 Array = NDArray[np.floating[Any]]
 Profile = Callable[[Array], Array]
+TAIL_MASS = 1e-15  # probability per release that may be rounded up to an infinite loss
+LARGEST_LOSS = 512.0  # of one release: larger ones count as infinite; its exp is still a number
+MAX_CONVOLVED = 2**26  # grid cells of a composition: 3 GB
+MAX_CELLS = 200_000  # grid cells of one release
 
 
 @dataclass(frozen=True)
@@ -41,47 +45,32 @@ class Pair:
         delta[~above] = -np.expm1(below) + np.exp(below) * np.maximum(self.reverse(-below), 0.0)
         return delta
 
+    @classmethod
+    def symmetric(cls, profile: Profile) -> Pair:
+        """A pair with the same profile in both orders."""
+        return cls(profile, profile)
+
     def swapped(self) -> Pair:
         """The pair (Q, P)."""
         return Pair(self.reverse, self.upper)
 
 
-TAIL_MASS = 1e-15  # probability per release that may be rounded up to an infinite loss
-LARGEST_LOSS = 512.0  # of one release: larger ones count as infinite; its exp is still a number
-MAX_CONVOLVED = 2**26  # grid cells of a composition: 3 GB
-MAX_CELLS = 200_000  # grid cells of one release
-
-
 def gaussian(noise: float) -> Pair:
     """N(1, noise^2) against N(0, noise^2) (Balle and Wang 2018, theorem 8)."""
 
-    def upper(e: Array) -> Array:
-        delta: Array = np.exp(log_ndtr(0.5 / noise - e * noise)) - np.exp(
-            e + log_ndtr(-0.5 / noise - e * noise)
-        )
-        return delta
-
-    return Pair(upper, upper)
+    return Pair.symmetric(
+        lambda e: np.exp(log_ndtr(0.5 / noise - e * noise)) - np.exp(e + log_ndtr(-0.5 / noise - e * noise))
+    )
 
 
 def laplace(noise: float) -> Pair:
     """Lap(1, noise) against Lap(0, noise)."""
-
-    def upper(e: Array) -> Array:
-        delta: Array = -np.expm1((e - 1 / noise) / 2)
-        return delta
-
-    return Pair(upper, upper)
+    return Pair.symmetric(lambda e: -np.expm1((e - 1 / noise) / 2))
 
 
 def removed(base: Profile, rate: float) -> Pair:
     """Poisson sampling, with the example against without: (1 - rate) Q + rate P against Q, (P, Q) symmetric."""
     return Pair(_amplified(base, rate), _amplified_reverse(base, rate))
-
-
-def added(base: Profile, rate: float) -> Pair:
-    """Without the example against with it: the reverse of `removed`."""
-    return Pair(_amplified_reverse(base, rate), _amplified(base, rate))
 
 
 def replaced_gaussian(noise: float, rate: float) -> Pair:
@@ -114,7 +103,7 @@ def replaced_gaussian(noise: float, rate: float) -> Pair:
         delta: Array = rate * drawn - (1 - rate) * np.expm1(e) * np.exp(log_ndtr(-z))
         return delta
 
-    return Pair(upper, upper)
+    return Pair.symmetric(upper)
 
 
 def without_replacement(base: Profile, rate: float) -> Pair:
@@ -124,8 +113,7 @@ def without_replacement(base: Profile, rate: float) -> Pair:
     ordered pair of neighbours at once, so composing it is an upper bound, where composing the worst
     single-step pair is not (Lebeda, Regehr, Kamath and Steinke 2024).
     """
-    upper = _amplified(base, rate)
-    return Pair(upper, upper)
+    return Pair.symmetric(_amplified(base, rate))
 
 
 def _amplified(base: Profile, rate: float) -> Profile:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
-from scipy.special import log_ndtr, ndtr
+from scipy.special import log_expit, log_ndtr, ndtr, ndtri_exp
 
 POINTS = 200  # epsilons at which two profiles are compared
 
@@ -32,6 +32,11 @@ def mu_at(epsilon: float, delta: float) -> float:
     """The mu whose Gaussian mechanism is exactly (epsilon, delta)-DP."""
     top = 60 + 2 * math.sqrt(epsilon)
     return float(brentq(lambda mu: gaussian_delta(mu, epsilon) - delta, 1e-9, top, xtol=1e-12))
+
+
+def mu_of_epsilon(epsilon: float) -> float:
+    """The least mu that dominates every epsilon-DP mechanism (f_epsilon,0 >= G_mu)."""
+    return float(-2 * ndtri_exp(log_expit(-epsilon)))
 
 
 def epsilon_of_mu(mu: float, delta: float) -> float:

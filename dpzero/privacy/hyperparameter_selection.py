@@ -61,27 +61,20 @@ class Tries:
     def draw(self, key: RunKey) -> int:
         """Draw the number of tries, once, before the first try."""
         u = float(key.stream("tries").uniforms(1, 0)[0])
-        below, number, mass = 0.0, *self._first()
+        shape, gamma = SHAPES[self.law], self._gamma
+        if self.law == "poisson":
+            number, mass = 0, math.exp(-self.mean)
+        elif shape == 0:
+            number, mass = 1, (1 - gamma) / math.log(1 / gamma)
+        else:
+            number, mass = 1, (1 - gamma) * shape / (gamma**-shape - 1)
+        below = 0.0
         while below + mass < u and number < MAX_TRIES:
             below += mass
-            mass *= self._ratio(number)
+            rise = self.mean if self.law == "poisson" else (1 - gamma) * (number + shape)
             number += 1
+            mass *= rise / number
         return number
-
-    def _first(self) -> tuple[int, float]:
-        """The least number of tries and its probability."""
-        if self.law == "poisson":
-            return 0, math.exp(-self.mean)
-        shape, gamma = SHAPES[self.law], self._gamma
-        if shape == 0:
-            return 1, (1 - gamma) / math.log(1 / gamma)
-        return 1, (1 - gamma) * shape / (gamma**-shape - 1)
-
-    def _ratio(self, number: int) -> float:
-        """P(number + 1) / P(number)."""
-        if self.law == "poisson":
-            return self.mean / (number + 1)
-        return (1 - self._gamma) * (number + SHAPES[self.law]) / (number + 1)
 
     @cached_property
     def _gamma(self) -> float:
@@ -89,6 +82,8 @@ class Tries:
         from scipy.optimize import brentq
 
         shape = SHAPES[self.law]
+        if self.law == "poisson":  # the limit of large shapes
+            return 1.0
 
         def mean(log_gamma: float) -> float:
             gamma = math.exp(log_gamma)

@@ -25,9 +25,8 @@ class PublicCodeBudget(Budget):
 
     def __init__(self, run: PublicRun, key: RunKey, ledger: str | Path | None = None) -> None:
         self.run, self.implementation = run, run.implementation
-        setting = run.setting
-        if self.implementation.adjacency == "replace_one":
-            setting = replace(setting, adjacency="replace_one")
+        replaced = self.implementation.adjacency == "replace_one"
+        setting = replace(run.setting, adjacency="replace_one") if replaced else run.setting
         super().__init__(setting, run.noise_scale, key, ledger, noise_arithmetic="float")
         if self.implementation.divisor == "noisy_count":
             count = setting.dataset_size + run.count_scale * key.stream("count").laplaces(1)[0]
@@ -48,10 +47,6 @@ class PublicCodeBudget(Budget):
 
     def choose(self, counts: Mapping[int, int], epsilon: float) -> int:
         raise ValueError("public code accounts for no choice: use a budget of this project")
-
-    @property
-    def valid_release(self) -> bool:
-        return False
 
     def epsilon_spent(self) -> float:
         """An upper bound, from the ledger."""

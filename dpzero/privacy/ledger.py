@@ -7,27 +7,28 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import secrets
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakSet
 
 from ..errors import UsageError
 from .accounting import Setting
-from .lineage import Choice, Lineage, Release, join
 
 CHOICE = "choice"
 UNKNOWN = "?"  # a choice that can no longer be read
 LINE = re.compile(
     rf"(\d+) ([0-9a-f]{{16}})(?: ([0-9a-f]{{16}}))?|{CHOICE} ([0-9a-f]{{16}}) ([0-9.e+-]+) (-?\d+|\{UNKNOWN})"
 )
-TORN_RELEASE = re.compile(r"(\d+)(?: ([0-9a-f]{0,16})(?: [0-9a-f]*)?)?")  # cut anywhere
 
 
 @dataclass(frozen=True)
 class Event:
-    """What all releases of a run share: sampling and noise (noise_scale over the clip)."""
+    """What all releases of a run share. `sampling` names the sampler that runs; noise_scale is over the clip."""
 
     mechanism: str
     sampling: str
@@ -42,17 +43,80 @@ class Event:
     noise_arithmetic: str = "float"
     noise_key: str = "published"
 
-    @classmethod
-    def from_setting(cls, setting: Setting, sampling: str, noise_scale: float, **options: str) -> Event:
-        """Make the event of a setting; `sampling` is the name of the sampler that runs."""
-        return cls(**(asdict(setting) | options | {"noise_scale": noise_scale, "sampling": sampling}))
-
     def setting(self) -> Setting:
         """The setting that the event was made from."""
         return Setting(**{field.name: getattr(self, field.name) for field in fields(Setting)})
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+
+class Release(NamedTuple):
+    """The release of a batch under a key."""
+
+    number: int
+    key_name: str
+
+    def further(self) -> Release:
+        """The entry for a further release of the same batch under the same published key, with another sum."""
+        suffix = hashlib.sha256(self.key_name.encode()).hexdigest()
+        return Release(self.number, self.key_name[:8] + suffix[:8])
+
+    def with_sum(self, digest: str) -> tuple[int, str, str]:
+        """Equal for releases of the same sum under the same key, further ones included."""
+        return self.number, self.key_name[:8], digest
+
+
+class Choice(NamedTuple):
+    """A private selection. `chosen` is None if it can no longer be read; its epsilon still counts."""
+
+    key_name: str
+    epsilon: float
+    chosen: int | None
+
+
+class Lineage:
+    """All entries of a run, shared by the ledgers of this process that continue it."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.name = secrets.token_hex(8)
+        self.releases: dict[Release, str] = {}  # -> a digest of the sum, if known
+        self.choices: dict[Choice, None] = {}
+        self.ledgers: WeakSet[Ledger] = WeakSet([ledger])
+
+    def add(self, entry: Release | Choice, digest: str = "") -> None:
+        """Write an entry to the files of all ledgers before the caller continues."""
+        with _lock:
+            if entry in self.releases or entry in self.choices:
+                return
+            for ledger in list(self.ledgers):
+                ledger.write(entry, digest)
+            self.hold(entry, digest)
+
+    def hold(self, entry: Release | Choice, digest: str) -> None:
+        """Keep an entry that the files already have."""
+        if isinstance(entry, Choice):
+            self.choices[entry] = None
+        else:
+            self.releases[entry] = digest
+
+    def place(self, release: Release, digest: str) -> Release:
+        """The release itself or, if it is known with another sum, the entry for a further one."""
+        while self.releases.get(release, digest) != digest:
+            release = release.further()
+        return release
+
+    def merge(self, other: Lineage) -> None:
+        """Combine two lineages that turned out to be one."""
+        for source, target in ((self, other), (other, self)):
+            known = {release.with_sum(digest) for release, digest in target.releases.items() if digest}
+            for release, digest in list(source.releases.items()):
+                if release.with_sum(digest) not in known:
+                    without_sum = "" in (digest, target.releases.get(release, ""))
+                    target.add(release if without_sum else target.place(release, digest), digest)
+            for choice in list(source.choices):
+                target.add(choice)
+        for ledger in list(other.ledgers):
+            ledger.lineage = self
+            self.ledgers.add(ledger)
+        _lineages.update({name: self for name, lineage in _lineages.items() if lineage is other})
 
 
 class Ledger:
@@ -96,23 +160,22 @@ class Ledger:
         self._file = path.open("ab+", buffering=0)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._file.seek(0)
+            self._read(path, self._file, self._file.read())
         except BlockingIOError:
             self.close()
             raise ValueError(
                 f"ledger {path} is in use by another budget, whose releases count too: wait until it ends, "
                 "or close it"
             ) from None
-        self._file.seek(0)
-        try:
-            self._read(path, self._file.read())
         except ValueError:
             self.close()
             raise
-        self._join(name for _, name in self)
+        self._join_keys(*self.by_key())
 
-    def _read(self, path: Path, content: bytes) -> None:
+    def _read(self, path: Path, file: FileIO, content: bytes) -> None:
         if not content:
-            self._append(json.dumps(self.event.as_dict()))
+            _append(file, json.dumps(asdict(self.event)))
             return
         first, *lines = content.decode("utf-8", "replace").split("\n")
         torn = lines.pop() if lines else ""
@@ -121,49 +184,27 @@ class Ledger:
             event = json.loads(first)
         except ValueError:
             raise _damaged(path) from None
-        if event != self.event.as_dict():
+        if event != asdict(self.event):
             raise ValueError(
                 f"ledger {path} belongs to another setting: remove its folder to start the run anew"
             )
+        if b"\n" not in content:
+            _append(file, "")
+        if torn:  # its release may have been used
+            line = _completed(path, torn, len(lines))
+            if not line.startswith(torn):
+                file.truncate(content.rindex(b"\n") + 1)
+                torn = ""
+            _append(file, line[len(torn) :])
+            entries.append(_parse(path, line))
         for entry in entries:
             self.lineage.hold(*entry)
-        if b"\n" not in content:
-            self._append("")
-        if torn:
-            self._complete(path, torn, content.rindex(b"\n") + 1)
-
-    def _complete(self, path: Path, torn: str, start: int) -> None:
-        """Complete the torn last line, which starts at this byte: its release may have been used."""
-        line = _completed(torn, self.lineage.releases.keys())
-        if line is None:
-            raise _damaged(path)
-        if not line.startswith(torn):
-            self._open_file.truncate(start)
-            torn = ""
-        self._append(line[len(torn) :])
-        self.lineage.hold(*_parse(path, line))
-
-    @property
-    def _open_file(self) -> FileIO:
-        assert self._file is not None
-        return self._file
-
-    def _append(self, line: str) -> None:
-        file = self._open_file
-        end, left = file.seek(0, os.SEEK_END), f"{line}\n".encode()
-        try:
-            while left:
-                left = left[file.write(left) :]
-            os.fsync(file.fileno())
-        except OSError:
-            file.truncate(end)  # nobody may use what is not on disk
-            raise
 
     def write(self, entry: Release | Choice, digest: str) -> None:
         """Append an entry to the file, if there is one."""
         if self._file is not None:
             words = [CHOICE, *entry] if isinstance(entry, Choice) else [*entry, *filter(None, [digest])]
-            self._append(" ".join(UNKNOWN if word is None else str(word) for word in words))
+            _append(self._file, " ".join(UNKNOWN if word is None else str(word) for word in words))
 
     def close(self) -> None:
         """Unlock the file; nothing can be recorded after that."""
@@ -187,17 +228,21 @@ class Ledger:
     def _add(self, entry: Release | Choice, digest: str = "") -> None:
         if self.path and self._file is None:
             raise ValueError(f"ledger {self.path} is closed: make a new budget to continue")
-        self._join([entry.key_name])
+        self._join_keys(entry.key_name)
         self.lineage.add(entry, digest)
 
-    def place(self, number: int, key_name: str, digest: str) -> Release:
-        """The entry for this release: a known one, or a further one (see `Release.further`)."""
-        return self.lineage.place(Release(number, key_name), digest)
+    def _join(self, *names: str) -> None:
+        """Merge the lineage with those of these names (of states or of secret keys)."""
+        with _lock:
+            for name in names:
+                known = _lineages.setdefault(name, self.lineage)
+                if known is not self.lineage:
+                    known.merge(self.lineage)
 
-    def _join(self, key_names: Iterable[str]) -> None:
+    def _join_keys(self, *names: str) -> None:
         """A secret key belongs to one run, a published one to any number."""
         if self.event.noise_key == "secret":
-            join(self, *key_names)
+            self._join(*names)
 
     @property
     def choices(self) -> list[Choice]:
@@ -210,10 +255,6 @@ class Ledger:
         for number, name in self:
             numbers.setdefault(name, []).append(number)
         return numbers
-
-    def numbers_of(self, key_name: str) -> list[int]:
-        """Numbers of the batches that were released under this key."""
-        return [number for number, name in self.lineage.releases if name == key_name]
 
     def __contains__(self, release: tuple[int, str]) -> bool:
         return release in self.lineage.releases
@@ -228,10 +269,10 @@ class Ledger:
 
     def state_dict(self) -> dict[str, Any]:
         """Event and entries, and the lineage's name if the names of secret keys do not identify it."""
-        state: dict[str, Any] = {"event": self.event.as_dict(), "releases": self.by_key()}
+        state: dict[str, Any] = {"event": asdict(self.event), "releases": self.by_key()}
         if self.event.noise_key == "published":
             state["lineage"] = self.lineage.name
-            join(self, self.lineage.name)
+            self._join(self.lineage.name)
         return state | ({"choices": [list(choice) for choice in self.choices]} if self.choices else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -241,8 +282,7 @@ class Ledger:
             ValueError: the state has another setting, or this ledger has releases but lacks some of the
                 state's.
         """
-        event = self.event.as_dict()
-        for key, value in event.items():
+        for key, value in asdict(self.event).items():
             if state["event"].get(key) != value:
                 raise ValueError(
                     f"the state was saved with {key} {state['event'].get(key)!r} and this budget has "
@@ -250,16 +290,16 @@ class Ledger:
                 )
         saved = {Release(number, name) for name, numbers in state["releases"].items() for number in numbers}
         if len(self) and not saved <= self.lineage.releases.keys():
-            lacking = len(saved - self.lineage.releases.keys())
             raise ValueError(
-                f"the state has {lacking} releases that this budget's ledger lacks: load it into a budget "
-                "that has released nothing, or give the ledger that the state was saved with"
+                f"the state has {len(saved - self.lineage.releases.keys())} releases that this budget's ledger "
+                "lacks: load it into a budget that has released nothing, or give the ledger that the state was "
+                "saved with"
             )
-        join(self, *filter(None, [state.get("lineage")]))
+        self._join(*filter(None, [state.get("lineage")]))
         for release in sorted(saved):
             self.record(*release)
-        for key_name, epsilon, chosen in state.get("choices", ()):
-            self.record_choice(key_name, epsilon, chosen)
+        for choice in state.get("choices", ()):
+            self.record_choice(*choice)
 
     def record_transcript(self, count: int, key_name: str) -> None:
         """Count the first `count` batches as releases of a run that began under this key.
@@ -273,14 +313,23 @@ class Ledger:
                 f"ledger {self.path} lacks {missing} of the {count} releases of the transcript, so epsilon is "
                 "unknown: restore the file, or start a new run and add what this one spent"
             )
-        if not count:
-            return
-        self._join([key_name])
-        key_is_known = any(name == key_name for _, name in self)
-        numbers = {number for number, _ in self} if key_is_known else set()
+        if count:
+            self._join_keys(key_name)
+        known = {number for number, _ in self} if key_name in self.by_key() else set()
         for number in range(count):
-            if number not in numbers and not (key_is_known and len(self) >= count):
+            if not known or (number not in known and len(self) < count):
                 self.record(number, key_name)
+
+
+def _append(file: FileIO, line: str) -> None:
+    end, left = file.seek(0, os.SEEK_END), f"{line}\n".encode()
+    try:
+        while left:
+            left = left[file.write(left) :]
+        os.fsync(file.fileno())
+    except OSError:
+        file.truncate(end)  # nobody may use what is not on disk
+        raise
 
 
 def _damaged(path: Path) -> ValueError:
@@ -301,21 +350,27 @@ def _parse(path: Path, text: str) -> tuple[Release | Choice, str]:
     return Release(int(number), name), digest or ""
 
 
-def _completed(torn: str, releases: Collection[tuple[int, str]]) -> str | None:
-    """A whole line that counts whatever the torn one was; None if its epsilon cannot be read.
+def _completed(path: Path, torn: str, number: int) -> str:
+    """A whole line that counts whatever the torn one was. Raises ValueError if its epsilon cannot be read.
 
-    For a release, keep the batch and key as far as they can be read, or use a new key name, which may count
-    once too often. For a choice, epsilon must be whole; what was chosen may be cut.
+    A release whose key name is cut gets this number and a new key name, which may count once too often. For
+    a choice, epsilon must be whole; what was chosen may be cut.
     """
     if torn.startswith(CHOICE) or CHOICE.startswith(torn):
         choice = re.match(rf"{CHOICE} [0-9a-f]{{16}} [0-9.e+-]+ ", torn)
-        return choice and choice[0] + UNKNOWN
-    match = TORN_RELEASE.fullmatch(torn)
-    number, name = match.groups() if match else (str(len(releases)), None)
-    if name is None or len(name) < 16:
-        known = {key for _, key in releases}
-        candidates = [key for key in known if name is not None and key.startswith(name)]
-        unused = hashlib.sha256(f"{torn} {len(releases)}".encode()).hexdigest()
-        unique = len(candidates) == 1 and (int(number), candidates[0]) not in releases
-        name = candidates[0] if unique else ((name or "") + unused)[:16]
-    return f"{number} {name}"
+        if choice is None:
+            raise _damaged(path)
+        return choice[0] + UNKNOWN
+    release = re.match(r"\d+ [0-9a-f]{16}(?= [0-9a-f]*$|$)", torn)
+    return release[0] if release else f"{number} {hashlib.sha256(torn.encode()).hexdigest()[:16]}"
+
+
+def _renew_lock() -> None:
+    """In a fork no other thread is left to release the lock."""
+    global _lock
+    _lock = threading.RLock()
+
+
+_lineages: dict[str, Lineage] = {}
+_lock = threading.RLock()
+os.register_at_fork(after_in_child=_renew_lock)

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from . import permute_and_flip
 from .accounting import Setting
+from .gdp import mu_of_epsilon
 from .ledger import Ledger
 from .mechanisms import delta_excess
+from .permute_and_flip import MECHANISM
 from .randomness import RunKey
 
 BATCH_DEPENDENT = (
@@ -32,12 +33,9 @@ class Spending:
     def __init__(self, setting: Setting, key: RunKey, ledger: Ledger, epsilon_target: float | None) -> None:
         self.setting, self.key, self.ledger, self.epsilon_target = setting, key, ledger, epsilon_target
         self.unit, self.noise_scale = ledger.event.unit, ledger.event.noise_scale
+        self.noise_arithmetic = ledger.event.noise_arithmetic
         self._clip: float | None = None  # of the last release
         self._influences: list[float | None] = []  # of every method that used this budget
-
-    @property
-    def noise_arithmetic(self) -> str:
-        return self.ledger.event.noise_arithmetic
 
     @property
     def overspent(self) -> bool:
@@ -111,8 +109,8 @@ class Spending:
             "epsilon_target": self.epsilon_target if epsilon_target is None else epsilon_target,
             "epsilon_spent": self.epsilon_spent(),
             "epsilon_spent_rdp": None if renyi is None else max(renyi, chosen),
-            "gdp_mu": None if mu is None else max(mu, permute_and_flip.gdp_mu(chosen)),
-            **({"choice": {"mechanism": permute_and_flip.MECHANISM, "epsilon": chosen}} if chosen else {}),
+            "gdp_mu": None if mu is None else max(mu, mu_of_epsilon(chosen)),
+            **({"choice": {"mechanism": MECHANISM, "epsilon": chosen}} if chosen else {}),
             "accountant": setting.accountant,
             "noise_arithmetic": self.noise_arithmetic,
             "noise_key": self.key.noise_key,

@@ -29,9 +29,8 @@ from .randomness import Stream
 GRID_BITS = 40
 ARITHMETICS = ("float", "exact")
 CHUNK = 2**18  # noise numbers drawn at once: 2 MiB
-SHRINK = (
-    1 - 2.0**-39
-)  # of vectors before truncation to the grid: covers the rounding of norms that a release accepts
+# of vectors before truncation to the grid: covers the rounding of norms that a release accepts
+SHRINK = 1 - 2.0**-39
 
 
 class Gaussian:

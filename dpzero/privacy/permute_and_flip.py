@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from statistics import NormalDist
 
 from .discrete_noise import Bits
 
@@ -36,10 +35,3 @@ def permute_and_flip(counts: Sequence[int], epsilon: float, bits: Bits) -> int:
         behind = Fraction(epsilon) / 2 * (most - counts[index])
         if bits.bernoulli_exp(behind.numerator, behind.denominator):
             return index
-
-
-def gdp_mu(epsilon: float) -> float:
-    """The least mu that dominates every epsilon-DP mechanism (Dong, Roth and Su 2022: f_epsilon,0 >= G_mu)."""
-    if epsilon > 700:  # beyond the range of exp
-        return math.inf
-    return -2 * NormalDist().inv_cdf(1 / (1 + math.exp(epsilon)))

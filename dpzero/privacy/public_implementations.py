@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
@@ -107,16 +106,14 @@ class PublicRun:
     def noise_scale(self) -> float:
         """Noise on the sum of a full batch over the clip, by the implementation's accountant."""
         rate = self.batch_size / (self.assumed_size or self.dataset_size)
-        multiplier = {"opacus RDP": _by_rdp, "PRV upper bound, error 0.1": _by_prv}[
-            self.implementation.accountant
-        ]
+        multiplier = _by_rdp if self.implementation.accountant == "opacus RDP" else _by_prv
         share = self.implementation.share * self.epsilon
         return self.implementation.factor * multiplier(share, self.delta, rate, self.steps)
 
     @property
     def batches(self) -> int:
         """Batches of an epoch."""
-        return math.ceil(self.dataset_size / self.batch_size)
+        return self.setting.period
 
     @property
     def last_batch(self) -> int:
@@ -180,12 +177,9 @@ class PublicRun:
 def _by_rdp(epsilon: float, delta: float, rate: float, steps: int) -> float:
     from opacus.accountants.utils import get_noise_multiplier
 
-    with _quiet():
-        return float(
-            get_noise_multiplier(
-                target_epsilon=epsilon, target_delta=delta, sample_rate=rate, steps=steps, accountant="rdp"
-            )
-        )
+    with warnings.catch_warnings(action="ignore"):  # that the best order is the last of its list
+        target = {"target_epsilon": epsilon, "target_delta": delta}
+        return float(get_noise_multiplier(**target, sample_rate=rate, steps=steps, accountant="rdp"))
 
 
 @cache
@@ -195,7 +189,7 @@ def _by_prv(epsilon: float, delta: float, rate: float, steps: int) -> float:
     def upper(multiplier: float) -> float:
         accountant = PRVAccountant()
         accountant.history = [(multiplier, rate, steps)]
-        with _quiet():
+        with warnings.catch_warnings(action="ignore"):
             return float(accountant.get_epsilon(delta, eps_error=0.1))
 
     return _least_on_grid(upper, epsilon)
@@ -214,11 +208,3 @@ def _least_on_grid(upper: Callable[[float], float], epsilon: float) -> float:
         multiplier += interval
         interval /= 10
     return multiplier
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Opacus' warning that the best order is the last of its list, as in the public code."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -18,9 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 NOISE_KEYS = ("published", "secret")
-MIN_DISTINCT = (
-    16  # bytes of a secret key that differ: 32 random bytes have fewer with probability below 1e-10
-)
+MIN_DISTINCT = 16  # different bytes of a secret key: 32 random ones have fewer with probability below 1e-10
 _claimed: set[str] = set()  # names of the secret keys of this process's budgets
 
 

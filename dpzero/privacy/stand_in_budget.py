@@ -8,9 +8,9 @@ from typing import Any
 
 from .accounting import Setting
 from .budget import Budget
-from .drawn_batches import Indices
 from .mechanisms import Noise
 from .randomness import RunKey
+from .sampling import Indices
 
 
 class StandInBudget(Budget):

@@ -6,7 +6,6 @@ import operator
 from numbers import Real
 
 MIN_DELTA = 1e-30  # tested down to here against an independent accountant
-MAX_STEPS = 10**10  # beyond, rounding is no longer small
 PROVEN = (  # (sampling, adjacency) for both mechanisms
     ("poisson", "add_remove"),
     ("random_allocation", "add_remove"),
@@ -19,9 +18,10 @@ OFFERED = (
     "without_replacement and replace_one, and with full_batch and either adjacency; gaussian with poisson "
     "sampling and replace_one; delta 0 with laplace; several directions with gaussian"
 )
+SHUFFLING = ". To shuffle, use random_allocation: each example is in exactly one batch of each pass, which is accounted for"
 
 
-def integer(name: str, value: object, least: int = 1) -> int:
+def integer(name: str, value: object) -> int:
     """Convert any integer type; True and 3.0 are refused."""
     try:
         number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
@@ -29,8 +29,8 @@ def integer(name: str, value: object, least: int = 1) -> int:
         number = None
     if number is None:
         raise ValueError(f"{name} is {value!r}: it must be an integer")
-    if number < least:
-        raise ValueError(f"{name} is {number}: it must be at least {least}")
+    if number < 1:
+        raise ValueError(f"{name} is {number}: it must be at least 1")
     return number
 
 
@@ -41,22 +41,8 @@ def real(name: str, value: object) -> float:
     return float(value)
 
 
-def check_setting(
-    *,
-    mechanism: str,
-    sampling: str,
-    adjacency: str,
-    dataset_size: int,
-    batch_size: int,
-    steps: int,
-    delta: float,
-    directions: int,
-) -> None:
-    """Raise ValueError unless the setting is consistent and its accounting is proven."""
-    if steps > MAX_STEPS:
-        raise ValueError(f"steps is {steps}: at most {MAX_STEPS} are accounted for")
-    if batch_size > dataset_size:
-        raise ValueError(f"batch_size {batch_size} is larger than dataset_size {dataset_size}")
+def check_proven(mechanism: str, sampling: str, adjacency: str, delta: float, directions: int) -> None:
+    """Raise ValueError unless the accounting of this setting is proven."""
     if not 0 <= delta < 1:
         raise ValueError(f"delta is {delta}: it must be at least 0 and below 1")
     if 0 < delta < MIN_DELTA:
@@ -64,8 +50,6 @@ def check_setting(
             f"delta is {delta:g}: it must be 0 (with laplace) or at least {MIN_DELTA:g}, the least that is "
             "accounted for"
         )
-    if sampling == "full_batch" and batch_size != dataset_size:
-        raise ValueError(f"full_batch needs batch_size {dataset_size}, not {batch_size}")
     pair = (sampling, adjacency)
     if mechanism == "gaussian":
         proven = delta > 0 and (pair in PROVEN or pair == ("poisson", "replace_one"))
@@ -73,13 +57,7 @@ def check_setting(
         proven = mechanism == "laplace" and directions == 1 and pair in PROVEN
     if not proven:
         several = f" and {directions} directions" if directions > 1 else ""
-        shuffling = (
-            ". To shuffle, use random_allocation: each example is in exactly one batch of each pass, which "
-            "is accounted for"
-            if "shuffle" in str(sampling)
-            else ""
-        )
         raise ValueError(
             f"no proven accounting for {mechanism} with {sampling} sampling, {adjacency}, delta "
-            f"{delta:g}{several}: offered are {OFFERED}{shuffling}"
+            f"{delta:g}{several}: offered are {OFFERED}{SHUFFLING if 'shuffle' in str(sampling) else ''}"
         )

@@ -48,7 +48,7 @@ def test_a_profile_is_the_divergence_of_its_two_densities(mechanism, rate, noise
     cases = [
         (base, present, without),
         (dominating_pairs.removed(base, rate), mixed, without),
-        (dominating_pairs.added(base, rate), without, mixed),
+        (dominating_pairs.removed(base, rate).swapped(), without, mixed),
     ]
     if mechanism == "gaussian":
         cases.append((dominating_pairs.replaced_gaussian(noise, rate), mixed, other))

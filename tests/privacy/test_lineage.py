@@ -40,7 +40,7 @@ def epsilon(steps: int) -> float:
 @pytest.fixture
 def restart(monkeypatch):
     """A new process: what was released in the one before is known from files and states alone."""
-    return lambda: monkeypatch.setattr("dpzero.privacy.lineage._lineages", {})
+    return lambda: monkeypatch.setattr("dpzero.privacy.ledger._lineages", {})
 
 
 # One state, two budgets -----------------------------------------------------------------------------------

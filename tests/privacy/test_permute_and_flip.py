@@ -10,9 +10,9 @@ from scipy.stats import chi2
 
 from dpzero.privacy import Budget, RunKey
 from dpzero.privacy.discrete_noise import Bits
-from dpzero.privacy.gdp import gaussian_delta
+from dpzero.privacy.gdp import gaussian_delta, mu_of_epsilon
 from dpzero.privacy.imitation_budget import PublicCodeBudget
-from dpzero.privacy.permute_and_flip import gdp_mu, permute_and_flip
+from dpzero.privacy.permute_and_flip import permute_and_flip
 from dpzero.privacy.public_implementations import IMPLEMENTATIONS, PublicRun
 
 SIZES = {"epsilon": 1, "delta": 1e-5, "dataset_size": 500, "batch_size": 50, "steps": 10}
@@ -80,9 +80,9 @@ def test_its_mu_dominates_randomised_response():
         high = math.exp(epsilon) / (1 + math.exp(epsilon))
         for e in (0.0, 0.2 * epsilon, 0.7 * epsilon, epsilon):
             worst = max(0.0, high - math.exp(e) * (1 - high))
-            assert gaussian_delta(gdp_mu(epsilon), e) >= worst - 1e-12
-        assert gaussian_delta(gdp_mu(epsilon), 0.0) == pytest.approx(2 * high - 1)
-    assert gdp_mu(1e4) == math.inf and gdp_mu(0.0) == 0
+            assert gaussian_delta(mu_of_epsilon(epsilon), e) >= worst - 1e-12
+        assert gaussian_delta(mu_of_epsilon(epsilon), 0.0) == pytest.approx(2 * high - 1)
+    assert mu_of_epsilon(1e4) > 100 and mu_of_epsilon(0.0) == 0
 
 
 # Budget ---------------------------------------------------------------------------------------------------
@@ -109,7 +109,9 @@ def test_a_choice_of_the_runs_epsilon_leaves_epsilon_where_it_was_and_raises_mu(
     budget.choose({1: 3, 2: 5, 3: 5}, 1.0)
     statement = budget.statement(1.0, 1.0)
     assert statement["epsilon_spent"] == 1.0 >= trained["epsilon_spent"]
-    assert statement["gdp_mu"] == pytest.approx(gdp_mu(1.0)) and statement["gdp_mu"] > trained["gdp_mu"]
+    assert (
+        statement["gdp_mu"] == pytest.approx(mu_of_epsilon(1.0)) and statement["gdp_mu"] > trained["gdp_mu"]
+    )
     assert statement["epsilon_spent_rdp"] == max(trained["epsilon_spent_rdp"], 1.0)
 
 
@@ -139,7 +141,7 @@ def test_choices_under_several_keys_add_up(tmp_path):
     for state in (*states, *states):
         both.load_state_dict(state)
     assert both.epsilon_spent() == both.epsilon_of_choice == 1.0
-    assert both.statement()["gdp_mu"] == gdp_mu(1.0)
+    assert both.statement()["gdp_mu"] == mu_of_epsilon(1.0)
     both.close()
     again = Budget.resume(tmp_path / "ledger")
     assert again.epsilon_spent() == 1.0 and len(again.ledger.choices) == 2

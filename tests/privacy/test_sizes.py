@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from dataclasses import asdict
 from fractions import Fraction
 
 import numpy as np
@@ -153,7 +154,7 @@ def test_a_ledger_counts_every_one_of_many_releases():
 
 def test_a_long_ledger_is_read_to_its_end(tmp_path):
     event = budget().ledger.event
-    lines = [json.dumps(event.as_dict()), *(f"{n} {k:016x}" for k in range(2) for n in range(10_000))]
+    lines = [json.dumps(asdict(event)), *(f"{n} {k:016x}" for k in range(2) for n in range(10_000))]
     (tmp_path / "ledger").write_text("\n".join(lines) + "\n")
     ledger = Ledger(event, tmp_path / "ledger")
     assert len(ledger) == 20_000

@@ -17,7 +17,7 @@ from dpzero.errors import UsageError
 from dpzero.language.data import tasks
 from dpzero.language.models import encoding, losses, text_classifier
 from dpzero.plan import sweep
-from dpzero.privacy import Budget, RunKey, lineage
+from dpzero.privacy import Budget, RunKey, ledger
 from dpzero.report.writing import write_figures, write_tables
 from dpzero.run import checkpoint, distributed, record_file, record_parts, step_memory
 from dpzero.run.checkpoint import Checkpoint
@@ -265,7 +265,7 @@ def world(monkeypatch, number: int) -> Iterator[None]:
         patch.setattr(tasks, "digest", lambda task: f"{number:064d}")
         patch.setattr(RunKey, "secret", lambda: RunKey("secret", bytes(range(number, number + 32))))
         patch.setattr(RunKey, "name", "the same")  # it tells keys apart, and these must be two
-        patch.setattr(lineage, "_lineages", {})  # so that the two runs are not taken for one
+        patch.setattr(ledger, "_lineages", {})  # so that the two runs are not taken for one
         patch.setattr(RunKey, "claim", lambda key: None)  # and the same ones in several runs
         patch.setattr(Budget, "release", release)
         patch.setattr(Budget, "release_vectors", release_vectors)
