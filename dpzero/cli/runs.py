@@ -48,13 +48,13 @@ def run(options: argparse.Namespace) -> dict | None:
     from ..plan import experiment_types
     from ..run import gpu_lock
 
-    kind, ranks = experiment_types.kind_of(cell), {}
-    trains = kind == experiment_types.LANGUAGE
+    ranks = {}
+    trains = experiment_types.kind_of(cell) == experiment_types.LANGUAGE
     if trains and options.device is None:
         gpu_lock.lease(gpu_lock.of_this_rank(), log=log)
     elif trains:
         gpu_lock.lease_all(options.device, log=log)
-    module = "run.run" if trains else f"studies.{kind}"
+    module = "run.run" if trains else "studies.run"
     run_cell = import_module(f"dpzero.{module}").run_cell  # imports torch: after the lease
     if options.device:
         gpu_lock.check(options.device)

@@ -3,43 +3,23 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
-from ..errors import UsageError
 from ..plan.cell import run_id
 from ..privacy.public_implementations import DIVISORS, IMPLEMENTATIONS, PublicRun
-from ..run import record_file
 from ..run.provenance import provenance
 
 
-def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device: str | None = None) -> dict:
-    """Compute the guarantee behind one claim, write the record to `out` and return it."""
-    started, run = time.perf_counter(), run_id(cell)
-    try:
-        part = guarantee(cell, log)
-    except ValueError as error:
-        raise UsageError(f"{run}: {error}") from error
-    method = {"title": IMPLEMENTATIONS[cell["method"]].title, "private": True, "order": 0}
-    seconds = {"wall_seconds": time.perf_counter() - started}
-    result = record_file.make(
-        cell, method, guarantee=part, time=seconds, provenance=provenance(cell["method"], "cpu")
-    )
-    record_file.write(out, result)
-    return result
-
-
-def guarantee(cell: dict, log: Callable[[str], object] = print) -> dict:
-    """The `guarantee` part of a record: epsilons at the claim's delta, noise scales over the clip bound."""
+def measure(cell: dict, log: Callable[[str], object] = print, device: str | None = None) -> dict:
+    """The parts of a record; `guarantee` has epsilons at the claim's delta, noise scales over the clip."""
     practice, settings = IMPLEMENTATIONS[cell["method"]], cell["settings"]
     claim, delta = float(cell["epsilon"]), settings["delta"]
     sizes = {name: settings[name] for name in ("dataset_size", "batch_size", "steps")}
     published = PublicRun(practice, claim, delta, **sizes, assumed_size=settings["assumed_size"] or None)
     log(f"{run_id(cell)}: noise by {practice.accountant}, then bounds, then this project's noise")
     noise, ours = published.noise_scale, published.setting
-    part = {
+    guarantee = {
         "source": practice.source,
         "claimed_epsilon": claim,
         "claimed_delta": delta,
@@ -58,8 +38,12 @@ def guarantee(cell: dict, log: Callable[[str], object] = print) -> dict:
         "our_accountant": ours.accountant,
         "our_noise_scale": ours.noise_scale(claim),
     }
-    part["ratio"] = noise / part["our_noise_scale"]
+    guarantee["ratio"] = noise / guarantee["our_noise_scale"]
     if practice.adjacency == "replace_one":  # compare the same guarantee: one example replaced
         replaced = replace(ours, sampling="without_replacement", adjacency="replace_one").noise_scale(claim)
-        part |= {"our_noise_scale_replace_one": replaced, "ratio_replace_one": noise / replaced}
-    return part
+        guarantee |= {"our_noise_scale_replace_one": replaced, "ratio_replace_one": noise / replaced}
+    return {
+        "method": {"title": practice.title, "private": True, "order": 0},
+        "guarantee": guarantee,
+        "provenance": provenance(cell["method"], "cpu"),
+    }

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from pathlib import Path
 
-from ..memory.measure import measure
+from ..memory.measure import measure as measure_peaks
 from ..memory.predict import Unpredictable, predict
 from ..memory.stand_in_step import Workload
 from ..memory.trackers import is_out_of_memory
@@ -23,18 +21,18 @@ MEASURED = (
 )
 
 
-def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device: str | None = None) -> dict:
-    """Predict, and measure if the cell says so; write the record to `out` and return it."""
-    started, run, status, error = time.perf_counter(), run_id(cell), "ok", None
+def measure(cell: dict, log: Callable[[str], object] = print, device: str | None = None) -> dict:
+    """The parts of a record: predicted peaks and, if the cell says so, measured ones."""
+    status, error = "ok", None
     batch_size, length = map(int, cell["task"].split("x"))
     types = {key: cell["settings"][key] for key in ("dtype", "compute")}
     workload = Workload(cell["model"], cell["method"], batch_size, length, **types)
-    log(f"{run}: predicting")
+    log(f"{run_id(cell)}: predicting")
     memory = _predict(workload)
     if cell["settings"]["measure"]:
-        log(f"{run}: measuring")
+        log(f"{run_id(cell)}: measuring")
         try:
-            measured = measure(workload, device)
+            measured = measure_peaks(workload, device)
             memory |= {f"measured_{key}": measured[key] for key in MEASURED}
         except (MemoryError, RuntimeError) as failure:
             if not is_out_of_memory(failure):
@@ -42,17 +40,13 @@ def run_cell(cell: dict, out: Path, log: Callable[[str], object] = print, device
             status, error = "oom", record_file.OUT_OF_MEMORY
     method = variant(cell["method"])
     method_card = card("mezo" if method.method == "public" else method.method)
-    result = record_file.make(
-        cell,
-        {"title": method.title, "private": method_card.private, "order": method_card.order},
-        status=status,
-        error=error,
-        memory=memory,
-        time={"wall_seconds": time.perf_counter() - started},
-        provenance=provenance(method_card.file, device or "cpu"),
-    )
-    record_file.write(out, result)
-    return result
+    return {
+        "method": {"title": method.title, "private": method_card.private, "order": method_card.order},
+        "status": status,
+        "error": error,
+        "memory": memory,
+        "provenance": provenance(method_card.file, device or "cpu"),
+    }
 
 
 def _predict(workload: Workload) -> dict:

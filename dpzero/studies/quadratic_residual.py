@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from ..errors import UsageError
 from ..plan import sweep
 from ..plan.experiment_types import QUADRATIC_METHODS
-from . import quadratic, quadratic_solver
+from . import quadratic
+from .quadratic_solver import Draw
 
 NORMS = Path("results/quadratic/tables/norms.csv")
 RANK, DIMENSIONS, METHODS = "rank_log_d", (20, 200, 2000), ("dpzero", "dpgd_0th", "dp_sgd", "mezo")
@@ -63,21 +64,14 @@ def _gradients(dimension: int, method: str, best: dict) -> tuple[NDArray, NDArra
     """The gradient at the start [d] and after the last step [REPEATS, d]."""
     private = QUADRATIC_METHODS[method].private
     cell = sweep.load("quadratic")[f"{RANK}/d-{dimension}/{method}/eps-{'2' if private else 'inf'}/seed-0"]
-    settings = cell["settings"] | best
-    problem = quadratic_solver.Quadratic.drawn(
-        settings["dataset_size"], dimension, settings["decay"], settings["informative"], seed=0
-    )
-    scales = []
-    if private:
-        scales = [quadratic.Releases(cell | {"settings": settings}).noise_scale(best["steps"][0])]
-    grid = quadratic_solver.Grid.product(
-        best["steps"], best["learning_rates"], best["clips"], scales, settings["dataset_size"]
-    )
+    problem, grid, _ = quadratic.prepare(cell | {"settings": cell["settings"] | best})
     points = []
     for repeat in range(REPEATS):
         random = np.random.default_rng([1, repeat])
-        draw = lambda step, random=random: random.standard_normal(dimension)  # noqa: E731
-        draw_scalar = lambda step, random=random: random.standard_normal(1)  # noqa: E731
-        noise = (draw_scalar if method == "dpzero" else draw) if private else None
-        points.append(quadratic.solve(method, problem, grid, draw, noise)[0])
+        noise = _normals(random, 1 if method == "dpzero" else dimension) if private else None
+        points.append(quadratic.solve(method, problem, grid, _normals(random, dimension), noise)[0])
     return -problem.curvature * problem.mean, problem.curvature * (np.stack(points) - problem.mean)
+
+
+def _normals(random: np.random.Generator, count: int) -> Draw:
+    return lambda step: random.standard_normal(count)

@@ -105,10 +105,8 @@ def zeroth_order(
         u = np.stack([direction(step) for step in steps])
         z = np.stack([noise(step) for step in steps]) if noise else np.zeros((len(u), 1))
         curved = problem.curvature * u
-        start_slopes, coupling = (
-            points[:live] @ curved.T,
-            u @ curved.T,
-        )  # u_t^T A x, and how a step changes it
+        start_slopes = points[:live] @ curved.T  # u_t^T A x
+        coupling = u @ curved.T  # how a step changes it
         if vector:  # how the noise of earlier steps changes it
             start_slopes -= np.outer(rates * spread, ((np.cumsum(z, 0) - z) * curved).sum(1))
             points[:live] -= np.outer(rates * spread, z.sum(0))

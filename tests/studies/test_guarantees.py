@@ -16,7 +16,7 @@ from dpzero.plan.cell import run_id
 from dpzero.privacy.public_implementations import IMPLEMENTATIONS
 from dpzero.report.records import read_records
 from dpzero.run.run import run_cell
-from dpzero.studies import guarantees
+from dpzero.studies.run import run_cell as run_study_cell
 
 CELLS = sweep.load("guarantees")
 TREC = "trec/roberta-large/dpzero/eps-2/seed-0"
@@ -114,7 +114,7 @@ def test_a_run_writes_claim_and_guarantee(write, tmp_path):
     """And a command that is given the cell by hand does the same."""
     ((run, cell),) = write("one", ONE).items()
     out = tmp_path / f"{run}.json"
-    made = guarantees.run_cell(sweep.complete(cell), out, log=lambda line: None)
+    made = run_study_cell(sweep.complete(cell), out, log=lambda line: None)
     (record,) = read_records([out])
     assert record == made == json.loads(out.read_text())
     found = record["guarantee"]
@@ -133,7 +133,7 @@ def test_a_run_writes_claim_and_guarantee(write, tmp_path):
 def test_what_cannot_be_accounted_is_refused(write, tmp_path, size, words):
     (cell,) = write("one", ONE.replace("batch_size: 10,", f"batch_size: {size},")).values()
     with pytest.raises(UsageError, match=f"here/tiny/dpzero/eps-2/seed-0: {words}"):
-        guarantees.run_cell(cell, tmp_path / "a.json", log=lambda line: None)
+        run_study_cell(cell, tmp_path / "a.json", log=lambda line: None)
     assert not list(tmp_path.glob("*.json"))
 
 

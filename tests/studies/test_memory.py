@@ -13,7 +13,7 @@ from dpzero.language.models import random_models
 from dpzero.plan import sweep
 from dpzero.plan.method_variants import VARIANTS
 from dpzero.report.records import read_records
-from dpzero.studies import memory
+from dpzero.studies.run import run_cell
 
 ONE = """
 experiment: memory
@@ -62,7 +62,7 @@ def test_a_run_keeps_predicted_and_measured_apart(write, tmp_path, monkeypatch):
     made = {}
     for run, cell in cells.items():
         out = tmp_path / f"{run}.json"
-        memory.run_cell(sweep.complete(cell), out, log=lambda line: None, device="cpu")
+        run_cell(sweep.complete(cell), out, log=lambda line: None, device="cpu")
         (made[run],) = read_records([out])
         assert made[run] == json.loads(out.read_text()) and made[run]["status"] == "ok"
     both, adamw, predicted = (record["memory"] for record in made.values())

@@ -14,6 +14,7 @@ from dpzero.plan.experiment_types import QUADRATIC_METHODS
 from dpzero.privacy import Setting
 from dpzero.report.records import read_records
 from dpzero.studies import quadratic, quadratic_solver
+from dpzero.studies.run import run_cell
 
 CELLS = sweep.load("quadratic")
 PUBLISHED = {  # the paper's table 6
@@ -100,7 +101,7 @@ def test_a_method_that_is_not_known_is_named_with_the_nearest():
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> dict:
     out = tmp_path_factory.mktemp("quadratic") / "record.json"
-    record = quadratic.run_cell(small(), out, log=lambda _: None)
+    record = run_cell(small(), out, log=lambda _: None)
     assert json.loads(out.read_text()) == record
     assert [row["run"] for row in read_records([out])] == [record["run"]]
     return record
@@ -110,10 +111,11 @@ def test_its_record_has_the_norm_of_every_setting_in_the_order_of_the_settings(m
     cell, norms = made["cell"], np.array(made["quadratic"]["train"])
     assert norms.shape == (2, 2, 2) and made["metrics"]["gradient_norm"] == norms.min()
     problem = quadratic_solver.Quadratic.drawn(200, 5, 1, 0, seed=1)
-    releases, directions = quadratic.Releases(cell), quadratic.public_directions(5, 1)
+    _, _, budgets = quadratic.prepare(cell)
+    directions, noise = quadratic.public_directions(5, 1), quadratic.unit_noise(budgets, 1)
     for place, steps in enumerate(cell["settings"]["steps"]):
-        one = quadratic_solver.Grid.product([steps], [0.1], [0.5], [releases.noise_scale(steps)], 200)
-        points = quadratic_solver.zeroth_order(problem, one, directions, lambda t: releases.unit_noise(t, 1))
+        one = quadratic_solver.Grid.product([steps], [0.1], [0.5], [budgets[steps].noise_scale], 200)
+        points = quadratic_solver.zeroth_order(problem, one, directions, noise)
         assert norms[place, 1, 0] == pytest.approx(problem.gradient_norms(points)[0], rel=1e-5)
 
 
@@ -129,20 +131,20 @@ def test_its_epsilon_is_of_the_steps_in_the_ledger_and_it_is_no_private_release(
 
 
 def test_longer_runs_have_the_more_noise():
-    releases = quadratic.Releases(small())
+    _, _, budgets = quadratic.prepare(small())
     # advanced composition of full batches: the noise grows with the square root of the steps
-    assert releases.noise_scale(20) / releases.noise_scale(4) == pytest.approx(5**0.5, rel=1e-3)
+    assert budgets[20].noise_scale / budgets[4].noise_scale == pytest.approx(5**0.5, rel=1e-3)
 
 
 @pytest.mark.parametrize("method", ["dpgd_0th", "dp_sgd", "mezo", "sgd"])
 def test_every_method_descends(method):
-    found, privacy = quadratic.descend(small(method), log=lambda _: None)
-    assert np.array(found["train"]).min() < found["start"]
-    assert (privacy is None) is not QUADRATIC_METHODS[method].private
+    parts = quadratic.measure(small(method), log=lambda _: None)
+    assert np.array(parts["quadratic"]["train"]).min() < parts["quadratic"]["start"]
+    assert (parts["privacy"] is None) is not QUADRATIC_METHODS[method].private
 
 
 def test_what_diverges_has_no_norm_in_its_record(tmp_path):
     cell = small("mezo", steps=[2000], learning_rates=[0.01, 50.0])
-    quadratic.run_cell(cell, tmp_path / "record.json", log=lambda _: None)
+    run_cell(cell, tmp_path / "record.json", log=lambda _: None)
     norms = json.loads((tmp_path / "record.json").read_text())["quadratic"]["train"]
     assert norms[0][1] == [None] and norms[0][0][0] < 1
