@@ -12,7 +12,7 @@ import sys
 
 from . import __version__
 from .cli import memory, privacy, reports, runs, studies
-from .cli.options import LOCAL_FILES, build_parser
+from .cli.options import FOLDER_VARIABLES, build_parser
 from .cli.process_setup import use_cache
 from .cli.user_errors import report_failure
 from .errors import let_every_print_pass
@@ -29,9 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.verb is None:
         parser.print_help(sys.stderr)
         return 2
-    for name in (flag.strip("-").replace("-", "_") for flag in LOCAL_FILES):
+    for name, variable in FOLDER_VARIABLES.items():
         if folder := getattr(options, name, None):
-            os.environ[f"DPZERO_{name.upper()}"] = str(folder.absolute())
+            os.environ[variable] = str(folder.absolute())
     try:
         if options.verb.compiles:
             use_cache()

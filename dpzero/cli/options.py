@@ -177,6 +177,7 @@ COMPUTE: Options = {
     "--compute": option("type of matrix products", "float32", choices=("float32", "bfloat16"))
 }
 DEVICE: Options = {"--device": option("cpu, cuda or cuda:1 (default: a GPU if there is one)", type=device)}
+FOLDER_VARIABLES = {"data_dir": "DPZERO_DATA_DIR", "model_dir": "DPZERO_MODEL_DIR"}  # of the environment
 LOCAL_FILES: Options = {
     "--data-dir": option("folder of JSON lines, in place of the hub's data sets", type=folder_to_read),
     "--model-dir": option("folder of models, in place of the hub's", type=folder_to_read),

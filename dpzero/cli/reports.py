@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import UsageError
+from ..plan import experiment_types, sweep
 from .options import SWEEP, Options, folder_to_read, folder_to_write, option, verb
 from .process_setup import read_text
 
@@ -20,7 +21,6 @@ OUT: Options = {"--out": option("folder for the files", type=folder_to_write, re
 @verb(RECORDS | OUT)
 def tables(options: argparse.Namespace) -> dict:
     """Write the tables of the records that exist."""
-    from ..plan import sweep
     from ..report.writing import write_tables
 
     records, runs = _find_records(options)
@@ -32,7 +32,6 @@ def tables(options: argparse.Namespace) -> dict:
 @verb(RECORDS | OUT)
 def figures(options: argparse.Namespace) -> dict:
     """Draw the figures of the records that exist."""
-    from ..plan import sweep
     from ..report.writing import write_figures
 
     records, runs = _find_records(options)
@@ -43,7 +42,6 @@ def figures(options: argparse.Namespace) -> dict:
 @verb(RECORDS)
 def report(options: argparse.Namespace) -> dict:
     """Print the privacy statement of a sweep."""
-    from ..plan import experiment_types, sweep
     from ..report.records import load
     from ..report.statement import statement
 
@@ -74,8 +72,6 @@ def readme(options: argparse.Namespace) -> dict:
 
 def _find_records(options: argparse.Namespace) -> tuple[list[Path], list[str]]:
     """The existing record files of the planned runs, and these runs. Other files are ignored."""
-    from ..plan import sweep
-
     runs = read_text(options.cells).split() if options.cells else list(sweep.load(options.sweep))
     folder = options.records or Path("results") / options.sweep / "runs"
     records = [path for run in runs if (path := folder / f"{run}.json").exists()]

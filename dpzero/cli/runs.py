@@ -10,11 +10,13 @@ from pathlib import Path
 
 from ..errors import UsageError, unknown
 from ..files import write_whole
+from ..plan import sweep
+from ..plan.cell import draw_of
+from ..plan.experiment_types import LANGUAGE, kind_of
 from ..plan.settings import NOT_NEGATIVE, Range
 from .options import LOCAL_FILES, SWEEP, THREADS, Options, device, file_to_write, option, real, verb
 from .process_setup import log, read_text, use_threads
 
-AXES = ("tasks", "models", "methods", "epsilons", "seeds")
 FREE_GPU = "(default: a free GPU if there is one)"
 
 
@@ -45,11 +47,10 @@ def run(options: argparse.Namespace) -> dict | None:
     """Execute one run: read a cell, write a record."""
     cell = _read_cell(options)
     use_threads(options.threads)
-    from ..plan import experiment_types
     from ..run import gpu_lock
 
-    ranks = {}
-    trains = experiment_types.kind_of(cell) == experiment_types.LANGUAGE
+    ranks: dict = {}
+    trains = kind_of(cell) == LANGUAGE
     if trains and options.device is None:
         gpu_lock.lease(gpu_lock.of_this_rank(), log=log)
     elif trains:
@@ -69,14 +70,11 @@ def run(options: argparse.Namespace) -> dict | None:
         gpu_lock.start_again_alone()
     if record is None:  # rank 0 writes it
         return None
-    accuracy = (record["metrics"] or {}).get("accuracy")
     answer = {"run": record["run"], "status": record["status"], "record": str(options.out)}
-    return answer | {"accuracy": accuracy}
+    return answer | {"accuracy": (record["metrics"] or {}).get("accuracy")}
 
 
 def _read_cell(options: argparse.Namespace) -> dict:
-    from ..plan import sweep
-
     if options.spec:
         text = options.spec if options.spec.lstrip().startswith("{") else read_text(Path(options.spec))
         try:
@@ -124,17 +122,14 @@ def replay(options: argparse.Namespace) -> dict:
 @verb(
     {
         **SWEEP,
-        **_axes(*AXES),
+        **_axes(*sweep.AXES),
         "--out": option("file for them (default: standard output)", type=file_to_write),
         **LOCAL_FILES,
     }
 )
 def cells(options: argparse.Namespace) -> dict:
     """List the run ids of a sweep."""
-    from ..plan import sweep
-
-    narrowed = {axis: values for axis in AXES if (values := getattr(options, axis))}
-    runs = sweep.load(options.sweep, **narrowed)
+    runs = _load_sweep(options)
     if options.out:
         write_whole(options.out, "\n".join(runs) + "\n")
     else:
@@ -151,16 +146,11 @@ def cells(options: argparse.Namespace) -> dict:
     }
 )
 def estimate(options: argparse.Namespace) -> dict:
-    """Estimate device hours, disk and cost of a sweep from measured step times."""
-    from ..plan import experiment_types, sweep
+    """Estimate device hours, disk and cost of a sweep from measured step times, else from its operations."""
     from . import estimate
 
-    cells = sweep.load(options.sweep)
-    if sweep.kind(options.sweep) != experiment_types.LANGUAGE:
-        raise UsageError(
-            f"sweep {options.sweep} trains no language model: snakemake -n says how long it takes"
-        )
-    cost = estimate.estimate(cells.values(), options.results, options.gpu, options.price)
+    cells = list(sweep.load(options.sweep).values())
+    cost = estimate.estimate(options.sweep, cells, options.results, options.gpu, options.price)
     return {"sweep": options.sweep} | cost
 
 
@@ -179,20 +169,18 @@ def assets(options: argparse.Namespace) -> dict:
 
     if options.names:
         return {"assets": prepare.fetch(options.names, log=log)}
-    from ..plan import experiment_types, sweep
-    from ..plan.cell import draw_of
-
-    narrowed = {axis: values for axis in ("tasks", "models") if (values := getattr(options, axis))}
-    cells = [
-        cell
-        for cell in sweep.load(options.sweep, **narrowed).values()
-        if experiment_types.kind_of(cell) == experiment_types.LANGUAGE
-    ]
+    cells = [c for c in _load_sweep(options).values() if kind_of(c) == LANGUAGE]
     needed = {(c["task"], c["model"], c["settings"]["max_length"], draw_of(c)) for c in cells}
     prepared = prepare.prepare(sorted(needed), log=log)
     if options.out:
         write_whole(options.out, json.dumps(prepared, indent=1) + "\n")
     return prepared
+
+
+def _load_sweep(options: argparse.Namespace) -> dict[str, dict]:
+    """The cells of the sweep, narrowed by the axes that were given."""
+    axes = {axis: getattr(options, axis, None) for axis in sweep.AXES}
+    return sweep.load(options.sweep, **{axis: values for axis, values in axes.items() if values})
 
 
 @verb()

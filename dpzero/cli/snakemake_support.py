@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,9 @@ from ..report import KINDS, figure_files, table_files
 from ..run import gpu_lock
 from . import estimate, options
 
-LOCAL_FILES = ("data_dir", "model_dir")
 LOCKED = (
     "dpzero: .snakemake/locks is not empty: a snakemake is at work here, or one was killed; if none is at work, "
     "give `snakemake --unlock`, and then the same command with --rerun-incomplete"
-)
-INCOMPLETE = (
-    "\nSome runs are missing (their logs: {results}/logs): the same command goes on with them. "
-    "For tables of what exists, add `partial` to the command. "
-    "If snakemake was killed: `snakemake --unlock` first, then --rerun-incomplete."
 )
 
 
@@ -51,8 +46,6 @@ class Plan:
         self.first_table = f"{self.results}/tables/{tables[0]}.md"
         self.table_paths = [f"{self.results}/tables/{name}" for name in table_files(kind, self.cells)]
         self.figure_paths = [f"{self.figures}/{name}" for name in figure_files(kind)]
-        self._tokens = sweep.tokens(self.name)  # once: a thousand runs ask for them
-        self._pace = estimate.speed(list(self.cells.values())) if self.trains else estimate.PUBLISHED
 
     @classmethod
     def load(cls, config: dict, workflow: Any) -> Plan:
@@ -67,15 +60,19 @@ class Plan:
             warn_of_locks()
             from snakemake.logging import logger
 
-            logger.addHandler(Announcement(workflow, plan.name, plan.cells))
+            logger.addHandler(Announcement(workflow, plan))
         return plan
 
     def inputs(self, run: str, assets: str, ancient: Callable[[str], Any]) -> list[Any]:
         """What a run needs: the assets of its task and model, of any age."""
         return [ancient(assets.format(**self.cells[run]))] if self.trains else []
 
+    @cached_property
+    def estimator(self) -> estimate.Estimator:
+        return estimate.Estimator.choose(self.name, list(self.cells.values()))
+
     def minutes(self, run: str) -> int:
-        return estimate.minutes(self._tokens, self.cells[run], self._pace)
+        return estimate.minutes(self.estimator, self.cells[run])
 
     def host_megabytes(self, run: str) -> int:
         return estimate.host_megabytes(self.cells[run])
@@ -89,7 +86,11 @@ class Plan:
                     print(f"Figure:  {path}")
 
     def print_incomplete(self) -> None:
-        print(INCOMPLETE.format(results=self.results))
+        print(
+            f"\nSome runs are missing (their logs: {self.results}/logs): the same command goes on with them. "
+            "For tables of what exists, add `partial` to the command. "
+            "If snakemake was killed: `snakemake --unlock` first, then --rerun-incomplete."
+        )
 
 
 def export(config: dict, code: str, working_folder: str, gpu_share: int) -> str:
@@ -111,9 +112,8 @@ def export(config: dict, code: str, working_folder: str, gpu_share: int) -> str:
     os.environ["DPZERO_DEVICE"] = device
     os.environ[gpu_lock.SHARE] = str(config.pop("gpu_share", gpu_share))
     gpu_lock.share()
-    for key in LOCAL_FILES:
+    for key, name in options.FOLDER_VARIABLES.items():
         if key in config:
-            name = f"DPZERO_{key.upper()}"
             path = Path(working_folder, Path(str(config.pop(key))).expanduser())
             # a job that reads the Snakefile in another folder has the variable already
             if path.is_dir() or name not in os.environ:
@@ -147,9 +147,9 @@ def warn_of_locks() -> None:
 class Announcement(logging.Handler):
     """Prints how many runs there are to make, before Snakemake's table of jobs, in a dry run, too."""
 
-    def __init__(self, workflow: Any, sweep: str, cells: dict[str, dict]) -> None:
+    def __init__(self, workflow: Any, plan: Plan) -> None:
         super().__init__()
-        self.workflow, self.sweep, self.cells, self.printed = workflow, sweep, cells, False
+        self.workflow, self.plan, self.printed = workflow, plan, False
 
     def emit(self, record: logging.LogRecord) -> None:
         event = getattr(record, "event", None)
@@ -157,6 +157,7 @@ class Announcement(logging.Handler):
             return
         self.printed = True
         jobs = (job for job in self.workflow.dag.needrun_jobs() if job.rule.name == "run")
-        new = [self.cells[job.wildcards.run] for job in jobs]
-        takes = estimate.announcement(self.sweep, new, self.workflow.resource_settings.cores)
-        print(f"{self.sweep}: {len(self.cells)} runs, {len(new)} of them to be run{takes}", file=sys.stderr)
+        name, cells = self.plan.name, self.plan.cells
+        new = [cells[job.wildcards.run] for job in jobs]
+        cost = estimate.announcement(name, new, self.workflow.resource_settings.cores) if new else ""
+        print(f"{name}: {len(cells)} runs, {len(new)} of them to be run{cost}", file=sys.stderr)

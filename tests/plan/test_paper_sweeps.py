@@ -281,9 +281,9 @@ def test_a_dry_run_of_one_task_needs_no_hub_and_says_what_it_costs(tmp_path):
     assert done.returncode == 0, done.stderr
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("paper-roberta: "))
     assert line.startswith(
-        "paper-roberta: 34 runs, 34 of them to be run, about 17 GPU hours of training (an estimate"
+        "paper-roberta: 34 runs, 34 of them to be run, about 17 hours on an RTX 3090 (published;"
     )
-    assert "nothing measured" in line
+    assert "34 estimated from tokens and parameters" in line
 
 
 def test_rows_that_are_not_there_are_told_in_one_sentence(tmp_path):
