@@ -52,10 +52,10 @@ def drop(tmp_path, monkeypatch) -> Iterator[Callable[[str, str], None]]:
 
     def put(name: str, source: str) -> None:
         (root / "baselines" / f"{name}.py").write_text(source)
-        registry.read_all.cache_clear()
+        registry._read_files.cache_clear()
 
     yield put
-    registry.read_all.cache_clear()
+    registry._read_files.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,8 @@
-"""The registry of methods: found by file name, and described without being imported (they import torch)."""
+"""The registry of methods: found by file name, and described without being imported (they import torch).
+
+A user's methods are Python files in an included folder (see `include`). They are imported as parts of the package
+`baselines`, whose files they may import.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from .. import include
 from ..errors import UsageError, unknown
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,15 +68,17 @@ def choices(type_name: str) -> tuple[str, ...]:
 
 
 def _claim_package() -> None:
-    """Let PACKAGE be our folder, whatever has its name in the working directory or in site-packages."""
-    folder = str(ROOT / PACKAGE)
-    if folder in map(str, getattr(sys.modules.get(PACKAGE), "__path__", ())):
+    """Let PACKAGE be our folder and the included ones, whatever has its name in the working directory or elsewhere."""
+    paths = [str(ROOT / PACKAGE), *map(str, include.folders())]
+    package = sys.modules.get(PACKAGE)
+    if package is not None and paths[0] in map(str, getattr(package, "__path__", ())):
+        package.__path__ = paths
         return
     for name in [name for name in sys.modules if name == PACKAGE or name.startswith(f"{PACKAGE}.")]:
         del sys.modules[name]
     # made here: its __init__.py holds no code, and an installed package may have overwritten it
     ours = ModuleType(PACKAGE)
-    ours.__path__, ours.__file__ = [folder], f"{folder}/__init__.py"
+    ours.__path__, ours.__file__ = paths, f"{paths[0]}/__init__.py"
     sys.modules[PACKAGE] = ours
 
 
@@ -90,13 +97,28 @@ def card(name: str) -> Card:
     return entry
 
 
-@cache
-def read_all() -> dict[str, Card | UsageError]:
-    """File name -> the card of its method, or what is wrong with the file."""
+def method_files() -> dict[str, Path]:
+    """Name -> file, of the package's methods and those of the included folders.
+
+    Raises UsageError for two files of one name.
+    """
     files = {"dpzero": ROOT / "dpzero" / "algorithm.py"}
     files |= {f.stem: f for f in sorted((ROOT / PACKAGE).glob("*.py")) if not f.stem.startswith("_")}
+    own = include.methods()
+    for name, file in own.items():
+        include.refuse_built_in(name, file, files)
+    return files | own
+
+
+def read_all() -> dict[str, Card | UsageError]:
+    """File name -> the card of its method, or what is wrong with the file."""
+    return _read_files(tuple(method_files().items()))
+
+
+@cache
+def _read_files(files: tuple[tuple[str, Path], ...]) -> dict[str, Card | UsageError]:
     entries: dict[str, Card | UsageError] = {}
-    for name, file in files.items():
+    for name, file in files:
         try:
             if (entry := _read(name, file)) is not None:
                 entries[name] = entry

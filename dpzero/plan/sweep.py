@@ -2,6 +2,7 @@
 
 experiment: KIND            `language` by default; for the files of other kinds see `experiment_types`
 extends: NAME               start from another sweep
+include: [FOLDER]           folders of own tasks, models, methods and sweeps, relative to this file (see `include`)
 chosen: RULE                how the settings were chosen, one of CHOSEN: a heading of the tables
 tasks, models, epsilons, seeds:      the axes; any of them, and `methods`, narrows on the command line
 settings:                   of every run
@@ -21,6 +22,7 @@ from typing import Any
 
 import yaml
 
+from .. import include
 from ..errors import UsageError, unknown
 from ..language.data import tasks
 from ..language.models import model_catalogue
@@ -45,14 +47,46 @@ CHOSEN = {
 
 
 def names() -> list[str]:
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    """The sweeps of the package and of the included folders."""
+    return sorted(_files())
+
+
+def name_of(sweep: str | Path) -> str:
+    """The name under which results are written: the file's name without its ending."""
+    return Path(sweep).stem if _is_path(str(sweep)) else str(sweep)
+
+
+def _is_path(sweep: str) -> bool:
+    return Path(sweep).suffix in (".yaml", ".yml")
+
+
+def _files() -> dict[str, Path]:
+    built_in = {path.stem: path for path in FOLDER.glob("*.yaml")}
+    own = include.sweeps()
+    for name, file in own.items():
+        include.refuse_built_in(name, file, built_in)
+    return built_in | own
+
+
+def _find(sweep: str) -> Path:
+    """The file of a sweep that is given as a name or as a path. Raises UsageError for one that is not there."""
+    if not _is_path(sweep):
+        if sweep not in (files := _files()):
+            raise UsageError(unknown("sweep", sweep, files))
+        return files[sweep]
+    file = Path(sweep).expanduser()
+    if not file.is_file():
+        raise UsageError(f"there is no sweep file {sweep}: correct its path")
+    if not file.samefile(FOLDER / file.name if (FOLDER / file.name).exists() else file):
+        include.refuse_built_in(file.stem, file, names())
+    return file
 
 
 def load(name: str, **narrowed: object) -> dict[str, dict]:
     """Expand a sweep into its cells.
 
     Args:
-        name: of the file in dpzero/sweeps.
+        name: of a file in dpzero/sweeps or an included folder, or the path of a file that ends in .yaml.
         narrowed: axis -> its values, as from the command line.
 
     Returns:
@@ -126,18 +160,22 @@ def complete(spec: object) -> dict:
 
 
 def _read(name: str, before: tuple[str, ...] = ()) -> dict:
-    """A sweep file with the one that it extends. `before`: the sweeps that extend this one."""
-    if name not in names():
-        raise UsageError(unknown("sweep", name, names()))
+    """A sweep file with the one that it extends. `before`: the sweeps that extend this one.
+
+    The folders under `include`, relative to the file, are included in this process.
+    """
+    text = _text(name)
     if name in before:
         raise UsageError(
             f"sweep {name} extends itself ({', '.join((*before, name))}): take one `extends` out"
         )
     try:
-        sweep = yaml.safe_load(_text(name)) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        sweep = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
         raise UsageError(f"sweep {name}: not valid YAML ({' '.join(str(error).split())})") from error
     _check_shape(sweep, f"sweep {name}")
+    for folder in listed(sweep.pop("include", None)):
+        include.add(_find(name).parent / Path(str(folder)).expanduser(), f"sweep {name}, include")
     base = _read(sweep.pop("extends"), (*before, name)) if "extends" in sweep else {}
     if sweep.get("methods"):
         sweep["methods"] = spread_grids(sweep["methods"])
@@ -156,7 +194,10 @@ def _read(name: str, before: tuple[str, ...] = ()) -> dict:
 
 
 def _text(name: str) -> str:
-    return (FOLDER / f"{name}.yaml").read_text("utf-8")
+    try:
+        return _find(name).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read sweep {name} ({error}): save it as UTF-8") from None
 
 
 OBJECTS = {"settings", "tokens"}
@@ -176,7 +217,7 @@ def _check_shape(sweep: object, where: str) -> None:
                 raise UsageError(f"{where}: {key} must hold {{NAME: value}} pairs, not {value!r}")
         elif key in TEXTS and not isinstance(value, str):
             raise UsageError(f"{where}: {key} is {value!r}, but must be a text")
-        elif key in ("dimensions", "seeds"):
+        elif key in ("dimensions", "seeds", "include"):
             _check_values(value, f"{where}: {key}")
         elif key in ROWS:
             if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):

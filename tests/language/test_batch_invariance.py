@@ -26,7 +26,7 @@ from dpzero.zeroth_order.leave_one_out import others_move
 
 OPT = {"model_type": "opt", "vocab_size": 1024, "hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64}
 OPT |= {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 128}
-SHAPES = {"opt": OPT, "roberta": model_catalogue.CATALOGUE.stanzas["tiny-masked"]["config"]}
+SHAPES = {"opt": OPT, "roberta": model_catalogue.CATALOGUE.built_in["tiny-masked"]["config"]}
 KINDS = ["tiny-encoder", "tiny-causal", *SHAPES]
 
 

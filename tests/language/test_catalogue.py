@@ -68,7 +68,7 @@ def changed(stanza: dict, change: dict) -> dict:
 @pytest.mark.parametrize("kind", ["task", "model", "asset"])
 def test_every_stanza_that_there_is_passes_in_milliseconds(kind):
     start = time.perf_counter()
-    for name, stanza in CATALOGUES[kind].stanzas.items():
+    for name, stanza in CATALOGUES[kind].built_in.items():
         CATALOGUES[kind].check(name, stanza)
     assert time.perf_counter() - start < 0.5
 
@@ -126,10 +126,13 @@ def test_a_wrong_task_is_refused_with_its_key(change, words):
     "change, words",
     [
         ({"kind": "encodr"}, "unknown kind 'encodr': did you mean 'encoder'?"),
-        ({"hub": None}, "says where its weights come from in one of the keys 'asset', 'hub' and 'config'"),
+        (
+            {"hub": None},
+            "says where its weights come from in one of the keys 'asset', 'hub', 'path' and 'config'",
+        ),
         (
             {"asset": "minilm"},
-            "says where its weights come from in one of the keys 'asset', 'hub' and 'config'",
+            "says where its weights come from in one of the keys 'asset', 'hub', 'path' and 'config'",
         ),
         ({"kind": "masked"}, "unknown key 'feature_scale'"),
         ({"feature_scale": -1}, "feature_scale is -1, but must be a number above 0"),
@@ -175,7 +178,7 @@ def paths(stanza: object, before: tuple = ()) -> list[tuple]:
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_a_stanza_with_anything_in_one_place_passes_or_is_refused_in_one_line(kind, name, data):
-    stanza = copy.deepcopy(CATALOGUES[kind].stanzas[name])
+    stanza = copy.deepcopy(CATALOGUES[kind].built_in[name])
     *parents, key = data.draw(st.sampled_from(paths(stanza)[1:]))
     part = stanza
     for parent in parents:
@@ -187,7 +190,7 @@ def test_a_stanza_with_anything_in_one_place_passes_or_is_refused_in_one_line(ki
         assert str(error).startswith(f"{kind}s.yaml, {kind} some") and "\n" not in str(error)
     else:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tasks.CATALOGUE, "stanzas", {"some": stanza})
+            patch.setattr(tasks.CATALOGUE, "built_in", {"some": stanza})
             assert kind != "task" or tasks.load("some").about()["title"] == stanza["title"]
 
 
@@ -222,7 +225,7 @@ def test_a_file_that_says_one_thing_twice_is_refused(text, words):
 
 
 def test_a_task_of_local_files_alone_needs_the_folder(monkeypatch, tmp_path):
-    monkeypatch.setattr(tasks.CATALOGUE, "stanzas", {"some": changed(TASK, {"hub": None})})
+    monkeypatch.setattr(tasks.CATALOGUE, "built_in", {"some": changed(TASK, {"hub": None})})
     monkeypatch.delenv("DPZERO_DATA_DIR", raising=False)
     with pytest.raises(UsageError, match="task some, has no key 'hub': add it, or give a folder"):
         tasks.load("some")

@@ -106,7 +106,9 @@ def test_a_head_that_is_not_tied_must_be_there(folder):
 def test_an_encoder_reads_the_body_of_a_masked_model(folder, monkeypatch):
     """A missing head is no fault, a missing tensor of the body is."""
     monkeypatch.setitem(
-        model_catalogue.CATALOGUE.stanzas, "own", {"kind": "encoder", "hub": "x/roberta-base", "title": "own"}
+        model_catalogue.CATALOGUE.built_in,
+        "own",
+        {"kind": "encoder", "hub": "x/roberta-base", "title": "own"},
     )
     assert isinstance(
         pretrained("own"), type(AutoModel.from_config(AutoConfig.for_model("roberta", **SIZES)))
@@ -134,7 +136,7 @@ def test_a_file_that_is_cut_short_is_named(folder, file, kept):
 
 def test_damaged_weights_of_a_package_are_to_be_fetched_again(folder, monkeypatch):
     monkeypatch.setitem(
-        model_catalogue.CATALOGUE.stanzas, "own", {"kind": "encoder", "asset": "minilm", "title": "own"}
+        model_catalogue.CATALOGUE.built_in, "own", {"kind": "encoder", "asset": "minilm", "title": "own"}
     )
     monkeypatch.setattr("dpzero.language.data.assets.folder", lambda name: folder / "roberta-base")
     file = folder / "roberta-base" / "model.safetensors"

@@ -172,9 +172,7 @@ def test_a_file_in_utf16_is_named(folder, encoding):
 @pytest.mark.parametrize("content", ["", "\n \n", '{"sentence": "x", "label": -1}'])
 def test_a_split_without_a_row_is_named(folder, content):
     (folder / "sst2" / "validation.jsonl").write_text(content)
-    with pytest.raises(
-        UsageError, match=r"validation.jsonl.* (holds no rows: task sst2|has no row with a label)"
-    ):
+    with pytest.raises(UsageError, match=r"validation.jsonl holds no rows with a label: task sst2"):
         datasets.read("sst2", tasks.stanza("sst2"))
 
 
@@ -240,9 +238,7 @@ def test_a_package_that_a_stanza_does_not_fit_is_named(tmp_path, monkeypatch, re
 
 
 def test_a_missing_file_is_named(folder):
-    with pytest.raises(
-        UsageError, match=r"cannot read the task's rows .*trec/train.jsonl .*correct data_dir"
-    ):
+    with pytest.raises(UsageError, match=r"cannot read the rows .*trec/train.jsonl .*correct data_dir"):
         print(tasks.load("trec").splits)
 
 

@@ -107,7 +107,7 @@ def test_tokens_are_kept_apart_by_all_that_they_depend_on(cache, monkeypatch):
     assert files() == 3
     changed = {"toy": tasks.stanza("toy") | {"prompt": "{text}\nWhat is it about? It is about"}}
     before = tasks.digest("toy")
-    monkeypatch.setattr(tasks.CATALOGUE, "stanzas", changed)
+    monkeypatch.setattr(tasks.CATALOGUE, "built_in", changed)
     assert tasks.digest("toy") != before
     encoding.encode(tasks.load("toy"), "tiny-causal", 16)
     assert files() == 4
@@ -115,7 +115,7 @@ def test_tokens_are_kept_apart_by_all_that_they_depend_on(cache, monkeypatch):
 
 def test_words_about_the_files_are_not_what_examples_are_made_of(monkeypatch):
     before, changed = tasks.digest("toy"), {"toy": tasks.stanza("toy") | {"files_differ": "in a word"}}
-    monkeypatch.setattr(tasks.CATALOGUE, "stanzas", changed)
+    monkeypatch.setattr(tasks.CATALOGUE, "built_in", changed)
     assert tasks.digest("toy") == before
 
 

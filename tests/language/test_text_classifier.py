@@ -85,7 +85,7 @@ def test_a_feature_of_an_encoder_is_the_mean_over_its_tokens_on_a_sphere(toy):
 def test_a_causal_model_starts_as_the_language_model_restricted_to_the_answers(toy):
     model = text_classifier.load("tiny-causal", toy, "full", seed=3)
     torch.manual_seed(3)
-    config = dict(model_catalogue.CATALOGUE.stanzas["tiny-causal"]["config"])
+    config = dict(model_catalogue.CATALOGUE.built_in["tiny-causal"]["config"])
     whole = AutoModelForCausalLM.from_config(AutoConfig.for_model(config.pop("model_type"), **config)).eval()
     ids = read("tiny-causal", prompts.fill(toy.prompt, {"text": "We read a long story about the rain."}))
     answers = [encoding.tokenizer("tiny-causal", 9)(answer)[1] for answer in toy.answers]
@@ -143,7 +143,7 @@ def prompted(text: str, mask_at: int = 1) -> torch.Tensor:
 def test_a_masked_model_starts_as_its_own_output_layer_restricted_to_the_words(trec):
     model = text_classifier.load("tiny-masked", trec, "full", seed=3)
     torch.manual_seed(3)
-    config = dict(model_catalogue.CATALOGUE.stanzas["tiny-masked"]["config"])
+    config = dict(model_catalogue.CATALOGUE.built_in["tiny-masked"]["config"])
     whole = AutoModelForMaskedLM.from_config(AutoConfig.for_model(config.pop("model_type"), **config)).eval()
     ids = prompted("What is a film ?")
     words = [encoding.tokenizer("tiny-masked", 9)(word)[1] for word in trec.stanza["masked"]["words"]]

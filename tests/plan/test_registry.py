@@ -58,7 +58,7 @@ def test_an_annotated_attribute_is_one(drop):
 def test_a_file_that_is_no_utf_8_is_named(drop):
     drop("new", GOOD)
     (registry.ROOT / "baselines" / "new.py").write_bytes(b"# \xe9\n")
-    registry.read_all.cache_clear()
+    registry._read_files.cache_clear()
     with pytest.raises(UsageError, match="cannot be read"):
         registry.card("new")
 

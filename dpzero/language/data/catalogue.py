@@ -17,11 +17,13 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from ... import include
 from ...errors import UsageError, unknown
 
 Schema = object
 Stanza = dict[str, Any]
 COUNT = range(1, 10**12)
+NAME = r"[\w+-][\w.+-]*"  # of a stanza: it stands in paths
 
 
 class Keys(NamedTuple):
@@ -36,34 +38,82 @@ class Keys(NamedTuple):
 
 
 class Catalogue:
-    """The stanzas of one YAML file by name.
+    """The stanzas of one YAML file by name, and those of the files of that name in the included folders.
 
     Args:
         file: for instance tasks.yaml; its name says what a stanza is called in errors ("task").
         schema: a function from a stanza to its schema.
         faults: what else is wrong with a stanza of the right schema, one clause each: "has two answers that
             are the same".
+        complete: (name, stanza, folder of its file) -> the stanza with its defaults and with absolute paths, for
+            stanzas of included folders.
     """
 
     def __init__(
-        self, file: Path, schema: Callable[[Stanza], Schema], faults: Callable[[Stanza], Iterable[str]]
+        self,
+        file: Path,
+        schema: Callable[[Stanza], Schema],
+        faults: Callable[[Stanza], Iterable[str]],
+        complete: Callable[[str, Stanza, Path], Stanza] = lambda name, stanza, folder: stanza,
     ) -> None:
         self.file, self.kind, self.schema, self.faults = file, file.stem.removesuffix("s"), schema, faults
+        self.complete = complete
         self._checked: dict[str, Stanza] = {}
+        self._own: dict[tuple[Path, int], dict[str, Stanza]] = {}  # of an included file at its time of change
 
     @cached_property
-    def stanzas(self) -> dict[str, Stanza]:
-        """All stanzas, unchecked."""
+    def built_in(self) -> dict[str, Stanza]:
+        """The stanzas of the package, unchecked."""
         return parse(self.file.read_text("utf-8"), self.file.name)
+
+    @property
+    def stanzas(self) -> dict[str, Stanza]:
+        """All stanzas, unchecked.
+
+        Raises UsageError for a name that stands twice, and for an included file that is not valid.
+        """
+        files = [folder / self.file.name for folder in include.folders()]
+        stanzas = dict(self.built_in)
+        for file in filter(Path.is_file, files):
+            own = self._read(file)
+            for name in own:
+                include.refuse_built_in(name, file, self.built_in)
+                if name in stanzas:
+                    raise UsageError(
+                        f"{file}: {self.kind} {name} stands in another included folder: rename one"
+                    )
+            stanzas |= own
+        return stanzas
+
+    def _read(self, file: Path) -> dict[str, Stanza]:
+        key = file, file.stat().st_mtime_ns
+        if key not in self._own:
+            try:
+                stanzas = parse(file.read_text("utf-8"), str(file))
+            except (OSError, UnicodeDecodeError) as error:
+                raise UsageError(f"cannot read {file} ({error}): save it as UTF-8") from None
+            if not isinstance(stanzas, dict) or not all(isinstance(s, dict) for s in stanzas.values()):
+                raise UsageError(f"{file} is no mapping of names to stanzas: see {self.file} for examples")
+            for name in stanzas:
+                if not re.fullmatch(NAME, str(name)):
+                    raise UsageError(
+                        f"{file}: {self.kind} {name!r} must be written with letters, digits and . _ -: rename it"
+                    )
+            self._own[key] = {n: self.complete(n, stanza, file.parent) for n, stanza in stanzas.items()}
+        return self._own[key]
+
+    def is_own(self, name: str) -> bool:
+        """Whether a stanza stands in an included folder."""
+        return name not in self.built_in
 
     def __getitem__(self, name: str) -> Stanza:
         """The stanza of a name.
 
         Raises UsageError for an unknown name, with the nearest one, and for a stanza that is wrong.
         """
-        if name not in self.stanzas:
+        stanza = self.stanzas.get(name) if isinstance(name, str) else None
+        if stanza is None:
             raise UsageError(unknown(self.kind, name, self.stanzas))
-        stanza = self.stanzas[name]
         if self._checked.get(name) is not stanza:
             self.check(name, stanza)
             self._checked[name] = stanza

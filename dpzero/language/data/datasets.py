@@ -6,7 +6,6 @@ line, or a data set, its split and the row's number.
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import html
 import json
@@ -18,8 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import UsageError
-from . import assets, prompts
+from . import assets, prompts, table_files
 from .catalogue import COUNT, Keys, Schema, Stanza
+from .table_files import RawRow
 
 DATA_FOLDER = "DPZERO_DATA_DIR"  # environment variable: the folder of the local files
 DEV_ROWS = 500  # of MeZO's draw, unless a task gives another number
@@ -159,32 +159,56 @@ def _make_toy(name: str, stanza: Stanza) -> Splits:
 # -- named columns: local files and the hub -----------------------------------------------------------------
 
 
-class RawRow(NamedTuple):
-    """A row as it is in the data, and its place for errors."""
-
-    place: str
-    fields: Mapping[str, Any]
-
-
 def _read_columns(name: str, stanza: Stanza) -> Splits:
     """From the data folder if one is given, else from the hub."""
-    paths, check, splits = local_files(stanza), _row_check(name, stanza), {}
+    paths, splits = local_files(stanza), {}
     for split in paths or ("train", "test"):
-        raw = list(json_lines(paths[split]) if paths else _hub_rows(stanza["hub"], split))
+        raw = table_files.read_rows(paths[split]) if paths else _hub_rows(stanza["hub"], split)
         source = paths[split] if paths else f"{stanza['hub']['name']}, {stanza['hub'][split]}"
-        if not raw:
-            raise UsageError(f"{source} holds no rows: task {name} needs some of split {split}")
-        rows = []
-        for row in raw:
-            check(row)
-            label = _label(name, stanza, row)
-            if label is not None:
-                text = " ".join(row.fields[column].strip() for column in stanza["sentences"])
-                rows.append(Row(text, label, row.fields))
-        if not rows:
-            raise UsageError(f"{source} has no row with a label: task {name} needs some of split {split}")
-        splits[split] = rows
+        splits[split] = _rows(
+            name, stanza, raw, f"{source} holds no rows with a label: task {name} needs some of split {split}"
+        )
     return splits
+
+
+def _read_table(name: str, stanza: Stanza) -> Splits:
+    """From the files of the stanza. Without a file for test, a tenth of the training rows is test, and a tenth dev."""
+    files = {split: Path(file) for split, file in stanza["files"].items()}
+    splits = {
+        split: _rows(
+            name,
+            stanza,
+            table_files.read_rows(file),
+            f"{file} holds no rows with a label: task {name} needs some of split {split}",
+        )
+        for split, file in files.items()
+    }
+    if "test" in splits:
+        return splits
+    parts = split_by_hash(name, splits["train"], test=True)
+    if "dev" in splits:
+        parts |= {"train": parts["train"] + parts["dev"], "dev": splits["dev"]}
+    for split, rows in parts.items():
+        if not rows:
+            raise UsageError(
+                f"{files['train']} has too few rows: a tenth of them is {split}, and none fell to it, so give "
+                "more rows or a file for it"
+            )
+    return parts
+
+
+def _rows(name: str, stanza: Stanza, raw: Iterable[RawRow], empty: str) -> list[Row]:
+    """The labelled rows, each checked. Raises UsageError with the words of `empty` if there is none."""
+    check, rows = _row_check(name, stanza), []
+    for row in raw:
+        check(row)
+        label = _label(name, stanza, row)
+        if label is not None:
+            text = " ".join(row.fields[column].strip() for column in stanza["sentences"])
+            rows.append(Row(text, label, row.fields))
+    if not rows:
+        raise UsageError(empty)
+    return rows
 
 
 def _label(name: str, stanza: Stanza, row: RawRow) -> int | None:
@@ -196,6 +220,8 @@ def _label(name: str, stanza: Stanza, row: RawRow) -> int | None:
     if "words" not in stanza:
         return 0
     column = stanza.get("label", "label")
+    if stanza["reader"] == "table":
+        return _label_by_text(name, stanza["words"], row, column)
     value, known = row.fields[column], _label_values(stanza)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if is_number and value == -1:
@@ -205,6 +231,22 @@ def _label(name: str, stanza: Stanza, row: RawRow) -> int | None:
             return label
     values = ", ".join(other if isinstance(other, str) else _show(other) for other in known)
     raise UsageError(f"{row.place} has {column} {_show(value)}: labels of task {name} are {values}")
+
+
+def _label_by_text(name: str, words: Mapping[str, str], row: RawRow, column: str) -> int:
+    text = label_text(row.fields[column])
+    if text not in words:
+        raise UsageError(
+            f"{row.place} has {column} {_show(row.fields[column])}: labels of task {name} are {', '.join(words)}"
+        )
+    return list(words).index(text)
+
+
+def label_text(value: object) -> str:
+    """A label of a table as text: 1.0 is written 1, because a column with gaps holds fractions."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()
 
 
 def _label_values(stanza: Stanza) -> list:
@@ -223,6 +265,8 @@ def column_value(fields: Mapping[str, Any], column: str) -> Any:
 
 def local_files(stanza: Stanza) -> dict[str, Path]:
     """Split -> its file in the data folder; empty if no folder is given or the task is not read from one."""
+    if stanza["reader"] == "table":
+        return {split: Path(file) for split, file in stanza["files"].items()}
     folder = os.environ.get(DATA_FOLDER)
     if not folder or stanza["reader"] != "columns":
         return {}
@@ -234,43 +278,8 @@ def local_digest(stanza: Stanza) -> str | None:
 
     Raises UsageError for a file that is missing.
     """
-    digests = [hashlib.sha256(_read_bytes(path)).digest() for path in local_files(stanza).values()]
+    digests = [hashlib.sha256(table_files.read_bytes(path)).digest() for path in local_files(stanza).values()]
     return hashlib.sha256(b"".join(digests)).hexdigest() if digests else None
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UsageError(
-            f"cannot read the task's rows {path} ({error.strerror}): correct data_dir,"
-            " or leave it out to read the hub"
-        ) from None
-
-
-def json_lines(path: Path) -> Iterator[RawRow]:
-    """The objects of a file in UTF-8, one a line; a byte order mark is skipped."""
-    for number, line in enumerate(_read_bytes(path).removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
-        if line.strip():
-            place = f"{path}, line {number},"
-            yield RawRow(place, _parse_object(place, line))
-
-
-def _parse_object(place: str, line: bytes) -> dict[str, Any]:
-    if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in line:
-        raise UsageError(f"{place} is not UTF-8 but looks like UTF-16: save the file as UTF-8")
-    try:
-        fields = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{place} is not UTF-8 (byte {line[error.start]:#04x} at {error.start + 1}):"
-            " save the file as UTF-8"
-        ) from None
-    except (ValueError, RecursionError):
-        fields = None
-    if not isinstance(fields, dict):
-        raise UsageError(f"{place} is no JSON object: give one object a line")
-    return fields
 
 
 def _hub_rows(hub: Stanza, split: str) -> Iterator[RawRow]:
@@ -424,4 +433,8 @@ READERS = {
         },
     ),
     "columns": Reader(_read_columns, {"files": _FILES._replace(optional={"dev": str}), "sentences": [str]}),
+    "table": Reader(
+        _read_table,
+        {"files": Keys({"train": str}, {"dev": str, "test": str}), "sentences": [str], "label": str},
+    ),
 }

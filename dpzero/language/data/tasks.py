@@ -1,7 +1,6 @@
 """Tasks: labelled rows with a split, prompts and label words, declared in tasks.yaml.
 
-A new task is a stanza there. Python is needed only for a file format that no reader in `datasets` knows.
-Imports no torch.
+A user's tasks are stanzas of a file of that name in an included folder (see `include`). Imports no torch.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from .catalogue import COUNT, Catalogue, Keys, Schema, Stanza
 from .datasets import ALL, DEV_ROWS, READERS, Draw, Row, Splits
 
 ABOUT = ("title", "source", "split", "files_differ")  # keys that describe the rows, and change no example
+PROMPT = "{text}\nLabel:"  # of a user's task that gives none
 
 
 @dataclass(frozen=True)
@@ -195,16 +195,28 @@ def files_differ(name: str) -> str | None:
 
 
 def local_digest(name: str) -> str | None:
-    """SHA-256 of the local files that a task is read from; None for a task that is read from elsewhere."""
-    return datasets.local_digest(stanza(name))
+    """SHA-256 of the local files that a task is read from; None for a task that is read from elsewhere.
+
+    For a task of an included folder it covers the stanza, too, which no commit of the package names.
+    """
+    lines, rows = stanza(name), datasets.local_digest(stanza(name))
+    if rows is None or not CATALOGUE.is_own(name):
+        return rows
+    return hashlib.sha256(f"{_deciding(lines)}\n{rows}".encode()).hexdigest()
+
+
+def _deciding(lines: Stanza) -> str:
+    """The part of a stanza that its examples are made of, as JSON. Local files count by their contents."""
+    apart = (*ABOUT, "files") if lines["reader"] == "table" else ABOUT
+    return json.dumps({key: lines[key] for key in lines if key not in apart}, sort_keys=True)
 
 
 def digest(name: str) -> str:
     """SHA-256 over everything that a task's examples are made of."""
     lines = stanza(name)
     parts = [assets.digest(asset) for asset in assets_of(name)]
-    parts.append(json.dumps({key: lines[key] for key in lines if key not in ABOUT}, sort_keys=True))
-    if lines["reader"] == "columns":
+    parts.append(_deciding(lines))
+    if lines["reader"] in ("columns", "table"):
         parts.append(local_digest(name) or datasets.hub_digest(lines["hub"]))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -223,6 +235,9 @@ def _schema(stanza: Stanza) -> Schema:
     required = {"reader": str, "title": str, "max_length": COUNT, "split": str, "source": str}
     required |= READERS[reader].keys
     optional = {"dev_rows": COUNT, "files_differ": str}
+    if reader == "table":
+        words = {"words": Keys(each=str), "prompt": str}
+        return Keys(required | words, optional | {"answers": [str], "masked": _MASKED})
     if reader == "columns":
         optional |= {"hub": _HUB}
         causal = stanza.get("causal")
@@ -295,4 +310,39 @@ def _masked_faults(template: str, sentences: int) -> Iterator[str]:
             yield f"has {part} in its masked template, but its sentences are numbered 0 to {sentences - 1}"
 
 
-CATALOGUE = Catalogue(Path(__file__).with_name("tasks.yaml"), _schema, _faults)
+def _complete(name: str, own: Stanza, folder: Path) -> Stanza:
+    """A user's stanza in the form of the package's: defaults, one text column or several, files from its folder.
+
+    Whatever is of another type stays as it is, for the schema to name.
+    """
+    lines = {"reader": "table", **own}
+    if lines["reader"] != "table":
+        return lines
+    lines = {
+        "title": name,
+        "source": f"rows of {folder.name}/tasks.yaml",
+        "split": "as in the files" if _has_test(lines) else "by hash of the text: a tenth dev, a tenth test",
+        "max_length": 128,
+        "prompt": PROMPT,
+        **lines,
+    }
+    if "text" in lines:
+        text = lines.pop("text")
+        lines["sentences"] = text if isinstance(text, list) else [text]
+    if isinstance(lines.get("words"), dict):
+        lines["words"] = {datasets.label_text(label): word for label, word in lines["words"].items()}
+    files = lines.get("files")
+    files = {"train": files} if isinstance(files, str) else files
+    if isinstance(files, dict):
+        lines["files"] = {
+            split: str(folder / Path(file).expanduser()) if isinstance(file, str) else file
+            for split, file in files.items()
+        }
+    return lines
+
+
+def _has_test(lines: Stanza) -> bool:
+    return isinstance(lines.get("files"), dict) and "test" in lines["files"]
+
+
+CATALOGUE = Catalogue(Path(__file__).with_name("tasks.yaml"), _schema, _faults, _complete)

@@ -23,6 +23,7 @@ MODEL_FOLDER = "DPZERO_MODEL_DIR"  # environment variable: a folder with a folde
 TENSORS = ("*.safetensors", "*.bin")  # files of the second format are read only if there is none of the first
 OTHERS = ("*.json", "*.txt", "*.model")
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # a result of a run, not a fault of its weights
+FEATURE_SCALE = 10.0  # of a user's encoder that gives none
 ROBERTA = (
     "roberta",
     "xlm-roberta",
@@ -40,7 +41,8 @@ def _schema(stanza: Stanza) -> Schema:
     if kind not in tuple(kinds):
         return Keys({"kind": tuple(kinds)}, dict.fromkeys(stanza, object))
     return Keys(
-        {"kind": str, "title": str}, {"asset": str, "hub": str, "config": _config_schema} | kinds[kind]
+        {"kind": str, "title": str},
+        {"asset": str, "hub": str, "path": str, "config": _config_schema} | kinds[kind],
     )
 
 
@@ -50,11 +52,25 @@ def _config_schema(value: object) -> Schema:
 
 
 def _faults(stanza: Stanza) -> Iterator[str]:
-    if sum(key in stanza for key in ("asset", "hub", "config")) != 1:
-        yield "says where its weights come from in one of the keys 'asset', 'hub' and 'config': give one"
+    if sum(key in stanza for key in ("asset", "hub", "path", "config")) != 1:
+        yield "says where its weights come from in one of the keys 'asset', 'hub', 'path' and 'config': give one"
 
 
-CATALOGUE = Catalogue(Path(__file__).with_name("models.yaml"), _schema, _faults)
+def _complete(name: str, own: Stanza, folder: Path) -> Stanza:
+    """A user's stanza with its defaults. A `path` that is no folder of the disk is a name on the hub."""
+    lines = {"title": name, **own}
+    if lines.get("kind") == "encoder":
+        lines.setdefault("feature_scale", FEATURE_SCALE)
+    if isinstance(path := lines.get("path"), str):
+        place = folder / Path(path).expanduser()
+        if place.is_dir() or path.startswith((".", "/", "~")):
+            lines["path"] = str(place)
+        else:
+            lines["hub"] = lines.pop("path")
+    return lines
+
+
+CATALOGUE = Catalogue(Path(__file__).with_name("models.yaml"), _schema, _faults, _complete)
 
 
 def names() -> list[str]:
@@ -85,18 +101,21 @@ def source(name: str) -> str:
 
 
 def _local_folder(name: str) -> Path | None:
-    """The model's folder in the user's folder of models, if there is one.
+    """The folder that a model's `path` names, or its folder in the user's folder of models, if there is one.
 
     Raises UsageError if it holds no complete model.
     """
-    models, hub = os.environ.get(MODEL_FOLDER), stanza(name).get("hub")
-    if not models or not hub:
+    models, lines = os.environ.get(MODEL_FOLDER), stanza(name)
+    if "path" in lines:
+        folder = Path(lines["path"])
+    elif models and "hub" in lines:
+        folder = Path(models).expanduser() / lines["hub"].rpartition("/")[2]
+    else:
         return None
-    folder = Path(models).expanduser() / hub.rpartition("/")[2]
     if not (folder / "config.json").is_file():
         raise UsageError(
             f"model {name} is not in {folder}: put what save_pretrained writes there,"
-            " or leave model_dir out to read the hub"
+            + (" or correct its path" if "path" in lines else " or leave model_dir out to read the hub")
         )
     if (folder / "adapter_config.json").is_file():
         raise UsageError(
@@ -128,6 +147,8 @@ def positions(config: Any) -> int:
 def digest(name: str) -> str:
     """SHA-256 of the weights; for a model of the hub, of its name and the commit in the local cache."""
     lines = stanza(name)
+    if CATALOGUE.is_own(name) and "hub" not in lines:
+        return str(local_digest(name))
     if "config" in lines:
         return hashlib.sha256(repr(sorted(lines["config"].items())).encode()).hexdigest()
     if "asset" in lines:
@@ -143,11 +164,18 @@ def local_digest(name: str) -> str | None:
     """
     folder = _local_folder(name)
     if folder is None:
-        return None
+        return _own_digest(name, "") if CATALOGUE.is_own(name) else None
     tensors = next(filter(None, (sorted(folder.glob(pattern)) for pattern in TENSORS)), [])
     others = [path for pattern in OTHERS for path in folder.glob(pattern)]
     lines = [f"{_file_digest(path)}  {path.name}\n" for path in sorted({*tensors, *others})]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    digest = hashlib.sha256("".join(lines).encode()).hexdigest()
+    return _own_digest(name, digest) if CATALOGUE.is_own(name) else digest
+
+
+def _own_digest(name: str, files: str) -> str:
+    """SHA-256 of a user's model: how it is read, which no commit of the package names, and its files."""
+    lines = {key: value for key, value in stanza(name).items() if key not in ("title", "path")}
+    return hashlib.sha256(f"{json.dumps(lines, sort_keys=True)}\n{files}".encode()).hexdigest()
 
 
 def _file_digest(path: Path) -> str:
