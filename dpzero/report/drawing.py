@@ -12,6 +12,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
+from scipy.optimize import isotonic_regression
 
 from dpzero.report import style
 from dpzero.report.statistics import Summary, summarise
@@ -159,22 +160,11 @@ def mark_if_empty(axis: Axes, rows: pandas.DataFrame) -> None:
 
 def spread(places: list[float], gap: float) -> list[float]:
     """The same places in the same order, moved as little as possible so that neighbours are `gap` apart."""
-    order = sorted(range(len(places)), key=lambda i: places[i])
-    blocks: list[list[int]] = []  # neighbours that touch, each block centred on the mean of its places
-
-    def bounds(block: list[int]) -> tuple[float, float]:
-        centre, half = sum(places[i] for i in block) / len(block), gap * (len(block) - 1) / 2
-        return centre - half, centre + half
-
-    for i in order:
-        blocks.append([i])
-        while len(blocks) > 1 and bounds(blocks[-1])[0] < bounds(blocks[-2])[1] + gap:
-            last = blocks.pop()
-            blocks[-1] += last
-    moved = dict[int, float]()
-    for block in blocks:
-        moved |= {i: bounds(block)[0] + gap * k for k, i in enumerate(block)}
-    return [moved[i] for i in range(len(places))]
+    order = numpy.argsort(places, kind="stable")
+    steps = gap * numpy.arange(len(places))
+    moved = numpy.empty(len(places))
+    moved[order] = isotonic_regression(numpy.array(places)[order] - steps).x + steps
+    return moved.tolist()
 
 
 def legend(figure: Figure, runs: pandas.DataFrame, lines: bool = True) -> None:

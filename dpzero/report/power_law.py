@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy
-from scipy.special import stdtrit
 
-from dpzero.report.statistics import CONFIDENCE
+from dpzero.report.statistics import quantile
 
 FEWEST = 3  # points for a line with an interval
 
@@ -27,28 +26,18 @@ class Fit:
         return f"{self.exponent:.2f} [{self.low:.2f}, {self.high:.2f}]".replace("-", "−")
 
 
-def enough(logs: Mapping[int, float]) -> bool:
-    return len(logs) >= FEWEST and all(math.isfinite(value) for value in logs.values())
+def power(logs: Mapping[int, float]) -> Fit | None:
+    """Least squares of log norms on the logs of their dimensions; None for too few or a norm of zero."""
+    if len(logs) < FEWEST or not all(map(math.isfinite, logs.values())):
+        return None
+    (slope, _), covariance = numpy.polyfit(numpy.log(list(logs)), list(logs.values()), 1, cov=True)
+    half = quantile(len(logs) - 2) * math.sqrt(covariance[0, 0])
+    return Fit(float(slope), float(slope - half), float(slope + half), dict(logs))
 
 
-def power(logs: Mapping[int, float]) -> Fit:
-    """Least squares of log norms on the logs of their dimensions, at least FEWEST of them."""
-    x = numpy.log(sorted(logs))
-    y = numpy.array([logs[dimension] for dimension in sorted(logs)])
-    away = x - x.mean()
-    slope = float(away @ y / (away @ away))
-    residuals = y - y.mean() - slope * away
-    free = len(x) - 2
-    half = float(stdtrit(free, (1 + CONFIDENCE) / 2)) * math.sqrt(
-        residuals @ residuals / free / (away @ away)
-    )
-    return Fit(slope, slope - half, slope + half, dict(logs))
-
-
-def difference(of: Fit, less: Fit) -> Fit:
+def difference(fit: Fit, other: Fit) -> Fit | None:
     """The fit of the ratio of two norms by dimension; common effects, such as the grid, cancel."""
-    shared = sorted(of.logs.keys() & less.logs.keys())
-    return power({dimension: of.logs[dimension] - less.logs[dimension] for dimension in shared})
+    return power({d: log - other.logs[d] for d, log in fit.logs.items() if d in other.logs})
 
 
 def verdict(
@@ -63,22 +52,17 @@ def verdict(
 
     Args:
         names: of the rank laws.
-        without_privacy: rank law -> dimension -> MeZO's norm over DPZero's.
+        without_privacy: rank law -> dimension, ascending -> MeZO's norm over DPZero's.
     """
     sentences = []
     wide, low = fits.get(("rank_d", "dpzero")), fits.get(("rank_log_d", "dpzero"))
-    if wide and low:
+    if wide and low and (gap := difference(wide, low)):
         lead = f"from {wide} at rank O(d) to {low} at rank O(log d)"
-        sentences.append(
-            _decided("DPZero's exponent falls with the effective rank", difference(wide, low), lead)
-        )
+        sentences.append(_decided("DPZero's exponent falls with the effective rank", gap, lead))
     for rank in (name for name in names if name.startswith("rank_log_d")):
         ours, theirs = fits.get((rank, "dpzero")), fits.get((rank, "dpgd_0th"))
-        if ours and theirs:
-            claim, gap = (
-                f"At rank {names[rank]} DPZero's exponent lies below DPGD-0th's",
-                difference(theirs, ours),
-            )
+        if ours and theirs and (gap := difference(theirs, ours)):
+            claim = f"At rank {names[rank]} DPZero's exponent lies below DPGD-0th's"
             sentences.append(_decided(claim, gap, f"{ours} against {theirs}") + _ratios(gap))
         if ours:
             sentences.append(_independence(ours, without_privacy.get(rank), names[rank]))
@@ -104,12 +88,11 @@ def _independence(ours: Fit, ratios: Mapping[int, float] | None, rank: str) -> s
     sentence = f"At rank {rank} DPZero {answer}: {ours}."
     if not ratios:
         return sentence
-    dimensions = sorted(ratios)
-    percentages = ", ".join(f"{100 * ratios[d]:.0f}" for d in dimensions)
-    converged = [d for d in dimensions if ratios[d] <= 0.5]
-    unfinished = [d for d in dimensions if not converged or d > max(converged)]
-    places = ", ".join(map(str, dimensions))
+    percentages = ", ".join(f"{100 * ratio:.0f}" for ratio in ratios.values())
+    places = ", ".join(map(str, ratios))
     sentence += f" MeZO, without clip and noise, has {percentages} % of DPZero's norm at d = {places}."
+    converged = max((d for d, ratio in ratios.items() if ratio <= 0.5), default=0)
+    unfinished = [d for d in ratios if d > converged]
     if not unfinished:
         return f"{sentence} Most of the norm is the price of privacy."
     start = f" From d = {unfinished[0]} on" if len(unfinished) < len(ratios) else " Everywhere"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy
 import pandas
@@ -31,32 +30,9 @@ PUBLISHED = {  # in words: figures 1 and 2 of the paper have no numbers
     ("dp_sgd", "rank_log_d"): "nearly independent of d",
     **{("dpgd_0th", rank): "grows strongly with d, the worst" for rank in list(RANKS)[:3]},
 }
-Draw = Callable[[Axes, list, dict], tuple[float, float, str]]
 LABEL_GAP = 0.075  # of the height of a panel
 CONVERGED = 1e-8  # of the norm at the start: a smaller norm is rounding and has no exponent
 GRIDS = ("steps", "learning_rates", "clips")
-
-
-@dataclass(frozen=True)
-class Best:
-    """The best setting of one rank law, dimension and method, with its norm for each seed."""
-
-    rank: str
-    dimension: int
-    method: str
-    title: str
-    private: bool
-    start: float
-    effective_rank: float
-    train: tuple[float, ...]
-    test: tuple[float, ...]
-    setting: dict[str, float]
-    at_edge: tuple[str, ...]
-    by_steps: dict[int, float]  # steps -> mean norm of the best setting with so many
-
-    @property
-    def seeds(self) -> Summary:
-        return summarise(self.train)
 
 
 def tables(runs: pandas.DataFrame) -> dict[str, Table]:
@@ -69,42 +45,37 @@ def figures(runs: pandas.DataFrame) -> dict[str, Figure]:
     return {"quadratic": by_dimension(bests), "quadratic_steps": by_steps(bests)}
 
 
-def best(runs: pandas.DataFrame) -> list[Best]:
-    """One `Best` for each rank law, dimension and method that has a run, in the order of the tables."""
-    done = runs[runs["status"] == "ok"]
-    groups = dict(list(done.groupby(["task", "settings.dimension", "method"])))
-    order = {name: place for place, name in enumerate((*RANKS, *METHODS))}
-    keys = sorted(groups, key=lambda key: (order.get(key[0], 99), key[1], order.get(key[2], 99)))
-    return [
-        _best(rank, dimension, method, groups[rank, dimension, method]) for rank, dimension, method in keys
-    ]
+def best(runs: pandas.DataFrame) -> pandas.DataFrame:
+    """The best setting of each rank law, dimension and method that has a run, in the order of the tables.
+
+    `train` and `test` are its norms, one for each seed; `by_steps` is the least mean norm for each number of steps.
+    """
+    groups = runs[runs["status"] == "ok"].groupby(["task", "settings.dimension", "method"])
+    bests = pandas.DataFrame([_best(rows) for _, rows in groups])
+    place = {name: number for number, name in enumerate((*RANKS, *METHODS))}
+    return bests.sort_values(
+        ["task", "dimension", "method"],
+        key=lambda column: column if column.name == "dimension" else column.map(place),
+    )
 
 
-def _best(rank: str, dimension: int, method: str, rows: pandas.DataFrame) -> Best:
+def _best(rows: pandas.DataFrame) -> Row:
     first = rows.iloc[0]
-    grids = [
-        json.loads(first[f"settings.{name}"])
-        for name in GRIDS
-        if isinstance(first.get(f"settings.{name}"), str)
-    ]
+    texts = {name: first.get(f"settings.{name}") for name in GRIDS}
+    grids = {name: json.loads(text) for name, text in texts.items() if isinstance(text, str)}
     train, test = (_norms(rows[f"quadratic.{split}"]) for split in ("train", "test"))
     means = train.mean(0)
-    place = numpy.unravel_index(means.argmin(), means.shape)
-    chosen = dict(zip(GRIDS, zip(place, grids, strict=False), strict=False))
-    return Best(
-        rank=rank,
-        dimension=int(dimension),
-        method=method,
-        title=first["title"],
-        private=bool(first["private"]),
-        start=float(rows["quadratic.start"].mean()),
-        effective_rank=float(first["quadratic.effective_rank"]),
-        train=tuple(train[(slice(None), *place)].tolist()),
-        test=tuple(test[(slice(None), *numpy.unravel_index(test.mean(0).argmin(), means.shape))].tolist()),
-        setting={name: grid[index] for name, (index, grid) in chosen.items()},
-        at_edge=tuple(name for name, (index, grid) in chosen.items() if index in (0, len(grid) - 1)),
-        by_steps=dict(zip(grids[0], means.min((1, 2)).tolist(), strict=True)),
-    )
+    places = dict(zip(grids, numpy.unravel_index(means.argmin(), means.shape), strict=False))
+    return {key: first[key] for key in ("task", "method", "title", "private")} | {
+        "dimension": int(first["settings.dimension"]),
+        "start": float(rows["quadratic.start"].mean()),
+        "effective_rank": first["quadratic.effective_rank"],
+        "train": _with_least_mean(train),
+        "test": _with_least_mean(test),
+        "setting": {name: grids[name][place] for name, place in places.items()},
+        "at_edge": [name for name, place in places.items() if place in (0, len(grids[name]) - 1)],
+        "by_steps": dict(zip(grids["steps"], means.min((1, 2)), strict=True)),
+    }
 
 
 def _norms(column: pandas.Series) -> numpy.ndarray:
@@ -113,18 +84,25 @@ def _norms(column: pandas.Series) -> numpy.ndarray:
     return numpy.where(numpy.isnan(norms), numpy.inf, norms)
 
 
-def fits(bests: Sequence[Best], split: str = "train") -> dict[tuple[str, str], Fit | None]:
+def _with_least_mean(norms: numpy.ndarray) -> list[float]:
+    """The norms of the seeds at the setting with the least mean."""
+    settings = norms.reshape(len(norms), -1)
+    return settings[:, settings.mean(0).argmin()].tolist()
+
+
+def fits(bests: pandas.DataFrame, split: str = "train") -> dict[tuple[str, str], Fit | None]:
     """(rank law, method) -> fit over the dimensions; None for too few, or if one converged to rounding."""
-    series: dict[tuple[str, str], dict[int, float]] = {}
-    for one in bests:
-        norms = getattr(one, split)
-        converged = min(norms) <= CONVERGED * one.start
-        logs = series.setdefault((one.rank, one.method), {})
-        logs[one.dimension] = -math.inf if converged else numpy.log(norms).mean()
-    return {key: power_law.power(logs) if power_law.enough(logs) else None for key, logs in series.items()}
+    fitted = {}
+    for key, rows in bests.groupby(["task", "method"], sort=False):
+        logs = [
+            -math.inf if min(norms) <= CONVERGED * start else numpy.log(norms).mean()
+            for norms, start in zip(rows[split], rows["start"], strict=True)
+        ]
+        fitted[key] = power_law.power(dict(zip(rows["dimension"], logs, strict=True)))
+    return fitted
 
 
-def exponents_table(bests: Sequence[Best]) -> Table:
+def exponents_table(bests: pandas.DataFrame) -> Table:
     """One row for each rank law and method; the verdicts are the first notes."""
     columns = (
         Column("effective rank", "task", _rank_name),
@@ -139,20 +117,19 @@ def exponents_table(bests: Sequence[Best]) -> Table:
     )
     table = Table("Exponent of the dimension d in the best-of-grid gradient norm", columns)
     fitted = {split: fits(bests, split) for split in ("train", "test")}
-    for rank, method in fitted["train"]:
-        ones = [one for one in bests if (one.rank, one.method) == (rank, method)]
-        first, last = ones[0], ones[-1]
+    for (rank, method), rows in bests.groupby(["task", "method"], sort=False):
+        ends = {"first": rows.iloc[0], "last": rows.iloc[-1]}
+        means = {end: summarise(one["train"]).mean for end, one in ends.items()}
         row: Row = {"task": rank, "method": method, "published": PUBLISHED.get((method, rank), ABSENT)}
-        row |= {"seeds": first.seeds.n, "dimension_first": first.dimension, "dimension_last": last.dimension}
-        row |= {"norm_first": first.seeds.mean, "norm_last": last.seeds.mean}
-        for split, fit in ((split, some[rank, method]) for split, some in fitted.items()):
+        row["seeds"] = len(ends["first"]["train"])
+        row |= {f"dimension_{end}": one["dimension"] for end, one in ends.items()}
+        row |= {f"norm_{end}": mean for end, mean in means.items()}
+        for split, some in fitted.items():
+            fit = row[f"_{split}"] = some[rank, method]
             row |= {f"{split}_{key}": getattr(fit, key, None) for key in ("exponent", "low", "high")}
-            row[f"_{split}"] = str(fit or ABSENT)
-        row |= {
-            f"_{end}": f"{number(one.seeds.mean, '.2g')} at {one.dimension}"
-            for end, one in (("first", first), ("last", last))
-        }
-        row |= {"_rank": f"{first.effective_rank:.3g} to {last.effective_rank:.4g}", "_title": first.title}
+        row |= {f"_{end}": f"{number(means[end], '.2g')} at {one['dimension']}" for end, one in ends.items()}
+        lowest, highest = (one["effective_rank"] for one in ends.values())
+        row |= {"_rank": f"{lowest:.3g} to {highest:.4g}", "_title": ends["first"]["title"]}
         table.rows.append(row)
     verdicts = power_law.verdict(fitted["train"], RANKS, _norm_ratios(bests))
     table.notes = [*verdicts, *notes("quadratic"), *notes("quadratic_exponents")]
@@ -163,36 +140,35 @@ def _rank_name(rank: str) -> str:
     return RANKS.get(rank, rank)
 
 
-def _norm_ratios(bests: Sequence[Best]) -> dict[str, dict[int, float]]:
+def _norm_ratios(bests: pandas.DataFrame) -> dict[str, dict[int, float]]:
     """Rank law -> dimension -> MeZO's norm over DPZero's, if both have run."""
-    means = {(one.rank, one.method, one.dimension): one.seeds.mean for one in bests}
-    ratios: dict[str, dict[int, float]] = {}
-    for (rank, method, dimension), mean in means.items():
-        if method == "dpzero" and (rank, "mezo", dimension) in means:
-            ratios.setdefault(rank, {})[dimension] = means[rank, "mezo", dimension] / mean
-    return ratios
+    means = bests["train"].map(lambda norms: summarise(norms).mean)
+    by_method = bests.assign(mean=means).pivot(index=["task", "dimension"], columns="method", values="mean")
+    pairs = by_method.reindex(columns=["mezo", "dpzero"])
+    ratios = (pairs["mezo"] / pairs["dpzero"]).dropna()
+    return {rank: some.droplevel(0).to_dict() for rank, some in ratios.groupby(level=0)}
 
 
-def norms_table(bests: Sequence[Best]) -> Table:
+def norms_table(bests: pandas.DataFrame) -> Table:
     """One row for each rank law, dimension and method."""
     columns = (
         Column("effective rank", "task", _rank_name),
         Column("d", "dimension", "d"),
         Column("method", "_title"),
         Column("norm at the start", "start", ".3g"),
-        Column("best of grid", "_train"),
-        Column("best of grid on test", "_test"),
+        Column("best of grid", "_train", _interval),
+        Column("best of grid on test", "_test", _interval),
         *(Column(name.replace("_", " ").removesuffix("s"), f"_{name}") for name in GRIDS),
     )
     table = Table("Best-of-grid gradient norm, and the setting that has it", columns)
-    for one in bests:
-        train, test = one.seeds, summarise(one.test)
-        row = {"task": one.rank, "dimension": one.dimension, "method": one.method, "start": one.start}
+    for one in bests.to_dict("records"):
+        train, test = summarise(one["train"]), summarise(one["test"])
+        row = {key: one[key] for key in ("task", "dimension", "method", "start")}
         row |= {"train": train.mean, "train_low": train.low, "train_high": train.high, "seeds": train.n}
-        row |= {"test": test.mean} | one.setting | {"at_edge": " ".join(one.at_edge)}
-        row |= {"_title": one.title, "_train": _interval(train), "_test": _interval(test)}
+        row |= {"test": test.mean} | one["setting"] | {"at_edge": " ".join(one["at_edge"])}
+        row |= {"_title": one["title"], "_train": train, "_test": test}
         for name in GRIDS:
-            row[f"_{name}"] = number(one.setting.get(name), "g") + ("*" if name in one.at_edge else "")
+            row[f"_{name}"] = number(one["setting"].get(name), "g") + ("*" if name in one["at_edge"] else "")
         table.rows.append(row)
     table.notes = ["*: the first or the last value of that grid.", *notes("quadratic")]
     return table
@@ -203,73 +179,65 @@ def _interval(summary: Summary) -> str:
     return number(summary.mean, ".3g") + ("" if math.isnan(half) else f" ± {half:.1g}")
 
 
-def by_dimension(bests: Sequence[Best]) -> Figure:
+def by_dimension(bests: pandas.DataFrame) -> Figure:
     """Best-of-grid norm against d: a panel for each rank law, the exponent at the end of each line."""
     fitted = fits(bests)
 
-    def draw(axis: Axes, ones: list[Best], strokes: dict) -> tuple[float, float, str]:
-        x, seeds = [one.dimension for one in ones], [one.seeds for one in ones]
-        y = [some.mean for some in seeds]
-        enough = [some.n >= drawing.SMALLEST_N_WITH_BAR for some in seeds]
-        up = [(some.high - some.mean) * bar for some, bar in zip(seeds, enough, strict=True)]
-        down = [min(half, 0.9 * middle) for half, middle in zip(up, y, strict=True)]  # the axis has no zero
-        axis.errorbar(x, y, [down, up], elinewidth=0.7, capsize=1.5, **strokes)
-        fit = fitted[ones[0].rank, ones[0].method]
-        return x[-1], y[-1], f"{fit.exponent:.2f}".replace("-", "−") if fit else ""
+    def draw(axis: Axes, rows: pandas.DataFrame, strokes: dict) -> tuple[float, float, str]:
+        seeds = [summarise(norms) for norms in rows["train"]]
+        y = numpy.array([some.mean for some in seeds])
+        up = [some.high - some.mean if some.n >= drawing.SMALLEST_N_WITH_BAR else math.nan for some in seeds]
+        down = numpy.minimum(up, 0.9 * y)  # the axis has no zero
+        axis.errorbar(rows["dimension"], y, [down, up], elinewidth=0.7, capsize=1.5, **strokes)
+        fit = fitted[tuple(rows[["task", "method"]].iloc[0])]
+        return rows["dimension"].iloc[-1], y[-1], number(fit.exponent, ".2f") if fit else ""
 
     return _panels(bests, draw, "dimension d (line ends: exponent of d)")
 
 
-def by_steps(bests: Sequence[Best]) -> Figure:
+def by_steps(bests: pandas.DataFrame) -> Figure:
     """At the largest d: the norm of the best setting with so many steps."""
 
-    def draw(axis: Axes, ones: list[Best], strokes: dict) -> tuple[float, float, str]:
-        x, y = zip(*ones[-1].by_steps.items(), strict=True)
-        axis.plot(x, y, **strokes)
-        return x[-1], y[-1], ""
+    def draw(axis: Axes, rows: pandas.DataFrame, strokes: dict) -> None:
+        by_steps = rows["by_steps"].iloc[-1]
+        axis.plot(list(by_steps), list(by_steps.values()), **strokes)
 
-    largest = max(one.dimension for one in bests)
-    return _panels([one for one in bests if one.dimension == largest], draw, f"steps T, at d = {largest}")
+    largest = bests["dimension"].max()
+    return _panels(bests[bests["dimension"] == largest], draw, f"steps T, at d = {largest}")
 
 
-def _panels(bests: Sequence[Best], draw: Draw, label: str) -> Figure:
-    """One panel for each rank law. `draw` draws a method and returns the end of its line and its text."""
-    ranks = list(dict.fromkeys(one.rank for one in bests))
-    columns = min(2, len(ranks))
-    rows = -(-len(ranks) // columns)
-    figure, axes = drawing.canvas(rows, columns, 2.0, sharex=True)
-    for axis, rank in zip(axes.flat, ranks, strict=False):
-        axis.set(xscale="log", yscale="log", title=f"effective rank {RANKS.get(rank, rank)}")
+def _panels(bests: pandas.DataFrame, draw: Callable, label: str) -> Figure:
+    """One panel for each rank law. `draw` draws a method; it may return the end of its line and a text there."""
+    panels = list(bests.groupby("task", sort=False))
+    columns = min(2, len(panels))
+    figure, axes = drawing.canvas(-(-len(panels) // columns), columns, 2.0, sharex=True)
+    strokes = {}
+    for axis, (rank, some) in zip(axes.flat, panels, strict=False):
+        axis.set(xscale="log", yscale="log", title=f"effective rank {_rank_name(rank)}")
         ends = []
         for method in METHODS:
-            ones = [one for one in bests if (one.rank, one.method) == (rank, method)]
-            if ones:
-                strokes = style.strokes(vars(ones[0]))
-                ends.append((*draw(axis, ones, strokes), strokes["color"]))
-        _frame(axis, [one for one in bests if one.rank == rank])
+            rows = some[some["method"] == method]
+            if len(rows):
+                look = style.strokes(rows.iloc[0])
+                if end := draw(axis, rows, look):
+                    ends.append((*end, look["color"]))
+        _frame(axis, some[some["private"]])
         _label_ends(axis, ends)
-    for axis in axes.flat[len(ranks) :]:
+        strokes |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    for axis in axes.flat[len(panels) :]:
         axis.remove()
     for axis in axes[-1]:
         axis.set_xlabel(label)
     for axis in axes[:, 0]:
         axis.set_ylabel("gradient norm, best of grid")
-    named = {
-        label: stroke
-        for axis in axes.flat
-        for stroke, label in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
-    titles = dict.fromkeys(one.title for one in sorted(bests, key=lambda one: METHODS.index(one.method)))
-    labels = [title for title in titles if title in named]
-    handles = [named[label] for label in labels]
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), handlelength=2.4)
+    figure.legend(strokes.values(), strokes, loc="outside upper center", ncols=len(strokes), handlelength=2.4)
     return figure
 
 
-def _frame(axis: Axes, ones: Sequence[Best]) -> None:
+def _frame(axis: Axes, private: pandas.DataFrame) -> None:
     """Limits for the private methods; methods without privacy that converge leave the panel."""
-    kept = [norm for one in ones if one.private for norm in (*one.train, one.start)]
-    axis.set_ylim(0.4 * min(kept or [1e-3]), 2 * max(kept or [1.0]))
+    norms = [*private["train"].explode(), *private["start"]]
+    axis.set_ylim(0.4 * min(norms, default=1e-3), 2 * max(norms, default=1.0))
 
 
 def _label_ends(axis: Axes, ends: list[tuple[float, float, str, str]]) -> None:
