@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas
@@ -98,10 +98,11 @@ def _row(rows: pandas.DataFrame, theirs: Published) -> dict:
         verdict = f"not compared: {'; '.join(differences)}"
         result = Comparison(result.difference, math.nan, math.nan, ABSENT, verdict)
     low, high = _published_interval(theirs)
-    return formatting.identity(rows) | {
+    identity = formatting.identity(rows)
+    return identity | {
         "epsilon": rows["epsilon"].iloc[0],
         "metric": theirs.metric,
-        **{f"score_{key}": value * (1 if key == "n" else 100) for key, value in asdict(score).items()},
+        **{key: value * (1 if key == "score_n" else 100) for key, value in score.columns("score").items()},
         "published": theirs.value,
         "published_spread": math.nan if theirs.spread is None else theirs.spread,
         "published_kind": theirs.spread_kind,
@@ -114,7 +115,7 @@ def _row(rows: pandas.DataFrame, theirs: Published) -> dict:
         "source": theirs.source,
         "arxiv": theirs.arxiv,
         "published_method": theirs.published_method,
-        "_score": formatting.score(score, rows),
+        "_score": formatting.score(score, identity["status"], formatting.without_seed(rows)),
         "_interval": formatting.interval(score),
         "_published": str(theirs),
         "_published_interval": _interval(low, high),

@@ -31,9 +31,9 @@ def status(rows: pandas.DataFrame) -> str:
     return next(iter(provenance.status_counts(rows)))
 
 
-def failure(rows: pandas.DataFrame) -> str:
+def failure(status: str) -> str:
     """The text in place of a number if no run has one."""
-    return {"oom": "OOM", "diverged": "diverged"}.get(status(rows), ABSENT)
+    return {"oom": "OOM", "diverged": "diverged"}.get(status, ABSENT)
 
 
 def finished(rows: pandas.DataFrame) -> str:
@@ -44,12 +44,12 @@ def finished(rows: pandas.DataFrame) -> str:
     return "; ".join([f"{ok}/{len(rows)} ok", *others]) if others else str(ok)
 
 
-def score(summary: Summary, rows: pandas.DataFrame) -> str:
+def score(summary: Summary, status: str, seedless: bool) -> str:
     """`74.0 ± 1.2` in per cent; one seed is a value, never a mean; runs that no seed changes say so."""
     if not summary.n:
-        return failure(rows)
+        return failure(status)
     mean = number(100 * summary.mean, ".1f")
-    if without_seed(rows):
+    if seedless:
         return f"{mean} (no seed)"
     return f"{mean} (one seed)" if summary.n == 1 else f"{mean} ± {number(100 * summary.std, '.1f')}"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import NamedTuple
 
 import pandas
@@ -57,7 +56,7 @@ def order(runs: pandas.DataFrame) -> Table:
                 {"task": task, "model": model, "claim": str(pair)}
                 | {"first": first["method"].iloc[0], "second": second["method"].iloc[0]}
                 | {"epsilon": _epsilon(first) or _epsilon(second)}
-                | {f"difference_{key}": value for key, value in asdict(difference).items()}
+                | difference.columns("difference")
                 | {"memory_ratio": first[PEAK].max() / second[PEAK].max()}
                 | {"verdict": verdict(difference, pair.claimed)}
                 | {"_compared": f"{first['title'].iloc[0]} − {second['title'].iloc[0]}"}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy
 from scipy.special import stdtrit  # Student's t quantile; scipy.stats would take a second to import
@@ -25,6 +26,15 @@ class Summary:
     std: float
     low: float
     high: float
+
+    @classmethod
+    def from_columns(cls, row: Mapping[str, Any], prefix: str) -> Summary:
+        """The summary that `columns` put into this row."""
+        return cls(**{name: row[f"{prefix}_{name}"] for name in cls.__dataclass_fields__})
+
+    def columns(self, prefix: str) -> dict[str, float]:
+        """PREFIX_n, PREFIX_mean and so on: the columns of a table."""
+        return {f"{prefix}_{name}": value for name, value in asdict(self).items()}
 
     @property
     def has_spread(self) -> bool:

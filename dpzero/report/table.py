@@ -13,6 +13,7 @@ import pandas
 import yaml
 
 ABSENT = "–"
+MIB = 2**20
 LATEX_SYMBOLS = {
     "±": r"$\pm$",
     "–": "--",
@@ -129,4 +130,4 @@ def number(value: Any, form: str) -> str:
 
 def mebibytes(value: Any) -> str:
     """Bytes as MiB with two decimals."""
-    return number(value / 2**20, ".2f") if pandas.notna(value) else ABSENT
+    return number(value / MIB, ".2f") if pandas.notna(value) else ABSENT

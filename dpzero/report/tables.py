@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 
 import pandas
 
 from dpzero.report import formatting, provenance
-from dpzero.report.statistics import Summary, paired_difference, summarise
-from dpzero.report.table import ABSENT, NAMES, Column, Row, Table, mebibytes, notes, number
+from dpzero.report.statistics import paired_difference, summarise
+from dpzero.report.table import ABSENT, NAMES, Column, Table, mebibytes, notes, number
 
 METHOD = ["task", "model", "method"]
 CELL = [*METHOD, "epsilon"]
@@ -52,13 +51,14 @@ def accuracy(runs: pandas.DataFrame) -> Table:
             key: formatting.common(rows[f"metrics.{key}"], ".0f")
             for key in ("split", "examples", "selection")
         }
-        row |= _prefixed("score", score)
-        row |= {"_score": formatting.score(score, rows), "_interval": formatting.interval(score)}
+        row |= score.columns("score")
+        row["_score"] = formatting.score(score, row["status"], formatting.without_seed(rows))
+        row["_interval"] = formatting.interval(score)
         for reference in REFERENCES:
             is_itself = reference == method
             theirs = runs[:0] if is_itself else by_method.get((task, model, reference), runs[:0])
             difference = paired_difference(formatting.by_seed(rows, theirs), formatting.by_seed(theirs, rows))
-            row |= _prefixed(f"vs_{reference}", difference)
+            row |= difference.columns(f"vs_{reference}")
             row[f"_vs_{reference}"] = "reference" if is_itself else formatting.difference(difference)
         table.rows.append(row)
     several = any(row["score_n"] > 1 for row in table.rows)
@@ -98,7 +98,7 @@ def memory(runs: pandas.DataFrame) -> Table:
             "ratio_with_weights": _ratio(peak, inference),
             "how": formatting.common(measured["memory.how"], ""),
         }
-        row["_peak"] = mebibytes(peak - weights) if len(highest) else formatting.failure(rows)
+        row["_peak"] = mebibytes(peak - weights) if len(highest) else formatting.failure(row["status"])
         table.rows.append(row)
     table.notes = notes("memory")
     return table
@@ -120,7 +120,9 @@ def time(runs: pandas.DataFrame) -> Table:
         ok = rows[rows["status"] == "ok"]
         row = formatting.identity(rows) | {key: summarise(ok[f"time.{key}"]).mean for key in keys}
         row |= {"peak_resident_bytes": ok["memory.peak_resident_bytes"].max(), "device": device}
-        row["_step_seconds"] = number(row["step_seconds"], ".4f") if len(ok) else formatting.failure(rows)
+        row["_step_seconds"] = (
+            number(row["step_seconds"], ".4f") if len(ok) else formatting.failure(row["status"])
+        )
         table.rows.append(row)
     table.notes = notes("time")
     return table
@@ -129,12 +131,13 @@ def time(runs: pandas.DataFrame) -> Table:
 def privacy(runs: pandas.DataFrame) -> Table:
     """Guarantee of each private method, what it rests on, and whether the release is valid."""
     private = runs[runs["private"]]
-    equal = {
-        heading: formatting.common(private[f"privacy.{PROMISES[heading]}"], "") for heading in NOTE_IF_EQUAL
+    shared = {
+        heading: values
+        for heading in NOTE_IF_EQUAL
+        if len(values := provenance.distinct(private[f"privacy.{PROMISES[heading]}"])) < 2
     }
-    equal = {heading: value for heading, value in equal.items() if " / " not in value}
     accountants = "; ".join(provenance.distinct(private["privacy.accountant"])) or "none"
-    columns = [Column(heading, f"_{key}") for heading, key in PROMISES.items() if heading not in equal]
+    columns = [Column(heading, f"_{key}") for heading, key in PROMISES.items() if heading not in shared]
     table = Table(f"Privacy of each private method; accountant: {accountants}", [*NAMES, EPSILON, *columns])
     table.runs = private if len(private) else None
     for (*_, epsilon), rows in private.groupby(CELL, sort=False):
@@ -153,24 +156,16 @@ def privacy(runs: pandas.DataFrame) -> Table:
         return table
     accounted = private.groupby("privacy.accountant", sort=False)["title"].unique()
     table.notes = [
-        f"Accountant of ε spent: {name} ({', '.join(titles)})." for name, titles in accounted.items()
+        *(f"Accountant of ε spent: {name} ({', '.join(titles)})." for name, titles in accounted.items()),
+        *(f"{heading.capitalize()}: {v} in every row." for heading, values in shared.items() for v in values),
+        *notes("privacy"),
     ]
-    table.notes += [
-        f"{heading.capitalize()}: {value} in every row."
-        for heading, value in equal.items()
-        if value != ABSENT
-    ]
-    table.notes += notes("privacy")
     if "privacy.choice.epsilon" in private and private["privacy.choice.epsilon"].notna().any():
         table.notes += notes("privacy_with_selection")
     table.notes += notes("privacy_of_several_runs")
     if (private["privacy.noise_key"] == "published").any():
         table.notes += notes("privacy_with_published_key")
     return table
-
-
-def _prefixed(prefix: str, summary: Summary) -> Row:
-    return {f"{prefix}_{key}": value for key, value in asdict(summary).items()}
 
 
 def _ratio(over: float, under: float) -> float:
