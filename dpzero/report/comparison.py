@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas
@@ -45,27 +44,23 @@ class Comparison:
     """A difference in points with its 95 % interval; NaN without one."""
 
     difference: float
-    low: float
-    high: float
+    difference_low: float
+    difference_high: float
     test: str
     verdict: str
-
-    def __str__(self) -> str:
-        interval = "" if math.isnan(self.low) else f" {_interval(self.low, self.high)}"
-        return number(self.difference, "+.1f") + interval
 
 
 def compare(ours: Summary, theirs: Published) -> Comparison:
     """Test one published number. `ours`: scores in [0, 1]; `theirs`: in per cent."""
+    difference = 100 * ours.mean - theirs.value
     if not ours.n:
         return Comparison(math.nan, math.nan, math.nan, ABSENT, "no result yet")
-    difference, they_have_spread = 100 * ours.mean - theirs.value, theirs.spread is not None
-    if ours.n > 1 and they_have_spread and theirs.n_seeds:
+    if ours.n > 1 and not math.isnan(theirs.standard_error):
         error = 100 * ours.std / math.sqrt(ours.n)
         half, test = welch_half_width(error, ours.n, theirs.standard_error, theirs.n_seeds), WELCH
     elif ours.has_spread:
         half, test = prediction_half_width(100 * ours.std, ours.n), ONE_MORE_OF_OURS
-    elif they_have_spread and theirs.n_seeds:
+    elif not math.isnan(theirs.standard_error):
         deviation = theirs.standard_error * math.sqrt(theirs.n_seeds)
         half, test = prediction_half_width(deviation, theirs.n_seeds), ONE_MORE_OF_THEIRS
     else:
@@ -97,37 +92,31 @@ def _row(rows: pandas.DataFrame, theirs: Published) -> dict:
     if differences and score.n:
         verdict = f"not compared: {'; '.join(differences)}"
         result = Comparison(result.difference, math.nan, math.nan, ABSENT, verdict)
-    low, high = _published_interval(theirs)
-    identity = formatting.identity(rows)
-    return identity | {
+    half = quantile((theirs.n_seeds or 1) - 1) * theirs.standard_error
+    low, high = theirs.value - half, theirs.value + half
+    row = formatting.identity(rows) | {
         "epsilon": rows["epsilon"].iloc[0],
         "metric": theirs.metric,
         **{key: value * (1 if key == "score_n" else 100) for key, value in score.columns("score").items()},
         "published": theirs.value,
-        "published_spread": math.nan if theirs.spread is None else theirs.spread,
+        "published_spread": theirs.spread,
         "published_kind": theirs.spread_kind,
         "published_low": low,
         "published_high": high,
-        "difference": result.difference,
-        **{f"difference_{end}": getattr(result, end) for end in ("low", "high")},
-        **{key: getattr(result, key) for key in ("test", "verdict")},
+        **asdict(result),
         "rule": theirs.iterate_rule,
         "source": theirs.source,
         "arxiv": theirs.arxiv,
         "published_method": theirs.published_method,
-        "_score": formatting.score(score, identity["status"], formatting.without_seed(rows)),
+    }
+    interval = _interval(result.difference_low, result.difference_high).replace(ABSENT, "")
+    return row | {
+        "_score": formatting.score(score, row["status"], formatting.without_seed(rows)),
         "_interval": formatting.interval(score),
         "_published": str(theirs),
         "_published_interval": _interval(low, high),
-        "_difference": str(result),
+        "_difference": f"{number(result.difference, '+.1f')} {interval}".strip(),
     }
-
-
-def _published_interval(theirs: Published) -> tuple[float, float]:
-    if theirs.spread is None or not theirs.n_seeds:
-        return math.nan, math.nan
-    half = quantile(theirs.n_seeds - 1) * theirs.standard_error
-    return theirs.value - half, theirs.value + half
 
 
 def _interval(low: float, high: float) -> str:
@@ -138,14 +127,10 @@ def discrepancies(runs: pandas.DataFrame) -> Table:
     """Known disagreements between a paper and its code, for the papers of `published`."""
     papers = {theirs.paper for cell in runs["run"] for theirs in numbers.for_run(cell.rpartition("/")[0])}
     papers |= {"DP-ZO"} if runs["method"].str.startswith("dp_zo_").any() else set()
-    with DISCREPANCIES.open(encoding="utf-8", newline="") as stream:
-        reader = csv.DictReader(stream)
-        columns = [Column(name, name) for name in reader.fieldnames or ()]
-        rows = [row for row in reader if row["paper"] in papers]
-    table = Table(
-        "Disagreements between papers and their public code, and the choice made here", columns, rows
+    known = pandas.read_csv(DISCREPANCIES, dtype=str, keep_default_na=False)
+    return Table(
+        "Disagreements between papers and their public code, and the choice made here",
+        [Column(name, name) for name in known],
+        known[known["paper"].isin(papers)].to_dict("records"),
+        ["From the papers' texts and public code. DP-ZO's code is not public, and its text was not read."],
     )
-    table.notes = [
-        "From the papers' texts and public code. DP-ZO's code is not public, and its text was not read."
-    ]
-    return table

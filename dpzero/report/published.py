@@ -22,8 +22,6 @@ FILE = Path(__file__).with_name("published.csv")
 SAME_NUMBERS = {"dpzero_as_published": "dpzero"}  # a method that is compared with another method's numbers
 ITERATES = ("last iterate", "best dev checkpoint")
 WEIGHT_BYTES = 4  # of a parameter, here always
-NUMBERS: dict[str, type[float]] = {"value": float, "slack": float, "delta": float}
-NUMBERS |= dict.fromkeys(("n_seeds", "steps", "train_rows", "test_rows"), int)
 Setting = int | float | str
 
 
@@ -97,11 +95,12 @@ def differences(row: Mapping[str, Any], published: Published) -> list[str]:
     """
     words = [published.misprint] if published.misprint else []
     stated = {**published.settings, "shots": published.shots or None, "steps": published.steps}
-    for key, theirs in stated.items():
-        ours = _value(row, f"settings.{key}")
-        if theirs is not None and ours != theirs and not (key == "direction_law" and ours is None):
-            words.append(f"{key.replace('_', ' ')} {'not set' if ours is None else ours}, theirs {theirs}")
+    settings = [
+        (key.replace("_", " "), f"settings.{key}", theirs, key != "direction_law")
+        for key, theirs in stated.items()
+    ]
     for name, key, theirs, required in (
+        *settings,
         ("split", "metrics.split", "test", True),
         ("metric", "metric", published.metric, True),
         ("training rows", "privacy.dataset_size", published.train_rows, False),
@@ -109,7 +108,7 @@ def differences(row: Mapping[str, Any], published: Published) -> list[str]:
     ):
         ours = _value(row, key)
         if theirs is not None and ours != theirs and (required or ours is not None):
-            words.append(f"{name} {ours}, theirs {theirs}")
+            words.append(f"{name} {'not set' if ours is None else ours}, theirs {theirs}")
     ours, theirs = _value(row, "metrics.selection"), published.iterate_rule.partition(";")[0]
     if ours is not None and theirs in ITERATES and not str(ours).startswith(theirs):
         words.append(f"{ours}, theirs {theirs}")
@@ -142,15 +141,21 @@ def _by_cell() -> dict[str, list[Published]]:
 
 
 def _parse(row: dict[str, str]) -> Published:
-    pairs = [pair.split("=") for pair in row["settings"].split()]
-    values: dict[str, Any] = {name: row[name] for name in Published.__dataclass_fields__ if name in row}
-    for name, kind in NUMBERS.items():
-        values[name] = kind(row[name]) if row[name] else None
+    def optional(name: str, kind: type) -> Any:
+        return kind(row[name]) if row[name] else None
+
+    same = ("paper", "arxiv", "table", "cell", "metric", "spread_kind", "iterate_rule", "misprint")
     return Published(
-        **values
-        | {"published_method": row["method"], "settings": {key: _setting(text) for key, text in pairs}}
-        | {"parameters": float(row["params_m"] or "nan"), "spread": float(row["std"]) if row["std"] else None}
-        | {"shots": 0 if "/zero_shot/" in row["cell"] else int(row["k_shot"] or 0)}
+        **{name: row[name] for name in same},
+        **{name: optional(name, int) for name in ("n_seeds", "steps", "train_rows", "test_rows")},
+        published_method=row["method"],
+        settings={key: _setting(text) for key, text in (pair.split("=") for pair in row["settings"].split())},
+        parameters=float(row["params_m"] or "nan"),
+        delta=optional("delta", float),
+        shots=0 if "/zero_shot/" in row["cell"] else int(row["k_shot"] or 0),
+        value=float(row["value"]),
+        spread=optional("std", float),
+        slack=float(row["slack"]),
     )
 
 
