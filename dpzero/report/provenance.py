@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pandas
@@ -96,16 +95,15 @@ def warnings(runs: pandas.DataFrame) -> list[str]:
             sentences.append(f"Mixed versions: {name} {_some(recorded[column])}.")
     if len(distinct(recorded["provenance.device"])) > 1:
         sentences.append(f"Mixed devices: {_some(recorded['provenance.device'])}.")
+    settings = [str(row) for row in recorded.filter(regex=r"^settings\.").to_numpy().tolist()]
     for column, keys, what in (
         ("provenance.method_code", ["method"], "source of a method"),
         ("provenance.model.sha256", ["model"], "weights"),
         ("provenance.data.sha256", ["task", "seed"], "data"),
         ("settings", ["task", "model", "method", "epsilon"], "settings"),
     ):
-        values = _settings(recorded) if column == "settings" else recorded[column]
-        different = values.groupby([recorded[key] for key in keys]).nunique()
-        names = ["/".join(map(str, key if isinstance(key, tuple) else (key,))) for key in different.index]
-        mixed = [name for name, count in zip(names, different, strict=True) if count > 1]
+        groups = recorded.assign(settings=settings).groupby(keys)[column]
+        mixed = ["/".join(map(str, key)) for key, values in groups if values.nunique() > 1]
         if mixed:
             sentences.append(
                 f"Mixed {what}: runs of the same {'/'.join(keys)} differ for {', '.join(mixed)}."
@@ -149,14 +147,7 @@ def _package_columns(recorded: pandas.DataFrame) -> list[str]:
 
 
 def _assets(recorded: pandas.DataFrame, kind: str) -> list[dict[str, Any]]:
-    columns = [f"provenance.{kind}.name", f"provenance.{kind}.sha256"]
-    pairs = {
-        tuple(None if pandas.isna(value) else value for value in row) for row in recorded[columns].to_numpy()
-    }
-    return [{"name": name, "sha256": digest} for name, digest in sorted(pairs, key=str) if name or digest]
-
-
-def _settings(recorded: pandas.DataFrame) -> pandas.Series:
-    columns = [column for column in recorded.columns if column.startswith("settings.")]
-    rows = (json.dumps([str(value) for value in row]) for row in recorded[columns].to_numpy())
-    return pandas.Series(list(rows), index=recorded.index, dtype=object)
+    keys = ["name", "sha256"]
+    assets = recorded[[f"provenance.{kind}.{key}" for key in keys]].dropna(how="all").drop_duplicates()
+    values = assets.astype(object).where(assets.notna(), None).to_numpy().tolist()
+    return [dict(zip(keys, pair, strict=True)) for pair in sorted(values, key=str)]

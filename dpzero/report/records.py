@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from dpzero.errors import UsageError
 from dpzero.files import run_id
 
 Record = dict[str, Any]
+RUN_ID = re.compile(
+    r"(?P<task>[^/]+)/(?P<model>[^/]+)/(?P<method>[^/]+)/eps-(?P<epsilon>[^/]+)/seed-(?P<seed>\d+)"
+)
 STATUSES = ("ok", "oom", "diverged")
 METRICS = ("accuracy", "f1")  # the first that a record has is its score
 
@@ -68,7 +72,9 @@ def to_frame(records: list[Record], expected: Iterable[str] | None = None) -> pa
     value is None or NaN.
     """
     rows = [_row(record) for record in records]
-    methods = {row["method"]: {key: row[key] for key in ("title", "private", "order")} for row in rows}
+    methods = {
+        row["method"]: {key: row[key] for key in ("title", "private", "order", "rank")} for row in rows
+    }
     present = {row["run"] for row in rows}
     rows += [_missing_row(run, methods) for run in sorted(set(expected or ()) - present)]
     extra = sorted({key for row in rows for key in row} - set(COLUMNS) - set(INTERNAL))
@@ -165,19 +171,18 @@ def _row(record: Record) -> Record:
 
 def _missing_row(run: str, methods: dict[str, dict[str, Any]]) -> Record:
     """The row of a run without record; title and order come from other runs of the method."""
-    try:
-        task, model, method, epsilon, seed = run.split("/")
-        row: Record = {"task": task, "model": model, "method": method}
-        row |= {"epsilon": epsilon.removeprefix("eps-"), "seed": int(seed.removeprefix("seed-"))}
-        if run != run_id(row) or not _is_number(row["epsilon"]):
-            raise ValueError
-    except ValueError:
-        raise UsageError(f"{run!r} is no run id: write TASK/MODEL/METHOD/eps-E/seed-S") from None
-    unknown = {"title": method, "private": row["epsilon"] not in ("0", "inf"), "order": None}
-    row |= methods.get(method, unknown)
-    known = method in methods or row["epsilon"] == "0"
-    place = rank(row["private"], row["order"]) if known else LAST
-    return row | {"run": run, "status": "missing", "curve": [], "rank": place}
+    match = RUN_ID.fullmatch(run)
+    if not match or not _is_number(match["epsilon"]):
+        raise UsageError(f"{run!r} is no run id: write TASK/MODEL/METHOD/eps-E/seed-S")
+    row: Record = match.groupdict() | {
+        "run": run,
+        "seed": int(match["seed"]),
+        "status": "missing",
+        "curve": [],
+    }
+    method, epsilon = row["method"], row["epsilon"]
+    unknown = {"title": method, "private": epsilon not in ("0", "inf"), "rank": 0 if epsilon == "0" else LAST}
+    return row | methods.get(method, unknown)
 
 
 def _flatten(prefix: str, section: dict[str, Any]) -> Record:
