@@ -14,11 +14,12 @@ from dpzero.report.table import ABSENT, Column, Table, notes, number
 
 METHODS = ("dpzero", "dp_aggzo", "dp_zoso")  # in this order
 ROW_INCHES = 0.155
-MARGIN = (
-    (1.04, "code\nas it is"),
-    (1.155, "claim if noise\nwere secret"),
-)  # right of the panels: place, heading
+MARGIN = {
+    1.04: "code\nas it is",
+    1.155: "claim if noise\nwere secret",
+}  # place right of the panels -> heading
 
+BESIDE = ("axes fraction", "data")
 BOUNDS = {
     "poisson": "PLD with the count",
     "shuffled_epochs": "worst-case pair (lower), PLD over epochs (upper)",
@@ -30,17 +31,15 @@ WORDS = {  # of the record -> for readers
     "replace_one": "replace one",
     "zero_out": "zero-out",
 }
-CLAIM = {"marker": "o", "color": style.BLACK, "mfc": "white", "markersize": 5, "linestyle": "", "zorder": 4}
 BETWEEN = {"color": style.BLUE, "linewidth": 2.2, "solid_capstyle": "butt", "zorder": 2}
-AT_LEAST = {"marker": 9, "color": style.BLUE, "markersize": 6, "linestyle": "", "zorder": 3}
-AT_MOST = {"marker": 8, "color": style.BLUE, "markersize": 6, "linestyle": "", "zorder": 3}
-GIVEN = {"marker": "D", "color": style.VERMILION, "markersize": 4.5, "linestyle": "", "zorder": 3}
-LEGEND = {
-    "claimed": CLAIM,
-    "actual if the noise were secret: at least": AT_LEAST,
-    "at most": AT_MOST,
-    "exactly": GIVEN,
+MARKS = {  # label in the legend -> marker, its colour and size
+    "claimed": {"marker": "o", "color": style.BLACK, "markersize": 5, "mfc": "white", "zorder": 4},
+    "actual if the noise were secret: at least": {"marker": 9, "color": style.BLUE, "markersize": 6},
+    "at most": {"marker": 8, "color": style.BLUE, "markersize": 6},
+    "exactly": {"marker": "D", "color": style.VERMILION, "markersize": 4.5},
 }
+MARKS = {label: {"linestyle": "", "zorder": 3} | look for label, look in MARKS.items()}
+CLAIM, AT_LEAST, AT_MOST, EXACTLY = MARKS.values()
 
 
 def _reworded(value: Any) -> str:
@@ -84,7 +83,7 @@ def figures(runs: pandas.DataFrame) -> dict[str, Figure]:
 def arranged(runs: pandas.DataFrame) -> pandas.DataFrame:
     """The runs in the order of METHODS, then of their tasks and epsilons."""
     place = {method: number for number, method in enumerate(METHODS)}
-    return runs.sort_values("method", key=lambda column: column.map(place).fillna(len(place)), kind="stable")
+    return runs.sort_values("method", key=lambda column: column.map(place), kind="stable")
 
 
 def guarantees(runs: pandas.DataFrame) -> Table:
@@ -133,9 +132,9 @@ def draw(runs: pandas.DataFrame) -> Figure:
     axes[-1].set_xscale("log")
     drawing.log_ticks(axes[-1].xaxis, (1, 2, 5))
     axes[-1].set_xlabel("ε at the claim's δ")
-    for x, words in MARGIN:
+    for x, words in MARGIN.items():
         drawing.write(axes[0], words, (x, 1), (0, 4), "axes fraction", ha="center", va="bottom")
-    handles = [Line2D([], [], label=label, **{**look, "linestyle": ""}) for label, look in LEGEND.items()]
+    handles = [Line2D([], [], label=label, **look) for label, look in MARKS.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=4, handletextpad=0.4, columnspacing=1.2)
     return figure
 
@@ -145,27 +144,24 @@ def _draw_row(axis: Axes, place: int, row: dict[str, Any]) -> None:
         row[f"guarantee.{key}"] for key in ("claimed_epsilon", "epsilon_at_least", "epsilon_at_most")
     )
     if row["guarantee.sampling"] == "poisson":  # the two differ by their rounding alone
-        axis.plot([high], [place], **GIVEN)
+        axis.plot([high], [place], **EXACTLY)
     else:
         axis.plot([low, high], [place, place], **BETWEEN)
         axis.plot([low], [place], **AT_LEAST)
         axis.plot([high], [place], **AT_MOST)
     axis.plot([claim], [place], **CLAIM)
-    for (x, _), words in zip(MARGIN, (row["guarantee.as_it_is"], verdict(row)), strict=True):
+    for x, words in zip(MARGIN, (row["guarantee.as_it_is"], verdict(row)), strict=True):
         weight = "bold" if words == "refuted" else "normal"
-        place_beside = ("axes fraction", "data")
-        drawing.write(axis, words, (x, place), (0, 0), place_beside, ha="center", weight=weight)
+        drawing.write(axis, words, (x, place), (0, 0), BESIDE, ha="center", weight=weight)
 
 
 def _merged(runs: pandas.DataFrame) -> pandas.DataFrame:
     """Merge the rows that differ only in their task, with a label."""
     same = ["title", "model", "epsilon"]
     same += [f"settings.{key}" for key in ("dataset_size", "batch_size", "steps", "delta")]
-    labels = [
-        first | {"label": f"{', '.join(some['task'])} ({first['model']}), ε = {first['epsilon']}"}
-        for first, some in ((some.iloc[0].to_dict(), some) for _, some in runs.groupby(same, sort=False))
-    ]
-    return pandas.DataFrame(labels)
+    tasks = runs.groupby(same, sort=False)["task"].transform(", ".join)
+    labels = tasks + " (" + runs["model"] + "), ε = " + runs["epsilon"]
+    return runs.assign(label=labels).drop_duplicates(same)
 
 
 def _batches(row: dict[str, Any]) -> str:

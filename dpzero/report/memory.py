@@ -12,9 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dpzero.report import drawing, style
-from dpzero.report.table import ABSENT, Column, Table, notes, number
+from dpzero.report.table import ABSENT, GIB, MIB, Column, Table, notes, number
 
-GIB, MIB = 2**30, 2**20
 CARDS = (24, 48, 80, 141)  # GiB of common GPUs
 PUBLISHED = Path(__file__).with_name("published_memory.csv")
 LOOKS = {
@@ -26,23 +25,26 @@ LOOKS = {
     "dp_sgd_ghost": style.Look(style.PURPLE, "s", "-"),
     "dp_sgd_hooks": style.Look(style.GREEN, "D", "-"),
 }
-AXES = {  # axis of growth -> what it counts, the unit of its slope, bytes in that unit
-    "parameters": ("bytes a parameter, by model size", 1),
-    "batch_size": ("MiB an example, by batch", MIB),
-    "length": ("MiB a token of length, by length", MIB),
+PREDICTED = "memory.predicted_peak_bytes"
+AXES = {  # axis of growth -> heading of its slope, its unit in bytes, the runs along it
+    "parameters": (
+        "bytes a parameter, by model size",
+        1,
+        "model.str.startswith('opt-') and batch_size == 8 and length == 512",
+    ),
+    "batch_size": ("MiB an example, by batch", MIB, "model == 'roberta-large' and length == 128"),
+    "length": ("MiB a token of length, by length", MIB, "model == 'roberta-large' and batch_size == 8"),
 }
 
 
 def arranged(runs: pandas.DataFrame) -> pandas.DataFrame:
     """The runs with `batch_size` and `length` from their size, in the order of LOOKS."""
     sizes = runs["task"].str.extract(r"^(\d+)x(\d+)$").astype(float)
-    runs = runs.assign(batch_size=sizes[0], length=sizes[1])
-    for key in ("predicted_peak_bytes", "measured_peak_bytes", "formula_peak_bytes", "parameters"):
-        if f"memory.{key}" not in runs:
-            runs[f"memory.{key}"] = numpy.nan
-        runs[f"memory.{key}"] = runs[f"memory.{key}"].astype(float)
+    keys = ("predicted_peak_bytes", "measured_peak_bytes", "formula_peak_bytes", "parameters")
+    columns = [f"memory.{key}" for key in keys]
+    runs = runs.reindex(columns=runs.columns.union(columns, sort=False)).astype(dict.fromkeys(columns, float))
     place = {method: number for number, method in enumerate(LOOKS)}
-    runs = runs.assign(place=runs["method"].map(place).fillna(len(place)))
+    runs = runs.assign(batch_size=sizes[0], length=sizes[1], place=runs["method"].map(place))
     return runs.sort_values(["model", "place", "batch_size", "length"], kind="stable", ignore_index=True)
 
 
@@ -67,18 +69,18 @@ def peaks(runs: pandas.DataFrame) -> Table:
         Column("model", "model"),
         Column("batch x length", "_size"),
         Column("method", "title"),
-        Column("weights", "weights_bytes", _gib),
-        Column("inference, predicted", "predicted_inference_peak_bytes", _gib),
-        Column("peak, predicted", "predicted_peak_bytes", _gib),
-        Column("at least, by formula", "formula_peak_bytes", _gib),
-        Column("peak, measured", "_measured"),
-        Column("in", "predicted_phase", lambda phase: phase if isinstance(phase, str) else ABSENT),
+        Column("weights", "weights_bytes", ".3f", GIB),
+        Column("inference, predicted", "predicted_inference_peak_bytes", ".3f", GIB),
+        Column("peak, predicted", "predicted_peak_bytes", ".3f", GIB),
+        Column("at least, by formula", "formula_peak_bytes", ".3f", GIB),
+        Column("peak, measured", "_measured", ".3f", GIB),
+        Column("in", "predicted_phase"),
     )
     table = Table("Peak memory of a step (GiB)", columns)
     for run in runs.to_dict("records"):
         row = {key: run[key] for key in ("model", "method", "title", "batch_size", "length", "status")}
         row |= {k.removeprefix("memory."): v for k, v in run.items() if k.startswith("memory.")}
-        measured = "out of memory" if run["status"] == "oom" else _gib(row["measured_peak_bytes"])
+        measured = "out of memory" if run["status"] == "oom" else row["measured_peak_bytes"]
         table.rows.append(row | {"_size": run["task"], "_measured": measured})
     return table
 
@@ -87,15 +89,15 @@ def growth(runs: pandas.DataFrame) -> Table:
     """One row for each method: slopes of straight lines through its predicted peaks, one along each axis."""
     columns = [
         Column("method", "_title"),
-        *(Column(heading, f"_{axis}") for axis, (heading, _) in AXES.items()),
+        *(Column(heading, f"_{axis}") for axis, (heading, *_) in AXES.items()),
     ]
     table = Table("How the peak of a step grows: slopes of predicted peaks", columns)
     for method, some in runs.groupby("method", sort=False):
         row = {"method": method, "_title": some["title"].iloc[0]}
-        for axis, (_, unit) in AXES.items():
+        for axis, (_, unit, _) in AXES.items():
             slope, miss = line(*along(some, axis))
             row |= {f"{axis}_slope_bytes": slope, f"{axis}_largest_miss": miss}
-            row[f"_{axis}"] = None if slope is None else f"{number(slope / unit, '.3g')} ({miss:.0%})"
+            row[f"_{axis}"] = None if slope is None else f"{number(slope, '.3g', unit)} ({miss:.0%})"
         table.rows.append(row)
     table.notes = notes("memory_sweep_growth")
     return table
@@ -103,15 +105,9 @@ def growth(runs: pandas.DataFrame) -> Table:
 
 def along(rows: pandas.DataFrame, axis: str) -> tuple[numpy.ndarray, numpy.ndarray]:
     """x (ascending) and predicted peaks (bytes): sizes of OPT, or batches or lengths of RoBERTa-large."""
-    family = (
-        rows["model"].str.startswith("opt-") if axis == "parameters" else rows["model"] == "roberta-large"
-    )
-    fixed = {"parameters": (8, 512), "batch_size": (None, 128), "length": (8, None)}[axis]
-    for key, value in zip(("batch_size", "length"), fixed, strict=True):
-        family &= True if value is None else rows[key] == value
     column = "memory.parameters" if axis == "parameters" else axis
-    rows = rows[family & rows["memory.predicted_peak_bytes"].notna()].sort_values(column)
-    return rows[column].to_numpy(float), rows["memory.predicted_peak_bytes"].to_numpy(float)
+    rows = rows.query(AXES[axis][-1], engine="python").dropna(subset=PREDICTED).sort_values(column)
+    return rows[column].to_numpy(float), rows[PREDICTED].to_numpy(float)
 
 
 def line(x: numpy.ndarray, y: numpy.ndarray) -> tuple[float | None, float | None]:
@@ -138,30 +134,27 @@ def published(runs: pandas.DataFrame) -> Table:
         Column("at", "our_size"),
         Column("counted", "counted"),
     )
-    table = Table("Published peaks, and their ratios to the same paper's zeroth-order method", columns)
     rows = pandas.read_csv(PUBLISHED, dtype={"table": str})
     rows = rows[rows["left_out"].isna()].fillna({"task": ABSENT})
     same = ["paper", "table", "model", "task"]
-    bases = rows[rows["base"] == "yes"].drop_duplicates(same).set_index(same)["memory_gb"]
-    ours = runs.set_index(["model", "task", "method"])["memory.predicted_peak_bytes"].to_dict()
-    for row in rows.to_dict("records"):
-        mine, base = (
-            ours.get((row["model"], row["our_size"], name)) for name in (row["our_method"], "dpzero")
-        )
-        own = mine / base if pandas.notna(mine) and pandas.notna(base) else None
-        keys = ("paper", "arxiv", "table", "method", "model", "batch_size", "memory_gb")
-        table.rows.append(
-            {key: row[key] for key in keys}
-            | {"ratio": row["memory_gb"] / bases.get(tuple(row[key] for key in same), numpy.nan)}
-            | {"our_ratio_predicted": own, "our_size": row["our_size"] if own else None}
-            | {"counted": row["counted"], "_paper": f"{row['paper']}, {row['table']}", "_task": row["task"]}
-        )
-    table.notes = notes("memory_sweep_published")
-    return table
-
-
-def _gib(value: Any) -> str:
-    return ABSENT if pandas.isna(value) else number(value / GIB, ".3f")
+    bases = rows[rows["base"] == "yes"].drop_duplicates(same)[[*same, "memory_gb"]]
+    rows = rows.merge(bases, "left", same, suffixes=("", "_of_base"))
+    ours = runs.set_index(["task", "model", "method"])[PREDICTED]
+    peaks, floors = (
+        ours.reindex(pandas.MultiIndex.from_arrays([rows["our_size"], rows["model"], methods])).to_numpy()
+        for methods in (rows["our_method"], ["dpzero"] * len(rows))
+    )
+    rows = rows.assign(
+        ratio=rows["memory_gb"] / rows["memory_gb_of_base"],
+        our_ratio_predicted=peaks / floors,
+        our_size=rows["our_size"].where(~numpy.isnan(peaks / floors)),
+        _paper=rows["paper"] + ", " + rows["table"],
+        _task=rows["task"],
+    )
+    keys = ["paper", "arxiv", "table", "method", "model", "batch_size", "memory_gb", "ratio"]
+    keys += ["our_ratio_predicted", "our_size", "counted", "_paper", "_task"]
+    title = "Published peaks, and their ratios to the same paper's zeroth-order method"
+    return Table(title, columns, rows[keys].to_dict("records"), notes("memory_sweep_published"))
 
 
 def _times(value: Any) -> str:

@@ -13,7 +13,7 @@ import pandas
 import yaml
 
 ABSENT = "–"
-MIB = 2**20
+MIB, GIB = 2**20, 2**30
 LATEX_SYMBOLS = {
     "±": r"$\pm$",
     "–": "--",
@@ -29,18 +29,19 @@ Row = dict[str, Any]
 
 
 class Column(NamedTuple):
-    """A column for readers: its heading, the key of its value, and a format or a function to text."""
+    """A column for readers: its heading, the key of its value, a format or a function to text, the unit."""
 
     heading: str
     key: str
     format: str | Callable[[Any], str] = ""
+    unit: float = 1  # the value is divided by it
 
     def text(self, row: Row) -> str:
         """The text of this column in one row; a dash without a value."""
         value = row.get(self.key)
         if callable(self.format):
             return self.format(value)
-        return value if isinstance(value, str) else number(value, self.format)
+        return value if isinstance(value, str) else number(value, self.format, self.unit)
 
 
 NAMES = (Column("task", "task"), Column("model", "model"), Column("method", "title"))
@@ -123,11 +124,8 @@ def _plain(value: Any) -> str:
     return str(int(value)) if math.isfinite(value) and value == int(value) else f"{value:.10g}"
 
 
-def number(value: Any, form: str) -> str:
-    """`value` in this format with a real minus sign; a dash for no value."""
-    return ABSENT if pandas.isna(value) else format(value, form).replace("-", "−")
-
-
-def mebibytes(value: Any) -> str:
-    """Bytes as MiB with two decimals."""
-    return number(value / MIB, ".2f") if pandas.notna(value) else ABSENT
+def number(value: Any, form: str, unit: float = 1) -> str:
+    """`value` over the unit in this format with a real minus sign; a dash for no value."""
+    if pandas.isna(value):
+        return ABSENT
+    return format(value if unit == 1 else value / unit, form).replace("-", "−")

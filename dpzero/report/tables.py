@@ -8,7 +8,7 @@ import pandas
 
 from dpzero.report import formatting, provenance
 from dpzero.report.statistics import paired_difference, summarise
-from dpzero.report.table import ABSENT, NAMES, Column, Table, mebibytes, notes, number
+from dpzero.report.table import ABSENT, MIB, NAMES, Column, Table, notes, number
 
 METHOD = ["task", "model", "method"]
 CELL = [*METHOD, "epsilon"]
@@ -74,8 +74,8 @@ def memory(runs: pandas.DataFrame) -> Table:
     """Peak memory of each method compared with plain inference, in the run that needed most."""
     columns = (
         *NAMES,
-        Column("weights (MiB)", "weights_bytes", mebibytes),
-        Column("inference over weights (MiB)", "inference_over_weights_bytes", mebibytes),
+        Column("weights (MiB)", "weights_bytes", ".2f", MIB),
+        Column("inference over weights (MiB)", "inference_over_weights_bytes", ".2f", MIB),
         Column("method over weights (MiB)", "_peak"),
         Column("ratio over weights", "ratio_over_weights", ".2f"),
         Column("ratio with weights", "ratio_with_weights", ".2f"),
@@ -98,7 +98,9 @@ def memory(runs: pandas.DataFrame) -> Table:
             "ratio_with_weights": _ratio(peak, inference),
             "how": formatting.common(measured["memory.how"], ""),
         }
-        row["_peak"] = mebibytes(peak - weights) if len(highest) else formatting.failure(row["status"])
+        row["_peak"] = (
+            number(peak - weights, ".2f", MIB) if len(highest) else formatting.failure(row["status"])
+        )
         table.rows.append(row)
     table.notes = notes("memory")
     return table
@@ -106,7 +108,7 @@ def memory(runs: pandas.DataFrame) -> Table:
 
 def time(runs: pandas.DataFrame) -> Table:
     """Speed of each method on each device, mean over its runs, compared with two forward passes."""
-    resident = Column("peak resident (MiB)", "peak_resident_bytes", mebibytes)
+    resident = Column("peak resident (MiB)", "peak_resident_bytes", ".2f", MIB)
     columns = (*NAMES, *TIMES, resident, Column("runs", "_finished"), Column("device", "device"))
     table = Table("Time and resident memory: machine-dependent figures", columns)
     rate, floor = runs["time.steps_per_second"], runs["time.two_forward_seconds"]
