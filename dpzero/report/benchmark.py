@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dpzero.report import drawing, provenance, style
-from dpzero.report.table import ABSENT, Column, Table, notes, number
+from dpzero.report.table import ABSENT, MIB, Table, make_table, number
 
 COLOURS = {
     "public": style.GREY,
@@ -23,17 +23,6 @@ KEYS = (  # of the CSV file
     *("two_forward_seconds_median", "two_forward_seconds_min", "ratio_median", "ratio_min", "ratio_max"),
     *("ratio_of_minima", "tokens_per_second", "weights_bytes", "inference_peak_bytes", "peak_bytes"),
 )
-COLUMNS = (
-    Column("method", "_method"),
-    Column("step / two forwards", "ratio_median", ".2f"),
-    Column("least, most", "_range"),
-    Column("step (s)", "step_seconds_median", ".3f"),
-    Column("least (s)", "step_seconds_min", ".3f"),
-    Column("tokens/s", "tokens_per_second", ".0f"),
-    Column("peak over weights (MiB)", "_peak", ".0f"),
-    Column("over that of inference", "_over_inference"),
-    Column("public-style step takes", "_public"),
-)
 Result = dict[str, Any]
 
 
@@ -46,8 +35,8 @@ def table(result: Result) -> Table:
     """One row for each method."""
     public: Result = next((row for row in result["rows"] if row["name"] == "public"), {})
     rows = [_row(row, public) for row in result["rows"]]
-    texts = notes("benchmark", **result, tf32_state="on" if result["tf32"] else "off")
-    return Table(f"A step over two plain forward passes: {setting(result)}", COLUMNS, rows, texts)
+    state = "on" if result["tf32"] else "off"
+    return make_table("benchmark", rows, **result, tf32_state=state, setting=setting(result))
 
 
 def _row(row: Result, public: Result) -> Result:
@@ -55,7 +44,6 @@ def _row(row: Result, public: Result) -> Result:
     shown = {
         "_method": row["title"] + ("" if row["status"] == "ok" else f" ({row['status']})"),
         "_range": f"{row['ratio_min']:.2f}, {row['ratio_max']:.2f}" if "ratio_min" in row else ABSENT,
-        "_peak": None if extra is None else extra / 2**20,
         "_over_inference": ABSENT,
         "_public": ABSENT,
     }
@@ -98,9 +86,9 @@ def figure(result: Result) -> Figure:
     drawing.log_ticks(time.xaxis, (1, 2, 5))
     time.set_xlabel("step time / two forward passes")
     time.set_yticks(range(len(rows)), [row["title"] for row in rows])
-    sizes = [extra_bytes(row) / 2**20 for row in rows]
+    sizes = [extra_bytes(row) / MIB for row in rows]
     _bars(size, rows, sizes, ".0f", sizes)
-    inference = (rows[0]["inference_peak_bytes"] - rows[0]["weights_bytes"]) / 2**20
+    inference = (rows[0]["inference_peak_bytes"] - rows[0]["weights_bytes"]) / MIB
     size.axvline(inference, color=style.BLACK, linestyle=":", linewidth=0.8)
     size.set_xscale("log")
     size.set_xlabel("peak over the loaded weights (MiB)")

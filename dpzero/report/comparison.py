@@ -18,25 +18,12 @@ from dpzero.report.statistics import (
     summarise,
     welch_half_width,
 )
-from dpzero.report.table import ABSENT, NAMES, Column, Table, notes, number
-from dpzero.report.tables import CELL, EPSILON
+from dpzero.report.table import ABSENT, Column, Table, make_table, number
+from dpzero.report.tables import CELL
 
 DISCREPANCIES = Path(__file__).with_name("discrepancies.csv")
 WELCH, ONE_MORE_OF_OURS, ONE_MORE_OF_THEIRS = "Welch", "one more seed of ours", "one more seed of theirs"
 NO_TEST, NO_SPREAD = "none: one value each", "none: ours is the same at each seed"
-COLUMNS = (
-    *NAMES,
-    EPSILON,
-    Column("ours (%)", "_score"),
-    Column("95 % interval", "_interval"),
-    Column("published (%)", "_published"),
-    Column("its 95 % interval", "_published_interval"),
-    Column("difference", "_difference"),
-    Column("test", "test"),
-    Column("verdict", "verdict"),
-    Column("published by", "source"),
-    Column("published rule", "rule"),
-)
 
 
 @dataclass(frozen=True)
@@ -73,15 +60,13 @@ def compare(ours: Summary, theirs: Published) -> Comparison:
 def published(runs: pandas.DataFrame) -> Table:
     """One row for each published number of a cell of these runs, finished or not."""
     shots = set(runs["settings.shots"].dropna()) if "settings.shots" in runs else set()
-    table = Table("Our results and published numbers, in per cent", COLUMNS)
+    table_rows = []
     for (task, model, method, epsilon), rows in runs.groupby(CELL, sort=False):
         for theirs in numbers.for_run(f"{task}/{model}/{method}/eps-{epsilon}"):
             if not theirs.shots or not shots or theirs.shots in shots:
-                table.rows.append(_row(rows, theirs))
-    tested = sum(row["test"] not in (NO_TEST, NO_SPREAD, ABSENT) for row in table.rows)
-    count = f"{len(table.rows)} published numbers, {tested} of them tested."
-    table.notes = [*notes("published"), f"{count} All published numbers: dpzero/report/published.csv."]
-    return table
+                table_rows.append(_row(rows, theirs))
+    tested = sum(row["test"] not in (NO_TEST, NO_SPREAD, ABSENT) for row in table_rows)
+    return make_table("published", table_rows, count=len(table_rows), tested=tested)
 
 
 def _row(rows: pandas.DataFrame, theirs: Published) -> dict:
@@ -128,9 +113,6 @@ def discrepancies(runs: pandas.DataFrame) -> Table:
     papers = {theirs.paper for cell in runs["run"] for theirs in numbers.for_run(cell.rpartition("/")[0])}
     papers |= {"DP-ZO"} if runs["method"].str.startswith("dp_zo_").any() else set()
     known = pandas.read_csv(DISCREPANCIES, dtype=str, keep_default_na=False)
-    return Table(
-        "Disagreements between papers and their public code, and the choice made here",
-        [Column(name, name) for name in known],
-        known[known["paper"].isin(papers)].to_dict("records"),
-        ["From the papers' texts and public code. DP-ZO's code is not public, and its text was not read."],
-    )
+    table = make_table("discrepancies", known[known["paper"].isin(papers)].to_dict("records"))
+    table.columns = [Column(name, name) for name in known]
+    return table

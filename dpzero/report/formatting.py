@@ -18,7 +18,8 @@ def identity(rows: pandas.DataFrame) -> dict[str, Any]:
     """The method of these runs and how many finished: the first values of a row."""
     keys = ("task", "model", "method", "title", "private", "order")
     row = {key: rows[key].iloc[0] for key in keys}
-    return row | {"runs": len(rows), "status": status(rows), "_finished": finished(rows)}
+    row |= {"runs": len(rows), "status": status(rows), "_finished": finished(rows)}
+    return row | {"_epsilon": epsilon(rows["epsilon"].iloc[0])}
 
 
 def epsilon(text: str) -> str:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dpzero.report import drawing, style
-from dpzero.report.table import ABSENT, Column, Table, notes, number
+from dpzero.report.table import ABSENT, Table, make_table, number
 
 METHODS = ("dpzero", "dp_aggzo", "dp_zoso")  # in this order
 ROW_INCHES = 0.155
@@ -42,36 +42,6 @@ MARKS = {label: {"linestyle": "", "zorder": 3} | look for label, look in MARKS.i
 CLAIM, AT_LEAST, AT_MOST, EXACTLY = MARKS.values()
 
 
-def _reworded(value: Any) -> str:
-    return WORDS.get(value, value) if isinstance(value, str) else ABSENT
-
-
-COLUMNS = (
-    Column("paper", "title"),
-    Column("task", "task"),
-    Column("model", "model"),
-    Column("n", "_size"),
-    Column("batch", "batch_size", ".0f"),
-    Column("steps", "steps", ".0f"),
-    Column("claimed ε", "_epsilon"),
-    Column("δ", "claimed_delta", ".2g"),
-    Column("claimed by", "claimed_accountant"),
-    Column("batches", "_batches"),
-    Column("divided by", "divisor", _reworded),
-    Column("noise / clip", "noise_scale", ".3f"),
-    Column("code as it is", "as_it_is"),
-    Column("neighbours", "adjacency", _reworded),
-    Column("ε at least", "epsilon_at_least", ".2f"),
-    Column("ε at most", "epsilon_at_most", ".2f"),
-    Column("bounded by", "sampling", lambda sampling: BOUNDS.get(sampling, ABSENT)),
-    Column("claim", "verdict"),
-    Column("ours", "our_noise_scale", ".3f"),
-    Column("ratio", "ratio", ".2f"),
-    Column("ours, replaced", "our_noise_scale_replace_one", ".3f"),
-    Column("ratio, replaced", "ratio_replace_one", ".2f"),
-)
-
-
 def tables(runs: pandas.DataFrame) -> dict[str, Table]:
     return {"guarantees": guarantees(arranged(runs))}
 
@@ -88,7 +58,7 @@ def arranged(runs: pandas.DataFrame) -> pandas.DataFrame:
 
 def guarantees(runs: pandas.DataFrame) -> Table:
     """One row for each published setting."""
-    table = Table("What public implementations claim, and what their code gives", COLUMNS)
+    table_rows = []
     for run in runs.to_dict("records"):
         row = {key: run[key] for key in ("task", "model", "method", "title", "status")}
         row |= {key: run.get(f"settings.{key}") for key in ("dataset_size", "batch_size", "steps")}
@@ -98,8 +68,10 @@ def guarantees(runs: pandas.DataFrame) -> Table:
         mistaken = f" (assumed {assumed:.0f})" if pandas.notna(assumed) and assumed else ""
         row["_size"] = number(row["dataset_size"], ".0f") + mistaken
         row |= {"_epsilon": run["epsilon"], "_batches": _batches(run)}
-        table.rows.append(row)
-    table.notes = [*notes("guarantees"), *_noise_sources(runs)]
+        row |= {f"_{key}": WORDS.get(row.get(key), row.get(key)) for key in ("divisor", "adjacency")}
+        table_rows.append(row | {"_bound": BOUNDS.get(row.get("sampling"))})
+    table = make_table("guarantees", table_rows)
+    table.notes += _noise_sources(runs)
     return table
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from dpzero.report import drawing, provenance, style
-from dpzero.report.table import Column, Row, Table, notes, number
+from dpzero.report.table import Row, Table, make_table, number
 
 ATTACKS = {"loss": "loss against base", "lira": "LiRA"}
 LOOKS = {
@@ -46,25 +46,11 @@ def table(result: Result) -> Table:
         if row["attack"] == "lira":
             pair |= {key: row.get(key) for key in ("auc", *CEILINGS)} | {"fpr": with_interval(row, FPR)}
             pair |= {"fit": method[f"fit_{row['texts']}"], "dev_accuracy": method["dev_accuracy"]}
-    columns = (
-        Column("method", "title"),
-        Column("texts", "texts"),
-        *(Column(f"TPR, {name}", attack) for attack, name in ATTACKS.items()),
-        Column("its FPR", "fpr"),
-        Column("its AUC", "auc", ".3f"),
-        Column("ceiling", "ceiling", ".2%"),
-        Column("ceiling of (ε, δ) alone", "ceiling_of_epsilon_delta", ".2%"),
-        Column("labels learnt", "fit", ".1%"),
-        Column("dev accuracy", "dev_accuracy", ".1%"),
-    )
-    title = (
-        f"Membership inference on {result['task']} ({result['model']}, head trained): true positives at "
-        f"{100 * result[FPR]:g} % false ones; last iterate; settings set by first trials on the same pool "
-        "(not accounted)"
-    )
-    level, valid = f"{100 * result['confidence']:g} %", "yes" if result["valid_release"] else "no"
-    texts = notes("membership", **result, level=level, valid=valid)
-    return Table(title, columns, rows, texts, readers=list(pairs.values()))
+    values = {"level_of_fpr": f"{100 * result[FPR]:g}", "level": f"{100 * result['confidence']:g} %"}
+    valid = "yes" if result["valid_release"] else "no"
+    table = make_table("membership", rows, **result, **values, valid=valid)
+    table.readers = list(pairs.values())
+    return table
 
 
 def with_interval(row: Row, name: str) -> str:

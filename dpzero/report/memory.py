@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dpzero.report import drawing, style
-from dpzero.report.table import ABSENT, GIB, MIB, Column, Table, notes, number
+from dpzero.report.table import ABSENT, GIB, MIB, Table, make_table, notes, number
 
 CARDS = (24, 48, 80, 141)  # GiB of common GPUs
 PUBLISHED = Path(__file__).with_name("published_memory.csv")
@@ -26,14 +26,10 @@ LOOKS = {
     "dp_sgd_hooks": style.Look(style.GREEN, "D", "-"),
 }
 PREDICTED = "memory.predicted_peak_bytes"
-AXES = {  # axis of growth -> heading of its slope, its unit in bytes, the runs along it
-    "parameters": (
-        "bytes a parameter, by model size",
-        1,
-        "model.str.startswith('opt-') and batch_size == 8 and length == 512",
-    ),
-    "batch_size": ("MiB an example, by batch", MIB, "model == 'roberta-large' and length == 128"),
-    "length": ("MiB a token of length, by length", MIB, "model == 'roberta-large' and batch_size == 8"),
+AXES = {  # axis of growth -> unit of its slope in bytes, the runs along it
+    "parameters": (1, "model.str.startswith('opt-') and batch_size == 8 and length == 512"),
+    "batch_size": (MIB, "model == 'roberta-large' and length == 128"),
+    "length": (MIB, "model == 'roberta-large' and batch_size == 8"),
 }
 
 
@@ -65,42 +61,26 @@ def figures(runs: pandas.DataFrame) -> dict[str, Figure]:
 
 def peaks(runs: pandas.DataFrame) -> Table:
     """One row for each run."""
-    columns = (
-        Column("model", "model"),
-        Column("batch x length", "_size"),
-        Column("method", "title"),
-        Column("weights", "weights_bytes", ".3f", GIB),
-        Column("inference, predicted", "predicted_inference_peak_bytes", ".3f", GIB),
-        Column("peak, predicted", "predicted_peak_bytes", ".3f", GIB),
-        Column("at least, by formula", "formula_peak_bytes", ".3f", GIB),
-        Column("peak, measured", "_measured", ".3f", GIB),
-        Column("in", "predicted_phase"),
-    )
-    table = Table("Peak memory of a step (GiB)", columns)
+    table_rows = []
     for run in runs.to_dict("records"):
         row = {key: run[key] for key in ("model", "method", "title", "batch_size", "length", "status")}
         row |= {k.removeprefix("memory."): v for k, v in run.items() if k.startswith("memory.")}
         measured = "out of memory" if run["status"] == "oom" else row["measured_peak_bytes"]
-        table.rows.append(row | {"_size": run["task"], "_measured": measured})
-    return table
+        table_rows.append(row | {"_size": run["task"], "_measured": measured})
+    return make_table("memory_sweep_peaks", table_rows)
 
 
 def growth(runs: pandas.DataFrame) -> Table:
     """One row for each method: slopes of straight lines through its predicted peaks, one along each axis."""
-    columns = [
-        Column("method", "_title"),
-        *(Column(heading, f"_{axis}") for axis, (heading, *_) in AXES.items()),
-    ]
-    table = Table("How the peak of a step grows: slopes of predicted peaks", columns)
+    table_rows = []
     for method, some in runs.groupby("method", sort=False):
         row = {"method": method, "_title": some["title"].iloc[0]}
-        for axis, (_, unit, _) in AXES.items():
+        for axis, (unit, _) in AXES.items():
             slope, miss = line(*along(some, axis))
             row |= {f"{axis}_slope_bytes": slope, f"{axis}_largest_miss": miss}
             row[f"_{axis}"] = None if slope is None else f"{number(slope, '.3g', unit)} ({miss:.0%})"
-        table.rows.append(row)
-    table.notes = notes("memory_sweep_growth")
-    return table
+        table_rows.append(row)
+    return make_table("memory_sweep_growth", table_rows)
 
 
 def along(rows: pandas.DataFrame, axis: str) -> tuple[numpy.ndarray, numpy.ndarray]:
@@ -122,18 +102,6 @@ def line(x: numpy.ndarray, y: numpy.ndarray) -> tuple[float | None, float | None
 
 def published(runs: pandas.DataFrame) -> Table:
     """One row for each published figure: its ratio to the paper's zeroth-order method, and our ratio."""
-    columns = (
-        Column("paper", "_paper"),
-        Column("model", "model"),
-        Column("method", "method"),
-        Column("task", "_task"),
-        Column("batch", "batch_size", ".0f"),
-        Column("published (GiB)", "memory_gb", ".2f"),
-        Column("ratio", "ratio", _times),
-        Column("ours, predicted", "our_ratio_predicted", _times),
-        Column("at", "our_size"),
-        Column("counted", "counted"),
-    )
     rows = pandas.read_csv(PUBLISHED, dtype={"table": str})
     rows = rows[rows["left_out"].isna()].fillna({"task": ABSENT})
     same = ["paper", "table", "model", "task"]
@@ -153,12 +121,7 @@ def published(runs: pandas.DataFrame) -> Table:
     )
     keys = ["paper", "arxiv", "table", "method", "model", "batch_size", "memory_gb", "ratio"]
     keys += ["our_ratio_predicted", "our_size", "counted", "_paper", "_task"]
-    title = "Published peaks, and their ratios to the same paper's zeroth-order method"
-    return Table(title, columns, rows[keys].to_dict("records"), notes("memory_sweep_published"))
-
-
-def _times(value: Any) -> str:
-    return ABSENT if pandas.isna(value) else f"{number(value, '.2f')}×"
+    return make_table("memory_sweep_published", rows[keys].to_dict("records"))
 
 
 def by_size(runs: pandas.DataFrame) -> Figure:

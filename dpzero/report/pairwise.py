@@ -9,7 +9,7 @@ import pandas
 
 from dpzero.report import formatting
 from dpzero.report.statistics import Summary, paired_difference
-from dpzero.report.table import ABSENT, Column, Table, notes, number
+from dpzero.report.table import ABSENT, Table, make_table
 
 FIRST_ORDER, MEZO, DPZERO, ZERO_SHOT, DP_FIRST_ORDER = "fine-tuning", "MeZO", "DPZero", "zero-shot", "DP-SGD"
 PEAK = "memory.peak_allocated_bytes"
@@ -32,27 +32,17 @@ PAIRS = (
     Pair(DPZERO, ZERO_SHOT, True),
     Pair(DPZERO, DP_FIRST_ORDER, False),
 )
-COLUMNS = (
-    Column("task", "task"),
-    Column("model", "model"),
-    Column("claim", "claim"),
-    Column("compared", "_compared"),
-    Column("ε", "epsilon", lambda epsilon: epsilon or "∞"),
-    Column("difference", "_difference"),
-    Column("verdict", "verdict"),
-    Column("memory", "memory_ratio", lambda ratio: f"{number(ratio, '.2f')}×"),
-)
 
 
 def order(runs: pandas.DataFrame) -> Table:
     """One row for each pair of methods on each task and model, at each epsilon of the private ones."""
-    table = Table("The order of the methods", COLUMNS)
+    table_rows = []
     for (task, model), here in runs.groupby(["task", "model"], sort=False):
         for pair, first, second in _pairs(here):
             difference = paired_difference(
                 formatting.by_seed(first, second), formatting.by_seed(second, first)
             )
-            table.rows.append(
+            table_rows.append(
                 {"task": task, "model": model, "claim": str(pair)}
                 | {"first": first["method"].iloc[0], "second": second["method"].iloc[0]}
                 | {"epsilon": _epsilon(first) or _epsilon(second)}
@@ -61,8 +51,11 @@ def order(runs: pandas.DataFrame) -> Table:
                 | {"verdict": verdict(difference, pair.claimed)}
                 | {"_compared": f"{first['title'].iloc[0]} − {second['title'].iloc[0]}"}
                 | {"_difference": formatting.difference(difference)}
+                | {"_epsilon": _epsilon(first) or _epsilon(second) or "∞"}
             )
-    table.notes = notes("order") if table.rows else ["No two methods here of which a paper claims an order."]
+    table = make_table("order", table_rows)
+    if not table_rows:
+        table.notes = ["No two methods here of which a paper claims an order."]
     return table
 
 

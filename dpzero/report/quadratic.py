@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from dpzero.report import drawing, power_law, style
 from dpzero.report.power_law import Fit
 from dpzero.report.statistics import Summary, summarise
-from dpzero.report.table import ABSENT, Column, Row, Table, notes, number
+from dpzero.report.table import ABSENT, Row, Table, make_table, notes, number
 
 RANKS = {
     "rank_d": "O(d)",
@@ -104,18 +104,7 @@ def fits(bests: pandas.DataFrame, split: str = "train") -> dict[tuple[str, str],
 
 def exponents_table(bests: pandas.DataFrame) -> Table:
     """One row for each rank law and method; the verdicts are the first notes."""
-    columns = (
-        Column("effective rank", "task", _rank_name),
-        Column("Tr A", "_rank"),
-        Column("method", "_title"),
-        Column("exponent, best of grid", "_train"),
-        Column("exponent on test, best of grid", "_test"),
-        Column("norm at the smallest d", "_first"),
-        Column("norm at the largest d", "_last"),
-        Column("seeds", "seeds", "d"),
-        Column("published", "published"),
-    )
-    table = Table("Exponent of the dimension d in the best-of-grid gradient norm", columns)
+    table_rows = []
     fitted = {split: fits(bests, split) for split in ("train", "test")}
     for (rank, method), rows in bests.groupby(["task", "method"], sort=False):
         ends = {"first": rows.iloc[0], "last": rows.iloc[-1]}
@@ -130,9 +119,11 @@ def exponents_table(bests: pandas.DataFrame) -> Table:
         row |= {f"_{end}": f"{number(means[end], '.2g')} at {one['dimension']}" for end, one in ends.items()}
         lowest, highest = (one["effective_rank"] for one in ends.values())
         row |= {"_rank": f"{lowest:.3g} to {highest:.4g}", "_title": ends["first"]["title"]}
-        table.rows.append(row)
+        row["_task"] = _rank_name(rank)
+        table_rows.append(row)
     verdicts = power_law.verdict(fitted["train"], RANKS, _norm_ratios(bests))
-    table.notes = [*verdicts, *notes("quadratic"), *notes("quadratic_exponents")]
+    table = make_table("quadratic_exponents", table_rows)
+    table.notes[:0] = [*verdicts, *notes("quadratic")]
     return table
 
 
@@ -151,26 +142,19 @@ def _norm_ratios(bests: pandas.DataFrame) -> dict[str, dict[int, float]]:
 
 def norms_table(bests: pandas.DataFrame) -> Table:
     """One row for each rank law, dimension and method."""
-    columns = (
-        Column("effective rank", "task", _rank_name),
-        Column("d", "dimension", "d"),
-        Column("method", "_title"),
-        Column("norm at the start", "start", ".3g"),
-        Column("best of grid", "_train", _interval),
-        Column("best of grid on test", "_test", _interval),
-        *(Column(name.replace("_", " ").removesuffix("s"), f"_{name}") for name in GRIDS),
-    )
-    table = Table("Best-of-grid gradient norm, and the setting that has it", columns)
+    table_rows = []
     for one in bests.to_dict("records"):
         train, test = summarise(one["train"]), summarise(one["test"])
         row = {key: one[key] for key in ("task", "dimension", "method", "start")}
         row |= {"train": train.mean, "train_low": train.low, "train_high": train.high, "seeds": train.n}
         row |= {"test": test.mean} | one["setting"] | {"at_edge": " ".join(one["at_edge"])}
-        row |= {"_title": one["title"], "_train": train, "_test": test}
+        row |= {"_title": one["title"], "_train": _interval(train), "_test": _interval(test)}
+        row["_task"] = _rank_name(one["task"])
         for name in GRIDS:
             row[f"_{name}"] = number(one["setting"].get(name), "g") + ("*" if name in one["at_edge"] else "")
-        table.rows.append(row)
-    table.notes = ["*: the first or the last value of that grid.", *notes("quadratic")]
+        table_rows.append(row)
+    table = make_table("quadratic_norms", table_rows)
+    table.notes += notes("quadratic")
     return table
 
 

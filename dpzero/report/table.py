@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import yaml
 
 ABSENT = "–"
 MIB, GIB = 2**20, 2**30
+UNITS = {"MiB": MIB, "GiB": GIB}
 LATEX_SYMBOLS = {
     "±": r"$\pm$",
     "–": "--",
@@ -29,22 +31,17 @@ Row = dict[str, Any]
 
 
 class Column(NamedTuple):
-    """A column for readers: its heading, the key of its value, a format or a function to text, the unit."""
+    """A column for readers: its heading, the key of its value, a format, and what the value is divided by."""
 
     heading: str
     key: str
-    format: str | Callable[[Any], str] = ""
-    unit: float = 1  # the value is divided by it
+    format: str = ""
+    unit: float = 1
 
     def text(self, row: Row) -> str:
         """The text of this column in one row; a dash without a value."""
         value = row.get(self.key)
-        if callable(self.format):
-            return self.format(value)
         return value if isinstance(value, str) else number(value, self.format, self.unit)
-
-
-NAMES = (Column("task", "task"), Column("model", "model"), Column("method", "title"))
 
 
 @dataclass
@@ -56,8 +53,8 @@ class Table:
     """
 
     title: str
-    columns: Sequence[Column] = NAMES
-    rows: list[Row] = field(default_factory=list)
+    columns: Sequence[Column]
+    rows: list[Row]
     notes: list[str] = field(default_factory=list)
     provenance: str = ""
     runs: pandas.DataFrame | None = None  # the runs of the table, if these are not all
@@ -102,10 +99,24 @@ def _frame(rows: list[Row]) -> pandas.DataFrame:
     return pandas.DataFrame(rows, columns=None if rows else ["task", "model", "method"], dtype=object)
 
 
-def notes(table: str, **values: Any) -> list[str]:
-    """The notes of this name in notes.yaml, with these values in their braces."""
-    texts = yaml.safe_load(Path(__file__).with_name("notes.yaml").read_text("utf-8"))[table]
-    return [text.format(**values) for text in texts]
+def make_table(name: str, rows: list[Row], /, **values: Any) -> Table:
+    """The table of this name in tables.yaml with these rows; `values` stand in its braces."""
+    definition = _definitions()[name]
+    columns = []
+    for heading, key in definition["columns"].items():
+        key, *more = key if isinstance(key, list) else [key]
+        columns.append(Column(heading.format(**values), key, *more[:1], *(UNITS[unit] for unit in more[1:])))
+    return Table(definition["title"].format(**values), columns, rows, notes(name, **values))
+
+
+def notes(name: str, **values: Any) -> list[str]:
+    """The notes of this name in tables.yaml, with these values in their braces."""
+    return [text.format(**values) for text in _definitions()[name]["notes"]]
+
+
+@cache
+def _definitions() -> dict[str, Any]:
+    return yaml.safe_load(Path(__file__).with_name("tables.yaml").read_text("utf-8"))
 
 
 def csv_text(frame: pandas.DataFrame) -> str:
@@ -125,7 +136,9 @@ def _plain(value: Any) -> str:
 
 
 def number(value: Any, form: str, unit: float = 1) -> str:
-    """`value` over the unit in this format with a real minus sign; a dash for no value."""
+    """`value` / `unit` in this format, which may end with ×, with a real minus sign; a dash for no value."""
     if pandas.isna(value):
         return ABSENT
-    return format(value if unit == 1 else value / unit, form).replace("-", "−")
+    times = "×" if form.endswith("×") else ""
+    text = format(value if unit == 1 else value / unit, form.removesuffix("×"))
+    return text.replace("-", "−") + times

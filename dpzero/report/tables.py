@@ -8,40 +8,25 @@ import pandas
 
 from dpzero.report import formatting, provenance
 from dpzero.report.statistics import paired_difference, summarise
-from dpzero.report.table import ABSENT, MIB, NAMES, Column, Table, notes, number
+from dpzero.report.table import ABSENT, Table, make_table, notes
 
 METHOD = ["task", "model", "method"]
 CELL = [*METHOD, "epsilon"]
 REFERENCES = {"zero_shot": "zero-shot", "mezo": "MeZO"}  # each row is compared with these, seed by seed
-EPSILON = Column("ε", "epsilon", formatting.epsilon)
-
-PROMISES = {  # heading of the privacy table -> key in the record
-    **{"mechanism": "mechanism", "unit": "unit", "adjacency": "adjacency", "sampling": "sampling"},
-    **{"n": "dataset_size", "batch": "batch_size", "steps": "steps", "clip": "clip"},
-    **{"noise scale": "noise_scale", "δ": "delta", "ε target": "epsilon_target"},
-    **{"ε spent": "epsilon_spent", "μ": "gdp_mu", "ε by RDP": "epsilon_spent_rdp"},
-    **{"noise arithmetic": "noise_arithmetic", "noise key": "noise_key", "valid release": "valid_release"},
-}
 SPENT = ("epsilon_spent", "gdp_mu", "epsilon_spent_rdp")
-NOTE_IF_EQUAL = ("unit", "noise arithmetic")  # a column only if the rows differ
-
-TIMES = (
-    Column("seconds per step", "_step_seconds"),
-    Column("two forwards (s)", "two_forward_seconds", ".4f"),
-    Column("step / two forwards", "step_over_two_forwards", ".2f"),
-    Column("train (s)", "train_seconds", ".1f"),
-    Column("wall (s)", "wall_seconds", ".1f"),
+PROMISES = (  # of the privacy table; those of SPENT are the highest of the seeds
+    *("mechanism", "unit", "adjacency", "sampling", "dataset_size", "batch_size", "steps", "clip"),
+    *("noise_scale", "delta", "epsilon_target", *SPENT, "noise_arithmetic", "noise_key", "valid_release"),
 )
+NOTE_IF_EQUAL = ("unit", "noise_arithmetic")  # a column only if the rows differ
+TIMES = ("two_forward_seconds", "step_over_two_forwards", "train_seconds", "wall_seconds")
 
 
 def accuracy(runs: pandas.DataFrame) -> Table:
     """Score of each method and epsilon over its seeds, with its paired difference to each reference."""
     metrics = provenance.distinct(runs["metric"])
     metric = metrics[0] if len(metrics) == 1 else "score"
-    columns = [*NAMES, EPSILON, Column(f"{metric} (%)", "_score"), Column("seeds", "_finished")]
-    columns.append(Column("95 % interval", "_interval"))
-    columns += [Column(f"vs {title}", f"_vs_{reference}") for reference, title in REFERENCES.items()]
-    table = Table("", columns)
+    table_rows = []
     by_method = dict(list(runs.groupby(METHOD, sort=False)))
     for (task, model, method, epsilon), rows in runs.groupby(CELL, sort=False):
         score = summarise(formatting.by_seed(rows).values())
@@ -60,11 +45,11 @@ def accuracy(runs: pandas.DataFrame) -> Table:
             difference = paired_difference(formatting.by_seed(rows, theirs), formatting.by_seed(theirs, rows))
             row |= difference.columns(f"vs_{reference}")
             row[f"_vs_{reference}"] = "reference" if is_itself else formatting.difference(difference)
-        table.rows.append(row)
-    several = any(row["score_n"] > 1 for row in table.rows)
+        table_rows.append(row)
+    several = any(row["score_n"] > 1 for row in table_rows)
     seeds = "mean ± standard deviation over seeds" if several else "one seed"
-    table.title = f"{metric.capitalize()} in per cent, {seeds}"
-    table.notes = [*_scoring(runs), *notes("accuracy")]
+    table = make_table("accuracy", table_rows, metric=metric, Metric=metric.capitalize(), seeds=seeds)
+    table.notes[:0] = _scoring(runs)
     if runs["status"].isin(["oom", "diverged"]).any():
         table.notes += notes("accuracy_with_failures")
     return table
@@ -72,17 +57,7 @@ def accuracy(runs: pandas.DataFrame) -> Table:
 
 def memory(runs: pandas.DataFrame) -> Table:
     """Peak memory of each method compared with plain inference, in the run that needed most."""
-    columns = (
-        *NAMES,
-        Column("weights (MiB)", "weights_bytes", ".2f", MIB),
-        Column("inference over weights (MiB)", "inference_over_weights_bytes", ".2f", MIB),
-        Column("method over weights (MiB)", "_peak"),
-        Column("ratio over weights", "ratio_over_weights", ".2f"),
-        Column("ratio with weights", "ratio_with_weights", ".2f"),
-        Column("runs", "_finished"),
-        Column("how", "how"),
-    )
-    table = Table("Peak memory compared with plain inference", columns)
+    table_rows = []
     for _, rows in runs.groupby(METHOD, sort=False):
         measured = rows[(rows["status"] != "oom") & rows["memory.peak_allocated_bytes"].notna()]
         highest = measured.nlargest(1, "memory.peak_allocated_bytes")
@@ -98,69 +73,57 @@ def memory(runs: pandas.DataFrame) -> Table:
             "ratio_with_weights": _ratio(peak, inference),
             "how": formatting.common(measured["memory.how"], ""),
         }
-        row["_peak"] = (
-            number(peak - weights, ".2f", MIB) if len(highest) else formatting.failure(row["status"])
-        )
-        table.rows.append(row)
-    table.notes = notes("memory")
-    return table
+        row["_peak"] = peak - weights if len(highest) else formatting.failure(row["status"])
+        table_rows.append(row)
+    return make_table("memory", table_rows)
 
 
 def time(runs: pandas.DataFrame) -> Table:
     """Speed of each method on each device, mean over its runs, compared with two forward passes."""
-    resident = Column("peak resident (MiB)", "peak_resident_bytes", ".2f", MIB)
-    columns = (*NAMES, *TIMES, resident, Column("runs", "_finished"), Column("device", "device"))
-    table = Table("Time and resident memory: machine-dependent figures", columns)
+    table_rows = []
     rate, floor = runs["time.steps_per_second"], runs["time.two_forward_seconds"]
     step = runs["time.step_seconds"].fillna(1 / rate.where(rate > 0))
     device = runs["provenance.device"].fillna(runs.groupby(METHOD)["provenance.device"].transform("first"))
     runs = runs.assign(device=device.fillna(ABSENT)).assign(
         **{"time.step_seconds": step, "time.step_over_two_forwards": step / floor.where(floor > 0)}
     )
-    keys = ("step_seconds", *(column.key for column in TIMES[1:]))
     for (*_, device), rows in runs.groupby([*METHOD, "device"], sort=False):
         ok = rows[rows["status"] == "ok"]
-        row = formatting.identity(rows) | {key: summarise(ok[f"time.{key}"]).mean for key in keys}
+        row = formatting.identity(rows) | {
+            key: summarise(ok[f"time.{key}"]).mean for key in ("step_seconds", *TIMES)
+        }
         row |= {"peak_resident_bytes": ok["memory.peak_resident_bytes"].max(), "device": device}
-        row["_step_seconds"] = (
-            number(row["step_seconds"], ".4f") if len(ok) else formatting.failure(row["status"])
-        )
-        table.rows.append(row)
-    table.notes = notes("time")
-    return table
+        row["_step_seconds"] = row["step_seconds"] if len(ok) else formatting.failure(row["status"])
+        table_rows.append(row)
+    return make_table("time", table_rows)
 
 
 def privacy(runs: pandas.DataFrame) -> Table:
     """Guarantee of each private method, what it rests on, and whether the release is valid."""
     private = runs[runs["private"]]
-    shared = {
-        heading: values
-        for heading in NOTE_IF_EQUAL
-        if len(values := provenance.distinct(private[f"privacy.{PROMISES[heading]}"])) < 2
-    }
-    accountants = "; ".join(provenance.distinct(private["privacy.accountant"])) or "none"
-    columns = [Column(heading, f"_{key}") for heading, key in PROMISES.items() if heading not in shared]
-    table = Table(f"Privacy of each private method; accountant: {accountants}", [*NAMES, EPSILON, *columns])
-    table.runs = private if len(private) else None
+    table_rows = []
     for (*_, epsilon), rows in private.groupby(CELL, sort=False):
         row = formatting.identity(rows) | {"epsilon": epsilon}
-        for key in (*PROMISES.values(), "accountant"):
+        for key in (*PROMISES, "accountant"):
             column = rows[f"privacy.{key}"]
             if key in SPENT:
                 row[key] = column.astype(float).max()
-                row[f"_{key}"] = number(row[key], ".4f")
             else:
-                row[key] = formatting.common(column, ".10g")
-                row[f"_{key}"] = formatting.common(column, ".4g")
-        table.rows.append(row)
+                row |= {key: formatting.common(column, ".10g"), f"_{key}": formatting.common(column, ".4g")}
+        table_rows.append(row)
+    accountants = "; ".join(provenance.distinct(private["privacy.accountant"])) or "none"
+    table = make_table("privacy", table_rows, accountants=accountants)
+    values = {f"_{key}": provenance.distinct(private[f"privacy.{key}"]) for key in NOTE_IF_EQUAL}
+    shared = [column for column in table.columns if len(values.get(column.key, "two")) < 2]
+    table.columns = [column for column in table.columns if column not in shared]
     if private.empty:
         table.notes = ["No private method in these runs."]
         return table
+    table.runs = private
     accounted = private.groupby("privacy.accountant", sort=False)["title"].unique()
-    table.notes = [
+    table.notes[:0] = [
         *(f"Accountant of ε spent: {name} ({', '.join(titles)})." for name, titles in accounted.items()),
-        *(f"{heading.capitalize()}: {v} in every row." for heading, values in shared.items() for v in values),
-        *notes("privacy"),
+        *(f"{c.heading.capitalize()}: {value} in every row." for c in shared for value in values[c.key]),
     ]
     if "privacy.choice.epsilon" in private and private["privacy.choice.epsilon"].notna().any():
         table.notes += notes("privacy_with_selection")

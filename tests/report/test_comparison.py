@@ -60,7 +60,7 @@ def test_two_means_are_compared_by_welch():
     found = comparison.compare(summarise([0.90, 0.91, 0.92]), number(88.5, 3**-0.5))
     assert (found.test, found.verdict) == ("Welch", "higher")
     assert found.difference == pytest.approx(2.5)
-    assert found.difference - found.low == pytest.approx(2.776445 * (2 / 3) ** 0.5, abs=1e-5)
+    assert found.difference - found.difference_low == pytest.approx(2.776445 * (2 / 3) ** 0.5, abs=1e-5)
     assert (
         comparison.compare(summarise([0.90, 0.91, 0.92]), number(89, 3**-0.5)).verdict
         == "no difference shown"
@@ -74,7 +74,7 @@ def test_welch_is_that_of_a_standard_library(kind, spread, seeds):
     theirs = number(92.0, spread, kind, seeds)
     deviation = spread * seeds**0.5 if kind == "standard error" else spread
     found = comparison.compare(ours, theirs)
-    for edge in (found.low, found.high):
+    for edge in (found.difference_low, found.difference_high):
         sides = (found.difference - edge, 100 * ours.std, ours.n, 0, deviation, seeds)
         assert stats.ttest_ind_from_stats(*sides, equal_var=False).pvalue == pytest.approx(0.05, rel=1e-9)
 
@@ -84,7 +84,7 @@ def test_a_single_published_run_is_asked_whether_ours_could_be_it():
     ours = summarise([0.90, 0.91, 0.92])
     found = comparison.compare(ours, number(95.9, None, "one seed", 1))
     assert (found.test, found.verdict) == ("one more seed of ours", "no difference shown")
-    assert found.high - found.difference == pytest.approx(4.96832, abs=1e-4)
+    assert found.difference_high - found.difference == pytest.approx(4.96832, abs=1e-4)
     assert comparison.compare(ours, number(96.0, None, "one seed", 1)).verdict == "lower"
 
 
@@ -92,7 +92,7 @@ def test_a_single_run_of_ours_is_asked_whether_it_could_be_theirs():
     """Standard error 0.1 of 3: deviation 0.1732, within 4.3027 * 0.1732 * sqrt(4/3) = 0.8605."""
     found = comparison.compare(summarise([0.910]), number(91.8, 0.1))
     assert (found.test, found.verdict) == ("one more seed of theirs", "no difference shown")
-    assert found.high - found.difference == pytest.approx(0.86054, abs=1e-4)
+    assert found.difference_high - found.difference == pytest.approx(0.86054, abs=1e-4)
     assert comparison.compare(summarise([0.909]), number(91.8, 0.1)).verdict == "lower"
 
 
@@ -114,12 +114,15 @@ def test_what_the_number_may_be_off_by_widens_the_interval():
     narrow, wide = (
         comparison.compare(summarise([0.90, 0.91, 0.92]), number(91, slack=slack)) for slack in (0, 0.2)
     )
-    assert (narrow.low - wide.low, wide.high - narrow.high) == pytest.approx((0.2, 0.2))
+    assert (
+        narrow.difference_low - wide.difference_low,
+        wide.difference_high - narrow.difference_high,
+    ) == pytest.approx((0.2, 0.2))
 
 
 def test_equal_scores_without_any_spread_show_no_difference():
     found = comparison.compare(summarise([0.918] * 3), number(91.8, 0.0, slack=0.05))
-    assert found.verdict == "no difference shown" and found.low == pytest.approx(-0.05)
+    assert found.verdict == "no difference shown" and found.difference_low == pytest.approx(-0.05)
 
 
 # --- the table

@@ -11,6 +11,7 @@ import pytest
 
 from dpzero.errors import UsageError
 from dpzero.report import overview
+from dpzero.report.statistics import Summary
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,7 +62,8 @@ def test_an_added_sweep_has_a_section_of_its_name(project):
 
 
 def test_one_seed_is_no_mean_and_the_best_of_a_grid_says_of_how_many():
-    one = {"score_n": 1, "score_mean": 0.5, "score_std": math.nan, "epsilon": "inf", "status": "ok"}
+    one = {"score_n": 1, "score_mean": 0.5, "epsilon": "inf", "status": "ok"}
+    one |= dict.fromkeys(("score_std", "score_low", "score_high"), math.nan)
     assert overview.score(one) == "50.0 (one seed)"
     assert overview.score(one | {"score_n": 3, "score_std": 0.01}) == "50.0 ± 1.0"
     assert overview.score(one | {"score_n": 0, "status": "oom"}) == "OOM"
@@ -78,7 +80,7 @@ def test_a_verdict_that_is_not_reached_is_in_none():
             "epsilon": epsilon,
             "verdict": verdict,
         }
-        | {"difference_mean": 0.05, "difference_low": 0.01, "difference_high": 0.09}
+        | Summary(3, 0.05, 0.02, 0.01, 0.09).columns("difference")
         for task, epsilon, verdict in (
             ("a", "2", "shown"),
             ("a", "6", "shown"),
