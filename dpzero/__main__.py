@@ -10,7 +10,7 @@ import json
 import os
 import sys
 
-from . import __version__
+from . import __version__, include
 from .cli import memory, privacy, reports, runs, studies
 from .cli.options import FOLDER_VARIABLES, build_parser
 from .cli.process_setup import use_cache
@@ -33,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
         if folder := getattr(options, name, None):
             os.environ[variable] = str(folder.absolute())
     try:
+        for folder in getattr(options, "include", None) or ():
+            include.add(folder, "--include")
         if options.verb.compiles:
             use_cache()
         answer = options.verb.answer(options)
