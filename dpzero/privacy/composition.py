@@ -68,10 +68,10 @@ def is_unbounded(pair: Pair, delta: float) -> bool:
     return float(pair(np.array([LARGEST_LOSS]))[0]) > delta
 
 
-def loss_pmf(pair: Pair, grid: float, tail: float) -> LossPmf:
+def loss_pmf(pair: Pair, tail: float, grid: float = 0.0, cells: int = MAX_CELLS) -> LossPmf:
     """The loss of one release on a grid, never optimistic; its largest losses, `tail` of mass, are infinite."""
     top, bottom = largest_loss(pair, tail, MIN_LOSS), largest_loss(pair.swapped(), BOTTOM_MASS, MIN_LOSS)
-    grid = max(grid, (top + bottom) / MAX_CELLS)
+    grid = max(grid, (top + bottom) / cells)
     grid = top / math.ceil(top / grid)  # a bounded loss often takes its largest value: keep it
     first, last = -math.ceil(bottom / grid - 1e-9), math.ceil(top / grid - 1e-9)
     mass, infinite = connect_the_dots(pair, grid * np.arange(first, last + 1), grid)
@@ -123,17 +123,12 @@ def compose(pairs: Sequence[Pair], steps: int, delta: float, looseness: float = 
     tail, window = TAIL_SHARE * delta / steps, MAX_WINDOW * min(1.0, math.sqrt(LOOSENESS / looseness))
     pmfs = []
     for pair in pairs:
-        coarse = loss_pmf(
-            pair,
-            (largest_loss(pair, tail, MIN_LOSS) + largest_loss(pair.swapped(), BOTTOM_MASS, MIN_LOSS))
-            / COARSE_CELLS,
-            tail,
-        )
+        coarse = loss_pmf(pair, tail, cells=COARSE_CELLS)
         epsilon, c = _chernoff(coarse, steps, delta)
         # spreading a loss over a cell adds at most c (c + 1) grid^2 / 8 to the cumulant
         grid = math.sqrt(8 * looseness * max(epsilon, 0.0) / steps / (c + 1))
         low, high = _window(*_tilt(coarse, c), steps)
-        pmfs.append(loss_pmf(pair, max(grid, (high - low) / window), tail))
+        pmfs.append(loss_pmf(pair, tail, max(grid, (high - low) / window)))
     return Composition(pmfs, steps)
 
 

@@ -88,9 +88,6 @@ class _ReadAhead:
         for number in budget.remaining_batches():
             yield self._loader.examples(budget.queue.sampler.batch(number)).tolist()
 
-    def __len__(self) -> int:
-        return len(self._loader)
-
 
 class CollateAny:
     """A `collate_fn` that accepts empty batches. A class, because spawned workers pickle it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from .accounting import Setting
@@ -91,29 +91,18 @@ class Spending:
             clip: the clipping threshold; that of the last release if not given.
             epsilon_target: the epsilon that the noise was calibrated for; the budget's own if not given.
         """
-        setting, chosen = self.setting, self.epsilon_of_choice
+        chosen = self.epsilon_of_choice
         renyi, mu = self._training_cost(Setting.epsilon_rdp), self._training_cost(Setting.gdp_mu)
-        return {
-            "unit": self.unit,
-            "adjacency": setting.adjacency,
-            "sampling": self.ledger.event.sampling,
-            "mechanism": setting.mechanism,
-            "dataset_size": setting.dataset_size,
-            "batch_size": setting.batch_size,
+        return asdict(self.ledger.event) | {
             "steps": len(self.ledger),
-            **({"overspent": f"{len(self.ledger)} steps of {setting.steps}"} if self.overspent else {}),
-            "directions": setting.directions,
+            **({"overspent": f"{len(self.ledger)} steps of {self.setting.steps}"} if self.overspent else {}),
             "clip": self._clip if clip is None else clip,
-            "noise_scale": self.noise_scale,
-            "delta": setting.delta,
             "epsilon_target": self.epsilon_target if epsilon_target is None else epsilon_target,
             "epsilon_spent": self.epsilon_spent(),
             "epsilon_spent_rdp": None if renyi is None else max(renyi, chosen),
             "gdp_mu": None if mu is None else max(mu, mu_of_epsilon(chosen)),
             **({"choice": {"mechanism": MECHANISM, "epsilon": chosen}} if chosen else {}),
-            "accountant": setting.accountant,
-            "noise_arithmetic": self.noise_arithmetic,
-            "noise_key": self.key.noise_key,
+            "accountant": self.setting.accountant,
             "others_move_over_clip": self.others_move_over_clip,
             "valid_release": self.valid_release,
         }
