@@ -54,7 +54,7 @@ def test_the_renyi_bound_has_its_published_values():
         assert COMMON.epsilon_rdp(GAUSSIAN_SIGMA[epsilon]) == pytest.approx(expected, abs=1e-4)
 
 
-def test_the_renyi_bound_of_subsets_knows_that_replacing_moves_the_sum_twice_as_far():
+def test_the_renyi_bound_of_subsets_uses_twice_the_sensitivity_for_replace_one():
     """dp-accounting's Renyi accountant does not double the sensitivity itself: undone, these would be
     halved.
     """
@@ -84,7 +84,7 @@ def test_the_renyi_bound_is_never_below_the_tight_one(setting, steps, scale):
 
 
 @pytest.mark.parametrize("setting", [REPLACE, LAPLACE, PURE])
-def test_a_renyi_bound_that_no_library_proves_is_not_given(setting):
+def test_epsilon_rdp_is_none_without_a_proven_renyi_bound(setting):
     assert setting.epsilon_rdp(2.0) is None
 
 
@@ -137,7 +137,7 @@ def test_replace_one_costs_more_than_add_remove():
 
 
 @pytest.mark.parametrize("setting", [COMMON, LAPLACE, PURE])
-def test_no_noise_no_privacy(setting):
+def test_epsilon_and_mu_are_infinite_without_noise(setting):
     assert setting.epsilon(0.0) == setting.gdp_mu(0.0) == math.inf
     assert setting.epsilon_rdp(0.0) is None
 
@@ -226,14 +226,14 @@ def test_the_accountant_is_named():
     ],
     ids=str,
 )
-def test_what_is_not_proven_is_refused_and_the_offer_named(change):
+def test_an_unproven_setting_is_refused_and_the_message_lists_the_proven_ones(change):
     with pytest.raises(
         ValueError, match=r"no proven accounting .*: offered are gaussian or laplace with poisson"
     ):
         replace(COMMON, **change)
 
 
-def test_laplace_with_poisson_and_replace_one_is_refused_by_name_and_its_neighbours_offered():
+def test_laplace_with_poisson_and_replace_one_is_refused_and_the_message_lists_alternatives():
     """The natural pair of outputs is not proven to be the worst one."""
     with pytest.raises(ValueError) as refusal:
         replace(LAPLACE, adjacency="replace_one")
@@ -263,7 +263,7 @@ OFFERED = [
 ]
 
 
-def test_all_that_is_offered_is_accounted_and_nothing_else():
+def test_every_proven_setting_is_accounted_and_no_other():
     mechanisms, samplings = ("gaussian", "laplace"), ("poisson", "without_replacement", "full_batch")
     for kind in product(mechanisms, samplings, ("add_remove", "replace_one"), (1e-5, 0.0)):
         *words, delta = kind
@@ -296,7 +296,7 @@ def test_an_impossible_setting_is_refused(change, message):
 
 
 @pytest.mark.parametrize("scale", [-1.0, math.nan])
-def test_a_noise_scale_that_is_no_scale_is_refused(scale):
+def test_an_invalid_noise_scale_is_refused(scale):
     for answer in (COMMON.epsilon, COMMON.epsilon_rdp, COMMON.gdp_mu):
         with pytest.raises(ValueError, match=r"noise_scale is .*: it must be a number of at least 0"):
             answer(scale)

@@ -93,7 +93,7 @@ def test_clopper_pearson_bounds_are_those_of_the_binomial():
     assert stats.binom.sf(69, 100, bounds.true_positive_rate) == pytest.approx(0.025)
 
 
-def test_nothing_seen_proves_nothing():
+def test_no_positive_test_gives_a_lower_bound_of_zero():
     same = np.zeros(50)
     bounds = Bounds.from_samples(0.0, same, same, 0.95)
     assert bounds.true_positive_rate == 0.0 and bounds.epsilon(1e-5) == 0.0 and bounds.mu() == 0.0

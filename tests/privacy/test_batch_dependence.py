@@ -42,21 +42,21 @@ def rounded(model, rows):
     return loss(model, rows) + 1e-9 * len(rows)
 
 
-def steps(me, count: int = 3) -> None:
-    for batch in itertools.islice(me.budget.batches(), count):
-        me.step(batch)
+def steps(optimizer, count: int = 3) -> None:
+    for batch in itertools.islice(optimizer.budget.batches(), count):
+        optimizer.step(batch)
 
 
-def weights(me) -> torch.Tensor:
-    return nn.utils.parameters_to_vector(me.parameters).detach()
+def weights(optimizer) -> torch.Tensor:
+    return nn.utils.parameters_to_vector(optimizer.parameters).detach()
 
 
-def test_a_loss_whose_last_bits_follow_the_batch_gives_no_valid_release():
+def test_a_batch_dependent_loss_gives_no_valid_release():
     """It was called one, and what an example moves was the clip and what it moves in the others."""
     budget = make_budget()
-    me = DPZero(linear(), rounded, budget, **SETTINGS)
+    optimizer = DPZero(linear(), rounded, budget, **SETTINGS)
     with pytest.warns(UserWarning, match=r"moves the others by up to .* one_at_a_time=True") as warned:
-        steps(me)
+        steps(optimizer)
     assert len(warned) == 1
     statement = budget.statement()
     assert statement["valid_release"] is False
@@ -66,15 +66,15 @@ def test_a_loss_whose_last_bits_follow_the_batch_gives_no_valid_release():
 
 
 @pytest.mark.parametrize("how", [{}, {"one_at_a_time": True}])
-def test_a_loss_whose_bits_are_its_examples_own_gives_a_valid_one(how):
+def test_a_batch_independent_loss_gives_a_valid_release(options):
     budget = make_budget()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        steps(DPZero(linear(), loss if not how else rounded, budget, **SETTINGS, **how))
+        steps(DPZero(linear(), loss if not options else rounded, budget, **SETTINGS, **options))
     assert budget.statement()["others_move_over_clip"] == 0 and budget.valid_release
 
 
-def test_the_projects_own_loss_gives_a_valid_one():
+def test_the_projects_own_loss_gives_a_valid_release():
     from transformers import BertConfig, BertModel
 
     from dpzero.language.models.encoding import Examples
@@ -88,9 +88,9 @@ def test_the_projects_own_loss_gives_a_valid_one():
     model = Classifier(body, nn.Linear(16, 2), "encoder").eval()
     texts = Examples.from_token_ids([[3] * (1 + i % 30) for i in range(SIZE)], [i % 2 for i in range(SIZE)])
     budget = make_budget()
-    me = DPZero(model, CrossEntropy(256), budget, **SETTINGS)
+    optimizer = DPZero(model, CrossEntropy(256), budget, **SETTINGS)
     for batch in itertools.islice(budget.batches(), 1):
-        me.step(texts[batch])
+        optimizer.step(texts[batch])
     assert budget.statement()["others_move_over_clip"] == 0 and budget.valid_release
 
 
@@ -98,22 +98,26 @@ def test_the_projects_own_loss_gives_a_valid_one():
 
 
 METHODS = {
-    "dpzero": lambda loss, **how: DPZero(linear(), loss, make_budget(RunKey.published(0)), **SETTINGS, **how),
-    "dp_zo": lambda loss, **how: DPZO(linear(), loss, make_budget(RunKey.published(0)), **SETTINGS, **how),
-    "dp_aggzo": lambda loss, **how: DPAggZO(
-        linear(), loss, make_budget(RunKey.published(0)), **SETTINGS, **how
+    "dpzero": lambda loss, **options: DPZero(
+        linear(), loss, make_budget(RunKey.published(0)), **SETTINGS, **options
     ),
-    "mezo": lambda loss, **how: MeZO(linear(), loss, 32, learning_rate=0.01, **how),
+    "dp_zo": lambda loss, **options: DPZO(
+        linear(), loss, make_budget(RunKey.published(0)), **SETTINGS, **options
+    ),
+    "dp_aggzo": lambda loss, **options: DPAggZO(
+        linear(), loss, make_budget(RunKey.published(0)), **SETTINGS, **options
+    ),
+    "mezo": lambda loss, **options: MeZO(linear(), loss, 32, learning_rate=0.01, **options),
 }
 
 
 @pytest.mark.parametrize("perturb", ["in_place", "on_read"])
 @pytest.mark.parametrize("method", METHODS)
-def test_each_example_is_alone_and_the_step_is_that_of_its_own_bits(method, perturb):
-    seen = []
+def test_one_at_a_time_evaluates_each_example_alone(method, perturb):
+    evaluated = []
 
     def watched(model, rows):
-        seen.append(len(rows))
+        evaluated.append(len(rows))
         return rounded(model, rows)
 
     def apart(model, rows):
@@ -122,11 +126,11 @@ def test_each_example_is_alone_and_the_step_is_that_of_its_own_bits(method, pert
     one = METHODS[method](watched, one_at_a_time=True, perturb=perturb)
     two = METHODS[method](apart, perturb=perturb)
     for batch in itertools.islice(make_budget(RunKey.published(0)).batches(), 3):
-        for me in (one, two):
+        for optimizer in (one, two):
             if method != "mezo":
-                next(me.budget.batches())
-            me.step(batch)
-    assert set(seen) == {1} and torch.equal(weights(one), weights(two))
+                next(optimizer.budget.batches())
+            optimizer.step(batch)
+    assert set(evaluated) == {1} and torch.equal(weights(one), weights(two))
     assert method == "mezo" or one.budget.others_move_over_clip == 0
 
 
@@ -142,30 +146,30 @@ TEXTS = [(torch.ones(1 + i % 7), i) for i in range(SIZE)]
 @pytest.mark.parametrize("ahead", [False, True], ids=["one by one", "read ahead"])
 def test_a_loaders_examples_are_collated_alone(ahead):
     """Each batch's own, however many were read ahead."""
-    seen, budget = [], make_budget()
+    evaluated, budget = [], make_budget()
 
     def watched(model, batch):
-        seen.append((batch["ids"].shape, batch["row"].tolist()))
+        evaluated.append((batch["ids"].shape, batch["row"].tolist()))
         return loss(model, batch["row"])
 
-    me = DPZero(linear(), watched, budget, one_at_a_time=True, **SETTINGS)
+    optimizer = DPZero(linear(), watched, budget, one_at_a_time=True, **SETTINGS)
     loader = budget.loader(TEXTS, collate_fn=padded)
     for number, batch in zip(range(3), list(loader) if ahead else loader, strict=False):
-        seen.clear()
-        me.step(batch)
-        assert {row for _, (row,) in seen} == set(budget.sampler.batch(number).tolist())
-    assert all(shape == (1, 1 + row % 7) for shape, (row,) in seen) and budget.valid_release
+        evaluated.clear()
+        optimizer.step(batch)
+        assert {row for _, (row,) in evaluated} == set(budget.sampler.batch(number).tolist())
+    assert all(shape == (1, 1 + row % 7) for shape, (row,) in evaluated) and budget.valid_release
 
 
-def test_of_a_batch_that_was_padded_by_hand_it_cannot_be_told():
+def test_influence_cannot_be_measured_on_a_batch_padded_by_hand():
     budget = make_budget()
-    me = DPZero(linear(), lambda model, batch: loss(model, batch["row"]), budget, **SETTINGS)
+    optimizer = DPZero(linear(), lambda model, batch: loss(model, batch["row"]), budget, **SETTINGS)
     with pytest.warns(UserWarning, match="may be padded as a whole, .* what budget.loader hands out"):
-        me.step(padded([TEXTS[i] for i in next(budget.batches())]))
+        optimizer.step(padded([TEXTS[i] for i in next(budget.batches())]))
     assert budget.statement()["others_move_over_clip"] is None and not budget.valid_release
 
 
-def test_nor_of_one_that_no_example_can_be_taken_of():
+def test_influence_cannot_be_measured_if_no_example_can_be_taken_out():
     class Opaque:
         def __init__(self, rows):
             self.rows = rows
@@ -175,25 +179,25 @@ def test_nor_of_one_that_no_example_can_be_taken_of():
 
     budget = make_budget()
     opaque_loss = lambda model, batch: loss(model, batch.rows)  # noqa: E731
-    me = DPZero(linear(), opaque_loss, budget, one_at_a_time=True, **SETTINGS)
+    optimizer = DPZero(linear(), opaque_loss, budget, one_at_a_time=True, **SETTINGS)
     batches = budget.batches()
     with pytest.raises(ValueError, match="cannot take one example out of a batch of type Opaque: give step"):
-        me.step(Opaque(next(batches)))
+        optimizer.step(Opaque(next(batches)))
     assert len(budget.ledger) == 0
     other = make_budget()
-    me = DPZero(linear(), opaque_loss, other, **SETTINGS)
+    optimizer = DPZero(linear(), opaque_loss, other, **SETTINGS)
     with pytest.warns(UserWarning, match="it is unknown"):
-        me.step(Opaque(next(other.batches())))
+        optimizer.step(Opaque(next(other.batches())))
     assert other.others_move_over_clip is None and not other.valid_release
 
 
-def test_a_batch_of_one_is_not_asked_and_the_next_one_is():
+def test_influence_is_not_measured_on_batches_of_one():
     budget = make_budget(setting=Setting("gaussian", "without_replacement", "replace_one", SIZE, 1, 20, 1e-5))
     steps(DPZero(linear(), loss, budget, **SETTINGS))
     assert budget.others_move_over_clip is None
-    me = DPZero(linear(), loss, budget, **SETTINGS)
-    me.check_loss(torch.arange(8))  # public ones
-    steps(me, 1)
+    optimizer = DPZero(linear(), loss, budget, **SETTINGS)
+    optimizer.check_loss(torch.arange(8))  # public ones
+    steps(optimizer, 1)
     assert budget.valid_release
 
 
@@ -201,18 +205,18 @@ def test_a_batch_of_one_is_not_asked_and_the_next_one_is():
 
 
 @pytest.mark.filterwarnings("ignore:the last bits")
-def test_a_state_tells_what_was_measured_before():
+def test_a_state_keeps_the_measured_influence():
     one, two = make_budget(), make_budget()
     steps(DPZero(linear(), rounded, one, **SETTINGS))
-    me = DPZero(linear(), loss, two, **SETTINGS)
+    optimizer = DPZero(linear(), loss, two, **SETTINGS)
     two.load_state_dict(one.state_dict())
-    steps(me)
+    steps(optimizer)
     assert two.others_move_over_clip == one.others_move_over_clip > 0 and not two.valid_release
 
 
-def test_a_loader_of_fields_is_measured_by_parts_that_it_collates():
+def test_influence_of_a_loaders_batch_is_measured_by_collating_subsets():
     budget = make_budget()
-    me = DPZero(linear(), lambda model, batch: loss(model, batch[1]), budget, **SETTINGS)
+    optimizer = DPZero(linear(), lambda model, batch: loss(model, batch[1]), budget, **SETTINGS)
     for batch in itertools.islice(budget.loader(TensorDataset(X, torch.arange(SIZE))), 1):
-        me.step(batch)
+        optimizer.step(batch)
     assert budget.others_move_over_clip == 0

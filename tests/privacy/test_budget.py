@@ -19,8 +19,8 @@ SETTING = Setting("gaussian", "poisson", "add_remove", 240, 16, 10, 1e-5)
 SCALE = 4.0
 
 
-def budget(key=None, setting=SETTING, ledger=None, **how) -> Budget:
-    return Budget(setting, SCALE, key or RunKey.published(0), ledger, **how)
+def budget(key=None, setting=SETTING, ledger=None, **options) -> Budget:
+    return Budget(setting, SCALE, key or RunKey.published(0), ledger, **options)
 
 
 def released(source: Budget, steps=5) -> list[float]:
@@ -43,7 +43,7 @@ def seed_everything(seed: int) -> None:
 
 @every_arithmetic
 @pytest.mark.parametrize("seed", [0, 1, 42])
-def test_global_seeds_move_neither_noise_nor_batches(seed, arithmetic):
+def test_global_seeds_change_neither_noise_nor_batches(seed, arithmetic):
     expected, batches = released(budget(noise_arithmetic=arithmetic)), list(budget().batches())
     seed_everything(seed)
     assert released(budget(noise_arithmetic=arithmetic)) == expected
@@ -51,7 +51,7 @@ def test_global_seeds_move_neither_noise_nor_batches(seed, arithmetic):
 
 
 @every_arithmetic
-def test_global_seeds_do_not_tame_a_secret_key(arithmetic):
+def test_global_seeds_do_not_make_a_secret_key_replay(arithmetic):
     draws = []
     for _ in range(2):
         seed_everything(0)
@@ -59,7 +59,7 @@ def test_global_seeds_do_not_tame_a_secret_key(arithmetic):
     assert not set(draws[0]) & set(draws[1])
 
 
-def test_noise_takes_nothing_from_the_global_generators():
+def test_noise_does_not_use_the_global_generators():
     seed_everything(0)
     expected = torch.rand(1), np.random.rand(), random.random()  # noqa: NPY002
     seed_everything(0)
@@ -101,7 +101,7 @@ def test_the_sampler_that_runs_is_the_sampler_that_is_accounted(setting):
     assert source.statement(1.0, 2.0)["sampling"] == setting.sampling
 
 
-def test_a_resumed_run_goes_on_with_the_same_batches():
+def test_a_resumed_run_continues_with_the_same_batches():
     whole = list(budget().batches())
     assert len(whole) == 10
     source = budget()
@@ -133,10 +133,10 @@ def test_each_direction_has_its_own_sum_and_its_own_noise(arithmetic, dtype):
     assert [y - z for y, z in zip(noisy, noise, strict=True)] == pytest.approx([1.5, 0.25, -2.0], abs=1e-12)
 
 
-def full(**how) -> Budget:
+def full(**options) -> Budget:
     """A budget in whose batches all of two examples are."""
     return budget(
-        setting=replace(SETTING, sampling="full_batch", dataset_size=2, batch_size=2, delta=0.1), **how
+        setting=replace(SETTING, sampling="full_batch", dataset_size=2, batch_size=2, delta=0.1), **options
     )
 
 
@@ -145,7 +145,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:delta is 0.1 for 2")
 
 @every_arithmetic
 @pytest.mark.parametrize("beyond", [1.0 + 2**-52, -1.5, float("inf"), float("nan")])
-def test_a_value_beyond_the_clip_is_refused_and_nothing_leaves(arithmetic, beyond):
+def test_a_value_beyond_the_clip_is_refused_and_nothing_is_released(arithmetic, beyond):
     """The last line of defence: a method that forgets to clip does not release."""
     source = full(noise_arithmetic=arithmetic)
     next(source.batches())
@@ -156,7 +156,7 @@ def test_a_value_beyond_the_clip_is_refused_and_nothing_leaves(arithmetic, beyon
 
 
 @every_arithmetic
-def test_a_vector_beyond_the_clip_is_refused_and_nothing_leaves(arithmetic):
+def test_a_vector_beyond_the_clip_is_refused_and_nothing_is_released(arithmetic):
     source = full(noise_arithmetic=arithmetic)
     next(source.batches())
     for beyond in ([0.8, 0.7], [1.0, 1e-3], [float("nan"), 0.0]):
@@ -167,7 +167,7 @@ def test_a_vector_beyond_the_clip_is_refused_and_nothing_leaves(arithmetic):
 
 
 @pytest.mark.parametrize("clip", [0.0, -1.0, float("inf"), float("nan"), 1e308, 1e-320])
-def test_a_bound_that_is_none_is_refused(clip):
+def test_an_invalid_clip_is_refused(clip):
     """Noise in proportion to an infinite bound is infinite, and infinity minus infinity would tell that a
     loss was infinite.
     """
@@ -194,7 +194,7 @@ def test_another_number_of_directions_than_was_accounted_is_refused(directions, 
 
 
 @every_arithmetic
-def test_nothing_leaves_that_the_ledger_does_not_have(monkeypatch, arithmetic):
+def test_nothing_is_released_that_the_ledger_could_not_record(monkeypatch, arithmetic):
     source, vectors = full(noise_arithmetic=arithmetic), full()
 
     def no_space(number, name, value=""):
@@ -244,11 +244,12 @@ def test_a_step_repeated_after_a_kill_counts_twice_under_a_new_secret_key(tmp_pa
     overspent.
     """
     for overspend, steps in ((False, 10), (True, 12)):
-        path, how = tmp_path / f"ledger {overspend}", {"noise_arithmetic": "float", "overspend": overspend}
-        killed = budget(RunKey.secret(), ledger=path, **how)
+        path = tmp_path / f"ledger {overspend}"
+        options = {"noise_arithmetic": "float", "overspend": overspend}
+        killed = budget(RunKey.secret(), ledger=path, **options)
         released(killed, steps=4)
         killed.close()
-        resumed = budget(RunKey.secret(), ledger=path, **how)
+        resumed = budget(RunKey.secret(), ledger=path, **options)
         resumed.start_at(2)
         taken = released(resumed, steps=6) + (released(resumed, steps=2) if overspend else [])
         assert len(taken) == steps - 4 and resumed.statement(1.0, 2.0)["steps"] == steps
@@ -308,8 +309,8 @@ def test_only_a_secret_key_makes_a_valid_release():
     that no other example moves.
     """
 
-    def statement(*how, moved: float | None = 0.0, **more) -> dict:
-        source = budget(*how, **more)
+    def statement(*arguments, moved: float | None = 0.0, **options) -> dict:
+        source = budget(*arguments, **options)
         source.record_influence(moved)
         return source.statement(1.0, 2.0)
 
@@ -343,23 +344,23 @@ def test_the_statement_says_the_unit_and_the_arithmetic(unit, arithmetic):
         ({"unit": "document"}, "unit is 'document': give one of example, user"),
     ],
 )
-def test_a_unit_or_an_arithmetic_that_does_not_exist_is_refused(how, message):
+def test_a_unit_or_an_arithmetic_that_does_not_exist_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        budget(**how)
+        budget(**options)
 
 
 @pytest.mark.parametrize("how", [{"noise_arithmetic": "exact"}, {"unit": "user"}])
-def test_vectors_are_released_with_float_noise_for_examples_only(how):
+def test_vectors_are_released_with_float_noise_for_examples_only(options):
     """Clipping a gradient per example under a budget that speaks of users would be a promise that is not
     kept.
     """
-    source, sums = budget(**how), [torch.zeros(3)]
+    source, sums = budget(**options), [torch.zeros(3)]
     with pytest.raises(ValueError, match=r"offered for scalars: (use|make) .* for (vectors|gradients)"):
         source.release_(sums, 1.0)
     assert len(source.ledger) == 0 and not sums[0].any()
 
 
-def test_the_statement_tells_no_key():
+def test_the_statement_does_not_reveal_the_key():
     source = budget(RunKey.secret())
     released(source)
     assert source.key.key.hex() not in repr(source.statement(1.0, 2.0))

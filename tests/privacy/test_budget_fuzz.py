@@ -77,12 +77,12 @@ class Life:
         self.rows = tuple(map(int, rows))
         return model(X[torch.as_tensor(rows)][:, None])[:, 0] ** 2
 
-    def step(self, batch, me: DPZero | None = None) -> None:
+    def step(self, batch, optimizer: DPZero | None = None) -> None:
         """A step that the budget lets through is one release, of the batch that the model was asked about."""
         before = len(self.events)
         self.rows = ()
         try:
-            (me or self.me).step(batch)
+            (optimizer or self.me).step(batch)
         except (ValueError, RuntimeError):
             assert len(self.events) == before, "a refused step released"
             return
@@ -202,14 +202,14 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 @settings(relaxed, max_examples=LIVES)
 @given(LIFE)
-def test_whatever_is_done_with_a_budget_it_says_no_less_than_was_spent(deeds):
+def test_epsilon_is_never_below_what_any_sequence_of_operations_spent(deeds):
     check(deeds)
 
 
 @pytest.mark.slow
 @settings(relaxed, max_examples=10 * LIVES)
 @given(LIFE)
-def test_nor_in_many_more_lives(deeds):
+def test_epsilon_is_never_below_what_many_longer_sequences_spent(deeds):
     check(deeds)
 
 
@@ -219,10 +219,10 @@ def check(deeds: list[tuple[str, int]]) -> None:
         life = None
         sums = Noise.sums
 
-        def watched(noise, draw, values, *rest, **how):
+        def watched(noise, draw, values, *rest, **options):
             life.events.append((id(noise._stream), draw))
             KEPT.append(noise._stream)  # so that no other gets its id
-            return sums(noise, draw, values, *rest, **how)
+            return sums(noise, draw, values, *rest, **options)
 
         patch.setattr(Noise, "sums", watched)
         life = Life(Path(folder))

@@ -78,16 +78,16 @@ def test_noise_spends_its_target_and_never_more(setting):
 
 
 def test_the_public_functions_are_each_others_inverse():
-    words = {
+    arguments = {
         "sampling": "poisson",
         "adjacency": "add_remove",
         "dataset_size": 1024,
         "batch_size": 64,
         "steps": 1000,
     }
-    scale = calibrate_noise(mechanism="gaussian", epsilon=1.0, delta=1e-5, **words)
+    scale = calibrate_noise(mechanism="gaussian", epsilon=1.0, delta=1e-5, **arguments)
     assert scale == pytest.approx(7.45606, rel=1e-4)
-    assert spent_epsilon(mechanism="gaussian", noise_scale=scale, delta=1e-5, **words) == pytest.approx(
+    assert spent_epsilon(mechanism="gaussian", noise_scale=scale, delta=1e-5, **arguments) == pytest.approx(
         1.0, rel=1e-4
     )
 
@@ -105,7 +105,7 @@ def test_a_delta_that_allows_any_release_is_refused(steps):
 
 
 @pytest.mark.parametrize("epsilon", [0.0, -1.0, math.inf, math.nan])
-def test_an_epsilon_that_is_no_target_is_refused(epsilon):
+def test_an_invalid_epsilon_is_refused(epsilon):
     with pytest.raises(ValueError, match=r"epsilon is .*: it must be a positive number"):
         COMMON.noise_scale(epsilon)
 
@@ -120,7 +120,7 @@ def test_an_epsilon_that_is_no_target_is_refused(epsilon):
     infinite_below=st.floats(0.01, 0.999),
 )
 @settings(max_examples=300, deadline=None)
-def test_the_search_settles_on_whatever_falls(power, size, nothing_from, infinite_below):
+def test_the_search_converges_for_any_falling_function(power, size, nothing_from, infinite_below):
     """Also where epsilon is 0 just above the answer, or infinite just below it, as with a large delta or tiny
     noise; and where a coarser grid (the second argument) says more than a finer one."""
 
@@ -133,7 +133,7 @@ def test_the_search_settles_on_whatever_falls(power, size, nothing_from, infinit
     assert epsilon_of(scale, 1e-4) <= 1 < epsilon_of(scale * (1 - 5e-5), 1e-4)
 
 
-def test_a_search_that_cannot_settle_says_so():
+def test_a_search_that_cannot_converge_raises():
     with pytest.raises(ValueError, match="did not settle: give a larger delta or fewer steps"):
         least_scale(lambda scale, grid: 2.0, 1.0, 1e-4)
 
@@ -144,9 +144,9 @@ def test_a_search_that_cannot_settle_says_so():
 @pytest.fixture
 def counted(monkeypatch) -> list:
     """Calibrations that were really computed."""
-    asked = []
-    monkeypatch.setattr(Setting, "noise_scale", lambda self, epsilon: asked.append((self, epsilon)) or 1.5)
-    return asked
+    calls = []
+    monkeypatch.setattr(Setting, "noise_scale", lambda self, epsilon: calls.append((self, epsilon)) or 1.5)
+    return calls
 
 
 def test_a_calibration_is_computed_once(tmp_path, counted):
@@ -158,7 +158,7 @@ def test_a_calibration_is_computed_once(tmp_path, counted):
     assert kept["noise_scale"] == 1.5 and kept["epsilon"] == 2.0 and kept["steps"] == 1000
 
 
-def test_whatever_epsilon_depends_on_is_in_the_address(tmp_path, counted, monkeypatch):
+def test_the_cache_key_holds_everything_that_epsilon_depends_on(tmp_path, counted, monkeypatch):
     others = [
         LAPLACE,
         replace(LAPLACE, delta=0.0),

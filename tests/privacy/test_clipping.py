@@ -27,13 +27,13 @@ def test_no_value_exceeds_the_bound(values, clip):
 
 
 @given(ANY_FLOAT, CLIPS)
-def test_values_within_the_bound_stay_and_others_take_its_sign(value, clip):
+def test_values_within_the_bound_stay_and_others_become_the_bound_with_their_sign(value, clip):
     (clipped,) = clip_scalars(torch.tensor([value], dtype=torch.float64), clip).tolist()
     assert clipped == (0.0 if math.isnan(value) else max(-clip, min(clip, value)))
 
 
 @given(st.lists(ANY_FLOAT, max_size=8), st.lists(ANY_FLOAT, max_size=8))
-def test_the_others_do_not_matter(own, others):
+def test_a_clipped_value_does_not_depend_on_the_others(own, others):
     alone = clip_scalars(torch.tensor(own, dtype=torch.float64), 1.0)
     together = clip_scalars(torch.tensor(own + others, dtype=torch.float64), 1.0)
     assert torch.equal(alone, together[: len(own)])
@@ -45,7 +45,7 @@ def test_every_float_type_is_clipped_in_float64(dtype):
     assert clip_scalars(values, 3.0).tolist() == [0.0, 3.0, -3.0, 0.25, 3.0]
 
 
-def test_nothing_in_nothing_out():
+def test_an_empty_batch_is_clipped_to_an_empty_one():
     assert clip_scalars(torch.zeros(0), 1.0).sum().item() == 0.0
     assert clip_factors(torch.zeros(0), 1.0).shape == (0,)
 

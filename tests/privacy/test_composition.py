@@ -24,18 +24,18 @@ def test_a_small_delta_has_the_noise_that_it_needs():
     """1e-15 of each release counted as infinite: 257,663,392.8 was the answer, and below 1e-15 a search
     without an end.
     """
-    words = {
+    arguments = {
         "sampling": "poisson",
         "adjacency": "add_remove",
         "dataset_size": 1024,
         "batch_size": 64,
         "steps": 10_000,
     }
-    scale = calibrate_noise(mechanism="gaussian", epsilon=2, delta=1e-11, **words)
+    scale = calibrate_noise(mechanism="gaussian", epsilon=2, delta=1e-11, **arguments)
     assert scale == pytest.approx(20.02, abs=0.02)
-    setting = Setting("gaussian", **words, delta=1e-11)
+    setting = Setting("gaussian", **arguments, delta=1e-11)
     assert delta_for(setting, scale, 2.0) <= 1e-11 < delta_for(setting, scale * (1 - 5e-4), 2.0)
-    assert spent_epsilon(mechanism="gaussian", noise_scale=scale, delta=1e-11, **words) <= 2.0
+    assert spent_epsilon(mechanism="gaussian", noise_scale=scale, delta=1e-11, **arguments) <= 2.0
 
 
 @pytest.mark.parametrize("delta", [1e-12, 1e-16, 1e-30])
@@ -85,7 +85,7 @@ def test_epsilon_at_a_small_delta_is_never_below_the_exact_one_nor_a_percent_abo
     ],
     ids=str,
 )
-def test_few_draws_at_a_small_delta_are_those_of_the_lattice(setting, scale):
+def test_few_draws_at_a_small_delta_agree_with_the_lattice(setting, scale):
     epsilon = setting.epsilon(scale)
     laws = loss_laws(setting, scale, panels_between=640)
     exact = [max(by_lattice(law, setting.steps, e) for law in laws) for e in (epsilon, 0.99 * epsilon)]
@@ -178,7 +178,7 @@ def test_the_accountant_that_answers_is_named():
 
 
 @pytest.mark.parametrize("delta", [1e-5, 1e-20, 0.0])
-def test_infinite_noise_gives_nothing_away(delta):
+def test_infinite_noise_has_epsilon_zero(delta):
     setting = replace(COMMON, mechanism="laplace", delta=delta)
     assert setting.epsilon(math.inf) == setting.gdp_mu(math.inf) == 0.0
     assert setting.epsilon(0.0) == math.inf
@@ -189,12 +189,12 @@ def test_next_to_no_noise_at_a_small_delta_has_no_bound(scale):
     assert FULL.epsilon(scale) == FULL.gdp_mu(scale) == math.inf
 
 
-def test_more_noise_than_floating_point_tells_from_none_is_no_less_than_what_it_tells():
+def test_noise_beyond_floating_point_resolution_counts_as_the_largest_resolvable():
     """At 1e20 the difference of the two outputs is lost in rounding: epsilon was 0, and 6e-20 is right."""
     assert FULL.epsilon(1e20) >= gaussian_epsilon(1e-20, 1e-30) > 0
 
 
-def test_any_arguments_have_a_number_and_no_warning():
+def test_any_valid_setting_has_an_epsilon_without_warnings():
     """Beyond all reason, drawn: never an error, never nan, and more noise never costs more."""
     draw = random.Random(18)
     for _ in range(8):
@@ -223,18 +223,18 @@ def test_more_steps_than_can_be_rounded_are_refused():
 
 @pytest.mark.parametrize("name", ["dataset_size", "batch_size", "steps", "directions"])
 @pytest.mark.parametrize("value", [True, 64.0, 64.5, "64", None, math.nan, [64]])
-def test_a_size_that_is_no_integer_is_refused(name, value):
+def test_a_non_integer_size_is_refused(name, value):
     with pytest.raises(ValueError, match=rf"{name} is .*: it must be an integer"):
         replace(COMMON, **{name: value})
 
 
-def test_numpy_integers_are_sizes_and_are_kept_as_plain_ones():
+def test_numpy_integers_are_converted_to_int():
     setting = replace(COMMON, steps=np.int32(1000), delta=np.float64(1e-15))
     assert setting == COMMON and type(setting.steps) is int and type(setting.delta) is float
 
 
 @pytest.mark.parametrize("value", [True, "1e-5", None, 1j])
-def test_a_delta_an_epsilon_or_a_scale_that_is_no_number_is_refused(value):
+def test_a_non_numeric_delta_epsilon_or_scale_is_refused(value):
     with pytest.raises(ValueError, match=r"delta is .*: it must be a number"):
         replace(COMMON, delta=value)
     with pytest.raises(ValueError, match=r"epsilon is .*: it must be a number"):
@@ -245,18 +245,18 @@ def test_a_delta_an_epsilon_or_a_scale_that_is_no_number_is_refused(value):
 
 @pytest.mark.parametrize("name", ["mechanism", "sampling", "adjacency"])
 @pytest.mark.parametrize("value", [None, 3, ["poisson"], ""])
-def test_a_word_that_is_none_is_refused(name, value):
+def test_an_unknown_mechanism_sampling_or_adjacency_is_refused(name, value):
     with pytest.raises(ValueError, match="no proven accounting for"):
         replace(COMMON, **{name: value})
 
 
 @pytest.mark.parametrize("delta", [0.5, 1 / 1024])
-def test_a_delta_that_protects_nobody_is_said(delta):
-    words = {"mechanism": "gaussian", "sampling": "poisson", "adjacency": "add_remove"}
-    words |= {"dataset_size": 1024, "batch_size": 64, "steps": 1000, "delta": delta}
+def test_a_delta_that_protects_nobody_gives_a_warning(delta):
+    arguments = {"mechanism": "gaussian", "sampling": "poisson", "adjacency": "add_remove"}
+    arguments |= {"dataset_size": 1024, "batch_size": 64, "steps": 1000, "delta": delta}
     for ask in (
-        lambda: calibrate_noise(epsilon=2.0, **words),
-        lambda: spent_epsilon(noise_scale=2.0, **words),
+        lambda: calibrate_noise(epsilon=2.0, **arguments),
+        lambda: spent_epsilon(noise_scale=2.0, **arguments),
     ):
         with pytest.warns(
             UserWarning, match="at 1 / 1024 or above it allows publishing one of them outright"

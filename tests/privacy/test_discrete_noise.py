@@ -34,18 +34,18 @@ def fits(values: np.ndarray, probability: dict[int, float]) -> bool:
     5e-7 by chance.
     """
     expected = {value: p * len(values) for value, p in probability.items() if p * len(values) >= 10}
-    seen = [int((values == value).sum()) for value in expected]
+    observed = [int((values == value).sum()) for value in expected]
     rest = len(values) - sum(expected.values())
     if rest < 10:  # too little to be a cell of its own
-        assert sum(seen) > len(values) - 60  # rest of at most 10 expected: 1e-20 by chance
-        counts = np.array(seen)
+        assert sum(observed) > len(values) - 60  # rest of at most 10 expected: 1e-20 by chance
+        counts = np.array(observed)
         return (
             stats.chisquare(
                 counts, np.array([*expected.values()]) * counts.sum() / sum(expected.values())
             ).pvalue
             > 5e-7
         )
-    return stats.chisquare([*seen, len(values) - sum(seen)], [*expected.values(), rest]).pvalue > 5e-7
+    return stats.chisquare([*observed, len(values) - sum(observed)], [*expected.values(), rest]).pvalue > 5e-7
 
 
 def normalised(weight, reach: int) -> dict[int, float]:
@@ -73,7 +73,7 @@ def test_integers_below_a_large_bound_are_uniform_from_end_to_end():
     assert fits(np.array([value % 8 for value in values]), dict.fromkeys(range(8), 1 / 8))
 
 
-def test_one_is_the_only_bound_that_takes_no_randomness():
+def test_only_the_bound_one_uses_no_random_bits():
     source = bits()
     assert [source.below(1) for _ in range(5)] == [0] * 5
     assert source.below(2**64) == bits().below(2**64)
@@ -143,7 +143,7 @@ def test_gaussian_has_its_law(variance):
     assert fits(values, normalised(lambda x: math.exp(-x * x / 2 / variance), 12 * math.isqrt(variance) + 12))
 
 
-def test_the_chi_square_tells_laws_that_are_near_to_each_other():
+def test_the_chi_square_test_separates_similar_laws():
     source = bits()
     values = np.array([discrete_noise.gaussian(source, 7) for _ in range(DRAWS)])
     assert not fits(values, normalised(lambda x: math.exp(-x * x / 2 / 7.7), 60))
@@ -180,7 +180,7 @@ def test_the_low_order_bits_of_large_noise_are_uniform(law):
     assert fits(values, dict.fromkeys(range(16), 1 / 16))
 
 
-def test_no_scale_is_no_noise():
+def test_scale_zero_gives_no_noise():
     assert discrete_noise.laplace(bits(), 0) == discrete_noise.gaussian(bits(), 0) == 0
 
 
@@ -196,7 +196,7 @@ def test_integers_of_any_size_are_drawn_without_rounding(scale):
         assert int(float(value)) != value
 
 
-def test_there_is_no_float_in_the_path():
+def test_no_float_is_computed_with():
     """Neither a constant, a true division nor a function that returns one; bytes come in, integers go out."""
     tree = ast.parse(Path(discrete_noise.__file__).read_text())
     nodes = list(ast.walk(tree))

@@ -98,7 +98,7 @@ def release(mechanism, sampling, batch_size, noise, contributions, points):
 
 @pytest.mark.parametrize("noise", [0.7, pytest.param(3.0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("mechanism", "sampling", "adjacency"), KINDS)
-def test_no_small_data_set_loses_more_than_its_setting_says(mechanism, sampling, adjacency, noise):
+def test_no_small_data_set_exceeds_the_profile_of_its_setting(mechanism, sampling, adjacency, noise):
     """Four examples, batches enumerated; neighbours in both orders.
 
     A sensitivity or a direction forgotten shows here.
@@ -125,7 +125,7 @@ def test_no_small_data_set_loses_more_than_its_setting_says(mechanism, sampling,
 
 @pytest.mark.parametrize("rate", [0.003, 0.1, 0.6, 1.0])
 @pytest.mark.parametrize("noise", [0.4, 1.0, 5.0])
-def test_no_two_contributions_lose_more_than_the_opposite_ends(noise, rate):
+def test_no_two_contributions_exceed_the_profile_of_opposite_ends(noise, rate):
     """(1 - q) N(0) + q N(a) against (1 - q) N(0) + q N(b), a and b on a grid of [-1, 1]: what the proof
     says, seen.
     """
@@ -143,7 +143,7 @@ def test_no_two_contributions_lose_more_than_the_opposite_ends(noise, rate):
 
 @pytest.mark.parametrize("rate", [0.05, 0.5])
 @pytest.mark.parametrize("noise", [0.7, 2.0])
-def test_no_two_vectors_lose_more_than_opposite_ones(noise, rate):
+def test_no_two_vectors_exceed_the_profile_of_opposite_ones(noise, rate):
     """Several directions, or gradients: a on the unit circle, b anywhere in the plane they span."""
     axis, step = np.linspace(-1 - 6 * noise, 1 + 6 * noise, 241, retstep=True)
     x, y = np.meshgrid(axis, axis)
@@ -236,7 +236,7 @@ def test_next_to_no_noise_and_far_too_much_have_an_epsilon(mechanism, sampling, 
 
 @pytest.mark.parametrize("steps", [1, 100, 1000])
 @pytest.mark.parametrize("epsilon", [0.3, 1.0, 5.0])
-def test_the_second_accountant_knows_the_analytic_gaussian(steps, epsilon):
+def test_the_second_accountant_reproduces_the_analytic_gaussian(steps, epsilon):
     setting, mu = (
         Setting("gaussian", "full_batch", "add_remove", 100, 100, steps, 1e-5),
         math.sqrt(steps) / 20,
@@ -250,7 +250,7 @@ def test_the_second_accountant_knows_the_analytic_gaussian(steps, epsilon):
 
 
 @pytest.mark.parametrize(("mechanism", "sampling", "adjacency"), KINDS)
-def test_the_laws_of_the_second_accountant_are_of_probabilities(mechanism, sampling, adjacency):
+def test_the_laws_of_the_second_accountant_sum_to_one(mechanism, sampling, adjacency):
     """Under P they sum to 1, and exp(-L), which turns P into Q, leaves 1 too."""
     setting = Setting(mechanism, sampling, adjacency, 64, 64 if sampling == "full_batch" else 3, 5, 1e-5)
     for loss, mass in loss_laws(setting, 1.3):
@@ -296,7 +296,7 @@ def test_the_contour_and_the_lattice_agree(setting, scale, epsilon):
 @pytest.mark.parametrize(
     ("batch_size", "scale", "epsilon"), [(1, 0.25, 1.0), (4096, 0.35, 2.0), (16_750, 1.2, 0.1)]
 )
-def test_where_the_contour_does_not_settle_the_lattice_knows_a_single_release(
+def test_the_lattice_gives_a_single_release_if_the_contour_does_not_converge(
     mechanism, batch_size, scale, epsilon
 ):
     setting = Setting(mechanism, "poisson", "add_remove", 67_000, batch_size, 1, 1e-6)

@@ -39,7 +39,7 @@ def test_mu_and_epsilon_and_delta_determine_each_other(mu, epsilon):
         assert epsilon_of_mu(mu, delta) == pytest.approx(epsilon, rel=1e-4, abs=1e-6)
 
 
-def test_a_mu_whose_total_variation_is_below_delta_loses_nothing():
+def test_epsilon_is_zero_if_the_total_variation_of_mu_is_below_delta():
     assert epsilon_of_mu(1e-7, 1e-5) == 0.0
 
 

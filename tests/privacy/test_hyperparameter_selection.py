@@ -95,10 +95,10 @@ def drawn() -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("law", SHAPES)
 def test_the_number_of_tries_follows_its_law(law, drawn):
     """Chi-square over the values that 20 or more draws are expected of. False alarm 1e-7."""
-    expected, seen = DRAWS * probabilities(law, 10), Counter(drawn[law].tolist())
+    expected, observed = DRAWS * probabilities(law, 10), Counter(drawn[law].tolist())
     assert expected.sum() == pytest.approx(DRAWS, rel=1e-9)
     common = NUMBERS[expected >= 20]
-    cells = [(seen[k], expected[k]) for k in common.tolist()]
+    cells = [(observed[k], expected[k]) for k in common.tolist()]
     cells.append((DRAWS - sum(o for o, _ in cells), DRAWS - sum(e for _, e in cells)))
     statistic = sum((o - e) ** 2 / e for o, e in cells)
     assert stats.chi2.sf(statistic, len(cells) - 1) > 1e-7
@@ -112,7 +112,7 @@ def test_the_mean_number_of_tries_is_the_mean(law, drawn):
     assert abs(drawn[law].mean() - 10) < 5.5 * math.sqrt(variance / DRAWS)
 
 
-def test_only_the_poisson_law_may_try_nothing(drawn):
+def test_only_the_poisson_law_draws_zero_tries(drawn):
     assert all(numbers.min() == 1 for law, numbers in drawn.items() if law != "poisson")
     assert 0 in [Tries("poisson", 0.5).draw(RunKey.published(seed)) for seed in range(60)]
 
@@ -170,6 +170,6 @@ def test_a_setting_without_a_renyi_bound_is_refused_and_the_offer_named(setting)
 
 
 @pytest.mark.parametrize("epsilon", [0.0, -1.0, math.inf, math.nan])
-def test_an_epsilon_that_is_no_target_is_refused(epsilon):
+def test_an_invalid_epsilon_is_refused(epsilon):
     with pytest.raises(ValueError, match=r"epsilon is .*: it must be a positive number"):
         Tries("geometric", 10).noise_scale(COMMON, epsilon)

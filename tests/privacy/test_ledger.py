@@ -50,7 +50,7 @@ def test_a_release_is_on_disk_when_it_is_recorded(path):
         assert path.read_text().endswith(f"\n{step} {ONE}\n")
 
 
-def test_what_stands_in_the_ledger_stays(path):
+def test_the_ledger_is_append_only(path):
     ledger, before = opened(path), b""
     for step in range(4):
         ledger.record(step, ONE)
@@ -61,14 +61,14 @@ def test_what_stands_in_the_ledger_stays(path):
     assert path.read_bytes().startswith(before)
 
 
-def test_a_step_again_under_the_same_key_is_the_same_release(path):
+def test_a_repeated_step_under_the_same_key_is_the_same_release(path):
     ledger = opened(path)
     for step in (0, 1, 1, 0):
         ledger.record(step, ONE)
     assert len(ledger) == len(opened(path)) == 2
 
 
-def test_a_step_again_under_another_key_is_a_further_release(path):
+def test_a_repeated_step_under_another_key_is_a_further_release(path):
     opened(path).record(0, ONE)
     resumed = opened(path)
     resumed.record(0, TWO)
@@ -117,7 +117,7 @@ def test_a_ledger_survives_being_cut_at_any_byte(data):
         ("\ufffd", False),
     ],
 )
-def test_a_last_line_without_its_end_is_what_it_must_have_been_or_one_more(path, torn, sure, noise_key):
+def test_a_torn_last_line_counts_as_a_release(path, torn, sure, noise_key):
     """It was dropped, so that one release more was made than epsilon was of."""
     event, name = replace(EVENT, noise_key=noise_key), RunKey.secret().name
     lines = [json.dumps(asdict(event)), f"0 {name}", f"1 {name}"]
@@ -129,7 +129,7 @@ def test_a_last_line_without_its_end_is_what_it_must_have_been_or_one_more(path,
     assert set(opened(path, event)) == entries and path.read_bytes().endswith(b"\n")
 
 
-def test_two_keys_may_have_begun_the_last_line(path):
+def test_a_torn_last_line_belongs_to_none_of_two_keys(path):
     opened(path).record(0, ONE)
     opened(path).record(0, TWO)
     OPEN[-1].close()
@@ -137,7 +137,7 @@ def test_two_keys_may_have_begun_the_last_line(path):
     assert len(opened(path)) == 3 and not {(1, ONE), (1, TWO)} & set(OPEN[-1])
 
 
-def test_a_first_line_without_its_end_is_one_if_it_can_be_read(path):
+def test_a_first_line_without_a_newline_is_accepted(path):
     opened(path).close()
     path.write_bytes(path.read_bytes().rstrip())
     opened(path).record(0, ONE)
@@ -147,7 +147,7 @@ def test_a_first_line_without_its_end_is_one_if_it_can_be_read(path):
 @pytest.mark.parametrize(
     ("torn", "epsilon"), [(f"choice {ONE} 0.5 1", 0.5), (f"choice {ONE} 0.5 ", 0.5), (f"choice {ONE} 0.5", None), ("cho", None)]
 )  # fmt: skip
-def test_a_choice_whose_line_is_torn_has_spent_its_epsilon(path, torn, epsilon):
+def test_a_torn_choice_line_has_spent_its_epsilon(path, torn, epsilon):
     """Where that can be read: what was chosen may be cut, and is not told again."""
     opened(path).close()
     path.write_bytes(path.read_bytes() + torn.encode())
@@ -159,7 +159,7 @@ def test_a_choice_whose_line_is_torn_has_spent_its_epsilon(path, torn, epsilon):
         assert opened(path).choices == [(ONE, epsilon, None)]
 
 
-def test_what_could_not_be_written_whole_is_taken_back(path):
+def test_a_partial_write_is_rolled_back(path):
     """The disk was full: the release was used by nobody, and the next line is not put behind half a line."""
     ledger = opened(path)
     ledger.record(0, ONE)

@@ -48,13 +48,13 @@ def linear() -> nn.Linear:
     return nn.Linear(10, 2)
 
 
-def secret(**how) -> Budget:
-    return Budget(SETTING, NOISE_SCALE, RunKey.secret(), **how)
+def secret(**options) -> Budget:
+    return Budget(SETTING, NOISE_SCALE, RunKey.secret(), **options)
 
 
-def take(me: DPZero, steps: int) -> None:
-    for batch in itertools.islice(me.budget.batches(), steps):
-        me.step(batch)
+def take(optimizer: DPZero, steps: int) -> None:
+    for batch in itertools.islice(optimizer.budget.batches(), steps):
+        optimizer.step(batch)
 
 
 def epsilon(steps: int) -> float:
@@ -68,49 +68,49 @@ def epsilon(steps: int) -> float:
 @pytest.mark.parametrize("key", [RunKey.secret, lambda: RunKey.published(0)], ids=["secret", "published"])
 def test_a_loop_over_epochs_takes_the_steps_that_were_calibrated_for(key):
     """It took the same batches three times before: 2.9 was said, and 7.0 was true."""
-    budget, seen = Budget(SETTING, NOISE_SCALE, key()), []
-    me = make(budget)
+    budget, drawn = Budget(SETTING, NOISE_SCALE, key()), []
+    optimizer = make(budget)
     for _ in range(3):
         for batch in budget.batches():
-            me.step(batch)
-            seen.append(batch.tolist())
-    assert len(seen) == len(budget.ledger) == STEPS and len({tuple(batch) for batch in seen}) == STEPS
+            optimizer.step(batch)
+            drawn.append(batch.tolist())
+    assert len(drawn) == len(budget.ledger) == STEPS and len({tuple(batch) for batch in drawn}) == STEPS
     assert 1.9999 < budget.epsilon_spent() <= 2.0
     with pytest.raises(
         ValueError,
         match=r"the 20 steps of this budget are spent: calibrate a new one .* or make it with overspend=True",
     ):
-        me.step(range(SIZE))
+        optimizer.step(range(SIZE))
 
 
-def test_a_budget_that_may_be_overspent_says_so_and_what_it_gave():
-    budget, seen = secret(overspend=True), []
-    me = make(budget)
+def test_an_overspent_budget_states_it_and_the_epsilon_spent():
+    budget, drawn = secret(overspend=True), []
+    optimizer = make(budget)
     for _ in range(3):
         for batch in budget.batches():
-            me.step(batch)
-            seen.append(tuple(batch))
-    assert len(set(seen)) == len(budget.ledger) == 3 * STEPS  # fresh batches each time
+            optimizer.step(batch)
+            drawn.append(tuple(batch))
+    assert len(set(drawn)) == len(budget.ledger) == 3 * STEPS  # fresh batches each time
     assert (
         budget.epsilon_spent() == pytest.approx(epsilon(3 * STEPS), rel=1e-9) and budget.epsilon_spent() > 3.3
     )
     assert budget.statement()["overspent"] == "60 steps of 20"
 
 
-def test_a_loop_that_breaks_goes_on_with_fresh_batches_and_loses_no_step():
-    budget, seen = secret(), []
-    me = make(budget)
+def test_a_new_loop_continues_with_fresh_batches_and_loses_no_step():
+    budget, drawn = secret(), []
+    optimizer = make(budget)
     for _ in range(30):
         for number, batch in enumerate(budget.batches()):
             if number == 3:
                 break
-            me.step(batch)
-            seen.append(tuple(batch))
-    assert len(set(seen)) == len(budget.ledger) == STEPS
+            optimizer.step(batch)
+            drawn.append(tuple(batch))
+    assert len(set(drawn)) == len(budget.ledger) == STEPS
     assert 1.9999 < budget.epsilon_spent() <= 2.0
 
 
-def test_an_earlier_loop_ends_where_another_begins():
+def test_a_new_loop_ends_the_earlier_one():
     """Else both would hand out the same batches."""
     budget = secret()
     first, second = budget.batches(), budget.batches()
@@ -136,45 +136,45 @@ def test_a_batch_that_nobody_drew_is_refused(batch):
 
 def test_a_batch_of_another_size_than_the_draw_is_refused():
     budget = secret()
-    me, batches = make(budget), budget.batches()
+    optimizer, batches = make(budget), budget.batches()
     batch = next(batches)
     for other in (batch[1:], np.append(batch, 0), range(SIZE)):
         with pytest.raises(
             ValueError, match=f"step was given {len(other)} examples but the sampler drew {len(batch)}"
         ):
-            me.step(other)
-    me.step(batch)
+            optimizer.step(other)
+    optimizer.step(batch)
     with pytest.raises(ValueError, match="was not handed out by the budget"):
-        me.step(batch)  # once
+        optimizer.step(batch)  # once
     assert len(budget.ledger) == 1
 
 
 def test_other_indices_than_the_drawn_ones_are_refused():
     budget = secret()
-    me, batch = make(budget), next(budget.batches())
+    optimizer, batch = make(budget), next(budget.batches())
     for other in (np.repeat(batch[:1], len(batch)), (batch + 1) % SIZE):
         with pytest.raises(ValueError, match="integers that are not the indices that the sampler drew"):
-            me.step(other)
-    me.step(torch.from_numpy(batch[::-1].copy()))  # in any order
+            optimizer.step(other)
+    optimizer.step(torch.from_numpy(batch[::-1].copy()))  # in any order
 
 
-def test_an_empty_batch_that_is_skipped_is_asked_for():
+def test_a_skipped_empty_batch_is_refused():
     """Whether a batch was empty would show in what is missing."""
     budget = Budget(Setting("gaussian", "poisson", "add_remove", 4, 1, 40, 1e-5), 1.0, RunKey.published(0))
-    me = make(budget)
+    optimizer = make(budget)
     with pytest.raises(
         ValueError, match=r"step was given \d examples but the sampler drew 0: .* including the empty ones"
     ):
         for batch in budget.batches():
             if len(batch):
-                me.step(batch)
+                optimizer.step(batch)
 
 
 def test_batches_that_were_read_ahead_are_taken_in_order():
     budget = secret()
-    me, ahead = make(budget), list(budget.batches())
+    optimizer, ahead = make(budget), list(budget.batches())
     for batch in ahead:
-        me.step(batch)
+        optimizer.step(batch)
     assert len(budget.ledger) == STEPS
 
 
@@ -211,21 +211,21 @@ def test_a_loader_hands_out_the_budgets_batches_the_empty_ones_too(dataset, coll
     setting = Setting("gaussian", "poisson", "add_remove", SIZE, 2, STEPS, 1e-5)
     expected = [batch.tolist() for batch in Budget(setting, NOISE_SCALE, RunKey.published(0)).batches()]
     assert [] in expected
-    budget, seen = Budget(setting, NOISE_SCALE, RunKey.published(0)), []
-    me = make(budget, loss=lambda model, batch: loss(model, rows(batch)))
+    budget, drawn = Budget(setting, NOISE_SCALE, RunKey.published(0)), []
+    optimizer = make(budget, loss=lambda model, batch: loss(model, rows(batch)))
     loader = budget.loader(dataset, collate_fn=collate, num_workers=workers)
     assert isinstance(loader, torch.utils.data.DataLoader) and len(loader) == STEPS
     for batch in itertools.islice(loader, 5):
-        seen.append(list(map(int, rows(batch))))
-        me.step(batch)
+        drawn.append(list(map(int, rows(batch))))
+        optimizer.step(batch)
     for _ in range(2):
         for batch in loader:
-            seen.append(list(map(int, rows(batch))))
-            me.step(batch)
-    assert seen == expected and len(budget.ledger) == STEPS and len(loader) == 0
+            drawn.append(list(map(int, rows(batch))))
+            optimizer.step(batch)
+    assert drawn == expected and len(budget.ledger) == STEPS and len(loader) == 0
 
 
-def test_a_loss_that_reads_what_the_collator_padded_is_refused():
+def test_a_loss_that_depends_on_collator_padding_is_refused():
     """Of a padded batch no part tells: the probe collates some of its examples anew.
 
     Unmasked, one long text moves all others.
@@ -235,9 +235,9 @@ def test_a_loss_that_reads_what_the_collator_padded_is_refused():
         return model(batch["input_ids"].float()[..., None] / 9)[..., 0].mean(1) ** 2
 
     budget = Budget(SETTING, NOISE_SCALE, RunKey.published(0))
-    me = make(budget, nn.Linear(1, 2), loss=unmasked)
+    optimizer = make(budget, nn.Linear(1, 2), loss=unmasked)
     with pytest.raises(ValueError, match=r"an example's loss changes .* or for padding that is not masked"):
-        me.step(next(iter(budget.loader(Words(), collate_fn=padded))))
+        optimizer.step(next(iter(budget.loader(Words(), collate_fn=padded))))
     assert len(budget.ledger) == 0
 
 
@@ -245,10 +245,10 @@ def test_a_loader_of_users_gives_the_user_of_each_example():
     whose = [f"user {i % 64}" for i in range(SIZE)]
     setting = Setting("gaussian", "poisson", "add_remove", 64, 8, 5, 1e-5)
     budget = Budget(setting, NOISE_SCALE, RunKey.published(0), unit="user")
-    me = make(budget, loss=lambda model, batch: loss(model, batch[2]))
+    optimizer = make(budget, loss=lambda model, batch: loss(model, batch[2]))
     for batch, users in budget.loader(TensorDataset(X, Y, torch.arange(SIZE)), users=whose):
         assert len(users) == len(batch[0]) == 4 * len(np.unique(users))
-        me.step(batch, users)
+        optimizer.step(batch, users)
     assert len(budget.ledger) == 5
 
 
@@ -267,9 +267,9 @@ class Stream(IterableDataset):
         (Stream(), {}, "the data set has no indices to draw from"),
     ],
 )  # fmt: skip
-def test_a_loader_that_would_draw_other_batches_is_refused(dataset, how, message):
+def test_a_loader_that_would_draw_other_batches_is_refused(dataset, options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        secret().loader(dataset, **how)
+        secret().loader(dataset, **options)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_a_loader_that_would_draw_other_batches_is_refused(dataset, how, message
         (iter([1]), "a batch of type list_iterator has no length"),
     ],
 )
-def test_a_batch_whose_size_cannot_be_told_is_refused(batch, message):
+def test_a_batch_of_ambiguous_size_is_refused(batch, message):
     budget = secret()
     next(budget.batches())
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -303,14 +303,14 @@ def test_a_state_that_is_loaded_into_a_new_budget_brings_what_was_spent():
     assert 1.9999 < two.budget.epsilon_spent() <= 2.0
 
 
-def test_going_back_to_an_earlier_state_counts_what_was_released_since():
-    me = make(secret())
-    take(me, 5)
-    state = me.state_dict()
-    take(me, 5)
-    me.load_state_dict(state)
-    take(me, 50)
-    assert me.steps_taken == STEPS - 5 and len(me.budget.ledger) == STEPS
+def test_loading_an_earlier_state_counts_the_later_releases():
+    optimizer = make(secret())
+    take(optimizer, 5)
+    state = optimizer.state_dict()
+    take(optimizer, 5)
+    optimizer.load_state_dict(state)
+    take(optimizer, 50)
+    assert optimizer.steps_taken == STEPS - 5 and len(optimizer.budget.ledger) == STEPS
 
 
 def test_a_state_of_another_run_is_refused_by_a_budget_that_has_spent():
@@ -365,7 +365,7 @@ def test_a_run_that_began_under_a_published_key_is_never_resumed_as_a_valid_rele
     assert not Budget.resume(path, key=RunKey.published(0)).valid_release
 
 
-def test_random_allocation_goes_on_under_another_key_with_a_new_period(tmp_path):
+def test_random_allocation_starts_a_new_period_under_another_key(tmp_path):
     """An example may be in a batch of either half of a period that two keys share."""
     path, setting = (
         tmp_path / "ledger",
@@ -425,8 +425,8 @@ def test_a_transcript_is_not_resumed_by_a_budget_that_has_taken_steps(tmp_path):
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps], ids=lambda f: f.__name__)
 def test_a_budget_is_not_copied_nor_is_an_optimizer_with_it(copied):
-    me = make(secret())
-    for thing in (me, me.budget) if copied is not copy.copy else (me.budget,):
+    optimizer = make(secret())
+    for thing in (optimizer, optimizer.budget) if copied is not copy.copy else (optimizer.budget,):
         with pytest.raises(TypeError, match=r"the copy would draw the same noise: keep state_dict\(\)"):
             copied(thing)
 
@@ -456,15 +456,15 @@ def in_a_fork(work) -> str:
 def test_a_forked_process_does_not_draw_its_parents_noise(after):
     """Both released step 0 with the same noise: the difference was exact."""
     budget = secret()
-    me, batches = make(budget), budget.batches()
+    optimizer, batches = make(budget), budget.batches()
     batch = next(batches) if after == "a batch" else None
     for work in (
-        (lambda: me.step(batch)) if after == "a batch" else lambda: next(budget.batches()),
+        (lambda: optimizer.step(batch)) if after == "a batch" else lambda: next(budget.batches()),
         lambda: budget.choose({0: 1}, 1.0),
         lambda: budget.load_state_dict(budget.state_dict()),
     ):
         assert "its fork, which would draw the same noise: make a new budget here" in in_a_fork(work)
-    me.step(batch if after == "a batch" else next(batches))
+    optimizer.step(batch if after == "a batch" else next(batches))
     assert len(budget.ledger) == 1
 
 
@@ -473,7 +473,7 @@ def test_a_forked_process_may_have_a_budget_of_its_own():
     assert in_a_fork(lambda: take(make(secret()), 3)) == "nothing"
 
 
-def test_a_secret_key_that_was_drawn_before_a_fork_is_not_used_behind_it():
+def test_a_secret_key_drawn_before_a_fork_is_refused_in_the_child():
     """Two workers made their budgets with it: the difference of their releases was exact."""
     key = RunKey.secret()
     assert "this secret key was drawn in process" in in_a_fork(
@@ -491,8 +491,8 @@ def test_threads_that_release_at_once_share_no_noise(tmp_path):
     try:
         sys.setswitchinterval(1e-6)
         for trial in range(8):
-            how = {"ledger": tmp_path / str(trial), "noise_arithmetic": "float"}
-            budget = Budget(setting, 10.0, RunKey.secret(), **how)
+            options = {"ledger": tmp_path / str(trial), "noise_arithmetic": "float"}
+            budget = Budget(setting, 10.0, RunKey.secret(), **options)
             ready, released = list(budget.batches()), []
             start = threading.Barrier(threads)
 
@@ -554,13 +554,13 @@ def replaced(model: nn.Module) -> None:
         ),
     ],
 )
-def test_what_a_model_must_keep_to_is_asked_at_each_step(model, change, message):
+def test_the_models_requirements_are_checked_at_each_step(model, change, message):
     model, budget = model(), secret()
-    me, batches = make(budget, model), budget.batches()
-    me.step(next(batches))
+    optimizer, batches = make(budget, model), budget.batches()
+    optimizer.step(next(batches))
     change(model)
     with pytest.raises(ValueError, match=re.escape(message)):
-        me.step(next(batches))
+        optimizer.step(next(batches))
     assert len(budget.ledger) == 1
 
 
@@ -615,7 +615,7 @@ def test_a_loss_that_draws_random_numbers_is_refused(mask):
     assert len(budget.ledger) == 0
 
 
-def test_a_buffer_that_is_changed_behind_torchs_back_is_refused():
+def test_a_buffer_changed_through_its_data_is_refused():
     class Hidden(Ema):
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:
             self.mean.data.lerp_(inputs.mean(0), 0.5)
@@ -637,20 +637,20 @@ class Padded(nn.Module):
 
 
 @pytest.mark.parametrize("perturb", ["in_place", "on_read"])
-def test_the_row_of_the_padding_stays(perturb, tmp_path):
+def test_the_padding_row_of_an_embedding_does_not_change(perturb, tmp_path):
     from dpzero import replay
 
     model, budget = Padded(), secret()
     start = copy.deepcopy(model)
     assert not model.table.weight[0].any()
-    me = make(
+    optimizer = make(
         budget,
         model,
         loss=lambda m, rows: functional.cross_entropy(m(rows), Y[rows], reduction="none"),
         perturb=perturb,
     )
-    me.write_transcript(tmp_path / "run")
-    take(me, 5)
+    optimizer.write_transcript(tmp_path / "run")
+    take(optimizer, 5)
     assert not model.table.weight[0].any() and not torch.equal(model.table.weight, start.table.weight)
     assert replay(start.parameters(), str(tmp_path / "run")) == 5
     assert all(torch.equal(a, b) for a, b in zip(start.parameters(), model.parameters(), strict=True))
@@ -721,8 +721,8 @@ MIXED = {
 
 
 @pytest.mark.parametrize("how", MIXED)
-def test_a_loss_that_mixes_examples_is_refused_before_the_first_release(how):
-    model, mixing = MIXED[how]
+def test_a_loss_that_mixes_examples_is_refused_before_the_first_release(options):
+    model, mixing = MIXED[options]
     budget = secret()
     with pytest.raises(
         ValueError, match=r"an example's loss changes with (fewer|other) examples in the batch"
@@ -732,8 +732,8 @@ def test_a_loss_that_mixes_examples_is_refused_before_the_first_release(how):
 
 
 @pytest.mark.parametrize("how", MIXED)
-def test_public_examples_can_be_asked_instead(how):
-    model, mixing = MIXED[how]
+def test_public_examples_can_be_probed_instead(options):
+    model, mixing = MIXED[options]
     with pytest.raises(ValueError, match=r"an example's loss changes"):
         make(secret(), model(), loss=mixing).check_loss(np.arange(16))
 
@@ -750,7 +750,7 @@ def test_a_loss_of_each_example_alone_passes_in_any_precision(dtype):
         take(make(Budget(SETTING, NOISE_SCALE, RunKey.published(seed)), model, loss=computed), 1)
 
 
-def test_what_mixes_more_than_bfloat16_rounds_is_refused_there_too():
+def test_a_mixing_loss_is_refused_in_bfloat16_too():
     def computed(model, rows):
         with torch.autocast("cpu", torch.bfloat16):
             return slightly(model, rows, 0.2)
@@ -759,10 +759,10 @@ def test_what_mixes_more_than_bfloat16_rounds_is_refused_there_too():
         make(secret(), loss=computed).check_loss(np.arange(16))
 
 
-def test_nothing_without_noise_can_be_read_off_a_private_optimizer():
-    me = make(secret())
-    take(me, 3)
-    assert me.training_loss is None
+def test_a_private_optimizer_exposes_no_value_without_noise():
+    optimizer = make(secret())
+    take(optimizer, 3)
+    assert optimizer.training_loss is None
     public = make(Budget(SETTING, NOISE_SCALE, RunKey.published(0)))
     take(public, 3)
     assert public.training_loss > 0
@@ -783,9 +783,9 @@ def by_user() -> Budget:
 def test_examples_that_were_sampled_in_place_of_users_are_refused():
     """64 users of 4 examples: a batch of 8 drawn users has 32 examples, and 8 examples have other users."""
     budget = by_user()
-    me, drawn = make(budget), next(budget.batches())
+    optimizer, drawn = make(budget), next(budget.batches())
     with pytest.raises(ValueError, match=rf"step was given \d+ users but the sampler drew {len(drawn)}"):
-        me.step(np.arange(3 * len(drawn)), np.arange(3 * len(drawn)))
+        optimizer.step(np.arange(3 * len(drawn)), np.arange(3 * len(drawn)))
     assert len(budget.ledger) == 0
 
 
@@ -797,11 +797,11 @@ def test_users_may_have_any_name(names):
     users, ends = Users([i % 64 for i in range(SIZE)]), []
     for name in (int, names):
         budget = by_user()
-        me = make(budget)
+        optimizer = make(budget)
         for drawn in budget.batches():
             rows, _ = users.examples(drawn)
-            me.step(rows, [name(i % 64) for i in rows])
-        ends.append(nn.utils.parameters_to_vector(me.parameters).detach())
+            optimizer.step(rows, [name(i % 64) for i in rows])
+        ends.append(nn.utils.parameters_to_vector(optimizer.parameters).detach())
     assert torch.allclose(*ends, rtol=1e-6)
 
 
@@ -813,15 +813,15 @@ def test_users_without_a_name_are_refused(users):
         make(budget).step(np.arange(4), users)
 
 
-def test_many_examples_of_one_user_are_one_value_however_many_there_are():
+def test_all_examples_of_a_user_give_one_value():
     """Beyond 64 examples, too: a budget releases as many values as users were drawn."""
     budget = Budget(
         Setting("gaussian", "poisson", "add_remove", 2, 2, 5, 1e-5), 0.0, RunKey.published(0), unit="user"
     )
     slope = lambda model, rows: 1e6 * X[rows][:, 0].abs() * model.weight.sum()  # noqa: E731
-    me = make(budget, loss=slope, clip=1.0)
+    optimizer = make(budget, loss=slope, clip=1.0)
     for _ in budget.batches():
-        assert abs(me.step(np.arange(200), np.repeat([0, 1], 100))) <= 2 / 2 * (1 + 1e-9)
+        assert abs(optimizer.step(np.arange(200), np.repeat([0, 1], 100))) <= 2 / 2 * (1 + 1e-9)
 
 
 # Arguments ------------------------------------------------------------------------------------------------
@@ -842,7 +842,7 @@ def test_a_sum_of_gradients_is_of_the_batch_that_was_compared():
 
 
 @pytest.mark.parametrize("noise_scale", [-1.0, float("nan"), float("inf")])
-def test_noise_that_is_none_is_refused(noise_scale):
+def test_an_invalid_noise_is_refused(noise_scale):
     with pytest.raises(
         ValueError, match=f"noise_scale is {noise_scale}: it must be a finite number of at least 0"
     ):
@@ -865,13 +865,13 @@ def test_a_secret_key_without_noise_is_refused():
         ({"learning_rate": float("inf")}, "learning_rate is inf: it must be positive and finite"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(settings, message):
+def test_invalid_optimizer_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         make(secret(), **settings)
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.int64, torch.bfloat16])
-def test_a_loss_that_is_no_real_number_of_enough_digits_is_refused(dtype):
+def test_a_loss_of_unsuitable_dtype_is_refused(dtype):
     budget = secret()
     with pytest.raises(ValueError, match=f"the loss returned {dtype}"):
         make(budget, loss=lambda model, rows: torch.ones(len(rows)).to(dtype)).step(next(budget.batches()))
@@ -889,9 +889,9 @@ def test_no_noise_and_no_batch_is_used_for_a_second_sum():
     numbers = sorted(set(steps))
     assert len({float(stream.normals(1, n, 0, 0)[0]) for n in numbers}) == len(numbers)
     assert len({budget.sampler.batch(n).tobytes() for n in numbers}) == len(numbers)
-    seen = set()
+    drawn = set()
     for number in numbers:
         budget.start_at(number)
         batch = next(budget.batches())
-        seen.add(budget.release(torch.zeros(len(batch)), 1.0))
-    assert len(seen) == len(numbers) == len(budget.ledger)
+        drawn.add(budget.release(torch.zeros(len(batch)), 1.0))
+    assert len(drawn) == len(numbers) == len(budget.ledger)

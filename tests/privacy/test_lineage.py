@@ -19,12 +19,12 @@ SETTING = Setting("gaussian", "poisson", "add_remove", 256, 32, 20, 1e-5)
 SCALE = 1.6
 
 
-def secret(ledger: Path | None = None, **how) -> Budget:
-    return Budget(SETTING, SCALE, RunKey.secret(), ledger, **how)
+def secret(ledger: Path | None = None, **options) -> Budget:
+    return Budget(SETTING, SCALE, RunKey.secret(), ledger, **options)
 
 
-def published(ledger: Path | None = None, **how) -> Budget:
-    return Budget(SETTING, SCALE, RunKey.published(0), ledger, **how)
+def published(ledger: Path | None = None, **options) -> Budget:
+    return Budget(SETTING, SCALE, RunKey.published(0), ledger, **options)
 
 
 def release(budget: Budget, steps: int, value: float = 0.5) -> list[float]:
@@ -47,7 +47,7 @@ def restart(monkeypatch):
 
 
 @pytest.mark.parametrize("make", [secret, published])
-def test_a_state_that_two_budgets_go_on_from_counts_the_releases_of_both(make):
+def test_two_budgets_that_load_one_state_count_each_others_releases(make):
     """Each said 10 steps, and 15 were released."""
     one, two, three = make(), make(), make()
     release(one, 5)
@@ -61,7 +61,7 @@ def test_a_state_that_two_budgets_go_on_from_counts_the_releases_of_both(make):
 
 
 @pytest.mark.parametrize("make", [secret, published])
-def test_going_back_to_the_best_checkpoint_with_a_new_budget_counts_what_came_after_it(make):
+def test_loading_the_best_checkpoint_into_a_new_budget_counts_the_later_releases(make):
     one, two = make(), make()
     release(one, 5)
     best = one.state_dict()
@@ -99,7 +99,7 @@ def test_budgets_that_share_no_release_share_nothing():
     assert [len(budget.ledger) for budget in (one, two, three, other, four)] == [5, 5, 5, 3, 0]
 
 
-def test_each_ones_file_has_what_all_released(tmp_path, restart):
+def test_each_ledger_file_holds_the_releases_of_all_budgets(tmp_path, restart):
     """Whichever of them a later process finds."""
     one, two = secret(tmp_path / "one"), secret(tmp_path / "two")
     release(one, 4)
@@ -123,7 +123,7 @@ def test_a_copy_of_a_ledger_is_no_second_budget(tmp_path):
     assert len(release(one, 99)) == 6 and len(one.ledger) == len(two.ledger) == 20
 
 
-def test_a_transcript_without_a_step_is_of_whoever_takes_the_first(tmp_path):
+def test_an_empty_transcript_belongs_to_the_run_that_takes_the_first_step(tmp_path):
     """It kept the name of the key that released nothing, so that who went on from it was told apart from
     who went on from a state.
     """
@@ -163,7 +163,7 @@ def test_a_loop_ends_where_another_budget_has_spent_the_rest():
     assert two.statement()["overspent"] == "22 steps of 20" and two.epsilon_spent() == epsilon(22)
 
 
-def test_a_choice_counts_for_all():
+def test_a_choice_counts_for_all_budgets_of_a_lineage():
     one, two = secret(), secret()
     release(one, 1)
     two.load_state_dict(one.state_dict())
@@ -189,7 +189,7 @@ def test_a_published_batch_that_is_released_again_with_another_sum_is_a_further_
     assert count == 2
 
 
-def test_so_is_one_of_gradients(tmp_path):
+def test_a_published_batch_of_gradients_released_again_with_another_sum_is_a_further_release(tmp_path):
     path, released = tmp_path / "ledger", []
     for value in (0.5, 0.25, 0.25, 0.5):
         budget, sums = published(path), [torch.full((3,), value), torch.ones(2, 2)]
@@ -203,7 +203,7 @@ def test_so_is_one_of_gradients(tmp_path):
     assert len(published(path).ledger) == 2
 
 
-def test_beyond_the_calibrated_steps_it_is_refused(tmp_path):
+def test_a_further_release_beyond_the_calibrated_steps_is_refused(tmp_path):
     path = tmp_path / "ledger"
     first = published(path)
     release(first, 20)

@@ -110,7 +110,7 @@ def test_no_two_coordinates_share_their_noise():
 @pytest.mark.parametrize(
     ("arithmetic", "rounding"), [("float", 1e-15), ("exact", 4 * CLIP * 2.0**-GRID_BITS)]
 )
-def test_the_sum_stands_in_its_noise_unchanged(mechanism, arithmetic, rounding):
+def test_the_noisy_sum_is_the_sum_plus_noise(mechanism, arithmetic, rounding):
     """Exact arithmetic rounds each value to the grid: by half a point at most, which is no more than 1e-12
     of the bound.
     """
@@ -120,7 +120,7 @@ def test_the_sum_stands_in_its_noise_unchanged(mechanism, arithmetic, rounding):
     assert noisy - noise == pytest.approx(values.sum().item(), abs=rounding)
 
 
-def test_the_sum_of_vectors_stands_in_its_noise_unchanged():
+def test_the_noisy_sum_of_vectors_is_their_sum_plus_noise():
     sums = [torch.full((7,), 2.5, dtype=torch.float64)]
     zeros = [torch.zeros(7, dtype=torch.float64)]
     add_noise(budget(), sums)
@@ -168,15 +168,15 @@ def test_without_noise_an_exact_release_is_the_sum_on_the_grid():
 @pytest.mark.parametrize("noise_scale", [0.3, 1.7, np.nextafter(2.0, 3), 1e-12])
 def test_the_discrete_law_has_no_less_variance_than_was_asked_for(noise_scale, monkeypatch):
     """To the last digit: a float64 square would round down for every other scale."""
-    asked = {}
+    parameters = {}
     for law in ("gaussian", "laplace"):
         monkeypatch.setattr(
-            discrete_noise, law, lambda bits, parameter, law=law: asked.setdefault(law, parameter)
+            discrete_noise, law, lambda bits, parameter, law=law: parameters.setdefault(law, parameter)
         )
         MECHANISMS[law].grid_noise(RunKey.published(0).stream("noise"), noise_scale, 0, 0)
     on_grid = Fraction(noise_scale) * 2**GRID_BITS
-    assert 0 <= asked["gaussian"] - on_grid**2 < 1
-    assert 0 <= asked["laplace"] - on_grid < 1
+    assert 0 <= parameters["gaussian"] - on_grid**2 < 1
+    assert 0 <= parameters["laplace"] - on_grid < 1
 
 
 def total_variation(mechanism: str, scale: int) -> float:
@@ -208,7 +208,7 @@ def test_the_excess_counts_every_scalar_in_both_worlds(epsilon):
     assert delta_excess(1.7, scalars=500, epsilon=epsilon) == pytest.approx(500 * one * (1 + np.exp(epsilon)))
 
 
-def test_exact_noise_costs_nothing_that_could_be_seen():
+def test_exact_noise_costs_a_negligible_delta():
     """The least noise and the most steps that any sweep comes near."""
     assert delta_excess(0.3, scalars=100_000, epsilon=10.0) < 1e-8 * 1e-6
     assert delta_excess(0.3, scalars=100_000, epsilon=1e6) > 0  # no overflow

@@ -104,7 +104,7 @@ def lower_bound(
     ("epsilon", "arithmetic"),
     [(1.0, "float"), (1.0, "exact"), (4.0, "float"), (4.0, "exact"), (6.0, "exact")],
 )
-def test_an_outside_auditor_finds_no_more_than_is_claimed_and_half_the_noise_at_once(
+def test_an_independent_auditor_confirms_the_claim_and_detects_half_the_noise(
     auditing, epsilon, arithmetic, mechanism
 ):
     setting, number = replace(SETTING, mechanism=mechanism), TRANSCRIPTS[epsilon]

@@ -42,13 +42,13 @@ def drawn(counts: tuple[int, ...], epsilon: float, times: int) -> list[int]:
 def test_the_draws_have_the_law_of_permute_and_flip(counts):
     """Pearson's statistic of 4,000 draws; a false alarm once in 1e7."""
     expected = [4000 * p for p in law(counts, 1.5)]
-    seen = drawn(counts, 1.5, 4000)
-    distance = sum((n - e) ** 2 / e for n, e in zip(seen, expected, strict=True))
+    observed = drawn(counts, 1.5, 4000)
+    distance = sum((n - e) ** 2 / e for n, e in zip(observed, expected, strict=True))
     assert distance < chi2.isf(1e-7, len(counts) - 1)
 
 
 @pytest.mark.parametrize("epsilon", [0.5, 1.0, 4.0])
-def test_one_example_in_out_or_replaced_is_told_no_better_than_epsilon_says(epsilon):
+def test_permute_and_flip_is_epsilon_dp_for_each_adjacency(epsilon):
     """All neighbours of all small counts, exactly; and the bound is reached up to a third of epsilon."""
     worst = 0.0
     for counts in product(range(3), repeat=3):
@@ -67,7 +67,7 @@ def test_a_far_better_candidate_is_chosen_and_a_single_one_always_is():
 @pytest.mark.parametrize(
     "counts, epsilon", [([], 1.0), ([1, 2], 0.0), ([1, 2], math.inf), ([1, 2], math.nan)]
 )
-def test_what_makes_no_sense_is_refused(counts, epsilon):
+def test_invalid_counts_and_epsilons_are_refused(counts, epsilon):
     with pytest.raises(ValueError, match=r"no candidate|must be a positive number"):
         permute_and_flip(counts, epsilon, Bits(RunKey.published(0).stream("choice")))
 
@@ -101,7 +101,7 @@ def test_what_is_spent_is_the_larger_of_training_and_the_choice(tmp_path):
     assert statement["choice"] == {"mechanism": "permute and flip", "epsilon": 0.25}
 
 
-def test_a_choice_of_the_runs_epsilon_leaves_epsilon_where_it_was_and_raises_mu():
+def test_a_choice_at_the_runs_epsilon_keeps_epsilon_and_raises_mu():
     budget = Budget.calibrated(**SIZES)
     for step in range(10):
         budget.ledger.record(step, budget.key.name)
@@ -116,7 +116,7 @@ def test_a_choice_of_the_runs_epsilon_leaves_epsilon_where_it_was_and_raises_mu(
 
 
 @pytest.mark.parametrize("noise_key", ["secret", "published"])
-def test_a_choice_that_was_made_is_kept_whatever_is_asked_later(tmp_path, noise_key):
+def test_a_choice_is_made_once(tmp_path, noise_key):
     """A process that ended after its choice has released it: the next one, with a key of its own, gets
     what was chosen.
     """
@@ -148,7 +148,7 @@ def test_choices_under_several_keys_add_up(tmp_path):
     assert again.choose({10: 1}, 0.5) in (10, 20)  # no third one
 
 
-def test_a_choice_that_nobody_can_tell_any_more_counts_beside_the_next(tmp_path):
+def test_a_torn_choice_counts_in_addition_to_the_next(tmp_path):
     path, setting = tmp_path / "ledger", Budget.calibrated(**SIZES).setting
     budget = Budget(setting, 1.0, RunKey.secret(), path)
     budget.choose({10: 3, 20: 5}, 0.5)

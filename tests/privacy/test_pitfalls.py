@@ -64,40 +64,42 @@ def linear(*sizes: int) -> nn.Module:
 
 
 def budget(noise_scale=1.0, key=None, ledger=None, arithmetic=None, **change) -> Budget:
-    how = {"noise_arithmetic": arithmetic}
-    return Budget(replace(SETTING, **change), noise_scale, key or RunKey.published(0), ledger, **how)
+    options = {"noise_arithmetic": arithmetic}
+    return Budget(replace(SETTING, **change), noise_scale, key or RunKey.published(0), ledger, **options)
 
 
-def stand_in_budget(noise_scale=1.0, key=None, **how) -> StandInBudget:
+def stand_in_budget(noise_scale=1.0, key=None, **options) -> StandInBudget:
     """For batches of the test's own."""
-    return StandInBudget(SETTING, noise_scale, key, **how)
+    return StandInBudget(SETTING, noise_scale, key, **options)
 
 
-def make(kind, share: Budget, model=None, loss=None, **settings):
+def make(kind, private_budget: Budget, model=None, loss=None, **settings):
     settings = {"learning_rate": 0.01, "clip": CLIP} | settings
     if kind is not DPSGD:
         settings = {"smoothing": SMOOTHING} | settings
-    return kind(model or linear(), loss or Loss(), share, **settings)
+    return kind(model or linear(), loss or Loss(), private_budget, **settings)
 
 
 def weights(model: nn.Module) -> torch.Tensor:
     return nn.utils.parameters_to_vector(model.parameters()).detach().clone()
 
 
-def released_mean(me, batch) -> np.ndarray:
+def released_mean(method, batch) -> np.ndarray:
     """One step: what it released over the expected batch size, in units of the clip bound."""
-    before = weights(me.model).double()
-    scalar = me.step(batch)
+    before = weights(method.model).double()
+    scalar = method.step(batch)
     if scalar is None:
-        return ((before - weights(me.model).double()) / me.optimizer.param_groups[0]["lr"] / me.clip).numpy()
-    return np.array([scalar * (2 * SMOOTHING if isinstance(me, DPZO) else 1) / me.clip])
+        return (
+            (before - weights(method.model).double()) / method.optimizer.param_groups[0]["lr"] / method.clip
+        ).numpy()
+    return np.array([scalar * (2 * SMOOTHING if isinstance(method, DPZO) else 1) / method.clip])
 
 
 class Watching:
     """A budget that keeps the sum that is handed in to be noised, the bound, and what comes out."""
 
-    def __init__(self, *arguments, **how) -> None:
-        super().__init__(*arguments, **how)
+    def __init__(self, *arguments, **options) -> None:
+        super().__init__(*arguments, **options)
         self.seen: list[tuple[torch.Tensor, float, torch.Tensor]] = []
 
     def release(self, clipped, clip):
@@ -139,7 +141,7 @@ def public_step(weights: list[torch.Tensor], data: torch.Tensor, seed: int) -> t
     return clipped.item(), (clipped + 4.0 * torch.randn(1)).item()
 
 
-def test_p01_public_noise_is_known_to_whoever_knows_the_direction_seed():
+def test_p01_public_noise_follows_from_the_direction_seed():
     for seed, rows in [(3, 5), (3, 17), (999_999_999, 40)]:
         secret, released = public_step([torch.ones(5), torch.zeros(1)], INPUTS[:rows], seed)
         torch.manual_seed(seed)  # the attacker knows the seed and the shapes, and has never seen the data
@@ -148,15 +150,15 @@ def test_p01_public_noise_is_known_to_whoever_knows_the_direction_seed():
         assert abs(noise) > 0.1 and released - noise == pytest.approx(secret, abs=1e-5)
 
 
-def scalars(me, steps: int) -> np.ndarray:
+def scalars(method, steps: int) -> np.ndarray:
     """What a zeroth-order method releases when nobody is there: the noise alone.
 
     Weights stay where they are.
     """
     released = []
     for _ in range(steps):
-        released.append(me.projected_gradient(torch.zeros(0)))
-        me.steps_taken += 1
+        released.append(method.projected_gradient(torch.zeros(0)))
+        method.steps_taken += 1
     return np.array(released)
 
 
@@ -164,7 +166,7 @@ def transcript(key: RunKey, steps=2000) -> np.ndarray:
     return scalars(make(DPZero, stand_in_budget(key=key), seed=0), steps)
 
 
-def test_p01_our_noise_is_known_to_nobody_without_the_key():
+def test_p01_our_noise_does_not_follow_from_public_seeds():
     """Who knows the seed, every earlier release and another run of the same seed learns nothing of the
     next number.
     """
@@ -177,36 +179,36 @@ def test_p01_our_noise_is_known_to_nobody_without_the_key():
 
 
 def test_p01_the_key_is_in_no_artefact(tmp_path):
-    share = budget(key=RunKey.secret(), ledger=tmp_path / "ledger")
-    me = make(DPZero, share)
-    for batch in share.batches():
-        me.step(batch)
-    torch.save(me.state_dict(), tmp_path / "state.pt")
-    (tmp_path / "record.json").write_text(json.dumps(share.statement(CLIP, 2.0)))
+    private_budget = budget(key=RunKey.secret(), ledger=tmp_path / "ledger")
+    method = make(DPZero, private_budget)
+    for batch in private_budget.batches():
+        method.step(batch)
+    torch.save(method.state_dict(), tmp_path / "state.pt")
+    (tmp_path / "record.json").write_text(json.dumps(private_budget.statement(CLIP, 2.0)))
     for file in tmp_path.iterdir():
-        content, key = file.read_bytes(), share.key.key
+        content, key = file.read_bytes(), private_budget.key.key
         assert not any(form in content for form in (key, key.hex().encode(), str(list(key)).encode())), file
 
 
-# P1, statically: test_randomness.py::test_no_code_of_the_proof_touches_a_global_generator
+# P1, statically: test_randomness.py::test_the_privacy_room_uses_no_global_generator
 
 
 # P2: streams that are not separated -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("arithmetic", ARITHMETICS)
-def test_p02_the_direction_seed_moves_neither_batches_nor_noise(arithmetic):
+def test_p02_the_direction_seed_changes_neither_batches_nor_noise(arithmetic):
     """On losses without slope the release is the noise alone."""
     runs, ends = [], []
     for seed in (0, 1):
-        share = Budget(SETTING, 1.0, RunKey.published(0), noise_arithmetic=arithmetic)
-        me = make(DPZero, share, loss=Loss(slope=0.0), seed=seed)
-        runs.append([(me.step(batch), batch.tolist()) for batch in share.batches()])
-        ends.append(weights(me.model))
+        private_budget = Budget(SETTING, 1.0, RunKey.published(0), noise_arithmetic=arithmetic)
+        method = make(DPZero, private_budget, loss=Loss(slope=0.0), seed=seed)
+        runs.append([(method.step(batch), batch.tolist()) for batch in private_budget.batches()])
+        ends.append(weights(method.model))
     assert runs[0] == runs[1] and not torch.equal(*ends)
 
 
-def test_p02_under_secret_keys_no_seed_tells_batches_or_noise():
+def test_p02_under_secret_keys_no_seed_determines_batches_or_noise():
     first, second = (list(budget(key=RunKey.secret()).batches()) for _ in range(2))
     one, two = (make(DPZero, stand_in_budget(key=RunKey.secret()), seed=0) for _ in range(2))
     assert any(not np.array_equal(a, b) for a, b in zip(first, second, strict=True))  # equal by chance: 1e-80
@@ -248,9 +250,9 @@ def far_from_poisson(sampler, steps=4000) -> set[str]:
 
 
 def test_p03_batches_have_the_joint_law_of_poisson_sampling():
-    share = budget()
-    assert far_from_poisson(share.sampler) == set()
-    assert share.ledger.event.sampling == share.sampler.name == "poisson"
+    private_budget = budget()
+    assert far_from_poisson(private_budget.sampler) == set()
+    assert private_budget.ledger.event.sampling == private_budget.sampler.name == "poisson"
     stream = RunKey.published(0).stream("sampling")
     assert far_from_poisson(ShuffledEpochs(SIZE, BATCH_SIZE, stream)) >= {
         "the variance of the size",
@@ -274,8 +276,8 @@ def test_p04_a_saturated_batch_moves_by_its_size_over_the_expected_size(kind, co
     """Dividing by the size that was drawn would give the bound for every size, and one example as much
     weight as many.
     """
-    me = make(kind, stand_in_budget(0.0), loss=Loss(slope=1e6))
-    moved = released_mean(me, np.full(count, 3))  # one example many times: all pull the same way
+    method = make(kind, stand_in_budget(0.0), loss=Loss(slope=1e6))
+    moved = released_mean(method, np.full(count, 3))  # one example many times: all pull the same way
     assert np.linalg.norm(moved) == pytest.approx(count / BATCH_SIZE, rel=1e-4, abs=1e-6)
 
 
@@ -291,17 +293,17 @@ def test_p04_infinite_losses_weigh_no_more(kind, infinite):
     [{}, {"sampling": "without_replacement", "adjacency": "replace_one"}],
     ids=["poisson", "fixed size"],
 )
-def test_p05_there_is_no_short_last_batch(how):
+def test_p05_there_is_no_short_last_batch(options):
     """50 examples in batches of 8: cut from an epoch, every seventh batch would hold 2, divided by 2 with
     noise for 8.
     """
-    share = budget(0.0, steps=200, **how)
-    me = make(DPZero, stand_in_budget(0.0), loss=Loss(slope=1e12))
+    private_budget = budget(0.0, steps=200, **options)
+    method = make(DPZero, stand_in_budget(0.0), loss=Loss(slope=1e12))
     sizes = []
-    for batch in share.batches():
+    for batch in private_budget.batches():
         sizes.append(len(batch))
-        assert abs(me.step(np.full(len(batch), 3))) == pytest.approx(CLIP * len(batch) / BATCH_SIZE)
-    assert set(sizes) == {BATCH_SIZE} if how else len(set(sizes)) > 5
+        assert abs(method.step(np.full(len(batch), 3))) == pytest.approx(CLIP * len(batch) / BATCH_SIZE)
+    assert set(sizes) == {BATCH_SIZE} if options else len(set(sizes)) > 5
 
 
 # P6: the scale of the noise -------------------------------------------------------------------------------
@@ -310,11 +312,11 @@ def test_p05_there_is_no_short_last_batch(how):
 @every_method
 def test_p06_the_noise_of_a_mean_is_scale_times_clip_over_the_expected_batch_size(kind):
     """Through each method's own divisions; a factor of 1.2 either way is told apart."""
-    me = make(kind, stand_in_budget(3.0), linear(40, 74, 1))
+    method = make(kind, stand_in_budget(3.0), linear(40, 74, 1))
     if kind is DPSGD:
-        mean = released_mean(me, NOBODY)
+        mean = released_mean(method, NOBODY)
     else:
-        mean = scalars(me, 3000) * (2 * SMOOTHING if kind is DPZO else 1) / CLIP
+        mean = scalars(method, 3000) * (2 * SMOOTHING if kind is DPZO else 1) / CLIP
     noise = mean * BATCH_SIZE / 3.0
     law = stats.chi2(len(noise))
     assert len(noise) >= 3000
@@ -343,12 +345,12 @@ def test_p07_an_empty_batch_releases_noise_and_counts_first_and_midway(kind):
     """The model is not asked (the loss would fail), and what is released is the noise of that step to the
     last digit.
     """
-    share, twin = stand_in_budget(), stand_in_budget()
-    me = make(kind, share)
+    private_budget, twin = stand_in_budget(), stand_in_budget()
+    method = make(kind, private_budget)
     for step, count in enumerate([0, 5, 0, 3, 0]):
-        moved = released_mean(me, np.arange(count))
+        moved = released_mean(method, np.arange(count))
         if kind is DPSGD:
-            sums = [torch.zeros_like(p) for p in me.parameters]
+            sums = [torch.zeros_like(p) for p in method.parameters]
             twin.admit(0)
             twin.release_(sums, CLIP)
             expected = torch.cat([s.flatten() for s in sums]).numpy()
@@ -356,18 +358,18 @@ def test_p07_an_empty_batch_releases_noise_and_counts_first_and_midway(kind):
             expected = twin.release(torch.zeros(0), CLIP)
         if count == 0:
             assert moved * CLIP * BATCH_SIZE == pytest.approx(expected, rel=1e-3, abs=1e-3)
-        assert len(share.ledger) == me.steps_taken == step + 1
+        assert len(private_budget.ledger) == method.steps_taken == step + 1
 
 
 @every_method
 def test_p07_a_run_in_which_a_third_of_the_batches_is_empty(kind):
-    share = budget(dataset_size=4, batch_size=1, steps=40)
-    me, sizes = make(kind, share), []
-    for batch in share.batches():
-        me.step(batch)
+    private_budget = budget(dataset_size=4, batch_size=1, steps=40)
+    method, sizes = make(kind, private_budget), []
+    for batch in private_budget.batches():
+        method.step(batch)
         sizes.append(len(batch))
-    assert sizes.count(0) > 0 and len(share.ledger) == 40  # no empty one by chance: 3e-7
-    assert torch.isfinite(weights(me.model)).all()
+    assert sizes.count(0) > 0 and len(private_budget.ledger) == 40  # no empty one by chance: 3e-7
+    assert torch.isfinite(weights(method.model)).all()
 
 
 # P8: test_clipping.py::test_no_value_exceeds_the_bound, test_algorithm.py::test_one_example_moves_the_release_by_the_bound_at_most,
@@ -389,19 +391,19 @@ def off_the_grid(present: bool, arithmetic: str) -> tuple[int, int]:
 
     -> (releases that are no such multiple, releases below 1/4), of a sum that is 1 (the bound) or empty.
     """
-    share = stand_in_budget(noise_arithmetic=arithmetic)
+    private_budget = stand_in_budget(noise_arithmetic=arithmetic)
     values = torch.ones(int(present), dtype=torch.float64)
-    small = [y for _ in range(4000) if abs(y := share.release(values, 1.0)) < 0.25]
+    small = [y for _ in range(4000) if abs(y := private_budget.release(values, 1.0)) < 0.25]
     return sum(not (y * 2**53).is_integer() for y in small), len(small)
 
 
-def test_p11_the_low_order_bits_of_float_noise_tell_who_is_in():
+def test_p11_the_low_order_bits_of_float_noise_reveal_membership():
     (never, of_present), (often, of_absent) = (off_the_grid(present, "float") for present in (True, False))
     assert never == 0 and of_present > 300
     assert often > of_absent / 2 > 300
 
 
-def test_p11_those_of_exact_noise_do_not():
+def test_p11_the_low_order_bits_of_exact_noise_do_not():
     for present in (True, False):
         off, small = off_the_grid(present, "exact")
         assert off == 0 and small > 300
@@ -411,17 +413,17 @@ def test_p11_those_of_exact_noise_do_not():
 
 
 @every_method
-def test_p12_a_run_that_replays_is_no_valid_release_and_one_that_is_does_not_replay(kind):
+def test_p12_a_run_is_either_a_valid_release_or_replays(kind):
     for key, secret in ((lambda: RunKey.published(0), False), (RunKey.secret, True)):
         ends, valid_releases = [], []
         for _ in range(2):
-            share = budget(key=key(), arithmetic="float" if kind is DPSGD else None)
-            share.record_influence(0.0)  # as of a loss whose bits are each example's own
-            valid_releases.append(share.statement(CLIP, 2.0)["valid_release"])
-            me = make(kind, share)
-            for batch in share.batches():
-                me.step(batch)
-            ends.append(weights(me.model))
+            private_budget = budget(key=key(), arithmetic="float" if kind is DPSGD else None)
+            private_budget.record_influence(0.0)  # as of a loss whose bits are each example's own
+            valid_releases.append(private_budget.statement(CLIP, 2.0)["valid_release"])
+            method = make(kind, private_budget)
+            for batch in private_budget.batches():
+                method.step(batch)
+            ends.append(weights(method.model))
         valid = secret and kind is not DPSGD  # whose noise is in floats
         assert valid_releases == [valid, valid] and torch.equal(*ends) != secret
 
@@ -438,10 +440,10 @@ KILLED_AFTER = 4
 def run_until_killed(folder: Path, pipe: int) -> None:
     """Both kinds of run, each with a ledger and no checkpoint yet, and then what no process can catch."""
     for kind in ("published", "secret"):
-        share = budget(key=RunKey.for_run(kind, 0), ledger=folder / kind)
-        me = make(DPZero, share)
-        for batch in itertools.islice(share.batches(), KILLED_AFTER):
-            os.write(pipe, f"{me.step(batch)}\n".encode())
+        private_budget = budget(key=RunKey.for_run(kind, 0), ledger=folder / kind)
+        method = make(DPZero, private_budget)
+        for batch in itertools.islice(private_budget.batches(), KILLED_AFTER):
+            os.write(pipe, f"{method.step(batch)}\n".encode())
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -459,12 +461,12 @@ def test_p13_a_killed_run_counts_what_it_released_and_repeats_no_noise_on_other_
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     before = {"published": printed[:KILLED_AFTER], "secret": printed[KILLED_AFTER:]}
     for kind in ("published", "secret"):
-        share = budget(key=RunKey.for_run(kind, 0), ledger=tmp_path / kind)
-        assert len(share.ledger) == KILLED_AFTER
-        me = make(DPZero, share)
-        again = [me.step(batch) for batch in share.batches()]
+        private_budget = budget(key=RunKey.for_run(kind, 0), ledger=tmp_path / kind)
+        assert len(private_budget.ledger) == KILLED_AFTER
+        method = make(DPZero, private_budget)
+        again = [method.step(batch) for batch in private_budget.batches()]
         assert len(again) == (STEPS if kind == "published" else STEPS - KILLED_AFTER)
-        assert len(share.ledger) == STEPS  # what was released before the kill is spent
+        assert len(private_budget.ledger) == STEPS  # what was released before the kill is spent
         repeated = set(again) & set(before[kind])
         assert len(repeated) == (KILLED_AFTER if kind == "published" else 0)  # the same release, or a new one
 
@@ -500,9 +502,9 @@ def test_p15_the_ledger_is_the_same_whatever_the_data_are(tmp_path):
     """It tells neither batch sizes nor losses: the same bytes for any batch."""
     texts = []
     for name, count, slope in (("a", 0, 1.0), ("b", 9, 1e6), ("c", 3, math.nan)):
-        me = make(DPZero, stand_in_budget(ledger=tmp_path / name), loss=Loss(slope))
+        method = make(DPZero, stand_in_budget(ledger=tmp_path / name), loss=Loss(slope))
         for _ in range(3):
-            me.step(np.arange(count))
+            method.step(np.arange(count))
         texts.append((tmp_path / name).read_bytes())
     assert texts[0] == texts[1] == texts[2]
 
@@ -517,15 +519,15 @@ def test_p15_the_ledger_is_the_same_whatever_the_data_are(tmp_path):
 
 
 @pytest.mark.parametrize("part", [1, 3, 8])
-def test_p17_however_many_parts_a_batch_has_each_example_is_clipped_and_there_is_one_draw_of_noise(part):
+def test_p17_micro_batches_clip_each_example_and_share_one_draw_of_noise(part):
     whole, parts = budget(), budget()
     ends = []
-    for share, loss in ((whole, Loss(5.0)), (parts, Loss(5.0, part))):
-        me = make(DPSGD, share, loss=loss, learning_rate=1.0)
-        for batch in share.batches():
-            me.step(batch)
-        ends.append(weights(me.model))
-        assert len(share.ledger) == STEPS
+    for private_budget, loss in ((whole, Loss(5.0)), (parts, Loss(5.0, part))):
+        method = make(DPSGD, private_budget, loss=loss, learning_rate=1.0)
+        for batch in private_budget.batches():
+            method.step(batch)
+        ends.append(weights(method.model))
+        assert len(private_budget.ledger) == STEPS
     assert torch.allclose(*ends, rtol=1e-4, atol=1e-5)
 
 
@@ -535,9 +537,9 @@ def test_p17_however_many_parts_a_batch_has_each_example_is_clipped_and_there_is
 @pytest.mark.parametrize(("size", "batch", "steps"), [(50, 8, 93), (1000, 64, 117), (7, 2, 99)])
 def test_p18_rate_and_steps_are_those_that_were_asked_for(size, batch, steps):
     """A loader of ceil(50 / 8) batches would make a rate of 1 / 7 and a divisor of 7."""
-    share = budget(dataset_size=size, batch_size=batch, steps=steps)
-    assert share.setting.rate == batch / size and share.batch_size == batch
-    sizes = [len(drawn) for drawn in share.batches()]
+    private_budget = budget(dataset_size=size, batch_size=batch, steps=steps)
+    assert private_budget.setting.rate == batch / size and private_budget.batch_size == batch
+    sizes = [len(drawn) for drawn in private_budget.batches()]
     assert len(sizes) == steps
     deviation = (sum(sizes) - steps * batch) / math.sqrt(steps * batch * (1 - batch / size))
     assert abs(deviation) < 5.2  # 2e-7 by chance
@@ -555,9 +557,9 @@ def test_p19_a_frozen_parameter_changes_nothing():
             rotation = nn.Linear(5, 5, bias=False).requires_grad_(False)
             nn.init.eye_(rotation.weight)
             model = nn.Sequential(rotation, model)
-        me = make(DPSGD, stand_in_budget(), model, Loss(100.0))
-        me.step(np.arange(6))
-        ends.append(torch.cat([p.detach().flatten() for p in me.parameters]))
+        method = make(DPSGD, stand_in_budget(), model, Loss(100.0))
+        method.step(np.arange(6))
+        ends.append(torch.cat([p.detach().flatten() for p in method.parameters]))
     assert torch.allclose(*ends, atol=1e-6)
 
 
@@ -601,10 +603,10 @@ class Positions(nn.Module):
 
 
 def test_p21_a_gradient_that_is_not_per_example_is_refused():
-    share = stand_in_budget()
+    private_budget = stand_in_budget()
     with pytest.raises(RuntimeError, match="has 1 rows for 6 examples"):
-        make(DPSGD, share, Positions()).step(np.arange(6))
-    assert len(share.ledger) == 0
+        make(DPSGD, private_budget, Positions()).step(np.arange(6))
+    assert len(private_budget.ledger) == 0
 
 
 # Flattened batches: baselines/test_per_sample_gradients.py::test_a_model_that_would_be_clipped_per_token_is_refused
@@ -625,7 +627,7 @@ def test_p22_a_layer_that_normalises_over_the_batch_is_refused(kind, statistics)
 
 
 @pytest.mark.parametrize("kind", [DPZero, DPZO])
-def test_p22_with_fixed_statistics_it_is_a_layer_like_any_other(kind):
+def test_p22_batch_normalisation_with_fixed_statistics_is_accepted(kind):
     model = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
     make(kind, stand_in_budget(), model.eval()).step(np.arange(6))
     model[1].track_running_stats = False  # then evaluation mode does not help
@@ -641,25 +643,25 @@ def test_p22_with_fixed_statistics_it_is_a_layer_like_any_other(kind):
 
 @every_method
 def test_p23_the_bound_is_a_constant(kind):
-    share = Watched(SETTING, 1.0, RunKey.published(0))
-    me = make(kind, share)
-    for step, batch in enumerate(share.batches()):
-        me.loss.slope = 10.0 ** (3 - step)  # losses fall by ten orders
-        me.step(batch)
-    assert [clip for _, clip, _ in share.seen] == [CLIP] * STEPS
+    private_budget = Watched(SETTING, 1.0, RunKey.published(0))
+    method = make(kind, private_budget)
+    for step, batch in enumerate(private_budget.batches()):
+        method.loss.slope = 10.0 ** (3 - step)  # losses fall by ten orders
+        method.step(batch)
+    assert [clip for _, clip, _ in private_budget.seen] == [CLIP] * STEPS
 
 
 # P24: delta -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("delta", "size"), [(1 / 50, 50), (1 / 49, 49), (0.5, 50)])
-def test_p24_a_delta_that_allows_publishing_an_example_does_not_pass_unseen(delta, size):
+def test_p24_a_delta_of_one_over_n_gives_a_warning(delta, size):
     with pytest.warns(UserWarning, match=rf"delta is {delta:g} for {size} examples: .* choose a far smaller"):
         budget(delta=delta, dataset_size=size)
 
 
 @pytest.mark.parametrize("delta", [1e-5, 0.99 / SIZE])
-def test_p24_a_smaller_one_passes_and_stands_in_the_statement(delta):
+def test_p24_a_smaller_delta_passes_and_is_in_the_statement(delta):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         statement = budget(delta=delta).statement(CLIP, 2.0)
@@ -683,12 +685,12 @@ def test_p24_a_smaller_one_passes_and_stands_in_the_statement(delta):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
-def test_p28_one_bound_and_one_scale_over_all_layers_whatever_the_optimizer(optimizer):
+def test_p28_one_clip_and_one_noise_scale_for_all_layers_and_optimizers(optimizer):
     """Clipped layer by layer one example would weigh the root of three times the bound."""
-    share = WatchedStandInBudget(SETTING, 2.0)
-    me = make(DPSGD, share, linear(5, 40, 40, 1), Loss(1e6), optimizer=optimizer)
-    me.step(np.array([3]))
-    (clipped, bound, noisy) = share.seen[0]
+    private_budget = WatchedStandInBudget(SETTING, 2.0)
+    method = make(DPSGD, private_budget, linear(5, 40, 40, 1), Loss(1e6), optimizer=optimizer)
+    method.step(np.array([3]))
+    (clipped, bound, noisy) = private_budget.seen[0]
     assert bound == CLIP and clipped.norm().item() == pytest.approx(CLIP, rel=1e-5)
     squares = (((noisy - clipped) / (2.0 * CLIP)) ** 2).sum().item()
     law = stats.chi2(len(clipped))
@@ -701,7 +703,7 @@ def test_p28_one_bound_and_one_scale_over_all_layers_whatever_the_optimizer(opti
 # The list itself ------------------------------------------------------------------------------------------
 
 
-def test_every_pitfall_is_here_and_every_test_that_is_named_exists():
+def test_every_pitfall_has_a_test_and_every_named_test_exists():
     text, tests = Path(__file__).read_text(), Path(__file__).parents[1]
     named = re.findall(r"^# P(\d+)", text, re.MULTILINE) + re.findall(
         r"^def test_p(\d+)_", text, re.MULTILINE

@@ -18,9 +18,9 @@ OF_PUBLIC_CODE = [name for name, plant in PLANTS.items() if plant.origin == "pub
 @pytest.mark.parametrize("name", [None, *OF_PUBLIC_CODE])
 def test_each_fault_of_public_code_is_caught(name):
     tests = dict.fromkeys(test for each in OF_PUBLIC_CODE for test in PLANTS[each].tests)
-    found = planted.ask(PLANTS[name].tests if name else tuple(tests), PLANTS.get(name))
-    assert bool(found.test) == bool(name), found.output[-3000:]
-    assert name is None or found.test.startswith(PLANTS[name].tests)
+    outcome = planted.ask(PLANTS[name].tests if name else tuple(tests), PLANTS.get(name))
+    assert bool(outcome.test) == bool(name), outcome.output[-3000:]
+    assert name is None or outcome.test.startswith(PLANTS[name].tests)
 
 
 def test_every_plant_can_be_planted_and_the_tests_that_should_see_it_exist():

@@ -128,7 +128,7 @@ def test_dpzeros_noise_follows_from_the_direction_seed():
 
 
 @pytest.mark.parametrize("model", ["roberta", "opt"])
-def test_aggzos_noise_follows_from_the_step_or_from_the_last_direction_seed(model):
+def test_aggzos_noise_follows_from_the_step_or_the_last_direction_seed(model):
     directions = [11, 22, 33]
 
     def noise(step: int) -> torch.Tensor:
@@ -150,7 +150,7 @@ def test_aggzos_noise_follows_from_the_step_or_from_the_last_direction_seed(mode
     assert torch.allclose(released - observer(step=5), CLIPPED, atol=1e-5)
 
 
-def test_zosos_noise_follows_from_the_runs_seed_which_two_direction_seeds_give_away():
+def test_zosos_noise_follows_from_the_runs_seed_which_two_direction_seeds_reveal():
     def run(seed: int, steps: int) -> list[tuple[int, float]]:
         """(direction seed, noise) of each step, from NumPy's one generator."""
         generator = np.random.RandomState(seed)
@@ -162,7 +162,7 @@ def test_zosos_noise_follows_from_the_runs_seed_which_two_direction_seeds_give_a
     assert [noise for _, noise in run(seed, 5)] == [noise for _, noise in secret]
 
 
-def test_a_reproduction_does_not_reproduce_that():
+def test_our_reproduction_draws_its_noise_from_the_run_key():
     def release(key: RunKey, seed: int) -> float:
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002
@@ -187,7 +187,7 @@ def test_shuffled_batches_are_not_poisson_batches():
         assert [len(batch) for batch in batches] == [64] * 15 + [40]
 
 
-def test_the_place_of_an_example_in_an_epoch_is_uniform_and_anew_in_each():
+def test_an_examples_position_is_uniform_and_independent_in_each_epoch():
     """Chi-square over its place in two epochs on end, 6 x 6 places; false alarm 1e-7."""
     sampler = ShuffledEpochs(24, 4, RunKey.published(1).stream("sampling"))
     places = [next(k for k in range(6) if 5 in sampler.batch(6 * epoch + k)) for epoch in range(14_400)]
@@ -195,7 +195,7 @@ def test_the_place_of_an_example_in_an_epoch_is_uniform_and_anew_in_each():
     assert stats.chisquare(counts).pvalue > 1e-7
 
 
-def test_shuffled_epochs_lose_more_than_poisson_batches():
+def test_shuffled_epochs_have_a_larger_epsilon_than_poisson_batches():
     """Monte Carlo, noise 0.7 clip, 16 batches of one epoch: all others contribute -clip, one example +clip or
     nothing (Chua et al. 2024). The event `some batch lies higher than t` is likelier by more than Poisson
     sampling with the same noise allows. Clopper-Pearson at 2.5e-7 on each side; the threshold was fixed
@@ -287,13 +287,13 @@ def test_epochs_compose():
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_what_is_given_lies_between_its_bounds(name):
+def test_the_lower_bound_is_below_the_upper_bound(name):
     run = published(name, **SMALL)
     assert 0 < run.epsilon_lower() <= run.epsilon_upper()
     assert run.epsilon_upper(7) < run.epsilon_upper()
 
 
-def test_the_noisy_count_is_paid_for():
+def test_the_noisy_count_is_accounted_for():
     run = published("dp_aggzo", 2.0, steps=1000)
     scalars = run.setting.epsilon(run.noise_scale)
     assert scalars < run.epsilon_upper() < scalars + 0.1 and run.epsilon_upper() < 2
@@ -363,7 +363,7 @@ def test_aggzo_divides_by_the_rate_times_a_noisy_count():
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_a_run_as_published_says_what_it_gives(name):
+def test_an_imitated_run_states_its_actual_epsilon(name):
     run = published(name, **SMALL)
     budget = PublicCodeBudget(run, RunKey.secret())
     assert budget.epsilon_spent() == 0

@@ -64,7 +64,7 @@ def test_the_law_of_a_period_has_the_moments_of_a_mean_of_ratios(mechanism, nois
 
 
 @pytest.mark.parametrize("direction", [0, 1])
-def test_a_finer_grid_says_less_and_hardly_less(direction):
+def test_a_finer_grid_gives_a_slightly_smaller_epsilon(direction):
     base = dominating_pairs.gaussian(1.5)
     coarse, usual, fine = (
         Composition([period_losses(base, 16, 1e-12, cells)[direction]], 20).get_epsilon_for_delta(1e-6)
@@ -163,19 +163,19 @@ def test_gaussian_noise_is_about_that_of_poisson_batches(epsilon):
     assert COMMON.epsilon(scale) <= epsilon < COMMON.epsilon(scale * (1 - 1e-4))
 
 
-def test_the_public_functions_offer_it():
-    words = {"mechanism": "gaussian", "sampling": "random_allocation", "adjacency": "add_remove"}
-    words |= {"dataset_size": 1024, "batch_size": 64, "steps": 160, "delta": 1e-6}
-    scale = calibrate_noise(epsilon=2.0, **words)
-    assert spent_epsilon(noise_scale=scale, **words) == pytest.approx(2.0, rel=1e-4)
+def test_the_public_functions_offer_random_allocation():
+    arguments = {"mechanism": "gaussian", "sampling": "random_allocation", "adjacency": "add_remove"}
+    arguments |= {"dataset_size": 1024, "batch_size": 64, "steps": 160, "delta": 1e-6}
+    scale = calibrate_noise(epsilon=2.0, **arguments)
+    assert spent_epsilon(noise_scale=scale, **arguments) == pytest.approx(2.0, rel=1e-4)
 
 
-def test_a_period_that_ends_early_counts_as_a_whole_one():
+def test_a_partial_period_counts_whole():
     spent = [replace(COMMON, steps=steps).epsilon(2.0) for steps in (16, 17, 31, 32)]
     assert spent[0] < spent[1] == spent[2] == spent[3]
 
 
-def test_a_period_that_was_touched_counts_whole():
+def test_a_started_period_counts_whole():
     """Steps 8 to 23 are 16, but of two periods: an example may be in both."""
     assert (
         COMMON.counted_steps(range(8, 24))
@@ -196,7 +196,7 @@ def test_a_period_that_two_keys_share_counts_once_for_each():
     assert budget.epsilon_spent() == setting.epsilon(2.0) > replace(setting, steps=4).epsilon(2.0)
 
 
-def test_another_key_begins_with_a_period_of_its_own():
+def test_another_key_starts_a_new_period():
     """Else the rest of a period would be drawn for examples that may have had their batch."""
     setting = replace(COMMON, dataset_size=64, batch_size=16, steps=8)
     one, two = (Budget(setting, 2.0, RunKey.published(seed)) for seed in (0, 1))
@@ -231,7 +231,7 @@ def test_pure_epsilon_is_that_of_one_release_a_period():
 
 
 @pytest.mark.parametrize("delta", [1e-12, 1e-30])
-def test_a_small_delta_is_no_harder(delta):
+def test_random_allocation_is_accounted_at_small_deltas(delta):
     setting = replace(COMMON, delta=delta)
     scale = setting.noise_scale(2.0)
     assert setting.epsilon(scale) <= 2.0
@@ -255,7 +255,7 @@ def test_replacing_an_example_is_refused():
 
 
 @pytest.mark.parametrize("sampling", ["shuffle", "shuffled_epochs"])
-def test_shuffling_is_refused_and_the_way_to_it_is_named(sampling):
+def test_shuffling_is_refused_and_the_message_names_random_allocation(sampling):
     with pytest.raises(
         ValueError, match=f"no proven accounting .*{sampling}.*To shuffle, use random_allocation"
     ):
@@ -290,7 +290,7 @@ def test_each_batch_is_as_likely_for_each_example(places):
         assert stats.chisquare(np.bincount(example, minlength=4)).pvalue > 2e-8
 
 
-def test_where_one_example_is_says_nothing_of_another_nor_of_the_next_period(places):
+def test_the_batches_of_examples_and_periods_are_independent(places):
     """Joint tables of 4 x 4, uniform: shuffled batches fail here.
 
     False alarm below 1e-6 over all 209 of them.
@@ -312,7 +312,7 @@ def test_batch_sizes_are_binomial(places):
     )
 
 
-def test_a_last_batch_is_as_large_as_the_others_where_the_size_does_not_divide_the_data():
+def test_the_last_batch_is_not_smaller_if_the_size_does_not_divide_the_data():
     sampler = RandomAllocation(19, 5, RunKey.published(1).stream("sampling"))
     period = np.concatenate([sampler.batch(step) for step in range(8, 12)])
     assert np.array_equal(np.sort(period), np.arange(19))

@@ -47,7 +47,7 @@ def test_streams_that_differ_are_unrelated(other):
 @pytest.mark.parametrize(
     ("draw", "law"), [("uniforms", stats.uniform), ("normals", stats.norm), ("laplaces", stats.laplace)]
 )
-def test_the_draws_have_the_law_that_they_are_named_after(draw, law):
+def test_uniform_normal_and_laplace_draws_have_their_laws(draw, law):
     values = getattr(RunKey.published(0).stream("noise"), draw)(DRAWS, 3)
     assert stats.kstest(values, law.cdf).pvalue > 5e-7
 
@@ -67,7 +67,7 @@ def test_a_step_can_be_recomputed_without_the_steps_before_it(order):
         assert np.array_equal(stream.normals(3, step), expected[step])
 
 
-def test_a_published_key_replays_for_ever():
+def test_a_published_key_replays_known_values():
     stream = RunKey.published(0).stream("noise")
     assert stream.normals(3, 0, 0, 0) == pytest.approx(
         [-0.5038361606761725, 0.9869925758741188, 1.7422318526029177], rel=1e-14
@@ -102,7 +102,7 @@ def test_a_secret_key_that_can_be_guessed_is_refused(key):
         RunKey("secret", key)
 
 
-def test_neither_name_nor_representation_tells_the_key():
+def test_name_and_repr_do_not_reveal_the_key():
     key = RunKey.secret()
     assert len(key.key) == 32
     assert key.key.hex() not in repr(key) and repr(key.key) not in repr(key)
@@ -123,7 +123,7 @@ def test_the_extreme_words_give_finite_numbers_inside_the_open_interval(word, mo
     assert np.isfinite(stream.normals(2, 0)).all() and np.isfinite(stream.laplaces(2, 0)).all()
 
 
-def test_noise_is_no_function_of_a_seed_that_is_public():
+def test_noise_is_not_a_function_of_a_public_seed():
     """Drawn after seeding a generator with the direction's seed, noise would be known to whoever knows the
     seed.
     """
@@ -134,7 +134,7 @@ def test_noise_is_no_function_of_a_seed_that_is_public():
         assert abs(correlation(noise, draw)) < 6 / len(steps) ** 0.5
 
 
-def test_no_code_of_the_proof_touches_a_global_generator():
+def test_the_privacy_room_uses_no_global_generator():
     """torch and numpy generators are out of the house where noise, batches and directions are made."""
     files = [*HOUSE.glob("privacy/*.py"), *HOUSE.glob("zeroth_order/*.py"), HOUSE / "algorithm.py"]
     assert len(files) > 10

@@ -107,13 +107,13 @@ def test_without_replacement_draws_exactly_the_batch_size_uniformly():
     assert np.abs(sigmas((member.T @ member)[np.triu_indices(SIZE, 1)], count, pair)).max() < 7.5
 
 
-def test_a_full_batch_is_everything():
+def test_a_full_batch_holds_all_examples():
     assert np.array_equal(sampler(FullBatch, batch=SIZE).batch(3), np.arange(SIZE))
     with pytest.raises(ValueError, match="full_batch needs dataset_size, 50"):
         sampler(FullBatch)
 
 
-def test_poisson_at_rate_one_is_everything():
+def test_poisson_at_rate_one_draws_all_examples():
     assert np.array_equal(sampler(batch=SIZE).batch(0), np.arange(SIZE))
 
 
@@ -146,7 +146,7 @@ def test_shuffled_epochs_cannot_be_accounted_for():
 AUTHORS = ["ann", "bob", "ann", "cid", "ann", "bob"]
 
 
-def test_users_bring_all_their_examples_and_no_others():
+def test_drawn_users_give_all_their_examples_and_no_others():
     users = Users(AUTHORS)
     assert len(users) == 3
     examples, whose = users.examples(np.array([0, 2]))
@@ -156,19 +156,19 @@ def test_users_bring_all_their_examples_and_no_others():
     assert sorted(everyone.tolist()) == list(range(6))
 
 
-def test_nobody_brings_nothing():
+def test_no_users_give_no_examples():
     examples, whose = Users(AUTHORS).examples(np.zeros(0, np.int64))
     assert examples.shape == whose.shape == (0,)
     assert (examples.dtype, whose.dtype) == (np.int64, np.int64)
 
 
 @pytest.mark.parametrize("names", [[7, 7, 3], [("a", 1), ("a", 1), ("a", 2)], ["x", "x", ""]])
-def test_a_user_may_be_anything_that_tells_users_apart(names):
+def test_a_user_may_be_any_hashable(names):
     examples, whose = Users(names).examples(np.array([0, 1]))
     assert examples.tolist() == [0, 1, 2] and whose.tolist() == [0, 0, 1]
 
 
-def test_whoever_has_many_examples_is_drawn_no_more_often():
+def test_a_user_with_many_examples_is_drawn_no_more_often():
     """The sampler draws users: rate batch_size / users, whatever they wrote."""
     users = Users(["prolific"] * 91 + list(range(9)))
     source, count = sampler(size=len(users), batch=2), 4000

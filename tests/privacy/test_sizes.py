@@ -30,10 +30,10 @@ FAR = sorted({n for n in NUMBERS if n < STEPS})
 
 
 def budget(
-    mechanism="gaussian", arithmetic="float", size=SIZE, batch_size=BATCH_SIZE, directions=1, **how
+    mechanism="gaussian", arithmetic="float", size=SIZE, batch_size=BATCH_SIZE, directions=1, **options
 ) -> Budget:
     setting = Setting(mechanism, "poisson", "add_remove", size, batch_size, STEPS, 1e-5, directions)
-    return Budget(setting, SCALE, RunKey.published(3), noise_arithmetic=arithmetic, **how)
+    return Budget(setting, SCALE, RunKey.published(3), noise_arithmetic=arithmetic, **options)
 
 
 def at(source: Budget, number: int) -> np.ndarray:
@@ -101,7 +101,7 @@ def test_each_of_many_tensors_has_noise_of_its_own():
     assert abs(noise.std() / (2**0.5 * SCALE) - 1) < 0.01
 
 
-def test_noise_does_not_tell_who_was_drawn():
+def test_noise_and_batches_are_uncorrelated():
     """Nor does who was drawn tell the noise, though both come from one key."""
     source, steps = budget(size=60, batch_size=30), 4000
     member, noise = np.zeros((steps, 60)), np.zeros(steps)
@@ -116,7 +116,7 @@ def test_noise_does_not_tell_who_was_drawn():
 # Batches --------------------------------------------------------------------------------------------------
 
 
-def test_the_batch_that_is_handed_out_is_that_of_its_step_however_many_there_were():
+def test_each_batch_is_that_of_its_step_after_many_steps():
     source, seen = budget(), set()
     for number in FAR:
         batch = at(source, number)
@@ -125,7 +125,7 @@ def test_the_batch_that_is_handed_out_is_that_of_its_step_however_many_there_wer
     assert len(seen) == len(FAR)
 
 
-def test_large_batches_are_binomial_and_no_two_of_many_examples_go_together():
+def test_large_batches_are_binomial_and_no_two_examples_are_always_together():
     size, steps = 5000, 64
     source = budget(size=size, batch_size=size // 2)
     member = np.zeros((steps, size), dtype=bool)
