@@ -122,7 +122,8 @@ def test_a_step_in_the_published_setting_is_the_formula_of_the_published_code():
         target_epsilon=2.0, target_delta=1e-5, sample_rate=1 / 16, steps=10_000, accountant="rdp"
     )
     assert multiplier == pytest.approx(13.516, abs=0.002)
-    theirs = PublicRun(IMPLEMENTATIONS["dpzero"], 2.0, delta=1e-5, steps=10_000, **sizes)
+    claimed = Setting("gaussian", "poisson", "add_remove", **sizes, steps=10_000, delta=1e-5)
+    theirs = PublicRun(IMPLEMENTATIONS["dpzero"], 2.0, claimed)
     share = PublicCodeBudget(theirs, RunKey.published(0))
     model = text_classifier.load("tiny-encoder", tasks.load("toy"), "full").double()
     rows = encoding.encode(tasks.load("toy"), "tiny-encoder", 24)["train"]

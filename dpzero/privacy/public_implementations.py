@@ -84,31 +84,23 @@ class PublicRun:
     Args:
         implementation: whose sampler, noise and divisor.
         epsilon: the claim.
-        delta: of the claim.
-        dataset_size: number of examples.
-        batch_size: of a full batch.
-        steps: of the run.
+        setting: what the claim assumes: Gaussian noise, Poisson sampling, add_remove.
         assumed_size: the number of examples given to its accountant, if not the true one.
     """
 
     implementation: Implementation
     epsilon: float
-    delta: float
-    dataset_size: int
-    batch_size: int
-    steps: int
+    setting: Setting
     assumed_size: int | None = None
-
-    def __post_init__(self) -> None:
-        _ = self.setting  # raises ValueError if it makes no sense
 
     @property
     def noise_scale(self) -> float:
         """Noise on the sum of a full batch over the clip, by the implementation's accountant."""
-        rate = self.batch_size / (self.assumed_size or self.dataset_size)
+        setting, share = self.setting, self.implementation.share
+        rate = setting.batch_size / (self.assumed_size or setting.dataset_size)
         multiplier = _by_rdp if self.implementation.accountant == "opacus RDP" else _by_prv
-        share = self.implementation.share * self.epsilon
-        return self.implementation.factor * multiplier(share, self.delta, rate, self.steps)
+        noise = multiplier(share * self.epsilon, setting.delta, rate, setting.steps)
+        return self.implementation.factor * noise
 
     @property
     def batches(self) -> int:
@@ -118,14 +110,7 @@ class PublicRun:
     @property
     def last_batch(self) -> int:
         """Rows in the last batch of an epoch."""
-        return self.dataset_size - (self.batches - 1) * self.batch_size
-
-    @property
-    def setting(self) -> Setting:
-        """The setting that the claim assumes: Poisson sampling, add_remove."""
-        return Setting(
-            "gaussian", "poisson", "add_remove", self.dataset_size, self.batch_size, self.steps, self.delta
-        )
+        return self.setting.dataset_size - (self.batches - 1) * self.setting.batch_size
 
     @property
     def bound(self) -> str:
@@ -137,24 +122,24 @@ class PublicRun:
     def epsilon_upper(self, steps: int | None = None) -> float:
         """Upper bound on epsilon at delta after so many steps (all by default), if the noise were secret."""
         if self.implementation.sampling == "poisson":
-            return self._by_poisson(steps or self.steps)
-        return self._epochs(steps or self.steps).epsilon_upper(self.delta)
+            return self._by_poisson(steps or self.setting.steps)
+        return self._epochs(steps or self.setting.steps).epsilon_upper(self.setting.delta)
 
     def epsilon_lower(self) -> float:
         """Lower bound on epsilon, from a worst-case pair of data sets."""
         if self.implementation.sampling == "poisson":
-            return self._by_poisson(self.steps)  # the dominating pair is a pair of data sets
-        epochs = self._epochs(self.steps)
+            return self._by_poisson(self.setting.steps)  # the dominating pair is a pair of data sets
+        epochs = self._epochs(self.setting.steps)
         return epochs.epsilon_lower(
-            self.delta, without=epochs.shift if self.implementation.adjacency == "zero_out" else 0.0
+            self.setting.delta, without=epochs.shift if self.implementation.adjacency == "zero_out" else 0.0
         )
 
     def _epochs(self, steps: int) -> Epochs:
         from .shuffled_epochs import Epochs
 
         sensitivity = {"replace_one": 2, "zero_out": 1}[self.implementation.adjacency]
-        growth = self.batch_size / self.last_batch if self.implementation.divisor == "actual" else 1.0
-        share = self.last_batch / self.dataset_size
+        growth = self.setting.batch_size / self.last_batch if self.implementation.divisor == "actual" else 1.0
+        share = self.last_batch / self.setting.dataset_size
         return Epochs(
             sensitivity / self.noise_scale, self.batches, math.ceil(steps / self.batches), share, growth
         )
@@ -165,7 +150,7 @@ class PublicRun:
         scalars = replace(self.setting, steps=steps).loss_distribution(self.noise_scale)
         grid = scalars._pmf_remove._discretization  # the two must share it
         count = from_laplace_mechanism(self.count_scale, value_discretization_interval=grid)
-        return float(scalars.compose(count).get_epsilon_for_delta(self.delta))
+        return float(scalars.compose(count).get_epsilon_for_delta(self.setting.delta))
 
     @property
     def count_scale(self) -> float:

@@ -133,8 +133,8 @@ class Setup:
                 # the public accountant is given this size, though a class may have fewer rows
                 assumed = self.settings.get("shots", 0) * len(self.task.labels) or None
                 practice = IMPLEMENTATIONS[self.card.file]
-                published = PublicRun(practice, epsilon, dataset_size=size, assumed_size=assumed, **sizes)
-                return PublicCodeBudget(published, self.key, ledger)
+                claimed = Setting("gaussian", "poisson", "add_remove", dataset_size=size, **sizes)
+                return PublicCodeBudget(PublicRun(practice, epsilon, claimed, assumed), self.key, ledger)
             setting = Setting(dataset_size=size, **sizes, **kinds)
             scale = setting.cached_noise_scale(epsilon, assets.cache_folder() / "calibrations")
             arithmetic = self.settings["noise_arithmetic"]

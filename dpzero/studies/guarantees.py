@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ..plan.cell import run_id
+from ..privacy.accounting import Setting
 from ..privacy.public_implementations import DIVISORS, IMPLEMENTATIONS, PublicRun
 from ..run.provenance import provenance
 
@@ -16,9 +17,10 @@ def measure(cell: dict, log: Callable[[str], object] = print, device: str | None
     practice, settings = IMPLEMENTATIONS[cell["method"]], cell["settings"]
     claim, delta = float(cell["epsilon"]), settings["delta"]
     sizes = {name: settings[name] for name in ("dataset_size", "batch_size", "steps")}
-    published = PublicRun(practice, claim, delta, **sizes, assumed_size=settings["assumed_size"] or None)
+    ours = Setting("gaussian", "poisson", "add_remove", **sizes, delta=delta)
+    published = PublicRun(practice, claim, ours, settings["assumed_size"] or None)
     log(f"{run_id(cell)}: noise by {practice.accountant}, then bounds, then this project's noise")
-    noise, ours = published.noise_scale, published.setting
+    noise = published.noise_scale
     guarantee = {
         "source": practice.source,
         "claimed_epsilon": claim,

@@ -65,7 +65,7 @@ def test_a_batch_dependent_loss_gives_no_valid_release():
     assert of_the_largest_part <= statement["others_move_over_clip"] < 100 * of_the_largest_part
 
 
-@pytest.mark.parametrize("how", [{}, {"one_at_a_time": True}])
+@pytest.mark.parametrize("options", [{}, {"one_at_a_time": True}])
 def test_a_batch_independent_loss_gives_a_valid_release(options):
     budget = make_budget()
     with warnings.catch_warnings():

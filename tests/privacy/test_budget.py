@@ -338,7 +338,7 @@ def test_the_statement_says_the_unit_and_the_arithmetic(unit, arithmetic):
 
 
 @pytest.mark.parametrize(
-    ("how", "message"),
+    ("options", "message"),
     [
         ({"noise_arithmetic": "fixed"}, "noise_arithmetic is 'fixed': give one of float, exact"),
         ({"unit": "document"}, "unit is 'document': give one of example, user"),
@@ -349,7 +349,7 @@ def test_a_unit_or_an_arithmetic_that_does_not_exist_is_refused(options, message
         budget(**options)
 
 
-@pytest.mark.parametrize("how", [{"noise_arithmetic": "exact"}, {"unit": "user"}])
+@pytest.mark.parametrize("options", [{"noise_arithmetic": "exact"}, {"unit": "user"}])
 def test_vectors_are_released_with_float_noise_for_examples_only(options):
     """Clipping a gradient per example under a budget that speaks of users would be a promise that is not
     kept.

@@ -258,7 +258,7 @@ class Stream(IterableDataset):
 
 
 @pytest.mark.parametrize(
-    ("dataset", "how", "message"),
+    ("dataset", "options", "message"),
     [
         (TensorDataset(X[:100]), {}, "the data set has 100 examples and the budget was made for 256: make it with dataset_size=100"),
         (TensorDataset(X), {"shuffle": True}, "shuffle would draw other batches than those that are accounted: leave it out"),
@@ -720,7 +720,7 @@ MIXED = {
 }
 
 
-@pytest.mark.parametrize("how", MIXED)
+@pytest.mark.parametrize("options", MIXED)
 def test_a_loss_that_mixes_examples_is_refused_before_the_first_release(options):
     model, mixing = MIXED[options]
     budget = secret()
@@ -731,7 +731,7 @@ def test_a_loss_that_mixes_examples_is_refused_before_the_first_release(options)
     assert len(budget.ledger) == 0
 
 
-@pytest.mark.parametrize("how", MIXED)
+@pytest.mark.parametrize("options", MIXED)
 def test_public_examples_can_be_probed_instead(options):
     model, mixing = MIXED[options]
     with pytest.raises(ValueError, match=r"an example's loss changes"):
@@ -889,9 +889,9 @@ def test_no_noise_and_no_batch_is_used_for_a_second_sum():
     numbers = sorted(set(steps))
     assert len({float(stream.normals(1, n, 0, 0)[0]) for n in numbers}) == len(numbers)
     assert len({budget.sampler.batch(n).tobytes() for n in numbers}) == len(numbers)
-    drawn = set()
+    released = set()
     for number in numbers:
         budget.start_at(number)
         batch = next(budget.batches())
-        drawn.add(budget.release(torch.zeros(len(batch)), 1.0))
-    assert len(drawn) == len(numbers) == len(budget.ledger)
+        released.add(budget.release(torch.zeros(len(batch)), 1.0))
+    assert len(released) == len(numbers) == len(budget.ledger)

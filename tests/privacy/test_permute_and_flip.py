@@ -168,8 +168,6 @@ def test_a_choice_at_another_epsilon_is_refused_and_so_is_one_that_is_not_accoun
         budget.choose({1: 9, 2: 1}, 4.0)
     with pytest.raises(ValueError, match="a user adds more than 1 to a count"):
         Budget.calibrated(**SIZES, unit="user").choose({1: 3, 2: 5}, 0.25)
-    published = PublicRun(
-        IMPLEMENTATIONS["dpzero"], 2.0, dataset_size=500, batch_size=50, steps=10, delta=1e-5
-    )
+    published = PublicRun(IMPLEMENTATIONS["dpzero"], 2.0, Budget.calibrated(**SIZES).setting)
     with pytest.raises(ValueError, match="public code accounts for no choice"):
         PublicCodeBudget(published, RunKey.published(0)).choose({1: 3, 2: 5}, 0.25)

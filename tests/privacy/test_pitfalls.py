@@ -289,7 +289,7 @@ def test_p04_infinite_losses_weigh_no_more(kind, infinite):
 
 
 @pytest.mark.parametrize(
-    "how",
+    "options",
     [{}, {"sampling": "without_replacement", "adjacency": "replace_one"}],
     ids=["poisson", "fixed size"],
 )

@@ -20,7 +20,8 @@ SMALL = {"epsilon": 2.0, "delta": 1e-4, "size": 100, "batch": 16, "steps": 20}
 
 
 def published(name: str, epsilon=2.0, delta=1e-5, size=1024, batch=64, steps=10_000, **more) -> PublicRun:
-    return PublicRun(IMPLEMENTATIONS[name], epsilon, delta, size, batch, steps, **more)
+    setting = Setting("gaussian", "poisson", "add_remove", size, batch, steps, delta)
+    return PublicRun(IMPLEMENTATIONS[name], epsilon, setting, **more)
 
 
 # The noise that the public code adds ----------------------------------------------------------------------
