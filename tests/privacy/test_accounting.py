@@ -75,7 +75,14 @@ RENYI = [
 
 
 @pytest.mark.parametrize("setting", RENYI, ids=str)
-@pytest.mark.parametrize(("steps", "scale"), [(1, 1.5), (30, 40.0), (1000, 6.0), (1000, 40.0)])
+@pytest.mark.parametrize(
+    ("steps", "scale"),
+    [
+        (1, 1.5),
+        (1000, 6.0),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((30, 40.0), (1000, 40.0))),
+    ],
+)
 def test_the_renyi_bound_is_never_below_the_tight_one(setting, steps, scale):
     setting = replace(setting, steps=steps)
     assert (

@@ -55,7 +55,9 @@ def test_the_lower_bound_is_near_the_claim(seed):
 
 
 @pytest.mark.parametrize(
-    "setting", [SETTING, LAPLACE, REPLACE, SUBSETS], ids=lambda s: f"{s.mechanism}, {s.sampling}"
+    "setting",
+    [SETTING, LAPLACE, *(pytest.param(setting, marks=pytest.mark.slow) for setting in (REPLACE, SUBSETS))],
+    ids=lambda s: f"{s.mechanism}, {s.sampling}",
 )
 def test_a_tenth_less_noise_is_refuted_and_the_right_noise_is_not(setting):
     assert verdict(setting, 0.9, 100)["profile_excess"] > 0

@@ -113,7 +113,7 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
         (40, 30.0, 1e-12, 1e-4),
         (10**6, 1e4, 1e-12, 1e-4),
         pytest.param(10**9, 2e5, 1e-12, 3e-3, marks=pytest.mark.slow),
-        (10**9, 2e5, 1e-5, 3e-3),
+        pytest.param(10**9, 2e5, 1e-5, 3e-3, marks=pytest.mark.slow),
     ],
 )
 def test_full_batches_at_any_delta_and_number_of_steps_are_the_analytic_gaussian_mechanism(

@@ -217,7 +217,7 @@ def test_rounding_to_a_grid_is_never_optimistic(mechanism, sampling, adjacency, 
 
 
 @pytest.mark.parametrize(
-    "scale", [1e-3, 0.1, 1e17, *(pytest.param(scale, marks=pytest.mark.slow) for scale in (0.02, 1e6))]
+    "scale", [1e-3, 1e17, *(pytest.param(scale, marks=pytest.mark.slow) for scale in (0.1, 0.02, 1e6))]
 )
 @pytest.mark.parametrize(("mechanism", "sampling", "adjacency"), KINDS)
 def test_next_to_no_noise_and_far_too_much_have_an_epsilon(mechanism, sampling, adjacency, scale):

@@ -83,7 +83,7 @@ def probabilities(law: str, mean: float) -> np.ndarray:
     return truncated(optimize.brentq(lambda g: truncated(g) @ NUMBERS - mean, 1e-2, 1 - 1e-6, xtol=1e-15))
 
 
-DRAWS = 20_000
+DRAWS = 6_000
 
 
 @pytest.fixture(scope="module")
