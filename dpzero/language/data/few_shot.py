@@ -68,9 +68,9 @@ def draw_rows(
         if max(Counter(labels).values(), default=0) < draw.shots:
             raise ValueError(f"no class has {draw.shots} training rows")
         train, dev = few_shot_split(labels, draw.shots, draw.seed)
-        test = (
-            np.arange(test_rows) if test_rows <= TEST_ROWS else sample_rows(test_rows, TEST_ROWS, TEST_SEED)
-        )
+        test = np.arange(test_rows)
+        if test_rows > TEST_ROWS:
+            test = sample_rows(test_rows, TEST_ROWS, TEST_SEED)
         return {"train": train, "dev": dev, "test": test}
     order = sample_rows(len(labels), draw.train_examples + dev_rows, draw.seed)
     if len(order) <= dev_rows:

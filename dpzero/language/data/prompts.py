@@ -6,8 +6,9 @@ A causal template has columns of a row in braces, each changed by at most one of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from string import Formatter
+from typing import Any
 
 from ...errors import UsageError
 
@@ -22,10 +23,6 @@ def _question(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def _without_period(text: str) -> str:
-    return text.rstrip().removesuffix(".")
-
-
 def _lower_first_word(text: str) -> str:
     first, space, rest = text.partition(" ")
     return (first if first == "I" else first.lower()) + space + rest
@@ -35,7 +32,7 @@ TRANSFORMS: dict[str, Callable[[str], str]] = {
     "strip": str.strip,
     "lower": str.lower,
     "question": _question,
-    "without_period": _without_period,
+    "without_period": lambda text: text.rstrip().removesuffix("."),
     "lower_first_word": _lower_first_word,
     "conjunction": {"effect": "so", "cause": "because"}.__getitem__,
     "as_list": lambda passage: passage.replace("@highlight\n", "- "),
@@ -54,6 +51,13 @@ def fill(template: str, fields: Mapping[str, object]) -> str:
             value = str(fields[column])
             parts.append(TRANSFORMS[transform](value) if transform else value)
     return "".join(parts)
+
+
+def templates(causal: Mapping[str, Any]) -> list[str]:
+    """All templates of the key `causal` of a task's stanza."""
+    candidates = causal.get("candidates")
+    own = [causal[key] for key in ("prompt", "each") if key in causal]
+    return [*own, *candidates] if isinstance(candidates, list) else own
 
 
 def template_columns(template: str) -> list[tuple[str, str]]:
@@ -122,39 +126,27 @@ def masked_prompt(
     Raises:
         UsageError: the template without its first sentence is longer than max_length.
     """
-    parts = list(_masked_parts(template, sentences, tokenize, special, limits))
-    ids = [i for _, tokens in parts for i in tokens]
-    if special["mask"] in ids[:max_length]:
-        return ids[:max_length]
-    excess = len(ids) - max_length
-    ids = [
-        i
-        for is_first, tokens in parts
-        for i in (tokens[: max(0, len(tokens) - excess)] if is_first else tokens)
-    ]
+    first_limit, other_limit = (*limits, None, None)[:2]
+    parts = []  # (whether it is the first sentence, its tokens)
+    for part in filter(None, template.split("*")):
+        kind, _, number = part.rpartition("_")
+        if part.removesuffix("+") in special:
+            parts.append((False, [special[part.removesuffix("+")]]))
+        elif kind in SENTENCES:
+            limit = other_limit if int(number) else first_limit
+            parts.append((number == "0", tokenize(SENTENCES[kind](sentences[int(number)]))[:limit]))
+        else:
+            parts.append((False, tokenize(part.replace("_", " "))))
+    excess = sum(len(tokens) for _, tokens in parts) - max_length
+    ids = [i for _, tokens in parts for i in tokens][:max_length]
+    if special["mask"] not in ids:
+        parts = [
+            (first, tokens[: max(0, len(tokens) - excess)] if first else tokens) for first, tokens in parts
+        ]
+        ids = [i for _, tokens in parts for i in tokens]
     if len(ids) > max_length or special["mask"] not in ids:
         raise UsageError(
             f"max_length is {max_length}, but the prompt {template} is longer without its first sentence:"
             " raise it"
         )
     return ids
-
-
-def _masked_parts(
-    template: str,
-    sentences: Sequence[str],
-    tokenize: Tokenize,
-    special: Mapping[str, int],
-    limits: Sequence[int],
-) -> Iterator[tuple[bool, list[int]]]:
-    """(whether it is the first sentence, its tokens) of each part of the template."""
-    first_limit, other_limit = (*limits, None, None)[:2]
-    for part in filter(None, template.split("*")):
-        kind, _, number = part.rpartition("_")
-        if part.removesuffix("+") in special:
-            yield False, [special[part.removesuffix("+")]]
-        elif kind in SENTENCES:
-            limit = other_limit if int(number) else first_limit
-            yield number == "0", tokenize(SENTENCES[kind](sentences[int(number)]))[:limit]
-        else:
-            yield False, tokenize(part.replace("_", " "))

@@ -56,36 +56,32 @@ def read_bytes(path: Path) -> bytes:
 def _delimited(path: Path, delimiter: str) -> Iterator[RawRow]:
     """Values are texts. The first line names the columns."""
     csv.field_size_limit(LARGEST_FIELD)
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
     try:
-        names = list(reader.fieldnames or ())
+        names = next(reader, [])
         if not names or len(set(names)) < len(names) or not all(name.strip() for name in names):
-            raise UsageError(
-                f"{path}, line 1, must name each column once, but holds {', '.join(map(repr, names))}: correct it"
-            )
-        for fields in reader:
+            listed = ", ".join(map(repr, names))
+            raise UsageError(f"{path}, line 1, must name each column once, but holds {listed}: correct it")
+        for values in filter(None, reader):
             place = f"{path}, line {reader.line_num},"
-            if None in fields or None in fields.values():
-                count = (
-                    sum(value is not None for value in fields.values())
-                    + len(fields.get(None, ()))
-                    - (None in fields)
-                )
-                raise UsageError(
-                    f"{place} has {count} fields for {len(names)} columns: quote texts that hold {delimiter!r}"
-                )
-            yield RawRow(place, fields)
+            if len(values) != len(names):
+                count = f"{len(values)} fields for {len(names)} columns"
+                raise UsageError(f"{place} has {count}: quote texts that hold {delimiter!r}")
+            yield RawRow(place, dict(zip(names, values, strict=True)))
     except csv.Error as error:
-        raise UsageError(
-            f"{path}, line {reader.line_num}, is no {path.suffix} row ({error}): correct it"
-        ) from None
+        place = f"{path}, line {reader.line_num},"
+        raise UsageError(f"{place} is no {path.suffix} row ({error}): correct it") from None
+
+
+def lines(path: Path) -> Iterator[tuple[str, str]]:
+    """(place for errors, line) of each line of a file in UTF-8 that is not empty."""
+    for number, line in enumerate(_text(path).split("\n"), 1):  # other line separators may stand in a text
+        if line.strip():
+            yield f"{path}, line {number},", line
 
 
 def _json_lines(path: Path) -> Iterator[RawRow]:
-    for number, line in enumerate(_text(path).split("\n"), 1):  # other line separators may stand in a text
-        if not line.strip():
-            continue
-        place = f"{path}, line {number},"
+    for place, line in lines(path):
         try:
             fields = json.loads(line)
         except (ValueError, RecursionError):

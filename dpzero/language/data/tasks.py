@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UsageError, unknown
-from . import assets, datasets, prompts
+from . import assets, datasets, prompts, table_files
 from .catalogue import COUNT, Catalogue, Keys, Schema, Stanza
-from .datasets import ALL, DEV_ROWS, READERS, Draw, Row, Splits
+from .datasets import ALL, DEV_ROWS, READERS, Draw, Row, Splits, local_files
 
 ABOUT = ("title", "source", "split", "files_differ")  # keys that describe the rows, and change no example
 PROMPT = "{text}\nLabel:"  # of a user's task that gives none
@@ -120,10 +120,7 @@ class Task:
         return prompts.fill(self.prompt, {"text": row.text, **row.fields})
 
     def candidates(self, row: Row) -> list[tuple[str, bool]]:
-        """(text that a candidate appends to the prompt, whether it is right), in the order of the data.
-
-        Raises UsageError for a row without a right candidate.
-        """
+        """(text that a candidate appends to the prompt, whether it is right), in the order of the data."""
         if self.answers:
             return [(answer, i == row.label) for i, answer in enumerate(self.answers)]
         causal, right = self.stanza["causal"], self.right_answers(row)
@@ -134,10 +131,6 @@ class Task:
             texts = [prompts.fill(causal["each"], {**row.fields, "candidate": name}) for name in names]
             # ReCoRD's queries have a place for the candidate
             pairs = [(t.replace("@placeholder", n), n in right) for t, n in zip(texts, names, strict=True)]
-        if not any(is_right for _, is_right in pairs):
-            raise UsageError(
-                f"a row of task {self.name} has no right answer among its candidates: {row.text[:60]!r}"
-            )
         return pairs
 
     def right_answers(self, row: Row) -> Any:
@@ -191,16 +184,21 @@ def assets_of(name: str) -> list[str]:
 
 def files_differ(name: str) -> str | None:
     """How a task's local files differ from the papers' rows; None if no difference is known."""
-    return stanza(name).get("files_differ") if datasets.local_files(stanza(name)) else None
+    return stanza(name).get("files_differ") if local_files(stanza(name)) else None
 
 
 def local_digest(name: str) -> str | None:
     """SHA-256 of the local files that a task is read from; None for a task that is read from elsewhere.
 
-    For a task of an included folder it covers the stanza, too, which no commit of the package names.
+    For a task of an included folder it covers the stanza, too, which no commit of the package names. Raises
+    UsageError for a file that is missing.
     """
-    lines, rows = stanza(name), datasets.local_digest(stanza(name))
-    if rows is None or not CATALOGUE.is_own(name):
+    lines = stanza(name)
+    digests = [hashlib.sha256(table_files.read_bytes(path)).digest() for path in local_files(lines).values()]
+    if not digests:
+        return None
+    rows = hashlib.sha256(b"".join(digests)).hexdigest()
+    if not CATALOGUE.is_own(name):
         return rows
     return hashlib.sha256(f"{_deciding(lines)}\n{rows}".encode()).hexdigest()
 
@@ -233,7 +231,7 @@ def _schema(stanza: Stanza) -> Schema:
     if reader not in tuple(READERS):
         return Keys({"reader": tuple(READERS)}, dict.fromkeys(stanza, object))
     required = {"reader": str, "title": str, "max_length": COUNT, "split": str, "source": str}
-    required |= READERS[reader].keys
+    required |= READERS[reader][1]
     optional = {"dev_rows": COUNT, "files_differ": str}
     if reader == "table":
         words = {"words": Keys(each=str), "prompt": str}
@@ -242,7 +240,11 @@ def _schema(stanza: Stanza) -> Schema:
         optional |= {"hub": _HUB}
         causal = stanza.get("causal")
         if isinstance(causal, dict) and "candidates" in causal:
-            return Keys(required | {"causal": _free_answers(causal)}, optional)
+            free: dict[str, Schema] = {"prompt": str, "right": str}
+            if isinstance(causal["candidates"], list):
+                return Keys(required | {"causal": Keys(free | {"candidates": [str]})}, optional)
+            one_column = Keys(free | {"candidates": str, "each": str}, {"generate": COUNT})
+            return Keys(required | {"causal": one_column}, optional)
         optional |= {"label": str, "values": [object], "masked": _MASKED}
         if causal is not None:
             required |= {"words": Keys(each=str), "causal": Keys({"prompt": str, "answers": [str]})}
@@ -250,20 +252,11 @@ def _schema(stanza: Stanza) -> Schema:
     return Keys(required | {"words": Keys(each=str), "prompt": str}, optional | {"answers": [str]})
 
 
-def _free_answers(causal: Stanza) -> Schema:
-    """A template for each candidate, or a column of candidates and one template."""
-    if isinstance(causal["candidates"], list):
-        return Keys({"prompt": str, "candidates": [str], "right": str})
-    return Keys({"prompt": str, "candidates": str, "each": str, "right": str}, {"generate": COUNT})
-
-
 def _faults(stanza: Stanza) -> Iterator[str]:
     causal, masked = stanza.get("causal", {}), stanza.get("masked", {})
-    candidates = causal.get("candidates")
     yield from _label_faults(stanza, causal, masked)
-    templates = candidates if isinstance(candidates, list) else []
-    for template in (stanza.get("prompt"), causal.get("prompt"), causal.get("each"), *templates):
-        yield from _template_faults(template or "")
+    for template in (stanza.get("prompt", ""), *prompts.templates(causal)):
+        yield from _template_faults(template)
     if "prompt" in stanza and stanza["prompt"].count("{text}") != 1:
         yield "has a prompt that does not hold {text} once"
     if masked:

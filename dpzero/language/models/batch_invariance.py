@@ -136,9 +136,8 @@ class _Trials:
         """Whether a text has the same bits at each place among `rows` as among the usual number of rows."""
         if (bucket, rows) not in self.results:
             full = (bucket[0], True, *bucket[2:])
-            tried = (
-                [bucket] if self._merged(full) == full else [bucket, full]
-            )  # so that no earlier batch matters
+            # both, so that no earlier batch matters
+            tried = [bucket] if self._merged(full) == full else [bucket, full]
             self.results[bucket, rows] = all(
                 bool((self.forward([one] * rows) == self._expected(one)[0]).all()) for one in tried
             )

@@ -33,9 +33,7 @@ class Features:
 
     values: NDArray[np.float32]  # [n, H]
     labels: NDArray[np.int64]  # [n]
-    pass_cost: ClassVar[int] = (
-        512  # rows of a head that take as long as the rest of a pass (see `batch_invariance`)
-    )
+    pass_cost: ClassVar[int] = 512  # rows that take a head as long as the rest of a pass
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,21 +56,19 @@ class Features:
 
     def padded(self, device: torch.device, length: int = 1) -> tuple[Tensor, Tensor, Tensor]:
         """Values [n, H], a mask of ones [n, 1], labels [n]."""
-        mask = np.ones((len(self), 1), np.int64)
-        values, ones, labels = (torch.from_numpy(a).to(device) for a in (self.values, mask, self.labels))
-        return values, ones, labels
+        ones = torch.ones(len(self), 1, dtype=torch.int64, device=device)
+        return torch.from_numpy(self.values).to(device), ones, torch.from_numpy(self.labels).to(device)
 
 
 def trains_on_features(model: nn.Module, settings: Mapping[str, Any]) -> bool:
     """Whether a run can train on features: only the head of a classifier is trainable, in float32."""
-    float32 = settings["compute"] == "float32"
-    return settings["tune"] == "head" and isinstance(model, Classifier) and float32
+    on_head = settings["tune"] == "head" and settings["compute"] == "float32"
+    return on_head and isinstance(model, Classifier)
 
 
 def stand_in_features(model: Any, size: int) -> Features:
     """Features that say nothing about private texts."""
-    width = model.head.in_features
-    return Features(np.zeros((size, width), np.float32), np.zeros(size, np.int64))
+    return Features(np.zeros((size, model.head.in_features), np.float32), np.zeros(size, np.int64))
 
 
 def read_features(name: str, model: Any, texts: Examples) -> Features:
@@ -91,24 +87,17 @@ def read_features(name: str, model: Any, texts: Examples) -> Features:
 
 @torch.no_grad()
 def features(model: Any, texts: Examples) -> NDArray[np.float32]:
-    """What the head reads, float32 [n, H]: the same bits for every number of threads."""
-    device = next(model.parameters()).device
+    """The features of texts, float32 [n, H]: the same bits for every number of threads."""
+    device, threads = next(model.parameters()).device, torch.get_num_threads()
     values = np.empty((len(texts), model.head.in_features), np.float32)
-    with _one_thread():
+    torch.set_num_threads(1)
+    try:
         for order, part in texts.parts(TOKEN_BUDGET):
             ids, mask, _ = part.padded(device)
             values[order] = model.features(ids, mask).cpu().numpy()
-    return values
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
     finally:
         torch.set_num_threads(threads)
+    return values
 
 
 # -- the shared prefix of texts -----------------------------------------------------------------------------

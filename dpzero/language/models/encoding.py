@@ -7,7 +7,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -94,22 +94,19 @@ class Examples:
 
         Padding is on the right.
         """
-        ids = np.zeros((len(self), length or int(self.lengths().max())), np.int64)
-        mask = np.zeros_like(ids)
-        for row in range(len(self)):
-            sequence = self.ids(row)
-            ids[row, : len(sequence)], mask[row, : len(sequence)] = sequence, 1
-        input_ids, attention_mask, labels = (torch.from_numpy(a).to(device) for a in (ids, mask, self.labels))
-        return input_ids, attention_mask, labels
+        lengths = self.lengths()
+        mask = np.arange(length or int(lengths.max())) < lengths[:, None]
+        ids = np.zeros(mask.shape, np.int64)
+        ids[mask] = self.tokens  # row by row
+        input_ids, labels = torch.from_numpy(ids).to(device), torch.from_numpy(self.labels).to(device)
+        return input_ids, torch.from_numpy(mask).to(device, torch.int64), labels
 
 
 @dataclass(frozen=True)
 class Continuations:
     """n examples of one or more candidate continuations each. Indexing with an index array gives a batch."""
 
-    candidates: (
-        Examples  # prompt and candidate of all examples; `labels`: how many tokens are the candidate's
-    )
+    candidates: Examples  # prompt and candidate; `labels`: how many tokens are the candidate's
     first: NDArray[np.int64]  # [n + 1]: where each example's candidates begin
     right: NDArray[np.bool_]  # one for each candidate
     references: NDArray[np.str_]  # [n]: the right answers' texts, as JSON
@@ -143,16 +140,14 @@ class Continuations:
 
         Each has at most token_budget padded tokens, or one example.
         """
-        lengths, counts = self.candidates.lengths(), np.diff(self.first)
-        longest = np.array([lengths[a:b].max() for a, b in zip(self.first, self.first[1:], strict=False)])
-        chosen: list[int] = []
+        counts, longest = np.diff(self.first), np.maximum.reduceat(self.candidates.lengths(), self.first[:-1])
+        groups: list[list[int]] = []
         for i in np.argsort(longest, kind="stable")[::-1]:
-            if chosen and (counts[chosen].sum() + counts[i]) * longest[chosen[0]] > token_budget:
-                yield np.array(chosen), self[np.array(chosen)]
-                chosen = []
-            chosen.append(int(i))
-        if chosen:
-            yield np.array(chosen), self[np.array(chosen)]
+            if not groups or (counts[groups[-1]].sum() + counts[i]) * longest[groups[-1][0]] > token_budget:
+                groups.append([])
+            groups[-1].append(int(i))
+        for order in map(np.array, groups):
+            yield order, self[order]
 
     def gold(self) -> NDArray[np.int64]:
         """[n]: the index, among its own candidates, of each example's first right one."""
@@ -163,14 +158,9 @@ class Continuations:
 # -- tokenizers ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class HashTokenizer:
+def _hash_words(text: str, vocabulary: int) -> list[int]:
     """For models with random weights: a word's token is its checksum modulo the vocabulary."""
-
-    vocabulary: int
-
-    def __call__(self, text: str) -> list[int]:
-        return [3 + zlib.crc32(word.encode()) % (self.vocabulary - 3) for word in text.lower().split()]
+    return [3 + zlib.crc32(word.encode()) % (vocabulary - 3) for word in text.lower().split()]
 
 
 @dataclass(frozen=True)
@@ -189,36 +179,31 @@ class TokenizerInfo:
 
 def tokenizer(name: str, max_length: int) -> Callable[[str], list[int]]:
     """text -> token ids, at most max_length of them, special tokens included."""
-    stanza = model_catalogue.stanza(name)
-    if "config" in stanza:
-        words = HashTokenizer(stanza["config"]["vocab_size"])
-        return lambda text: [1, *words(text)][:max_length]
-    real = _pretrained(model_catalogue.source(name))
-    return lambda text: real(text, truncation=True, max_length=max_length)["input_ids"]
+    if "config" in model_catalogue.stanza(name):
+        info = tokenizer_info(name)
+        return lambda text: [*info.first, *info.encode(text)][:max_length]
+    pretrained = _pretrained(model_catalogue.source(name))
+    return lambda text: pretrained(text, truncation=True, max_length=max_length)["input_ids"]
 
 
 def tokenizer_info(name: str) -> TokenizerInfo:
     """Of a model of models.yaml."""
     stanza = model_catalogue.stanza(name)
     if "config" in stanza:
-        words = HashTokenizer(stanza["config"]["vocab_size"])
-        return TokenizerInfo(
-            words, {"cls": 1, "sep": 1, "mask": 2}, (1,), lambda ids: " ".join(map(str, ids))
-        )
-    real = _pretrained(model_catalogue.source(name))
-    special = {key: getattr(real, f"{key}_token_id") for key in ("cls", "sep", "mask")}
+        words = partial(_hash_words, vocabulary=stanza["config"]["vocab_size"])
+        special = {"cls": 1, "sep": 1, "mask": 2}
+        return TokenizerInfo(words, special, (1,), lambda ids: " ".join(map(str, ids)))
+    pretrained = _pretrained(model_catalogue.source(name))
+    ids = {key: getattr(pretrained, f"{key}_token_id") for key in ("cls", "sep", "mask")}
+    special = {key: token for key, token in ids.items() if token is not None}
 
     def encode(text: str) -> list[int]:
-        return real(text, add_special_tokens=False)["input_ids"]
+        return pretrained(text, add_special_tokens=False)["input_ids"]
 
-    full, bare = real("a")["input_ids"], encode("a")
+    full, bare = pretrained("a")["input_ids"], encode("a")
     first = full[: len(full) - len(bare)] if full[-len(bare) :] == bare else []
-    return TokenizerInfo(
-        encode,
-        {key: i for key, i in special.items() if i is not None},
-        tuple(stanza.get("first", first)),
-        lambda ids: real.decode(ids, skip_special_tokens=True),
-    )
+    decode = partial(pretrained.decode, skip_special_tokens=True)
+    return TokenizerInfo(encode, special, tuple(stanza.get("first", first)), decode)
 
 
 @cache
@@ -288,9 +273,8 @@ def encode(task: Task, model: str, max_length: int) -> dict[str, Any]:
     """
     path = _cache_file(task, model, max_length)
     if not path.exists():
-        if max_length > (
-            longest := model_catalogue.positions(model_catalogue.config(model).get_text_config())
-        ):
+        longest = model_catalogue.positions(model_catalogue.config(model).get_text_config())
+        if max_length > longest:
             raise UsageError(
                 f"max_length is {max_length}, but {model} knows {longest} positions: give a smaller one"
             )
@@ -347,21 +331,21 @@ def row_encoder(task: Task, model: str, max_length: int) -> Callable[[Row], list
         return lambda row: _encode_prompt(task, row.text, tokenize, max_length)
     info = tokenizer_info(model)
     if kind == "causal":
-        return lambda row: prompts.truncate_left(
-            info.encode((task.demonstrations + task.prompt_for(row)).lstrip().rstrip(" ")),
-            max_length,
-            info.first,
-        )
+
+        def encode_causal(row: Row) -> list[int]:
+            prompt = (task.demonstrations + task.prompt_for(row)).lstrip().rstrip(" ")
+            return prompts.truncate_left(info.encode(prompt), max_length, info.first)
+
+        return encode_causal
     answer_tokens(model, task)  # fails before the work
-    masked, columns = task.stanza["masked"], task.stanza["sentences"]
-    return lambda row: prompts.masked_prompt(
-        masked["template"],
-        [str(row.fields[column]) for column in columns],
-        info.encode,
-        info.special,
-        max_length,
-        masked.get("limits", ()),
-    )
+    masked = task.stanza["masked"]
+    template, limits = masked["template"], masked.get("limits", ())
+
+    def encode_masked(row: Row) -> list[int]:
+        sentences = [str(row.fields[column]) for column in task.stanza["sentences"]]
+        return prompts.masked_prompt(template, sentences, info.encode, info.special, max_length, limits)
+
+    return encode_masked
 
 
 def _encode_prompt(task: Task, text: str, tokenize: Callable[[str], list[int]], max_length: int) -> list[int]:
@@ -396,22 +380,21 @@ def _cache_file(task: Task, model: str, max_length: int) -> Path:
 
 def _write(path: Path, splits: Mapping[str, Examples | Continuations]) -> None:
     arrays: dict[str, NDArray] = {}
-    for split, part in splits.items():
-        fields = dict(vars(part))
-        fields |= vars(fields.pop("candidates")) if "candidates" in fields else {}
+    for split, examples in splits.items():
+        fields = vars(examples) | vars(getattr(examples, "candidates", examples))
+        fields.pop("candidates", None)
         arrays |= {f"{split}/{key}": array for key, array in fields.items()}
     with replacing(path) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def _read(path: Path) -> dict[str, Examples | Continuations]:
-    splits: dict[str, dict[str, NDArray]] = {}
+    splits: dict[str, Examples | Continuations] = {}
     with np.load(path) as file:
-        for name in sorted(file.files):
-            split, key = name.split("/")
-            splits.setdefault(split, {})[key] = file[name]
-    parts: dict[str, Examples | Continuations] = {}
-    for split, arrays in splits.items():
-        own = {key: arrays.pop(key) for key in ("first", "right", "references") if key in arrays}
-        parts[split] = Continuations(Examples(**arrays), **own) if own else Examples(**arrays)
-    return parts
+        for split in ("dev", "test", "train"):
+            texts = Examples(*(file[f"{split}/{key}"] for key in ("tokens", "offsets", "labels")))
+            splits[split] = texts
+            if f"{split}/first" in file:
+                own = (file[f"{split}/{key}"] for key in ("first", "right", "references"))
+                splits[split] = Continuations(texts, *own)
+    return splits

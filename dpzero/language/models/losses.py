@@ -68,16 +68,12 @@ class CrossEntropy(_Loss):
     """The cross entropy of a classifier, for `Examples` or their features."""
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
-        result = None
+        device = next(model.parameters()).device
+        result = torch.zeros(len(batch), device=device)
         for order, filled, bucket in self.cut(model, batch):
-            complete = len(order) == len(batch)  # and in order (see `Cut`)
-            part = batch if complete and filled is order else batch[filled]
-            values = self._losses(model, part, bucket[0])[: len(order)]
-            if complete:
-                return values
-            result = values.new_zeros(len(batch)) if result is None else result
-            result[torch.from_numpy(order).to(result.device)] = values
-        return torch.zeros(len(batch), device=next(model.parameters()).device) if result is None else result
+            losses = self._losses(model, batch[filled], bucket[0])
+            result[torch.from_numpy(order).to(device)] = losses[: len(order)]
+        return result
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, examples: Any) -> dict[str, float]:
@@ -98,20 +94,17 @@ class CrossEntropy(_Loss):
 
     def cut(self, model: nn.Module, batch: Any) -> Sequence[Cut]:
         """The micro-batches of this process's examples."""
-        if self.share[1] > 1:
-            own = self._own(len(batch))
-            cuts = self._cut(model, batch[own])
-            return [(own[order], own[filled], bucket) for order, filled, bucket in cuts]
-        return self._cut(model, batch)
-
-    def _cut(self, model: nn.Module, batch: Any) -> Sequence[Cut]:
-        if torch.is_grad_enabled():
-            return batch_shapes(batch, self.token_budget)
+        own = self._own(len(batch))
+        batch = batch[own]
 
         def forward(buckets: Sequence[Bucket]) -> Tensor:
             return self._logits(model, batch.stand_ins(model, buckets), buckets[0][0])[0]
 
-        return self.cutter.cut(model, batch.buckets(model), forward, batch.pass_cost)
+        if torch.is_grad_enabled():
+            cuts: Sequence[Cut] = batch_shapes(batch, self.token_budget)
+        else:
+            cuts = self.cutter.cut(model, batch.buckets(model), forward, batch.pass_cost)
+        return [(own[order], own[filled], bucket) for order, filled, bucket in cuts]
 
     def _losses(self, model: nn.Module, part: Any, length: int) -> Tensor:
         return nn.functional.cross_entropy(*self._logits(model, part, length), reduction="none")

@@ -1,4 +1,4 @@
-"""The models of models.yaml, where their weights come from, and their digests.
+"""The models of models.yaml: where their weights come from, their digests, and loading them complete.
 
 Imports no torch: planning asks for digests.
 """
@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -23,27 +24,29 @@ MODEL_FOLDER = "DPZERO_MODEL_DIR"  # environment variable: a folder with a folde
 TENSORS = ("*.safetensors", "*.bin")  # files of the second format are read only if there is none of the first
 OTHERS = ("*.json", "*.txt", "*.model")
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # a result of a run, not a fault of its weights
+ROBERTA = ("roberta", "xlm-roberta", "camembert")  # their positions start after that of the padding token
+UNUSED = ("pooler",)  # layers of some architectures that no model here uses
+# parts of the names of an adapter's and of a quantised model's tensors
+ADAPTER = ("lora_", "base_layer", "modules_to_save", "prompt_encoder", "base_model.model.")
+QUANTISED = (".SCB", "absmax", "weight_format", "weight_scale", "quant_", "qweight", "qzeros")
 FEATURE_SCALE = 10.0  # of a user's encoder that gives none
-ROBERTA = (
-    "roberta",
-    "xlm-roberta",
-    "camembert",
-)  # model types whose positions start after that of the padding token
+MAX_LISTED = 3  # names in an error
+
+
+# kind -> (its class in transformers, optional keys of its stanza)
+KINDS: dict[str, tuple[str, dict[str, Schema]]] = {
+    "encoder": ("AutoModel", {"feature_scale": float}),
+    "causal": ("AutoModelForCausalLM", {"first": [range(10**7)]}),
+    "masked": ("AutoModelForMaskedLM", {}),
+}
 
 
 def _schema(stanza: Stanza) -> Schema:
-    kinds: dict[str, dict] = {
-        "encoder": {"feature_scale": float},
-        "causal": {"first": [range(10**7)]},
-        "masked": {},
-    }
     kind = stanza.get("kind")
-    if kind not in tuple(kinds):
-        return Keys({"kind": tuple(kinds)}, dict.fromkeys(stanza, object))
-    return Keys(
-        {"kind": str, "title": str},
-        {"asset": str, "hub": str, "path": str, "config": _config_schema} | kinds[kind],
-    )
+    if kind not in tuple(KINDS):
+        return Keys({"kind": tuple(KINDS)}, dict.fromkeys(stanza, object))
+    sources = {"asset": str, "hub": str, "path": str, "config": _config_schema}
+    return Keys({"kind": str, "title": str}, sources | KINDS[kind][1])
 
 
 def _config_schema(value: object) -> Schema:
@@ -81,12 +84,6 @@ def names() -> list[str]:
 def stanza(name: str) -> Stanza:
     """What models.yaml says of a model. Raises UsageError for an unknown name, or a stanza that is wrong."""
     return CATALOGUE[name]
-
-
-def assets_of(name: str) -> list[str]:
-    """The assets that a model is read from (see `assets.ensure`)."""
-    asset = stanza(name).get("asset")
-    return [asset] if asset else []
 
 
 def source(name: str) -> str:
@@ -220,15 +217,97 @@ def fetch(name: str) -> None:
     from huggingface_hub import snapshot_download
 
     for pattern in TENSORS:
+        wanted = [pattern, *OTHERS]
         with one_line_errors(name):
-            folder = snapshot_download(
-                source(name), allow_patterns=[pattern, *OTHERS], ignore_patterns=["*/*"]
-            )
+            folder = snapshot_download(source(name), allow_patterns=wanted, ignore_patterns=["*/*"])
         if any(Path(folder).glob(pattern)):
             return
     raise UsageError(
         f"the hub has no weights of model {name} ({source(name)}): correct its `hub` in models.yaml"
     )
+
+
+# -- loading ------------------------------------------------------------------------------------------------
+
+
+def load_pretrained(name: str) -> Any:
+    """The transformer in float32 with its pretrained output layer; an encoder without one.
+
+    transformers draws weights that are missing at random, without an error. Here they are refused.
+
+    Raises:
+        UsageError: naming tensors or file, for a checkpoint that lacks tensors or has them in another shape,
+            that holds an adapter, a quantised model or more layers than its configuration, or one of whose
+            files is damaged.
+    """
+    import transformers
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    kind = stanza(name)["kind"]
+    auto_class = getattr(transformers, KINDS[kind][0])
+    options: dict[str, Any] = {"add_pooling_layer": False} if kind == "encoder" else {}
+    if "config" in stanza(name):
+        model = auto_class.from_config(config(name), **options)
+    else:
+        options |= {"dtype": "float32", "output_loading_info": True, "ignore_mismatched_sizes": True}
+        folder = source(name)
+        with one_line_errors(name):
+            try:
+                model, report = auto_class.from_pretrained(folder, **options)
+            except Exception as error:
+                if damaged := _damaged_file(folder):
+                    where = f"{damaged} is damaged or cut short ({error})"
+                    raise UsageError(f"{where}: {_advice(name)}") from None
+                raise
+        if fault := _fault(model, report):
+            raise UsageError(f"the weights of model {name} in {folder} {fault}")
+    model.config.use_cache = False  # of keys and values: one pass over complete texts does not need it
+    return model
+
+
+def _fault(model: Any, report: dict[str, Any]) -> str | None:
+    missing = sorted(key for key in report["missing_keys"] if not any(part in key for part in UNUSED))
+    unexpected = sorted(report["unexpected_keys"])
+    if foreign := [key for key in unexpected if any(part in key for part in ADAPTER + QUANTISED)]:
+        lack = f"lack {_listed(missing)} and " if missing else ""
+        remedy = "merge it (merge_and_unload) or give the weights in floats, and save the whole model"
+        return f"{lack}hold tensors of an adapter or a quantised model ({_listed(foreign)}): {remedy}"
+    if missing:
+        return f"lack {_listed(missing)}: give a checkpoint of the whole model"
+    config = "give the config.json that they were saved with"
+    if shapes := sorted(report["mismatched_keys"]):
+        key, ours, theirs = shapes[0]
+        others = f", and {len(shapes) - 1} more are of another shape" if len(shapes) > 1 else ""
+        return f"have {key} as {tuple(ours)}, but config.json makes it {tuple(theirs)}{others}: {config}"
+    # the model has these layers under another number; heads and poolers of another use are no fault
+    known = {_without_numbers(key, model) for key in model.state_dict()}
+    if layers := [key for key in unexpected if _without_numbers(key, model) in known]:
+        return f"hold {_listed(layers)}, layers that config.json does not have: {config}"
+    return None
+
+
+def _without_numbers(key: str, model: Any) -> str:
+    return re.sub(r"\d+", "#", key.removeprefix(f"{model.base_model_prefix}."))
+
+
+def _listed(keys: list[str]) -> str:
+    rest = f" and {len(keys) - MAX_LISTED} more" if len(keys) > MAX_LISTED else ""
+    return ", ".join(keys[:MAX_LISTED]) + rest
+
+
+def _damaged_file(folder: str) -> Path | None:
+    """The first damaged file of safetensors in a folder."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except SafetensorError:
+            return path
+    return None
 
 
 @contextlib.contextmanager
@@ -242,12 +321,11 @@ def one_line_errors(name: str) -> Iterator[None]:
         if isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY):
             raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UsageError(f"cannot load model {name} ({reason}): {advice(name)}") from None
+        raise UsageError(f"cannot load model {name} ({reason}): {_advice(name)}") from None
 
 
-def advice(name: str) -> str:
+def _advice(name: str) -> str:
     """What to do about a model that cannot be loaded."""
-    asset = CATALOGUE.stanzas.get(name, {}).get("asset")
-    if asset:
+    if asset := CATALOGUE.stanzas.get(name, {}).get("asset"):
         return f"delete {assets.folder(asset)}, and run `python -m dpzero assets {asset}`"
     return "give a folder of models as model_dir, or a hub that answers"

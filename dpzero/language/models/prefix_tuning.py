@@ -20,9 +20,8 @@ from transformers.masking_utils import eager_mask
 NAME = "prefix"  # of this attention, in transformers
 TOKENS = 5  # as in MeZO
 
-_recorded: dict[nn.Module, tuple[Tensor, Tensor]] | None = (
-    None  # keys and values of each layer, while recording
-)
+# keys and values of each layer, while recording
+_recorded: dict[nn.Module, tuple[Tensor, Tensor]] | None = None
 
 
 class Prefix(nn.Embedding):

@@ -60,10 +60,8 @@ class Answering(nn.Module):
         hidden = self.model.base_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         last = attention_mask.sum(1) - 1  # padding is on the right
         hidden = hidden[torch.arange(len(hidden), device=hidden.device), last]
-        if hasattr(
-            getattr(self.model, "lm_head", None), "dense"
-        ):  # RoBERTa has a layer before its output layer
-            lm_head = self.model.lm_head
+        lm_head: Any = getattr(self.model, "lm_head", None)
+        if hasattr(lm_head, "dense"):  # RoBERTa has a layer before its output layer
             hidden = lm_head.layer_norm(nn.functional.gelu(lm_head.dense(hidden)))
         return self.head(hidden).float()
 
@@ -120,8 +118,8 @@ def _read(name: str) -> dict[str, Any]:
         raise UsageError(f"no shape {name!r}: give one of {', '.join(catalogue())}, or a config.json")
     try:
         config = json.loads(Path(name).read_text("utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("it holds no mapping")
     except (OSError, ValueError) as error:
         raise UsageError(f"{name} cannot be read as a configuration ({error}): give a config.json") from error
-    if not isinstance(config, dict):
-        raise UsageError(f"{name} holds no configuration: give a config.json of transformers")
     return config

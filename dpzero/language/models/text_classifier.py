@@ -48,9 +48,7 @@ class Classifier(nn.Module):
         """
         super().__init__()
         self.backbone, self.kind, self.feature_scale = backbone, kind, feature_scale
-        if transform is not None:
-            self.transform = transform
-        self.mask = mask
+        self.transform, self.mask = transform or nn.Identity(), mask
         self.head = head
 
     def features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -74,7 +72,7 @@ class Classifier(nn.Module):
         else:
             position = attention_mask.sum(1) - 1  # padding is on the right
         feature = hidden[torch.arange(len(hidden), device=hidden.device), position.to(hidden.device)]
-        return self.transform(feature) if self.kind == "masked" else feature
+        return self.transform(feature)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         cached = input_ids.is_floating_point()  # features (see `caches`)
@@ -241,7 +239,7 @@ def load(name: str, task: Task, tune: str, seed: int = 0, device: str = "cpu") -
     """
     stanza = model_catalogue.stanza(name)
     torch.manual_seed(seed)
-    language_model = load_pretrained(name)
+    language_model = model_catalogue.load_pretrained(name)
     if scores_text(name, task):
         model: Classifier | TextScorer = TextScorer(language_model)
     else:
@@ -257,27 +255,6 @@ def load(name: str, task: Task, tune: str, seed: int = 0, device: str = "cpu") -
     from . import device_map
 
     return device_map.dispatch(model, device.split(","))
-
-
-def load_pretrained(name: str) -> Any:
-    """The transformer with its pretrained output layer; an encoder without one."""
-    import transformers
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    stanza = model_catalogue.stanza(name)
-    classes = {"encoder": "AutoModel", "causal": "AutoModelForCausalLM", "masked": "AutoModelForMaskedLM"}
-    auto_class = getattr(transformers, classes[stanza["kind"]])
-    options = {"add_pooling_layer": False} if stanza["kind"] == "encoder" else {}
-    if "config" in stanza:
-        model = auto_class.from_config(model_catalogue.config(name), **options)
-    else:
-        from . import checkpoint_check
-
-        model = checkpoint_check.load(name, auto_class, **options)
-    model.config.use_cache = False  # of keys and values: one pass over complete texts does not need it
-    return model
 
 
 def _classifier(name: str, stanza: Stanza, language_model: Any, task: Task, tune: str) -> Classifier:

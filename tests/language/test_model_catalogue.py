@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from dpzero.errors import UsageError
-from dpzero.language.models import model_catalogue, text_classifier
+from dpzero.language.models import model_catalogue
 from dpzero.plan import sweep
 from dpzero.plan.cell import check_files
 
@@ -48,7 +48,7 @@ def folder(saved, tmp_path, monkeypatch) -> Path:
 
 
 def pretrained(name: str) -> torch.nn.Module:
-    return text_classifier.load_pretrained(name)
+    return model_catalogue.load_pretrained(name)
 
 
 def refused(name: str) -> str:
@@ -64,7 +64,7 @@ def edit(place: Path, change: Callable[[dict], dict]) -> None:
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_what_save_pretrained_writes_is_read_whole(folder, name):
+def test_a_saved_model_is_loaded_complete(folder, name):
     """Tied heads are in no file."""
     model = pretrained(name)
     for key, tensor in load_file(f"{model_catalogue.source(name)}/model.safetensors").items():
@@ -72,10 +72,10 @@ def test_what_save_pretrained_writes_is_read_whole(folder, name):
 
 
 EDITS = [
-    (lambda w: {f"base_model.model.{k}": t for k, t in w.items()}, "lack lm_head.bias, lm_head.decoder.bias, lm_head.decoder.weight and 41 more and hold tensors of an adapter (base_model.model.lm_head.bias, "),
-    (lambda w: {k.replace("query.weight", "query.base_layer.weight"): t for k, t in w.items()}, f"lack {QUERY.format(0)}, {QUERY.format(1)} and hold tensors of an adapter (roberta.encoder.layer.0.attention.self.query.base_layer.weight, "),
-    (lambda w: {**w, QUERY.format(1).replace("weight", "lora_A.default.weight"): torch.zeros(2, 16)}, "hold tensors of an adapter (roberta.encoder.layer.1.attention.self.query.lora_A.default.weight): merge it (merge_and_unload)"),
-    (lambda w: {**w, QUERY.format(1): w[QUERY.format(1)].to(torch.int8), QUERY.format(1).replace("weight", "SCB"): torch.zeros(16)}, "hold tensors of a quantised model (roberta.encoder.layer.1.attention.self.query.SCB): give the weights in floats"),
+    (lambda w: {f"base_model.model.{k}": t for k, t in w.items()}, "lack lm_head.bias, lm_head.decoder.bias, lm_head.decoder.weight and 41 more and hold tensors of an adapter or a quantised model (base_model.model.lm_head.bias, "),
+    (lambda w: {k.replace("query.weight", "query.base_layer.weight"): t for k, t in w.items()}, f"lack {QUERY.format(0)}, {QUERY.format(1)} and hold tensors of an adapter or a quantised model (roberta.encoder.layer.0.attention.self.query.base_layer.weight, "),
+    (lambda w: {**w, QUERY.format(1).replace("weight", "lora_A.default.weight"): torch.zeros(2, 16)}, "hold tensors of an adapter or a quantised model (roberta.encoder.layer.1.attention.self.query.lora_A.default.weight): merge it (merge_and_unload)"),
+    (lambda w: {**w, QUERY.format(1): w[QUERY.format(1)].to(torch.int8), QUERY.format(1).replace("weight", "SCB"): torch.zeros(16)}, "hold tensors of an adapter or a quantised model (roberta.encoder.layer.1.attention.self.query.SCB): merge it (merge_and_unload) or give the weights in floats"),
     (lambda w: {k: t for k, t in w.items() if k != KEY}, f"lack {KEY}: give a checkpoint of the whole model"),
     (lambda w: {k: t for k, t in w.items() if "lm_head" not in k}, "lack lm_head.bias, lm_head.decoder.bias, lm_head.dense.bias and 3 more: give a checkpoint"),
     (lambda w: w | {KEY: torch.zeros(15)}, f"have {KEY} as (15,), but config.json makes it (16,): give the config.json"),
@@ -84,13 +84,13 @@ EDITS = [
 
 
 @pytest.mark.parametrize("change, words", EDITS, ids=range(len(EDITS)))
-def test_tensors_that_are_not_the_architectures_are_named(folder, change, words):
+def test_missing_and_unexpected_tensors_are_named(folder, change, words):
     place = folder / "roberta-base"
     edit(place, change)
     assert refused("roberta-base").startswith(f"the weights of model roberta-base in {place} {words}")
 
 
-def test_a_pooler_and_heads_of_another_use_are_no_fault(folder):
+def test_poolers_and_other_heads_are_ignored(folder):
     edit(
         folder / "roberta-base",
         lambda w: w | {"roberta.pooler.dense.bias": torch.zeros(16), "classifier.bias": torch.zeros(2)},
@@ -98,12 +98,12 @@ def test_a_pooler_and_heads_of_another_use_are_no_fault(folder):
     pretrained("roberta-base")
 
 
-def test_a_head_that_is_not_tied_must_be_there(folder):
+def test_an_untied_head_is_required(folder):
     edit(folder / "Llama-3.2-1B", lambda w: {k: t for k, t in w.items() if k != "lm_head.weight"})
     assert "lack lm_head.weight: give a checkpoint of the whole model" in refused("llama-3.2-1b")
 
 
-def test_an_encoder_reads_the_body_of_a_masked_model(folder, monkeypatch):
+def test_an_encoder_loads_the_body_of_a_masked_model(folder, monkeypatch):
     """A missing head is no fault, a missing tensor of the body is."""
     monkeypatch.setitem(
         model_catalogue.CATALOGUE.built_in,
@@ -119,19 +119,19 @@ def test_an_encoder_reads_the_body_of_a_masked_model(folder, monkeypatch):
 
 @pytest.mark.parametrize("kept", [0, 5, 100, -3])
 @pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
-def test_a_file_that_is_cut_short_is_named(folder, file, kept):
+def test_a_file_that_is_cut_short_is_refused(folder, file, kept):
+    """A damaged file of safetensors is named."""
     place = folder / "roberta-base"
     if file.endswith("bin"):
         torch.save(load_file(place / "model.safetensors"), place / file)
         (place / "model.safetensors").unlink()
         pretrained("roberta-base")
-    whole = (place / file).read_bytes()
-    (place / file).write_bytes(whole[:kept])
-    said = refused("roberta-base")
-    assert (
-        said.startswith(f"{place / file} is damaged or cut short (")
-        and "give a folder of models as model_dir" in said
-    )
+    (place / file).write_bytes((place / file).read_bytes()[:kept])
+    message = refused("roberta-base")
+    fault = "cannot load model roberta-base ("
+    if not file.endswith("bin"):
+        fault = f"{place / file} is damaged or cut short ("
+    assert message.startswith(fault) and "give a folder of models as model_dir" in message
 
 
 def test_damaged_weights_of_a_package_are_to_be_fetched_again(folder, monkeypatch):
@@ -157,7 +157,7 @@ def test_damaged_weights_of_a_package_are_to_be_fetched_again(folder, monkeypatc
         ("model.safetensors.index.json", "{"),
     ],
 )  # fmt: skip
-def test_a_folder_that_is_no_model_is_refused_in_one_line(folder, file, content):
+def test_a_folder_without_a_model_is_refused_in_one_line(folder, file, content):
     place = folder / "roberta-base"
     (place / file).unlink(missing_ok=True)
     if content is not None:
