@@ -2,7 +2,6 @@
 
 snakemake --cores all                                           the sweep `quick`
 snakemake --cores all --config sweep=quick-lm methods='[dpzero, mezo]' epsilons='[2]' seeds='[0]'
-snakemake --cores all --config sweep=my/sweep.yaml              a sweep of your own; its `include` names folders of tasks, models, methods
 snakemake --cores all --config sweep=NAME data_dir=FOLDER       task rows from JSON lines (model_dir: weights)
 snakemake --cores all --config gpu_share=3                      up to three runs on one GPU, if its memory allows
 snakemake --cores 1 --config device=cuda:0,cuda:1               a model larger than one GPU: its layers over several
@@ -20,14 +19,14 @@ from snakemake.utils import min_version
 min_version("9.0")
 sys.path.insert(0, workflow.basedir)
 
-from dpzero.cli.snakemake_support import PACKAGE, Plan
+from dpzero.cli.snakemake_support import Plan
 
 SWEEP = Plan.load(config, workflow)
 RESULTS = SWEEP.results
 CELLS = f"{RESULTS}/cells.txt"  # by name: rules.plan.output beside the records takes Snakemake time quadratic in the runs
 ASSETS = f"{RESULTS}/assets/{{task}}/{{model}}.json"
-CAPTIONS = f"{PACKAGE}/report/captions"
-ENVIRONMENT = f"{PACKAGE}/environment.yaml"
+CAPTIONS = f"{workflow.basedir}/dpzero/report/captions"
+ENVIRONMENT = f"{workflow.basedir}/dpzero/environment.yaml"
 
 
 localrules:
@@ -54,7 +53,7 @@ rule assets:
     conda:
         ENVIRONMENT
     params:
-        sweep=SWEEP.sweep,
+        sweep=SWEEP.name,
     message:
         "{wildcards.task} for {wildcards.model}: rows and weights, downloaded, verified and tokenized once"
     shell:
@@ -96,7 +95,7 @@ rule plan:
         ENVIRONMENT
     params:
         runs=list(SWEEP.cells),  # other runs make the tables again
-        sweep=SWEEP.sweep,
+        sweep=SWEEP.name,
         narrowed=SWEEP.axes,
     shell:
         '"$DPZERO_PYTHON" -P -m dpzero cells --sweep {params.sweep:q} {params.narrowed:q} --out {output:q} '
@@ -120,7 +119,7 @@ rule tables:
         ENVIRONMENT
     params:
         command="dpzero tables",
-        sweep=SWEEP.sweep,
+        sweep=SWEEP.name,
         folder=lambda wildcards, output: Path(output[0]).parent,
     message:
         "{params.command} --sweep {params.sweep}"
@@ -144,7 +143,7 @@ use rule tables as figures with:
         f"{RESULTS}/logs/figures.log",
     params:
         command="dpzero figures",
-        sweep=SWEEP.sweep,
+        sweep=SWEEP.name,
         folder=lambda wildcards, output: Path(output[0]).parent,
 
 
@@ -156,7 +155,7 @@ rule partial:
     conda:
         ENVIRONMENT
     params:
-        sweep=SWEEP.sweep,
+        sweep=SWEEP.name,
         tables=f"{RESULTS}/tables",
         figures=SWEEP.figures,
     message:

@@ -16,7 +16,7 @@ def byte_level_bpe(words: list[str]) -> Tokenizer:
         for pair in pairs:
             vocabulary.setdefault("".join(pair), len(vocabulary))
             merges += [] if pair in merges else [pair]
-    made = Tokenizer(models.BPE(vocabulary, merges))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    return made
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer

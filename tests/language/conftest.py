@@ -54,8 +54,8 @@ def cached(request) -> Callable[[str], Path]:
 @pytest.fixture
 def data() -> Path:
     """The folder of real task rows: $DPZERO_DATA_DIR, or next to the project. Skips without one."""
-    beside = Path(__file__).resolve().parents[3] / "shared" / "data"
-    folder = Path(os.environ.get("DPZERO_DATA_DIR", beside))
+    default = Path(__file__).resolve().parents[3] / "shared" / "data"
+    folder = Path(os.environ.get("DPZERO_DATA_DIR", default))
     if not (folder / "trec" / "train.jsonl").is_file():
         pytest.skip(f"no task rows in {folder}")
     return folder

@@ -51,13 +51,13 @@ def moved(loss, model, batch, smoothing: float = 1e-3) -> float:
 
 @pytest.mark.parametrize("compute", COMPUTE)
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_example_that_leaves_moves_no_other(kind, compute, monkeypatch):
+def test_removing_an_example_changes_no_other_loss(kind, compute, monkeypatch):
     model = model_of(kind, monkeypatch)
     for size in (2, 5):
         assert moved(CrossEntropy(512, compute), model, batch_of(size, size)) == 0
 
 
-def test_with_the_shapes_of_the_batch_it_does(monkeypatch):
+def test_batch_shapes_are_not_batch_invariant(monkeypatch):
     """The measure finds micro-batches that are not batch-invariant."""
 
     class Old(CrossEntropy):
@@ -71,42 +71,42 @@ def test_with_the_shapes_of_the_batch_it_does(monkeypatch):
 @torch.no_grad()
 @pytest.mark.parametrize("perturb", ["in_place", "on_read"])
 @pytest.mark.parametrize("kind", SHAPES)
-def test_a_step_has_the_same_differences_in_any_company(kind, perturb, monkeypatch):
+def test_loss_differences_do_not_depend_on_other_examples(kind, perturb, monkeypatch):
     """Also if weights are perturbed on read."""
     model, batch = model_of(kind, monkeypatch), batch_of(9)
-    start, found = [p.clone() for p in model.parameters()], []
+    start, differences = [p.clone() for p in model.parameters()], []
     for keep in (np.arange(9), np.arange(0, 9, 2), [3]):
         for p, x in zip(model.parameters(), start, strict=True):
             p.copy_(x)
         me = MeZO(model, CrossEntropy(512), 9, learning_rate=1, smoothing=1e-2, seed=1, perturb=perturb)
         plus, minus = me._losses_at_both_points(batch[np.array(keep)], len(keep))[:, 0]
-        found.append((plus - minus).numpy())
-        assert (found[-1] == found[0][keep]).all() and found[-1].all()
+        differences.append((plus - minus).numpy())
+        assert (differences[-1] == differences[0][keep]).all() and differences[-1].all()
 
 
 @torch.no_grad()
-def test_a_share_has_the_bits_of_the_whole(monkeypatch):
+def test_shares_add_up_to_the_losses_of_the_batch(monkeypatch):
     model, batch = model_of("tiny-encoder", monkeypatch), batch_of(11)
-    whole, parts = CrossEntropy(512)(model, batch), []
+    expected, parts = CrossEntropy(512)(model, batch), []
     for rank in range(3):
         loss = CrossEntropy(512)
         loss.share = rank, 3
         parts.append(loss(model, batch))
-    assert torch.equal(sum(parts), whole)
+    assert torch.equal(sum(parts), expected)
     assert all((part != 0).sum() in (3, 4) for part in parts)
 
 
-def test_features_of_one_example_move_no_other(monkeypatch):
+def test_removing_features_changes_no_other_loss(monkeypatch):
     model = model_of("tiny-encoder", monkeypatch)
     model.backbone.requires_grad_(False)
     random = np.random.default_rng(0)
-    made = caches.Features(random.normal(size=(50, 32)).astype(np.float32), random.integers(0, 2, 50))
-    assert moved(CrossEntropy(2048), model, made) == 0
+    features = caches.Features(random.normal(size=(50, 32)).astype(np.float32), random.integers(0, 2, 50))
+    assert moved(CrossEntropy(2048), model, features) == 0
 
 
 @pytest.mark.parametrize("compute", COMPUTE)
-def test_candidates_of_one_example_move_no_other(compute):
-    model = text_classifier.TextScorer(text_classifier.load_pretrained("tiny-causal"))
+def test_removing_candidates_changes_no_other_loss(compute):
+    model = text_classifier.TextScorer(model_catalogue.load_pretrained("tiny-causal"))
     random = np.random.default_rng(0)
 
     def candidate():
@@ -125,19 +125,19 @@ def test_candidates_of_one_example_move_no_other(compute):
 def kernel(*, sums_in_rows_from: int = 0, odd_places: bool = False, mask_matters: bool = False):
     """A forward pass that depends, as the last bits of a kernel do, on the number of rows, the place or the mask."""
 
-    def made(buckets):
+    def forward(buckets):
         values = torch.zeros(len(buckets))
         values += (len(buckets) < sums_in_rows_from) + mask_matters * any(not bucket[1] for bucket in buckets)
         return values + odd_places * torch.arange(len(buckets)) % 2
 
-    return made
+    return forward
 
 
 BUCKET = (16, False)
 
 
-def cut(made, count: int, budget: int = 2048, bucket=BUCKET) -> list[int]:
-    parts = list(Cutter(budget).cut(nn.Linear(1, 1), [bucket] * count, made))
+def cut(forward, count: int, budget: int = 2048, bucket=BUCKET) -> list[int]:
+    parts = list(Cutter(budget).cut(nn.Linear(1, 1), [bucket] * count, forward))
     assert np.concatenate([order for order, _, _ in parts]).tolist() == list(range(count))
     return [len(filled) for _, filled, _ in parts]
 
@@ -153,18 +153,18 @@ def test_numbers_of_rows_that_change_bits_are_not_used():
     assert cut(kernel(sums_in_rows_from=4), 34) == [32, 4]
 
 
-def test_where_only_the_usual_number_has_the_bits_all_have_it():
-    def made(buckets):
+def test_if_only_the_usual_row_count_is_invariant_all_passes_use_it():
+    def forward(buckets):
         return torch.full((len(buckets),), float(len(buckets)))
 
-    assert cut(made, 5) == [16] and cut(made, 33) == [16, 16, 16]
+    assert cut(forward, 5) == [16] and cut(forward, 33) == [16, 16, 16]
 
 
-def test_where_a_place_changes_bits_each_is_alone():
+def test_if_a_place_changes_bits_each_text_is_alone():
     assert cut(kernel(odd_places=True), 3) == [1, 1, 1]
 
 
-def test_what_was_found_in_other_circumstances_is_tried_anew():
+def test_trials_are_repeated_under_other_conditions():
     """The number of threads, a torch function mode and the type of products choose other kernels."""
 
     class Mode(TorchFunctionMode):
@@ -173,10 +173,10 @@ def test_what_was_found_in_other_circumstances_is_tried_anew():
 
     cutter, model, bad = Cutter(2048), nn.Linear(1, 1), kernel(odd_places=True)
 
-    def rows(made) -> list[int]:
-        return [len(filled) for _, filled, _ in cutter.cut(model, [BUCKET] * 3, made)]
+    def rows(forward) -> list[int]:
+        return [len(filled) for _, filled, _ in cutter.cut(model, [BUCKET] * 3, forward)]
 
-    assert rows(kernel()) == [4] == rows(bad)  # found before
+    assert rows(kernel()) == [4] == rows(bad)  # tried before
     with Mode():
         assert rows(bad) == [1, 1, 1]
     before, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
@@ -192,7 +192,7 @@ def test_what_was_found_in_other_circumstances_is_tried_anew():
     assert rows(bad) == [4]
 
 
-def test_the_head_alone_takes_one_pass_where_a_second_costs_more_than_the_rows():
+def test_a_head_takes_one_pass_if_a_second_costs_more_than_its_rows():
     head, model = (
         caches.Features(np.zeros((70, 4), np.float32), np.zeros(70, np.int64)),
         nn.Linear(4, 2),
@@ -202,7 +202,7 @@ def test_the_head_alone_takes_one_pass_where_a_second_costs_more_than_the_rows()
         assert [len(filled) for _, filled, _ in CrossEntropy(2048).cut(model, head)] == [128]
 
 
-def test_plans_of_cuts_are_kept_for_some_batches_alone():
+def test_the_number_of_kept_plans_is_limited():
     cutter, model = Cutter(2048), nn.Linear(1, 1)
     for count in [*range(1, batch_invariance.MAX_PLANS + 5), 7]:
         parts = cutter.cut(model, [BUCKET] * count, kernel())
@@ -212,24 +212,24 @@ def test_plans_of_cuts_are_kept_for_some_batches_alone():
     assert len(known["plans"]) <= batch_invariance.MAX_PLANS
 
 
-def test_texts_that_fill_their_length_stand_apart_only_where_a_mask_changes_bits():
+def test_full_texts_have_their_own_bucket_only_if_a_mask_changes_bits():
     buckets = [(16, True), (16, False), (16, True)]
     for matters, expected in ((False, [[0, 1, 2]]), (True, [[0, 2], [1]])):
-        made = kernel(mask_matters=matters)
-        parts = list(Cutter(2048).cut(nn.Linear(1, 1), buckets, made))
+        forward = kernel(mask_matters=matters)
+        parts = list(Cutter(2048).cut(nn.Linear(1, 1), buckets, forward))
         assert [order.tolist() for order, _, _ in parts] == expected
 
 
 def test_each_shape_is_tried_once():
     calls, cutter, model = [], Cutter(2048), nn.Linear(1, 1)
 
-    def made(buckets):
+    def forward(buckets):
         calls.append(len(buckets))
         return torch.zeros(len(buckets))
 
-    list(cutter.cut(model, [BUCKET] * 5, made))
+    list(cutter.cut(model, [BUCKET] * 5, forward))
     tried = len(calls)
-    list(cutter.cut(model, [BUCKET] * 5, made))
+    list(cutter.cut(model, [BUCKET] * 5, forward))
     assert len(calls) == tried > 0
 
 
@@ -240,20 +240,20 @@ def test_passes_keep_the_budget_and_hold_each_text(count, budget, length):
 
 
 @given(st.integers(1, 4000), st.integers(1, 4000))
-def test_a_text_alone_says_how_it_is_padded(length, longest):
+def test_the_padded_length_depends_on_the_text_alone(length, longest):
     padded = padded_length(length, longest)
     assert length <= padded <= max(length, longest)
     assert padded <= max(batch_invariance.SHORTEST, 1.5 * length)
     assert padded in (length, longest) or padded % 8 == 0
 
 
-def test_what_was_asked_before_changes_no_cut():
+def test_earlier_batches_change_no_cut():
     """Trials cover padded and full texts, so that the shapes of a batch do not depend on earlier batches."""
 
-    def made(buckets):  # whole texts alone want 16 rows
+    def forward(buckets):  # full texts alone want 16 rows
         return torch.full((len(buckets),), float(len(buckets) < 16 and all(bucket[1] for bucket in buckets)))
 
     for first in ((16, False), (16, True)):
         cutter, model = Cutter(2048), nn.Linear(1, 1)
-        list(cutter.cut(model, [first], made))
-        assert [len(filled) for _, filled, _ in cutter.cut(model, [(16, False)] * 3, made)] == [16]
+        list(cutter.cut(model, [first], forward))
+        assert [len(filled) for _, filled, _ in cutter.cut(model, [(16, False)] * 3, forward)] == [16]

@@ -28,24 +28,24 @@ def moves(cached) -> Callable[..., list[float]]:
             cached(asset)
         model, texts = load(name)
         lengths = np.ones(len(texts)) if name == HEAD else texts.lengths()
-        short, found = np.flatnonzero(lengths <= LONGEST), []
+        short, moves = np.flatnonzero(lengths <= LONGEST), []
         for size in sizes:
             drawn = short[:size]
             how = {"clip": CLIP, "smoothing": SMOOTHING, "leaving": [int(lengths[drawn].argmax())]}
-            found.append(others_move(loss, model, texts[drawn], **how)["others_move_over_clip"])
-        return found
+            moves.append(others_move(loss, model, texts[drawn], **how)["others_move_over_clip"])
+        return moves
 
     return measured
 
 
 @pytest.mark.parametrize("compute", COMPUTE)
 @pytest.mark.parametrize("name", ASSETS)
-def test_one_example_that_leaves_moves_no_other(name, compute, moves):
+def test_removing_an_example_changes_no_other_loss(name, compute, moves):
     sizes = SIZES.get(name, (2, 16))
     assert moves(name, CrossEntropy(TOKENS, compute), sizes) == [0] * len(sizes)
 
 
-def test_with_the_shapes_of_the_batch_it_does(moves):
+def test_batch_shapes_are_not_batch_invariant(moves):
     """The measure finds micro-batches that are not batch-invariant."""
     cheapest_first = [("opt-125m", "bfloat16"), ("roberta-base", "bfloat16"), ("minilm", "float32")]
     assert any(

@@ -23,7 +23,7 @@ def load(name: str = "tiny-causal", device: str = "cpu"):
 
 @pytest.mark.parametrize("name", ["tiny-causal", "tiny-encoder"])
 @pytest.mark.parametrize("count", [1, 2])
-def test_each_device_gets_its_share_and_a_layer_stays_whole(name, count):
+def test_devices_get_equal_shares_and_layers_are_not_split(name, count):
     model = load(name)
     places = device_map.assign(model, count)
     numbers = list(places.values())
@@ -48,12 +48,12 @@ def test_tied_parameters_stay_together():
 
 @pytest.mark.parametrize("settings", [{}, {"perturb": "on_read"}, {"direction_law": "low_rank"}])
 @pytest.mark.parametrize("name", ["tiny-causal", "tiny-encoder"])
-def test_steps_on_spread_layers_are_those_on_one_device(name, settings):
-    found = []
+def test_steps_on_several_devices_equal_those_on_one(name, settings):
+    results = []
     for device in ("cpu", "cpu,cpu"):
         model = load(name, device)
         hooks = [m for m in model.modules() if isinstance(getattr(m, "_hf_hook", None), AlignDevicesHook)]
         assert bool(hooks) == (device == "cpu,cpu")
         me = MeZO(model, CrossEntropy(64), 6, learning_rate=1e-3, smoothing=1e-2, **settings)
-        found.append(([me.step(BATCH) for _ in range(3)], digest(me.parameters)))
-    assert found[0] == found[1] and len(set(found[0][0])) == 3
+        results.append(([me.step(BATCH) for _ in range(3)], digest(me.parameters)))
+    assert results[0] == results[1] and len(set(results[0][0])) == 3

@@ -28,29 +28,28 @@ def cache(tmp_path, monkeypatch):
 
 
 @given(SEQUENCES)
-def test_what_goes_in_comes_out(sequences):
+def test_examples_keep_ids_lengths_and_labels(sequences):
     labels = list(range(len(sequences)))
-    made = Examples.from_token_ids(sequences, labels)
-    assert len(made) == len(sequences)
-    assert [made.ids(i).tolist() for i in labels] == sequences
-    assert made.lengths().tolist() == [len(s) for s in sequences]
-    turned = made[np.array(labels[::-1])]
-    assert [turned.ids(i).tolist() for i in labels] == sequences[::-1] and turned.labels.tolist() == labels[
-        ::-1
-    ]
+    examples = Examples.from_token_ids(sequences, labels)
+    assert len(examples) == len(sequences)
+    assert [examples.ids(i).tolist() for i in labels] == sequences
+    assert examples.lengths().tolist() == [len(s) for s in sequences]
+    reversed_examples = examples[np.array(labels[::-1])]
+    assert [reversed_examples.ids(i).tolist() for i in labels] == sequences[::-1]
+    assert reversed_examples.labels.tolist() == labels[::-1]
 
 
 def test_a_batch_may_be_empty_or_repeat():
-    made = Examples.from_token_ids([[1], [2, 3]], [0, 1])
-    assert len(made[np.zeros(0, np.int64)]) == 0 and list(made[np.zeros(0, np.int64)].parts(8)) == []
-    assert made[np.array([1, 1])].tokens.tolist() == [2, 3, 2, 3]
+    examples = Examples.from_token_ids([[1], [2, 3]], [0, 1])
+    assert len(examples[np.zeros(0, np.int64)]) == 0 and list(examples[np.zeros(0, np.int64)].parts(8)) == []
+    assert examples[np.array([1, 1])].tokens.tolist() == [2, 3, 2, 3]
 
 
 @given(SEQUENCES, st.integers(1, 100))
 def test_micro_batches_hold_each_example_once_and_keep_the_budget(sequences, budget):
-    made = Examples.from_token_ids(sequences, list(range(len(sequences))))
+    examples = Examples.from_token_ids(sequences, list(range(len(sequences))))
     seen = []
-    for positions, part in made.parts(budget):
+    for positions, part in examples.parts(budget):
         assert part.labels.tolist() == positions.tolist()
         assert len(part) == 1 or len(part) * part.lengths().max() <= budget
         seen += positions.tolist()
@@ -70,7 +69,7 @@ def test_padding_is_on_the_right_and_masked():
 
 @pytest.mark.parametrize("model", ["tiny-encoder", "tiny-causal"])
 @pytest.mark.parametrize("max_length", [9, 64])
-def test_every_row_is_there_in_its_order_and_fits(model, max_length):
+def test_every_row_is_encoded_in_order_within_max_length(model, max_length):
     toy = tasks.load("toy")
     splits = encoding.encode(tasks.load("toy"), model, max_length)
     assert set(splits) == {"train", "dev", "test"}
@@ -85,7 +84,7 @@ def test_an_encoder_reads_the_text_alone():
     assert read.tolist() == encoding.tokenizer("tiny-encoder", 64)(row.text)
 
 
-def test_tokens_are_made_once(cache, monkeypatch):
+def test_tokens_are_cached(cache, monkeypatch):
     first = encoding.encode(tasks.load("toy"), "tiny-encoder", 16)
     assert len(list((cache / "tokens").iterdir())) == 1
     monkeypatch.setattr(encoding, "tokenizer", lambda *_: pytest.fail("tokenized again"))
@@ -97,7 +96,7 @@ def test_tokens_are_made_once(cache, monkeypatch):
         )
 
 
-def test_tokens_are_kept_apart_by_all_that_they_depend_on(cache, monkeypatch):
+def test_the_token_cache_is_keyed_by_all_that_tokens_depend_on(cache, monkeypatch):
     def files() -> int:
         return len(list((cache / "tokens").iterdir()))
 
@@ -113,13 +112,13 @@ def test_tokens_are_kept_apart_by_all_that_they_depend_on(cache, monkeypatch):
     assert files() == 4
 
 
-def test_words_about_the_files_are_not_what_examples_are_made_of(monkeypatch):
+def test_descriptions_of_a_task_do_not_change_its_digest(monkeypatch):
     before, changed = tasks.digest("toy"), {"toy": tasks.stanza("toy") | {"files_differ": "in a word"}}
     monkeypatch.setattr(tasks.CATALOGUE, "built_in", changed)
     assert tasks.digest("toy") == before
 
 
-def test_a_killed_tokenization_is_done_again(monkeypatch):
+def test_a_killed_tokenization_is_repeated(monkeypatch):
     def half(file, **arrays):
         file.write(b"PK half a file")
         raise KeyboardInterrupt
@@ -135,7 +134,7 @@ def test_a_killed_tokenization_is_done_again(monkeypatch):
 
 
 @pytest.mark.parametrize("max_length", [7, 9, 12, 64])
-def test_a_prompt_that_is_too_long_loses_text_and_never_the_question(max_length):
+def test_a_long_prompt_loses_text_but_not_the_question(max_length):
     question = encoding.tokenizer("tiny-causal", 64)("The topic of this sentence is")[1:]
     toy = tasks.load("toy")
     for name, split in encoding.encode(tasks.load("toy"), "tiny-causal", max_length).items():
@@ -145,7 +144,7 @@ def test_a_prompt_that_is_too_long_loses_text_and_never_the_question(max_length)
             assert split.ids(i).tolist() == text[:kept] + question
 
 
-def test_a_prompt_that_has_no_room_is_refused():
+def test_a_prompt_longer_than_max_length_is_refused():
     with pytest.raises(UsageError, match="max_length is 6, but the prompt of task toy has 7 tokens"):
         encoding.encode(tasks.load("toy"), "tiny-causal", 6)
 
@@ -183,7 +182,7 @@ def test_a_real_tokenizer_keeps_the_question(cached, monkeypatch):
 
 
 @pytest.mark.network
-def test_a_real_encoder_keeps_its_marks(cached, monkeypatch):
+def test_a_real_encoder_keeps_its_special_tokens(cached, monkeypatch):
     monkeypatch.delenv("DPZERO_CACHE")
     cached("minilm")
     tokenize = encoding.tokenizer("minilm", 8)

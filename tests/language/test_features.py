@@ -24,25 +24,25 @@ def load(name: str, tune: str = "head") -> tuple[text_classifier.Classifier, enc
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_losses_and_accuracy_are_those_of_the_whole_model(name):
+def test_losses_and_accuracy_equal_those_of_the_complete_model(name):
     (model, texts), loss = load(name), losses.CrossEntropy(token_budget=200)
-    made = caches.read_features(name, model, texts)
+    features = caches.read_features(name, model, texts)
     batch = np.array([5, 3, 200, 3, 77])
-    assert torch.allclose(loss(model, made[batch]), loss(model, texts[batch]), atol=1e-5)
-    assert loss(model, made[batch[:0]]).shape == (0,)
-    on_features, whole = loss.evaluate(model, made), loss.evaluate(model, texts)
-    assert on_features["accuracy"] == whole["accuracy"]
-    assert on_features["loss"] == pytest.approx(whole["loss"], abs=1e-5)
+    assert torch.allclose(loss(model, features[batch]), loss(model, texts[batch]), atol=1e-5)
+    assert loss(model, features[batch[:0]]).shape == (0,)
+    on_features, on_texts = loss.evaluate(model, features), loss.evaluate(model, texts)
+    assert on_features["accuracy"] == on_texts["accuracy"]
+    assert on_features["loss"] == pytest.approx(on_texts["loss"], abs=1e-5)
 
 
 def test_micro_batches_change_no_loss():
     model, texts = load("tiny-encoder")
-    made = caches.read_features("tiny-encoder", model, texts)
-    few, many = (losses.CrossEntropy(budget)(model, made[np.arange(50)]) for budget in (1000, 7))
+    features = caches.read_features("tiny-encoder", model, texts)
+    few, many = (losses.CrossEntropy(budget)(model, features[np.arange(50)]) for budget in (1000, 7))
     assert torch.allclose(few, many, atol=1e-6)
 
 
-def test_they_are_made_once_and_for_these_texts(monkeypatch):
+def test_features_are_cached_for_their_texts(monkeypatch):
     model, texts = load("tiny-encoder")
     first = caches.read_features("tiny-encoder", model, texts)
 
@@ -60,14 +60,14 @@ def test_the_number_of_threads_changes_no_bit():
     model, texts = load("tiny-causal")
     before = torch.get_num_threads()
     try:
-        found = []
+        arrays = []
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            found.append(caches.features(model, texts))
+            arrays.append(caches.features(model, texts))
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
-    assert np.array_equal(*found)
+    assert np.array_equal(*arrays)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +79,6 @@ def test_the_number_of_threads_changes_no_bit():
         (HEAD | {"compute": "bfloat16"}, False),
     ],
 )
-def test_they_are_for_a_head_that_is_trained_alone(settings, whether):
+def test_features_are_used_if_only_the_head_is_trained(settings, whether):
     model, _ = load("tiny-encoder", settings["tune"])
     assert caches.trains_on_features(model, settings) is whether

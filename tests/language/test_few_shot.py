@@ -32,7 +32,7 @@ def as_the_script_does(labels: list, shots: int, seed: int) -> tuple[list[int], 
 
 @pytest.mark.parametrize("seed", [13, 21, 42, 87, 100])
 @pytest.mark.parametrize("shots", [1, 2, 16])
-def test_the_rows_are_those_of_the_script_in_its_order(seed, shots):
+def test_rows_and_order_are_those_of_the_published_script(seed, shots):
     labels = LABELS + [str(i % 3) for i in range(200)]
     train, dev = dpzero.language.few_shot_split(labels, shots, seed)
     assert (train.tolist(), dev.tolist()) == as_the_script_does(labels, shots, seed)
@@ -60,9 +60,9 @@ def test_no_shots_are_refused():
         few_shot_split(LABELS, 0, 1)
 
 
-def test_a_test_file_is_sampled_only_where_it_has_more_than_a_thousand_rows():
-    whole = draw_rows(LABELS, 1000, Draw(shots=2, seed=13))["test"]
-    assert whole.tolist() == list(range(1000))
+def test_a_test_file_is_sampled_only_above_1000_rows():
+    all_rows = draw_rows(LABELS, 1000, Draw(shots=2, seed=13))["test"]
+    assert all_rows.tolist() == list(range(1000))
     samples = [draw_rows(LABELS, 2210, Draw(shots=2, seed=seed))["test"] for seed in (13, 21)]
     assert np.array_equal(*samples) and len(set(samples[0].tolist())) == 1000
     sampled = pandas.DataFrame({"row": range(2210)}).sample(n=1000, random_state=42)  # as the script does
@@ -80,7 +80,7 @@ def test_mezo_draws_train_and_dev_from_one_permutation_and_test_with_the_same_se
 @pytest.mark.parametrize(
     "rows, dev_rows, train", [(250, 100, 150), (400, 100, 300), (554, 500, 54), (1200, 500, 700)]
 )
-def test_of_a_small_task_dev_is_the_last_of_the_permutation_and_train_the_rest(rows, dev_rows, train):
+def test_a_small_task_fills_dev_before_train(rows, dev_rows, train):
     """CB, COPA and WSC: MeZO's script draws train and dev together and cuts dev off the end."""
     drawing = draw_rows([0] * rows, 56, Draw(train_examples=1000, seed=29), dev_rows)
     order = np.random.RandomState(29).permutation(rows)

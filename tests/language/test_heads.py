@@ -33,7 +33,7 @@ def table(model: text_classifier.Classifier) -> torch.Tensor:
     return model.backbone.get_input_embeddings().weight
 
 
-def test_trained_in_full_the_head_is_the_table_of_embeddings():
+def test_full_tuning_ties_the_head_to_the_embeddings():
     model = make()
     assert isinstance(model.head, TiedHead) and model.head.rows.weight is table(model)
     assert model.head.shift.bias.shape == (6,)
@@ -41,7 +41,7 @@ def test_trained_in_full_the_head_is_the_table_of_embeddings():
 
 
 @pytest.mark.parametrize("tune", ["head", "bias", "lora", "prefix"])
-def test_trained_in_part_the_head_is_its_own_and_the_table_stays(tune, batch):
+def test_partial_tuning_copies_the_head(tune, batch):
     model = make(tune)
     assert isinstance(model.head, torch.nn.Linear) and not table(model).requires_grad
     start = table(model).clone()
@@ -52,12 +52,12 @@ def test_trained_in_part_the_head_is_its_own_and_the_table_stays(tune, batch):
     assert torch.equal(table(model), start)
 
 
-def test_a_model_that_is_not_tied_has_a_head_of_its_own():
+def test_an_untied_model_has_its_own_head():
     model = text_classifier.load("tiny-causal", tasks.load("toy"), "full")
     assert isinstance(model.head, torch.nn.Linear)
 
 
-def test_a_step_moves_a_word_where_it_is_read_and_where_it_is_scored(batch):
+def test_a_step_moves_a_tied_word_as_input_and_as_output(batch):
     """A text without the word moves the word's row through the scores; the same row is its input embedding."""
     model, word = make(), encoding.answer_tokens("tiny-masked", tasks.load("trec"))[0]
     start = table(model).detach()[word].clone()
@@ -69,7 +69,7 @@ def test_a_step_moves_a_word_where_it_is_read_and_where_it_is_scored(batch):
 @torch.no_grad()
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("perturb", ["in_place", "on_read"])
-def test_a_perturbed_model_scores_and_reads_with_the_same_perturbed_rows(perturb, law, batch):
+def test_a_tied_row_has_one_perturbation_as_input_and_as_output(perturb, law, batch):
     model, loss = make(), CrossEntropy(64)
     me = MeZO(model, loss, 4, learning_rate=1e-3, smoothing=1e-2, seed=3, perturb=perturb, direction_law=law)
     expected = []
@@ -78,13 +78,13 @@ def test_a_perturbed_model_scores_and_reads_with_the_same_perturbed_rows(perturb
         for j, p in enumerate(other.parameters()):
             p.copy_(me.law.perturbed_copy(p, j, Move(0, 0, (scale,))))
         expected.append(loss(other, batch).double())
-    for found, wanted in zip(me._losses_at_both_points(batch, len(batch))[:, 0], expected, strict=True):
-        torch.testing.assert_close(found, wanted, atol=2e-6, rtol=0)
+    for actual, wanted in zip(me._losses_at_both_points(batch, len(batch))[:, 0], expected, strict=True):
+        torch.testing.assert_close(actual, wanted, atol=2e-6, rtol=0)
     assert not torch.allclose(*expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("perturb", ["in_place", "on_read"])
-def test_a_zeroth_order_step_takes_the_memory_of_inference(perturb):
+def test_a_zeroth_order_step_needs_the_memory_of_inference(perturb):
     """And inference as much as with a copied head, to 1 %: the table is neither copied nor perturbed completely."""
     long = encoding.Examples.from_token_ids([[1, MASK] + [9] * 60] * 64, [0] * 64)
     loss = CrossEntropy(2**20)

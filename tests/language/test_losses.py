@@ -60,9 +60,9 @@ def test_without_gradients_shapes_are_few_and_losses_the_same(model, batch, budg
     """Lengths are powers of two or halfway to one, rows powers of two."""
     shapes = []
     with model.register_forward_pre_hook(lambda module, args: shapes.append(tuple(args[0].shape))):
-        found = CrossEntropy(budget)(model, batch)
+        losses = CrossEntropy(budget)(model, batch)
     with torch.enable_grad():
-        torch.testing.assert_close(found, CrossEntropy(10_000)(model, batch).detach(), atol=ROUNDING, rtol=0)
+        torch.testing.assert_close(losses, CrossEntropy(10_000)(model, batch).detach(), atol=ROUNDING, rtol=0)
     for rows, length in shapes:
         assert length in (8, 16, 24, 32, 48) and rows & (rows - 1) == 0
         assert rows == 1 or rows * length <= budget
@@ -85,11 +85,11 @@ def test_gradients_do_not_depend_on_the_cut(model, batch):
         CrossEntropy(budget)(model, batch).sum().backward()
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
-    whole = gradient(10_000)
-    torch.testing.assert_close(gradient(50), whole, atol=1e-5 * whole.abs().max().item(), rtol=1e-4)
+    expected = gradient(10_000)
+    torch.testing.assert_close(gradient(50), expected, atol=1e-5 * expected.abs().max().item(), rtol=1e-4)
 
 
-def test_no_example_has_no_loss(model, batch):
+def test_an_empty_batch_has_no_losses(model, batch):
     assert CrossEntropy(64)(model, batch[np.zeros(0, np.int64)]).shape == (0,)
 
 
@@ -99,12 +99,12 @@ def test_accuracy_and_loss_are_means_over_the_examples(model, batch):
         ids, mask, labels = batch.padded(torch.device("cpu"))
         right = (model(ids, mask).argmax(1) == labels).float().mean()
     for budget in (1, 64, 10_000):
-        found = CrossEntropy(budget).evaluate(model, batch)
-        assert found["accuracy"] == pytest.approx(right.item())
-        assert found["loss"] == pytest.approx(values.mean().item(), abs=ROUNDING)
+        scores = CrossEntropy(budget).evaluate(model, batch)
+        assert scores["accuracy"] == pytest.approx(right.item())
+        assert scores["loss"] == pytest.approx(values.mean().item(), abs=ROUNDING)
 
 
-def test_a_head_that_says_nothing_has_the_loss_of_a_guess(model):
+def test_a_zero_head_has_the_loss_of_a_guess(model):
     with torch.no_grad():
         model.head.weight.zero_()
     dev = encoding.encode(tasks.load("toy"), "tiny-encoder", 24)["dev"]

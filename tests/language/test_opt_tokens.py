@@ -121,7 +121,7 @@ def _local(places, tmp_path, monkeypatch):
     monkeypatch.setenv("DPZERO_CACHE", str(tmp_path / "cache"))
 
 
-def shown(ids) -> str:
+def decoded(ids) -> str:
     """Tokens of the vocabulary with | between them."""
     return "|".join(STAND_IN.id_to_token(int(i)) for i in ids)
 
@@ -130,25 +130,25 @@ def asked(task: str) -> list[tuple[str, str]]:
     """(prompt, answer) of the test row for each answer, as tokens of a run; the right answer first."""
     read = encoding.encode(tasks.load(task), "opt-125m", 2048)["test"]
     if isinstance(read, Continuations):
-        whole = [(read.candidates.ids(i), count) for i, count in enumerate(read.candidates.labels)]
-        pairs, right = [(ids[:-count], ids[-count:]) for ids, count in whole], read.gold()[0]
+        candidates = [(read.candidates.ids(i), count) for i, count in enumerate(read.candidates.labels)]
+        pairs, right = [(ids[:-count], ids[-count:]) for ids, count in candidates], read.gold()[0]
     else:
         words = encoding.answer_tokens("opt-125m", tasks.load(task))
         pairs, right = [(read.ids(0), [word]) for word in words], read.labels[0]
     pairs.insert(0, pairs.pop(right))
-    return [(shown(prompt), shown(answer)) for prompt, answer in pairs]
+    return [(decoded(prompt), decoded(answer)) for prompt, answer in pairs]
 
 
-def test_the_stand_in_has_opts_habit():
+def test_the_stand_in_tokenizer_adds_the_token_that_opts_adds():
     assert encoding.tokenizer("opt-125m", 9)("fun")[0] == 2
 
 
 @pytest.mark.parametrize("name", OPT)
-def test_each_opt_begins_with_the_token_that_mezos_does(name):
+def test_every_opt_prompt_begins_with_the_token_of_mezo(name):
     assert encoding.tokenizer_info(name).first == (0,)
 
 
 @pytest.mark.parametrize("task", CASES)
-def test_a_row_is_read_as_mezo_reads_it(task):
+def test_a_row_has_the_tokens_of_mezo(task):
     _, prompt, *answers = CASES[task]
     assert asked(task) == [(prompt, answer) for answer in answers]

@@ -41,20 +41,20 @@ def of_kind(body: str) -> text_classifier.Classifier:
 
 
 @pytest.mark.parametrize("body", BODIES)
-def test_scores_behind_a_shared_beginning_are_those_of_whole_texts(body):
+def test_scores_with_a_prefix_cache_equal_those_of_complete_texts(body):
     model, texts = of_kind(body), texts_behind(80, (1, 9, 4, 0, 23))
     ids, mask, _ = texts.padded(torch.device("cpu"))
     with torch.no_grad():
-        whole = model(ids, mask)
+        expected = model(ids, mask)
         with caches.reuse_prefix(model, texts):
-            assert torch.allclose(model(ids, mask), whole, atol=ROUNDING)
+            assert torch.allclose(model(ids, mask), expected, atol=ROUNDING)
             one = texts[np.array([4])]  # alone, and again after others
-            assert torch.allclose(model(*one.padded(torch.device("cpu"))[:2]), whole[4:], atol=ROUNDING)
-        assert torch.equal(model(ids, mask), whole)  # nothing stays behind
+            assert torch.allclose(model(*one.padded(torch.device("cpu"))[:2]), expected[4:], atol=ROUNDING)
+        assert torch.equal(model(ids, mask), expected)  # nothing stays behind
 
 
 @pytest.mark.parametrize("task", ["toy", "copa"])
-def test_in_context_learning_is_scored_as_without_the_short_cut(task, monkeypatch, tmp_path):
+def test_in_context_learning_scores_the_same_without_the_cache(task, monkeypatch, tmp_path):
     if task == "copa":
         monkeypatch.setenv("DPZERO_DATA_DIR", str(tmp_path))
         (tmp_path / "copa").mkdir()
@@ -70,15 +70,15 @@ def test_in_context_learning_is_scored_as_without_the_short_cut(task, monkeypatc
     watch = model.backbone.get_input_embeddings().register_forward_hook(
         lambda _, given, __: read.append(given[0].numel())
     )
-    found = loss.evaluate(model, scored)
+    expected = loss.evaluate(model, scored)
     in_all, read[:] = sum(read), []
     monkeypatch.setattr(caches, "MIN_TOKENS", 10**9)
-    assert loss.evaluate(model, scored) == pytest.approx(found, abs=ROUNDING)
+    assert loss.evaluate(model, scored) == pytest.approx(expected, abs=ROUNDING)
     watch.remove()
     assert in_all < sum(read) / 2
 
 
-def test_a_beginning_ends_before_the_tokens_at_which_the_model_is_read():
+def test_a_shared_prefix_ends_before_the_tokens_whose_states_are_used():
     same = Examples.from_token_ids([[5, 6, 7, 8], [5, 6, 7, 8], [5, 6, 7, 8, 9]], [0, 0, 0])
     assert caches.shared_prefix(same).tolist() == [5, 6, 7]
     assert caches.shared_prefix(same, kept=3).tolist() == [5]
@@ -86,7 +86,7 @@ def test_a_beginning_ends_before_the_tokens_at_which_the_model_is_read():
     assert caches.shared_prefix(Examples.from_token_ids([[1, 2, 3], [1, 4, 3, 3]], [0, 0])).tolist() == [1]
 
 
-def test_a_model_that_reads_in_both_directions_reads_whole_texts(monkeypatch):
+def test_a_bidirectional_model_uses_no_prefix_cache(monkeypatch):
     monkeypatch.setattr(caches, "MIN_TOKENS", 8)
     texts, task = texts_behind(20, (3, 5)), tasks.load("toy")
     for name, reads_whole in (("tiny-encoder", True), ("tiny-causal", False)):

@@ -42,35 +42,35 @@ def tokens(folder: Path) -> list[str]:
     return sorted(path.name.rpartition("-")[0] for path in (folder / "cache" / "tokens").glob("*"))
 
 
-def test_what_cannot_be_had_stops_no_other(folder):
-    said: list[str] = []
+def test_a_failure_does_not_stop_the_other_tasks(folder):
+    lines: list[str] = []
     with pytest.raises(UsageError) as error:
-        prepare.prepare([SST2, LOST, TOY], said.append)
+        prepare.prepare([SST2, LOST, TOY], lines.append)
     row = f"{folder}/data/sst2/validation.jsonl, line 6, has sentence null, which is no text"
     model = f"model opt-125m is not in {folder}/models/opt-125m"
     assert str(error.value).startswith(f"2 things cannot be had: {row}") and model in str(error.value)
-    assert any(line.startswith(f"sst2: {row}") for line in said)
-    assert any(line.startswith(f"opt-125m: {model}") for line in said)
+    assert any(line.startswith(f"sst2: {row}") for line in lines)
+    assert any(line.startswith(f"opt-125m: {model}") for line in lines)
     assert tokens(folder) == ["toy-tiny-encoder-16"]
 
 
-def test_one_reason_is_the_whole_error(folder):
+def test_a_reason_is_reported_once(folder):
     with pytest.raises(UsageError) as error:
         prepare.prepare([SST2, TOY, ("sst2", "tiny-encoder", 16, Draw(shots=2, seed=1))], lambda _: None)
     assert str(error.value).startswith(str(folder)) and str(error.value).count("line 6") == 1
 
 
-def test_all_rows_are_had_before_any_weights(folder, monkeypatch):
+def test_all_rows_are_read_before_weights_are_fetched(folder, monkeypatch):
     mend(folder)
-    said: list[str] = []
-    monkeypatch.setattr(model_catalogue, "fetch", lambda model: said.append(f"weights of {model}"))
-    found = prepare.prepare([SST2, TOY], said.append)
-    kinds = ["rows" if "rows" in line else "weights" if "weights" in line else "tokens" for line in said]
+    lines: list[str] = []
+    monkeypatch.setattr(model_catalogue, "fetch", lambda model: lines.append(f"weights of {model}"))
+    result = prepare.prepare([SST2, TOY], lines.append)
+    kinds = ["rows" if "rows" in line else "weights" if "weights" in line else "tokens" for line in lines]
     assert kinds == ["rows", "rows", "weights", "tokens", "tokens"]
-    assert found["tokens"]["sst2/tiny-encoder/16"]["test"]["examples"] == 6
+    assert result["tokens"]["sst2/tiny-encoder/16"]["test"]["examples"] == 6
 
 
-def test_no_weights_are_fetched_for_a_task_that_cannot_be_had(folder, monkeypatch):
+def test_no_weights_are_fetched_for_a_task_that_fails(folder, monkeypatch):
     monkeypatch.setattr(model_catalogue, "fetch", lambda model: pytest.fail(f"fetched {model}"))
     with pytest.raises(UsageError, match=r"line 6, has sentence null"):
         prepare.prepare([SST2, ("sst2", "opt-125m", 16, ALL)], lambda _: None)
@@ -90,10 +90,10 @@ def test_of_two_formats_of_weights_one_is_fetched(tmp_path, monkeypatch, there):
     def snapshot_download(name: str, *, allow_patterns, ignore_patterns) -> str:
         names = [str(path.relative_to(hub)) for path in hub.rglob("*") if path.is_file()]
         here.mkdir(exist_ok=True)
-        for found in filter_repo_objects(
+        for file in filter_repo_objects(
             names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
         ):
-            shutil.copy(hub / found, here / found)
+            shutil.copy(hub / file, here / file)
         return str(here)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)

@@ -39,7 +39,7 @@ def plain(text: str) -> list[int]:
     return BPE.encode(text, add_special_tokens=False).ids
 
 
-def shown(ids: list[int]) -> str:
+def decoded(ids: list[int]) -> str:
     """Tokens of the vocabulary with | between them."""
     return "|".join(BPE.id_to_token(i) for i in ids)
 
@@ -54,22 +54,22 @@ def masked(task: str, *sentences: str, max_length: int = 256) -> list[int]:
 
 
 @pytest.mark.parametrize("task", ["sst2", "sst5"])
-def test_sentiment_of_a_sentence_ends_in_a_mask_and_a_full_stop(task):
-    assert shown(masked(task, "fun film")) == "<s>|fun|Ġfilm|ĠIt|Ġwas|<mask>|.|</s>"
+def test_a_sentiment_prompt_ends_in_a_mask_and_a_full_stop(task):
+    assert decoded(masked(task, "fun film")) == "<s>|fun|Ġfilm|ĠIt|Ġwas|<mask>|.|</s>"
 
 
 @pytest.mark.parametrize("task", ["snli", "mnli", "rte"])
 def test_a_premise_loses_its_full_stop_and_a_hypothesis_its_capital(task):
     ids = masked(task, "It was fun.", "Good film.")
-    assert shown(ids) == "<s>|It|Ġwas|Ġfun|?|<mask>|,|Ġgood|Ġfilm|.|</s>"
+    assert decoded(ids) == "<s>|It|Ġwas|Ġfun|?|<mask>|,|Ġgood|Ġfilm|.|</s>"
 
 
 def test_a_premise_without_a_full_stop_loses_its_last_character_all_the_same():
-    assert shown(masked("rte", "fun", "It")) == "<s>|fu|?|<mask>|,|Ġ|i|t|</s>"
+    assert decoded(masked("rte", "fun", "It")) == "<s>|fu|?|<mask>|,|Ġ|i|t|</s>"
 
 
 def test_the_question_of_trec_follows_the_mask():
-    assert shown(masked("trec", "It was ?")) == "<s>|<mask>|:|ĠIt|Ġwas|Ġ|?|</s>"
+    assert decoded(masked("trec", "It was ?")) == "<s>|<mask>|:|ĠIt|Ġwas|Ġ|?|</s>"
 
 
 @pytest.mark.parametrize(
@@ -90,20 +90,20 @@ def test_label_words_are_lm_bffs_by_name(task, words):
 
 def test_a_first_sentence_is_cut_at_its_limit_and_the_rest_stays():
     ids = masked("sst5", "fun" + " fun" * 200)
-    assert len(ids) == 1 + 110 + 5 and shown(ids).endswith("|ĠIt|Ġwas|<mask>|.|</s>")
+    assert len(ids) == 1 + 110 + 5 and decoded(ids).endswith("|ĠIt|Ġwas|<mask>|.|</s>")
     ids = masked("mnli", "fun" + " fun" * 300 + ".", "Film.")
-    assert len(ids) == 1 + 240 + 3 + 2 + 1 and shown(ids).endswith("|Ġfun|?|<mask>|,|Ġfilm|.|</s>")
+    assert len(ids) == 1 + 240 + 3 + 2 + 1 and decoded(ids).endswith("|Ġfun|?|<mask>|,|Ġfilm|.|</s>")
 
 
-def test_a_text_that_is_too_long_is_cut_at_its_end_while_the_mask_stays():
-    whole = masked("trec", "fun" + " fun" * 50)
-    assert masked("trec", "fun" + " fun" * 50, max_length=20) == whole[:20]
+def test_a_long_text_is_cut_at_its_end_if_the_mask_stays():
+    uncut = masked("trec", "fun" + " fun" * 50)
+    assert masked("trec", "fun" + " fun" * 50, max_length=20) == uncut[:20]
 
 
 @pytest.mark.parametrize("max_length", [7, 9, 30])
 def test_a_mask_is_never_cut_off(max_length):
     ids = masked("sst2", "fun" + " fun" * 50, max_length=max_length)
-    assert len(ids) == max_length and shown(ids).endswith("|ĠIt|Ġwas|<mask>|.|</s>")
+    assert len(ids) == max_length and decoded(ids).endswith("|ĠIt|Ġwas|<mask>|.|</s>")
 
 
 def test_a_template_that_does_not_fit_is_refused():
@@ -144,26 +144,26 @@ def test_a_causal_prompt_is_mezos(task, fields, prompt):
     ],
 )
 def test_answers_are_mezos_by_name(task, answers):
-    found = tasks.load(task)
-    assert dict(zip(found.labels, found.answers, strict=True)) == answers
+    loaded = tasks.load(task)
+    assert dict(zip(loaded.labels, loaded.answers, strict=True)) == answers
 
 
-def test_an_answer_is_what_the_prompt_alone_is_shorter():
+def test_the_answers_length_is_the_difference_to_the_prompt_alone():
     ids, count = prompts.tokenize_answer("fun film It was", " great", plain)
-    assert shown(ids) == "fun|Ġfilm|ĠIt|Ġwas|Ġgreat" and count == 1
+    assert decoded(ids) == "fun|Ġfilm|ĠIt|Ġwas|Ġgreat" and count == 1
     ids, count = prompts.tokenize_answer("It was?\n", "Yes", plain)
-    assert shown(ids) == "It|Ġwas|?|Ċ|Yes" and count == 1
+    assert decoded(ids) == "It|Ġwas|?|Ċ|Yes" and count == 1
     ids, count = prompts.tokenize_answer("Answer:", " fun film\n", plain)
-    assert shown(ids[-count:]) == "Ġfun|Ġfilm|Ċ"
+    assert decoded(ids[-count:]) == "Ġfun|Ġfilm|Ċ"
     ids, count = prompts.tokenize_answer(
         "\n It was", " great", plain
     )  # MeZO's encode_prompt ends in `.lstrip().strip(" ")`
-    assert shown(ids) == "It|Ġwas|Ġgreat" and count == 1
+    assert decoded(ids) == "It|Ġwas|Ġgreat" and count == 1
 
 
-def test_a_long_causal_prompt_loses_its_beginning_but_for_the_first_token():
+def test_a_long_causal_prompt_keeps_its_first_token_and_its_end():
     ids = plain("bad bad bad fun film It was")
-    assert shown(prompts.truncate_left(ids, 5, [2])) == "</s>|fun|Ġfilm|ĠIt|Ġwas".replace("fun", "Ġfun")
+    assert decoded(prompts.truncate_left(ids, 5, [2])) == "</s>|fun|Ġfilm|ĠIt|Ġwas".replace("fun", "Ġfun")
     assert prompts.truncate_left(ids, 7, []) == ids and prompts.truncate_left(ids, 8, [2]) == [2, *ids]
 
 
@@ -179,11 +179,11 @@ def test_a_long_causal_prompt_loses_its_beginning_but_for_the_first_token():
         ("conjunction", "effect", "so"),
     ],
 )
-def test_changes(change, text, expected):
+def test_transforms(change, text, expected):
     assert prompts.fill("{x:" + change + "}", {"x": text}) == expected
 
 
-def test_every_prompt_of_the_papers_tasks_can_be_read():
+def test_every_template_can_be_filled():
     """No transform or column is misspelt: a row with all columns fills every prompt."""
     for name in PAPERS + FREE:  # a task of one's own may have other columns
         lines = tasks.stanza(name)

@@ -94,7 +94,7 @@ def test_the_toy_task_needs_no_cache(monkeypatch, tmp_path):
     assert not (tmp_path / "empty").exists()
 
 
-def test_one_word_tells_the_toy_topic():
+def test_one_word_determines_the_toy_topic():
     toy = tasks.load("toy")
     seen = collections.defaultdict(collections.Counter)
     for text, label, _ in toy.splits["train"]:
@@ -110,7 +110,7 @@ def test_a_prompt_takes_any_text():
     assert toy.prompt_for(Row("{x} and {text}", 0)) == "{x} and {text}\nThe topic of this sentence is"
 
 
-def test_a_cell_that_gives_no_length_has_the_tasks():
+def test_a_cell_without_max_length_has_that_of_the_task():
     names = {"model": "tiny-encoder", "method": "dpzero", "epsilon": "2", "seed": 0}
     own = {"steps": 1, "learning_rate": 1e-3, "clip": 1.0}
     for task, length in (("toy", 24), ("r8", 64), ("sst2", 128), ("squad", 2048)):
@@ -140,7 +140,7 @@ def test_every_label_has_words_and_an_answer(task):
     assert task.metric == "accuracy" and all(task.about().values())
 
 
-def test_no_text_is_on_two_sides_of_our_split(task):
+def test_no_text_is_in_two_splits(task):
     assert not texts(task, "train") & texts(task, "dev")
     if not task.about()["split"].startswith("official"):
         assert not (texts(task, "train") | texts(task, "dev")) & texts(task, "test")
@@ -153,7 +153,7 @@ def test_texts_are_one_clean_line(task):
         )
 
 
-def test_a_prefix_of_a_split_is_a_fair_sample(task):
+def test_the_first_rows_of_a_split_are_a_fair_sample(task):
     rows = task.splits["train"]
     share = collections.Counter(row.label for row in rows)
     prefix = collections.Counter(row.label for row in rows[:200])

@@ -31,7 +31,7 @@ def same(one: text_classifier.Classifier, other: text_classifier.Classifier) -> 
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_a_model_comes_in_float32_and_without_dropout(toy, name):
+def test_a_model_is_in_float32_and_evaluation_mode(toy, name):
     model = text_classifier.load(name, toy, "full")
     assert not any(module.training for module in model.modules())
     assert {p.dtype for p in model.parameters()} == {torch.float32}
@@ -48,7 +48,7 @@ def test_random_weights_follow_the_seed(toy, name):
 
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("tune", ["bias", "lora", "head"])
-def test_whatever_is_trained_the_start_is_the_same(toy, name, tune):
+def test_the_initial_model_does_not_depend_on_what_is_trained(toy, name, tune):
     ids = read(name, "She asked a question about the cake.")
     logits = [text_classifier.load(name, toy, t)(ids, torch.ones_like(ids)) for t in ("full", tune)]
     torch.testing.assert_close(*logits, atol=1e-6, rtol=0)
@@ -68,7 +68,7 @@ def test_an_encoder_starts_as_the_nearest_label_word(toy):
         assert logits[label].item() == pytest.approx(model.feature_scale, abs=1e-4)  # cosine 1, scaled
 
 
-def test_a_feature_of_an_encoder_is_the_mean_over_its_tokens_on_a_sphere(toy):
+def test_an_encoders_feature_is_the_normalized_mean_over_tokens(toy):
     model = text_classifier.load("tiny-encoder", toy, "full")
     ids = read("tiny-encoder", "the dog and the cat")
     padded = torch.cat([ids, torch.zeros(1, 3, dtype=torch.int64)], dim=1)
@@ -82,19 +82,21 @@ def test_a_feature_of_an_encoder_is_the_mean_over_its_tokens_on_a_sphere(toy):
 # --- causal models
 
 
-def test_a_causal_model_starts_as_the_language_model_restricted_to_the_answers(toy):
+def test_a_causal_classifier_starts_as_the_output_layer_at_the_answers(toy):
     model = text_classifier.load("tiny-causal", toy, "full", seed=3)
     torch.manual_seed(3)
     config = dict(model_catalogue.CATALOGUE.built_in["tiny-causal"]["config"])
-    whole = AutoModelForCausalLM.from_config(AutoConfig.for_model(config.pop("model_type"), **config)).eval()
+    language_model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(config.pop("model_type"), **config)
+    ).eval()
     ids = read("tiny-causal", prompts.fill(toy.prompt, {"text": "We read a long story about the rain."}))
     answers = [encoding.tokenizer("tiny-causal", 9)(answer)[1] for answer in toy.answers]
     with torch.no_grad():
-        expected = whole(input_ids=ids).logits[:, -1, answers]
+        expected = language_model(input_ids=ids).logits[:, -1, answers]
         torch.testing.assert_close(model(ids, torch.ones_like(ids)), expected, atol=1e-6, rtol=0)
 
 
-def test_a_feature_of_a_causal_model_is_that_of_its_last_token(toy):
+def test_a_causal_models_feature_is_that_of_the_last_token(toy):
     model = text_classifier.load("tiny-causal", toy, "full")
     ids = read("tiny-causal", "the dog and the cat")
     padded = torch.cat([ids, torch.full((1, 3), 7)], dim=1)
@@ -104,13 +106,13 @@ def test_a_feature_of_a_causal_model_is_that_of_its_last_token(toy):
     )
 
 
-def test_a_causal_model_keeps_no_keys_and_values_of_a_pass(toy):
+def test_a_causal_model_has_no_key_value_cache(toy):
     model = text_classifier.load("tiny-causal", toy, "full")
     ids = read("tiny-causal", "the dog and the cat")
     assert model.backbone(input_ids=ids, attention_mask=torch.ones_like(ids)).past_key_values is None
 
 
-def test_an_answer_of_two_tokens_is_read_as_text(toy):
+def test_an_answer_of_two_tokens_is_scored_as_text(toy):
     words = ["wild animals", *toy.words[1:]]
     two = dataclasses.replace(toy, stanza=toy.stanza | {"answers": words})
     assert isinstance(text_classifier.load("tiny-causal", two, "full"), text_classifier.TextScorer)
@@ -119,7 +121,7 @@ def test_an_answer_of_two_tokens_is_read_as_text(toy):
     )  # which reads no answers
 
 
-def test_free_answers_are_for_causal_models():
+def test_free_answers_need_a_causal_model():
     squad = tasks.load("squad")
     assert isinstance(text_classifier.load("tiny-causal", squad, "full"), text_classifier.TextScorer)
     for name in ("tiny-encoder", "tiny-masked"):
@@ -140,19 +142,21 @@ def prompted(text: str, mask_at: int = 1) -> torch.Tensor:
     return torch.tensor([[*words[:mask_at], 2, *words[mask_at:], 1]])
 
 
-def test_a_masked_model_starts_as_its_own_output_layer_restricted_to_the_words(trec):
+def test_a_masked_classifier_starts_as_the_output_layer_at_the_words(trec):
     model = text_classifier.load("tiny-masked", trec, "full", seed=3)
     torch.manual_seed(3)
     config = dict(model_catalogue.CATALOGUE.built_in["tiny-masked"]["config"])
-    whole = AutoModelForMaskedLM.from_config(AutoConfig.for_model(config.pop("model_type"), **config)).eval()
+    language_model = AutoModelForMaskedLM.from_config(
+        AutoConfig.for_model(config.pop("model_type"), **config)
+    ).eval()
     ids = prompted("What is a film ?")
     words = [encoding.tokenizer("tiny-masked", 9)(word)[1] for word in trec.stanza["masked"]["words"]]
     with torch.no_grad():
-        expected = whole(input_ids=ids).logits[:, 1, words]
+        expected = language_model(input_ids=ids).logits[:, 1, words]
         torch.testing.assert_close(model(ids, torch.ones_like(ids)), expected, atol=1e-6, rtol=0)
 
 
-def test_a_masked_model_reads_its_first_mask_wherever_it_is(trec):
+def test_a_masked_model_uses_its_first_mask(trec):
     model = text_classifier.load("tiny-masked", trec, "full")
     ids = prompted("What is a film ?", mask_at=4)
     ids[0, 6] = 2  # a text that holds a mask
@@ -173,7 +177,7 @@ def test_a_saved_model_is_found_by_its_name(tmp_path, monkeypatch, trec):
     """From what save_pretrained writes, with a tokenizer like the papers'."""
     from transformers import PreTrainedTokenizerFast
 
-    made = AutoModelForMaskedLM.from_config(
+    saved = AutoModelForMaskedLM.from_config(
         AutoConfig.for_model(
             "roberta", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
             vocab_size=600, max_position_embeddings=66,
@@ -182,14 +186,14 @@ def test_a_saved_model_is_found_by_its_name(tmp_path, monkeypatch, trec):
     words = list(trec.stanza["masked"]["words"])
     special = {"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>", "pad_token": "<pad>"}
     read = PreTrainedTokenizerFast(tokenizer_object=byte_level_bpe(words), **special)
-    for part in (made, read):
+    for part in (saved, read):
         part.save_pretrained(tmp_path / "roberta-base")
     monkeypatch.setenv("DPZERO_MODEL_DIR", str(tmp_path))
     monkeypatch.setenv("DPZERO_CACHE", str(tmp_path / "cache"))
     model = text_classifier.load("roberta-base", trec, "full")
     chosen = [read.convert_tokens_to_ids("Ġ" + word) for word in words]
     assert model.head.words.tolist() == chosen
-    assert torch.equal(model.head.rows.weight, made.get_output_embeddings().weight)
+    assert torch.equal(model.head.rows.weight, saved.get_output_embeddings().weight)
     assert model.mask == read.mask_token_id == 4
     before = model_catalogue.digest("roberta-base")
     (tmp_path / "roberta-base" / "added.txt").write_text("another file")
@@ -202,7 +206,7 @@ def test_a_folder_that_lacks_the_model_is_named(tmp_path, monkeypatch, trec):
         text_classifier.load("opt-125m", trec, "full")
 
 
-def test_a_hub_that_does_not_answer_is_told_in_one_sentence(monkeypatch, trec):
+def test_an_unreachable_hub_is_reported_in_one_sentence(monkeypatch, trec):
     monkeypatch.delenv("DPZERO_MODEL_DIR", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UsageError) as error:
@@ -222,12 +226,12 @@ def test_a_tokenizer_cuts_at_the_length(name):
     assert len(ids) == 6 and all(0 < i < 1024 for i in ids)
 
 
-def test_digests_tell_models_apart_and_need_no_weights():
+def test_digests_differ_by_model_and_need_no_weights():
     assert len({model_catalogue.digest(name) for name in TINY}) == 2
     assert model_catalogue.digest("tiny-causal") == model_catalogue.digest("tiny-causal")
 
 
-def test_weights_that_are_not_there_are_named(toy, tmp_path, monkeypatch):
+def test_missing_weights_are_named(toy, tmp_path, monkeypatch):
     monkeypatch.setenv("DPZERO_CACHE", str(tmp_path))
     for name, asset in (("minilm", "minilm"), ("smollm2-135m", "smollm2")):
         with pytest.raises(UsageError, match=f"`python -m dpzero assets {asset}`"):

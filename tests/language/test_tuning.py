@@ -23,17 +23,17 @@ def every(name: str) -> set[str]:
 
 
 @pytest.mark.parametrize("name", ["tiny-encoder", "tiny-causal"])
-def test_full_is_everything_and_head_the_head(name):
+def test_full_trains_all_parameters_and_head_the_head(name):
     assert set(trained(name, "full")) == every(name)
     assert set(trained(name, "head")) == HEAD
 
 
-def test_bias_of_a_bert_is_every_bias():
+def test_bias_tuning_of_bert_trains_every_bias():
     biases = {key for key in every("tiny-encoder") if key.endswith("bias")}
     assert set(trained("tiny-encoder", "bias")) == biases | HEAD and len(biases) > 10
 
 
-def test_bias_of_a_llama_which_has_none_is_the_gains_of_its_norms():
+def test_bias_tuning_of_llama_trains_the_gains_of_its_norms():
     chosen = set(trained("tiny-causal", "bias")) - HEAD
     assert all("norm" in key and key.endswith("weight") for key in chosen)
     assert len(chosen) == 2 * 2 + 1  # two in each of two layers, and the last
@@ -42,7 +42,7 @@ def test_bias_of_a_llama_which_has_none_is_the_gains_of_its_norms():
 @pytest.mark.parametrize(
     "name, targets", [("tiny-encoder", ("query", "value")), ("tiny-causal", ("q_proj", "v_proj"))]
 )
-def test_lora_is_a_pair_of_rank_8_beside_query_and_value(name, targets):
+def test_lora_adds_rank_8_to_query_and_value(name, targets):
     adapters = {key: shape for key, shape in trained(name, "lora").items() if key not in HEAD}
     assert len(adapters) == 2 * 2 * 2  # layers, targets, factors
     assert all(
@@ -52,14 +52,14 @@ def test_lora_is_a_pair_of_rank_8_beside_query_and_value(name, targets):
 
 
 @pytest.mark.parametrize("tune", ["lora", "prefix"])
-def test_beside_adapters_a_head_is_trained_where_the_model_brought_none(tune):
+def test_with_adapters_only_a_new_head_is_trained(tune):
     """As in MeZO's code, which trains nothing without `lora` or `prefix` in its name."""
     assert trained("tiny-encoder", tune).keys() >= HEAD
     assert not trained("tiny-causal", tune).keys() & HEAD
     assert not trained("tiny-masked", tune, "trec").keys() & HEAD
 
 
-def test_another_word_is_refused():
+def test_an_unknown_choice_is_refused():
     with pytest.raises(UsageError, match="tune is 'some': give one of full, bias, lora, prefix, head"):
         text_classifier.load("tiny-encoder", tasks.load("toy"), "some")
 
@@ -97,7 +97,7 @@ def test_a_prefix_starts_as_the_keys_and_values_of_random_tokens_before_the_text
 @pytest.mark.parametrize(
     "name, task", [("tiny-encoder", "toy"), ("tiny-causal", "toy"), ("tiny-masked", "trec")]
 )
-def test_with_a_prefix_each_text_is_read_alone(name, task):
+def test_with_a_prefix_texts_do_not_affect_each_other(name, task):
     model = text_classifier.load(name, tasks.load(task), "prefix")
     ids = torch.tensor([[1, 2, 30, 40, 50, 60], [1, 2, 70, 0, 0, 0]])
     mask = torch.tensor([[1] * 6, [1] * 3 + [0] * 3])
@@ -106,7 +106,7 @@ def test_with_a_prefix_each_text_is_read_alone(name, task):
 
 
 @torch.no_grad()
-def test_a_model_with_a_prefix_writes_what_it_scores():
+def test_a_model_with_a_prefix_generates_what_it_scores():
     """Also with the cache of earlier tokens, every new token attends to the prefix once."""
     model = text_classifier.load("tiny-causal", tasks.load("squad"), "prefix")
     ids = torch.tensor([[1, 20, 30, 40]])
