@@ -10,15 +10,15 @@ import json
 import os
 import sys
 
-from . import __version__
-from .cli import memory, privacy, reports, runs, studies
+from . import __version__, include
+from .cli import memory, privacy, reports, runs, studies, workflow
 from .cli.options import FOLDER_VARIABLES, build_parser
 from .cli.process_setup import use_cache
 from .cli.user_errors import report_failure
 from .errors import let_every_print_pass
 from .run.record_file import plain
 
-VERBS = (runs, reports, studies, memory, privacy)  # modules that declare them
+VERBS = (workflow, runs, reports, studies, memory, privacy)  # modules that declare them
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
         if folder := getattr(options, name, None):
             os.environ[variable] = str(folder.absolute())
     try:
+        for folder in getattr(options, "include", None) or ():
+            include.add(folder, "--include")
         if options.verb.compiles:
             use_cache()
         answer = options.verb.answer(options)

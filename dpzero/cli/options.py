@@ -171,7 +171,15 @@ def positive(text: str, default: int) -> dict[str, Any]:
     return option(text, default, type=integer(POSITIVE_COUNT))
 
 
-SWEEP: Options = {"--sweep": option("name of the sweep", "quick")}
+INCLUDE: Options = {
+    "--include": option(
+        "folder of own tasks, models, methods and sweeps; may be given again",
+        action="append",
+        type=folder_to_read,
+        metavar="FOLDER",
+    )
+}
+SWEEP: Options = {"--sweep": option("name of the sweep, or path of a .yaml file", "quick"), **INCLUDE}
 THREADS: Options = {"--threads": option("CPU threads; 0: all cores", 0, type=integer(Range(0, 4096)))}
 COMPUTE: Options = {
     "--compute": option("type of matrix products", "float32", choices=("float32", "bfloat16"))
@@ -181,4 +189,5 @@ FOLDER_VARIABLES = {"data_dir": "DPZERO_DATA_DIR", "model_dir": "DPZERO_MODEL_DI
 LOCAL_FILES: Options = {
     "--data-dir": option("folder of JSON lines, in place of the hub's data sets", type=folder_to_read),
     "--model-dir": option("folder of models, in place of the hub's", type=folder_to_read),
+    **INCLUDE,
 }

@@ -25,7 +25,7 @@ def tables(options: argparse.Namespace) -> dict:
 
     records, runs = _find_records(options)
     tuning, kind = sweep.chosen(options.sweep), sweep.kind(options.sweep)
-    print(write_tables(kind, records, options.out, options.sweep, runs, tuning))
+    print(write_tables(kind, records, options.out, sweep.name_of(options.sweep), runs, tuning))
     return {"tables": str(options.out), "records": len(records), "runs": len(runs)}
 
 
@@ -35,7 +35,7 @@ def figures(options: argparse.Namespace) -> dict:
     from ..report.writing import write_figures
 
     records, runs = _find_records(options)
-    files = write_figures(sweep.kind(options.sweep), records, options.out, options.sweep, runs)
+    files = write_figures(sweep.kind(options.sweep), records, options.out, sweep.name_of(options.sweep), runs)
     return {"figures": [str(file) for file in files], "records": len(records), "runs": len(runs)}
 
 
@@ -50,7 +50,7 @@ def report(options: argparse.Namespace) -> dict:
             f"sweep {options.sweep} trains nothing, so it has no privacy statement: see its tables"
         )
     records, runs = _find_records(options)
-    print(statement(load(records, runs), options.sweep))
+    print(statement(load(records, runs), sweep.name_of(options.sweep)))
     return {"sweep": options.sweep, "records": len(records), "runs": len(runs)}
 
 
@@ -73,7 +73,7 @@ def readme(options: argparse.Namespace) -> dict:
 def _find_records(options: argparse.Namespace) -> tuple[list[Path], list[str]]:
     """The existing record files of the planned runs, and these runs. Other files are ignored."""
     runs = read_text(options.cells).split() if options.cells else list(sweep.load(options.sweep))
-    folder = options.records or Path("results") / options.sweep / "runs"
+    folder = options.records or Path("results") / sweep.name_of(options.sweep) / "runs"
     records = [path for run in runs if (path := folder / f"{run}.json").exists()]
     if not records:
         raise UsageError(

@@ -20,8 +20,13 @@ from .process_setup import log, read_text, use_threads
 FREE_GPU = "(default: a free GPU if there is one)"
 
 
-def _axes(*names: str) -> Options:
+def axes_options(*names: str) -> Options:
     return {f"--{name}": option(f"use these {name} only", nargs="+") for name in names}
+
+
+def chosen_axes(options: argparse.Namespace) -> dict[str, list[str]]:
+    """Axis -> its values, of the axes that narrow a sweep."""
+    return {axis: values for axis in sweep.AXES if (values := getattr(options, axis, None))}
 
 
 @verb(
@@ -122,7 +127,7 @@ def replay(options: argparse.Namespace) -> dict:
 @verb(
     {
         **SWEEP,
-        **_axes(*sweep.AXES),
+        **axes_options(*sweep.AXES),
         "--out": option("file for them (default: standard output)", type=file_to_write),
         **LOCAL_FILES,
     }
@@ -158,7 +163,7 @@ def estimate(options: argparse.Namespace) -> dict:
     {
         "names": option("names of assets (default: all that the sweep needs)", nargs="*"),
         **SWEEP,
-        **_axes("tasks", "models"),
+        **axes_options("tasks", "models"),
         "--out": option("file for the digests and token counts", type=file_to_write),
         **LOCAL_FILES,
     }
@@ -179,8 +184,7 @@ def assets(options: argparse.Namespace) -> dict:
 
 def _load_sweep(options: argparse.Namespace) -> dict[str, dict]:
     """The cells of the sweep, narrowed by the axes that were given."""
-    axes = {axis: getattr(options, axis, None) for axis in sweep.AXES}
-    return sweep.load(options.sweep, **{axis: values for axis, values in axes.items() if values})
+    return sweep.load(options.sweep, **chosen_axes(options))
 
 
 @verb()

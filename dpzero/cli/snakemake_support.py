@@ -11,12 +11,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from .. import include
 from ..errors import UsageError, let_every_print_pass
 from ..plan import sweep
 from ..report import KINDS, figure_files, table_files
 from ..run import gpu_lock
 from . import estimate, options
 
+PACKAGE = Path(__file__).parents[1]
 LOCKED = (
     "dpzero: .snakemake/locks is not empty: a snakemake is at work here, or one was killed; if none is at work, "
     "give `snakemake --unlock`, and then the same command with --rerun-incomplete"
@@ -32,12 +34,11 @@ class Plan:
     """
 
     def __init__(self, config: dict, workflow: Any) -> None:
-        self.name = str(config.get("sweep", "quick"))
-        kind = sweep.kind(self.name)
-        device = export(config, workflow.basedir, workflow.rundir, sweep.gpu_share(self.name))
-        narrowed = {key: value for key, value in config.items() if key != "sweep"}
-        self.axes = axis_options(narrowed)
-        self.cells = sweep.load(self.name, **narrowed)
+        self.sweep = take_sweep(config, workflow.rundir)
+        self.name, kind = sweep.name_of(self.sweep), sweep.kind(self.sweep)
+        device = export(config, workflow.basedir, workflow.rundir, sweep.gpu_share(self.sweep))
+        self.axes = axis_options(config)
+        self.cells = sweep.load(self.sweep, **config)
         self.trains = kind == "language"  # needs weights, data and a GPU
         self.gpus = max(1, device.count("cuda")) if self.trains else 0
         self.results, self.figures = f"results/{self.name}", f"figures/{self.name}"
@@ -69,7 +70,7 @@ class Plan:
 
     @cached_property
     def estimator(self) -> estimate.Estimator:
-        return estimate.Estimator.choose(self.name, list(self.cells.values()))
+        return estimate.Estimator.choose(self.sweep, list(self.cells.values()))
 
     def minutes(self, run: str) -> int:
         return estimate.minutes(self.estimator, self.cells[run])
@@ -91,6 +92,18 @@ class Plan:
             "For tables of what exists, add `partial` to the command. "
             "If snakemake was killed: `snakemake --unlock` first, then --rerun-incomplete."
         )
+
+
+def take_sweep(config: dict, working_folder: str) -> str:
+    """Take the sweep and the folders to include out of Snakemake's configuration; paths become absolute.
+
+    The folders are included in this process and its jobs.
+    """
+    folders = config.pop("include", [])
+    for folder in folders if isinstance(folders, list) else [folders]:
+        include.add(Path(working_folder, Path(str(folder)).expanduser()), "include")
+    name = str(config.pop("sweep", "quick"))
+    return str(Path(working_folder, Path(name).expanduser())) if sweep.is_path(name) else name
 
 
 def export(config: dict, code: str, working_folder: str, gpu_share: int) -> str:

@@ -53,10 +53,11 @@ def names() -> list[str]:
 
 def name_of(sweep: str | Path) -> str:
     """The name under which results are written: the file's name without its ending."""
-    return Path(sweep).stem if _is_path(str(sweep)) else str(sweep)
+    return Path(sweep).stem if is_path(str(sweep)) else str(sweep)
 
 
-def _is_path(sweep: str) -> bool:
+def is_path(sweep: str) -> bool:
+    """Whether a sweep is given by its path, which ends in .yaml."""
     return Path(sweep).suffix in (".yaml", ".yml")
 
 
@@ -70,7 +71,7 @@ def _files() -> dict[str, Path]:
 
 def _find(sweep: str) -> Path:
     """The file of a sweep that is given as a name or as a path. Raises UsageError for one that is not there."""
-    if not _is_path(sweep):
+    if not is_path(sweep):
         if sweep not in (files := _files()):
             raise UsageError(unknown("sweep", sweep, files))
         return files[sweep]
