@@ -29,7 +29,7 @@ def _rows_of_the_hub(monkeypatch) -> None:
 
 @pytest.fixture
 def write(tmp_path, monkeypatch) -> Callable[[str, str], dict[str, dict]]:
-    """write(name, yaml) -> the cells of a sweep of that name, which may extend those of the house."""
+    """write(name, yaml) -> the cells of a sweep of that name, which may extend those of the project."""
     folder = tmp_path / "sweeps"
     shutil.copytree(sweep.FOLDER, folder)
     monkeypatch.setattr(sweep, "FOLDER", folder)
@@ -76,15 +76,15 @@ def smoke(_smoke) -> Callable[..., dict]:
     }
 
     def cell(method: str, **settings: object) -> dict:
-        found = copy.deepcopy(next(c for c in _smoke.values() if c["method"] == method))
-        assert set(settings) <= set(found["settings"])
-        found["settings"] |= {key: value for key, value in short.items() if found["settings"].get(key)}
-        found["settings"] |= settings
-        if settings.get("noise_key") == "secret" and registry.card(found["use"]).order == 0:
-            found["settings"]["noise_arithmetic"] = settings.get(
+        changed = copy.deepcopy(next(c for c in _smoke.values() if c["method"] == method))
+        assert set(settings) <= set(changed["settings"])
+        changed["settings"] |= {key: value for key, value in short.items() if changed["settings"].get(key)}
+        changed["settings"] |= settings
+        if settings.get("noise_key") == "secret" and registry.card(changed["use"]).order == 0:
+            changed["settings"]["noise_arithmetic"] = settings.get(
                 "noise_arithmetic", "exact"
             )  # as planning has it
-        return found
+        return changed
 
     return cell
 

@@ -39,10 +39,10 @@ def forked(work: Callable[[int], object], ranks: int, seconds: float = 60) -> li
 def _run(work: Callable[[int], object], rank: int, environment: dict[str, str], file: Path) -> None:
     os.environ.update(environment)
     try:
-        found = work(rank)
+        result = work(rank)
     except BaseException as error:
         traceback.print_exc()
-        found = error
-    file.with_suffix(".part").write_bytes(pickle.dumps(found))
+        result = error
+    file.with_suffix(".part").write_bytes(pickle.dumps(result))
     file.with_suffix(".part").replace(file)
     os._exit(0)  # what the test's process would do at its end is not for a fork

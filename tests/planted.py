@@ -59,7 +59,7 @@ class Found:
 
 
 def plants() -> list[Plant]:
-    found = []
+    plants = []
     for path in sorted(LISTS.glob("*.yaml")):
         for name, how in yaml.safe_load(path.read_text("utf-8")).items():
             edits = tuple(
@@ -68,8 +68,8 @@ def plants() -> list[Plant]:
             )
             tests = how["tests"] if isinstance(how["tests"], list) else [how["tests"]]
             tests = tuple("tests/" + test for test in tests)
-            found.append(Plant(name, path.stem, edits, tests, how.get("from", "own list")))
-    return found
+            plants.append(Plant(name, path.stem, edits, tests, how.get("from", "own list")))
+    return plants
 
 
 def ask(tests: tuple[str, ...], plant: Plant | None = None, seconds: float = SECONDS) -> Found:
@@ -118,14 +118,15 @@ def main(words: list[str]) -> int:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         every = tuple(dict.fromkeys(test for plant in chosen for test in plant.tests))
         control = pool.submit(ask, every, seconds=10 * SECONDS)
-        for plant, found in zip(chosen, pool.map(lambda p: ask(p.tests, p), chosen), strict=True):
-            missed += not found.test
+        for plant, outcome in zip(chosen, pool.map(lambda p: ask(p.tests, p), chosen), strict=True):
+            missed += not outcome.test
             print(
-                f"{'caught' if found.test else 'MISSED'}  {plant.name}: {found.test or found.saw}", flush=True
+                f"{'caught' if outcome.test else 'MISSED'}  {plant.name}: {outcome.test or outcome.saw}",
+                flush=True,
             )
-            if not found.test:
-                print(found.output[-1500:])
-            seen = found.test.removeprefix("tests/"), found.saw[:120], round(found.seconds)
+            if not outcome.test:
+                print(outcome.output[-1500:])
+            seen = outcome.test.removeprefix("tests/"), outcome.saw[:120], round(outcome.seconds)
             rows.append((plant.name, plant.kind, plant.origin, plant.edits[0][0], *seen))
         sound = control.result()
     _write(rows)

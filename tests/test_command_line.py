@@ -163,13 +163,13 @@ def test_a_run_is_replayed(here, tmp_path):
 
 
 def test_assets_of_a_task_that_needs_none(here, tmp_path):
-    found = answer(here("assets", "--sweep", "smoke", "--out", "assets.json"))
-    assert found == json.loads((tmp_path / "assets.json").read_text())
-    assert found["assets"] == {} and list(found["tokens"]) == ["toy/tiny-encoder/16"]
-    assert found["tokens"]["toy/tiny-encoder/16"]["train"]["examples"] == 240
+    prepared = answer(here("assets", "--sweep", "smoke", "--out", "assets.json"))
+    assert prepared == json.loads((tmp_path / "assets.json").read_text())
+    assert prepared["assets"] == {} and list(prepared["tokens"]) == ["toy/tiny-encoder/16"]
+    assert prepared["tokens"]["toy/tiny-encoder/16"]["train"]["examples"] == 240
 
 
-def test_bare_it_prints_its_usage(here):
+def test_without_a_verb_the_usage_is_printed(here):
     done = here()
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("usage: dpzero") and all(
@@ -177,7 +177,7 @@ def test_bare_it_prints_its_usage(here):
     )
 
 
-def test_it_has_a_version(here):
+def test_the_version_is_printed(here):
     done = here("--version")
     assert done.returncode == 0 and done.stdout == f"dpzero {__version__}\n"
 
@@ -189,7 +189,7 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
 
 
 @pytest.mark.parametrize("verb", parsers())
-def test_every_option_has_help_and_tells_its_default(verb, monkeypatch):
+def test_every_option_has_help_and_its_default(verb, monkeypatch):
     monkeypatch.setenv("COLUMNS", "500")  # no word is broken
     parser = parsers()[verb]
     text = " ".join(parser.format_help().split())
@@ -259,13 +259,13 @@ def test_cells_are_narrowed_and_written(here, tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("device", ["cuda", "cuda:0,cuda:1"])
-def test_a_gpu_that_is_not_there_is_named(here, device):
+def test_a_missing_gpu_is_named(here, device):
     cell = "toy/tiny-encoder/zero_shot/eps-0/seed-0"
     done = here("run", "--sweep", "smoke", "--cell", cell, "--out", "a.json", "--device", device)
     assert "is asked for, but this machine has no usable GPUs: give another, or --device cpu" in refusal(done)
 
 
-def test_an_interrupted_run_ends_in_one_line_and_goes_on(here, monkeypatch, tmp_path):
+def test_an_interrupted_run_ends_in_one_line_and_resumes(here, monkeypatch, tmp_path):
     cell = sweep.load("smoke")["toy/tiny-encoder/mezo/eps-inf/seed-0"]
     cell["settings"] |= {"steps": 6, "evaluate_every": 3, "tune": "bias"}
     run = ("run", "--spec", json.dumps(cell), "--out", "a.json", "--device", "cpu")
@@ -368,7 +368,7 @@ def test_bad_arguments_are_named_in_one_line(here, tmp_path, arguments, words):
     assert not (tmp_path / "a.json").exists() and not (tmp_path / "t").exists()
 
 
-def test_a_name_with_the_end_of_a_line_in_it_is_told_in_one(here):
+def test_a_name_with_a_line_break_is_printed_on_one_line(here):
     line = refusal(here("report", "--sweep", "smoke", "--records", "a\nb"))
     assert "has a record in a\\nb: run it first" in line
 
@@ -392,11 +392,11 @@ def test_a_name_with_the_end_of_a_line_in_it_is_told_in_one(here):
         ("calibrate --epsilon 2", "--mechanism uniform", "invalid choice: 'uniform'"),
     ],
 )
-def test_what_cannot_be_accounted_is_refused(here, verb, change, words):
+def test_unaccounted_settings_are_refused(here, verb, change, words):
     assert words in refusal(here(*verb.split(), *ACCOUNT, *change.split()))
 
 
-def test_a_run_that_cannot_be_accounted_is_refused(here, tmp_path):
+def test_an_unaccounted_run_is_refused(here, tmp_path):
     cell = sweep.load("smoke")["toy/tiny-encoder/dpzero/eps-2/seed-0"]
     cell["settings"]["batch_size"] = 241
     done = here("run", "--spec", json.dumps(cell), "--out", "a.json", "--device", "cpu")
@@ -407,7 +407,7 @@ def test_a_run_that_cannot_be_accounted_is_refused(here, tmp_path):
 NOWHERE = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
 
 
-def test_a_cold_cache_without_an_index_says_what_to_do(here, tmp_path, monkeypatch):
+def test_an_empty_cache_without_an_index_says_what_to_do(here, tmp_path, monkeypatch):
     cold = {**NOWHERE, "DPZERO_CACHE": str(tmp_path / "cold"), "PIP_CONFIG_FILE": os.devnull}
     for name, value in cold.items():
         monkeypatch.setenv(name, value)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.house import House
+from tests.project_copy import ProjectCopy
 
 pytestmark = pytest.mark.slow
 GROWTH = 2  # of the cost of one more run, from the small sweep to the large one; a quadratic step shows as 4
@@ -17,21 +17,21 @@ SIZES = (0, 1000, 4000)
 
 
 @pytest.fixture
-def house(tmp_path) -> House:
-    """A house with sweeps of many seeds: 9 runs a seed, and zero-shot."""
-    house = House.build(tmp_path / "house", tmp_path / "cache")
+def project(tmp_path) -> ProjectCopy:
+    """A copy with sweeps of many seeds: 9 runs a seed, and zero-shot."""
+    project = ProjectCopy.build(tmp_path / "project", tmp_path / "cache")
     for runs in SIZES:
         text = (
             f"extends: quick\ndescription: many\nepsilons: ['2']\nseeds: {list(range(max(1, runs // 9)))}\n"
         )
-        (house.sweeps / f"many-{runs}.yaml").write_text(text)
-    return house
+        (project.sweeps / f"many-{runs}.yaml").write_text(text)
+    return project
 
 
-def cost(house: House, *command: object) -> float:
+def cost(project: ProjectCopy, *command: object) -> float:
     """Seconds of processor time."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = house.call(*command)
+    done = project.call(*command)
     assert done.returncode == 0, done.stderr
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -48,27 +48,31 @@ def assert_in_proportion(measure: Callable[[int], float]) -> list[float]:
     raise AssertionError(f"processor seconds of {SIZES} runs: {costs}")
 
 
-def test_planning_takes_time_in_proportion_to_the_runs(house):
+def test_planning_takes_time_in_proportion_to_the_runs(project):
     plan = ["-m", "snakemake", "--dry-run", "--quiet", "all", "--cores", 2, "--config"]
-    start, small, _ = assert_in_proportion(lambda runs: cost(house, *plan, f"sweep=many-{runs}"))
+    start, small, _ = assert_in_proportion(lambda runs: cost(project, *plan, f"sweep=many-{runs}"))
     assert small < 6 * start  # about 2; one that reads the sweep's file for each run takes 15
 
 
-def test_tables_take_time_in_proportion_to_the_records(house):
+def test_tables_take_time_in_proportion_to_the_records(project):
     spec = "toy/tiny-encoder/dpzero/eps-2/seed-0"
     assert (
-        house.call("-m", "dpzero", "run", "--sweep", "smoke", "--cell", spec, "--out", "one.json").returncode
+        project.call(
+            "-m", "dpzero", "run", "--sweep", "smoke", "--cell", spec, "--out", "one.json"
+        ).returncode
         == 0
     )
-    one = json.loads((house.folder / "one.json").read_text())
+    one = json.loads((project.folder / "one.json").read_text())
 
     def tables(runs: int) -> float:
-        listed = house.call("-m", "dpzero", "cells", "--sweep", f"many-{runs}").stdout.split("\n{")[0].split()
+        listed = (
+            project.call("-m", "dpzero", "cells", "--sweep", f"many-{runs}").stdout.split("\n{")[0].split()
+        )
         for run in listed:
-            write(house.folder / "records" / f"{run}.json", one, run)
-        (house.folder / "cells.txt").write_text("\n".join(listed))
+            write(project.folder / "records" / f"{run}.json", one, run)
+        (project.folder / "cells.txt").write_text("\n".join(listed))
         places = ["--cells", "cells.txt", "--records", "records", "--out", "tables"]
-        return cost(house, "-m", "dpzero", "tables", "--sweep", f"many-{runs}", *places)
+        return cost(project, "-m", "dpzero", "tables", "--sweep", f"many-{runs}", *places)
 
     assert_in_proportion(tables)
 

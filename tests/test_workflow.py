@@ -1,4 +1,4 @@
-"""The workflow as a user meets it: a copy of the house, in which sweeps are run, narrowed, edited, killed and resumed."""
+"""The workflow as a user meets it: a copy of the project, in which sweeps are run, narrowed, edited, killed and resumed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,17 @@ from pathlib import Path
 import pytest
 
 from dpzero.report import FIGURES, figure_files, table_files
-from tests.house import BROKEN, DPZERO, MEZO, NARROW, PREFIX, ROOT, ZERO_SHOT, House, cluster_commands
+from tests.project_copy import (
+    BROKEN,
+    DPZERO,
+    MEZO,
+    NARROW,
+    PREFIX,
+    ROOT,
+    ZERO_SHOT,
+    ProjectCopy,
+    cluster_commands,
+)
 
 RTE = "rte/roberta-large/dp_aggzo/eps-6/seed-0"
 
@@ -25,27 +35,27 @@ def cache(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def untouched(tmp_path_factory, cache) -> House:
-    """The house before anything was run; there are spaces in its path."""
-    return House.build(tmp_path_factory.mktemp("a house"), cache)
+def untouched(tmp_path_factory, cache) -> ProjectCopy:
+    """The project before anything was run; there are spaces in its path."""
+    return ProjectCopy.build(tmp_path_factory.mktemp("a project"), cache)
 
 
 @pytest.fixture(scope="module")
-def first(untouched, tmp_path_factory, cache) -> tuple[House, subprocess.CompletedProcess]:
-    """The house after one whole sweep, and what it said; there are spaces in the paths of house and interpreter."""
-    folder = tmp_path_factory.mktemp("finished") / "my house"
+def first(untouched, tmp_path_factory, cache) -> tuple[ProjectCopy, subprocess.CompletedProcess]:
+    """The project after one whole sweep, and its output; there are spaces in the paths of project and interpreter."""
+    folder = tmp_path_factory.mktemp("finished") / "my project"
     shutil.copytree(untouched.folder, folder)
-    house = House(folder, cache)
+    project = ProjectCopy(folder, cache)
     (folder.parent / "my environment").symlink_to(sys.prefix)
-    house.python = str(folder.parent / "my environment" / "bin" / "python")
-    return house, house.snakemake()
+    project.python = str(folder.parent / "my environment" / "bin" / "python")
+    return project, project.snakemake()
 
 
 @pytest.fixture
-def house(first, tmp_path, cache) -> House:
-    """A copy of the finished house, to do with as one likes."""
-    shutil.copytree(first[0].folder, tmp_path / "house")
-    return House(tmp_path / "house", cache)
+def project(first, tmp_path, cache) -> ProjectCopy:
+    """A copy of the finished project, to do with as one likes."""
+    shutil.copytree(first[0].folder, tmp_path / "project")
+    return ProjectCopy(tmp_path / "project", cache)
 
 
 # --- a whole sweep
@@ -59,41 +69,43 @@ def test_a_dry_run_makes_nothing_and_loads_nothing_heavy(untouched):
     loaded = {line.split("|")[-1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
     assert {"snakemake", "dpzero"} <= loaded
     assert not {"torch", "transformers", "opacus", "dp_accounting", "matplotlib"} & loaded
-    assert not untouched.made("results", "figures")
+    assert not untouched.contents("results", "figures")
 
 
 def test_one_command_makes_every_record_table_and_figure(first):
-    house, done = first
+    project, done = first
     assert done.returncode == 0, done.stderr
-    assert house.runs() == {ZERO_SHOT, MEZO, DPZERO}
-    assert {Path(name).name for name in house.made("results/smoke/tables")} == set(table_files("language"))
-    assert {Path(name).name for name in house.made("figures/smoke")} == set(figure_files("language"))
-    assert all(len(content) > 100 for content in house.made("results/smoke/tables", "figures").values())
-    assert not house.made("results/smoke/checkpoints")
+    assert project.runs() == {ZERO_SHOT, MEZO, DPZERO}
+    assert {Path(name).name for name in project.contents("results/smoke/tables")} == set(
+        table_files("language")
+    )
+    assert {Path(name).name for name in project.contents("figures/smoke")} == set(figure_files("language"))
+    assert all(len(content) > 100 for content in project.contents("results/smoke/tables", "figures").values())
+    assert not project.contents("results/smoke/checkpoints")
 
 
-def test_it_ends_with_the_accuracies_and_where_the_figures_are(first):
-    house, done = first
-    said = done.stdout + done.stderr
-    table = (house.folder / "results" / "smoke" / "tables" / "accuracy.md").read_text()
-    assert table in said and all(title in table for title in ("Zero-shot", "MeZO", "DPZero"))
+def test_the_last_output_is_the_accuracies_and_the_figures(first):
+    project, done = first
+    output = done.stdout + done.stderr
+    table = (project.folder / "results" / "smoke" / "tables" / "accuracy.md").read_text()
+    assert table in output and all(title in table for title in ("Zero-shot", "MeZO", "DPZero"))
     for figure in FIGURES:
-        assert f"Figure:  figures/smoke/{figure}.png" in said
+        assert f"Figure:  figures/smoke/{figure}.png" in output
 
 
 def test_a_record_is_what_the_cell_asked_for(first):
-    house, _ = first
-    record = json.loads(house.record(DPZERO).read_text())
+    project, _ = first
+    record = json.loads(project.record(DPZERO).read_text())
     assert record["run"] == DPZERO and record["status"] == "ok"
     assert record["privacy"]["epsilon_target"] == 2 >= record["privacy"]["epsilon_spent"] > 1.99
     assert (
         "evaluating on 120 test examples"
-        in (house.folder / "results" / "smoke" / "logs" / f"{DPZERO}.log").read_text()
+        in (project.folder / "results" / "smoke" / "logs" / f"{DPZERO}.log").read_text()
     )
 
 
 @pytest.mark.slow
-def test_from_another_folder_the_code_beside_the_snakefile_runs(untouched, tmp_path):
+def test_the_code_beside_the_snakefile_runs_from_another_folder(untouched, tmp_path):
     """And `data_dir` is meant from where the command was typed, whatever -d says."""
     for name in ("dpzero", "baselines"):  # of another checkout, say
         (tmp_path / name).mkdir()
@@ -125,29 +137,29 @@ def test_lint_finds_nothing(untouched):
 # --- again
 
 
-def test_a_second_command_does_nothing(house):
-    before = house.made("results", "figures")
-    done = house.snakemake()
+def test_a_second_command_does_nothing(project):
+    before = project.contents("results", "figures")
+    done = project.snakemake()
     assert done.returncode == 0 and "Nothing to be done" in done.stdout + done.stderr
-    assert house.made("results", "figures") == before
+    assert project.contents("results", "figures") == before
 
 
 @pytest.mark.slow
-def test_results_that_were_brought_along_are_not_made_again(house):
-    shutil.rmtree(house.folder / ".snakemake")
-    assert house.planned() == set()
+def test_copied_results_are_not_made_again(project):
+    shutil.rmtree(project.folder / ".snakemake")
+    assert project.planned() == set()
 
 
 @pytest.mark.slow
-def test_another_seed_starts_the_new_runs_alone(house):
-    before = {run: house.record(run).stat().st_mtime_ns for run in house.runs()}
+def test_another_seed_starts_only_the_new_runs(project):
+    before = {run: project.record(run).stat().st_mtime_ns for run in project.runs()}
     new = {DPZERO.replace("seed-0", "seed-1")}
     narrowed = ["sweep=smoke", "methods=[zero_shot, dpzero]", "epsilons=[2]", "seeds=[0, 1]"]
-    assert house.planned(*narrowed) == new
-    assert house.snakemake(config=narrowed).returncode == 0
-    assert house.runs() == before.keys() | new
-    assert {run: house.record(run).stat().st_mtime_ns for run in before} == before
-    table = (house.folder / "results" / "smoke" / "tables" / "runs.csv").read_text()
+    assert project.planned(*narrowed) == new
+    assert project.snakemake(config=narrowed).returncode == 0
+    assert project.runs() == before.keys() | new
+    assert {run: project.record(run).stat().st_mtime_ns for run in before} == before
+    table = (project.folder / "results" / "smoke" / "tables" / "runs.csv").read_text()
     assert table.count("\n") == 4 and MEZO not in table  # a line a run of the plan, and the heading
 
 
@@ -157,39 +169,39 @@ def test_another_seed_starts_the_new_runs_alone(house):
     [("clip: 5}", "clip: 6}"), ("clip: 5}", "clip: 5, version: 2}")],
     ids=["a setting", "the version"],
 )
-def test_an_edit_of_one_method_runs_that_method_again_and_no_other(house, old, new):
-    house.edit(
-        house.sweeps / "smoke.yaml",
+def test_an_edit_of_one_method_runs_that_method_again_and_no_other(project, old, new):
+    project.edit(
+        project.sweeps / "smoke.yaml",
         f"dpzero: {{learning_rate: 1.0e-3, smoothing: 1.0e-2, {old}",
         f"dpzero: {{learning_rate: 1.0e-3, smoothing: 1.0e-2, {new}",
     )
-    assert house.planned() == {DPZERO}
-    assert "smoke: 3 runs, 1 of them to be run" in house.said
+    assert project.planned() == {DPZERO}
+    assert "smoke: 3 runs, 1 of them to be run" in project.output
 
 
 @pytest.mark.slow
-def test_a_comment_in_the_source_runs_nothing_again(house):
+def test_a_comment_in_the_source_runs_nothing_again(project):
     for path in ("dpzero/algorithm.py", "dpzero/sweeps/smoke.yaml", "baselines/mezo.py"):
-        with (house.folder / path).open("a") as file:
+        with (project.folder / path).open("a") as file:
             file.write("\n# a comment\n")
-    assert house.planned() == set()
+    assert project.planned() == set()
 
 
 @pytest.mark.slow
-def test_tables_and_figures_are_the_same_bytes_again(house):
-    before = house.made("results/smoke/tables", "figures")
-    shutil.rmtree(house.folder / "results" / "smoke" / "tables")
-    shutil.rmtree(house.folder / "figures")
-    done = house.snakemake()
-    assert done.returncode == 0 and house.planned() == set()
-    assert house.made("results/smoke/tables", "figures") == before
+def test_tables_and_figures_are_the_same_bytes_again(project):
+    before = project.contents("results/smoke/tables", "figures")
+    shutil.rmtree(project.folder / "results" / "smoke" / "tables")
+    shutil.rmtree(project.folder / "figures")
+    done = project.snakemake()
+    assert done.returncode == 0 and project.planned() == set()
+    assert project.contents("results/smoke/tables", "figures") == before
 
 
 @pytest.mark.slow
-def test_the_report_is_one_file_with_every_figure(house):
-    done = house.snakemake("--report", "report.html")
+def test_the_report_is_one_file_with_every_figure(project):
+    done = project.snakemake("--report", "report.html")
     assert done.returncode == 0, done.stderr
-    report = (house.folder / "report.html").read_text()
+    report = (project.folder / "report.html").read_text()
     assert all(f"{figure}.png" in report for figure in FIGURES) and "accuracy.md" in report
 
 
@@ -200,28 +212,28 @@ def test_the_report_is_one_file_with_every_figure(house):
 def test_a_sweep_of_another_kind_has_its_own_tables_and_figures_and_needs_no_assets(
     untouched, tmp_path, cache
 ):
-    shutil.copytree(untouched.folder, tmp_path / "house")
-    house = House(tmp_path / "house", cache)
+    shutil.copytree(untouched.folder, tmp_path / "project")
+    project = ProjectCopy(tmp_path / "project", cache)
     narrowed = ["sweep=guarantees", "methods=[dp_aggzo]", "tasks=[rte]", "epsilons=[6]"]
-    assert house.planned(*narrowed) == {RTE}
-    done = house.snakemake(config=narrowed)
+    assert project.planned(*narrowed) == {RTE}
+    done = project.snakemake(config=narrowed)
     assert done.returncode == 0, done.stderr
-    made = {Path(name) for name in house.made("results", "figures")}
-    assert {path.name for path in made if path.suffix != ".log"} == {
+    paths = {Path(name) for name in project.contents("results", "figures")}
+    assert {path.name for path in paths if path.suffix != ".log"} == {
         *table_files("guarantees"),
         *figure_files("guarantees"),
         *("cells.txt", "seed-0.json"),
     }
-    said = done.stdout + done.stderr
-    assert (house.folder / "results" / "guarantees" / "tables" / "guarantees.md").read_text() in said
-    assert "Figure:  figures/guarantees/guarantees.png" in said
-    assert house.planned(*narrowed) == set()
+    output = done.stdout + done.stderr
+    assert (project.folder / "results" / "guarantees" / "tables" / "guarantees.md").read_text() in output
+    assert "Figure:  figures/guarantees/guarantees.png" in output
+    assert project.planned(*narrowed) == set()
 
 
 # --- the README, from the laptop to the cluster
 
 
-def test_the_commands_from_the_laptop_to_the_cluster_are_these():
+def test_the_commands_of_the_profiles_readme():
     """The first two run below, the last two in tests/cli/test_cluster.py, for the sweep smoke; .ci/run installs so."""
     estimate, shared, install, slurm, array = cluster_commands()
     assert estimate[:4] == ["python", "-m", "dpzero", "estimate"] and shared[0] == "snakemake"
@@ -230,12 +242,12 @@ def test_the_commands_from_the_laptop_to_the_cluster_are_these():
 
 
 @pytest.mark.slow
-def test_the_shared_gpu_and_the_estimate_of_the_readme(house):
+def test_the_shared_gpu_and_the_estimate_of_the_readme(project):
     estimate, shared, *_ = cluster_commands()
-    house.record(MEZO).unlink()
-    done = house.call("-m", *["sweep=smoke" if w == "sweep=quick" else w for w in shared], *NARROW[1:])
-    assert done.returncode == 0 and house.record(MEZO).exists(), done.stderr
-    done = house.call(*["smoke" if word == "quick-tasks" else word for word in estimate[1:]])
+    project.record(MEZO).unlink()
+    done = project.call("-m", *["sweep=smoke" if w == "sweep=quick" else w for w in shared], *NARROW[1:])
+    assert done.returncode == 0 and project.record(MEZO).exists(), done.stderr
+    done = project.call(*["smoke" if word == "quick-tasks" else word for word in estimate[1:]])
     assert done.returncode == 0 and json.loads(done.stdout.splitlines()[-1])["price_an_hour"] == 2, (
         done.stderr
     )
@@ -245,33 +257,33 @@ def test_the_shared_gpu_and_the_estimate_of_the_readme(house):
 
 
 @pytest.mark.slow
-def test_what_fails_costs_no_other_and_leaves_a_hole_that_shows(house, tmp_path):
+def test_a_failed_run_costs_no_other_and_shows_as_missing(project, tmp_path):
     """A method with a bug, and a task of which a row cannot be read."""
     for name in ("train_sentences", "validation"):
         file = tmp_path / "data" / "sst2" / f"{name}.jsonl"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text('{"sentence": "good", "label": 1}\n{"sentence": null, "label": 0}\n')
-    (house.folder / "baselines" / "broken.py").write_text(BROKEN)
-    house.edit(
-        house.sweeps / "smoke.yaml", "  zero_shot: {}\n", "  zero_shot: {}\n  broken: {learning_rate: 1}\n"
+    (project.folder / "baselines" / "broken.py").write_text(BROKEN)
+    project.edit(
+        project.sweeps / "smoke.yaml", "  zero_shot: {}\n", "  zero_shot: {}\n  broken: {learning_rate: 1}\n"
     )
-    house.record(ZERO_SHOT).unlink()
+    project.record(ZERO_SHOT).unlink()
     config = ["sweep=smoke", "methods=[broken, zero_shot, mezo]"]
-    done = house.snakemake(config=[*config, "tasks=[sst2, toy]", f"data_dir={tmp_path / 'data'}"])
+    done = project.snakemake(config=[*config, "tasks=[sst2, toy]", f"data_dir={tmp_path / 'data'}"])
     assert done.returncode == 1 and "logs: results/smoke/logs)" in done.stdout + done.stderr
     assert "train_sentences.jsonl, line 2, has sentence null, which is no text" in done.stdout + done.stderr
-    assert house.runs() == {ZERO_SHOT, MEZO, DPZERO}  # nothing of the broken one, no half record
+    assert project.runs() == {ZERO_SHOT, MEZO, DPZERO}  # nothing of the broken one, no half record
     assert "a bug in the fourth step" in "".join(
-        path.read_text() for path in house.folder.glob("results/smoke/logs/**/broken/**/*.log")
+        path.read_text() for path in project.folder.glob("results/smoke/logs/**/broken/**/*.log")
     )
-    partial = house.snakemake("partial", config=config)
+    partial = project.snakemake("partial", config=config)
     assert partial.returncode == 0, partial.stderr
-    tables = house.folder / "results" / "smoke" / "tables"
+    tables = project.folder / "results" / "smoke" / "tables"
     rows = [line for line in (tables / "accuracy.md").read_text().splitlines() if line.startswith("|")]
-    (hole,) = [row for row in rows if "broken" in row.lower()]
-    assert "missing" in hole and len(rows) == 2 + 3
+    (missing,) = [row for row in rows if "broken" in row.lower()]
+    assert "missing" in missing and len(rows) == 2 + 3
     assert "broken" not in (tables / "runs.csv").read_text()  # which holds the runs that there are
-    assert house.planned(*config) == {f"{PREFIX}/broken/eps-inf/seed-0"}
+    assert project.planned(*config) == {f"{PREFIX}/broken/eps-inf/seed-0"}
 
 
 @pytest.mark.parametrize(
@@ -295,19 +307,19 @@ def test_what_fails_costs_no_other_and_leaves_a_hole_that_shows(house, tmp_path)
         ),
     ],
 )
-def test_a_misspelt_name_ends_the_command_before_anything_runs(untouched, config, words):
+def test_an_unknown_name_ends_the_command_before_anything_runs(untouched, config, words):
     done = untouched.snakemake(config=config)
     assert done.returncode == 2 and words in done.stderr
     assert [line for line in done.stderr.splitlines() if line.startswith("dpzero:")] == [
         done.stderr.splitlines()[-1]
     ]
-    assert not untouched.made("results", "figures")
+    assert not untouched.contents("results", "figures")
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_goes_on_where_it_was(house):
+def test_a_killed_run_resumes(project):
     """kill -9, as the kernel does when memory is short: no record; then the same metrics as without."""
-    house.edit(house.folder / "dpzero" / "run" / "checkpoint.py", "SECONDS = 15 ", "SECONDS = 0.5 ")
+    project.edit(project.folder / "dpzero" / "run" / "checkpoint.py", "SECONDS = 15 ", "SECONDS = 0.5 ")
     cell = {"task": "toy", "model": "tiny-encoder", "method": "dpzero", "epsilon": "2", "seed": 0}
     settings = {"steps": 300, "learning_rate": 1e-3, "smoothing": 1e-2, "clip": 5, "max_length": 16}
     settings |= {"batch_size": 8, "mechanism": "laplace", "delta": 0, "evaluate_every": 100}
@@ -316,11 +328,11 @@ def test_a_run_that_is_killed_goes_on_where_it_was(house):
 
     victim = subprocess.Popen(
         [sys.executable, *command, "cut.json"],
-        cwd=house.folder,
-        env=house.environment,
+        cwd=project.folder,
+        env=project.environment,
         stdout=subprocess.DEVNULL,
     )
-    state = house.folder / "cut.checkpoint" / "state.pt"
+    state = project.folder / "cut.checkpoint" / "state.pt"
     deadline = time.monotonic() + 120
     while not state.exists():
         assert victim.poll() is None and time.monotonic() < deadline, (
@@ -329,12 +341,12 @@ def test_a_run_that_is_killed_goes_on_where_it_was(house):
         time.sleep(0.01)
     victim.send_signal(signal.SIGKILL)
     assert victim.wait() == -signal.SIGKILL
-    assert not (house.folder / "cut.json").exists()
+    assert not (project.folder / "cut.json").exists()
 
-    resumed, whole = (house.call(*command, out) for out in ("cut.json", "whole.json"))
-    assert resumed.returncode == whole.returncode == 0
-    assert re.search(r"resumed at step \d+ of 300", resumed.stderr) and "resumed" not in whole.stderr
-    cut, uncut = (json.loads((house.folder / f"{name}.json").read_text()) for name in ("cut", "whole"))
+    resumed, uninterrupted = (project.call(*command, out) for out in ("cut.json", "whole.json"))
+    assert resumed.returncode == uninterrupted.returncode == 0
+    assert re.search(r"resumed at step \d+ of 300", resumed.stderr) and "resumed" not in uninterrupted.stderr
+    cut, uncut = (json.loads((project.folder / f"{name}.json").read_text()) for name in ("cut", "whole"))
     assert cut["metrics"] == uncut["metrics"] and cut["privacy"] == uncut["privacy"]
     assert [p["dev_accuracy"] for p in cut["curve"]] == [p["dev_accuracy"] for p in uncut["curve"]]
-    assert not (house.folder / "cut.checkpoint").exists()
+    assert not (project.folder / "cut.checkpoint").exists()

@@ -10,7 +10,7 @@ import pytest
 
 from dpzero.run.gpu_lock import DEVICE_FILES
 from tests.cli import slurm
-from tests.house import BROKEN, DPZERO, MEZO, PREFIX, ZERO_SHOT, House, cluster_commands
+from tests.project_copy import BROKEN, DPZERO, MEZO, PREFIX, ZERO_SHOT, ProjectCopy, cluster_commands
 
 pytestmark = [
     pytest.mark.slow,
@@ -20,24 +20,24 @@ QUICKLY = ["--slurm-init-seconds-before-status-checks", 3, "--latency-wait", 10]
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory) -> Iterator[House]:
-    """A house on a machine with Slurm."""
+def cluster(tmp_path_factory) -> Iterator[ProjectCopy]:
+    """A project on a machine with Slurm."""
     with slurm.running(tmp_path_factory.mktemp("slurm")):
         folder = tmp_path_factory.mktemp("cluster")
-        house = House.build(folder / "house", folder / "cache")
+        project = ProjectCopy.build(folder / "project", folder / "cache")
         (folder / "dev").mkdir()
         for number in range(2):  # as a driver would show them
             (folder / "dev" / f"nvidia{number}").touch()
-        house.environment[DEVICE_FILES] = str(folder / "dev")
-        house.edit(house.folder / "dpzero" / "run" / "checkpoint.py", "SECONDS = 15 ", "SECONDS = 0.5 ")
-        (house.folder / "baselines" / "broken.py").write_text(BROKEN)
-        house.edit(
-            house.sweeps / "smoke.yaml",
+        project.environment[DEVICE_FILES] = str(folder / "dev")
+        project.edit(project.folder / "dpzero" / "run" / "checkpoint.py", "SECONDS = 15 ", "SECONDS = 0.5 ")
+        (project.folder / "baselines" / "broken.py").write_text(BROKEN)
+        project.edit(
+            project.sweeps / "smoke.yaml",
             "  zero_shot: {}\n",
             "  zero_shot: {}\n  broken: {learning_rate: 1}\n"
             "  long: {use: dpzero, learning_rate: 1.0e-3, smoothing: 1.0e-2, clip: 5, steps: 600}\n",
         )
-        yield house
+        yield project
 
 
 def command(methods: str, array: bool = False) -> list[object]:
@@ -51,17 +51,17 @@ def command(methods: str, array: bool = False) -> list[object]:
     return ["-m", *words[: words.index("--config")], *QUICKLY, "--config", *config]
 
 
-def log(house: House, run: str) -> str:
-    return (house.folder / "results" / "smoke" / "logs" / f"{run}.log").read_text()
+def log(project: ProjectCopy, run: str) -> str:
+    return (project.folder / "results" / "smoke" / "logs" / f"{run}.log").read_text()
 
 
-def gpus(house: House, run: str) -> list[str]:
+def gpus(project: ProjectCopy, run: str) -> list[str]:
     """The GPU that each attempt at a run had, as it says itself."""
-    return re.findall(r"^on GPU (.*)$", log(house, run), re.MULTILINE)
+    return re.findall(r"^on GPU (.*)$", log(project, run), re.MULTILINE)
 
 
 def state(job: str) -> str:
-    return next(found["JobState"] for found in jobs() if found["JobId"] == job)
+    return next(one["JobState"] for one in jobs() if one["JobId"] == job)
 
 
 def jobs() -> list[dict[str, str]]:
@@ -70,7 +70,7 @@ def jobs() -> list[dict[str, str]]:
     return [dict(re.findall(r"(\S+?)=(\S*)", job)) for job in text.split("\n\n") if "JobId" in job]
 
 
-def test_runs_go_through_slurm_with_one_gpu_each_and_a_failing_one_costs_no_other(cluster):
+def test_slurm_runs_have_one_gpu_each_and_a_failure_costs_no_other(cluster):
     done = cluster.call(*command("broken, zero_shot, mezo"))
     assert done.returncode == 1, done.stderr
     assert cluster.runs() == {ZERO_SHOT, MEZO}, done.stderr
@@ -89,19 +89,19 @@ def test_runs_go_through_slurm_with_one_gpu_each_and_a_failing_one_costs_no_othe
     }
 
 
-def test_one_submission_holds_many_runs_and_the_tables_are_made_where_it_was_called(cluster):
+def test_one_array_holds_many_runs_and_tables_are_made_locally(cluster):
     before = len(jobs())
     done = cluster.call(*command("sgd, dpzero", array=True))
     assert done.returncode == 0, done.stderr
-    made = jobs()[before:]
-    assert len(made) == 2 and len({job["ArrayJobId"] for job in made}) == 1
+    new = jobs()[before:]
+    assert len(new) == 2 and len({job["ArrayJobId"] for job in new}) == 1
     given = [*gpus(cluster, f"{PREFIX}/sgd/eps-inf/seed-0"), *gpus(cluster, DPZERO)]
     assert len(given) == 2 and set(given) <= {"0", "1"}
     table = (cluster.folder / "results" / "smoke" / "tables" / "accuracy.md").read_text()
     assert "DPZero" in table and table in done.stdout
 
 
-def test_a_run_that_is_requeued_goes_on_where_it_was(cluster):
+def test_a_requeued_run_resumes(cluster):
     run = f"{PREFIX}/long/eps-2/seed-0"
     folder = cluster.folder / "results" / "smoke" / "checkpoints" / run
     snakemake = cluster.start(*command("long"))
@@ -110,8 +110,8 @@ def test_a_run_that_is_requeued_goes_on_where_it_was(cluster):
     slurm.call("scontrol", "requeue", job)
     slurm.wait_for(lambda: state(job) == "PENDING", 60)
     slurm.call("scontrol", "update", f"JobId={job}", "StartTime=now")  # not after the usual two minutes
-    said, _ = snakemake.communicate(timeout=250)
-    assert snakemake.returncode == 0, said
+    output, _ = snakemake.communicate(timeout=250)
+    assert snakemake.returncode == 0, output
     record = json.loads(cluster.record(run).read_text())
     assert re.search(r"resumed at step \d+ of 600", log(cluster, run))
     assert record["status"] == "ok" and record["privacy"]["steps"] == 600

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.house import DPZERO, ROOT, ZERO_SHOT, House
+from tests.project_copy import DPZERO, ROOT, ZERO_SHOT, ProjectCopy
 
 PROFILES = ROOT / "dpzero" / "profiles"
 NAMES = sorted(path.name for path in PROFILES.iterdir() if path.is_dir())
@@ -21,12 +21,12 @@ NARROW = ["--config", "sweep=smoke", "methods=[zero_shot, dpzero]", "epsilons=[2
 
 
 @pytest.fixture
-def house(tmp_path) -> House:
-    return House.build(tmp_path / "house", tmp_path / "cache")
+def project(tmp_path) -> ProjectCopy:
+    return ProjectCopy.build(tmp_path / "project", tmp_path / "cache")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_profile_survives_failures_kills_and_slow_file_systems(name):
+def test_a_profile_survives_failures_and_slow_file_systems(name):
     profile = yaml.safe_load((PROFILES / name / "profile.yaml").read_text())
     assert profile["keep-going"] and profile["rerun-incomplete"]
     assert profile["retries"] >= 1 and profile["latency-wait"] >= 60
@@ -49,31 +49,31 @@ def can_unshare() -> bool:
 @pytest.mark.slow
 @pytest.mark.skipif(ABSENT, reason="needs pip install -e '.[cluster]'")
 @pytest.mark.skipif(not can_unshare(), reason="may not make network namespaces")
-def test_runs_go_through_any_submit_command_and_need_no_network(house, tmp_path):
+def test_any_submit_command_works_without_a_network(project, tmp_path):
     submit = tmp_path / "submit"
     submit.write_text(SUBMIT)
     submit.chmod(0o755)
-    profile = house.folder / "dpzero" / "profiles" / "generic"
+    profile = project.folder / "dpzero" / "profiles" / "generic"
     options = ["--cluster-generic-submit-cmd", submit, "--latency-wait", 10, *NARROW]
-    done = house.call("-m", "snakemake", "--workflow-profile", profile, *options)
+    done = project.call("-m", "snakemake", "--workflow-profile", profile, *options)
     assert done.returncode == 0, done.stderr
-    assert house.runs() == {ZERO_SHOT, DPZERO}
-    assert (house.folder / "results" / "smoke" / "tables" / "accuracy.md").exists()
+    assert project.runs() == {ZERO_SHOT, DPZERO}
+    assert (project.folder / "results" / "smoke" / "tables" / "accuracy.md").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(ABSENT, reason="needs pip install -e '.[cluster]'")
-def test_kubernetes_is_asked_for_one_gpu_a_run_and_the_runs_go_through(house, tmp_path):
+def test_kubernetes_gets_one_gpu_a_run(project, tmp_path):
     kubectl = tmp_path / "bin" / "kubectl"
     kubectl.parent.mkdir()
     kubectl.write_text(f'#!/bin/sh\nexec {sys.executable} {Path(__file__).with_name("kubectl.py")} "$@"\n')
     kubectl.chmod(0o755)
     pretended = {"PATH": f"{kubectl.parent}:{os.environ['PATH']}", "PRETENDED_CLUSTER": str(tmp_path)}
-    house.environment |= pretended
-    profile = house.folder / "dpzero" / "profiles" / "kubernetes"
-    done = house.call("-m", "snakemake", "--workflow-profile", profile, "--latency-wait", 10, *NARROW)
+    project.environment |= pretended
+    profile = project.folder / "dpzero" / "profiles" / "kubernetes"
+    done = project.call("-m", "snakemake", "--workflow-profile", profile, "--latency-wait", 10, *NARROW)
     assert done.returncode == 0, done.stderr
-    assert house.runs() == {ZERO_SHOT, DPZERO}
+    assert project.runs() == {ZERO_SHOT, DPZERO}
     manifests = [yaml.safe_load(path.read_text()) for path in tmp_path.glob("dpzero-*.yaml")]
     assert len(manifests) == 2
     for manifest in manifests:

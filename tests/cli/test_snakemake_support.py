@@ -12,7 +12,7 @@ import yaml
 from dpzero.cli import snakemake_support
 from dpzero.errors import UsageError
 from dpzero.run import gpu_lock
-from tests.house import ROOT
+from tests.project_copy import ROOT
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def export(monkeypatch, tmp_path):
     return call
 
 
-def test_folders_are_meant_from_where_the_command_was_typed(export, tmp_path):
+def test_folders_are_relative_to_the_folder_of_the_command(export, tmp_path):
     config = {"data_dir": "rows", "model_dir": "~/weights", "seeds": [0]}
     snakemake_support.export(config, "code", str(tmp_path / "typed here"), 1)
     assert config == {"seeds": [0]}
@@ -46,7 +46,7 @@ def test_folders_are_meant_from_where_the_command_was_typed(export, tmp_path):
     assert os.environ["DPZERO_MODEL_DIR"] == str(tmp_path / "home" / "weights")
 
 
-def test_a_job_that_reads_the_snakefile_elsewhere_keeps_the_folders(export, monkeypatch, tmp_path):
+def test_a_job_in_another_folder_keeps_the_folders(export, monkeypatch, tmp_path):
     export(data_dir="rows")
     snakemake_support.export({"data_dir": "rows"}, "code", str(tmp_path), 1)
     assert os.environ["DPZERO_DATA_DIR"] == str(tmp_path / "typed here" / "rows")
@@ -77,23 +77,23 @@ def test_a_bad_value_is_named(export, config, words):
         export(**config)
 
 
-def test_narrowing_is_spelt_for_the_verb_that_lists_cells():
-    found = snakemake_support.axis_options({"methods": ["dpzero", "mezo"], "epsilons": 2, "seeds": "0,1"})
-    assert found == ["--methods", "dpzero", "mezo", "--epsilons", "2", "--seeds", "0,1"]
+def test_axes_become_options_of_the_verb_cells():
+    words = snakemake_support.axis_options({"methods": ["dpzero", "mezo"], "epsilons": 2, "seeds": "0,1"})
+    assert words == ["--methods", "dpzero", "mezo", "--epsilons", "2", "--seeds", "0,1"]
 
 
-def test_what_a_killed_workflow_left_is_explained(monkeypatch, tmp_path, capsys):
+def test_locks_of_a_killed_workflow_are_explained(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     snakemake_support.warn_of_locks()
     assert capsys.readouterr().err == ""
     (tmp_path / ".snakemake" / "locks").mkdir(parents=True)
     (tmp_path / ".snakemake" / "locks" / "0.input.lock").touch()
     snakemake_support.warn_of_locks()
-    said = capsys.readouterr().err
-    assert "`snakemake --unlock`" in said and "--rerun-incomplete" in said and said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert "`snakemake --unlock`" in output and "--rerun-incomplete" in output and output.count("\n") == 1
 
 
-def test_the_environment_that_rules_name_is_the_projects():
-    found = yaml.safe_load((ROOT / "dpzero" / "environment.yaml").read_text("utf-8"))
+def test_the_environment_of_the_rules_is_the_projects():
+    environment = yaml.safe_load((ROOT / "dpzero" / "environment.yaml").read_text("utf-8"))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    assert found["dependencies"][-1]["pip"] == project["dependencies"]
+    assert environment["dependencies"][-1]["pip"] == project["dependencies"]

@@ -17,7 +17,7 @@ import pytest
 
 from dpzero.errors import UsageError
 from dpzero.run import gpu_lock
-from tests.house import House
+from tests.project_copy import ProjectCopy
 
 HOLDER = """
 import os, sys, time
@@ -199,21 +199,21 @@ class Greedy(TwoPoint):
 
 @pytest.mark.slow
 def test_out_of_memory_beside_others_is_no_result_but_a_reason_to_run_alone(card, tmp_path):
-    house = House.build(tmp_path / "house", tmp_path / "cache")
-    (house.folder / "baselines" / "greedy.py").write_text(GREEDY)
-    house.environment |= card(80_000) | {
+    project = ProjectCopy.build(tmp_path / "project", tmp_path / "cache")
+    (project.folder / "baselines" / "greedy.py").write_text(GREEDY)
+    project.environment |= card(80_000) | {
         "CUDA_VISIBLE_DEVICES": "0,1",
         gpu_lock.SHARE: "2",
         "TMPDIR": str(tmp_path),
     }
     cell = {"task": "toy", "model": "tiny-encoder", "method": "greedy", "epsilon": "inf", "seed": 0}
     spec = json.dumps(cell | {"settings": {"learning_rate": 1, "steps": 5}})
-    done = house.call("-m", "dpzero", "run", "--spec", spec, "--out", "greedy.json", "--threads", 1)
+    done = project.call("-m", "dpzero", "run", "--spec", spec, "--out", "greedy.json", "--threads", 1)
     assert done.returncode == 0, done.stderr
     said = done.stderr.splitlines()
     shared, alone = said.index("on GPU 0, which up to 2 runs share"), said.index("on GPU 0")
     assert shared < alone and "again on one of its own" in done.stderr
-    assert json.loads((house.folder / "greedy.json").read_text())["status"] == "ok"
+    assert json.loads((project.folder / "greedy.json").read_text())["status"] == "ok"
 
 
 # --- which GPUs there are

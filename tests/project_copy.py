@@ -43,11 +43,11 @@ def cluster_commands() -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in text.split("```")[1].splitlines()[1:]]
 
 
-class House:
+class ProjectCopy:
     """A copy of what the repository holds, and of what its runs made so far."""
 
     @classmethod
-    def build(cls, folder: Path, cache: Path) -> House:
+    def build(cls, folder: Path, cache: Path) -> ProjectCopy:
         """Before anything was run."""
         folder.mkdir(exist_ok=True)
         shutil.copy(ROOT / "Snakefile", folder)
@@ -57,10 +57,10 @@ class House:
 
     def __init__(self, folder: Path, cache: Path) -> None:
         self.python = sys.executable
-        self.said = ""  # by the last dry run
+        self.output = ""  # by the last dry run
         self.folder, self.sweeps = folder, folder / "dpzero" / "sweeps"
         here = {"PYTHONPATH": str(folder), "DPZERO_CACHE": str(cache), "CUDA_VISIBLE_DEVICES": ""}
-        here["PYTHONDONTWRITEBYTECODE"] = ""  # compiled once: a house starts many processes
+        here["PYTHONDONTWRITEBYTECODE"] = ""  # compiled once: a test starts many processes
         self.environment = {**os.environ, **here}
 
     def call(self, *command: object) -> subprocess.CompletedProcess:
@@ -91,8 +91,8 @@ class House:
         config = {c.split("=")[0]: c for c in (*NARROW, *changes)}.values()
         done = self.snakemake("--dry-run", config=config)
         assert done.returncode == 0, done.stderr
-        self.said = done.stdout + done.stderr
-        return set(re.findall(r"^Job \d+: (\S+/seed-\d+)$", self.said, re.MULTILINE))
+        self.output = done.stdout + done.stderr
+        return set(re.findall(r"^Job \d+: (\S+/seed-\d+)$", self.output, re.MULTILINE))
 
     def edit(self, path: Path, old: str, new: str) -> None:
         text = path.read_text()
@@ -102,7 +102,7 @@ class House:
     def record(self, run: str) -> Path:
         return self.folder / "results" / "smoke" / "runs" / f"{run}.json"
 
-    def made(self, *folders: str) -> dict[str, bytes]:
+    def contents(self, *folders: str) -> dict[str, bytes]:
         """name -> content of the files in these folders."""
         paths = [p for name in folders for p in sorted((self.folder / name).rglob("*")) if p.is_file()]
         return {str(path.relative_to(self.folder)): path.read_bytes() for path in paths}
