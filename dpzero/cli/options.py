@@ -10,14 +10,13 @@ import argparse
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, NoReturn
 
 from ..errors import one_line
-from ..plan.settings import ANY, COUNT, POSITIVE_COUNT, Range, number
+from ..plan.settings import ANY, POSITIVE_COUNT, Range, number
 
 DEVICES = re.compile(r"cpu|cuda(:\d{1,3})?(,cuda:\d{1,3})*", re.ASCII)
 Options = dict[str, dict[str, Any]]
@@ -96,19 +95,14 @@ def device(text: str) -> str | None:
     return text or None
 
 
-def integer(allowed: Range = COUNT) -> Callable[[str], int | float]:
-    return _number(int, allowed, "a whole number")
+def number_type(kind: type[int] | type[float], allowed: Range = ANY) -> Callable[[str], int | float]:
+    """A type of options: a number of this kind in a range."""
 
-
-def real(allowed: Range = ANY) -> Callable[[str], int | float]:
-    return _number(float, allowed, "a number")
-
-
-def _number(kind: type, allowed: Range, name: str) -> Callable[[str], int | float]:
     def convert(text: str) -> int | float:
         try:
             return number(text, kind, allowed)
         except ValueError:
+            name = "a whole number" if kind is int else "a number"
             limits = "" if allowed == ANY else f", {allowed}"
             raise argparse.ArgumentTypeError(f"{text!r} is not {name}{limits}") from None
 
@@ -116,46 +110,34 @@ def _number(kind: type, allowed: Range, name: str) -> Callable[[str], int | floa
 
 
 def folder_to_read(text: str) -> Path:
-    path = Path(text).expanduser()
-    with _path_errors(text):
-        if path.is_dir():
-            return path
-    raise argparse.ArgumentTypeError(f"{text} is no folder: give an existing one")
+    return _path(text, Path.is_dir, "no folder: give an existing one")
 
 
 def file_to_write(text: str) -> Path:
-    path = Path(text).expanduser()
-    with _path_errors(text):
-        if not path.is_dir():
-            _check_writable(path)
-            return path
-    raise argparse.ArgumentTypeError(f"{text} is a folder: give the name of a file")
+    return _path(text, lambda path: not path.is_dir(), "a folder: give the name of a file", writes=True)
 
 
 def folder_to_write(text: str) -> Path:
+    def is_free(path: Path) -> bool:
+        return path.is_dir() or not path.exists()
+
+    return _path(text, is_free, "a file: give the name of a folder", writes=True)
+
+
+def _path(text: str, accepts: Callable[[Path], bool], problem: str, writes: bool = False) -> Path:
     path = Path(text).expanduser()
-    with _path_errors(text):
-        if path.is_dir() or not path.exists():
-            _check_writable(path / "any")
-            return path
-    raise argparse.ArgumentTypeError(f"{text} is a file: give the name of a folder")
-
-
-def _check_writable(file: Path) -> None:
-    """Write a temporary file: permissions alone do not show a read-only disk."""
-    nearest = next(folder for folder in file.absolute().parents if folder.exists())
-    with tempfile.TemporaryFile(dir=nearest):
-        pass
-
-
-@contextmanager
-def _path_errors(text: str) -> Iterator[None]:
-    """Report what the operating system says of a path in one line."""
     try:
-        yield
+        accepted = accepts(path)
+        if accepted and writes:  # permissions alone do not show a read-only disk
+            folders = (path / "file").absolute().parents if path.is_dir() else path.absolute().parents
+            with tempfile.TemporaryFile(dir=next(folder for folder in folders if folder.exists())):
+                pass
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise argparse.ArgumentTypeError(f"cannot use {text} ({reason}): give another place") from None
+    if not accepted:
+        raise argparse.ArgumentTypeError(f"{text} is {problem}")
+    return path
 
 
 # -- options that several verbs take -------------------------------------------------------------------------
@@ -168,7 +150,7 @@ def option(text: str, default: object = None, **arguments: Any) -> dict[str, Any
 
 def positive(text: str, default: int) -> dict[str, Any]:
     """An option that takes a positive integer."""
-    return option(text, default, type=integer(POSITIVE_COUNT))
+    return option(text, default, type=number_type(int, POSITIVE_COUNT))
 
 
 INCLUDE: Options = {
@@ -180,7 +162,9 @@ INCLUDE: Options = {
     )
 }
 SWEEP: Options = {"--sweep": option("name of the sweep, or path of a .yaml file", "quick"), **INCLUDE}
-THREADS: Options = {"--threads": option("CPU threads; 0: all cores", 0, type=integer(Range(0, 4096)))}
+THREADS: Options = {
+    "--threads": option("CPU threads; 0: all cores", 0, type=number_type(int, Range(0, 4096)))
+}
 COMPUTE: Options = {
     "--compute": option("type of matrix products", "float32", choices=("float32", "bfloat16"))
 }

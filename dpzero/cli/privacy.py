@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING
 from ..errors import UsageError
 from ..plan.settings import FACTOR, POSITIVE, RUN_SETTINGS
 from ..run.leave_one_out import ARCHITECTURES, measure_architectures
-from .options import Options, option, positive, real, verb
+from .options import Options, number_type, option, positive, verb
+from .process_setup import log
 
 if TYPE_CHECKING:
     from ..privacy.accounting import Setting
@@ -32,10 +32,8 @@ SIZES = {
 
 def _setting_options(defaults: dict | None = None) -> Options:
     """The fields of `Setting`; its sizes are required unless they have defaults."""
-    options: Options = {}
-    for name in ("mechanism", "sampling", "adjacency"):
-        entry = RUN_SETTINGS[name]
-        options[f"--{name}"] = option(entry.help, entry.default, choices=entry.allowed)
+    entries = {name: RUN_SETTINGS[name] for name in ("mechanism", "sampling", "adjacency")}
+    options = {f"--{name}": option(e.help, e.default, choices=e.allowed) for name, e in entries.items()}
     for name, (kind, text) in SIZES.items():
         given = {"default": defaults[name]} if defaults else {"required": True}
         options["--" + name.replace("_", "-")] = option(text, type=kind, **given)
@@ -44,7 +42,8 @@ def _setting_options(defaults: dict | None = None) -> Options:
 
 TRIES: Options = {
     "--tries": option(
-        "mean of a random number of runs, of which the best counts (default: one run)", type=real(POSITIVE)
+        "mean of a random number of runs, of which the best counts (default: one run)",
+        type=number_type(float, POSITIVE),
     ),
     "--tries-law": option("law of that number: geometric, logarithmic, poisson, ...", "geometric"),
 }
@@ -89,10 +88,7 @@ def epsilon(options: argparse.Namespace) -> dict:
             answer |= {"epsilon_rdp": setting.epsilon_rdp(scale), "gdp_mu": setting.gdp_mu(scale)}
     for name, value in answer.items():
         if value is not None and math.isinf(value):
-            print(
-                f"dpzero: {name} is infinite, which is null in JSON: this noise bounds nothing",
-                file=sys.stderr,
-            )
+            log(f"dpzero: {name} is infinite, which is null in JSON: this noise bounds nothing")
     return answer
 
 
@@ -102,7 +98,7 @@ def epsilon(options: argparse.Namespace) -> dict:
         "--epsilon": option("the claim", 4.0, type=float),
         "--transcripts": positive("transcripts of each of the two neighbouring data sets", 20_000),
         "--noise-factor": option(
-            "multiply the noise by it: below 1 is a planted bug", 1.0, type=real(FACTOR)
+            "multiply the noise by it: below 1 is a planted bug", 1.0, type=number_type(float, FACTOR)
         ),
         "--models": option(
             "architectures whose losses are tested for batch invariance; none: no test",
@@ -117,8 +113,8 @@ def audit(options: argparse.Namespace) -> dict:
     """Test the claim of a private method on transcripts of its own step code."""
     from ..studies.audit import audit
 
+    counts = {"transcripts": options.transcripts, "noise_factor": options.noise_factor}
     with _usage_errors():
-        counts = {"transcripts": options.transcripts, "noise_factor": options.noise_factor}
         verdict = audit(options.method, _setting(options), options.epsilon, **counts)
     return verdict | {"others_move": measure_architectures(options.models)}
 
@@ -128,7 +124,7 @@ def _setting(options: argparse.Namespace) -> Setting:
 
     setting = Setting(**{field.name: getattr(options, field.name) for field in fields(Setting)})
     if caution := setting.delta_warning():
-        print(f"dpzero: {caution}", file=sys.stderr)
+        log(f"dpzero: {caution}")
     return setting
 
 

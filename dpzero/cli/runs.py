@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from ..plan import sweep
 from ..plan.cell import draw_of
 from ..plan.experiment_types import LANGUAGE, kind_of
 from ..plan.settings import NOT_NEGATIVE, Range
-from .options import LOCAL_FILES, SWEEP, THREADS, Options, device, file_to_write, option, real, verb
+from .options import LOCAL_FILES, SWEEP, THREADS, Options, device, file_to_write, number_type, option, verb
 from .process_setup import log, read_text, use_threads
 
 FREE_GPU = "(default: a free GPU if there is one)"
@@ -40,7 +39,7 @@ def chosen_axes(options: argparse.Namespace) -> dict[str, list[str]]:
         "--rank-timeout": option(
             "how long to wait for another rank",
             600,
-            type=real(Range(0, 10**6, above=True)),
+            type=number_type(float, Range(0, 10**6, above=True)),
             metavar="SECONDS",
         ),
         **THREADS,
@@ -116,10 +115,9 @@ def replay(options: argparse.Namespace) -> dict:
         gpu_lock.check(options.device)
     answer = replay_record(options.record, options.out, options.device)
     if not answer["match"]:
-        print(
+        log(
             f"dpzero: the replayed weights are not those of {options.record}: the record was altered, or this "
-            "code computes otherwise than that of its run",
-            file=sys.stderr,
+            "code computes otherwise than that of its run"
         )
     return answer
 
@@ -146,7 +144,9 @@ def cells(options: argparse.Namespace) -> dict:
     {
         **SWEEP,
         "--gpu": option("a part of the device's name, as in H100 (default: the device with most cells)"),
-        "--price": option("price of a device hour, in any currency", 0.0, type=real(NOT_NEGATIVE)),
+        "--price": option(
+            "price of a device hour, in any currency", 0.0, type=number_type(float, NOT_NEGATIVE)
+        ),
         "--results": option("folder of the measured tables", Path("results"), type=Path),
     }
 )

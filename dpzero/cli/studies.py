@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 
@@ -20,9 +19,9 @@ from .options import (
     THREADS,
     Options,
     folder_to_write,
+    number_type,
     option,
     positive,
-    real,
     verb,
 )
 from .process_setup import log, use_threads
@@ -50,13 +49,10 @@ def _folders(name: str) -> Options:
 )
 def membership(options: argparse.Namespace) -> dict:
     """Compare membership inference attacks with the ceiling of each privacy claim."""
-    from ..report.writing import write_study
     from ..studies.membership import membership
 
-    found = membership(options.task, options.model, runs=options.runs, steps=options.steps, log=log)
-    result = options.out / "membership.json"
-    _write_json(result, found)
-    return _files(result, write_study("membership", result, options.out, options.figures))
+    result = membership(options.task, options.model, runs=options.runs, steps=options.steps, log=log)
+    return _report("membership", [result], options.out / "membership.json", options.figures)
 
 
 @verb(
@@ -79,7 +75,6 @@ def benchmark(options: argparse.Namespace) -> dict:
     use_threads(options.threads)
     import torch
 
-    from ..report.writing import write_study
     from ..run import gpu_lock
     from ..studies.benchmark import ROWS, Benchmark
 
@@ -87,18 +82,19 @@ def benchmark(options: argparse.Namespace) -> dict:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     settings = {"token_budget": options.token_budget, "compute": options.compute, "rounds": options.rounds}
     name = f"{options.model}-{options.batch_size}x{options.length}-{options.compute}-{device.split(':')[0]}"
-    result = options.out / f"{name}.json"
     study = Benchmark(options.model, options.batch_size, options.length, **settings, device=device, log=log)
-    study.run(options.rows or list(ROWS), lambda found: _write_json(result, found))
-    return _files(result, write_study("benchmark", result, options.out, options.figures))
+    results = study.run(options.rows or list(ROWS))
+    return _report("benchmark", results, options.out / f"{name}.json", options.figures)
 
 
-def _write_json(path: Path, content: dict) -> None:
-    write_whole(path, json.dumps(content, indent=1) + "\n")
+def _report(study: str, results: Iterable[dict], file: Path, figures: Path) -> dict:
+    """Write a result, each later one in place of the one before, and then its table and figure."""
+    from ..report.writing import write_study
 
-
-def _files(result: Path, files: list[Path]) -> dict:
-    return {"result": str(result), "files": [str(file) for file in files]}
+    for result in results:
+        write_whole(file, json.dumps(result, indent=1) + "\n")
+    files = write_study(study, file, file.parent, figures)
+    return {"result": str(file), "files": [str(path) for path in files]}
 
 
 @verb(
@@ -111,8 +107,10 @@ def _files(result: Path, files: list[Path]) -> dict:
         "--max-length": positive("tokens at which a text is cut", 64),
         "--token-budget": positive("padded tokens of a micro-batch", 2048),
         "--leaving": positive("number of examples that leave, one at a time", 4),
-        "--clip": option("bound of an example's difference", CLIP, type=real(FACTOR)),
-        "--smoothing": option("distance of the two points from the weights", SMOOTHING, type=real(FACTOR)),
+        "--clip": option("bound of an example's difference", CLIP, type=number_type(float, FACTOR)),
+        "--smoothing": option(
+            "distance of the two points from the weights", SMOOTHING, type=number_type(float, FACTOR)
+        ),
     }
 )
 def invariance(options: argparse.Namespace) -> dict:
@@ -154,6 +152,8 @@ STUDIES: dict[str, tuple[str, str, dict]] = {
 @verb({"name": option("one of them", choices=tuple(STUDIES)), **LOCAL_FILES}, compiles=True)
 def study(options: argparse.Namespace) -> dict:
     """Make the table of a study that belongs to no sweep, row by row as they are measured."""
+    import pandas
+
     module, table, settings = STUDIES[options.name]
     path, rows = Path("results") / table, []
     if module == "batch_invariance":
@@ -161,14 +161,5 @@ def study(options: argparse.Namespace) -> dict:
     for row in import_module(f"dpzero.studies.{module}").rows(**settings):
         rows.append({key: f"{v:.4g}" if isinstance(v, float) else v for key, v in row.items()})
         log(" ".join(map(str, rows[-1].values())))
-        _write_csv(path, rows)
+        write_whole(path, pandas.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n"))
     return {"table": str(path), "rows": len(rows)}
-
-
-def _write_csv(path: Path, rows: list[dict]) -> None:
-    text = io.StringIO()
-    columns = dict.fromkeys(key for row in rows for key in row)
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_whole(path, text.getvalue())

@@ -11,7 +11,7 @@ import gc
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -26,19 +26,17 @@ from ..run.provenance import provenance
 
 VOCABULARY = 30_000  # the tokens of the batch are below it, and so in every architecture
 ROWS = (
-    "dpzero",
-    "dpzero_on_read",
-    "dpzero_sphere",
-    "dpzero_signs",
-    "dpzero_low_rank",
-    "dpzero_low_rank_on_read",
-    "mezo",
-    "dp_aggzo",
-    "public",
-    "sgd",
-    "adamw",
-    "dp_sgd_ghost",
-    "dp_sgd_hooks",
+    *("dpzero", "dpzero_on_read", "dpzero_sphere", "dpzero_signs", "dpzero_low_rank"),
+    *(
+        "dpzero_low_rank_on_read",
+        "mezo",
+        "dp_aggzo",
+        "public",
+        "sgd",
+        "adamw",
+        "dp_sgd_ghost",
+        "dp_sgd_hooks",
+    ),
 )
 RESTORE_MODEL = ("dpzero", "mezo", "dp_aggzo", "public")  # these leave a model as they found it
 
@@ -72,15 +70,13 @@ class Benchmark:
         rounds: int = 7,
         log: Callable[[str], object] = print,
     ) -> None:
-        if batch_size < 1 or rounds < 1:
-            raise UsageError("--batch-size and --rounds must be at least 1")
         self.name, self.device, self.rounds, self.log = model, device, rounds, log
         self.batch, self.lengths, self.compute = batch_of(batch_size, lengths), lengths, compute
         self.token_budget = token_budget
         self._losses: dict[int, losses.CrossEntropy] = {}
 
-    def run(self, names: Sequence[str], keep: Callable[[dict], object] = lambda result: None) -> dict:
-        """Measure the rows; `keep` gets the result after each group. Out of memory is the status `oom`."""
+    def run(self, names: Sequence[str]) -> Iterator[dict]:
+        """Measure the rows; yields the result so far after each group. Out of memory is the status `oom`."""
         for name in names:
             if name not in ROWS:
                 raise UsageError(f"no row {name!r}: give some of {', '.join(ROWS)}")
@@ -88,36 +84,35 @@ class Benchmark:
         rows: list[dict] = []
         for group in [shared, *([name] for name in names if name not in shared)]:
             if group:
-                rows += self._measure_group(group)
+                rows += self._measure(group)
                 rows.sort(key=lambda row: names.index(row["name"]))
-                keep(result := {**self._header(), "rows": rows})
-        return result
+                yield {**self._header(), "rows": rows}
+            gc.collect()  # a wrapped model refers to itself
+            if self.on_cuda:
+                torch.cuda.empty_cache()
+
+    @property
+    def on_cuda(self) -> bool:
+        return self.device.startswith("cuda")
 
     # -- measuring -------------------------------------------------------------------------------------------
 
-    def _measure_group(self, names: Sequence[str]) -> list[dict]:
-        """Rows that share a model."""
-        rows = self._measure(names)
-        gc.collect()  # a wrapped model refers to itself
-        if self.device.startswith("cuda"):
-            torch.cuda.empty_cache()
-        return rows
-
     def _measure(self, names: Sequence[str]) -> list[dict]:
+        """Rows that share a model."""
         model = random_models.build(self.name, device=self.device)
-        weights = trackers.weights_bytes(model)
-        rows: dict[str, dict] = {
-            name: {"name": name, "title": VARIANTS[name].title, "status": "ok"} for name in names
-        }
         self._forward(model)  # tries the shapes
-        inference = trackers.peak_bytes(model, lambda: self._forward(model))
+        memory = {
+            "weights_bytes": trackers.weights_bytes(model),
+            "inference_peak_bytes": trackers.peak_bytes(model, lambda: self._forward(model)),
+        }
+        rows = {}
         for name in names:
-            self.log(f"{self.name}: memory of {VARIANTS[name].title}")
-            rows[name] |= {"weights_bytes": weights, "inference_peak_bytes": inference}
-            rows[name] |= self._peak(model, name)
+            title = VARIANTS[name].title
+            self.log(f"{self.name}: memory of {title}")
+            rows[name] = {"name": name, "title": title, "status": "ok"} | memory | self._peak(model, name)
         able = [name for name in names if rows[name]["status"] == "ok"]
-        for name, times in self._times(model, able).items():
-            rows[name] |= times
+        for name, seconds in self._times(model, able).items():
+            rows[name] |= self._summary(name, seconds)
         return list(rows.values())
 
     def _peak(self, model: random_models.Answering, name: str) -> dict:
@@ -139,7 +134,10 @@ class Benchmark:
                 raise
             return {"status": "oom"}
 
-    def _times(self, model: random_models.Answering, names: list[str]) -> dict[str, dict]:
+    def _times(
+        self, model: random_models.Answering, names: list[str]
+    ) -> dict[str, list[tuple[float, float]]]:
+        """Seconds of a step and of two forward passes, by method and round."""
         steps = {name: self._step(model, name) for name in names}
         for step in (lambda: self._two_forwards(model), *steps.values()):
             step()  # compilation, workspaces, lazily created state
@@ -149,15 +147,15 @@ class Benchmark:
             for name, step in steps.items():
                 forwards = self._seconds(lambda: self._two_forwards(model))
                 seconds[name].append((self._seconds(step), forwards))
-        return {name: self._summary(name, pairs) for name, pairs in seconds.items()}
+        return seconds
 
     def _summary(self, name: str, seconds: list[tuple[float, float]]) -> dict:
         steps, forwards = zip(*seconds, strict=True)
         pairs = VARIANTS[name].settings.get("directions", 1)  # of forward passes in a step
         ratios = sorted(step / (two * pairs) for step, two in seconds)
-        tokens = int(self.batch.lengths().sum())
+        median = statistics.median(steps)
         return {
-            "step_seconds_median": statistics.median(steps),
+            "step_seconds_median": median,
             "step_seconds_min": min(steps),
             "two_forward_seconds_median": statistics.median(forwards),
             "two_forward_seconds_min": min(forwards),
@@ -166,19 +164,16 @@ class Benchmark:
             "ratio_max": ratios[-1],
             "ratio_of_minima": min(steps) / (min(forwards) * pairs),
             "pairs": pairs,
-            "tokens_per_second": tokens * 2 * pairs / statistics.median(steps),
+            "tokens_per_second": int(self.batch.lengths().sum()) * 2 * pairs / median,
         }
 
     def _seconds(self, work: Callable[[], object]) -> float:
-        self._synchronize()
+        synchronize = torch.cuda.synchronize if self.on_cuda else lambda: None
+        synchronize()
         start = time.perf_counter()
         work()
-        self._synchronize()
+        synchronize()
         return time.perf_counter() - start
-
-    def _synchronize(self) -> None:
-        if self.device.startswith("cuda"):
-            torch.cuda.synchronize()
 
     # -- what is measured ------------------------------------------------------------------------------------
 
@@ -201,7 +196,7 @@ class Benchmark:
 
     def _hooks_budget(self, model: random_models.Answering) -> int:
         """Tokens of a micro-batch whose per-sample gradients take at most 0.4 of the free memory."""
-        if self.device.startswith("cuda"):
+        if self.on_cuda:
             free = torch.cuda.mem_get_info()[0]
         else:
             free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -211,7 +206,6 @@ class Benchmark:
 
     def _header(self) -> dict:
         loss, lengths = self._loss(self.token_budget), self.batch.lengths()
-        on_cuda = self.device.startswith("cuda")
         padded = sum(len(part) * int(part.lengths().max()) for part in loss.parts(self.batch))
         return {
             "model": self.name,
@@ -227,7 +221,7 @@ class Benchmark:
             "attention": "sdpa",
             "tf32": torch.backends.cuda.matmul.allow_tf32,
             "rounds": self.rounds,
-            "memory": "CUDA allocator" if on_cuda else "live tensor storage on the CPU",
+            "memory": "CUDA allocator" if self.on_cuda else "live tensor storage on the CPU",
             "threads": torch.get_num_threads(),
             "provenance": provenance("dpzero", self.device),
         }

@@ -42,10 +42,11 @@ from . import membership_attacks
 
 FALSE_POSITIVE_RATE = 0.01
 DELTA = 1e-5
+MISLABELLED = 0.25  # fraction of the pool that gets a wrong label
+RATE = 0.5  # probability that a member is in a batch
 ADAMW = {"optimizer": "adamw", "learning_rate": 1e-2}  # memorises the pool
 TWO_POINT = {"learning_rate": 3e-3, "smoothing": 1e-2}
-CLIP = 3.0
-LOG_SECONDS = 10
+PRIVATE = TWO_POINT | {"clip": 3.0}
 
 
 @dataclass(frozen=True)
@@ -191,23 +192,20 @@ def _train_all(
 ) -> tuple[dict[str, NDArray], dict[str, float]]:
     """The logits [K, N, C] and the mean dev accuracy of each method."""
     jobs = [(method, seed) for seed in seeds for method in methods]
-    logits: dict[str, list[NDArray]] = {method.name: [] for method in methods}
-    accuracies: dict[str, list[float]] = {method.name: [] for method in methods}
+    results: list[tuple[NDArray, float]] = []
     processes = processes or len(os.sched_getaffinity(0))
-    start = last = time.perf_counter()
     with ExitStack() as stack:
         apply: Callable = map
         if processes > 1:  # spawned: torch does not survive a fork; one thread each: the steps are small
             workers = get_context("spawn").Pool(processes, torch.set_num_threads, (1,))
             apply = stack.enter_context(workers).imap
-        for done, (run_logits, accuracy) in enumerate(apply(partial(train_run, pool), jobs), 1):
-            name = jobs[done - 1][0].name
-            logits[name].append(run_logits)
-            accuracies[name].append(accuracy)
-            if (now := time.perf_counter()) - last > LOG_SECONDS or done == len(jobs):
-                last, left = now, (now - start) / done * (len(jobs) - done)
-                log(f"membership: {done} of {len(jobs)} runs, about {left:.0f} s left")
-    return {k: np.array(v) for k, v in logits.items()}, {k: float(np.mean(v)) for k, v in accuracies.items()}
+        for result in apply(partial(train_run, pool), jobs):
+            results.append(result)
+            if len(results) % len(methods) == 0:
+                log(f"membership: {len(results)} of {len(jobs)} runs")
+    by_method = {method.name: results[i :: len(methods)] for i, method in enumerate(methods)}
+    logits = {name: np.array([run_logits for run_logits, _ in runs]) for name, runs in by_method.items()}
+    return logits, {name: float(np.mean([a for _, a in runs])) for name, runs in by_method.items()}
 
 
 # -- the experiment ------------------------------------------------------------------------------------------
@@ -218,10 +216,8 @@ def membership(
     model: str = "minilm",
     *,
     pool_size: int = 400,
-    mislabelled: float = 0.25,
     runs: int = 48,
     steps: int = 1000,
-    rate: float = 0.5,
     epsilons: Sequence[float] = (6.0, 2.0, 1.0),
     processes: int = 0,
     log: Callable[[str], object] = print,
@@ -230,9 +226,7 @@ def membership(
 
     Args:
         pool_size: number of distinct training texts.
-        mislabelled: fraction of them that gets a wrong label.
         runs: of each method; all methods share members, batches and directions.
-        rate: probability that a member is in a batch.
         epsilons: claims of DPZero at DELTA.
         processes: 0 for as many as there are cores.
 
@@ -244,17 +238,14 @@ def membership(
         UsageError: an unknown task or model, or a number out of range.
     """
     start = time.perf_counter()
-    if not 0 <= mislabelled <= 1:
-        raise UsageError(f"mislabelled is {mislabelled}: it must be a fraction of the pool, from 0 to 1")
+    batch_size = round(RATE * pool_size)
+    setting = Setting("gaussian", "poisson", "add_remove", pool_size, batch_size, steps, DELTA)
     try:
-        setting = Setting(
-            "gaussian", "poisson", "add_remove", pool_size, round(rate * pool_size), steps, DELTA
-        )
         methods = _methods(setting, epsilons)
     except ValueError as error:
         raise UsageError(f"membership: {error}") from error
     log(f"membership: features of {task}")
-    pool, seeds = load_pool(task, model, setting, mislabelled, seed=0), range(runs)
+    pool, seeds = load_pool(task, model, setting, MISLABELLED, seed=0), range(runs)
     logits, accuracies = _train_all(pool, methods, seeds, processes, log)
     members = np.array([draw_members(pool_size, seed) for seed in seeds])
     return {
@@ -288,51 +279,40 @@ def membership(
 
 def _methods(setting: Setting, epsilons: Sequence[float]) -> list[Method]:
     folder = assets.cache_folder() / "calibrations"
-    private = {**TWO_POINT, "clip": CLIP}
-    return [
+    methods = [
         Method("base", "Base model", 0.0),
         Method("mezo", "MeZO", None, "mezo", TWO_POINT),
         Method("adamw", "AdamW", None, "fine_tuning", ADAMW),
-        *(
-            Method(
-                f"dpzero_{e:g}",
-                f"DPZero, ε = {e:g}",
-                e,
-                "dpzero",
-                private,
-                setting.cached_noise_scale(e, folder),
-            )
-            for e in epsilons
-        ),
     ]
+    for e in epsilons:
+        scale = setting.cached_noise_scale(e, folder)
+        methods.append(Method(f"dpzero_{e:g}", f"DPZero, ε = {e:g}", e, "dpzero", PRIVATE, scale))
+    return methods
 
 
 def _attack_all(
     pool: Pool, methods: list[Method], logits: dict[str, NDArray], members: NDArray
 ) -> Iterator[dict]:
-    """The rows of all methods and of a control: members redrawn after training, whom no sound attack finds."""
+    """One row for each method, group of texts and attack, with the ceiling of the claim, if there is one.
+
+    The control has members redrawn after training, whom no sound attack finds.
+    """
     redrawn = np.array([draw_members(members.shape[1], seed, "control") for seed in range(len(members))])
-    control = Method("control", "MeZO, members redrawn", 0.0)
     attacked = [(method, logits[method.name], members) for method in methods]
-    attacked.insert(1, (control, logits["mezo"], redrawn))
+    attacked.insert(1, (Method("control", "MeZO, members redrawn", 0.0), logits["mezo"], redrawn))
+    base_loss, _ = membership_attacks.loss_and_log_odds(logits["base"], pool.labels)
     for method, its_logits, its_members in attacked:
-        yield from _attack(method, pool, its_logits, logits["base"], its_members)
-
-
-def _attack(
-    method: Method, pool: Pool, logits: NDArray, base_logits: NDArray, members: NDArray
-) -> Iterator[dict]:
-    """One row for each group of texts and attack, with the ceiling of the claim, if there is one."""
-    loss, log_odds = membership_attacks.loss_and_log_odds(logits, pool.labels)
-    base_loss, _ = membership_attacks.loss_and_log_odds(base_logits, pool.labels)
-    scores = {"loss": base_loss - loss, "lira": membership_attacks.likelihood_ratio(log_odds, members)}
-    claim = method.claim(pool.setting)
-    for group, texts in pool.groups().items():
-        for attack, score in scores.items():
-            names = {"method": method.name, "title": method.title, "epsilon": method.epsilon}
-            metrics = membership_attacks.measure(score[:, texts], members[:, texts], FALSE_POSITIVE_RATE)
-            limits = claim.limits(metrics, FALSE_POSITIVE_RATE) if claim else {}
-            yield names | {"texts": group, "attack": attack} | metrics | limits
+        loss, log_odds = membership_attacks.loss_and_log_odds(its_logits, pool.labels)
+        lira = membership_attacks.likelihood_ratio(log_odds, its_members)
+        claim = method.claim(pool.setting)
+        names = {"method": method.name, "title": method.title, "epsilon": method.epsilon}
+        for group, texts in pool.groups().items():
+            for attack, scores in (("loss", base_loss - loss), ("lira", lira)):
+                metrics = membership_attacks.measure(
+                    scores[:, texts], its_members[:, texts], FALSE_POSITIVE_RATE
+                )
+                limits = claim.limits(metrics, FALSE_POSITIVE_RATE) if claim else {}
+                yield names | {"texts": group, "attack": attack} | metrics | limits
 
 
 def _fraction_fitted(pool: Pool, logits: NDArray, members: NDArray) -> dict[str, float]:
@@ -342,10 +322,9 @@ def _fraction_fitted(pool: Pool, logits: NDArray, members: NDArray) -> dict[str,
 
 
 def _provenance(task: str, model: str, methods: list[Method]) -> dict:
-    files = sorted({method.use for method in methods if method.use})
     return {
         **provenance("dpzero", "cpu"),
-        "method_code": {file: method_digest(file) for file in files},
+        "method_code": {use: method_digest(use) for use in sorted({m.use for m in methods if m.use})},
         "model": {"name": model, "sha256": model_catalogue.digest(model)},
         "data": {"name": task, "sha256": tasks.digest(task)},
     }

@@ -33,7 +33,7 @@ published:
 # Cells ------------------------------------------------------------------------------------------------------------------
 
 
-def test_its_cells_have_the_shape_of_every_cell():
+def test_the_cells_have_the_common_form():
     assert sweep.kind("guarantees") == "guarantees" and sweep.kind("smoke") == "language"
     assert list(CELLS) == [run_id(cell) for cell in CELLS.values()]
     assert {cell["method"] for cell in CELLS.values()} == set(IMPLEMENTATIONS)
@@ -44,7 +44,7 @@ def test_its_cells_have_the_shape_of_every_cell():
     }
 
 
-def test_an_axis_narrows_by_leaving_out():
+def test_an_axis_narrows_the_sweep():
     narrowed = sweep.load("guarantees", methods=["dpzero"], epsilons=[2.0], tasks="trec")
     assert list(narrowed) == [TREC] and narrowed[TREC] == CELLS[TREC]
     assert sweep.load("guarantees", seeds=[0]) == CELLS
@@ -64,7 +64,7 @@ def test_an_axis_narrows_by_leaving_out():
         ({"method": ["dpzero"]}, "unknown axis 'method': did you mean 'methods'?"),
     ],
 )
-def test_a_misspelt_name_is_named_with_the_nearest(narrowed, words):
+def test_an_unknown_name_is_refused_with_the_nearest(narrowed, words):
     with pytest.raises(UsageError) as error:
         sweep.load("guarantees", **narrowed)
     assert words in str(error.value) and "\n" not in str(error.value)
@@ -84,7 +84,7 @@ def test_a_misspelt_name_is_named_with_the_nearest(narrowed, words):
         ("epsilons: [2]", "epsilons: [none]", "epsilon 'none' is not a positive number"),
     ],
 )
-def test_a_fault_of_the_file_is_named(write, old, new, words):
+def test_an_error_in_the_file_is_named(write, old, new, words):
     assert old in ONE and write("one", ONE)
     with pytest.raises(UsageError) as error:
         write("one", ONE.replace(old, new))
@@ -98,13 +98,15 @@ def test_planning_it_loads_nothing_heavy():
 
 
 @pytest.mark.parametrize("verb", ["assets", "report"])
-def test_it_needs_no_assets_and_has_no_privacy_statement(verb, capsys):
+def test_the_sweep_has_no_assets_and_no_privacy_statement(verb, capsys):
     status = command_line.main([verb, "--sweep", "guarantees"])
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     if verb == "assets":
-        assert status == 0 and json.loads(said.out) == {"assets": {}, "tokens": {}}
+        assert status == 0 and json.loads(printed.out) == {"assets": {}, "tokens": {}}
     else:
-        assert status == 2 and "sweep guarantees trains nothing" in said.err and said.err.count("\n") == 1
+        assert (
+            status == 2 and "sweep guarantees trains nothing" in printed.err and printed.err.count("\n") == 1
+        )
 
 
 # A run ------------------------------------------------------------------------------------------------------------------
@@ -114,15 +116,15 @@ def test_a_run_writes_claim_and_guarantee(write, tmp_path):
     """And a command that is given the cell by hand does the same."""
     ((run, cell),) = write("one", ONE).items()
     out = tmp_path / f"{run}.json"
-    made = run_study_cell(sweep.complete(cell), out, log=lambda line: None)
+    returned = run_study_cell(sweep.complete(cell), out, log=lambda line: None)
     (record,) = read_records([out])
-    assert record == made == json.loads(out.read_text())
-    found = record["guarantee"]
-    assert found["claimed_epsilon"] == 2 and found["as_it_is"] == "none"
-    assert 0 < found["epsilon_at_least"] < found["epsilon_at_most"]
-    assert (found["batches_per_epoch"], found["last_batch"]) == (10, 10)
-    assert found["ratio"] == pytest.approx(found["noise_scale"] / found["our_noise_scale"])
-    assert found["our_noise_scale_replace_one"] > 1.5 * found["our_noise_scale"]
+    assert record == returned == json.loads(out.read_text())
+    guarantee = record["guarantee"]
+    assert guarantee["claimed_epsilon"] == 2 and guarantee["as_it_is"] == "none"
+    assert 0 < guarantee["epsilon_at_least"] < guarantee["epsilon_at_most"]
+    assert (guarantee["batches_per_epoch"], guarantee["last_batch"]) == (10, 10)
+    assert guarantee["ratio"] == pytest.approx(guarantee["noise_scale"] / guarantee["our_noise_scale"])
+    assert guarantee["our_noise_scale_replace_one"] > 1.5 * guarantee["our_noise_scale"]
     assert record["status"] == "ok" and record["provenance"]["git"]
 
 
@@ -130,7 +132,7 @@ def test_a_run_writes_claim_and_guarantee(write, tmp_path):
     "size, words",
     [(200, "batch_size 200 is larger than"), (100, "an epoch of one batch is no shuffled epoch")],
 )
-def test_what_cannot_be_accounted_is_refused(write, tmp_path, size, words):
+def test_unaccounted_sizes_are_refused(write, tmp_path, size, words):
     (cell,) = write("one", ONE.replace("batch_size: 10,", f"batch_size: {size},")).values()
     with pytest.raises(UsageError, match=f"here/tiny/dpzero/eps-2/seed-0: {words}"):
         run_study_cell(cell, tmp_path / "a.json", log=lambda line: None)
@@ -144,17 +146,17 @@ def test_what_cannot_be_accounted_is_refused(write, tmp_path, size, words):
     "method, sampling",
     [("dpzero", "shuffled_epochs"), ("dp_zoso", "shuffled_epochs"), ("dp_aggzo", "poisson")],
 )
-def test_a_run_as_published_is_labelled_with_what_it_gives(method, sampling, cache, tmp_path):
+def test_a_run_as_published_records_its_true_guarantee(method, sampling, cache, tmp_path):
     settings = {"learning_rate": 1e-3, "smoothing": 1e-2, "clip": 5, "steps": 20, "batch_size": 16}
     settings |= {"max_length": 16, "delta": 1e-4, "as_published": True}
     spec = {"task": "toy", "model": "tiny-encoder", "method": method, "epsilon": "2", "seed": 0}
     cell = sweep.complete(spec | {"settings": settings})
     assert not {"sampling", "adjacency", "mechanism"} & set(cell["settings"])
     record = run_cell(cell, Path(tmp_path / "a.json"), log=lambda line: None, device="cpu")
-    said = record["privacy"]
-    assert record["status"] == "ok" and said["steps"] == 20
-    assert said["sampling"] == sampling and said["valid_release"] is False
-    assert (said["epsilon_spent"] > 2) == (sampling == "shuffled_epochs")
+    privacy = record["privacy"]
+    assert record["status"] == "ok" and privacy["steps"] == 20
+    assert privacy["sampling"] == sampling and privacy["valid_release"] is False
+    assert (privacy["epsilon_spent"] > 2) == (sampling == "shuffled_epochs")
     assert sweep.complete(record["cell"]) == cell
 
 
@@ -168,7 +170,7 @@ def test_a_run_as_published_is_labelled_with_what_it_gives(method, sampling, cac
         ("dpzero", {"as_published": "yes"}, "setting as_published is 'yes', but must be of type bool"),
     ],
 )
-def test_as_published_is_refused_where_it_makes_no_sense(method, setting, words):
+def test_as_published_is_refused_with_other_settings(method, setting, words):
     settings = {"learning_rate": 1, "steps": 5, "as_published": True} | (
         {} if method == "mezo" else {"clip": 1}
     )

@@ -107,7 +107,7 @@ def test_the_area_counts_pairs_and_half_the_ties():
 # -- LiRA --------------------------------------------------------------------------------------------------------------
 
 
-def world(shift: float) -> tuple[np.ndarray, np.ndarray]:
+def shifted_log_odds(shift: float) -> tuple[np.ndarray, np.ndarray]:
     """Log odds of texts that differ far more among themselves than membership (`shift` deviations of each) does."""
     inside = halves(8)
     easy, spread = 20 * normals(9, 1)[0], np.exp(normals(10, 1)[0])
@@ -115,7 +115,7 @@ def world(shift: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_lira_finds_members_that_the_log_odds_alone_do_not_show():
-    log_odds, inside = world(shift=2)
+    log_odds, inside = shifted_log_odds(shift=2)
     assert aucs(log_odds, inside).mean() < 0.6
     scores = likelihood_ratio(log_odds, inside)
     # about 32 shadow models estimate mean and deviation: close to, and below, the normal law's rate
@@ -125,21 +125,21 @@ def test_lira_finds_members_that_the_log_odds_alone_do_not_show():
     assert aucs(scores, inside).mean() == pytest.approx(ndtr(2 / np.sqrt(2)), abs=0.02)
 
 
-def test_lira_finds_nothing_where_nothing_is():
-    scores = likelihood_ratio(*world(shift=0))
-    true, false = rates(scores, world(0)[1], 0.01)
-    assert near(true, 0.01) and near(false, 0.01) and near(aucs(scores, world(0)[1]), 0.5)
+def test_lira_finds_nothing_without_a_shift():
+    scores = likelihood_ratio(*shifted_log_odds(shift=0))
+    true, false = rates(scores, shifted_log_odds(0)[1], 0.01)
+    assert near(true, 0.01) and near(false, 0.01) and near(aucs(scores, shifted_log_odds(0)[1]), 0.5)
 
 
-def test_lira_finds_nothing_among_members_that_nobody_trained_on():
-    log_odds, _ = world(shift=3)
+def test_lira_finds_nothing_among_redrawn_members():
+    log_odds, _ = shifted_log_odds(shift=3)
     redrawn = halves(12)
     scores = likelihood_ratio(log_odds, redrawn)
     assert near(rates(scores, redrawn, 0.01)[0], 0.01) and near(aucs(scores, redrawn), 0.5)
 
 
 def test_lira_fits_a_run_on_the_others_alone_and_only_on_those_without_the_text():
-    log_odds, inside = world(shift=1)
+    log_odds, inside = shifted_log_odds(shift=1)
     before = likelihood_ratio(log_odds, inside)
     moved = log_odds.copy()
     moved[5] += 10.0
@@ -157,7 +157,7 @@ def test_lira_gives_no_score_to_a_model_that_never_moves():
     assert (likelihood_ratio(log_odds, halves(8)) == 0).all()
 
 
-def test_lira_wants_two_shadow_models():
+def test_lira_needs_two_shadow_models():
     inside = np.array([[True, False], [True, False], [False, True], [False, True]])
     with pytest.raises(UsageError, match="give more runs"):
         likelihood_ratio(np.zeros((4, 2)), inside)
@@ -167,8 +167,8 @@ def test_lira_wants_two_shadow_models():
 
 
 def test_an_interval_covers_the_mean_as_often_as_it_says():
-    found = [interval(values) for values in normals(13, 2000, 5)]
-    covered = np.mean([low <= 0 <= high for _, low, high in found])
+    intervals = [interval(values) for values in normals(13, 2000, 5)]
+    covered = np.mean([low <= 0 <= high for _, low, high in intervals])
     assert abs(covered - 0.95) < 6 * np.sqrt(0.95 * 0.05 / 2000)
     mean, low, high = interval(np.array([1.0, 2.0, 3.0]))
     assert mean == 2 and high - mean == pytest.approx(4.302653 / np.sqrt(3), abs=1e-6) and low + high == 4
@@ -177,10 +177,10 @@ def test_an_interval_covers_the_mean_as_often_as_it_says():
 def test_runs_without_a_member_or_without_another_text_are_left_out():
     inside = halves(1, 20, 40)
     inside[3], inside[4] = True, False
-    found = measure(normals(2, 20, 40), inside, 0.01)
+    metrics = measure(normals(2, 20, 40), inside, 0.01)
     kept = np.delete(np.arange(20), [3, 4])
-    assert found == measure(normals(2, 20, 40)[kept], inside[kept], 0.01)
-    assert np.isfinite(list(found.values())).all()
+    assert metrics == measure(normals(2, 20, 40)[kept], inside[kept], 0.01)
+    assert np.isfinite(list(metrics.values())).all()
 
 
 # -- ceilings ----------------------------------------------------------------------------------------------------------
@@ -202,8 +202,8 @@ def test_the_ceiling_of_a_model_that_learnt_nothing_is_guessing():
         assert NO_LEARNING.ceiling(rate) == pytest.approx(rate, abs=1e-12)
 
 
-def test_no_test_on_the_dominating_pair_passes_the_ceiling_and_the_best_one_reaches_it():
-    """Sampled Gaussian, 20 steps: likelihood ratio of 40,000 transcripts of each world (published stream, six errors)."""
+def test_the_best_test_on_the_dominating_pair_reaches_the_ceiling():
+    """Sampled Gaussian, 20 steps: likelihood ratio of 40,000 transcripts of each shifted_log_odds (published stream, six errors)."""
     setting, noise, n = Setting("gaussian", "poisson", "add_remove", 4, 2, 20, 1e-5), 2.0, 40_000
     claim = Claim.accounted(setting.epsilon(noise), setting, noise)
     without = noise * STREAM.normals(n * 20, 20).reshape(n, 20)
@@ -227,10 +227,10 @@ def test_the_profile_allows_no_more_than_epsilon_and_delta_alone():
     assert not limits["refuted"]
 
 
-def test_a_claim_is_refuted_by_an_interval_above_its_ceiling_and_by_nothing_less():
+def test_a_claim_is_refuted_only_by_an_interval_above_its_ceiling():
     claim = full_batch(1.0)
     allowed = claim.ceiling(0.012)
-    found = {"false_positive_rate_high": 0.012, "true_positive_rate_low": allowed + 1e-3}
-    assert claim.limits(found, 0.01)["refuted"]
-    assert not claim.limits(found | {"true_positive_rate_low": allowed - 1e-3}, 0.01)["refuted"]
-    assert not claim.limits(found | {"false_positive_rate_high": 0.02}, 0.01)["refuted"]
+    metrics = {"false_positive_rate_high": 0.012, "true_positive_rate_low": allowed + 1e-3}
+    assert claim.limits(metrics, 0.01)["refuted"]
+    assert not claim.limits(metrics | {"true_positive_rate_low": allowed - 1e-3}, 0.01)["refuted"]
+    assert not claim.limits(metrics | {"false_positive_rate_high": 0.02}, 0.01)["refuted"]

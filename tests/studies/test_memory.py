@@ -31,9 +31,9 @@ def test_its_cells_are_products_and_each_run_is_one(write):
     assert list(cells) == [
         f"{t}/tiny/{m}/eps-0/seed-0" for m, t in (("dpzero", "4x16"), ("adamw", "4x16"), ("dpzero", "8x16"))
     ]
-    house = sweep.load("memory")
-    assert {cell["method"] for cell in house.values()} <= set(VARIANTS)
-    assert {cell["model"] for cell in house.values()} <= set(random_models.catalogue())
+    committed = sweep.load("memory")
+    assert {cell["method"] for cell in committed.values()} <= set(VARIANTS)
+    assert {cell["model"] for cell in committed.values()} <= set(random_models.catalogue())
     narrowed = sweep.load("memory", models=["opt-13b"], methods=["dpzero"])
     assert list(narrowed) == ["8x512/opt-13b/dpzero/eps-0/seed-0"]
 
@@ -59,13 +59,13 @@ def test_a_fault_of_the_file_is_named(write, old, new, words):
 def test_a_run_keeps_predicted_and_measured_apart(write, tmp_path, monkeypatch):
     monkeypatch.setattr(random_models, "catalogue", lambda: {"tiny": TINY})
     cells = write("one", ONE)
-    made = {}
+    records = {}
     for run, cell in cells.items():
         out = tmp_path / f"{run}.json"
         run_cell(sweep.complete(cell), out, log=lambda line: None, device="cpu")
-        (made[run],) = read_records([out])
-        assert made[run] == json.loads(out.read_text()) and made[run]["status"] == "ok"
-    both, adamw, predicted = (record["memory"] for record in made.values())
+        (records[run],) = read_records([out])
+        assert records[run] == json.loads(out.read_text()) and records[run]["status"] == "ok"
+    both, adamw, predicted = (record["memory"] for record in records.values())
     assert both["measured_peak_bytes"] == pytest.approx(both["predicted_peak_bytes"], rel=0.02)
     assert adamw["predicted_peak_bytes"] > 3 * adamw["weights_bytes"]
     assert not any(key.startswith("measured") for key in predicted)

@@ -42,7 +42,7 @@ def small(method="dpzero", **own) -> dict:
 # Cells ------------------------------------------------------------------------------------------------------------------
 
 
-def test_its_grids_are_the_published_ones():
+def test_the_grids_are_the_published_ones():
     assert sweep.kind("quadratic") == "quadratic"
     assert list(CELLS) == [run_id(cell) for cell in CELLS.values()]
     assert len({cell["seed"] for cell in CELLS.values()}) >= 3
@@ -84,13 +84,13 @@ def test_a_cell_by_hand_is_completed_like_those_of_the_sweep():
         ({"dimension": None}, "setting dimension is None"),
     ],
 )
-def test_a_setting_that_makes_no_sense_is_refused_by_name(own, words):
+def test_a_bad_setting_is_refused_by_name(own, words):
     with pytest.raises(UsageError) as error:
         small(**own)
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_method_that_is_not_known_is_named_with_the_nearest():
+def test_an_unknown_method_is_refused_with_the_nearest():
     with pytest.raises(UsageError, match="did you mean 'dpzero'"):
         sweep.complete(small() | {"method": "dp_zero"})
 
@@ -99,7 +99,7 @@ def test_a_method_that_is_not_known_is_named_with_the_nearest():
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> dict:
+def record(tmp_path_factory) -> dict:
     out = tmp_path_factory.mktemp("quadratic") / "record.json"
     record = run_cell(small(), out, log=lambda _: None)
     assert json.loads(out.read_text()) == record
@@ -107,9 +107,9 @@ def made(tmp_path_factory) -> dict:
     return record
 
 
-def test_its_record_has_the_norm_of_every_setting_in_the_order_of_the_settings(made):
-    cell, norms = made["cell"], np.array(made["quadratic"]["train"])
-    assert norms.shape == (2, 2, 2) and made["metrics"]["gradient_norm"] == norms.min()
+def test_the_record_has_the_norms_in_the_order_of_the_settings(record):
+    cell, norms = record["cell"], np.array(record["quadratic"]["train"])
+    assert norms.shape == (2, 2, 2) and record["metrics"]["gradient_norm"] == norms.min()
     problem = quadratic_solver.Quadratic.drawn(200, 5, 1, 0, seed=1)
     _, _, budgets = quadratic.prepare(cell)
     directions, noise = quadratic.public_directions(5, 1), quadratic.unit_noise(budgets, 1)
@@ -119,18 +119,18 @@ def test_its_record_has_the_norm_of_every_setting_in_the_order_of_the_settings(m
         assert norms[place, 1, 0] == pytest.approx(problem.gradient_norms(points)[0], rel=1e-5)
 
 
-def test_its_epsilon_is_of_the_steps_in_the_ledger_and_it_is_no_private_release(made):
-    privacy, steps = made["privacy"], made["privacy"]["steps"]
+def test_epsilon_follows_from_the_ledger(record):
+    privacy, steps = record["privacy"], record["privacy"]["steps"]
     setting = Setting("gaussian", "full_batch", "replace_one", 200, 200, steps, 1e-6)
     assert steps in (4, 20) and privacy["clip"] in (0.5, 5.0)
     assert privacy["epsilon_spent"] == setting.epsilon(privacy["noise_scale"]) <= 2
     assert privacy["epsilon_spent"] == pytest.approx(2, abs=1e-3)
     assert (privacy["sampling"], privacy["batch_size"]) == ("full_batch", 200)
     assert (privacy["noise_key"], privacy["valid_release"]) == ("published", False)
-    assert "not cover" in made["metrics"]["selection"]
+    assert "not cover" in record["metrics"]["selection"]
 
 
-def test_longer_runs_have_the_more_noise():
+def test_longer_runs_have_more_noise():
     _, _, budgets = quadratic.prepare(small())
     # advanced composition of full batches: the noise grows with the square root of the steps
     assert budgets[20].noise_scale / budgets[4].noise_scale == pytest.approx(5**0.5, rel=1e-3)
@@ -143,7 +143,7 @@ def test_every_method_descends(method):
     assert (parts["privacy"] is None) is not QUADRATIC_METHODS[method].private
 
 
-def test_what_diverges_has_no_norm_in_its_record(tmp_path):
+def test_a_diverged_setting_has_no_norm(tmp_path):
     cell = small("mezo", steps=[2000], learning_rates=[0.01, 50.0])
     run_cell(cell, tmp_path / "record.json", log=lambda _: None)
     norms = json.loads((tmp_path / "record.json").read_text())["quadratic"]["train"]

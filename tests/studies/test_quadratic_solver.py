@@ -44,8 +44,8 @@ class Point(nn.Module):
 
 
 def loss(model, batch):
-    away = model.x - torch.from_numpy(PROBLEM.examples)[batch]
-    return 0.5 * (away**2 @ torch.from_numpy(PROBLEM.curvature))
+    offset = model.x - torch.from_numpy(PROBLEM.examples)[batch]
+    return 0.5 * (offset**2 @ torch.from_numpy(PROBLEM.curvature))
 
 
 def budget(steps, kind=Budget):
@@ -56,10 +56,10 @@ def budget(steps, kind=Budget):
 def test_every_setting_of_the_grid_is_a_run_of_DPZero():
     points = zeroth_order(PROBLEM, GRID, DIRECTIONS, normals(1))
     for point, (steps, rate, clip) in zip(points, SETTINGS, strict=True):
-        model, share = Point(), budget(steps)
+        model, own_budget = Point(), budget(steps)
         options = {"learning_rate": rate, "clip": clip, "smoothing": 1e-4, "seed": SEED}
-        optimizer = DPZero(model, loss, share, **options)
-        for batch in share.batches():
+        optimizer = DPZero(model, loss, own_budget, **options)
+        for batch in own_budget.batches():
             optimizer.step(batch)
         np.testing.assert_allclose(point, model.x.detach(), rtol=1e-6, atol=1e-6 * abs(point).max())
 
@@ -75,23 +75,23 @@ def test_every_setting_without_clip_and_noise_is_a_run_of_MeZO():
         np.testing.assert_allclose(point, model.x.detach(), rtol=1e-6, atol=1e-6 * abs(point).max())
 
 
-def vector_release(share, vectors, clip):
+def vector_release(own_budget, vectors, clip):
     """The mean of clipped vectors [n, d] with the budget's noise."""
     squares = torch.from_numpy(vectors**2).sum(1)
     total = (clip_factors(squares, clip)[:, None] * torch.from_numpy(vectors)).sum(0)
-    share.admit(len(vectors))
-    share.release_([total], clip)
+    own_budget.admit(len(vectors))
+    own_budget.release_([total], clip)
     return total.numpy() / SIZE
 
 
 def test_every_setting_with_noise_on_the_vector_is_algorithm_1():
     points = zeroth_order(PROBLEM, GRID, DIRECTIONS, normals(DIMENSION), vector=True)
     for point, (steps, rate, clip) in zip(points, SETTINGS, strict=True):
-        x, share = np.zeros(DIMENSION), budget(steps, StandInBudget)
+        x, own_budget = np.zeros(DIMENSION), budget(steps, StandInBudget)
         for step in range(steps):
             u = DIRECTIONS(step)
             estimates = np.outer((x - PROBLEM.examples) @ (PROBLEM.curvature * u), u)
-            x = x - rate * vector_release(share, estimates, clip)
+            x = x - rate * vector_release(own_budget, estimates, clip)
         np.testing.assert_allclose(point, x, rtol=1e-9, atol=1e-9 * abs(point).max())
 
 
@@ -100,10 +100,10 @@ def test_every_setting_of_first_order_is_DP_SGD_on_the_full_batch(informative):
     problem = Quadratic.drawn(SIZE, DIMENSION, 0.5, informative, SEED)
     points = first_order(problem, GRID, normals(DIMENSION))
     for point, (steps, rate, clip) in zip(points, SETTINGS, strict=True):
-        x, share = np.zeros(DIMENSION), budget(steps, StandInBudget)
+        x, own_budget = np.zeros(DIMENSION), budget(steps, StandInBudget)
         for _ in range(steps):
             gradients = problem.curvature * (x - problem.examples)
-            x = x - rate * vector_release(share, gradients, clip)
+            x = x - rate * vector_release(own_budget, gradients, clip)
         # products over the examples are float32
         np.testing.assert_allclose(point, x, rtol=1e-5, atol=1e-5 * abs(point).max())
 
@@ -114,7 +114,7 @@ def test_gradient_descent_ends_where_its_closed_form_says():
     np.testing.assert_allclose(first_order(PROBLEM, grid), PROBLEM.mean * (1 - left), rtol=1e-12)
 
 
-def test_a_step_that_is_too_long_diverges_and_says_so():
+def test_a_step_that_is_too_long_diverges():
     points = zeroth_order(PROBLEM, Grid.product([2000], [1e-3, 10.0]), DIRECTIONS)
     norms = PROBLEM.gradient_norms(points)
     assert norms[0] < 1 and np.isinf(norms[1])
@@ -137,7 +137,7 @@ def test_gradients_that_no_bound_reaches_are_not_clipped():
     assert np.linalg.norm(means[1]) <= 1e-3
 
 
-def test_settings_end_in_order_and_no_stretch_crosses_an_end():
+def test_settings_end_in_order_and_no_piece_crosses_an_end():
     assert list(GRID.pieces()) == [(0, 10), (10, PIECE + 6)]
     assert [GRID.live(step) for step in (0, 9, 10, PIECE + 5, PIECE + 6)] == [12, 12, 6, 6, 0]
 

@@ -23,7 +23,7 @@ def committed(study: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_the_residuals_of_the_quadratic_are_those_of_the_table(monkeypatch):
+def test_residuals_of_the_quadratic_equal_the_table(monkeypatch):
     """Of DPZero at d = 20; MeZO ends there at rounding errors, which another machine need not share."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(quadratic_residual, "DIMENSIONS", (20,))
@@ -33,7 +33,7 @@ def test_the_residuals_of_the_quadratic_are_those_of_the_table(monkeypatch):
     assert rows == [row for row in known if row["method"] == "dpzero"] and len(rows) == 2
 
 
-def test_calibrations_are_those_of_the_table():
+def test_a_calibration_equals_its_row_in_the_table():
     """But for the time that they took."""
     for row, known in zip(islice(calibration.rows(), 1), committed("calibration"), strict=False):
         assert row.keys() == known.keys()
@@ -50,7 +50,7 @@ def test_bfloat16_moves_the_projected_gradient_of_a_small_model(cache, monkeypat
     assert all(row["rms_float32"] > row["rms_error_bfloat16"] > 0 for row in rows)
 
 
-def test_a_linear_probe_reads_what_features_say(cache, tmp_path, monkeypatch):
+def test_a_linear_probe_learns_separable_features(cache, tmp_path, monkeypatch):
     (tmp_path / "rte").mkdir()
     pair = {"sentence1": "it is so", "sentence2": "it is", "label": 0}
     other = {"sentence1": "not at all", "sentence2": "never so", "label": 1}
@@ -65,7 +65,7 @@ def test_a_linear_probe_reads_what_features_say(cache, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [2, 64])
-def test_batch_invariance_is_measured_where_the_table_has_no_row(cache, tmp_path, monkeypatch, size):
+def test_batch_invariance_measures_the_missing_rows(cache, tmp_path, monkeypatch, size):
     table = tmp_path / "results" / studies.STUDIES["batch-invariance"][1]
     table.parent.mkdir(parents=True)
     table.write_text("model,compute,batch_size\ntiny,float32,1\n")
