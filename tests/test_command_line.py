@@ -17,7 +17,7 @@ import torch
 
 from dpzero import __main__ as command_line
 from dpzero import __version__
-from dpzero.cli.options import build_parser
+from dpzero.cli.options import Verb, build_parser
 from dpzero.plan import sweep
 from dpzero.zeroth_order import TwoPoint
 
@@ -197,6 +197,15 @@ def test_every_option_has_help_and_its_default(verb, monkeypatch):
         assert action.help, action.dest
         if action.default not in (None, "", argparse.SUPPRESS) and action.default is not False:
             assert f"(default: {action.default})" in text, action.dest
+
+
+def test_the_readme_lists_the_verbs_of_each_module():
+    text = (ROOT / "dpzero" / "cli" / "README.md").read_text("utf-8")
+    listed = dict(re.findall(r"^\| `(\w+)\.py` \| (.+?) \|", text, flags=re.MULTILINE))
+    assert {module: re.findall("`(.+?)`", verbs) for module, verbs in listed.items()} == {
+        module.__name__.split(".")[-1]: [v.name for v in vars(module).values() if isinstance(v, Verb)]
+        for module in command_line.VERBS
+    }
 
 
 def test_the_settings_are_listed_and_the_documents_hold_the_list(here):

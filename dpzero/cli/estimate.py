@@ -133,6 +133,11 @@ class Estimator:
     def __init__(self, times: Sequence[StepTime], prompts: dict[str, float]) -> None:
         self.times, self.prompts = times, prompts
         self.device, self.on_gpu = times[0].device, times[0].on_gpu
+        self.by_key: dict[tuple, list[StepTime]] = {}
+        for time in times:
+            self.by_key.setdefault(time.key, []).append(time)
+        full = [time for time in times if time.key[1:3] == ("dpzero", "full")]
+        self.full_steps = [time for time in full if time.key[0] in _parameters()]
 
     @classmethod
     def choose(
@@ -167,10 +172,9 @@ class Estimator:
         """The source, a key of HOW, and the seconds of a run; 0 if they are unknown."""
         settings = cell["settings"]
         alike = [str(settings.get(name)) for name in ALIKE]
-        for name in (cell["method"], cell.get("use")):
-            if near := [time for time in self.times if time.key == (cell["model"], name, *alike)]:
-                break
-        else:
+        keys = [(cell["model"], name, *alike) for name in (cell["method"], cell.get("use"))]
+        near = self.by_key.get(keys[0]) or self.by_key.get(keys[1])
+        if not near:
             return self._by_operations(cell)
         sizes = tuple(int(settings.get(name, 1)) for name in SIZES)
         same = [time for time in near if time.sizes == sizes]
@@ -183,8 +187,7 @@ class Estimator:
     def _by_operations(self, cell: dict) -> tuple[str, float]:
         """At the speed of DPZero's step on the whole model that is nearest in size and has its precision."""
         parameters, settings = _parameters(), cell["settings"]
-        steps = [t for t in self.times if t.key[1:3] == ("dpzero", "full") and t.key[0] in parameters]
-        if "use" not in cell or cell["model"] not in parameters or not steps:
+        if "use" not in cell or cell["model"] not in parameters or not self.full_steps:
             return "unknown", 0.0
         size, order = parameters[cell["model"]], card(cell["use"]).order
         passes = 0 if order is None else PASSES[order] * settings.get("directions", 1)
@@ -195,7 +198,7 @@ class Estimator:
         def distance(time: StepTime) -> tuple[float, bool]:
             return abs(math.log(parameters[time.key[0]] / size)), time.key[3] != settings["compute"]
 
-        step = min(steps, key=distance)
+        step = min(self.full_steps, key=distance)
         work = passes * size * tokens / (PASSES[0] * parameters[step.key[0]] * step.tokens)
         return "estimated", settings["steps"] * work * step.seconds
 

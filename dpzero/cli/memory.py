@@ -76,16 +76,12 @@ def _print_peaks(peaks: dict) -> dict:
 
 
 @verb(
-    {
-        "--gpu-memory": option("24GiB, 80GB, 512MiB", required=True),
-        "--model": option("find the largest batch of this model (default: the largest model for a batch)"),
-        "--methods": option("methods to compare (default: the common ones)", nargs="+"),
-        "--models": option("models to choose from (default: OPT)", nargs="+"),
-        "--reserve": option(
-            "kept free for context, workspaces and fragments, which no prediction counts", "1GiB"
-        ),
-        **_sizes(512),
-    }
+    _sizes(512),
+    gpu_memory=option("24GiB, 80GB, 512MiB", required=True),
+    model=option("find the largest batch of this model (default: the largest model for a batch)"),
+    methods=option("methods to compare (default: the common ones)", nargs="+"),
+    models=option("models to choose from (default: OPT)", nargs="+"),
+    reserve=option("kept free for context, workspaces and fragments, which no prediction counts", "1GiB"),
 )
 def fits(options: argparse.Namespace) -> dict:
     """Find the largest model, or the largest batch, that fits into a GPU."""

@@ -34,20 +34,24 @@ class Verb(NamedTuple):
     compiles: bool
 
 
-def verb(options: Options | None = None, compiles: bool = False) -> Callable[[Answer], Verb]:
+def verb(
+    shared: Options | None = None, compiles: bool = False, **own: dict[str, Any]
+) -> Callable[[Answer], Verb]:
     """Make a function a verb of its name; the first line of its docstring is the help text.
 
     The function gets the parsed options and returns the answer that is printed as JSON, or None if another
     rank prints it.
 
     Args:
-        options: the options that the verb takes.
-        compiles: whether it runs compiled kernels, which need a writable cache.
+        shared: options that several verbs take, and positional arguments.
+        compiles: whether the verb runs compiled kernels, which need a writable cache.
+        own: the verb's own options, by name: `batch_size` is --batch-size.
     """
 
     def declare(answer: Answer) -> Verb:
         text = (answer.__doc__ or "").splitlines()[0].rstrip(".")
-        return Verb(answer.__name__.replace("_", "-"), text, answer, options or {}, compiles)
+        options = {f"--{name.replace('_', '-')}": arguments for name, arguments in own.items()}
+        return Verb(answer.__name__.replace("_", "-"), text, answer, options | (shared or {}), compiles)
 
     return declare
 

@@ -40,7 +40,7 @@ def _setting_options(defaults: dict | None = None) -> Options:
     return options | {"--directions": option("random directions of one batch", 1, type=int)}
 
 
-TRIES: Options = {
+ACCOUNT: Options = _setting_options() | {
     "--tries": option(
         "mean of a random number of runs, of which the best counts (default: one run)",
         type=number_type(float, POSITIVE),
@@ -49,33 +49,23 @@ TRIES: Options = {
 }
 
 
-@verb(
-    {
-        "--epsilon": option("budget of all steps together", type=float, required=True),
-        **_setting_options(),
-        **TRIES,
-    }
-)
+@verb(ACCOUNT, epsilon=option("budget of all steps together", type=float, required=True))
 def calibrate(options: argparse.Namespace) -> dict:
     """Compute the noise for an epsilon."""
     with _usage_errors():
-        setting = _setting(options)
-        tries = _tries(options)
+        setting, tries = _setting(options), _tries(options)
         scale = tries.noise_scale(setting, options.epsilon) if tries else setting.noise_scale(options.epsilon)
     return {"noise_scale": scale}
 
 
 @verb(
-    {
-        "--noise-scale": option(
-            "Gaussian standard deviation or Laplace scale of the noisy sum, over the clip bound",
-            type=float,
-            required=True,
-        ),
-        "--more": option("also print the Renyi bound and mu", action="store_true"),
-        **_setting_options(),
-        **TRIES,
-    }
+    ACCOUNT,
+    noise_scale=option(
+        "Gaussian standard deviation or Laplace scale of the noisy sum, over the clip bound",
+        type=float,
+        required=True,
+    ),
+    more=option("also print the Renyi bound and mu", action="store_true"),
 )
 def epsilon(options: argparse.Namespace) -> dict:
     """Compute the epsilon of a noise."""
@@ -93,20 +83,18 @@ def epsilon(options: argparse.Namespace) -> dict:
 
 
 @verb(
-    {
-        "--method": option("dpzero or dp_zo", "dpzero"),
-        "--epsilon": option("the claim", 4.0, type=float),
-        "--transcripts": positive("transcripts of each of the two neighbouring data sets", 20_000),
-        "--noise-factor": option(
-            "multiply the noise by it: below 1 is a planted bug", 1.0, type=number_type(float, FACTOR)
-        ),
-        "--models": option(
-            "architectures whose losses are tested for batch invariance; none: no test",
-            ARCHITECTURES,
-            nargs="*",
-        ),
-        **_setting_options(AUDITED),
-    },
+    _setting_options(AUDITED),
+    method=option("dpzero or dp_zo", "dpzero"),
+    epsilon=option("the claim", 4.0, type=float),
+    transcripts=positive("transcripts of each of the two neighbouring data sets", 20_000),
+    noise_factor=option(
+        "multiply the noise by it: below 1 is a planted bug", 1.0, type=number_type(float, FACTOR)
+    ),
+    models=option(
+        "architectures whose losses are tested for batch invariance; none: no test",
+        ARCHITECTURES,
+        nargs="*",
+    ),
     compiles=True,
 )
 def audit(options: argparse.Namespace) -> dict:

@@ -55,10 +55,8 @@ def report(options: argparse.Namespace) -> dict:
 
 
 @verb(
-    {
-        "--check": option("write nothing, and fail if a file differs", action="store_true"),
-        "--root": option("folder of the project", Path(), type=folder_to_read),
-    }
+    check=option("write nothing, and fail if a file differs", action="store_true"),
+    root=option("folder of the project", Path(), type=folder_to_read),
 )
 def readme(options: argparse.Namespace) -> dict:
     """Write the results in README.md and results/README.md from the tables."""

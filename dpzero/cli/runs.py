@@ -29,22 +29,19 @@ def chosen_axes(options: argparse.Namespace) -> dict[str, list[str]]:
 
 
 @verb(
-    {
-        "--sweep": option("name of the sweep that holds the cell"),
-        "--cell": option("run id, as `cells` lists them", metavar="RUN_ID"),
-        "--spec": option("a cell as a JSON file or as JSON text, in place of --sweep and --cell"),
-        "--out": option("file of the record", required=True, type=file_to_write),
-        "--device": option(f"cpu, cuda, cuda:1; cuda:0,cuda:1 spreads the layers {FREE_GPU}", type=device),
-        "--backend": option("library that joins ranks of torchrun", "gloo", choices=("gloo", "nccl")),
-        "--rank-timeout": option(
-            "how long to wait for another rank",
-            600,
-            type=number_type(float, Range(0, 10**6, above=True)),
-            metavar="SECONDS",
-        ),
-        **THREADS,
-        **LOCAL_FILES,
-    },
+    THREADS | LOCAL_FILES,
+    sweep=option("name of the sweep that holds the cell"),
+    cell=option("run id, as `cells` lists them", metavar="RUN_ID"),
+    spec=option("a cell as a JSON file or as JSON text, in place of --sweep and --cell"),
+    out=option("file of the record", required=True, type=file_to_write),
+    device=option(f"cpu, cuda, cuda:1; cuda:0,cuda:1 spreads the layers {FREE_GPU}", type=device),
+    backend=option("library that joins ranks of torchrun", "gloo", choices=("gloo", "nccl")),
+    rank_timeout=option(
+        "how long to wait for another rank",
+        600,
+        type=number_type(float, Range(0, 10**6, above=True)),
+        metavar="SECONDS",
+    ),
     compiles=True,
 )
 def run(options: argparse.Namespace) -> dict | None:
@@ -94,12 +91,9 @@ def _read_cell(options: argparse.Namespace) -> dict:
 
 
 @verb(
-    {
-        "record": option("a record; its transcript lies beside it", type=Path),
-        "--out": option("save the trained tensors by name, as safetensors", type=file_to_write),
-        "--device": option(f"cpu, cuda, cuda:1 {FREE_GPU}", type=device),
-        **LOCAL_FILES,
-    },
+    {"record": option("a record; its transcript lies beside it", type=Path)} | LOCAL_FILES,
+    out=option("save the trained tensors by name, as safetensors", type=file_to_write),
+    device=option(f"cpu, cuda, cuda:1 {FREE_GPU}", type=device),
     compiles=True,
 )
 def replay(options: argparse.Namespace) -> dict:
@@ -123,12 +117,8 @@ def replay(options: argparse.Namespace) -> dict:
 
 
 @verb(
-    {
-        **SWEEP,
-        **axes_options(*sweep.AXES),
-        "--out": option("file for them (default: standard output)", type=file_to_write),
-        **LOCAL_FILES,
-    }
+    SWEEP | axes_options(*sweep.AXES) | LOCAL_FILES,
+    out=option("file for them (default: standard output)", type=file_to_write),
 )
 def cells(options: argparse.Namespace) -> dict:
     """List the run ids of a sweep."""
@@ -141,14 +131,10 @@ def cells(options: argparse.Namespace) -> dict:
 
 
 @verb(
-    {
-        **SWEEP,
-        "--gpu": option("a part of the device's name, as in H100 (default: the device with most cells)"),
-        "--price": option(
-            "price of a device hour, in any currency", 0.0, type=number_type(float, NOT_NEGATIVE)
-        ),
-        "--results": option("folder of the measured tables", Path("results"), type=Path),
-    }
+    SWEEP,
+    gpu=option("a part of the device's name, as in H100 (default: the device with most cells)"),
+    price=option("price of a device hour, in any currency", 0.0, type=number_type(float, NOT_NEGATIVE)),
+    results=option("folder of the measured tables", Path("results"), type=Path),
 )
 def estimate(options: argparse.Namespace) -> dict:
     """Estimate device hours, disk and cost of a sweep from measured step times, else from its operations."""
@@ -160,13 +146,11 @@ def estimate(options: argparse.Namespace) -> dict:
 
 
 @verb(
-    {
-        "names": option("names of assets (default: all that the sweep needs)", nargs="*"),
-        **SWEEP,
-        **axes_options("tasks", "models"),
-        "--out": option("file for the digests and token counts", type=file_to_write),
-        **LOCAL_FILES,
-    }
+    {"names": option("names of assets (default: all that the sweep needs)", nargs="*")}
+    | SWEEP
+    | axes_options("tasks", "models")
+    | LOCAL_FILES,
+    out=option("file for the digests and token counts", type=file_to_write),
 )
 def assets(options: argparse.Namespace) -> dict:
     """Download, verify and convert weights and data, once."""

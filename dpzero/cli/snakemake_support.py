@@ -82,9 +82,7 @@ class Plan:
         """At the end: the first table, and where everything is."""
         if (table := Path(self.first_table)).exists():
             print(f"\n{table.read_text('utf-8')}\nTables:  {self.results}/tables")
-            for path in self.figure_paths:
-                if path.endswith(".png"):
-                    print(f"Figure:  {path}")
+            print("\n".join(f"Figure:  {path}" for path in self.figure_paths if path.endswith(".png")))
 
     def print_incomplete(self) -> None:
         print(

@@ -38,13 +38,11 @@ def _folders(name: str) -> Options:
 
 
 @verb(
-    {
-        "--task": option("task whose texts are members or not", "r8"),
-        "--model": option("model whose head is trained", "minilm"),
-        "--runs": positive("runs of each method", 48),
-        "--steps": positive("steps of each run", 1000),
-        **_folders("membership"),
-    },
+    _folders("membership"),
+    task=option("task whose texts are members or not", "r8"),
+    model=option("model whose head is trained", "minilm"),
+    runs=positive("runs of each method", 48),
+    steps=positive("steps of each run", 1000),
     compiles=True,
 )
 def membership(options: argparse.Namespace) -> dict:
@@ -56,18 +54,13 @@ def membership(options: argparse.Namespace) -> dict:
 
 
 @verb(
-    {
-        "--model": option("an architecture; its weights are random", "roberta-base"),
-        "--batch-size": positive("texts of a step", 16),
-        "--length": option("tokens of each text, or short: those of sentences", "short"),
-        "--token-budget": positive("padded tokens of a micro-batch", 256),
-        "--rows": option("methods to measure (default: all)", nargs="+"),
-        "--rounds": positive("rounds; the median is reported", 7),
-        **COMPUTE,
-        **THREADS,
-        **DEVICE,
-        **_folders("benchmark"),
-    },
+    COMPUTE | THREADS | DEVICE | _folders("benchmark"),
+    model=option("an architecture; its weights are random", "roberta-base"),
+    batch_size=positive("texts of a step", 16),
+    length=option("tokens of each text, or short: those of sentences", "short"),
+    token_budget=positive("padded tokens of a micro-batch", 256),
+    rows=option("methods to measure (default: all)", nargs="+"),
+    rounds=positive("rounds; the median is reported", 7),
     compiles=True,
 )
 def benchmark(options: argparse.Namespace) -> dict:
@@ -98,20 +91,18 @@ def _report(study: str, results: Iterable[dict], file: Path, figures: Path) -> d
 
 
 @verb(
-    {
-        "--task": option("task whose first training rows are the batch", "r8"),
-        "--model": option("a name of models.yaml", "minilm"),
-        "--tune": option("parameters that are perturbed", "bias", choices=TUNES),
-        **COMPUTE,
-        "--batch-size": positive("examples of the batch", 16),
-        "--max-length": positive("tokens at which a text is cut", 64),
-        "--token-budget": positive("padded tokens of a micro-batch", 2048),
-        "--leaving": positive("number of examples that leave, one at a time", 4),
-        "--clip": option("bound of an example's difference", CLIP, type=number_type(float, FACTOR)),
-        "--smoothing": option(
-            "distance of the two points from the weights", SMOOTHING, type=number_type(float, FACTOR)
-        ),
-    }
+    COMPUTE,
+    task=option("task whose first training rows are the batch", "r8"),
+    model=option("a name of models.yaml", "minilm"),
+    tune=option("parameters that are perturbed", "bias", choices=TUNES),
+    batch_size=positive("examples of the batch", 16),
+    max_length=positive("tokens at which a text is cut", 64),
+    token_budget=positive("padded tokens of a micro-batch", 2048),
+    leaving=positive("number of examples that leave, one at a time", 4),
+    clip=option("bound of an example's difference", CLIP, type=number_type(float, FACTOR)),
+    smoothing=option(
+        "distance of the two points from the weights", SMOOTHING, type=number_type(float, FACTOR)
+    ),
 )
 def invariance(options: argparse.Namespace) -> dict:
     """Measure how one example that leaves a batch changes the losses of the others."""

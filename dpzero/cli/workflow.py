@@ -14,20 +14,15 @@ from ..errors import UsageError
 from ..plan import sweep as sweeps
 from ..plan.registry import ROOT
 from ..plan.sweep import AXES
-from .options import FOLDER_VARIABLES, LOCAL_FILES, device, option, verb
+from .options import DEVICE, FOLDER_VARIABLES, LOCAL_FILES, option, verb
 from .runs import axes_options, chosen_axes
 
 
 @verb(
-    {
-        "name": option("a sweep, or the path of a .yaml file"),
-        "--cores": option("CPU cores", "all"),
-        **axes_options(*AXES),
-        "--device": option("cpu, cuda, cuda:1 (default: a GPU if there is one)", type=device),
-        **LOCAL_FILES,
-        "--dry-run": option("only say what would be run", action="store_true"),
-        "--snakemake": option("further options of snakemake, as --snakemake='--quiet rules'", ""),
-    }
+    {"name": option("a sweep, or the path of a .yaml file")} | axes_options(*AXES) | DEVICE | LOCAL_FILES,
+    cores=option("CPU cores", "all"),
+    dry_run=option("only say what would be run", action="store_true"),
+    snakemake=option("further options of snakemake, as --snakemake='--quiet rules'", ""),
 )
 def sweep(options: argparse.Namespace) -> None:
     """Run a sweep through Snakemake: its records, tables and figures, in results/ and figures/ here."""
