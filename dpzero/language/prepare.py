@@ -35,35 +35,32 @@ def prepare(readings: Iterable[Reading], log: Log = print) -> dict[str, dict]:
     """
     digests: dict[str, str] = {}
     counts: dict[str, dict] = {}
+    failed: set[str] = set()
     reasons: dict[str, None] = {}
-    read: set[str] = set()
-    fetched: set[str] = set()
 
     @contextmanager
-    def note_reason(name: str) -> Iterator[None]:
+    def note_failure(name: str) -> Iterator[None]:
         try:
             yield
         except UsageError as error:
             log(f"{name}: {error}")
+            failed.add(name)
             reasons[str(error)] = None
 
     wanted = sorted(set(readings))
     draws = {task: draw for task, *_, draw in reversed(wanted)}  # one draw of a task reads all its rows
     for task, draw in sorted(draws.items()):
-        with note_reason(task):
+        with note_failure(task):
             digests |= fetch(tasks.assets_of(task), log)
             log(f"{task}: reading its rows")
             _ = tasks.load(task, draw).splits
-            read.add(task)
-    for model in sorted({model for task, model, *_ in wanted if task in read}):
-        with note_reason(model):
+    for model in sorted({model for task, model, *_ in wanted if task not in failed}):
+        with note_failure(model):
             digests |= fetch(filter(None, [model_catalogue.stanza(model).get("asset")]), log)
             model_catalogue.fetch(model)
-            fetched.add(model)
+    wanted = [reading for reading in wanted if failed.isdisjoint(reading[:2])]
     for task, model, max_length, draw in wanted:
-        if task not in read or model not in fetched:
-            continue
-        with note_reason(task):
+        with note_failure(task):
             log(f"{task}: tokenizing for {model}, at most {max_length} tokens")
             splits = encoding.encode(tasks.load(task, draw), model, max_length)
             suffix = "" if draw == ALL else "/" + "-".join(map(str, draw))
@@ -71,6 +68,6 @@ def prepare(readings: Iterable[Reading], log: Log = print) -> dict[str, dict]:
                 split: {"examples": len(part), "tokens": part.token_count} for split, part in splits.items()
             }
     if reasons:
-        count = f"{len(reasons)} things cannot be had: " if len(reasons) > 1 else ""
+        count = f"{len(reasons)} things failed: " if len(reasons) > 1 else ""
         raise UsageError(count + "; ".join(reasons))
     return {"assets": dict(sorted(digests.items())), "tokens": counts}

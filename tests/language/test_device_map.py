@@ -9,7 +9,7 @@ from torch import nn
 
 from baselines.mezo import MeZO
 from dpzero.language.data import tasks
-from dpzero.language.models import device_map, text_classifier
+from dpzero.language.models import text_classifier
 from dpzero.language.models.encoding import Examples
 from dpzero.language.models.losses import CrossEntropy
 from dpzero.zeroth_order.transcript import digest
@@ -25,7 +25,7 @@ def load(name: str = "tiny-causal", device: str = "cpu"):
 @pytest.mark.parametrize("count", [1, 2])
 def test_devices_get_equal_shares_and_layers_are_not_split(name, count):
     model = load(name)
-    places = device_map.assign(model, count)
+    places = text_classifier.assign_devices(model, count)
     numbers = list(places.values())
     assert numbers == sorted(numbers) and set(numbers) == set(range(count))
     covered = [p for unit in places for p in model.get_submodule(unit).parameters()]
@@ -42,7 +42,7 @@ def test_tied_parameters_stay_together():
         nn.Embedding(50, 4), nn.Linear(4, 40), nn.Linear(40, 4), nn.Linear(4, 50, bias=False)
     )
     model[3].weight = model[0].weight
-    places = device_map.assign(model, 2)
+    places = text_classifier.assign_devices(model, 2)
     assert places["0"] == places["3"] and set(places.values()) == {0, 1}
 
 

@@ -13,7 +13,7 @@ import torch
 from dpzero.errors import UsageError
 from dpzero.language.data import tasks
 from dpzero.language.data.datasets import Draw, Row
-from dpzero.language.models import encoding, generation, losses, text_classifier
+from dpzero.language.models import encoding, losses, text_classifier
 from dpzero.language.models.encoding import Continuations, TokenizerInfo, tokenizer_info
 from dpzero.language.models.losses import ContinuationLoss
 
@@ -254,7 +254,7 @@ def test_accuracy_counts_the_likeliest_candidate_and_several_may_be_right(model,
     ],
 )
 def test_f1(written, references, expected):
-    assert generation.f1(written, references) == pytest.approx(expected)
+    assert losses.f1(written, references) == pytest.approx(expected)
 
 
 def test_greedy_decoding_takes_the_likeliest_token_until_the_line_ends(model):
@@ -269,10 +269,10 @@ def test_greedy_decoding_takes_the_likeliest_token_until_the_line_ends(model):
     with_newline = dataclasses.replace(
         info, encode=lambda text: [1023] if text == "\n" else info.encode(text)
     )
-    assert generation.greedy(model, [prompt], 5, with_newline) == [info.decode(expected)]
+    assert losses.generate_answers(model, [prompt], 5, with_newline) == [info.decode(expected)]
     ends = TokenizerInfo(lambda text: [expected[2]], {}, (), info.decode)
     until = expected[: expected.index(expected[2]) + 1]
-    assert generation.greedy(model, [prompt], 5, ends) == [info.decode(until)]
+    assert losses.generate_answers(model, [prompt], 5, ends) == [info.decode(until)]
 
 
 @pytest.mark.parametrize("tune", ["full", "prefix"])
@@ -284,10 +284,10 @@ def test_generation_does_not_depend_on_the_other_prompts(tune):
     )
     prompts = [np.array([1, *range(50, 50 + length)]) for length in (3, 11, 1, 6)]
     free = TokenizerInfo(lambda text: [], {}, (), info.decode)
-    third = int(generation.greedy(model, prompts[:1], 8, free)[0].split()[2])
+    third = int(losses.generate_answers(model, prompts[:1], 8, free)[0].split()[2])
     ends = TokenizerInfo(lambda text: [third], {}, (), info.decode)
-    alone = [generation.greedy(model, [prompt], 8, ends)[0] for prompt in prompts]
-    assert generation.greedy(model, prompts, 8, ends) == alone
+    alone = [losses.generate_answers(model, [prompt], 8, ends)[0] for prompt in prompts]
+    assert losses.generate_answers(model, prompts, 8, ends) == alone
     assert len({len(text.split()) for text in alone}) > 1
 
 

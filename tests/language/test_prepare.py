@@ -48,7 +48,7 @@ def test_a_failure_does_not_stop_the_other_tasks(folder):
         prepare.prepare([SST2, LOST, TOY], lines.append)
     row = f"{folder}/data/sst2/validation.jsonl, line 6, has sentence null, which is no text"
     model = f"model opt-125m is not in {folder}/models/opt-125m"
-    assert str(error.value).startswith(f"2 things cannot be had: {row}") and model in str(error.value)
+    assert str(error.value).startswith(f"2 things failed: {row}") and model in str(error.value)
     assert any(line.startswith(f"sst2: {row}") for line in lines)
     assert any(line.startswith(f"opt-125m: {model}") for line in lines)
     assert tokens(folder) == ["toy-tiny-encoder-16"]

@@ -234,8 +234,7 @@ def _schema(stanza: Stanza) -> Schema:
     required |= READERS[reader][1]
     optional = {"dev_rows": COUNT, "files_differ": str}
     if reader == "table":
-        words = {"words": Keys(each=str), "prompt": str}
-        return Keys(required | words, optional | {"answers": [str], "masked": _MASKED})
+        optional |= {"masked": _MASKED}
     if reader == "columns":
         optional |= {"hub": _HUB}
         causal = stanza.get("causal")
@@ -311,31 +310,23 @@ def _complete(name: str, own: Stanza, folder: Path) -> Stanza:
     lines = {"reader": "table", **own}
     if lines["reader"] != "table":
         return lines
-    lines = {
-        "title": name,
-        "source": f"rows of {folder.name}/tasks.yaml",
-        "split": "as in the files" if _has_test(lines) else "by hash of the text: a tenth dev, a tenth test",
-        "max_length": 128,
-        "prompt": PROMPT,
-        **lines,
-    }
+    files = lines.get("files")
+    files = {"train": files} if isinstance(files, str) else files
+    if isinstance(files, dict):
+        paths = {
+            split: folder / Path(file).expanduser() for split, file in files.items() if isinstance(file, str)
+        }
+        lines["files"] = files | {split: str(path) for split, path in paths.items()}
+    has_test = isinstance(files, dict) and "test" in files
+    split = "as in the files" if has_test else "by hash of the text: a tenth dev, a tenth test"
+    about = {"title": name, "source": f"rows of {folder.name}/tasks.yaml", "split": split}
+    lines = {**about, "max_length": 128, "prompt": PROMPT, **lines}
     if "text" in lines:
         text = lines.pop("text")
         lines["sentences"] = text if isinstance(text, list) else [text]
     if isinstance(lines.get("words"), dict):
         lines["words"] = {datasets.label_text(label): word for label, word in lines["words"].items()}
-    files = lines.get("files")
-    files = {"train": files} if isinstance(files, str) else files
-    if isinstance(files, dict):
-        lines["files"] = {
-            split: str(folder / Path(file).expanduser()) if isinstance(file, str) else file
-            for split, file in files.items()
-        }
     return lines
-
-
-def _has_test(lines: Stanza) -> bool:
-    return isinstance(lines.get("files"), dict) and "test" in lines["files"]
 
 
 CATALOGUE = Catalogue(Path(__file__).with_name("tasks.yaml"), _schema, _faults, _complete)

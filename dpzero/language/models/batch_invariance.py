@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -35,11 +35,7 @@ Cut = tuple[NDArray[np.int64], NDArray[np.int64], Bucket]
 """Positions of a micro-batch's texts, ascending; the same filled up to its rows; their bucket."""
 
 
-class Batch(Protocol):
-    def parts(self, token_budget: int) -> Iterator[tuple[NDArray[np.int64], Any]]: ...
-
-
-def batch_shapes(batch: Batch, token_budget: int) -> list[Cut]:
+def batch_shapes(batch: Any, token_budget: int) -> list[Cut]:
     """Micro-batches that are not batch-invariant: each is padded to its longest text."""
     orders = [np.sort(order) for order, _ in batch.parts(token_budget)]
     return [(order, order, (0,)) for order in orders]
@@ -138,9 +134,8 @@ class _Trials:
             full = (bucket[0], True, *bucket[2:])
             # both, so that no earlier batch matters
             tried = [bucket] if self._merged(full) == full else [bucket, full]
-            self.results[bucket, rows] = all(
-                bool((self.forward([one] * rows) == self._expected(one)[0]).all()) for one in tried
-            )
+            same = (self.forward([one] * rows) == self._expected(one)[0] for one in tried)
+            self.results[bucket, rows] = all(bool(bits.all()) for bits in same)
         return self.results[bucket, rows]
 
     def _expected(self, bucket: Bucket) -> tuple[Tensor, int]:

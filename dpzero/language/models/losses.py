@@ -1,4 +1,4 @@
-"""One loss per example, and the metric of a task.
+"""One loss per example, and the metric of a task: accuracy, or F1 of written answers.
 
 The values do not depend on how a batch is cut into micro-batches.
 """
@@ -6,6 +6,9 @@ The values do not depend on how a batch is cut into micro-batches.
 from __future__ import annotations
 
 import json
+import re
+import string
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -20,6 +23,7 @@ from ..data.tasks import Task
 from . import caches, encoding
 from .batch_invariance import Bucket, Cut, Cutter, batch_shapes
 from .encoding import Continuations, Examples, TokenizerInfo
+from .text_classifier import TextScorer
 
 COMPUTE = ("float32", "bfloat16")
 
@@ -202,13 +206,11 @@ class ContinuationLoss(_Loss):
 
     def _f1(self, model: Any, part: Continuations) -> float:
         """The sum over examples of one candidate each."""
-        from . import generation
-
         prompts = [part.candidates.ids(i)[: -int(count)] for i, count in enumerate(part.candidates.labels)]
         assert self.info is not None
-        written = generation.greedy(model, prompts, self.max_new_tokens, self.info)
+        written = generate_answers(model, prompts, self.max_new_tokens, self.info)
         pairs = zip(written, part.references, strict=True)
-        return sum(generation.f1(text, json.loads(str(references))) for text, references in pairs)
+        return sum(f1(text, json.loads(str(references))) for text, references in pairs)
 
     def stand_in(self, size: int, length: int) -> Continuations:
         """Examples of full length that say nothing about private ones."""
@@ -222,6 +224,67 @@ def _gold_losses(scores: Tensor, part: Continuations) -> Tensor:
     return torch.stack(
         [-group[gold] if len(group) == 1 else group.logsumexp(0) - group[gold] for group, gold in groups]
     )
+
+
+# -- written answers ----------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def generate_answers(
+    model: TextScorer, prompts: Sequence[NDArray], max_new_tokens: int, info: TokenizerInfo
+) -> list[str]:
+    """What the model writes after each prompt, int [L], by greedy decoding.
+
+    A text ends with its line, with the model's end of text, or after max_new_tokens. Prompts of a batch are
+    padded on the left.
+    """
+    longest = max(len(prompt) for prompt in prompts)
+    ids = np.zeros((len(prompts), longest), np.int64)
+    mask = np.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :], mask[row, longest - len(prompt) :] = prompt, 1
+    device = next(model.parameters()).device
+    end_of_text = model.language_model.generation_config.eos_token_id
+    if not isinstance(end_of_text, list):
+        end_of_text = [] if end_of_text is None else [end_of_text]
+    stops = sorted({*info.encode("\n")[:1], *end_of_text})
+    written = model.language_model.generate(
+        input_ids=torch.from_numpy(ids).to(device),
+        attention_mask=torch.from_numpy(mask).to(device),
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=stops,
+        pad_token_id=0,
+    )
+    texts = []
+    for tokens in written[:, longest:].tolist():
+        end = next((i for i, token in enumerate(tokens) if token in stops), len(tokens))
+        texts.append(info.decode(tokens[: end + 1]).strip())  # after the first stop is padding
+    return texts
+
+
+def f1(written: str, references: Sequence[str]) -> float:
+    """The best F1 of words over the references, as for SQuAD (Rajpurkar et al., 2016).
+
+    "no answer" must be written exactly.
+    """
+    if references[0] in ("CANNOTANSWER", "no answer"):
+        return float(normalized(written) == normalized(references[0]))
+    return max(_overlap(normalized(written), normalized(reference)) for reference in references)
+
+
+def normalized(text: str) -> list[str]:
+    """Words in lower case, without punctuation and articles."""
+    text = "".join(c for c in text.lower() if c not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", text).split()
+
+
+def _overlap(written: list[str], reference: list[str]) -> float:
+    same = sum((Counter(written) & Counter(reference)).values())
+    return 2 * same / (len(written) + len(reference)) if same else 0.0
+
+
+# -- the loss of a task --------------------------------------------------------------------------------------
 
 
 def make_loss(

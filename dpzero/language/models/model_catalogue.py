@@ -159,20 +159,16 @@ def local_digest(name: str) -> str | None:
     Planning asks for it, so a file is hashed once, and again only when its size or one of its times has
     changed.
     """
-    folder = _local_folder(name)
-    if folder is None:
-        return _own_digest(name, "") if CATALOGUE.is_own(name) else None
-    tensors = next(filter(None, (sorted(folder.glob(pattern)) for pattern in TENSORS)), [])
-    others = [path for pattern in OTHERS for path in folder.glob(pattern)]
-    lines = [f"{_file_digest(path)}  {path.name}\n" for path in sorted({*tensors, *others})]
-    digest = hashlib.sha256("".join(lines).encode()).hexdigest()
-    return _own_digest(name, digest) if CATALOGUE.is_own(name) else digest
-
-
-def _own_digest(name: str, files: str) -> str:
-    """SHA-256 of a user's model: how it is read, which no commit of the package names, and its files."""
-    lines = {key: value for key, value in stanza(name).items() if key not in ("title", "path")}
-    return hashlib.sha256(f"{json.dumps(lines, sort_keys=True)}\n{files}".encode()).hexdigest()
+    folder, digest = _local_folder(name), ""
+    if folder:
+        tensors = next(filter(None, (sorted(folder.glob(pattern)) for pattern in TENSORS)), [])
+        others = [path for pattern in OTHERS for path in folder.glob(pattern)]
+        files = [f"{_file_digest(path)}  {path.name}\n" for path in sorted({*tensors, *others})]
+        digest = hashlib.sha256("".join(files).encode()).hexdigest()
+    if CATALOGUE.is_own(name):  # how it is read counts, too, because no commit of the package names it
+        lines = {key: value for key, value in stanza(name).items() if key not in ("title", "path")}
+        digest = hashlib.sha256(f"{json.dumps(lines, sort_keys=True)}\n{digest}".encode()).hexdigest()
+    return digest or None
 
 
 def _file_digest(path: Path) -> str:
@@ -279,8 +275,7 @@ def _fault(model: Any, report: dict[str, Any]) -> str | None:
     config = "give the config.json that they were saved with"
     if shapes := sorted(report["mismatched_keys"]):
         key, ours, theirs = shapes[0]
-        others = f", and {len(shapes) - 1} more are of another shape" if len(shapes) > 1 else ""
-        return f"have {key} as {tuple(ours)}, but config.json makes it {tuple(theirs)}{others}: {config}"
+        return f"have {key} as {tuple(ours)}, but config.json makes it {tuple(theirs)}: {config}"
     # the model has these layers under another number; heads and poolers of another use are no fault
     known = {_without_numbers(key, model) for key in model.state_dict()}
     if layers := [key for key in unexpected if _without_numbers(key, model) in known]:

@@ -7,7 +7,7 @@ the model is a zero-shot classifier before any training.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -252,9 +252,7 @@ def load(name: str, task: Task, tune: str, seed: int = 0, device: str = "cpu") -
             model.head.weight.copy_(_embed(model, [tokenizer(name, 64)(word) for word in task.words]))
     if "," not in device:
         return model.to(device)
-    from . import device_map
-
-    return device_map.dispatch(model, device.split(","))
+    return spread_over_devices(model, device.split(","))
 
 
 def _classifier(name: str, stanza: Stanza, language_model: Any, task: Task, tune: str) -> Classifier:
@@ -286,3 +284,49 @@ def _embed(model: Any, sequences: list[list[int]]) -> Tensor:
         rows.append(model.features(ids[None], torch.ones_like(ids)[None])[0] / model.feature_scale)
     model.float()
     return torch.stack(rows).float()
+
+
+# -- several devices ----------------------------------------------------------------------------------------
+
+
+def spread_over_devices(model: nn.Module, devices: Sequence[str]) -> Any:
+    """Spread the layers over the devices; the first device has inputs and outputs.
+
+    Directions, perturbations and updates are computed tensor by tensor, so a step needs nothing more.
+    """
+    from accelerate import dispatch_model
+
+    device_map = {unit: devices[number] for unit, number in assign_devices(model, len(devices)).items()}
+    return dispatch_model(model, device_map, main_device=devices[0], force_hooks=True)
+
+
+def assign_devices(model: nn.Module, count: int) -> dict[str, int]:
+    """{unit: number of its device}, in the model's order, with about as many bytes on each device.
+
+    Tied parameters stay together.
+    """
+    sizes = {
+        name: sum(p.numel() * p.element_size() for p in module.parameters()) for name, module in units(model)
+    }
+    devices: dict[str, int] = {}
+    of_parameter: dict[int, int] = {}
+    done, total = 0, max(1, sum(sizes.values()))
+    for name, module in units(model):
+        fair = min(count - 1, int(count * (done + sizes[name] / 2) / total))
+        tied = [of_parameter[id(p)] for p in module.parameters() if id(p) in of_parameter]
+        devices[name] = tied[0] if tied else fair
+        of_parameter |= {id(p): devices[name] for p in module.parameters()}
+        done += sizes[name]
+    return devices
+
+
+def units(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Modules that stay on one device: layers of a stack, and modules with tensors of their own."""
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    children = list(module.named_children())
+    if own or not children:
+        yield name, module
+        return
+    for key, child in children:
+        path = f"{name}.{key}" if name else key
+        yield from [(path, child)] if isinstance(module, nn.ModuleList) else units(child, path)
