@@ -160,7 +160,7 @@ class Estimator:
                 f"no step time was measured for {gpu}, but for {', '.join(devices)}: run one seed of the "
                 "sweep there and its tables, or python -m dpzero benchmark"
             )
-        estimators = [cls(times, sweep.tokens(name)) for times in matching]
+        estimators = [cls(times, sweep.read(name)["tokens"]) for times in matching]
         return max(estimators, key=lambda one: (count_measured(one.total(cells)[0]), one.on_gpu))
 
     def total(self, cells: Sequence[dict]) -> tuple[Counter[str], float]:
@@ -212,7 +212,7 @@ def announcement(name: str, cells: Sequence[dict], cores: int | None) -> str:
     estimator = Estimator.choose(name, cells)
     counts, seconds = estimator.total(cells)
     place, words = estimator.device, "; ".join(f"{counts[how]} {HOW[how]}" for how in HOW if counts[how])
-    stated = sweep.core_seconds(name)
+    stated = sweep.read(name)["core_seconds"]
     on_cores = not estimator.on_gpu
     if stated and cores and not count_measured(counts):
         seconds, place, words, on_cores = stated * len(cells), "a CPU", "as the sweep says", True

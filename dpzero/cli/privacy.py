@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..plan.settings import FACTOR, POSITIVE, RUN_SETTINGS
-from ..run.leave_one_out import ARCHITECTURES, measure_architectures
 from .options import Options, number_type, option, positive, verb
 from .process_setup import log
 
@@ -92,19 +91,19 @@ def epsilon(options: argparse.Namespace) -> dict:
     ),
     models=option(
         "architectures whose losses are tested for batch invariance; none: no test",
-        ARCHITECTURES,
+        ("roberta-base", "opt-125m"),  # an encoder and a decoder
         nargs="*",
     ),
     compiles=True,
 )
 def audit(options: argparse.Namespace) -> dict:
     """Test the claim of a private method on transcripts of its own step code."""
-    from ..studies.audit import audit
+    from ..studies.audit import audit, measure_batch_invariance
 
     counts = {"transcripts": options.transcripts, "noise_factor": options.noise_factor}
     with _usage_errors():
         verdict = audit(options.method, _setting(options), options.epsilon, **counts)
-    return verdict | {"others_move": measure_architectures(options.models)}
+    return verdict | {"others_move": measure_batch_invariance(options.models)}
 
 
 def _setting(options: argparse.Namespace) -> Setting:

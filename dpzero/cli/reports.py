@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import UsageError
-from ..plan import experiment_types, sweep
+from ..plan import sweep
 from .options import SWEEP, Options, folder_to_read, folder_to_write, option, verb
 from .process_setup import read_text
 
@@ -24,7 +24,8 @@ def tables(options: argparse.Namespace) -> dict:
     from ..report.writing import write_tables
 
     records, runs = _find_records(options)
-    tuning, kind = sweep.chosen(options.sweep), sweep.kind(options.sweep)
+    plan = sweep.read(options.sweep)
+    kind, tuning = plan["experiment"], sweep.TUNING[plan["tuning"]]
     print(write_tables(kind, records, options.out, sweep.name_of(options.sweep), runs, tuning))
     return {"tables": str(options.out), "records": len(records), "runs": len(runs)}
 
@@ -35,7 +36,8 @@ def figures(options: argparse.Namespace) -> dict:
     from ..report.writing import write_figures
 
     records, runs = _find_records(options)
-    files = write_figures(sweep.kind(options.sweep), records, options.out, sweep.name_of(options.sweep), runs)
+    kind = sweep.read(options.sweep)["experiment"]
+    files = write_figures(kind, records, options.out, sweep.name_of(options.sweep), runs)
     return {"figures": [str(file) for file in files], "records": len(records), "runs": len(runs)}
 
 
@@ -45,7 +47,7 @@ def report(options: argparse.Namespace) -> dict:
     from ..report.records import load
     from ..report.statement import statement
 
-    if sweep.kind(options.sweep) != experiment_types.LANGUAGE:
+    if sweep.read(options.sweep)["experiment"] != sweep.LANGUAGE:
         raise UsageError(
             f"sweep {options.sweep} trains nothing, so it has no privacy statement: see its tables"
         )

@@ -10,9 +10,7 @@ from pathlib import Path
 from ..errors import UsageError, unknown
 from ..files import write_whole
 from ..plan import sweep
-from ..plan.cell import draw_of
-from ..plan.experiment_types import LANGUAGE, kind_of
-from ..plan.settings import NOT_NEGATIVE, Range
+from ..plan.settings import NOT_NEGATIVE, Range, draw_of
 from .options import LOCAL_FILES, SWEEP, THREADS, Options, device, file_to_write, number_type, option, verb
 from .process_setup import log, read_text, use_threads
 
@@ -51,7 +49,7 @@ def run(options: argparse.Namespace) -> dict | None:
     from ..run import gpu_lock
 
     ranks: dict = {}
-    trains = kind_of(cell) == LANGUAGE
+    trains = sweep.kind_of(cell) == sweep.LANGUAGE
     if trains and options.device is None:
         gpu_lock.lease(gpu_lock.of_this_rank(), log=log)
     elif trains:
@@ -158,7 +156,7 @@ def assets(options: argparse.Namespace) -> dict:
 
     if options.names:
         return {"assets": prepare.fetch(options.names, log=log)}
-    cells = [c for c in _load_sweep(options).values() if kind_of(c) == LANGUAGE]
+    cells = [c for c in _load_sweep(options).values() if sweep.kind_of(c) == sweep.LANGUAGE]
     needed = {(c["task"], c["model"], c["settings"]["max_length"], draw_of(c)) for c in cells}
     prepared = prepare.prepare(sorted(needed), log=log)
     if options.out:

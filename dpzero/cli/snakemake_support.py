@@ -35,8 +35,9 @@ class Plan:
 
     def __init__(self, config: dict, workflow: Any) -> None:
         self.sweep = take_sweep(config, workflow.rundir)
-        self.name, kind = sweep.name_of(self.sweep), sweep.kind(self.sweep)
-        device = export(config, workflow.basedir, workflow.rundir, sweep.gpu_share(self.sweep))
+        self.name, plan = sweep.name_of(self.sweep), sweep.read(self.sweep)
+        kind = plan["experiment"]
+        device = export(config, workflow.basedir, workflow.rundir, plan["gpu_share"])
         self.axes = axis_options(config)
         self.cells = sweep.load(self.sweep, **config)
         self.trains = kind == "language"  # needs weights, data and a GPU

@@ -11,7 +11,6 @@ from pathlib import Path
 from ..errors import UsageError
 from ..files import write_whole
 from ..plan.settings import FACTOR
-from ..run.leave_one_out import CLIP, SMOOTHING
 from .options import (
     COMPUTE,
     DEVICE,
@@ -99,9 +98,9 @@ def _report(study: str, results: Iterable[dict], file: Path, figures: Path) -> d
     max_length=positive("tokens at which a text is cut", 64),
     token_budget=positive("padded tokens of a micro-batch", 2048),
     leaving=positive("number of examples that leave, one at a time", 4),
-    clip=option("bound of an example's difference", CLIP, type=number_type(float, FACTOR)),
+    clip=option("bound of an example's difference", 50.0, type=number_type(float, FACTOR)),
     smoothing=option(
-        "distance of the two points from the weights", SMOOTHING, type=number_type(float, FACTOR)
+        "distance of the two points from the weights", 1e-3, type=number_type(float, FACTOR)
     ),
 )
 def invariance(options: argparse.Namespace) -> dict:

@@ -25,7 +25,6 @@ METHODS = (
 )
 MODELS = tuple(name for name in random_models.catalogue() if name.startswith("opt-"))
 LARGEST_BATCH = 2**16
-TENSORS = {"adamw": 4, "sgd": 2}  # for each trainable parameter: value, gradient, moments
 
 
 def parse_size(text: str) -> int:
@@ -47,23 +46,26 @@ def largest_models(
         methods: names of variants.
         settings: the other arguments of `Workload`.
     """
-    ordered = sorted(models, key=_parameters, reverse=True)
+    ordered = sorted(models, key=_parameters)
     rows = []
     for method in methods:
-        row: dict[str, Any] = {"method": method, "title": variant(method).title, "model": None}
-        row["peak_bytes"] = None
-        for model in ordered:
-            at_least = _lower_bound(model, method, settings)
-            if at_least > limit:
-                row |= {"next_model": model, "next_at_least_bytes": at_least}
-                continue
-            peak, how = _peak(Workload(model, method, **settings))
+        row: dict[str, Any] = {"method": method, "title": variant(method).title}
+        row |= {"model": None, "peak_bytes": None}
+        low, high = 0, len(ordered)  # a model below `low` fits, and one from `high` on does not
+        while low < high:
+            middle = (low + high) // 2
+            model, peak = ordered[middle], None
+            try:
+                prediction = predict(Workload(model, method, **settings))
+                peak, how = prediction["peak_bytes"], prediction["how"]
+            except Unpredictable as error:
+                row["not_predicted"] = str(error)
             if peak is not None and peak <= limit:
                 row |= {"model": model, "peak_bytes": peak, "how": how}
-                break
-            row |= {"next_model": model, "next_at_least_bytes": peak}
-            if peak is None:
-                row["not_predicted"] = how
+                low = middle + 1
+            else:
+                row |= {"next_model": model, "next_bytes": peak}
+                high = middle
         log(f"{row['title']}: {row['model'] or 'none'}{_gibibytes(row['peak_bytes'])}")
         rows.append(row)
     return rows
@@ -80,16 +82,13 @@ def largest_batches(
     for method in methods:
 
         def peak(size: int, method: str = method) -> int:
-            peak, how = _peak(Workload(model, method, **settings | {"batch_size": size}))
-            if peak is None:
-                raise UsageError(how)
-            return peak
+            return predict(Workload(model, method, **settings | {"batch_size": size}))["peak_bytes"]
 
         row: dict[str, Any] = {"method": method, "title": variant(method).title, "model": model}
         try:
             size, size_peak = _largest(peak, limit)
             row |= {"batch_size": size, "peak_bytes": size_peak}
-        except UsageError as error:
+        except Unpredictable as error:
             row |= {"batch_size": None, "peak_bytes": None, "not_predicted": str(error)}
         log(f"{row['title']}: batch of {row['batch_size']}{_gibibytes(row['peak_bytes'])}")
         rows.append(row)
@@ -116,28 +115,10 @@ def _largest(peak: Callable[[int], int], limit: int) -> tuple[int, int | None]:
     return low, known[low]
 
 
-def _peak(workload: Workload) -> tuple[int | None, str]:
-    """The predicted peak and how it was predicted, or None and why there is none."""
-    try:
-        prediction = predict(workload)
-    except Unpredictable as error:
-        return None, str(error)
-    return prediction["peak_bytes"], prediction["how"]
-
-
 def _parameters(model: str) -> int:
     if model not in random_models.catalogue():
         raise UsageError(f"no shape {model!r}: give some of {', '.join(random_models.catalogue())}")
     return random_models.catalogue()[model]["parameters"]
-
-
-def _lower_bound(model: str, method: str, settings: dict) -> int:
-    """Bytes that a step needs at least, by formula: so that few models must be predicted."""
-    full = (settings.get("tune") or variant(method).tune) == "full"
-    tensors = TENSORS.get(variant(method).settings.get("optimizer", ""), 1) if full else 1
-    element_size = 4 if settings["dtype"] == "float32" else 2
-    # an untied output table is not trained, and the published number is known within 1 %
-    return int(_parameters(model) * element_size * (1 + 0.85 * (tensors - 1)) * 0.99)
 
 
 def _gibibytes(size: int | None) -> str:

@@ -13,10 +13,13 @@ import torch
 
 from ..errors import UsageError
 from . import trackers
-from .predict import header, peak_fields
-from .stand_in_step import Loaded, Workload, build_model, counts
+from .predict import header
+from .stand_in_step import Loaded, Workload, build_model, track
 
-Tracker = trackers.LiveStorage | trackers.AllocatorPeaks
+OF_SOME = (  # what only a CUDA device has, or only the CPU
+    *("reserved_peak_bytes", "device_used_bytes", "load_peak_bytes"),
+    *("resident_before_bytes", "resident_peak_bytes"),
+)
 MEASURED_STEPS = 3  # on CUDA, after those that warm up
 
 
@@ -40,12 +43,13 @@ def measure(workload: Workload, device: str | None = None) -> dict:
         peaks = _on_cuda(workload, device) if device.startswith("cuda") else _on_cpu(workload)
     except ValueError as error:
         raise UsageError(f"{workload.method} refuses {workload.model}: {error}") from error
-    return header(workload) | peaks | {"device": device, "seconds": round(time.perf_counter() - started, 2)}
+    seconds = round(time.perf_counter() - started, 2)
+    return header(workload) | dict.fromkeys(OF_SOME) | peaks | {"device": device, "seconds": seconds}
 
 
 def _on_cpu(workload: Workload) -> dict:
     loaded = Loaded(workload, build_model(workload, "cpu"))
-    peaks = _track(loaded, trackers.LiveStorage("forward"), trackers.LiveStorage(loaded.rest))
+    peaks = track(loaded, trackers.LiveStorage("forward"), trackers.LiveStorage(loaded.rest))
     gc.collect()
     trackers.reset_resident_peak()
     before = trackers.resident_peak_bytes()
@@ -53,9 +57,6 @@ def _on_cpu(workload: Workload) -> dict:
     return peaks | {
         "resident_before_bytes": before,
         "resident_peak_bytes": trackers.resident_peak_bytes(),
-        "reserved_peak_bytes": None,
-        "device_used_bytes": None,
-        "load_peak_bytes": None,
         "how": "measured: live tensor storage on the CPU, over two steps of a first-order method and one of "
         "another; resident: VmHWM of one more step, after a reset",
         "settings": {"threads": torch.get_num_threads(), "attention": "sdpa"},
@@ -75,13 +76,11 @@ def _on_cuda(workload: Workload, name: str) -> dict:
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
     peaks = trackers.AllocatorPeaks(device, loaded.rest)
-    fields = _track(loaded, trackers.AllocatorPeaks(device, "forward"), peaks, MEASURED_STEPS)
+    fields = track(loaded, trackers.AllocatorPeaks(device, "forward"), peaks, MEASURED_STEPS)
     return fields | {
         "reserved_peak_bytes": torch.cuda.max_memory_reserved(device),
         "device_used_bytes": free_before - torch.cuda.mem_get_info(device)[0],
         "load_peak_bytes": load_peak,
-        "resident_before_bytes": None,
-        "resident_peak_bytes": None,
         "how": f"measured: CUDA allocator, its peak reset at each phase, {MEASURED_STEPS} steps after warming up; "
         "reserved: over the same steps; device used: free memory before loading the model minus that after "
         "(with context, workspaces, fragments)",
@@ -91,18 +90,3 @@ def _on_cuda(workload: Workload, name: str) -> dict:
             "attention": "sdpa",
         },
     }
-
-
-def _track(loaded: Loaded, inference: Tracker, peaks: Tracker, repeats: int = 1) -> dict:
-    """Run inference and then steps, each under its tracker."""
-    for tracker in (inference, peaks):
-        if isinstance(tracker, trackers.LiveStorage):
-            tracker.add_model(loaded.model)
-    with inference:
-        loaded.forward()
-    with peaks:
-        for _ in range(repeats):
-            loaded.steps(peaks)
-    parameters, trained = counts(loaded.model)
-    fields = peak_fields(trackers.weights_bytes(loaded.model), inference.peak, peaks)
-    return fields | {"parameters": parameters, "trained_parameters": trained}

@@ -18,7 +18,7 @@ from torch._subclasses import FakeTensorMode
 from ..errors import UsageError
 from ..plan.method_variants import variant
 from . import trackers
-from .stand_in_step import Loaded, Workload, build_model, counts
+from .stand_in_step import Loaded, Workload, build_model, track
 
 HOW = "predicted: live storage of fake tensors, attention kernels as on the CPU"
 ANALYTIC = (
@@ -95,20 +95,7 @@ def _peaks(workload: Workload) -> dict:
         warnings.simplefilter("ignore")
         _give_storage(model)
         loaded = Loaded(workload, model)
-        parameters, trained = counts(loaded.model)
-        inference = FakeStorage("forward")
-        inference.add_model(loaded.model)
-        with inference:
-            loaded.forward()
-        tracker = FakeStorage(loaded.rest)
-        tracker.add_model(loaded.model)
-        with tracker:
-            loaded.steps(tracker)
-        weights = trackers.weights_bytes(loaded.model)
-    return peak_fields(weights, inference.peak, tracker) | {
-        "parameters": parameters,
-        "trained_parameters": trained,
-    }
+        return track(loaded, FakeStorage("forward"), FakeStorage(loaded.rest))
 
 
 def _give_storage(model: nn.Module) -> None:
@@ -125,19 +112,6 @@ def _give_storage(model: nn.Module) -> None:
                             empty = nn.Parameter(empty, tensor.requires_grad)
                         replaced[id(tensor)] = empty
                     tensors[name] = replaced[id(tensor)]
-
-
-def peak_fields(weights: int, inference: int, peaks: trackers.LiveStorage | trackers.AllocatorPeaks) -> dict:
-    """The bytes that a prediction and a measurement both report."""
-    return {
-        "weights_bytes": weights,
-        "inference_peak_bytes": inference,
-        "peak_bytes": peaks.peak,
-        "peak_over_inference": round(peaks.peak / inference, 4),
-        "phase": peaks.phase_of_peak,
-        "operation": peaks.operation,
-        "phases": dict(peaks.peaks),
-    }
 
 
 def analytic(workload: Workload) -> dict:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,13 +20,14 @@ from ..plan.registry import card
 from ..privacy import Setting, StandInBudget
 from ..privacy.mechanisms import CHUNK, Noise
 from .public_code_step import NaiveStep
-from .trackers import Phases
+from .trackers import AllocatorPeaks, LiveStorage, Phases, weights_bytes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HALF_PRECISION = (
     "weights stored in {dtype}, as papers count them; this project runs inference so and refuses to train so, "
     "because small updates vanish"
 )
+Tracker = LiveStorage | AllocatorPeaks
 MOST_TOKENS = 2**31  # of a batch: more is a mistake
 
 
@@ -55,26 +56,23 @@ class Workload:
     token_budget: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "sequence_length"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if self.token_budget < 0:
-            raise UsageError(
-                f"token_budget is {self.token_budget}: give 0 for the whole batch, or a number of tokens"
-            )
+        for name, least in {"batch_size": 1, "sequence_length": 1, "token_budget": 0}.items():
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} is {getattr(self, name)}: it must be at least {least}")
         if self.batch_size * self.sequence_length > MOST_TOKENS:
             raise UsageError(
                 f"{self.batch_size} x {self.sequence_length} tokens are no batch: give smaller sizes"
             )
-        for name, value, known in (("dtype", self.dtype, DTYPES), ("compute", self.compute, losses.COMPUTE)):
-            if value not in known:
-                raise UsageError(f"{name} is {value!r}: give one of {', '.join(known)}")
+        known = {"dtype": DTYPES, "compute": losses.COMPUTE, "tune": ("", *text_classifier.TUNES)}
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise UsageError(
+                    f"{name} is {getattr(self, name)!r}: give one of {', '.join(filter(None, values))}"
+                )
         if self.compute != "float32" and self.dtype != "float32":
             raise UsageError(
                 f"compute {self.compute} is for float32 weights: leave it out with dtype {self.dtype}"
             )
-        if self.tune and self.tune not in text_classifier.TUNES:
-            raise UsageError(f"tune is {self.tune!r}: give one of {', '.join(text_classifier.TUNES)}")
         variant(self.method)
         longest = model_catalogue.positions(random_models.config_of(self.model))
         if self.sequence_length > longest:
@@ -229,7 +227,25 @@ def _checkpoint_activations(model: random_models.Answering) -> None:
             layer.training = True
 
 
-def counts(model: nn.Module) -> Iterator[int]:
-    """Numbers of all parameters, then of the trainable ones."""
-    yield sum(p.numel() for p in model.parameters())
-    yield sum(p.numel() for p in model.parameters() if p.requires_grad)
+def track(loaded: Loaded, inference: Tracker, peaks: Tracker, repeats: int = 1) -> dict[str, Any]:
+    """Run inference, then steps, each under its tracker. Returns the bytes that every measurement reports."""
+    for tracker in (inference, peaks):
+        if isinstance(tracker, LiveStorage):
+            tracker.add_model(loaded.model)
+    with inference:
+        loaded.forward()
+    with peaks:
+        for _ in range(repeats):
+            loaded.steps(peaks)
+    parameters = list(loaded.model.parameters())
+    return {
+        "weights_bytes": weights_bytes(loaded.model),
+        "inference_peak_bytes": inference.peak,
+        "peak_bytes": peaks.peak,
+        "peak_over_inference": round(peaks.peak / inference.peak, 4),
+        "phase": peaks.phase_of_peak,
+        "operation": peaks.operation,
+        "phases": dict(peaks.peaks),
+        "parameters": sum(p.numel() for p in parameters),
+        "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+    }

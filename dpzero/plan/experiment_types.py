@@ -1,7 +1,6 @@
-"""Kinds of experiment, which a sweep names under `experiment`, and how each study's sweep becomes cells.
+"""How the sweep of each study becomes cells. A sweep names its kind under `experiment` (see `sweep`).
 
-A cell of the kind `language`, the default, trains a language model (see `sweep` and `cell`). A study's sweep
-holds other keys:
+A study's sweep holds other keys than one of language models:
 
 guarantees   settings: {SETTING: value}
              published: [{method, task, model, epsilons, SETTING: value}]      one published setting a row
@@ -25,11 +24,8 @@ from typing import NamedTuple
 
 from ..errors import UsageError, unknown
 from ..privacy.public_implementations import IMPLEMENTATIONS
-from .cell import canonical_epsilon
 from .method_variants import canonical
-from .settings import COUNT, DELTA, FACTOR, POSITIVE_COUNT, SEED, VERSION, Entry, Range, refuse_unknown, typed
-
-LANGUAGE = "language"
+from .settings import SCHEMAS, SEED, Entry, canonical_epsilon, listed, refuse_unknown, typed
 
 
 class Study(NamedTuple):
@@ -38,34 +34,11 @@ class Study(NamedTuple):
     check: Callable[[dict], dict]  # cell -> the cell with its settings complete, or a UsageError
 
 
-def kind_of(sweep_or_cell: dict) -> str:
-    kind = sweep_or_cell.get("experiment", LANGUAGE)
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise UsageError(unknown("kind of experiment", kind, KINDS))
-    return kind
-
-
-def listed(value: object) -> list:
-    """One value may stand without brackets, in a file as on the command line."""
-    if value is None:
-        return []
-    return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
 def _names(cell: dict) -> dict[str, str]:
     return {name: str(cell[name]) for name in ("task", "model", "method")}
 
 
 # Guarantees of public implementations -----------------------------------------------------------------------
-
-_GUARANTEES = {
-    "dataset_size": Entry("int", None, POSITIVE_COUNT, "training examples"),
-    "assumed_size": Entry("int", 0, COUNT, "size that the accountant is given, if that is not the true one"),
-    "batch_size": Entry("int", None, POSITIVE_COUNT, "expected batch size"),
-    "steps": Entry("int", None, POSITIVE_COUNT, "releases"),
-    "delta": Entry("float", None, DELTA, "of (epsilon, delta)"),
-    "version": VERSION,
-}
 
 
 def _guarantees(sweep: dict) -> Iterator[dict]:
@@ -82,19 +55,12 @@ def _guarantees(sweep: dict) -> Iterator[dict]:
 def _check_guarantees(cell: dict) -> dict:
     if cell["method"] not in IMPLEMENTATIONS:
         raise UsageError(unknown("method with a public practice", cell["method"], IMPLEMENTATIONS))
-    settings = typed(cell["settings"], _GUARANTEES, f"method {cell['method']}")
+    settings = typed(cell["settings"], SCHEMAS["guarantees"], f"method {cell['method']}")
     epsilon = canonical_epsilon(cell["epsilon"])
     return _names(cell) | {"epsilon": epsilon, "seed": 0, "settings": settings, "experiment": "guarantees"}
 
 
 # Peak memory ------------------------------------------------------------------------------------------------
-
-_MEMORY = {
-    "dtype": Entry("str", "float32", ("float32", "bfloat16", "float16"), "of the stored weights"),
-    "compute": Entry("str", "float32", ("float32", "bfloat16"), "type of matrix products"),
-    "measure": Entry("bool", False, None, "measure as well as predict"),
-    "version": VERSION,
-}
 
 
 def _memory(sweep: dict) -> Iterator[dict]:
@@ -117,7 +83,7 @@ def _check_memory(cell: dict) -> dict:
     method = canonical(cell["method"])
     if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", str(cell["task"])):
         raise UsageError(f"the size {cell['task']!r} is no BATCHxLENGTH: write it as 8x512")
-    settings = typed(cell["settings"], _MEMORY, f"method {method}")
+    settings = typed(cell["settings"], SCHEMAS["memory"], f"method {method}")
     names = _names(cell) | {"method": method}
     return names | {"epsilon": "0", "seed": 0, "settings": settings, "experiment": "memory"}
 
@@ -140,18 +106,6 @@ QUADRATIC_METHODS = {
     "mezo": QuadraticMethod("MeZO", False, 0),
     "sgd": QuadraticMethod("SGD", False, 1),
 }
-_QUADRATIC = {
-    "dataset_size": Entry("int", None, POSITIVE_COUNT, "examples"),
-    "dimension": Entry("int", None, POSITIVE_COUNT, "of the weights"),
-    "decay": Entry("float", None, Range(0, 100), "exponent of the curvature"),
-    "informative": Entry("int", 0, COUNT, "coordinates in which the data differ from 0; 0: all"),
-    "version": VERSION,
-    "delta": Entry("float", None, DELTA, "of (epsilon, delta)", private=True),
-    # a point of the grid for each combination
-    "steps": Entry("int", None, POSITIVE_COUNT, "of each point", many=True),
-    "learning_rates": Entry("float", None, FACTOR, "of each point", many=True),
-    "clips": Entry("float", None, FACTOR, "of each point", many=True, private=True),
-}
 
 
 def _quadratic(sweep: dict) -> Iterator[dict]:
@@ -169,10 +123,10 @@ def _check_quadratic(cell: dict) -> dict:
     if method not in QUADRATIC_METHODS:
         raise UsageError(unknown("method of the quadratic", method, QUADRATIC_METHODS))
     private, where = QUADRATIC_METHODS[method].private, f"method {method}"
-    refuse_unknown(cell["settings"], _QUADRATIC, where)
-    schema = {key: entry for key, entry in _QUADRATIC.items() if private or not entry.private}
+    refuse_unknown(cell["settings"], SCHEMAS["quadratic"], where)
+    schema = {key: entry for key, entry in SCHEMAS["quadratic"].items() if private or not entry.private}
     settings = typed({k: v for k, v in cell["settings"].items() if k in schema}, schema, where)
-    seed = typed({"seed": cell["seed"]}, {"seed": Entry("int", None, SEED, "")}, where)
+    seed = typed({"seed": cell["seed"]}, {"seed": Entry("int", allowed=SEED)}, where)
     epsilon = canonical_epsilon(cell["epsilon"]) if private else "inf"
     return _names(cell) | {"epsilon": epsilon, **seed, "settings": settings, "experiment": "quadratic"}
 
@@ -184,4 +138,3 @@ STUDIES = {
         ("ranks", "dimensions", "seeds", "epsilon", "settings", "methods"), _quadratic, _check_quadratic
     ),
 }
-KINDS = (LANGUAGE, *STUDIES)

@@ -154,11 +154,9 @@ def _read(name: str, file: Path) -> Card | None:
 @cache
 def _known_classes() -> dict[str, ast.ClassDef]:
     """The classes of this package that a method may inherit from."""
-    package, files = (
-        Path(__file__).parents[1],
-        ("zeroth_order/two_point.py", "private_two_point.py", "algorithm.py"),
-    )
-    nodes = [node for file in files for node in ast.parse((package / file).read_text("utf-8")).body]
+    package, nodes = Path(__file__).parents[1], []
+    for file in ("zeroth_order/two_point.py", "private_two_point.py", "algorithm.py"):
+        nodes += ast.parse((package / file).read_text("utf-8")).body
     return {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
 
 
@@ -172,14 +170,13 @@ def _bases(node: ast.ClassDef) -> list[ast.ClassDef]:
 def _constants(cls: ast.ClassDef) -> Iterator[tuple[str, Any]]:
     """(name, value) of what the class assigns, with or without an annotation."""
     for statement in cls.body:
-        if isinstance(statement, ast.Assign):
-            targets, value = statement.targets, statement.value
-        elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
-            targets, value = [statement.target], statement.value
-        else:
-            continue
-        constant = value.value if isinstance(value, ast.Constant) else _Expression(ast.unparse(value))
-        yield from ((target.id, constant) for target in targets if isinstance(target, ast.Name))
+        if isinstance(statement, (ast.Assign, ast.AnnAssign)) and (value := statement.value) is not None:
+            constant = value.value if isinstance(value, ast.Constant) else _Expression(ast.unparse(value))
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            yield from ((target.id, constant) for target in targets if isinstance(target, ast.Name))
+
+
+_NOTHING = ast.Name("nothing")  # in place of a missing annotation
 
 
 class _Expression(str):
@@ -202,30 +199,31 @@ def _settings(
         raise UsageError(
             f"{where} has no __init__, whose keyword-only arguments are the settings: give it one"
         )
-    arguments: dict[str, tuple[ast.arg, ast.expr | None]] = {}
+    arguments: dict[str, tuple[str, ast.expr | None]] = {}  # name -> annotation, default
     for init in inits:
         pairs = zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True)
-        arguments = {a.arg: (a, d) for a, d in pairs} | arguments
+        arguments = {a.arg: (ast.unparse(a.annotation or _NOTHING), d) for a, d in pairs} | arguments
         if not init.args.kwarg:
             break
     if arguments.pop("seed", None) is None:
         raise UsageError(
             f"{where}: __init__ takes no seed: add `seed: int = 0` to its keyword-only arguments"
         )
-    for name in NOT_IN_SWEEPS:
-        arguments.pop(name, None)
-    for argument, _ in arguments.values():
-        kind = ast.unparse(argument.annotation) if argument.annotation else "nothing"
+    settings: dict[str, str] = {}
+    defaults: dict[str, object] = {}
+    for name, (kind, default) in arguments.items():
+        if name in NOT_IN_SWEEPS:
+            continue
         if kind not in TYPES and not kind.startswith("Literal["):
             raise UsageError(
-                f"{where}: argument {argument.arg} is annotated with {kind}, but a setting is an int, float, "
+                f"{where}: argument {name} is annotated with {kind}, but a setting is an int, float, "
                 "str, bool or a Literal of texts"
             )
-    settings = {name: ast.unparse(a.annotation) for name, (a, _) in arguments.items() if a.annotation}
-    try:
-        defaults = {name: ast.literal_eval(d) for name, (_, d) in arguments.items() if d is not None}
-    except ValueError:
-        raise UsageError(
-            f"{where}: a default is no constant, but settings are written out: write it out"
-        ) from None
-    return settings, frozenset(arguments.keys() - defaults.keys()), defaults
+        settings[name] = kind
+        try:
+            defaults |= {name: ast.literal_eval(default)} if default is not None else {}
+        except ValueError:
+            raise UsageError(
+                f"{where}: a default is no constant, but settings are written out: write it out"
+            ) from None
+    return settings, frozenset(settings.keys() - defaults.keys()), defaults

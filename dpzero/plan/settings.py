@@ -1,4 +1,4 @@
-"""Settings of a cell: type, default, allowed values and help, in the one table that check and help read.
+"""Settings of a cell: the table of `settings.yaml`, its validator, and the rules between settings.
 
 Imports no torch.
 """
@@ -7,13 +7,22 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 from ..errors import UsageError, unknown
+from ..language.data import tasks
+from ..language.data.datasets import ALL, Draw
+from ..language.models import model_catalogue
+from ..privacy.accounting import Setting
+from ..privacy.public_implementations import IMPLEMENTATIONS
 from . import registry
-
-TYPES = registry.TYPES
+from .registry import TYPES, Card
 
 # Ranges of numbers ------------------------------------------------------------------------------------------
 
@@ -50,6 +59,13 @@ FACTOR = Range(1e-12, 1e12)  # the product of two larger numbers would overflow 
 DELTA = Range(0, 1, below=True)
 SEED = Range(0, 2**32 - 1)  # what NumPy's legacy generator takes, which draws the published splits
 EPSILON = Range(1e-6, 1e6)
+RANGES = {  # names that settings.yaml has for them
+    "count": COUNT,
+    "positive_count": POSITIVE_COUNT,
+    "not_negative": NOT_NEGATIVE,
+    "factor": FACTOR,
+    "delta": DELTA,
+}
 
 
 def number(value: object, kind: type, allowed: Range) -> int | float:
@@ -78,10 +94,10 @@ def number(value: object, kind: type, allowed: Range) -> int | float:
 class Entry:
     """One setting."""
 
-    kind: str  # int, float, str or bool
-    default: object  # None: it must be given
-    allowed: Range | tuple[str, ...] | None
-    help: str
+    type: str = ""  # int, float, str or bool
+    default: object = None  # None: it must be given
+    allowed: Range | tuple[str, ...] | None = None
+    help: str = ""
     omit_default: bool = False  # a cell names it only if it differs from the default
     private: bool = False  # for methods that add noise
     many: bool = False  # a list of values
@@ -119,13 +135,9 @@ def value_of(where: str, key: str, value: object, entry: Entry) -> object:
     if entry.many:
         if not isinstance(value, list) or not value:
             raise UsageError(f"{where}: setting {key} is {value!r}, but must be a list of numbers")
-        return [_one(where, key, item, entry) for item in value]
-    return _one(where, key, value, entry)
-
-
-def _one(where: str, key: str, value: object, entry: Entry) -> object:
-    kind, allowed = TYPES[entry.kind], entry.allowed
-    wrong = f"{where}: setting {key} is {value!r}, but must be of type {entry.kind}"
+        return [value_of(where, key, item, replace(entry, many=False)) for item in value]
+    kind, allowed = TYPES[entry.type], entry.allowed
+    wrong = f"{where}: setting {key} is {value!r}, but must be of type {entry.type}"
     if kind in (int, float):
         try:
             return number(value, kind, allowed if isinstance(allowed, Range) else ANY)
@@ -138,134 +150,45 @@ def _one(where: str, key: str, value: object, entry: Entry) -> object:
     return value
 
 
+def listed(value: object) -> list:
+    """One value may stand without brackets, in a file as on the command line."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
 # The table --------------------------------------------------------------------------------------------------
 
-SAMPLINGS = ("poisson", "random_allocation", "without_replacement", "full_batch")
-VERSION = Entry("int", 1, COUNT, "raise it to run again after the code changed")
 
-# Settings of every run, beside those of its method
-RUN_SETTINGS: dict[str, Entry] = {
-    "tune": Entry("str", "bias", ("full", "bias", "lora", "prefix", "head"), "trainable parameters"),
-    "batch_size": Entry(
-        "int", 16, POSITIVE_COUNT, "expected batch size (Poisson batches vary); all rows if there are fewer"
-    ),
-    "steps": Entry("int", None, COUNT, "training steps; 0 for a method that trains nothing"),
-    "max_length": Entry("int", None, POSITIVE_COUNT, "tokens of a text, which is cut beyond them"),
-    "token_budget": Entry("int", 2048, POSITIVE_COUNT, "padded tokens of a micro-batch"),
-    "compute": Entry(
-        "str",
-        "float32",
-        ("float32", "bfloat16"),
-        "type of matrix products; weights and losses are always float32",
-    ),
-    "evaluate_every": Entry("int", 0, COUNT, "steps between points of the learning curve; 0: start and end"),
-    "curve_examples": Entry("int", 256, COUNT, "dev examples for a point of the curve"),
-    "split": Entry("str", "test", ("test", "dev"), "split of the metric; dev for choosing settings"),
-    "iterate": Entry(
-        "str",
-        "last",
-        ("last", "best_dev", "accounted"),
-        "checkpoint that is reported: the last; the one with the least dev loss; or the one that a private "
-        "choice takes by dev accuracy (best_dev for methods without noise)",
-        omit_default=True,
-    ),
-    "noise_key": Entry(
-        "str", "published", ("published", "secret"), "secret: the run is a private release", private=True
-    ),
-    "noise_arithmetic": Entry(
-        "str",
-        None,
-        ("float", "exact"),
-        "exact: integer sums and discrete noise, for methods that release scalars",
-        private=True,
-    ),
-    "delta": Entry(
-        "float", 1e-5, DELTA, "of (epsilon, delta); 0 with Laplace noise is pure epsilon", private=True
-    ),
-    "mechanism": Entry("str", "gaussian", ("gaussian", "laplace"), "distribution of the noise", private=True),
-    "sampling": Entry("str", "poisson", SAMPLINGS, "how batches are drawn"),
-    "adjacency": Entry(
-        "str", "add_remove", ("add_remove", "replace_one"), "how neighbouring data sets differ", private=True
-    ),
-    "version": VERSION,
-    "as_published": Entry(
-        "bool",
-        False,
-        None,
-        "sample, add noise and divide as the method's public code does",
-        omit_default=True,
-    ),
-    "shots": Entry(
-        "int",
-        0,
-        COUNT,
-        "training rows of each class, drawn as by LM-BFF with the cell's seed; 0: all",
-        omit_default=True,
-    ),
-    "train_examples": Entry(
-        "int",
-        0,
-        COUNT,
-        "training rows in all, drawn as by MeZO on OPT with the cell's seed; 0: all",
-        omit_default=True,
-    ),
-    "demonstrations": Entry(
-        "int",
-        0,
-        COUNT,
-        "training rows in front of each prompt, for a method that trains nothing",
-        omit_default=True,
-    ),
-    "data": Entry(
-        "str", "", None, "SHA-256 of the task's local files: computed, not chosen", omit_default=True
-    ),
-    "weights": Entry(
-        "str", "", None, "SHA-256 of the model's local files: computed, not chosen", omit_default=True
-    ),
-}
+def _entry(allowed: str | list | None = None, **fields: Any) -> Entry:
+    """An entry of settings.yaml."""
+    if isinstance(allowed, str):
+        return Entry(allowed=RANGES[allowed], **fields)
+    if allowed and not isinstance(allowed[0], str):
+        return Entry(allowed=Range(*allowed), **fields)
+    return Entry(allowed=tuple(allowed) if allowed else None, **fields)
+
+
+_TABLE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+SCHEMAS = {part: {name: _entry(**row) for name, row in rows.items()} for part, rows in _TABLE.items()}
+RUN_SETTINGS = SCHEMAS["run"]
 DERIVED = {"max_length": "the task's", "noise_arithmetic": "exact for scalars under a secret key, else float"}
 
-# Settings of methods: type, default and choices stand in the method's signature; these are the ranges and the
-# help
-METHOD_SETTINGS: dict[str, tuple[Range | None, str]] = {
-    "learning_rate": (Range(1e-30, 1e30), "step size"),
-    "clip": (
-        FACTOR,
-        "bound on one example's contribution: a loss difference, or the norm of a gradient or of several "
-        "differences",
-    ),
-    "smoothing": (FACTOR, "distance of the two points from the weights, along the direction"),
-    "directions": (Range(1, 2**20), "random directions of one batch"),
-    "direction_law": (None, "distribution of the directions"),
-    "direction_rank": (Range(1, 2**20), "rank of low_rank directions"),
-    "perturb": (None, "where weights are perturbed: in place, or as they are read"),
-    "second_moment": (DELTA, "decay of Adam's second moment of the released scalars; 0: none"),
-    "optimizer": (None, "name of torch's optimizer"),
-    "weight_decay": (NOT_NEGATIVE, "decoupled weight decay of the optimizer"),
-    "implementation": (None, "implementation of torch's optimizer"),
-    "clipping": (
-        None,
-        "hooks: per-sample gradients in memory; ghost: norms alone, and a second backward pass",
-    ),
-    "stages": (Range(1, 64), "stages, each twice as long as the one before and with half its learning rate"),
-    "first_stage": (COUNT, "steps of the first stage; 0: the stages share the steps"),
-}
 REMOVED = ("both_signs", "cuda_graphs", "regularization")  # settings and values that there are no longer
 
 
-def method_settings(card: registry.Card) -> dict[str, Entry]:
+def method_settings(card: Card) -> dict[str, Entry]:
     """A method's own settings: its signature, with ranges of the table. Other numbers may have any value."""
-    found = {}
+    entries = {}
     for name, kind in card.settings.items():
-        allowed, words = METHOD_SETTINGS.get(name, (None, ""))
-        choices = registry.choices(kind)
-        plain = "str" if choices else kind
-        fallback = choices or (ANY if plain in ("int", "float") else None)
-        found[name] = Entry(plain, card.defaults.get(name), allowed or fallback, words)
-    return found
+        entry, choices = SCHEMAS["method"].get(name, Entry()), registry.choices(kind)
+        kind = "str" if choices else kind
+        allowed = entry.allowed or choices or (ANY if kind in ("int", "float") else None)
+        entries[name] = replace(entry, type=kind, default=card.defaults.get(name), allowed=allowed)
+    return entries
 
 
-def cell_settings(card: registry.Card) -> dict[str, Entry]:
+def cell_settings(card: Card) -> dict[str, Entry]:
     """All settings of a cell of this method."""
     return RUN_SETTINGS | method_settings(card)
 
@@ -284,12 +207,10 @@ def rows() -> Iterator[tuple[str, ...]]:
 
 def _shown(name: str, entry: Entry) -> tuple[str, str, str, str]:
     allowed = ", ".join(entry.allowed) if isinstance(entry.allowed, tuple) else str(entry.allowed or "")
-    default = str(entry.default)
-    if entry.kind == "bool":
+    default = DERIVED.get(name, "must be given") if entry.default is None else str(entry.default)
+    if entry.type == "bool":
         allowed, default = "true, false", default.lower()
-    if entry.default is None:
-        default = DERIVED.get(name, "must be given")
-    return entry.kind, default, allowed, entry.help
+    return entry.type, default, allowed, entry.help
 
 
 def markdown() -> str:
@@ -297,3 +218,182 @@ def markdown() -> str:
     heading = ("setting", "methods", "type", "default", "allowed", "what it is")
     lines = [heading, ("---",) * len(heading), *rows()]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+# The settings of one cell -----------------------------------------------------------------------------------
+
+DECIDED_BY_PUBLIC_CODE = ("mechanism", "sampling", "adjacency", "noise_arithmetic")
+
+
+def canonical_epsilon(value: object) -> str:
+    """2, 2.0, "2" -> "2"; .5 -> "0.5": one spelling for paths and keys."""
+    try:
+        decimal = Decimal(str(value) if str(value).isascii() else "nan")
+    except InvalidOperation:
+        decimal = Decimal(0)
+    if not decimal.is_finite() or decimal <= 0:
+        raise UsageError(
+            f"epsilon {value!r} is not a positive number: non-private methods are listed without one, so "
+            "give numbers only"
+        )
+    if float(decimal) not in EPSILON:
+        raise UsageError(f"epsilon {value!r} is out of range: give a number {EPSILON}")
+    return format(decimal.normalize(), "f")
+
+
+def check_settings(
+    cell: Mapping, card: Card, layers: Iterable[Mapping], for_others: Callable[[str], bool] = lambda _: False
+) -> dict[str, Any]:
+    """Check and complete the settings of a cell.
+
+    Args:
+        cell: has task, model and method.
+        card: the method's.
+        layers: settings, of which the last layer wins.
+        for_others: whether a setting is meant for other methods; the first layer may hold such.
+
+    Returns:
+        The settings by name. A setting with `omit_default` is left out if it has its default.
+
+    Raises:
+        UsageError: a setting that is unknown, missing, of another type, or whose privacy no proof covers.
+    """
+    where, schema = f"method {cell['method']}", cell_settings(card)
+    settings: dict[str, Any] = {name: entry.default for name, entry in RUN_SETTINGS.items()}
+    for depth, layer in enumerate(layers):
+        for key, value in layer.items():
+            if removed := [word for word in REMOVED if word in (key, value)]:
+                raise UsageError(f"{where}: {removed[0]} was removed: leave it out")
+            if key in schema:
+                settings[key] = value_of(where, key, value, schema[key])
+            elif depth > 0 or not for_others(key):
+                raise UsageError(f"{where}: " + unknown("setting", key, schema))
+    _check_steps(where, card, settings)
+    if settings["as_published"] and card.file not in IMPLEMENTATIONS:
+        raise UsageError(
+            f"{where}: as_published is offered for {', '.join(IMPLEMENTATIONS)}, so leave it out"
+        )
+    settings["batch_size"] = min(settings["batch_size"], _most_rows(cell["task"], settings))
+    if card.private:
+        _check_privacy(where, card, settings)
+    else:
+        settings = {k: v for k, v in settings.items() if not (k in RUN_SETTINGS and RUN_SETTINGS[k].private)}
+    _check_checkpoint_selection(where, card, cell["task"], settings)
+    _check_rows(where, card, settings)
+    _add_digests(cell, settings)
+    omitted = {k for k, entry in RUN_SETTINGS.items() if entry.omit_default and settings[k] == entry.default}
+    return {key: settings[key] for key in sorted(settings.keys() - omitted)}
+
+
+def _check_steps(where: str, card: Card, settings: dict) -> None:
+    if card.order is None:
+        settings |= {"steps": 0, "iterate": "last"}
+    for key in (*sorted(card.required), "steps"):
+        if settings.get(key) is None and key != "seed":
+            raise UsageError(f"{where} needs the setting {key!r}: add it to its stanza in the sweep")
+    if card.order is not None and not settings["steps"]:
+        raise UsageError(f"{where}: setting steps is 0, but a method that trains takes at least 1")
+
+
+def _check_privacy(where: str, card: Card, settings: dict) -> None:
+    """Refuse what no proof covers before anything runs, whatever the size of the data."""
+    size = settings["batch_size"]
+    names = ("mechanism", "sampling", "adjacency", "steps", "delta")
+    try:
+        Setting(dataset_size=size, batch_size=size, **{name: settings[name] for name in names})
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}") from error
+    if settings["noise_arithmetic"] == "exact" and card.order == 1:
+        raise UsageError(
+            f"{where}: exact noise is offered for methods that release scalars: use noise_arithmetic float"
+        )
+    if settings["as_published"]:
+        for key in DECIDED_BY_PUBLIC_CODE:
+            if settings.pop(key) not in (RUN_SETTINGS[key].default, "float"):
+                raise UsageError(f"{where}: as_published decides {key} itself, so leave {key} out")
+    elif settings["noise_arithmetic"] is None:
+        secret_scalars = settings["noise_key"] == "secret" and card.order == 0
+        settings["noise_arithmetic"] = "exact" if secret_scalars else "float"
+
+
+def _check_checkpoint_selection(where: str, card: Card, task: str, settings: dict) -> None:
+    """Dev rows are private: a release reports no checkpoint that was chosen on them without noise."""
+    if settings["iterate"] == "accounted" and not card.private:
+        settings["iterate"] = "best_dev"
+    rule = settings["iterate"]
+    if rule == "last":
+        return
+    if not settings["curve_examples"]:
+        raise UsageError(f"{where}: iterate {rule} needs dev examples: give curve_examples")
+    if rule == "best_dev":
+        if settings.get("noise_key") == "secret":
+            raise UsageError(
+                f"{where}: iterate best_dev with noise_key secret, but dev rows are private and the choice "
+                "is not accounted: take iterate accounted, or leave it out"
+            )
+        return
+    if settings["as_published"]:
+        raise UsageError(f"{where}: as_published accounts for no choice: leave iterate out")
+    if not 0 < settings["evaluate_every"] < settings["steps"]:
+        raise UsageError(
+            f"{where}: iterate accounted chooses among points of the curve: give evaluate_every below "
+            f"{settings['steps']} steps"
+        )
+    metric = tasks.load(task).metric
+    if metric != "accuracy":
+        raise UsageError(
+            f"task {task}: iterate accounted counts right answers, but {metric} is no such count: leave "
+            "iterate out"
+        )
+
+
+# Rows and weights -------------------------------------------------------------------------------------------
+
+
+def _check_rows(where: str, card: Card, settings: dict) -> None:
+    if settings["shots"] and settings["train_examples"]:
+        raise UsageError(f"{where}: shots and train_examples both say which rows to draw: give one")
+    if settings["demonstrations"] and card.order is not None:
+        raise UsageError(
+            f"{where}: demonstrations are private examples that stand in every prompt, for a method that "
+            "trains nothing: leave them out"
+        )
+
+
+def _add_digests(cell: Mapping, settings: dict) -> None:
+    """Name local rows and weights by their digests: other files make another cell.
+
+    A release does not name its rows: an adversary who knows all rows but one could try the last until the
+    digest fits.
+    """
+    release = settings.get("noise_key") == "secret"
+    settings["data"] = "" if release else settings["data"] or tasks.local_digest(cell["task"]) or ""
+    settings["weights"] = settings["weights"] or model_catalogue.local_digest(cell["model"]) or ""
+
+
+def _most_rows(task: str, settings: dict) -> float:
+    """Upper bound on the training rows, as far as the draw alone says; a larger batch holds all rows."""
+    labels = len(tasks.stanza(task).get("words", {})) or math.inf
+    by_shots = settings["shots"] * labels if settings["shots"] else math.inf
+    return min(by_shots, settings["train_examples"] or math.inf)
+
+
+def draw_of(cell: Mapping) -> Draw:
+    """Which rows a cell trains on."""
+    drawn = {key: cell["settings"].get(key, 0) for key in ("shots", "train_examples", "demonstrations")}
+    return Draw(**drawn, seed=cell["seed"]) if any(drawn.values()) else ALL
+
+
+def check_files(cell: Mapping) -> None:
+    """Raise UsageError if the local weights or rows are not those that the cell was made for."""
+    task, model, settings = cell["task"], cell["model"], cell["settings"]
+    digests = {f"weights of model {model}": ("weights", model_catalogue.local_digest(model), "model_dir")}
+    if settings.get("noise_key") != "secret":
+        digests[f"rows of task {task}"] = ("data", tasks.local_digest(task), "data_dir")
+    for what, (key, found, place) in digests.items():
+        planned = settings.get(key)
+        if planned != found:
+            raise UsageError(
+                f"the {what} are {found or 'not local'}, but the cell was made for "
+                f"{planned or 'those of the hub'}: give the {place} that it was made with"
+            )

@@ -1,9 +1,9 @@
 """A sweep file becomes cells, one for each run. Imports no torch, so that planning is instant.
 
-experiment: KIND            `language` by default; for the files of other kinds see `experiment_types`
+experiment: KIND            `language` by default, which trains a language model; a study (`experiment_types`)
 extends: NAME               start from another sweep
 include: [FOLDER]           folders of own tasks, models, methods and sweeps, relative to this file (see `include`)
-chosen: RULE                how the settings were chosen, one of CHOSEN: a heading of the tables
+tuning: RULE                how the settings were chosen, one of TUNING: a heading of the tables
 tasks, models, epsilons, seeds:      the axes; any of them, and `methods`, narrows on the command line
 settings:                   of every run
 gpu_share:                  how many runs may be on one GPU if its memory allows; 1 by default
@@ -15,7 +15,8 @@ overrides: {TASK/MODEL/METHOD: {SETTING: value}}      `*` for any; the most spec
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,25 +25,46 @@ import yaml
 
 from .. import include
 from ..errors import UsageError, unknown
+from ..files import run_id
 from ..language.data import tasks
 from ..language.models import model_catalogue
-from .cell import canonical_epsilon, check_settings, run_id
-from .experiment_types import LANGUAGE, STUDIES, kind_of, listed
-from .registry import Card, card
-from .settings import POSITIVE, POSITIVE_COUNT, SEED, number
+from .experiment_types import STUDIES
+from .registry import card
+from .settings import (
+    POSITIVE,
+    POSITIVE_COUNT,
+    SEED,
+    Entry,
+    canonical_epsilon,
+    check_settings,
+    listed,
+    number,
+    value_of,
+)
 
 FOLDER = Path(__file__).parents[1] / "sweeps"
 AXES = ("tasks", "models", "methods", "epsilons", "seeds")
 STANZA = ("use", "title")
 NEEDED = ("task", "model", "method", "epsilon", "seed", "settings")  # of a cell given by hand
-CHOSEN = {
+LANGUAGE = "language"  # the kind of experiment that trains a language model
+DEFAULTS: dict[str, Any] = {"experiment": LANGUAGE, "gpu_share": 1, "core_seconds": None, "tokens": {}}
+TUNING = {  # how settings were chosen, as the headings of tables say it
     "fixed": "settings fixed beforehand",
-    "nothing": "",  # no heading says it
+    "none": "",
     "dev": "settings chosen on dev (not accounted)",
-    "elsewhere": "settings chosen on dev rows of other tasks, or fixed beforehand (not accounted)",
-    "stated": "settings as the paper states them, else defaults of its code or ours (not tuned here; choices not accounted)",
-    "best of grid": "settings best of the grid (not accounted)",
-    "tries": "every try of a grid, none chosen",
+    "transferred": "settings chosen on dev rows of other tasks, or fixed beforehand (not accounted)",
+    "from_paper": "settings as the paper states them, else defaults of its code or ours (not tuned here; "
+    "choices not accounted)",
+    "best_of_grid": "settings best of the grid (not accounted)",
+    "grid": "every try of a grid, none chosen",
+}
+RENAMED = {  # old names of keys and rules, which are read for one version
+    "chosen": "tuning",
+    "nothing": "none",
+    "elsewhere": "transferred",
+    "stated": "from_paper",
+    "best of grid": "best_of_grid",
+    "tries": "grid",
 }
 
 
@@ -96,42 +118,24 @@ def load(name: str, **narrowed: object) -> dict[str, dict]:
     Raises:
         UsageError: a name or value that is not known, before anything runs.
     """
-    sweep = _read(str(name))
+    sweep = read(name)
     for axis in narrowed:
         if axis not in AXES:
             raise UsageError(unknown("axis", axis, AXES))
     chosen = {axis: listed(_split(value)) for axis, value in narrowed.items()}
-    kind = kind_of(sweep)
-    if kind == LANGUAGE:
+    if sweep["experiment"] == LANGUAGE:
         return _expand(sweep, chosen, str(name))
-    study = STUDIES[kind]
+    study = STUDIES[sweep["experiment"]]
     _check_keys(sweep, str(name), study.keys)
     return _narrow([study.check(cell) for cell in study.cells(sweep)], chosen)
 
 
-def kind(name: str) -> str:
-    """The kind of experiment that a sweep is."""
-    return kind_of(_read(str(name)))
-
-
-def gpu_share(name: str) -> int:
-    """How many runs of this sweep may be on one GPU."""
-    return _read(name).get("gpu_share", 1)
-
-
-def chosen(name: str) -> str:
-    """The rule by which the settings of a sweep were chosen, in words."""
-    return CHOSEN[_read(name)["chosen"]]
-
-
-def core_seconds(name: str) -> float | None:
-    """Measured seconds of one run on one CPU core; None if the sweep does not say."""
-    return _read(name).get("core_seconds")
-
-
-def tokens(name: str) -> dict[str, float]:
-    """Mean tokens of a prompt, by task; empty if the sweep does not say."""
-    return _read(name).get("tokens", {})
+def kind_of(sweep_or_cell: dict) -> str:
+    """The kind of experiment, for the studies a module of `dpzero.studies`."""
+    kind, kinds = sweep_or_cell.get("experiment", LANGUAGE), (LANGUAGE, *STUDIES)
+    if not isinstance(kind, str) or kind not in kinds:
+        raise UsageError(unknown("kind of experiment", kind, kinds))
+    return kind
 
 
 def complete(spec: object) -> dict:
@@ -153,58 +157,63 @@ def complete(spec: object) -> dict:
     known = {axis: names for axis, names in _known([]).items() if axis != "methods"}
     _check_axes({axis: [spec[axis.removesuffix("s")]] for axis in AXES}, known)
     stanza = {key: spec[key] for key in STANZA if key in spec} | spec["settings"]
-    half, method_card = _cell(spec, stanza, {spec["method"]: stanza}, {}, {})
-    return _placed(half, method_card, spec["epsilon"], spec["seed"])
+    return next(_cells(spec, {spec["method"]: stanza}, {}, {}, [spec["epsilon"]], [spec["seed"]]))
 
 
 # The file ---------------------------------------------------------------------------------------------------
 
 
-def _read(name: str, before: tuple[str, ...] = ()) -> dict:
-    """A sweep file with the one that it extends. `before`: the sweeps that extend this one.
+def read(name: str, before: tuple[str, ...] = ()) -> dict:
+    """A sweep file with the one that it extends, and the defaults of its keys.
 
-    The folders under `include`, relative to the file, are included in this process.
+    The folders under `include`, relative to the file, are included in this process. `before`: the sweeps that
+    extend this one.
     """
-    text = _text(name)
+    where, file = f"sweep {name}", _find(str(name))
     if name in before:
-        raise UsageError(
-            f"sweep {name} extends itself ({', '.join((*before, name))}): take one `extends` out"
-        )
+        raise UsageError(f"{where} extends itself ({', '.join((*before, name))}): take one `extends` out")
     try:
-        sweep = yaml.safe_load(text) or {}
+        sweep = yaml.safe_load(file.read_text("utf-8")) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {where} ({error}): save it as UTF-8") from None
     except yaml.YAMLError as error:
-        raise UsageError(f"sweep {name}: not valid YAML ({' '.join(str(error).split())})") from error
-    _check_shape(sweep, f"sweep {name}")
+        raise UsageError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from error
+    _check_shape(sweep, where)
+    sweep = {_new_name(key, where): value for key, value in sweep.items()}
     for folder in listed(sweep.pop("include", None)):
-        include.add(_find(name).parent / Path(str(folder)).expanduser(), f"sweep {name}, include")
-    base = _read(sweep.pop("extends"), (*before, name)) if "extends" in sweep else {}
+        include.add(file.parent / Path(str(folder)).expanduser(), f"{where}, include")
+    base = read(sweep.pop("extends"), (*before, name)) if "extends" in sweep else DEFAULTS
     if sweep.get("methods"):
         sweep["methods"] = spread_grids(sweep["methods"])
-    merged = {**base, **sweep}
-    if "chosen" not in merged:
-        raise UsageError(
-            f"sweep {name} does not say how its settings were chosen: give `chosen`, one of "
-            f"{', '.join(CHOSEN)}"
-        )
-    if merged["chosen"] not in CHOSEN:
-        raise UsageError(f"sweep {name}: " + unknown("rule of choice", merged["chosen"], CHOSEN))
+    merged = base | sweep
+    if "tuning" not in merged:
+        rules = ", ".join(TUNING)
+        raise UsageError(f"{where} does not say how its settings were chosen: give `tuning`, one of {rules}")
+    merged["tuning"] = _new_name(merged["tuning"], where)
+    if merged["tuning"] not in TUNING:
+        raise UsageError(f"{where}: " + unknown("rule of choice", merged["tuning"], TUNING))
     _check_overrides(sweep.get("overrides") or {}, merged.get("methods") or {})
     for key in {"settings", "overrides"} & merged.keys():
-        merged[key] = {**(base.get(key) or {}), **(sweep.get(key) or {})}
+        merged[key] = (base.get(key) or {}) | (sweep.get(key) or {})
+    kind_of(merged)
     return merged
 
 
-def _text(name: str) -> str:
-    try:
-        return _find(name).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read sweep {name} ({error}): save it as UTF-8") from None
+def _new_name(name: str, where: str) -> str:
+    """The present name of a key or rule; for an old one, a line says so."""
+    if name in RENAMED:
+        print(f"dpzero: {where}: {name} is called {RENAMED[name]} now", file=sys.stderr)
+    return RENAMED.get(name, name)
 
 
 OBJECTS = {"settings", "tokens"}
 OBJECTS_OF_OBJECTS = {"methods", "overrides", "ranks"}
 ROWS = {"series": ("models", "methods", "sizes", "measure"), "published": ("epsilons",)}  # with their lists
-TEXTS = {"extends", "experiment", "description", "selection", "chosen"}
+TEXTS = {"extends", "experiment", "description", "selection", "tuning", "chosen"}
+NUMBERS = {
+    "gpu_share": Entry("int", allowed=POSITIVE_COUNT),
+    "core_seconds": Entry("float", allowed=POSITIVE),
+}
 
 
 def _check_shape(sweep: object, where: str) -> None:
@@ -218,6 +227,8 @@ def _check_shape(sweep: object, where: str) -> None:
                 raise UsageError(f"{where}: {key} must hold {{NAME: value}} pairs, not {value!r}")
         elif key in TEXTS and not isinstance(value, str):
             raise UsageError(f"{where}: {key} is {value!r}, but must be a text")
+        elif key in NUMBERS:
+            value_of(where, key, value, NUMBERS[key])
         elif key in ("dimensions", "seeds", "include"):
             _check_values(value, f"{where}: {key}")
         elif key in ROWS:
@@ -225,13 +236,8 @@ def _check_shape(sweep: object, where: str) -> None:
                 raise UsageError(f"{where}: {key} must be a list of {{NAME: value}} objects, not {value!r}")
             for name, item in ((name, item) for row in value for name, item in row.items()):
                 _check_values(item if name in ROWS[key] else [item], f"{where}: {name} in {key}")
-    tokens = sweep.get("tokens") or {}
-    numbers = [("gpu_share", int, POSITIVE_COUNT, sweep), ("core_seconds", float, POSITIVE, sweep)]
-    for key, kind, allowed, holder in numbers + [(task, float, POSITIVE, tokens) for task in tokens]:
-        try:
-            number(holder.get(key, 1), kind, allowed)
-        except ValueError:
-            raise UsageError(f"{where}: {key} is {holder[key]!r}, but must be a number, {allowed}") from None
+    for task, tokens in (sweep.get("tokens") or {}).items():
+        value_of(where, f"tokens of {task}", tokens, NUMBERS["core_seconds"])
 
 
 def _check_values(values: object, where: str) -> None:
@@ -242,10 +248,10 @@ def _check_values(values: object, where: str) -> None:
 
 
 def _check_keys(sweep: dict, name: str, own: Iterable[str]) -> None:
-    shared = ("experiment", "description", "selection", "chosen", "core_seconds", "tokens", "gpu_share")
+    allowed = (*own, *DEFAULTS, "description", "selection", "tuning")
     for key in sweep:
-        if key not in (*own, *shared):
-            raise UsageError(f"sweep {name}: " + unknown("key", key, (*own, *shared)))
+        if key not in allowed:
+            raise UsageError(f"sweep {name}: " + unknown("key", key, allowed))
 
 
 def spread_grids(stanzas: dict[str, dict | None]) -> dict[str, dict | None]:
@@ -295,20 +301,22 @@ def _expand(sweep: dict, narrowed: dict[str, list], name: str) -> dict[str, dict
     for task, model, method in product(axes["tasks"], axes["models"], axes["methods"]):
         place = {"task": task, "model": model, "method": method}
         settings, overrides = sweep.get("settings") or {}, sweep.get("overrides") or {}
-        half, method_card = _cell(place, stanzas[method] or {}, stanzas, settings, overrides)
-        for epsilon, seed in product(axes["epsilons"], axes["seeds"]):
-            cell = _placed(half, method_card, epsilon, seed)
+        for cell in _cells(place, stanzas, settings, overrides, axes["epsilons"], axes["seeds"]):
             cells.setdefault(run_id(cell), cell)
     if not cells:
         raise UsageError(f"sweep {name} has no runs: give every axis at least one value")
     return cells
 
 
-def _cell(
-    place: Mapping, stanza: dict, stanzas: Mapping, settings: dict, overrides: dict
-) -> tuple[dict, Card]:
-    """A cell without its epsilon and seed, on which no setting depends, and the card of its method."""
+def _cells(
+    place: Mapping, stanzas: Mapping, settings: dict, overrides: dict, epsilons: Iterable, seeds: Iterable
+) -> Iterator[dict]:
+    """The cells of a task, model and method (`place`), whose settings depend on neither epsilon nor seed.
+
+    Epsilon and seed stand in the spelling that all runs with the same outcome share.
+    """
     task, method = place["task"], place["method"]
+    stanza = stanzas[method] or {}
     use = stanza.get("use", method)
     method_card = card(use)
 
@@ -317,36 +325,28 @@ def _cell(
 
     own = {key: value for key, value in stanza.items() if key not in STANZA}
     shared = {"max_length": tasks.stanza(task)["max_length"]} | settings
-    layers = [shared, own, *_matching(overrides, tuple(place[axis] for axis in ("task", "model", "method")))]
+    layers = [shared, own, *_matching(overrides, (task, place["model"], method))]
     checked = check_settings(place, method_card, layers, for_others)
     title = stanza.get("title", method_card.title if use == method else f"{method_card.title} ({method})")
     if not isinstance(title, str):
         raise UsageError(f"method {method}: title is {title!r}, but must be a text")
     names = {"task": task, "model": place["model"], "method": method, "use": use, "title": title}
-    return names | {"epsilon": None, "seed": None, "settings": checked}, method_card
-
-
-def _placed(half: dict, method_card: Card, epsilon: object, seed: Any) -> dict:
-    """The cell at this epsilon and seed, each in the spelling that all runs with the same outcome share."""
-    settings = dict(half["settings"])
-    shown = settings.get("demonstrations")
-    if method_card.order is None:
-        epsilon = "inf" if shown else "0"  # without demonstrations it reads no private example
-        # a seed changes nothing for what is not trained, unless it draws what is shown or what is scored
-        seed = seed if shown or settings.get("train_examples") else 0
-    else:
-        epsilon = canonical_epsilon(epsilon) if method_card.private else "inf"
-    return half | {"epsilon": epsilon, "seed": int(seed), "settings": settings}
+    shown = checked.get("demonstrations")
+    for epsilon, seed in product(epsilons, seeds):
+        if method_card.order is None:
+            epsilon = "inf" if shown else "0"  # without demonstrations it reads no private example
+            # a seed changes nothing for what is not trained, unless it draws what is shown or what is scored
+            seed = seed if shown or checked.get("train_examples") else 0
+        else:
+            epsilon = canonical_epsilon(epsilon) if method_card.private else "inf"
+        yield names | {"epsilon": epsilon, "seed": int(seed), "settings": dict(checked)}
 
 
 def _matching(overrides: dict, place: tuple[str, str, str]) -> list[dict]:
     """The overrides that match, the most specific last."""
-    matching = []
-    for pattern, values in overrides.items():
-        parts = pattern.split("/")
-        if all(part in ("*", value) for part, value in zip(parts, place, strict=True)):
-            matching.append((sum(part != "*" for part in parts), values or {}))
-    return [values for _, values in sorted(matching, key=lambda pair: pair[0])]
+    patterns = [tuple(pattern.split("/")) for pattern in overrides]
+    matching = [p for p in patterns if all(part in ("*", own) for part, own in zip(p, place, strict=True))]
+    return [overrides["/".join(p)] or {} for p in sorted(matching, key=lambda p: -p.count("*"))]
 
 
 def _narrow(cells: list[dict], chosen: dict[str, list]) -> dict[str, dict]:

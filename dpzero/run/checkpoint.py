@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import pickle
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ import torch
 
 from ..errors import UsageError
 from ..files import replacing, write_whole
-from ..zeroth_order.transcript import read
+from ..zeroth_order import transcript
+from . import record_file
 from .record_file import is_release
 
 SECONDS = 15  # a killed run loses at most about this much
@@ -77,7 +79,7 @@ class Checkpoint:
         Raises UsageError for a checkpoint of another cell or code that holds releases of private data: they
         count.
         """
-        self.folder = folder(out)
+        self.out, self.release, self.folder = out, is_release(cell), folder(out)
         self.ledger, self.transcript = self.folder / "ledger", self.folder / "transcript"
         self.candidates, self._file = self.folder / "candidates", self.folder / "state.pt"
         text = json.dumps({"cell": cell, "code": code}, sort_keys=True)
@@ -163,9 +165,28 @@ class Checkpoint:
     def _rows(self) -> int:
         """Rows of the transcript; 0 if there is none or a damaged one, which is begun anew."""
         try:
-            return len(read(self.transcript)[1])
+            return len(transcript.read(self.transcript)[1])
         except (OSError, ValueError):
             return 0
+
+    def describe_transcript(self, weights: Sequence[torch.Tensor] | None) -> dict | None:
+        """The part `transcript` of the record; None without a transcript.
+
+        weights: tensors that a replay must give again.
+        """
+        try:
+            header, scalars = transcript.read(self.transcript)
+        except (OSError, ValueError):
+            return None
+        if self.release:
+            record_file.refuse_unlisted(header, record_file.ALLOWED_IN_A_TRANSCRIPT)
+        return {
+            "file": record_file.transcript_of(self.out).name,
+            "sha256": hashlib.sha256(self.transcript.read_bytes()).hexdigest(),
+            "steps": len(scalars),
+            "law": header["law"]["version"],
+            "weights_sha256": None if weights is None else transcript.digest(weights),
+        }
 
     def maybe_save(self, state: Callable[[], dict]) -> None:
         if time.monotonic() - self._saved >= SECONDS:

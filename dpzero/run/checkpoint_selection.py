@@ -94,13 +94,6 @@ class Candidates:
         write(torch.load(self.folder / f"{step}.pt", weights_only=True), parameters)
 
 
-def selection_by(rule: str, folder: Path) -> BestDev | Candidates | None:
-    """The selection by a rule; None for the last checkpoint. `folder`: for candidates."""
-    if rule == "accounted":
-        return Candidates(folder)
-    return BestDev() if rule == "best_dev" else None
-
-
 @torch.no_grad()
 def write(source: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
     for mine, theirs in zip(parameters, source, strict=True):

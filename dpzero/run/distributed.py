@@ -8,17 +8,15 @@ from typing import Any
 
 from ..errors import RankFailure, UsageError
 from ..privacy import Budget
-from ..zeroth_order import TwoPoint, transcript
+from ..zeroth_order import transcript
 from ..zeroth_order.distributed import Dismissed, Ranks
 from .checkpoint import Checkpoint
 from .setup import Setup
 
 
-def start_ranks(setup: Setup, method: TwoPoint, path: Path) -> None:
+def start_ranks(setup: Setup, method: Any, path: Path) -> None:
     """Rank 0 sends its transcript at `path`, 12 bytes a step, which brings the others to its own step."""
     ranks = setup.ranks
-    if ranks.size == 1:
-        return
     if method.transcript is None:
         raise UsageError(
             f"{setup.name}: this run keeps no transcript (or has lost it), from which other ranks start: use "
@@ -60,15 +58,13 @@ def _catch_up(method: Any, ranks: Ranks) -> None:
     method.join(ranks)
 
 
-def finish_ranks(setup: Setup, method: TwoPoint) -> None:
+def finish_ranks(setup: Setup, method: Any) -> None:
     """After the last step, check that all ranks have the same weights.
 
     If a release was lost in an earlier process, rank 0's budget ends before those of the others, which do not
     know of it.
     """
     ranks = setup.ranks
-    if ranks.size == 1:
-        return
     if ranks.rank == 0 and method.steps_taken < setup.settings["steps"]:
         ranks.dismiss()
         return
@@ -90,13 +86,3 @@ def cut_back(error: RankFailure, checkpoint: Checkpoint, budget: Budget | None, 
         lines = checkpoint.ledger.read_text("utf-8").splitlines(keepends=True)
         checkpoint.ledger.write_text("".join(lines[: 1 + error.sound]), "utf-8")
     return RankFailure(f"{error}. It will go on from step {error.sound}")
-
-
-def provenance(ranks: Ranks, steps: int) -> dict:
-    """Bytes between rank 0 and each other rank, checks of the weights included; empty for one rank."""
-    if ranks.size == 1:
-        return {}
-    messages = max(1, steps) * (ranks.size - 1)
-    described: dict[str, object] = {"count": ranks.size, "backend": ranks.backend}
-    described |= {"bytes_a_step_from_each": ranks.received_bytes / messages}
-    return {"ranks": described | {"bytes_a_step_to_each": ranks.sent_bytes / messages}}

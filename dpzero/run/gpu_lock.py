@@ -26,7 +26,7 @@ DEVICE_FILES = "DPZERO_DEVICE_FILES"  # folder of the device files; for tests
 SHARE = "DPZERO_GPU_SHARE"  # how many runs may be on one GPU
 JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")  # a batch system's number of this job
 _held: list[list[BinaryIO]] = []  # open files: a lock lives as long as its process
-_listed: list[str | None] = []  # CUDA_VISIBLE_DEVICES before each lease
+_environment: dict[str, str] = {}  # as it was before the lease
 
 
 class Crowded(Exception):
@@ -110,7 +110,7 @@ def lease(gpus: list[str], log: Callable[[str], object] = print) -> str | None:
         return None
 
     gpu = _wait(enter, f"waiting for one of {len(gpus)} GPUs", log)
-    _listed.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    _environment.update(os.environ)
     os.environ["CUDA_VISIBLE_DEVICES"], os.environ[SHARE] = gpu, str(places)
     log(f"on GPU {gpu}" + (f", which up to {places} runs share" if places > 1 else ""))
     return gpu
@@ -142,14 +142,8 @@ def shared() -> bool:
 
 def start_again_alone() -> NoReturn:
     """Start this command again on a GPU of its own. The locks are dropped; the checkpoint stays."""
-    before = _listed.pop()
-    if before is None:
-        del os.environ["CUDA_VISIBLE_DEVICES"]
-    else:
-        os.environ["CUDA_VISIBLE_DEVICES"] = before
-    os.environ[SHARE] = "1"
     sys.stdout.flush()
-    os.execv(sys.executable, sys.orig_argv)
+    os.execve(sys.executable, sys.orig_argv, {**_environment, SHARE: "1"})
 
 
 def _folder() -> Path:
@@ -176,12 +170,8 @@ def _lock(gpu: Path, slot: int, places: int) -> list[BinaryIO]:
 
 def _free_part(gpu: str) -> float | None:
     """The part of the GPU's memory that is free, from 0 to 1; None if nvidia-smi does not say."""
-    command = [
-        "nvidia-smi",
-        f"--id={gpu}",
-        "--query-gpu=memory.free,memory.total",
-        "--format=csv,noheader,nounits",
-    ]
+    command = ["nvidia-smi", f"--id={gpu}", "--query-gpu=memory.free,memory.total"]
+    command += ["--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(command, capture_output=True, encoding="utf-8", check=True, timeout=30).stdout
         free, total = (float(number) for number in answer.split(","))

@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 from .. import __version__, include
@@ -42,7 +42,7 @@ def provenance(method_file: str, device: str) -> dict:
         "method_code": method_digest(method_file),
         "device": device_name(device),
         "python": platform.python_version(),
-        "packages": {name: v for name in PACKAGES if (v := _version(name))},
+        "packages": {name: version(name) for name in PACKAGES},
     }
 
 
@@ -70,17 +70,10 @@ def commit() -> dict:
 
 def core_digest() -> str:
     """SHA-256 of the source that every run shares: the package without what is listed as apart."""
-    return _digest(core_files())
-
-
-def core_files() -> list[Path]:
     package = ROOT / "dpzero"
     apart = {package / path for path in APART}
-    return [
-        file
-        for file in sorted(package.rglob("*"))
-        if file.suffix in SUFFIXES and not apart & {file, *file.parents} and "__pycache__" not in file.parts
-    ]
+    files = (f for f in sorted(package.rglob("*")) if f.suffix in SUFFIXES and "__pycache__" not in f.parts)
+    return _digest([file for file in files if not apart & {file, *file.parents}])
 
 
 def method_digest(name: str) -> str:
@@ -96,9 +89,8 @@ def method_digest(name: str) -> str:
 
 
 def _method_file(name: str) -> Path:
-    if own := include.methods().get(name):
-        return own
-    return ROOT / ("dpzero/algorithm.py" if name == "dpzero" else f"baselines/{name}.py")
+    own = include.methods().get(name)
+    return own or ROOT / ("dpzero/algorithm.py" if name == "dpzero" else f"baselines/{name}.py")
 
 
 def _imported(file: Path) -> Iterator[str]:
@@ -115,11 +107,8 @@ def _imported(file: Path) -> Iterator[str]:
 
 
 def _digest(files: list[Path]) -> str:
-    names = [
-        (file.relative_to(ROOT).as_posix() if file.is_relative_to(ROOT) else file.name).encode()
-        for file in files
-    ]
-    parts = [b"%s %s" % pair for pair in zip(names, (file.read_bytes() for file in files), strict=True)]
+    names = (f.relative_to(ROOT).as_posix() if f.is_relative_to(ROOT) else f.name for f in files)
+    parts = (f"{name} ".encode() + file.read_bytes() for name, file in zip(names, files, strict=True))
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
@@ -133,10 +122,3 @@ def device_name(device: str) -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

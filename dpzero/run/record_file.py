@@ -1,8 +1,8 @@
 """A record is one run's JSON file, written last and whole: half a record never exists.
 
 A private run with a secret key is a release. What it leaves behind is on an explicit list, each key with the
-reason why it reveals nothing that epsilon does not cover. Anything else is refused: a log of losses would
-undo the noise.
+reason why it reveals nothing that epsilon does not cover (release_keys.yaml). Anything else is refused: a log
+of losses would undo the noise.
 """
 
 from __future__ import annotations
@@ -14,111 +14,18 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ..errors import UsageError
-from ..files import write_whole
-from ..plan.cell import run_id
+from ..files import run_id, write_whole
 
 VERSION = 1
 
-# The lists below: reason -> the key paths that anyone may read for it. `[]` is an item of a list, `.*` at the
-# end any key.
-
-
-def _by_key(reasons: dict[str, str]) -> dict[str, str]:
-    return {key: reason for reason, keys in reasons.items() for key in keys.split()}
-
-
-# A null section is allowed, too. The sweep's reader knows every name under cell.settings
-ALLOWED_IN_A_RELEASE = _by_key(
-    {
-        "the same in every record, or a constant of this code": """
-            version metrics.selection privacy.choice.mechanism""",
-        "given before the first private example is read": """
-            run cell.task cell.model cell.method cell.use cell.epsilon cell.seed cell.settings.*
-            privacy.unit privacy.adjacency privacy.mechanism privacy.directions privacy.clip privacy.delta
-            privacy.epsilon_target privacy.noise_arithmetic privacy.noise_key provenance.data.name
-            provenance.data.title provenance.data.source provenance.data.split""",
-        # ok and diverged are functions of the weights and public test data; oom may follow a batch's size,
-        # which epsilon does not cover: the privacy statement says so, and the error tells the fact alone
-        "how the run ended": "status",
-        "one of ERRORS_IN_A_RELEASE, word for word": "error",
-        "a constant of the method's class": "method.title method.private method.order",
-        "a function of the weights, which are a function of the releases, and of public test data": """
-            metrics.accuracy metrics.f1 metrics.loss""",
-        "test: dev is part of the private data and is refused before anything runs": "metrics.split",
-        "the size of the public test data": "metrics.examples",
-        "the name of the sampler's class": "privacy.sampling",
-        "public: the sampling rate needs it (so are the numbers of examples of each label)": """
-            privacy.dataset_size""",
-        "the expected size, a setting; never the size of a batch": "privacy.batch_size",
-        "counts releases, whatever was in their batches (an interrupted run's number follows the clock)": """
-            privacy.steps privacy.epsilon_spent privacy.epsilon_spent_rdp privacy.gdp_mu
-            privacy.choice.epsilon transcript.steps""",
-        "computed from settings alone": "privacy.noise_scale",
-        "measured on a stand-in batch, before the first private batch is drawn": """
-            privacy.batch_invariance.* privacy.others_move_over_clip memory.peak_allocated_bytes
-            memory.inference_peak_bytes memory.weights_bytes memory.peak_reserved_bytes memory.how""",
-        "by settings, and by what was measured on a stand-in batch": "privacy.valid_release",
-        "released by the private choice, whose epsilon covers it": "metrics.selected_step",
-        "the number of points of the curve": "metrics.candidates",
-        "the record's own name with another ending": "transcript.file",
-        "a function of the releases, which the file lists": "transcript.sha256",
-        "the name of the public directions' law": "transcript.law",
-        "a function of the weights, which are a function of the releases": "transcript.weights_sha256",
-        "the machine and its software": """
-            privacy.accountant provenance.git provenance.dirty provenance.code provenance.method_code
-            provenance.device provenance.python provenance.packages.* provenance.threads
-            provenance.ranks.count provenance.ranks.backend""",
-        "by the number of steps and scalars: a message is as long for any batch": """
-            provenance.ranks.bytes_a_step_from_each provenance.ranks.bytes_a_step_to_each""",
-        "the public base model": "provenance.model.name provenance.model.sha256 provenance.model.title",
-    }
-)
-
-# Keys that every record has and that are null in a release.
-WITHHELD_FROM_A_RELEASE = _by_key(
-    {
-        "a step takes as long as its batch is large, and which examples are in it is secret; a sum of "
-        "such times is no better": """
-            time.wall_seconds time.train_seconds time.steps_per_second time.step_seconds
-            time.two_forward_seconds""",
-        "of the whole process: it follows the largest private batch": "memory.peak_resident_bytes",
-        "an adversary who knows all examples but one could try the last one until the digest fits": """
-            provenance.data.sha256""",
-    }
-)
-
-# The same for a checkpoint's state, which outlives a killed run. Beside it lie the cell, an input, and the
-# ledger: settings, the steps that were released and the name of the key, a hash of 32 secret bytes. If a
-# choice is to be made, so do the weights at points of the curve, a function of the releases, and what was
-# chosen.
-ALLOWED_IN_A_CHECKPOINT = _by_key(
-    {
-        "counts releases (where the clock cut, which is not protected)": "method.steps_taken",
-        "the weights: a function of the base model and the releases": "method.parameters[]",
-        "settings, and moments of the released sums": "method.optimizer.*",
-        "moments of the released scalars": "method.second_moment[]",
-        "given before the first private example is read": "method.schedule[][] method.budget.event.*",
-        "measured on a stand-in batch, before the first private batch is drawn": """
-            method.budget.others_move_over_clip""",
-        "counts batches, whatever was in them": "method.budget.position",
-        "numbers of batches by the name of the key, a hash of 32 secret bytes": "method.budget.releases.*",
-    }
-)
-
-# The first line of a transcript. The rows below it are the released scalars over the expected batch size:
-# what epsilon covers.
-ALLOWED_IN_A_TRANSCRIPT = _by_key(
-    {
-        "the same in every transcript": "format",
-        "a constant of the method's class": "method",
-        "given before the first private example is read": """
-            law.name law.seed law.rank directions smoothing schedule[][] second_moment""",
-        "the name of the public directions' law": "law.version",
-        "numbers of the model's tensors and rows, by its architecture": "perturbed_on_read[] still[][]",
-        "settings, and the name of the key, a hash of 32 secret bytes": "privacy.*",
-        "the public base model": "base_sha256",
-    }
+# Key paths that anyone may read, with the reasons (see release_keys.yaml)
+_LISTS = yaml.safe_load(Path(__file__).with_name("release_keys.yaml").read_text("utf-8"))
+ALLOWED_IN_A_RELEASE, WITHHELD_FROM_A_RELEASE, ALLOWED_IN_A_CHECKPOINT, ALLOWED_IN_A_TRANSCRIPT = (
+    {key: reason for reason, keys in _LISTS[part].items() for key in keys.split()}
+    for part in ("record", "withheld", "checkpoint", "transcript")
 )
 
 OUT_OF_MEMORY = "out of memory"  # torch's own words tell a tensor's size: that of a private batch
@@ -169,7 +76,7 @@ def refuse_unlisted(value: dict, allowed: Mapping[str, str], withheld: Collectio
     if unlisted:
         raise RuntimeError(
             f"a private run was about to write {', '.join(unlisted)}, not on the list of what it may "
-            "(dpzero/run/record_file.py): drop it, or list it with the reason why it reveals nothing. Nothing "
+            "(dpzero/run/release_keys.yaml): drop it, or list it with the reason why it reveals nothing. Nothing "
             "was written"
         )
 

@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import RankFailure, UsageError
+from ..files import run_id
 from ..memory import trackers
-from ..plan.cell import run_id
 from ..privacy import Budget
 from ..privacy.budget import BudgetExhausted
 from ..zeroth_order.distributed import Ranks
-from . import (
-    checkpoint_selection,
-    distributed,
-    gpu_lock,
-    leave_one_out,
-    record_file,
-    record_parts,
-    step_memory,
-)
+from ..zeroth_order.transcript import Transcript
+from . import distributed, gpu_lock, measurements, record_file
 from .checkpoint import Checkpoint, locked
-from .checkpoint_selection import BestDev, Candidates
-from .provenance import core_digest, method_digest
+from .checkpoint_selection import RULES, BestDev, Candidates
 from .setup import ALONE, Setup
-from .timing import Clock
 
 LOG_LINES = 10  # progress lines of a private release in all
 
@@ -87,15 +78,17 @@ class Run:
 
     def __init__(self, setup: Setup, out: Path) -> None:
         self.setup = setup
-        code = core_digest() + method_digest(setup.cell["use"])
+        code = setup.origin["code"] + setup.origin["method_code"]
         self.checkpoint = Checkpoint(out, setup.cell, code, setup.say)
-        self.clock = Clock(setup.device)
-        self.selection = checkpoint_selection.selection_by(setup.iterate, self.checkpoint.candidates)
+        self.clock = measurements.Clock(setup.device)
+        self.best = BestDev() if setup.iterate == "best_dev" else None
+        self.candidates = Candidates(self.checkpoint.candidates) if setup.iterate == "accounted" else None
         self.curve: list[dict] = []
-        self.measured: dict[str, Any] = {"memory": None, "batch_invariance": None}  # on stand-ins
+        self.memory: dict | None = None
+        self.batch_invariance: dict | None = None
         self.budget: Budget | None = None
         self.model: Any = None
-        self.method: Any = None
+        self.method: Any = None  # a `zeroth_order.protocols.Method`
         self.examples: Mapping[str, Any] = setup.examples
 
     def train(self) -> dict:
@@ -105,10 +98,11 @@ class Run:
         self.budget = setup.budget(self.checkpoint.ledger)
         if self.budget is not None:
             setup.say(f"noise key {setup.key.noise_key}: {record_file.LOGGED[setup.key.noise_key]}")
-        self.measured["memory"] = step_memory.measure(setup)
+        self.memory = measurements.measure_step_memory(setup)
         self._resume()
         self._check_loss()
-        distributed.start_ranks(setup, self.method, self.checkpoint.transcript)
+        if setup.ranks.size > 1:
+            distributed.start_ranks(setup, self.method, self.checkpoint.transcript)
         for step, batch in setup.batches(self.examples["train"], self.budget, self.method.steps_taken):
             try:
                 with self.clock.step():
@@ -116,7 +110,8 @@ class Run:
             except BudgetExhausted:  # another machine's rounding made a new release of a step taken again
                 break
             self._after_step(step, batch)
-        distributed.finish_ranks(setup, self.method)
+        if setup.ranks.size > 1:
+            distributed.finish_ranks(setup, self.method)
         self._check_finite()
         return self._evaluate()
 
@@ -134,27 +129,31 @@ class Run:
                 raise error
             if gpu_lock.shared():
                 raise gpu_lock.Crowded from error
-            status, words = (
-                "oom",
-                record_file.OUT_OF_MEMORY if setup.release else (words.splitlines() or [""])[0],
-            )
+            status, words = "oom", words.partition("\n")[0]
+            if setup.release:
+                words = record_file.OUT_OF_MEMORY
         setup.ranks.dismiss()
-        transcript = self._describe_transcript(replayable=False)
-        return {"status": status, "error": words, "memory": self.measured["memory"], "transcript": transcript}
+        # out of memory in the middle of a step, or diverged: there are no weights to replay
+        transcript = self._describe_transcript(weights=None)
+        return {"status": status, "error": words, "memory": self.memory, "transcript": transcript}
 
     def write_record(self, out: Path, result: dict) -> dict:
         """Write the record, with its transcript beside it, and delete the checkpoint."""
-        setup, card = self.setup, self.setup.card
-        method = {"title": setup.cell["title"], "private": card.private, "order": card.order}
-        privacy = record_parts.describe_privacy(setup, self.budget, self.measured["batch_invariance"])
-        provenance = record_parts.describe_provenance(setup, self.clock.steps)
-        if result["transcript"]:
-            result["transcript"]["file"] = record_file.transcript_of(out).name
-        parts = {"curve": self.curve, "privacy": privacy, **result}
-        made = record_file.make(setup.cell, method, time=self.clock.record(), provenance=provenance, **parts)
-        record_file.write(out, made, self.checkpoint.transcript if made["transcript"] else None)
+        setup, card, privacy = self.setup, self.setup.card, None
+        if self.budget is not None:
+            privacy = self.budget.statement(setup.settings["clip"], float(setup.cell["epsilon"]))
+            if self.batch_invariance:
+                privacy["batch_invariance"] = self.batch_invariance
+        record = record_file.make(
+            setup.cell,
+            {"title": setup.cell["title"], "private": card.private, "order": card.order},
+            time=self.clock.record(),
+            provenance=setup.describe_provenance(self.clock.steps),
+            **{"curve": self.curve, "privacy": privacy, **result},
+        )
+        record_file.write(out, record, self.checkpoint.transcript if record["transcript"] else None)
         self.checkpoint.remove()
-        return made
+        return record
 
     # -- before the first step
 
@@ -164,15 +163,15 @@ class Run:
         if state is not None and not self.setup.release:
             self.curve = state["curve"]
             self.clock.load_state_dict(state["clock"])
-            if isinstance(self.selection, BestDev):
-                self.selection.load_state_dict(state["best"])
+            if self.best is not None:
+                self.best.load_state_dict(state["best"])
         if self.budget is not None:
             self.checkpoint.check_ledger(len(self.budget.ledger), state)
         self.method = self.checkpoint.resume(self._start, state, self.setup.say)
         taken = self.method.steps_taken
         self.curve = [point for point in self.curve if point["step"] <= taken]
-        if isinstance(self.selection, Candidates):
-            self.selection.cut(taken)
+        if self.candidates is not None:
+            self.candidates.cut(taken)
         if taken:
             self.setup.say(f"resumed at step {taken} of {self.setup.settings['steps']}")
             self._add_to_curve()  # in case the process died between the step and its point
@@ -196,14 +195,15 @@ class Run:
         if not setup.card.private:
             return
         share, setup.loss.share = setup.loss.share, (0, 1)
-        batch = leave_one_out.stand_ins(self.examples["train"], self.model, setup.settings["max_length"])
+        batch = measurements.stand_ins(self.examples["train"], self.model, setup.settings["max_length"])
         if hasattr(method, "check_loss"):
             method.check_loss(batch)
+        moved = 0.0
         if setup.card.order == 0:
             how = {"clip": method.clip, "smoothing": method.smoothing}
-            self.measured["batch_invariance"] = leave_one_out.measure(setup.loss, self.model, batch, **how)
+            measured = measurements.measure_batch_invariance(setup.loss, self.model, batch, **how)
+            self.batch_invariance, moved = measured, measured["others_move_over_clip"]
         setup.loss.share = share
-        moved = (self.measured["batch_invariance"] or {}).get("others_move_over_clip")
         if moved and setup.release:
             raise UsageError(
                 f"{setup.name}: when one example leaves a batch, rounding moves the losses of the others by "
@@ -230,7 +230,7 @@ class Run:
 
     def _check_finite(self) -> None:
         """Weights are post-processing of releases, so this reveals nothing (a look at the loss would)."""
-        for parameter in getattr(self.method, "parameters", ()):
+        for parameter in self._parameters:
             if not torch.isfinite(parameter).all():
                 raise Diverged(f"a parameter is not finite after step {self.method.steps_taken}")
 
@@ -241,8 +241,8 @@ class Run:
         if step not in (0, settings["steps"]) and not (every and step % every == 0):
             return
         self._check_finite()
-        if isinstance(self.selection, Candidates) and step:
-            self.selection.offer(step, self.method.parameters)
+        if self.candidates is not None and step:
+            self.candidates.offer(step, self._parameters)
         if not self.setup.release and not any(point["step"] == step for point in self.curve):
             self.curve.append(self._point(step))
             if step and self._transcript is not None:  # steps may be taken again from it, but not points
@@ -254,10 +254,10 @@ class Run:
             scores = self.setup.loss.evaluate(self.model, dev)
             point |= {f"dev_{metric}": scores[metric] for metric in ("accuracy", "f1") if metric in scores}
             point["train_loss"] = self.method.training_loss
-            if isinstance(self.selection, BestDev):
+            if self.best is not None:
                 point["dev_loss"] = scores["loss"]
                 if step:  # published code evaluates no earlier than after its first steps
-                    self.selection.offer(step, scores["loss"], self.method.parameters)
+                    self.best.offer(step, scores["loss"], self._parameters)
         return point
 
     def _state(self) -> dict:
@@ -265,35 +265,36 @@ class Run:
         if self.setup.release:
             record_file.refuse_unlisted(state, record_file.ALLOWED_IN_A_CHECKPOINT)
             return state
-        best = {"best": self.selection.state_dict()} if isinstance(self.selection, BestDev) else {}
-        return state | best | {"curve": self.curve, "clock": self.clock.state_dict()}
+        if self.best is not None:
+            state["best"] = self.best.state_dict()
+        return state | {"curve": self.curve, "clock": self.clock.state_dict()}
 
     # -- after the last step
 
     def _evaluate(self) -> dict:
         setup, split = self.setup, self.setup.settings["split"]
-        resident = trackers.resident_peak_bytes()
+        memory = {**(self.memory or {}), "peak_resident_bytes": trackers.resident_peak_bytes()}
         # the transcript is of the last checkpoint, whichever is reported
-        transcript, selected = self._describe_transcript(replayable=True), self._select()
+        transcript = self._describe_transcript(getattr(self.method, "parameters", None))
+        selected = self._select()
         scored = self.examples[split]
         setup.say(f"evaluating on {len(scored)} {split} examples")
         scores = setup.loss.evaluate(self.model, scored)
         if not math.isfinite(scores["loss"]):  # clipped steps keep the weights of a broken model finite
             raise Diverged(f"the {split} loss is not finite after the last step")
-        rule = {"selection": checkpoint_selection.RULES[setup.iterate], **selected}
+        rule = {"selection": RULES[setup.iterate], **selected}
         metrics = {**scores, "split": split, "examples": len(scored), **rule}
-        memory = {**self.measured["memory"], "peak_resident_bytes": resident}
         return {"metrics": metrics, "memory": memory, "transcript": transcript}
 
     def _select(self) -> dict:
         """Load the checkpoint that is reported into the model. Returns what the metrics say of the choice."""
-        if isinstance(self.selection, BestDev):
-            self.selection.restore(self.method.parameters)
-            return {"selected_step": self.selection.step}
-        if isinstance(self.selection, Candidates) and self.budget is not None:
-            count, epsilon = len(self.selection.steps()), float(self.setup.cell["epsilon"])
+        if self.best is not None:
+            self.best.restore(self._parameters)
+            return {"selected_step": self.best.step}
+        if self.candidates is not None and self.budget is not None:
+            count, epsilon = len(self.candidates.steps()), float(self.setup.cell["epsilon"])
             self.setup.say(f"a private choice among {count} checkpoints")
-            step = self.selection.choose(self.method.parameters, self._correct_on_dev, self.budget, epsilon)
+            step = self.candidates.choose(self._parameters, self._correct_on_dev, self.budget, epsilon)
             return {"selected_step": step, "candidates": count}
         return {}
 
@@ -302,11 +303,15 @@ class Run:
         return round(self.setup.loss.evaluate(self.model, dev)["accuracy"] * len(dev))
 
     @property
-    def _transcript(self) -> Any:
+    def _parameters(self) -> Sequence[torch.Tensor]:
+        """The trained parameters; none if the method trains nothing."""
+        return getattr(self.method, "parameters", ())
+
+    @property
+    def _transcript(self) -> Transcript | None:
         return getattr(self.method, "transcript", None)
 
-    def _describe_transcript(self, replayable: bool) -> dict | None:
+    def _describe_transcript(self, weights: Sequence[torch.Tensor] | None) -> dict | None:
         if self._transcript is not None:
             self._transcript.close()
-        weights = getattr(self.method, "parameters", None) if replayable else None
-        return record_parts.describe_transcript(self.checkpoint.transcript, self.setup.release, weights)
+        return self.checkpoint.describe_transcript(weights)

@@ -10,16 +10,19 @@ import numpy as np
 import torch
 
 from ..errors import UsageError
+from ..files import run_id
 from ..language.data import assets, tasks
-from ..language.models import caches, encoding, losses, text_classifier
-from ..plan.cell import check_files, draw_of, run_id
+from ..language.models import caches, encoding, losses, model_catalogue, text_classifier
 from ..plan.registry import Card, card
-from ..plan.settings import RUN_SETTINGS
+from ..plan.settings import RUN_SETTINGS, check_files, draw_of
 from ..privacy import Budget, RunKey, Setting, StandInBudget
 from ..privacy.imitation_budget import PublicCodeBudget
 from ..privacy.public_implementations import IMPLEMENTATIONS, PublicRun
 from ..privacy.sampling import SAMPLERS
 from ..zeroth_order.distributed import Ranks
+from ..zeroth_order.protocols import Method
+from . import gpu_lock
+from .provenance import provenance
 from .record_file import is_release
 
 ALONE = Ranks()
@@ -36,6 +39,7 @@ class Setup:
         examples: split -> tokenized examples.
         loss: (model, batch of B examples) -> losses [B], float32.
         ranks: the processes that share the run.
+        origin: code and machine, as they are when the run starts (see `provenance`).
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class Setup:
         self.name, self.release = run_id(cell), is_release(cell)
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.card: Card = card(cell["use"])
+        self.origin = provenance(cell["use"], self.device)
         self.ranks = ranks
         self._check_ranks()
         self.key = self._shared_key()
@@ -151,7 +156,7 @@ class Setup:
         size = self.settings["batch_size"]
         return StandInBudget(Setting("gaussian", "poisson", "add_remove", 1000 * size, size, 1000, 1e-9), 1.0)
 
-    def method(self, model: Any, budget: Budget | None) -> Any:
+    def method(self, model: torch.nn.Module, budget: Budget | None) -> Method:
         own = {k: v for k, v in self.settings.items() if k in self.card.settings and k not in RUN_SETTINGS}
         budget_or_size = budget or self.settings["batch_size"]
         return self.card.load()(model, self.loss, budget_or_size, seed=self.cell["seed"], **own)
@@ -172,3 +177,26 @@ class Setup:
             rows = map(sampler.batch, range(start, self.settings["steps"]))
         for step, drawn in enumerate(rows, start):
             yield step, train[drawn]
+
+    def describe_provenance(self, steps: int) -> dict:
+        """The part `provenance` of the record: code, machine, base model and data."""
+        task, model = self.cell["task"], self.cell["model"]
+        origin = dict(self.origin)
+        if gpu_lock.shared():  # so that its times stand in a row of their own
+            origin["device"] += f", shared by up to {gpu_lock.share()} runs"
+        if self.ranks.size > 1:
+            origin["ranks"] = describe_ranks(self.ranks, steps)
+        weights, title = model_catalogue.digest(model), model_catalogue.stanza(model)["title"]
+        data = {"name": task, "sha256": tasks.digest(task), **self.task.about()}
+        if not self.release and (departure := tasks.files_differ(task)):
+            data["departure"] = departure
+        model_part = {"name": model, "sha256": weights, "title": title}
+        return origin | {"threads": torch.get_num_threads(), "model": model_part, "data": data}
+
+
+def describe_ranks(ranks: Ranks, steps: int) -> dict:
+    """Bytes between rank 0 and each other rank, checks of the weights included."""
+    messages = max(1, steps) * (ranks.size - 1)
+    sent, received = ranks.sent_bytes / messages, ranks.received_bytes / messages
+    counts = {"count": ranks.size, "backend": ranks.backend}
+    return counts | {"bytes_a_step_from_each": received, "bytes_a_step_to_each": sent}

@@ -8,7 +8,7 @@ into the bound; all others are zero.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
 
 import numpy as np
@@ -17,10 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from ..language.models import losses, random_models
 from ..plan.registry import card
 from ..privacy import Budget, RunKey, Setting, StandInBudget
 from ..privacy.audit import judge, log_likelihood_ratio
+from ..run.measurements import stand_ins
 from ..zeroth_order import TwoPoint
+from ..zeroth_order.leave_one_out import others_move
 
 CANARY = 0  # its index in the data set
 
@@ -106,3 +109,24 @@ def _transcript(method: TwoPoint, budget: Budget, difference: float) -> list[flo
 
 def _no_loss(model: nn.Module, batch: object) -> Tensor:
     raise AssertionError("an audit evaluates no model")
+
+
+def measure_batch_invariance(models: Sequence[str]) -> list[dict]:
+    """How far the others move when one of eight random texts leaves, by model and type of matrix products.
+
+    Weights are random, in the published shapes, and the biases are perturbed.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    precision, rows = torch.get_float32_matmul_precision(), []
+    for name in models:
+        model = random_models.build(name, device=device)
+        for place, parameter in model.named_parameters():
+            parameter.requires_grad_(place.endswith("bias"))
+        batch = stand_ins(None, model, length=16)
+        for compute in (*losses.COMPUTE, *(["tf32"] if device == "cuda" else [])):
+            loss = losses.CrossEntropy(2048, compute.replace("tf32", "float32"))
+            torch.set_float32_matmul_precision("high" if compute == "tf32" else precision)
+            moved = others_move(loss, model, batch, clip=50.0, smoothing=1e-3, leaving=(0, 4))
+            torch.set_float32_matmul_precision(precision)
+            rows.append({"model": name, "compute": compute, **moved})
+    return rows

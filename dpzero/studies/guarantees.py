@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from ..plan.cell import run_id
+from ..files import run_id
 from ..privacy.accounting import Setting
 from ..privacy.public_implementations import DIVISORS, IMPLEMENTATIONS, PublicRun
 from ..run.provenance import provenance

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..files import run_id
 from ..memory.measure import measure as measure_peaks
 from ..memory.predict import Unpredictable, predict
 from ..memory.stand_in_step import Workload
 from ..memory.trackers import is_out_of_memory
-from ..plan.cell import run_id
 from ..plan.method_variants import variant
 from ..plan.registry import card
 from ..run import record_file

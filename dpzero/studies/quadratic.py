@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..files import run_id
 from ..language.data import assets
-from ..plan.cell import run_id
 from ..plan.experiment_types import QUADRATIC_METHODS
 from ..privacy import Budget, RunKey, Setting
 from ..run.provenance import provenance

@@ -8,8 +8,8 @@ from importlib import import_module
 from pathlib import Path
 
 from ..errors import UsageError
-from ..plan.cell import run_id
-from ..plan.experiment_types import kind_of
+from ..files import run_id
+from ..plan.sweep import kind_of
 from ..run import record_file
 
 

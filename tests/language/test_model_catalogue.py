@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 from dpzero.errors import UsageError
 from dpzero.language.models import model_catalogue
 from dpzero.plan import sweep
-from dpzero.plan.cell import check_files
+from dpzero.plan.settings import check_files
 
 SIZES = {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 64,

@@ -45,7 +45,7 @@ def test_the_largest_model_fits_and_the_next_does_not():
         ["small", "middle", "large"], room, ("dpzero", "adamw", "lora"), SETTINGS, quiet
     ):
         assert row["model"] == "middle" and row["next_model"] == "large"
-        assert row["peak_bytes"] <= room < row["next_at_least_bytes"]
+        assert row["peak_bytes"] <= room < row["next_bytes"]
         assert predict(Workload("large", row["method"], **SETTINGS))["peak_bytes"] > room
 
 
@@ -64,7 +64,7 @@ def test_what_does_not_fit_at_all_says_so():
     (row,) = capacity.largest_batches("middle", 2**20, ("dpzero",), SETTINGS, quiet)
     assert row["batch_size"] == 0 and row["peak_bytes"] is None
     (row,) = capacity.largest_models(["small"], 2**10, ("dpzero",), SETTINGS, quiet)
-    assert row["model"] is None and row["next_at_least_bytes"] > 2**10
+    assert row["model"] is None and row["next_bytes"] > 2**10
 
 
 def test_sizes_are_read():

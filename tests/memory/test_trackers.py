@@ -10,7 +10,7 @@ from dpzero.language.data import tasks
 from dpzero.language.models import text_classifier
 from dpzero.memory import trackers
 from dpzero.memory.trackers import LiveStorage
-from dpzero.run import step_memory
+from dpzero.run import measurements
 from dpzero.run.setup import Setup
 
 KIB = 256  # float32 numbers
@@ -102,18 +102,18 @@ def measured(cache, smoke):
     def measure(method: str, model: str = "tiny-encoder", shown: int = 0, **settings: object) -> dict:
         cell = smoke(method, **settings) | {"model": model}
         cell["settings"] |= {"demonstrations": shown} if shown else {}
-        return step_memory.measure(Setup(cell, lambda line: None, "cpu"))
+        return measurements.measure_step_memory(Setup(cell, lambda line: None, "cpu"))
 
     return measure
 
 
 def test_runs_of_the_same_settings_share_a_measurement_and_no_others_do(cache, smoke, monkeypatch):
     taken = []
-    monkeypatch.setattr(step_memory, "FOLDER", "of this test")
+    monkeypatch.setattr(measurements, "FOLDER", "of this test")
     monkeypatch.setattr(trackers, "peak_bytes", lambda model, work: taken.append(work()) or len(taken))
 
     def measure(cell: dict) -> int:
-        step_memory.measure(Setup(cell, lambda line: None, "cpu"))
+        measurements.measure_step_memory(Setup(cell, lambda line: None, "cpu"))
         return len(taken) // 2
 
     cell = smoke("dpzero")

@@ -168,7 +168,10 @@ def test_each_narrows_to_one_cell(name):
 
 
 def test_every_shipped_language_sweep_names_how_its_settings_were_chosen():
-    rules = {name: sweep.chosen(name) for name in sweep.names() if sweep.kind(name) == "language"}
+    plans = {name: sweep.read(name) for name in sweep.names()}
+    rules = {
+        name: sweep.TUNING[plan["tuning"]] for name, plan in plans.items() if plan["experiment"] == "language"
+    }
     stated = "settings as the paper states them, else defaults of its code or ours (not tuned here; choices not accounted)"
     tries, dev = "every try of a grid, none chosen", "settings chosen on dev (not accounted)"
     grids = dict.fromkeys((name for name in rules if name.endswith("-grid")), tries)
@@ -187,7 +190,7 @@ def test_every_shipped_language_sweep_names_how_its_settings_were_chosen():
 
 def test_a_sweep_that_names_no_rule_is_refused(write):
     with pytest.raises(
-        UsageError, match="sweep one does not say how its settings were chosen: give `chosen`"
+        UsageError, match="sweep one does not say how its settings were chosen: give `tuning`"
     ):
         write("one", "tasks: [toy]\nmodels: [tiny-encoder]\nseeds: [0]\nmethods: {mezo: {}}\n")
 
@@ -229,7 +232,7 @@ def test_zero_shot_has_a_run_for_each_seed_where_seeds_draw_the_scored_rows():
 
 def test_an_unknown_rule_is_refused(write):
     with pytest.raises(UsageError, match="sweep one: unknown rule of choice 'dve': did you mean 'dev'"):
-        write("one", "extends: smoke\nchosen: dve\n")
+        write("one", "extends: smoke\ntuning: dve\n")
 
 
 @pytest.mark.parametrize("epsilon, multiplier", [("2", 4.570), ("6", 1.848)])
@@ -329,8 +332,8 @@ def test_one_cell_runs_on_real_rows_with_a_stand_in_for_the_model_and_says_so(
     assert made["status"] == "ok" and json.loads(out.read_text())["run"] == made["run"]
     assert (made["privacy"]["dataset_size"], made["privacy"]["batch_size"]) == (1024, 64)
     assert made["metrics"]["examples"] == 872 and made["metrics"]["selection"] == "last iterate"
-    chosen = sweep.chosen("paper-roberta")
-    write_tables("language", [out], tmp_path / "tables", "paper-roberta", [made["run"]], chosen)
+    tuning = sweep.TUNING[sweep.read("paper-roberta")["tuning"]]
+    write_tables("language", [out], tmp_path / "tables", "paper-roberta", [made["run"]], tuning)
     text = (tmp_path / "tables" / "published.md").read_text()
     assert "91.8 ± 0.1 (standard error, 3 seeds)" in text
     differences = "steps 3, theirs 10000; rows: whole sentences, theirs GLUE's phrases; a stand-in of 0.0"

@@ -39,9 +39,9 @@ def refused(spec: object) -> str:
 
 def wrong(entry: Entry) -> Iterator[object]:
     """Values of another type, and at each side of what is allowed."""
-    if entry.kind == "bool":
+    if entry.type == "bool":
         yield from [1, 0, "true", *JUNK]
-    elif entry.kind == "str":
+    elif entry.type == "str":
         yield from [1, True, 1.5, None, [], {}] + (["none of these"] if entry.allowed else [])
     else:
         yield from [True, False, *JUNK]
@@ -50,7 +50,7 @@ def wrong(entry: Entry) -> Iterator[object]:
             yield from [least - 1, -1e300] + ([least] if entry.allowed.above else [])
         if math.isfinite(most):
             yield from [most * 2, 1e300] + ([most] if entry.allowed.below else [])
-        if entry.kind == "int":
+        if entry.type == "int":
             yield from [1.5, "2.0", "1e3"]
 
 
@@ -176,7 +176,7 @@ OTHERS = ["extends", "overrides", "gpu_share", "tokens", "core_seconds", "experi
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_any_sweep_file_is_read_or_refused_in_one_line(kind, data):
+def test_any_sweep_file_is_read_or_refused_in_one_line(kind, data, tmp_path_factory):
     """One value of the file, at any depth, is another."""
     changed = copy.deepcopy(KINDS[kind])
     holder, key = changed, data.draw(st.sampled_from([*changed, *OTHERS]))
@@ -189,14 +189,25 @@ def test_any_sweep_file_is_read_or_refused_in_one_line(kind, data):
         holder = inner
         key = data.draw(st.sampled_from([*inner] if isinstance(inner, dict) else range(len(inner))))
     holder[key] = data.draw(VALUES)
-    text = yaml.safe_dump(changed)
+    folder = tmp_path_factory.getbasetemp()
+    for name in ("one", "smoke"):
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(changed))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep, "names", lambda: ["one", "smoke"])
-        patch.setattr(sweep, "_text", lambda name: text)
+        patch.setattr(sweep, "FOLDER", folder)
         try:
             json.dumps(sweep.load("one"), allow_nan=False)
         except UsageError as error:
             assert "\n" not in str(error)
+
+
+def test_old_names_of_keys_and_rules_are_read_and_said(write, capsys):
+    assert write("one", "extends: smoke\nchosen: elsewhere\n") == sweep.load("smoke")
+    assert sweep.read("one")["tuning"] == "transferred"
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == [
+        "dpzero: sweep one: chosen is called tuning now",
+        "dpzero: sweep one: elsewhere is called transferred now",
+    ]
 
 
 def test_a_sweep_that_extends_itself_is_refused(write):
@@ -226,7 +237,9 @@ ROWS |= {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in sweep.names() if sweep.kind(name) == "language"])
+@pytest.mark.parametrize(
+    "name", [name for name in sweep.names() if sweep.read(name)["experiment"] == "language"]
+)
 def test_no_batch_of_a_shipped_sweep_has_more_examples_than_rows(name):
     for run, made in sweep.load(name).items():
         settings, stanza = made["settings"], tasks.stanza(made["task"])

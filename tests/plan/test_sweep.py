@@ -12,14 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpzero.errors import UsageError
+from dpzero.files import run_id
 from dpzero.plan import registry, sweep
-from dpzero.plan.cell import canonical_epsilon, check_files, draw_of, run_id
+from dpzero.plan.settings import canonical_epsilon, check_files, draw_of
 
 SMOKE = sweep.load("smoke")
 POSITIVE = st.decimals(min_value="0.0001", max_value="10000", places=4)
 
 ONE = """
-chosen: fixed
+tuning: fixed
 tasks: [toy]
 models: [tiny-encoder]
 epsilons: ["2"]
@@ -433,7 +434,7 @@ def test_numbers_in_cells_are_finite():
 
 def test_a_setting_with_listed_values_takes_no_other(monkeypatch):
     """The values stand in the method's signature, as a Literal."""
-    whole = sweep._read("smoke")
+    whole = sweep.read("smoke")
     whole["methods"] = {"sgd": whole["methods"]["sgd"] | {"optimizer": "sdg"}}
     with pytest.raises(UsageError, match="method sgd: unknown value of optimizer 'sdg': did you mean 'sgd'"):
         sweep._expand(whole, {}, "smoke")

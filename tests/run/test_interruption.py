@@ -17,7 +17,7 @@ from dpzero import __main__ as command_line
 from dpzero.errors import UsageError
 from dpzero.plan import sweep
 from dpzero.privacy import Budget
-from dpzero.run import checkpoint, run
+from dpzero.run import checkpoint, provenance
 from dpzero.run.replay import replay_record
 from dpzero.run.run import run_cell
 from dpzero.zeroth_order import transcript
@@ -235,7 +235,7 @@ def test_a_benchmark_of_another_setting_begins_anew(cell, tmp_path):
 def test_so_does_one_of_another_version(cell, tmp_path, monkeypatch):
     out, lines = tmp_path / "a.json", []
     stopped(cell(), out)
-    monkeypatch.setattr(run, "core_digest", lambda: "of another version")
+    monkeypatch.setattr(provenance, "core_digest", lambda: "of another version")
     run_cell(cell(), out, lines.append, "cpu")
     assert any("made with another version of this code: begun anew" in line for line in lines)
     assert told(out) == whole(cell(), tmp_path / "b.json")
@@ -257,7 +257,7 @@ def test_but_releases_of_private_data_are_not_thrown_away(
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     with monkeypatch.context() as patch:
         if version:
-            patch.setattr(run, "core_digest", lambda: version)
+            patch.setattr(provenance, "core_digest", lambda: version)
         with pytest.raises(UsageError, match=f"holds 5 releases of private data, made with {words}: "):
             run_cell(cell(**({"noise_key": "secret"} | settings)), out, quiet, "cpu")
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before

@@ -27,15 +27,16 @@ def house(tmp_path_factory) -> Path:
 def test_every_file_that_can_change_a_number_is_in_a_digest(house, monkeypatch):
     monkeypatch.setattr(provenance, "ROOT", house)
     before = provenance.core_digest()
-    for file in sorted(
-        path for path in (house / "dpzero").rglob("*") if path.suffix in (".py", ".yaml", ".csv")
-    ):
-        name, content = file.relative_to(house / "dpzero").as_posix(), file.read_bytes()
-        file.write_bytes(content + b"\n")
-        changes_none = name.startswith(NO_NUMBER) or name == "algorithm.py"
-        assert (provenance.core_digest() == before) == changes_none, name
-        file.write_bytes(content)
-    assert provenance.core_digest() == before
+    (house / "dpzero" / "files.py").write_bytes((house / "dpzero" / "files.py").read_bytes() + b"\n")
+    assert provenance.core_digest() != before
+    monkeypatch.setattr(provenance, "_digest", lambda files: files)
+    covered = {file.relative_to(house / "dpzero").as_posix() for file in provenance.core_digest()}
+    files = {
+        path.relative_to(house / "dpzero").as_posix()
+        for path in (house / "dpzero").rglob("*")
+        if path.suffix in (".py", ".yaml", ".csv")
+    }
+    assert covered == {f for f in files if not f.startswith(NO_NUMBER) and f != "algorithm.py"}
 
 
 def test_a_methods_digest_is_of_its_file_and_those_that_it_imports(house, monkeypatch):

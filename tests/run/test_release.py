@@ -19,9 +19,10 @@ from dpzero.language.models import encoding, losses, text_classifier
 from dpzero.plan import sweep
 from dpzero.privacy import Budget, RunKey, ledger
 from dpzero.report.writing import write_figures, write_tables
-from dpzero.run import checkpoint, distributed, record_file, record_parts, step_memory
+from dpzero.run import checkpoint, measurements, record_file
 from dpzero.run.checkpoint import Checkpoint
 from dpzero.run.run import Run, run_cell
+from dpzero.run.setup import describe_ranks
 from dpzero.zeroth_order import TwoPoint, transcript
 from dpzero.zeroth_order.distributed import Ranks
 from tests.run.stopping import interrupt_at
@@ -354,7 +355,8 @@ def test_every_key_of_the_lists_is_one_that_a_run_writes(
         headers |= {path for path, _ in record_file.leaves(left["transcript"].get("header", {}))}
     several = Ranks()
     several.size = 2
-    written |= {f"provenance.{path}" for path, _ in record_file.leaves(distributed.provenance(several, 20))}
+    ranks = describe_ranks(several, 20)
+    written |= {f"provenance.ranks.{path}" for path, _ in record_file.leaves(ranks)}
     for listed, found in (
         (record_file.ALLOWED_IN_A_RELEASE, written),
         (record_file.WITHHELD_FROM_A_RELEASE, written),
@@ -370,10 +372,8 @@ def test_every_key_of_the_lists_is_one_that_a_run_writes(
 def test_a_new_key_in_a_record_is_refused_until_it_is_listed(
     private, tmp_path, monkeypatch, noise_key, passes
 ):
-    whole = record_parts.describe_privacy
-    monkeypatch.setattr(
-        record_parts, "describe_privacy", lambda *given: whole(*given) | {"clipped_share": 0.3}
-    )
+    statement = Budget.statement
+    monkeypatch.setattr(Budget, "statement", lambda *given: statement(*given) | {"clipped_share": 0.3})
     cell, out = private("dpzero", noise_key=noise_key), tmp_path / "record.json"
     if passes:
         run_cell(cell, out, lambda line: None, "cpu")
@@ -478,7 +478,7 @@ def test_one_that_ends_at_once_when_it_is_resumed_still_says_what_was_spent(priv
     cell, out = private("dpzero"), tmp_path / "record.json"
     interrupted(monkeypatch, cell, out, lambda line: None)
     monkeypatch.setattr(text_classifier.Classifier, "forward", no_memory)
-    monkeypatch.setattr(step_memory, "FOLDER", "of no run yet")
+    monkeypatch.setattr(measurements, "FOLDER", "of no run yet")
     made = run_cell(cell, out, lambda line: None, "cpu")
     assert made["status"] == "oom" and made["memory"] is None
     assert made["privacy"]["steps"] == 13 and 0 < made["privacy"]["epsilon_spent"] < 2

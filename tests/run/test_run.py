@@ -13,7 +13,7 @@ from dpzero import __main__ as command_line
 from dpzero.errors import UsageError
 from dpzero.language.models import caches, text_classifier
 from dpzero.report import records
-from dpzero.run import checkpoint, step_memory
+from dpzero.run import checkpoint, measurements
 from dpzero.run.run import Run, run_cell
 from dpzero.run.setup import Setup
 from dpzero.zeroth_order import TwoPoint
@@ -250,7 +250,9 @@ def out_of_memory_after(monkeypatch, calls: int, error: BaseException) -> None:
         return whole(self, *arguments)
 
     monkeypatch.setattr(text_classifier.Classifier, "forward", forward)
-    monkeypatch.setattr(step_memory, "FOLDER", f"of {id(error)}")  # where no earlier run left its measurement
+    monkeypatch.setattr(
+        measurements, "FOLDER", f"of {id(error)}"
+    )  # where no earlier run left its measurement
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from dpzero import __main__ as command_line
 from dpzero.errors import UsageError
 from dpzero.plan import sweep
-from dpzero.plan.cell import run_id
+from dpzero.files import run_id
 from dpzero.privacy.public_implementations import IMPLEMENTATIONS
 from dpzero.report.records import read_records
 from dpzero.run.run import run_cell
@@ -23,7 +23,7 @@ TREC = "trec/roberta-large/dpzero/eps-2/seed-0"
 
 ONE = """
 experiment: guarantees
-chosen: nothing
+tuning: none
 settings: {delta: 1.0e-3}
 published:
   - {method: dpzero, task: here, model: tiny, dataset_size: 100, batch_size: 10, steps: 20, epsilons: [2]}
@@ -34,7 +34,7 @@ published:
 
 
 def test_the_cells_have_the_common_form():
-    assert sweep.kind("guarantees") == "guarantees" and sweep.kind("smoke") == "language"
+    assert sweep.read("guarantees")["experiment"] == "guarantees" and sweep.read("smoke")["experiment"] == "language"
     assert list(CELLS) == [run_id(cell) for cell in CELLS.values()]
     assert {cell["method"] for cell in CELLS.values()} == set(IMPLEMENTATIONS)
     assert {cell["seed"] for cell in CELLS.values()} == {0}

@@ -17,7 +17,7 @@ from dpzero.studies.run import run_cell
 
 ONE = """
 experiment: memory
-chosen: nothing
+tuning: none
 series:
   - {models: [tiny], methods: [dpzero, adamw], sizes: [4x16], measure: [tiny]}
   - {models: [tiny], methods: [dpzero], sizes: [4x16, 8x16]}

@@ -9,7 +9,7 @@ import pytest
 
 from dpzero.errors import UsageError
 from dpzero.plan import sweep
-from dpzero.plan.cell import run_id
+from dpzero.files import run_id
 from dpzero.plan.experiment_types import QUADRATIC_METHODS
 from dpzero.privacy import Setting
 from dpzero.report.records import read_records
@@ -43,7 +43,7 @@ def small(method="dpzero", **own) -> dict:
 
 
 def test_the_grids_are_the_published_ones():
-    assert sweep.kind("quadratic") == "quadratic"
+    assert sweep.read("quadratic")["experiment"] == "quadratic"
     assert list(CELLS) == [run_id(cell) for cell in CELLS.values()]
     assert len({cell["seed"] for cell in CELLS.values()}) >= 3
     for cell in CELLS.values():

@@ -10,9 +10,9 @@ import torch
 
 from dpzero.__main__ import main
 from dpzero.language.data import tasks
-from dpzero.language.models import caches, encoding, losses, text_classifier
+from dpzero.language.models import encoding, feature_cache, losses, text_classifier
 from dpzero.language.models.losses import CrossEntropy
-from dpzero.run import leave_one_out
+from dpzero.run import measurements
 
 
 @pytest.fixture(autouse=True)
@@ -49,9 +49,9 @@ def test_a_record_has_the_figure_of_a_run(monkeypatch):
     model = text_classifier.load("tiny-encoder", tasks.load("toy"), "head")
     texts = encoding.encode(tasks.load("toy"), "tiny-encoder", 24)["train"][np.arange(9)]
     loss = losses.make_loss(tasks.load("toy"), "tiny-encoder", 512)
-    for like in (texts, caches.read_features("tiny-encoder", model, texts)):
-        batch = leave_one_out.stand_ins(like, model, 24)
-        found = leave_one_out.measure(loss, model, batch, clip=1.0, smoothing=1e-3)
+    for like in (texts, feature_cache.read("tiny-encoder", model, texts)):
+        batch = measurements.stand_ins(like, model, 24)
+        found = measurements.measure_batch_invariance(loss, model, batch, clip=1.0, smoothing=1e-3)
         assert found["others_move_over_clip"] == 0 and found["compute"] == "float32"
 
     class Moved(CrossEntropy):
@@ -59,8 +59,8 @@ def test_a_record_has_the_figure_of_a_run(monkeypatch):
             losses = super().__call__(model, batch)
             return losses + losses.mean()
 
-    batch = leave_one_out.stand_ins(texts, model, 24)
-    found = leave_one_out.measure(Moved(512), model, batch, clip=1e6, smoothing=1e-3)
+    batch = measurements.stand_ins(texts, model, 24)
+    found = measurements.measure_batch_invariance(Moved(512), model, batch, clip=1e6, smoothing=1e-3)
     assert found["others_move_over_clip"] > 0
     assert not any(p.grad is not None for p in model.parameters())
 
