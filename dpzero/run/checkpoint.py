@@ -9,7 +9,7 @@ import os
 import pickle
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,18 +79,18 @@ class Checkpoint:
         Raises UsageError for a checkpoint of another cell or code that holds releases of private data: they
         count.
         """
-        self.out, self.release, self.folder = out, is_release(cell), folder(out)
+        self.out, self.release, self.folder, self._log = out, is_release(cell), folder(out), log
         self.ledger, self.transcript = self.folder / "ledger", self.folder / "transcript"
         self.candidates, self._file = self.folder / "candidates", self.folder / "state.pt"
         text = json.dumps({"cell": cell, "code": code}, sort_keys=True)
         mark = self.folder / "cell.json"
         earlier = mark.read_text("utf-8") if mark.exists() else None
         if earlier != text:
-            self._make_room(earlier, cell, code, log)
+            self._make_room(earlier, cell, code)
             write_whole(mark, text)
         self._saved = time.monotonic()
 
-    def _make_room(self, earlier: str | None, cell: dict, code: str, log: Callable[[str], object]) -> None:
+    def _make_room(self, earlier: str | None, cell: dict, code: str) -> None:
         releases = len(self.ledger.read_bytes().splitlines()) - 1 if self.ledger.exists() else 0
         difference, secret = _difference(earlier, cell, code)
         if releases > 0 and secret:
@@ -99,7 +99,7 @@ class Checkpoint:
                 "with the original settings, or move the folder away and account for the epsilon it has spent"
             )
         if releases > 0 or self.folder.exists():
-            log(f"the checkpoint {self.folder} was made with {difference}: begun anew")
+            self._log(f"the checkpoint {self.folder} was made with {difference}: begun anew")
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def load(self) -> dict | None:
@@ -109,7 +109,7 @@ class Checkpoint:
         except UNREADABLE:
             return None
 
-    def resume(self, make: Callable[[], Any], state: dict | None, log: Callable[[str], object]) -> Any:
+    def resume(self, make: Callable[[], Any], state: dict | None) -> Any:
         """The method that `make` builds, at the step where an earlier process left it.
 
         First from its state, and on with the steps that its transcript has beyond it: they ask nothing of the
@@ -119,23 +119,21 @@ class Checkpoint:
         fault = ""
         if state is not None:
             try:
-                return self._continue(make(), state, log)
+                return self._continue(make(), state)
             except _UnfitTranscript as error:
                 fault = str(error)
         try:
-            method = self._continue(make(), None, log)
+            method = self._continue(make())
         except _UnfitTranscript as error:
             fault = fault or str(error)
             self.transcript.unlink()
-            method = self._continue(make(), None, log)
+            method = self._continue(make())
         if fault:
-            log(
-                f"{fault}. From the base model, {method.steps_taken} steps are taken again from the "
-                "transcript"
-            )
+            taken = f"{method.steps_taken} steps are taken again from the transcript"
+            self._log(f"{fault}. From the base model, {taken}")
         return method
 
-    def _continue(self, method: Any, state: dict | None, log: Callable[[str], object]) -> Any:
+    def _continue(self, method: Any, state: dict | None = None) -> Any:
         """The method at its state, and on by its transcript. Raises _UnfitTranscript if the two differ."""
         if state is not None:
             method.load_state_dict(state["method"])
@@ -148,13 +146,14 @@ class Checkpoint:
             except ValueError as error:
                 if self.transcript.exists():
                     raise _UnfitTranscript(error) from error
-                log(f"no transcript: {error}")
+                self._log(f"no transcript: {error}")
         return method
 
     def check_ledger(self, released: int, state: dict | None) -> None:
         """Raise UsageError if the ledger lacks a step that was taken: epsilon would be too small."""
         of_state = (state or {}).get("method", {}).get("budget", {}).get("releases", {})
-        taken = max(sum(map(len, of_state.values())), self._rows())
+        _, rows = self._read_transcript()
+        taken = max(sum(map(len, of_state.values())), len(rows))
         if released < taken:
             raise UsageError(
                 f"{self.ledger} lacks {taken - released} of the {taken} releases by which the run moved, so "
@@ -162,28 +161,27 @@ class Checkpoint:
                 "and add what was spent"
             )
 
-    def _rows(self) -> int:
-        """Rows of the transcript; 0 if there is none or a damaged one, which is begun anew."""
+    def _read_transcript(self) -> tuple[dict, Sized]:
+        """Header and rows of the transcript; both are empty if there is none, or a damaged one."""
         try:
-            return len(transcript.read(self.transcript)[1])
+            return transcript.read(self.transcript)
         except (OSError, ValueError):
-            return 0
+            return {}, ()
 
     def describe_transcript(self, weights: Sequence[torch.Tensor] | None) -> dict | None:
         """The part `transcript` of the record; None without a transcript.
 
         weights: tensors that a replay must give again.
         """
-        try:
-            header, scalars = transcript.read(self.transcript)
-        except (OSError, ValueError):
+        header, rows = self._read_transcript()
+        if not header:
             return None
         if self.release:
             record_file.refuse_unlisted(header, record_file.ALLOWED_IN_A_TRANSCRIPT)
         return {
             "file": record_file.transcript_of(self.out).name,
             "sha256": hashlib.sha256(self.transcript.read_bytes()).hexdigest(),
-            "steps": len(scalars),
+            "steps": len(rows),
             "law": header["law"]["version"],
             "weights_sha256": None if weights is None else transcript.digest(weights),
         }
@@ -210,11 +208,10 @@ def _difference(earlier: str | None, cell: dict, code: str) -> tuple[str, bool]:
     """How a checkpoint's mark differs from this cell and code, and whether either is a private release."""
     try:
         old = json.loads(earlier or "")
-        theirs, other_code = old["cell"], old["code"] != code
-        changed = [k for k in {**theirs, **cell} if k != "settings" and theirs.get(k) != cell.get(k)]
-        mine, before = cell["settings"], theirs["settings"]
-        changed += [k for k in {**before, **mine} if before.get(k) != mine.get(k)]
+        theirs, mine = ({**c, **c["settings"], "settings": None} for c in (old["cell"], cell))
+        changed = ", ".join(key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key))
+        parts = [f"another {changed}" if changed else ""]
+        parts += ["another version of this code" if old["code"] != code else ""]
+        return " and ".join(filter(None, parts)), is_release(cell) or is_release(old["cell"])
     except (ValueError, KeyError, TypeError, AttributeError):
         return "settings that cannot be read any more", is_release(cell)
-    words = [f"another {', '.join(changed)}"] * bool(changed) + ["another version of this code"] * other_code
-    return " and ".join(words), is_release(cell) or is_release(theirs)

@@ -167,7 +167,7 @@ class Run:
                 self.best.load_state_dict(state["best"])
         if self.budget is not None:
             self.checkpoint.check_ledger(len(self.budget.ledger), state)
-        self.method = self.checkpoint.resume(self._start, state, self.setup.say)
+        self.method = self.checkpoint.resume(self._start, state)
         taken = self.method.steps_taken
         self.curve = [point for point in self.curve if point["step"] <= taken]
         if self.candidates is not None:
