@@ -39,7 +39,7 @@ class SignZO(PrivateTwoPoint):
         return self.noisy_sum(difference.sign()) / self.batch_size
 """
 SWEEP = """
-chosen: fixed
+tuning: fixed
 include: ["."]
 tasks: [reviews]
 models: [small]

@@ -1,13 +1,13 @@
-"""The variants of methods that are compared in memory and step time. Imports no torch."""
+"""The variants of methods that are compared in memory and step time (method_variants.yaml). Imports no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
 
 from ..errors import UsageError, unknown
-
-STEP = {"learning_rate": 1e-9}  # so small that the weights stay what they are
-NOISE = {"clip": 1.0, **STEP}
 
 
 @dataclass(frozen=True)
@@ -28,42 +28,8 @@ class Variant:
     implementation: str = "foreach"
 
 
-ADAMW, SGD = STEP | {"optimizer": "adamw"}, STEP | {"optimizer": "sgd"}
-GHOST, HOOKS = NOISE | {"clipping": "ghost"}, NOISE | {"clipping": "hooks"}
-LOW_RANK, ON_READ = {"direction_law": "low_rank"}, {"perturb": "on_read"}
-
-VARIANTS = {
-    "inference": Variant("inference", "zero_shot"),
-    "dpzero": Variant("DPZero", "dpzero", NOISE),
-    "dpzero_sphere": Variant("DPZero, sphere", "dpzero", NOISE | {"direction_law": "sphere"}),
-    "dpzero_signs": Variant("DPZero, signs", "dpzero", NOISE | {"direction_law": "rademacher"}),
-    "dpzero_low_rank": Variant("DPZero, rank 1", "dpzero", NOISE | LOW_RANK),
-    "dpzero_on_read": Variant("DPZero, perturbed on read", "dpzero", NOISE | ON_READ),
-    "dpzero_low_rank_on_read": Variant(
-        "DPZero, rank 1, in the linears", "dpzero", NOISE | LOW_RANK | ON_READ
-    ),
-    "dpzero_lora": Variant("DPZero, LoRA", "dpzero", NOISE, tune="lora"),
-    "dp_aggzo": Variant("DP-AggZO, 4 directions", "dp_aggzo", NOISE | {"directions": 4}),
-    "dp_zo": Variant("DP-ZO", "dp_zo", NOISE),
-    "dp_zoso": Variant("DP-ZOSO", "dp_zoso", NOISE),
-    "mezo": Variant("MeZO", "mezo", STEP),
-    "public": Variant("public-style step", "public"),
-    "sgd": Variant("SGD", "fine_tuning", SGD),
-    "adamw": Variant("AdamW", "fine_tuning", ADAMW),
-    "adamw_fused": Variant("AdamW, fused", "fine_tuning", ADAMW, implementation="fused"),
-    "adamw_checkpointing": Variant("AdamW, checkpointing", "fine_tuning", ADAMW, checkpointing=True),
-    "lora": Variant("LoRA (AdamW)", "fine_tuning", ADAMW, tune="lora"),
-    "dp_sgd_hooks": Variant("DP-SGD, per-sample gradients", "dp_sgd", HOOKS),
-    "dp_sgd_ghost": Variant("DP-SGD, ghost norms", "dp_sgd", GHOST),
-    "dp_adamw_hooks": Variant("DP-AdamW, per-sample gradients", "dp_sgd", HOOKS | {"optimizer": "adamw"}),
-    "dp_adamw_ghost": Variant("DP-AdamW, ghost norms", "dp_sgd", GHOST | {"optimizer": "adamw"}),
-    "dp_lora": Variant(
-        "DP-LoRA (DP-AdamW), per-sample gradients", "dp_sgd", HOOKS | {"optimizer": "adamw"}, "lora"
-    ),
-    "dp_lora_ghost": Variant(
-        "DP-LoRA (DP-AdamW), ghost norms", "dp_sgd", GHOST | {"optimizer": "adamw"}, "lora"
-    ),
-}
+_TABLE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+VARIANTS = {name: Variant(**row) for name, row in _TABLE["variants"].items()}
 
 
 def variant(name: str) -> Variant:
