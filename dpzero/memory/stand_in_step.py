@@ -133,11 +133,8 @@ def build_method(
     if method.method == "public":
         return NaiveStep(model)
     method_card = card(method.method)
-    size: int | StandInBudget = batch_size
-    if method_card.private:
-        setting = Setting("gaussian", "poisson", "add_remove", 1000 * batch_size, batch_size, 1000, 1e-9)
-        size = budget_class(setting, 1.0)
-    return method_card.load()(model, loss, size, seed=0, **method.settings)
+    budget_or_size = budget_class.for_batches(batch_size) if method_card.private else batch_size
+    return method_card.load()(model, loss, budget_or_size, seed=0, **method.settings)
 
 
 class Loaded:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, Self
 
 from .accounting import Setting
 from .budget import Budget
@@ -23,6 +23,11 @@ class StandInBudget(Budget):
     ) -> None:
         options = {"noise_arithmetic": "float"} | options
         super().__init__(setting, noise_scale, key or RunKey.published(0), **options)
+
+    @classmethod
+    def for_batches(cls, size: int) -> Self:
+        """A budget with unit noise for batches of this expected size."""
+        return cls(Setting("gaussian", "poisson", "add_remove", 1000 * size, size, 1000, 1e-9), 1.0)
 
     def admit(self, counts: int | Collection[int], batch: Indices | None = None) -> int:
         self._check_process()

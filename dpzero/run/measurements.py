@@ -22,6 +22,7 @@ from ..language.models import caches
 from ..language.models.batch_invariance import stand_in_ids
 from ..language.models.encoding import Continuations, Examples
 from ..memory import trackers
+from ..privacy import StandInBudget
 from ..zeroth_order.leave_one_out import losses_move
 from .setup import Setup
 
@@ -130,7 +131,7 @@ def _measure_step_memory(setup: Setup) -> dict:
             setup.loss(model, batch)
 
     def two_steps() -> None:  # the first makes the optimizer's state, which the second has in memory
-        method = setup.method(model, setup.stand_in_budget())
+        method = setup.method(model, StandInBudget.for_batches(size) if setup.card.private else None)
         method.step(inputs)
         method.step(inputs)
 

@@ -15,7 +15,7 @@ from ..language.data import assets, tasks
 from ..language.models import caches, encoding, losses, model_catalogue, text_classifier
 from ..plan.registry import Card, card
 from ..plan.settings import RUN_SETTINGS, check_files, draw_of
-from ..privacy import Budget, RunKey, Setting, StandInBudget
+from ..privacy import Budget, RunKey, Setting
 from ..privacy.imitation_budget import PublicCodeBudget
 from ..privacy.public_implementations import IMPLEMENTATIONS, PublicRun
 from ..privacy.sampling import SAMPLERS
@@ -148,13 +148,6 @@ class Setup:
             )
         except ValueError as error:
             raise UsageError(f"{self.name}: {error}") from error
-
-    def stand_in_budget(self) -> StandInBudget | None:
-        """A budget for steps on stand-in examples."""
-        if not self.card.private:
-            return None
-        size = self.settings["batch_size"]
-        return StandInBudget(Setting("gaussian", "poisson", "add_remove", 1000 * size, size, 1000, 1e-9), 1.0)
 
     def method(self, model: torch.nn.Module, budget: Budget | None) -> Method:
         own = {k: v for k, v in self.settings.items() if k in self.card.settings and k not in RUN_SETTINGS}

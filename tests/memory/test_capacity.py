@@ -86,9 +86,9 @@ def test_the_verbs_answer(capsys):
         )
         == 0
     )
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert found["how"].startswith("measured") and found["reserved_peak_bytes"] is None
-    assert found["resident_peak_bytes"] >= found["resident_before_bytes"] > 0
+    peaks = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert peaks["how"].startswith("measured") and peaks["reserved_peak_bytes"] is None
+    assert peaks["resident_peak_bytes"] >= peaks["resident_before_bytes"] > 0
     assert command_line.main(["fits", *room, "--models", "huge"]) == 2
     assert "no shape 'huge'" in capsys.readouterr().err
 

@@ -75,15 +75,15 @@ def test_a_prediction_is_within_2_percent_of_a_real_run(tiny, model, method):
     """And the peak of each phase within 5 %."""
     workload = Workload(model, method, 6, 48)
     try:
-        found = predict(workload)
+        prediction = predict(workload)
     except Unpredictable as error:
         assert (model, method[:6]) == ("tiny-opt", "dp_sgd") and "cannot be predicted" in str(error)
         return
     real = tracked(workload)
-    assert found["peak_bytes"] == pytest.approx(real.peak, rel=0.02)
-    assert found["phases"].keys() == real.peaks.keys()
+    assert prediction["peak_bytes"] == pytest.approx(real.peak, rel=0.02)
+    assert prediction["phases"].keys() == real.peaks.keys()
     for phase, peak in real.peaks.items():
-        assert found["phases"][phase] == pytest.approx(peak, rel=0.05)
+        assert prediction["phases"][phase] == pytest.approx(peak, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -132,13 +132,13 @@ def test_published_shapes_take_what_an_independent_tracker_said(
     model, method, batch_size, length, dtype, inference, peak
 ):
     """GiB, within 2 %. (Ghost norms by Opacus' own step, with the gradients of weights that it drops: 14.93.)"""
-    found = predict(Workload(model, method, batch_size, length, dtype))
-    assert found["inference_peak_bytes"] / GIB == pytest.approx(inference, rel=0.005)
-    assert found["peak_bytes"] / GIB == pytest.approx(peak, rel=0.02)
-    assert found["peak_over_inference"] == pytest.approx(
-        found["peak_bytes"] / found["inference_peak_bytes"], abs=1e-4
+    prediction = predict(Workload(model, method, batch_size, length, dtype))
+    assert prediction["inference_peak_bytes"] / GIB == pytest.approx(inference, rel=0.005)
+    assert prediction["peak_bytes"] / GIB == pytest.approx(peak, rel=0.02)
+    assert prediction["peak_over_inference"] == pytest.approx(
+        prediction["peak_bytes"] / prediction["inference_peak_bytes"], abs=1e-4
     )
-    assert bool(found["notes"]) == (dtype == "bfloat16") and found["how"] == HOW
+    assert bool(prediction["notes"]) == (dtype == "bfloat16") and prediction["how"] == HOW
 
 
 @pytest.mark.parametrize("name", [n for n, s in random_models.catalogue().items() if s["parameters"] < 4e9])
@@ -203,6 +203,6 @@ def test_a_file_that_is_no_language_model_is_refused(tmp_path, content):
 
 
 def test_half_precision_says_that_it_is_not_trained_so(tiny):
-    found = predict(Workload("tiny-opt", "dpzero", 2, 8, "bfloat16"))
-    assert "refuses to train so" in found["notes"][0]
+    prediction = predict(Workload("tiny-opt", "dpzero", 2, 8, "bfloat16"))
+    assert "refuses to train so" in prediction["notes"][0]
     assert not predict(Workload("tiny-opt", "inference", 2, 8, "bfloat16"))["notes"]

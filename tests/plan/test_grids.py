@@ -14,11 +14,11 @@ def test_a_stanza_without_a_grid_stays_as_it_is():
 
 
 def test_each_point_is_a_method_of_the_same_file():
-    found = spread_grids({"dpzero": {"steps": 9, "grid": {"learning_rate": ["1e-7", 0.1], "clip": [1, 2]}}})
-    assert list(found) == [
+    methods = spread_grids({"dpzero": {"steps": 9, "grid": {"learning_rate": ["1e-7", 0.1], "clip": [1, 2]}}})
+    assert list(methods) == [
         f"dpzero_learning_rate{rate}_clip{clip}" for rate in ("1e-7", 0.1) for clip in (1, 2)
     ]
-    assert found["dpzero_learning_rate1e-7_clip2"] == {
+    assert methods["dpzero_learning_rate1e-7_clip2"] == {
         "use": "dpzero",
         "steps": 9,
         "learning_rate": "1e-7",

@@ -107,8 +107,8 @@ def test_first_order_methods_are_of_section_b2():
 @pytest.mark.parametrize("name, rate", [("paper-opt", 1e-7), ("paper-roberta", 1e-6)])
 def test_the_clip_is_a_point_of_the_papers_grid(name, rate):
     grid = {"paper-opt": {10, 50, 100, 200}, "paper-roberta": {50, 100, 150, 200, 250, 300, 400}}[name]
-    ((clip, found),) = settings(cells_of(name), "clip", "learning_rate", method="dpzero")
-    assert clip in grid and found == rate
+    ((clip, learning_rate),) = settings(cells_of(name), "clip", "learning_rate", method="dpzero")
+    assert clip in grid and learning_rate == rate
 
 
 def test_opt_is_table_10_with_the_checkpoint_of_its_code():
@@ -202,8 +202,8 @@ def test_every_number_that_is_read_has_its_cell_with_as_many_examples_a_class():
         shots.setdefault(run.rpartition("/")[0], set()).add(cell["settings"].get("shots", 0))
 
     def is_declared(number: published.Published) -> bool:
-        found = shots.get(number.cell, set())
-        return number.shots in found if number.shots else bool(found)
+        of_cell = shots.get(number.cell, set())
+        return number.shots in of_cell if number.shots else bool(of_cell)
 
     numbers = published.read()
     assert len(numbers) == 518 and all(map(is_declared, numbers))
@@ -304,12 +304,12 @@ def stand_in(tmp_path) -> Path:
     from tests.language.byte_level import byte_level_bpe
 
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    made = AutoModelForMaskedLM.from_config(
+    model = AutoModelForMaskedLM.from_config(
         AutoConfig.for_model("roberta", **sizes, vocab_size=600, max_position_embeddings=514)
     )
     special = {"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>", "pad_token": "<pad>"}
     words = byte_level_bpe(["terrible", "great", "It", "was"])
-    for part in (made, PreTrainedTokenizerFast(tokenizer_object=words, **special)):
+    for part in (model, PreTrainedTokenizerFast(tokenizer_object=words, **special)):
         part.save_pretrained(tmp_path / "models" / "roberta-large")
     return tmp_path / "models"
 
@@ -328,12 +328,12 @@ def test_one_cell_runs_on_real_rows_with_a_stand_in_for_the_model_and_says_so(
     (cell,) = sweep.load("paper-roberta", tasks="sst2", methods="dpzero", epsilons=2, seeds=42).values()
     cell["settings"] |= {"steps": 3, "evaluate_every": 0}
     out = tmp_path / "record.json"
-    made = run_cell(cell, out, lambda line: None, "cpu")
-    assert made["status"] == "ok" and json.loads(out.read_text())["run"] == made["run"]
-    assert (made["privacy"]["dataset_size"], made["privacy"]["batch_size"]) == (1024, 64)
-    assert made["metrics"]["examples"] == 872 and made["metrics"]["selection"] == "last iterate"
+    record = run_cell(cell, out, lambda line: None, "cpu")
+    assert record["status"] == "ok" and json.loads(out.read_text())["run"] == record["run"]
+    assert (record["privacy"]["dataset_size"], record["privacy"]["batch_size"]) == (1024, 64)
+    assert record["metrics"]["examples"] == 872 and record["metrics"]["selection"] == "last iterate"
     tuning = sweep.TUNING[sweep.read("paper-roberta")["tuning"]]
-    write_tables("language", [out], tmp_path / "tables", "paper-roberta", [made["run"]], tuning)
+    write_tables("language", [out], tmp_path / "tables", "paper-roberta", [record["run"]], tuning)
     text = (tmp_path / "tables" / "published.md").read_text()
     assert "91.8 ± 0.1 (standard error, 3 seeds)" in text
     differences = "steps 3, theirs 10000; rows: whole sentences, theirs GLUE's phrases; a stand-in of 0.0"

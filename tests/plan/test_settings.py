@@ -159,11 +159,11 @@ def test_any_cell_is_completed_or_refused_in_one_line(outside, inside):
     if isinstance(spec["settings"], dict):
         spec["settings"] = spec["settings"] | inside
     try:
-        made = sweep.complete(spec)
+        completed = sweep.complete(spec)
     except UsageError as error:
         assert "\n" not in str(error)
     else:
-        json.dumps(made, allow_nan=False)
+        json.dumps(completed, allow_nan=False)
 
 
 KINDS = {
@@ -241,9 +241,10 @@ ROWS |= {
     "name", [name for name in sweep.names() if sweep.read(name)["experiment"] == "language"]
 )
 def test_no_batch_of_a_shipped_sweep_has_more_examples_than_rows(name):
-    for run, made in sweep.load(name).items():
-        settings, stanza = made["settings"], tasks.stanza(made["task"])
-        rows = ROWS.get(made["task"], 1000) * 9 // 10  # those of packages are thousands; a tenth may be dev
+    for run, planned in sweep.load(name).items():
+        settings, stanza = planned["settings"], tasks.stanza(planned["task"])
+        # those of packages are thousands; a tenth may be dev
+        rows = ROWS.get(planned["task"], 1000) * 9 // 10
         if "shots" in settings:
             rows = settings["shots"] * len(stanza["words"])
         rows = min(rows, settings.get("train_examples", rows))

@@ -373,13 +373,13 @@ def test_half_a_cell_is_refused(cell):
 
 def keywords(cls: type) -> dict[str, inspect.Parameter]:
     """Keyword-only arguments of `__init__`, and of those that its `**kwargs` are passed on to."""
-    found = {}
+    settings = {}
     for init in [vars(base)["__init__"] for base in cls.__mro__ if "__init__" in vars(base)]:
         parameters = inspect.signature(init).parameters
-        found = {key: p for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY} | found
+        settings = {key: p for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY} | settings
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             break
-    return found
+    return settings
 
 
 @pytest.mark.parametrize("name", registry.cards())

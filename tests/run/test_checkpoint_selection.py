@@ -57,22 +57,22 @@ def test_a_run_that_gets_worse_reports_its_best_point_after_the_start(cache, smo
     """Steps that are far too long: the start is better than all that follows, but no choice of a checkpoint."""
     cell = smoke(method, learning_rate=rate, steps=20, evaluate_every=10)
     last = run_cell(copy.deepcopy(cell), tmp_path / "last.json", quiet, "cpu")
-    made = run_cell(best(cell), tmp_path / "best.json", quiet, "cpu")
-    losses = {point["step"]: point["dev_loss"] for point in made["curve"]}
+    record = run_cell(best(cell), tmp_path / "best.json", quiet, "cpu")
+    losses = {point["step"]: point["dev_loss"] for point in record["curve"]}
     assert losses.keys() == {0, 10, 20} and min(losses, key=losses.get) == 0
-    assert made["metrics"]["selected_step"] == min((10, 20), key=losses.get)
-    assert made["metrics"]["selection"] == WORDS and last["metrics"]["selection"] == "last iterate"
-    assert made["metrics"]["loss"] <= last["metrics"]["loss"]
-    if made["transcript"]:  # which is of all steps, for the last iterate
-        assert made["transcript"]["weights_sha256"] == last["transcript"]["weights_sha256"]
+    assert record["metrics"]["selected_step"] == min((10, 20), key=losses.get)
+    assert record["metrics"]["selection"] == WORDS and last["metrics"]["selection"] == "last iterate"
+    assert record["metrics"]["loss"] <= last["metrics"]["loss"]
+    if record["transcript"]:  # which is of all steps, for the last iterate
+        assert record["transcript"]["weights_sha256"] == last["transcript"]["weights_sha256"]
 
 
 def test_no_dev_rows_are_no_choice(cache, smoke, monkeypatch):
     cell = best(smoke("mezo"))
 
     def without_dev(*arguments):
-        found = encode(*arguments)
-        return found | {"dev": found["dev"][np.arange(0)]}
+        examples = encode(*arguments)
+        return examples | {"dev": examples["dev"][np.arange(0)]}
 
     encode = encoding.encode
     monkeypatch.setattr(encoding, "encode", without_dev)
@@ -112,10 +112,10 @@ def test_a_killed_run_reports_the_same_point(cache, smoke, tmp_path, monkeypatch
 
 def test_a_private_choice_takes_a_point_of_the_curve_and_says_what_it_cost(cache, smoke, tmp_path):
     cell = best(smoke("dp_adam", learning_rate=5e-2, evaluate_every=5), "accounted")
-    made = run_cell(cell, tmp_path / "record.json", quiet, "cpu")
-    found, privacy = made["metrics"], made["privacy"]
-    assert found["selection"] == "dev checkpoint by a private choice (accounted)"
-    assert found["selected_step"] in (5, 10, 15, 20) and found["candidates"] == 4
+    record = run_cell(cell, tmp_path / "record.json", quiet, "cpu")
+    metrics, privacy = record["metrics"], record["privacy"]
+    assert metrics["selection"] == "dev checkpoint by a private choice (accounted)"
+    assert metrics["selected_step"] in (5, 10, 15, 20) and metrics["candidates"] == 4
     assert privacy["choice"] == {"mechanism": "permute and flip", "epsilon": 2.0}
     assert (
         privacy["epsilon_spent"] == 2.0
@@ -131,9 +131,9 @@ def test_with_much_epsilon_the_choice_is_the_best_on_dev(cache, smoke, tmp_path,
     )
     cell = best(smoke("dp_adam", learning_rate=5e-2, evaluate_every=5), "accounted")
     cell["settings"] |= {"split": "dev", "curve_examples": 10**6}
-    found = run_cell(cell, tmp_path / "record.json", quiet, "cpu")
-    (counts,), metrics = asked, found["metrics"]
-    curve = {point["step"]: point["dev_accuracy"] for point in found["curve"] if point["step"]}
+    record = run_cell(cell, tmp_path / "record.json", quiet, "cpu")
+    (counts,), metrics = asked, record["metrics"]
+    curve = {point["step"]: point["dev_accuracy"] for point in record["curve"] if point["step"]}
     rows = {step: accuracy * metrics["examples"] for step, accuracy in curve.items()}
     assert rows == pytest.approx(counts) and len(set(counts.values())) > 1
     assert metrics["accuracy"] == max(curve.values()) == curve[metrics["selected_step"]]
@@ -184,15 +184,15 @@ def test_a_replay_gives_the_model_that_is_reported(cache, smoke, tmp_path, monke
     monkeypatch.setattr(BestDev, "offer", first_alone(BestDev.offer))
     out = tmp_path / "record.json"
     cell = best(smoke("dpzero", learning_rate=5e-2, steps=30, evaluate_every=10), rule)
-    made = run_cell(copy.deepcopy(cell), out, quiet, "cpu")
-    assert made["metrics"]["selected_step"] == 10
+    record = run_cell(copy.deepcopy(cell), out, quiet, "cpu")
+    assert record["metrics"]["selected_step"] == 10
     answer = replay_record(out, tmp_path / "model.safetensors", "cpu")
     assert answer["match"] and answer["steps"] == 30
     setup = Setup(cell, quiet, "cpu")
     model = setup.model()
     tensors = load_file(tmp_path / "model.safetensors")
     assert not model.load_state_dict(tensors, strict=False).unexpected_keys
-    assert setup.loss.evaluate(model, setup.examples["test"])["loss"] == made["metrics"]["loss"]
+    assert setup.loss.evaluate(model, setup.examples["test"])["loss"] == record["metrics"]["loss"]
 
 
 def first_alone(offer):

@@ -33,13 +33,13 @@ def cell(smoke, cache):
     """cell(method, **settings): 12 steps in micro-batches of some examples each."""
 
     def make(method: str, **settings: object) -> dict:
-        found = smoke("dpzero" if method == "dp_aggzo" else method)
+        planned = smoke("dpzero" if method == "dp_aggzo" else method)
         if method == "dp_aggzo":
-            found |= {"method": method, "use": method, "title": "DP-AggZO"}
-            found["settings"]["directions"] = 3
-        found["settings"].pop("noise_arithmetic", None)  # by the key
-        found["settings"] |= {"token_budget": 32, "steps": STEPS, "batch_size": 16, **settings}
-        return sweep.complete(found)
+            planned |= {"method": method, "use": method, "title": "DP-AggZO"}
+            planned["settings"]["directions"] = 3
+        planned["settings"].pop("noise_arithmetic", None)  # by the key
+        planned["settings"] |= {"token_budget": 32, "steps": STEPS, "batch_size": 16, **settings}
+        return sweep.complete(planned)
 
     return make
 
@@ -57,12 +57,17 @@ def on(ranks: int, cell: dict, out: Path, log=lambda line: None, at_step=None, d
     return forked(work, ranks)
 
 
-def told(out: Path) -> dict:
+def summary(out: Path) -> dict:
     """What must not depend on the ranks. (Of a step of several, none knows the mean loss.)"""
-    made = json.loads(out.read_text())
-    curve = [(point["step"], point.get("dev_accuracy")) for point in made["curve"]]
-    said = {k: v for k, v in made["transcript"].items() if k != "file"}
-    return {"metrics": made["metrics"], "privacy": made["privacy"], "curve": curve, "transcript": said}
+    record = json.loads(out.read_text())
+    curve = [(point["step"], point.get("dev_accuracy")) for point in record["curve"]]
+    described = {k: v for k, v in record["transcript"].items() if k != "file"}
+    return {
+        "metrics": record["metrics"],
+        "privacy": record["privacy"],
+        "curve": curve,
+        "transcript": described,
+    }
 
 
 @pytest.mark.parametrize(
@@ -82,12 +87,12 @@ def test_any_number_of_ranks_leaves_the_same_record(cell, tmp_path, method, sett
         out = tmp_path / f"{ranks}.json"
         first, *others = on(ranks, mine, out)
         assert first["status"] == "ok" and others == [None] * (ranks - 1)
-        assert told(out) == told(tmp_path / "1.json")
-        said = first["provenance"]["ranks"]
+        assert summary(out) == summary(tmp_path / "1.json")
+        described = first["provenance"]["ranks"]
         scalars = mine["settings"].get("directions", 1)
-        assert said["count"] == ranks and said["backend"] == "gloo"
-        assert 8 + 24 * scalars <= said["bytes_a_step_from_each"] < 8 + 24 * scalars + 10
-        assert said["bytes_a_step_to_each"] == 8 + 8 * scalars
+        assert described["count"] == ranks and described["backend"] == "gloo"
+        assert 8 + 24 * scalars <= described["bytes_a_step_from_each"] < 8 + 24 * scalars + 10
+        assert described["bytes_a_step_to_each"] == 8 + 8 * scalars
     assert {f.name for f in tmp_path.iterdir()} >= {"1.json", "1.transcript"} and not Path(
         "/nowhere"
     ).exists()
@@ -114,16 +119,16 @@ def test_a_killed_rank_ends_the_run_which_goes_on_with_those_that_are_left(
         if (setup.ranks.rank, step) == (victim, 7):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    found = on(3, mine, out, at_step=die)
-    assert found[victim] == signal.SIGKILL and not out.exists()
+    outcomes = on(3, mine, out, at_step=die)
+    assert outcomes[victim] == signal.SIGKILL and not out.exists()
     if victim:
-        assert isinstance(found[0], RankFailure) and f"rank {victim} is gone" in str(found[0])
-    made, *_ = on(left, mine, out)
-    lost = STEPS - made["transcript"]["steps"]  # a release that was spent and not used
-    assert made["privacy"]["steps"] == STEPS and 0 <= lost <= (noise_key == "secret")
+        assert isinstance(outcomes[0], RankFailure) and f"rank {victim} is gone" in str(outcomes[0])
+    record, *_ = on(left, mine, out)
+    lost = STEPS - record["transcript"]["steps"]  # a release that was spent and not used
+    assert record["privacy"]["steps"] == STEPS and 0 <= lost <= (noise_key == "secret")
     assert replay_record(out, device="cpu")["match"] is True
     if noise_key == "published":
-        assert told(out) == told(tmp_path / "whole.json")
+        assert summary(out) == summary(tmp_path / "whole.json")
 
 
 def test_a_run_whose_budget_ends_early_leaves_no_rank_waiting(cell, tmp_path, monkeypatch):
@@ -165,13 +170,13 @@ def test_a_rank_whose_weights_went_wrong_ends_the_run(cell, tmp_path, monkeypatc
     assert isinstance(first, RankFailure) and not out.exists()
     assert "weights of rank 1 are not those of rank 0 after step 10, as they were after step 5" in str(first)
     assert ("and count" if released else "It will go on from step 5") in str(first)
-    made, *_ = on(3, mine, out)
-    assert made["transcript"]["steps"] == STEPS and replay_record(out, device="cpu")["match"] is True
-    if made["privacy"]:
-        assert made["privacy"]["steps"] == STEPS
+    record, *_ = on(3, mine, out)
+    assert record["transcript"]["steps"] == STEPS and replay_record(out, device="cpu")["match"] is True
+    if record["privacy"]:
+        assert record["privacy"]["steps"] == STEPS
     if not released:  # as if nothing had happened
         run_cell(mine, tmp_path / "b.json", lambda line: None, "cpu")
-        assert told(out) == told(tmp_path / "b.json")
+        assert summary(out) == summary(tmp_path / "b.json")
 
 
 def test_ranks_of_other_settings_are_told_so(cell, tmp_path):
@@ -217,7 +222,7 @@ def test_a_slow_rank_is_waited_for(cell, tmp_path):
 
     on(2, mine, tmp_path / "a.json", at_step=wait)
     run_cell(mine, tmp_path / "b.json", lambda line: None, "cpu")
-    assert told(tmp_path / "a.json") == told(tmp_path / "b.json")
+    assert summary(tmp_path / "a.json") == summary(tmp_path / "b.json")
 
 
 def test_across_a_line_that_is_slow_and_loses_packets_the_run_is_the_same(cell, tmp_path):
@@ -234,7 +239,7 @@ def test_across_a_line_that_is_slow_and_loses_packets_the_run_is_the_same(cell, 
             first, second = forked(work, 2)
     except OSError as error:
         pytest.skip(f"no network namespaces on this machine: {error}")
-    assert first["status"] == "ok" and second is None and told(out) == told(tmp_path / "b.json")
+    assert first["status"] == "ok" and second is None and summary(out) == summary(tmp_path / "b.json")
 
 
 @pytest.mark.slow
@@ -255,9 +260,9 @@ def test_torchrun_starts_again_what_was_killed(cell, tmp_path):
         assert process.poll() is None
         time.sleep(0.01)
     os.kill(_rank_1_of(process.pid), signal.SIGKILL)
-    answer, said = process.communicate(timeout=120)
-    assert process.returncode == 0 and said.count("2 ranks, by gloo") == 2 and "resumed at step" in said
-    assert answer.count('"status": "ok"') == 1 and told(out) == told(tmp_path / "b.json")
+    answer, log = process.communicate(timeout=120)
+    assert process.returncode == 0 and log.count("2 ranks, by gloo") == 2 and "resumed at step" in log
+    assert answer.count('"status": "ok"') == 1 and summary(out) == summary(tmp_path / "b.json")
 
 
 def _rank_1_of(launcher: int) -> int:

@@ -241,8 +241,8 @@ def test_without_the_variable_the_device_files_are_counted(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert gpu_lock.visible() == ["0", "1", "2", "3"]
     monkeypatch.delenv(gpu_lock.DEVICE_FILES)
-    found = [path.name for path in Path("/dev").glob("nvidia*") if path.name[6:].isdigit()]
-    assert sorted(f"nvidia{name}" for name in gpu_lock.visible()) == sorted(found)
+    names = [path.name for path in Path("/dev").glob("nvidia*") if path.name[6:].isdigit()]
+    assert sorted(f"nvidia{name}" for name in gpu_lock.visible()) == sorted(names)
 
 
 @pytest.mark.parametrize("listed", ["0", "0,1", "GPU-8932f937-d72c"])

@@ -35,23 +35,28 @@ def cell(smoke, cache):
     """cell(noise_key, **settings): a DPZero run of 8 steps."""
 
     def make(noise_key: str = "published", **settings: object) -> dict:
-        found = smoke("dpzero")
-        found["settings"] |= {"steps": STEPS, "evaluate_every": 3, "noise_key": noise_key, **settings}
-        return sweep.complete(found)
+        planned = smoke("dpzero")
+        planned["settings"] |= {"steps": STEPS, "evaluate_every": 3, "noise_key": noise_key, **settings}
+        return sweep.complete(planned)
 
     return make
 
 
-def told(out: Path) -> dict:
-    made = json.loads(out.read_text())
-    curve = [(point["step"], point["dev_accuracy"]) for point in made["curve"]]
-    said = {k: v for k, v in made["transcript"].items() if k != "file"}
-    return {"metrics": made["metrics"], "privacy": made["privacy"], "curve": curve, "transcript": said}
+def summary(out: Path) -> dict:
+    record = json.loads(out.read_text())
+    curve = [(point["step"], point["dev_accuracy"]) for point in record["curve"]]
+    described = {k: v for k, v in record["transcript"].items() if k != "file"}
+    return {
+        "metrics": record["metrics"],
+        "privacy": record["privacy"],
+        "curve": curve,
+        "transcript": described,
+    }
 
 
-def whole(cell: dict, out: Path) -> dict:
+def uninterrupted(cell: dict, out: Path) -> dict:
     run_cell(cell, out, quiet, "cpu")
-    return told(out)
+    return summary(out)
 
 
 def in_a_fork(cell: dict, out: Path, before=lambda: None) -> object:
@@ -123,23 +128,23 @@ def count_releases(log: Path) -> None:
 @pytest.mark.parametrize("noise_key", ["published", "secret"])
 def test_killed_at_random_points_it_goes_on_to_the_same_bits(cell, tmp_path, monkeypatch, noise_key, points):
     mine, draw = cell(noise_key), np.random.default_rng(points)
-    expected = whole(mine, tmp_path / "whole.json")
+    expected = uninterrupted(mine, tmp_path / "whole.json")
     total = calls(mine, tmp_path / "counted.json")
     for k, point in enumerate(draw.integers(1, total, points).tolist()):
         out, log = tmp_path / f"{k}.json", tmp_path / f"{k}.log"
         monkeypatch.setattr(
             checkpoint, "SECONDS", (0, 15)[k % 2]
         )  # a state a step, or those of the curve alone
-        found = in_a_fork(mine, out, lambda log=log, at=point: (count_releases(log), after_calls(at)))
-        assert found == signal.SIGKILL or (found["status"] == "ok" and out.exists())
+        outcome = in_a_fork(mine, out, lambda log=log, at=point: (count_releases(log), after_calls(at)))
+        assert outcome == signal.SIGKILL or (outcome["status"] == "ok" and out.exists())
         in_a_fork(mine, out, lambda log=log: count_releases(log))
-        made = json.loads(out.read_text())
+        record = json.loads(out.read_text())
         handed_out = set(log.read_text().splitlines())
-        lost = STEPS - made["transcript"]["steps"]  # a release that was spent and not used
-        assert made["privacy"]["steps"] == STEPS >= len(handed_out) >= STEPS - lost
+        lost = STEPS - record["transcript"]["steps"]  # a release that was spent and not used
+        assert record["privacy"]["steps"] == STEPS >= len(handed_out) >= STEPS - lost
         assert 0 <= lost <= (noise_key == "secret") and replay_record(out, device="cpu")["match"] is True
         if noise_key == "published":
-            assert told(out) == expected
+            assert summary(out) == expected
 
 
 def test_killed_while_its_checkpoint_is_taken_away_it_releases_nothing_anew(cell, tmp_path):
@@ -182,10 +187,10 @@ def test_asked_to_end_it_ends_at_once_and_goes_on_later(cell, tmp_path, by):
 
     with pytest.MonkeyPatch.context() as patch:
         before_each_step(patch, lambda _, number: number == 5 and os.kill(os.getpid(), by))
-        found = in_a_fork(mine, out, as_in_the_foreground)
-    assert found == by or isinstance(found, KeyboardInterrupt)
+        outcome = in_a_fork(mine, out, as_in_the_foreground)
+    assert outcome == by or isinstance(outcome, KeyboardInterrupt)
     assert not out.exists() and len(transcript.read(checkpoint.folder(out) / "transcript")[1]) == 5
-    assert whole(mine, out) == whole(mine, tmp_path / "b.json")
+    assert uninterrupted(mine, out) == uninterrupted(mine, tmp_path / "b.json")
 
 
 # --- no room
@@ -206,7 +211,7 @@ def test_without_room_it_stops_and_goes_on_when_there_is(cell, tmp_path, octets)
 
     assert forked(work, 1) == [errno.EFBIG]
     assert not out.exists() and not list(tmp_path.rglob(".state*"))
-    assert whole(mine, out) == whole(mine, tmp_path / "b.json")
+    assert uninterrupted(mine, out) == uninterrupted(mine, tmp_path / "b.json")
 
 
 def test_the_command_says_so_in_a_line(monkeypatch, capsys):
@@ -229,7 +234,7 @@ def test_a_benchmark_of_another_setting_begins_anew(cell, tmp_path):
     other = cell(clip=2.0)
     run_cell(other, out, lines.append, "cpu")
     assert any("made with another clip: begun anew" in line for line in lines)
-    assert told(out) == whole(other, tmp_path / "b.json")
+    assert summary(out) == uninterrupted(other, tmp_path / "b.json")
 
 
 def test_so_does_one_of_another_version(cell, tmp_path, monkeypatch):
@@ -238,7 +243,7 @@ def test_so_does_one_of_another_version(cell, tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "core_digest", lambda: "of another version")
     run_cell(cell(), out, lines.append, "cpu")
     assert any("made with another version of this code: begun anew" in line for line in lines)
-    assert told(out) == whole(cell(), tmp_path / "b.json")
+    assert summary(out) == uninterrupted(cell(), tmp_path / "b.json")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 
 from dpzero.__main__ import main
 from dpzero.language.data import tasks
-from dpzero.language.models import encoding, feature_cache, losses, text_classifier
+from dpzero.language.models import caches, encoding, losses, text_classifier
 from dpzero.language.models.losses import CrossEntropy
 from dpzero.run import measurements
 
@@ -24,9 +24,9 @@ def cache(tmp_path, monkeypatch):
 def test_the_verb_says_that_nothing_moves(compute, capsys):
     arguments = ["invariance", "--model", "tiny-encoder", "--task", "toy", "--batch-size", "5"]
     assert main([*arguments, "--compute", compute, "--max-length", "24", "--leaving", "2"]) == 0
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert found["others_move_over_clip"] == found["others_move_together_over_clip"] == 0
-    assert found["compute"] == compute
+    answer = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert answer["others_move_over_clip"] == answer["others_move_together_over_clip"] == 0
+    assert answer["compute"] == compute
 
 
 @pytest.mark.parametrize(
@@ -49,10 +49,10 @@ def test_a_record_has_the_figure_of_a_run(monkeypatch):
     model = text_classifier.load("tiny-encoder", tasks.load("toy"), "head")
     texts = encoding.encode(tasks.load("toy"), "tiny-encoder", 24)["train"][np.arange(9)]
     loss = losses.make_loss(tasks.load("toy"), "tiny-encoder", 512)
-    for like in (texts, feature_cache.read("tiny-encoder", model, texts)):
+    for like in (texts, caches.read_features("tiny-encoder", model, texts)):
         batch = measurements.stand_ins(like, model, 24)
-        found = measurements.measure_batch_invariance(loss, model, batch, clip=1.0, smoothing=1e-3)
-        assert found["others_move_over_clip"] == 0 and found["compute"] == "float32"
+        figure = measurements.measure_batch_invariance(loss, model, batch, clip=1.0, smoothing=1e-3)
+        assert figure["others_move_over_clip"] == 0 and figure["compute"] == "float32"
 
     class Moved(CrossEntropy):
         def __call__(self, model, batch) -> torch.Tensor:
@@ -60,8 +60,8 @@ def test_a_record_has_the_figure_of_a_run(monkeypatch):
             return losses + losses.mean()
 
     batch = measurements.stand_ins(texts, model, 24)
-    found = measurements.measure_batch_invariance(Moved(512), model, batch, clip=1e6, smoothing=1e-3)
-    assert found["others_move_over_clip"] > 0
+    figure = measurements.measure_batch_invariance(Moved(512), model, batch, clip=1e6, smoothing=1e-3)
+    assert figure["others_move_over_clip"] > 0
     assert not any(p.grad is not None for p in model.parameters())
 
 
@@ -77,5 +77,5 @@ def test_the_audit_says_what_the_others_move_for_each_architecture_and_type(tmp_
     (tmp_path / "config.json").write_text(json.dumps(config))
     arguments = ["audit", "--transcripts", "50", "--steps", "2", "--models", str(tmp_path / "config.json")]
     assert main(arguments) == 0
-    found = json.loads(capsys.readouterr().out)["others_move"]
-    assert [row["compute"] for row in found if row["others_move_over_clip"] == 0] == ["float32", "bfloat16"]
+    rows = json.loads(capsys.readouterr().out)["others_move"]
+    assert [row["compute"] for row in rows if row["others_move_over_clip"] == 0] == ["float32", "bfloat16"]

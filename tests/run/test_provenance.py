@@ -80,6 +80,6 @@ def test_an_installed_package_has_its_version_for_a_commit(house, monkeypatch):
 
 
 def test_of_a_checkout_it_is_the_last_commit_of_the_source():
-    found = provenance.commit()
+    commit = provenance.commit()
     if (registry.ROOT / ".git").exists():
-        assert len(found["git"]) == 40 and isinstance(found["dirty"], bool)
+        assert len(commit["git"]) == 40 and isinstance(commit["dirty"], bool)

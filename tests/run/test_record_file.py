@@ -109,12 +109,12 @@ def test_whoever_reads_while_the_writer_is_killed_reads_a_whole_record(tmp_path)
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     for _ in range(20):
-        found = json.loads(path.read_text())
-        assert found["again"] == [found["n"]] * 20_000
+        content = json.loads(path.read_text())
+        assert content["again"] == [content["n"]] * 20_000
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    found = json.loads(path.read_text())
-    assert found["again"] == [found["n"]] * 20_000
+    content = json.loads(path.read_text())
+    assert content["again"] == [content["n"]] * 20_000
 
 
 # --- what a private release may hold
@@ -122,14 +122,14 @@ def test_whoever_reads_while_the_writer_is_killed_reads_a_whole_record(tmp_path)
 
 def changed(path: str, value: object, noise_key: str = "secret") -> dict:
     """RELEASE with this value at this path."""
-    made = copy.deepcopy(RELEASE)
-    made["cell"]["settings"]["noise_key"] = noise_key
+    record = copy.deepcopy(RELEASE)
+    record["cell"]["settings"]["noise_key"] = noise_key
     *sections, key = path.split(".")
-    inside = made
+    inside = record
     for section in sections:
         inside = inside[section]
     inside[key] = value
-    return made
+    return record
 
 
 PLANTED = [

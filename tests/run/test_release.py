@@ -44,10 +44,10 @@ def private(smoke, cache) -> Callable[..., dict]:
         settings = {"noise_key": "secret", **RATE, **settings}
         if method not in OTHERS:
             return smoke(method, **settings)
-        found = smoke("dpzero", **settings)
-        found["settings"] |= OTHERS[method]
+        planned = smoke("dpzero", **settings)
+        planned["settings"] |= OTHERS[method]
         return sweep.complete(
-            {key: found[key] for key in found if key not in ("use", "title")} | {"method": method}
+            {key: planned[key] for key in planned if key not in ("use", "title")} | {"method": method}
         )
 
     return cell
@@ -147,9 +147,9 @@ def watched(monkeypatch, released: list[list[float]] | None = None) -> Iterator[
         times = {run.clock.last_step_seconds, run.clock.train_seconds}
         seen.update(times | {len(batch), run.method.training_loss or 0.0})
 
-    def after_scoring(loss, model: object, scored: encoding.Examples, found: dict) -> None:
+    def after_scoring(loss, model: object, scored: encoding.Examples, scores: dict) -> None:
         if len(scored) != 120:  # the test examples, which are public
-            seen.update(found.values())
+            seen.update(scores.values())
 
     def spy(
         owner: type, name: str, before: Callable = lambda *_: None, after: Callable = lambda *_: None
@@ -357,15 +357,13 @@ def test_every_key_of_the_lists_is_one_that_a_run_writes(
     several.size = 2
     ranks = describe_ranks(several, 20)
     written |= {f"provenance.ranks.{path}" for path, _ in record_file.leaves(ranks)}
-    for listed, found in (
+    for listed, keys in (
         (record_file.ALLOWED_IN_A_RELEASE, written),
         (record_file.WITHHELD_FROM_A_RELEASE, written),
         (record_file.ALLOWED_IN_A_CHECKPOINT, saved),
         (record_file.ALLOWED_IN_A_TRANSCRIPT, headers),
     ):
-        assert [
-            p for p in listed if not any(f == p or f.startswith(p.removesuffix("*")) for f in found)
-        ] == []
+        assert [p for p in listed if not any(f == p or f.startswith(p.removesuffix("*")) for f in keys)] == []
 
 
 @pytest.mark.parametrize("noise_key, passes", [("secret", False), ("published", True)])
@@ -466,9 +464,9 @@ def test_a_release_that_was_cut_off_goes_on_without_times(private, tmp_path, mon
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "SECONDS", 0)
         interrupted(patch, cell, out, lines.append)
-    made = run_cell(cell, out, lines.append, "cpu")
+    record = run_cell(cell, out, lines.append, "cpu")
     assert any("resumed at step 13 of 20" in line for line in lines)
-    assert made["privacy"]["steps"] == 20 and made["curve"] == []
+    assert record["privacy"]["steps"] == 20 and record["curve"] == []
 
 
 def test_one_that_ends_at_once_when_it_is_resumed_still_says_what_was_spent(private, tmp_path, monkeypatch):
@@ -479,9 +477,9 @@ def test_one_that_ends_at_once_when_it_is_resumed_still_says_what_was_spent(priv
     interrupted(monkeypatch, cell, out, lambda line: None)
     monkeypatch.setattr(text_classifier.Classifier, "forward", no_memory)
     monkeypatch.setattr(measurements, "FOLDER", "of no run yet")
-    made = run_cell(cell, out, lambda line: None, "cpu")
-    assert made["status"] == "oom" and made["memory"] is None
-    assert made["privacy"]["steps"] == 13 and 0 < made["privacy"]["epsilon_spent"] < 2
+    record = run_cell(cell, out, lambda line: None, "cpu")
+    assert record["status"] == "oom" and record["memory"] is None
+    assert record["privacy"]["steps"] == 13 and 0 < record["privacy"]["epsilon_spent"] < 2
 
 
 def test_its_record_makes_tables_figures_and_a_statement(watched_run, tmp_path):

@@ -40,13 +40,13 @@ def cell(smoke, cache) -> Callable[..., dict]:
 
     def make(method: str, **settings: object) -> dict:
         if method not in OTHERS:
-            found = smoke(method)
+            planned = smoke(method)
         else:
-            found = smoke("dpzero") | {"method": method}
-            del found["use"], found["title"]
-            found["settings"] |= OTHERS[method]
-        found["settings"] |= settings
-        return sweep.complete(found)
+            planned = smoke("dpzero") | {"method": method}
+            del planned["use"], planned["title"]
+            planned["settings"] |= OTHERS[method]
+        planned["settings"] |= settings
+        return sweep.complete(planned)
 
     return make
 
@@ -55,8 +55,8 @@ def cell(smoke, cache) -> Callable[..., dict]:
 def one(_smoke, cache, tmp_path_factory) -> Path:
     """The record of a MeZO run, with its transcript. Not to be changed: see `copy`."""
     out = tmp_path_factory.mktemp("one") / "seed-0.json"
-    found = _smoke["toy/tiny-encoder/mezo/eps-inf/seed-0"]
-    run_cell(found | {"settings": found["settings"] | {"steps": 5, "tune": "bias"}}, out, quiet, "cpu")
+    planned = _smoke["toy/tiny-encoder/mezo/eps-inf/seed-0"]
+    run_cell(planned | {"settings": planned["settings"] | {"steps": 5, "tune": "bias"}}, out, quiet, "cpu")
     return out
 
 
@@ -76,18 +76,18 @@ def of_another_seed(file: Path) -> bytes:
     """The same rows below another first line, and whole."""
     (header, scalars), other = transcript.read(file), file.with_name("other")
     header["law"]["seed"] = 1
-    made = Transcript(other, header)
+    writer = Transcript(other, header)
     for row in scalars:
-        made.append(row)
-    made.close()
+        writer.append(row)
+    writer.close()
     return other.read_bytes()
 
 
-def repeatable(made: dict) -> dict:
+def repeatable(record: dict) -> dict:
     """What two runs of a cell must agree in."""
-    curve = [{k: v for k, v in point.items() if k != "train_seconds"} for point in made["curve"]]
-    said = {k: v for k, v in (made["transcript"] or {}).items() if k != "file"}
-    return {"metrics": made["metrics"], "privacy": made["privacy"], "curve": curve, "transcript": said}
+    curve = [{k: v for k, v in point.items() if k != "train_seconds"} for point in record["curve"]]
+    said = {k: v for k, v in (record["transcript"] or {}).items() if k != "file"}
+    return {"metrics": record["metrics"], "privacy": record["privacy"], "curve": curve, "transcript": said}
 
 
 # --- replay
@@ -99,8 +99,8 @@ def test_a_run_replays_to_the_bit(cell, tmp_path, method, noise_key):
     if method == "mezo" and noise_key == "secret":
         pytest.skip("MeZO adds no noise and has no key")
     out = tmp_path / "seed-0.json"
-    made = ran(cell(method, **({} if method == "mezo" else {"noise_key": noise_key})), out)
-    said, file = made["transcript"], tmp_path / "seed-0.transcript"
+    record = ran(cell(method, **({} if method == "mezo" else {"noise_key": noise_key})), out)
+    said, file = record["transcript"], tmp_path / "seed-0.transcript"
     assert said["file"] == file.name and said["steps"] == STEPS and said["law"] in file.read_text("latin-1")
     rows = file.stat().st_size - len(file.read_bytes().split(b"\n")[0]) - 1
     assert rows == STEPS * (8 * (3 if method == "dp_aggzo" else 1) + 4)
@@ -120,14 +120,14 @@ def test_so_does_one_of_another_part_and_engine(cell, tmp_path, settings):
 def test_the_tensors_that_it_saves_are_the_model_that_was_scored(one, tmp_path):
     weights = tmp_path / "deep" / "w.safetensors"
     assert replay_record(one, weights, "cpu")["match"] is True
-    made, task = json.loads(one.read_text()), tasks.load("toy")
+    record, task = json.loads(one.read_text()), tasks.load("toy")
     model = text_classifier.load("tiny-encoder", task, "bias")
     tensors = load_file(weights)
     assert set(tensors) == {name for name, p in model.named_parameters() if p.requires_grad}
     model.load_state_dict(tensors, strict=False)
-    assert transcript.digest(trainable(model.parameters())) == made["transcript"]["weights_sha256"]
+    assert transcript.digest(trainable(model.parameters())) == record["transcript"]["weights_sha256"]
     scored = encoding.encode(tasks.load("toy"), "tiny-encoder", 16)["test"]
-    assert losses.CrossEntropy(2048).evaluate(model, scored)["loss"] == made["metrics"]["loss"]
+    assert losses.CrossEntropy(2048).evaluate(model, scored)["loss"] == record["metrics"]["loss"]
 
 
 def test_from_python_it_takes_the_base_models_tensors(one):
@@ -139,9 +139,9 @@ def test_from_python_it_takes_the_base_models_tensors(one):
 
 
 def test_other_weights_are_no_match_and_are_not_saved(copy, tmp_path):
-    made = json.loads(copy.read_text())
-    made["transcript"]["weights_sha256"] = "0" * 64
-    copy.write_text(json.dumps(made))
+    record = json.loads(copy.read_text())
+    record["transcript"]["weights_sha256"] = "0" * 64
+    copy.write_text(json.dumps(record))
     answer = replay_record(copy, tmp_path / "w.safetensors", "cpu")
     assert answer["match"] is False and answer["weights_sha256"] != "0" * 64
     assert not (tmp_path / "w.safetensors").exists()
@@ -177,16 +177,16 @@ def test_other_weights_are_no_match_and_are_not_saved(copy, tmp_path):
     ],
 )
 def test_an_altered_record_is_refused(copy, path, value, words):
-    made = json.loads(copy.read_text())
+    record = json.loads(copy.read_text())
     *sections, key = path.split(".")
-    inside = made
+    inside = record
     for section in sections:
         inside = inside[section]
     if value is ...:
         del inside[key]
     else:
         inside[key] = value
-    copy.write_text(json.dumps(made))
+    copy.write_text(json.dumps(record))
     with pytest.raises(UsageError, match=words) as refused:
         replay_record(copy, device="cpu")
     assert "\n" not in str(refused.value)
@@ -263,15 +263,15 @@ def test_after_sigkill_it_goes_on_to_the_same_bits_and_counts_each_step_once(cel
     released = len((checkpoint.folder(out) / "ledger").read_text().splitlines()) - 1
     assert 0 <= released - len(before) <= 1  # a release that the ledger had and the transcript had not yet
     lines = []
-    made = ran(mine, out, lines.append)
+    record = ran(mine, out, lines.append)
     assert any(f"resumed at step {len(before)} of {KILLED_OF}" in line for line in lines)
     _, after = transcript.read(out.with_suffix(".transcript"))
     lost = (released - len(before)) * (noise_key == "secret")  # spent, and a step less
     assert len(after) == KILLED_OF - lost and (after[: len(before)] == before).all()
-    assert made["privacy"]["steps"] == KILLED_OF
+    assert record["privacy"]["steps"] == KILLED_OF
     assert replay_record(out, device="cpu")["match"] is True
     if noise_key == "published":
-        assert made["transcript"]["sha256"] == ran(mine, tmp_path / "b.json")["transcript"]["sha256"]
+        assert record["transcript"]["sha256"] == ran(mine, tmp_path / "b.json")["transcript"]["sha256"]
 
 
 @pytest.mark.parametrize("seconds", [0, 15])  # between states: one a step, or none
@@ -281,10 +281,10 @@ def test_a_row_is_followed_whether_or_not_the_weights_had_moved(
 ):
     mine, out, lines = cell("dpzero", noise_key="secret"), tmp_path / "a.json", []
     killed(mine, out, monkeypatch, 12, when, seconds)
-    made = ran(mine, out, lines.append)
+    record = ran(mine, out, lines.append)
     assert any(f"resumed at step {13 - again} of 20" in line for line in lines)
-    assert made["transcript"]["steps"] == STEPS - again  # the release that was lost is spent
-    assert made["privacy"]["steps"] == STEPS and made["privacy"]["epsilon_spent"] <= 2
+    assert record["transcript"]["steps"] == STEPS - again  # the release that was lost is spent
+    assert record["privacy"]["steps"] == STEPS and record["privacy"]["epsilon_spent"] <= 2
     assert replay_record(out, device="cpu")["match"] is True
 
 
@@ -300,10 +300,10 @@ def test_a_benchmark_that_was_killed_leaves_the_same_record(cell, tmp_path, monk
     mine = cell(method)
     whole = repeatable(ran(mine, tmp_path / "whole.json"))
     killed(mine, tmp_path / "a.json", monkeypatch, row, "after")
-    found = repeatable(ran(mine, tmp_path / "a.json"))
+    resumed = repeatable(ran(mine, tmp_path / "a.json"))
     if row == 19:  # died between the last step and its point: the loss of its batch is nowhere
-        assert found["curve"][-1].pop("train_loss") is None and whole["curve"][-1].pop("train_loss") > 0
-    assert found == whole
+        assert resumed["curve"][-1].pop("train_loss") is None and whole["curve"][-1].pop("train_loss") > 0
+    assert resumed == whole
 
 
 def test_steps_that_were_taken_from_a_transcript_are_not_timed(cell, tmp_path, monkeypatch):
@@ -334,14 +334,14 @@ def test_a_lost_or_damaged_transcript_sends_the_run_back_and_the_ledger_counts_a
     stopped_at(mine, out, monkeypatch, 13)
     path = checkpoint.folder(out) / "transcript"
     path.write_bytes(damage(path.read_bytes()) if damage else of_another_seed(path))
-    made = ran(mine, out, lines.append)
+    record = ran(mine, out, lines.append)
     said = [line for line in lines if "transcript" in line]
     assert len(said) == 1 and re.search(words, said[0]), lines
     left = STEPS if noise_key == "published" else kept + STEPS - 13  # what was released is spent
-    assert made["privacy"]["steps"] == STEPS and made["transcript"]["steps"] == left
+    assert record["privacy"]["steps"] == STEPS and record["transcript"]["steps"] == left
     assert replay_record(out, device="cpu")["match"] is True
     if noise_key == "published":
-        assert repeatable(made) == repeatable(ran(mine, tmp_path / "whole.json"))
+        assert repeatable(record) == repeatable(ran(mine, tmp_path / "whole.json"))
 
 
 def test_a_state_without_transcript_goes_on_without_one_and_releases_nothing_again(
@@ -350,8 +350,8 @@ def test_a_state_without_transcript_goes_on_without_one_and_releases_nothing_aga
     mine, out = cell("dpzero", noise_key="secret"), tmp_path / "a.json"
     killed(mine, out, monkeypatch, 12, "after", seconds=0)
     (checkpoint.folder(out) / "transcript").unlink()
-    made = ran(mine, out)
-    assert made["privacy"]["steps"] == STEPS and made["transcript"] is None
+    record = ran(mine, out)
+    assert record["privacy"]["steps"] == STEPS and record["transcript"] is None
 
 
 # --- beside the record
@@ -377,8 +377,8 @@ def test_one_that_died_as_it_wrote_its_record_repeats_no_release(cell, tmp_path,
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(record_file, "write_whole", write_whole)
         ran(mine, out)
-    made = ran(mine, out)
-    assert made["privacy"]["steps"] == STEPS and replay_record(out, device="cpu")["match"] is True
+    record = ran(mine, out)
+    assert record["privacy"]["steps"] == STEPS and replay_record(out, device="cpu")["match"] is True
 
 
 def test_a_run_that_ends_out_of_memory_keeps_what_it_released(cell, tmp_path, monkeypatch):
@@ -392,18 +392,18 @@ def test_a_run_that_ends_out_of_memory_keeps_what_it_released(cell, tmp_path, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(text_classifier.Classifier, "forward", forward)
-        made = ran(cell("dpzero", noise_key="secret"), out)
-    assert made["status"] == "oom" and made["transcript"]["weights_sha256"] is None
-    assert 0 < made["transcript"]["steps"] == made["privacy"]["steps"] < STEPS
+        record = ran(cell("dpzero", noise_key="secret"), out)
+    assert record["status"] == "oom" and record["transcript"]["weights_sha256"] is None
+    assert 0 < record["transcript"]["steps"] == record["privacy"]["steps"] < STEPS
     with pytest.raises(UsageError, match="ended with status oom, so that it has no digest"):
         replay_record(out)
 
 
 def test_so_does_one_that_diverges(cell, tmp_path):
-    made = ran(cell("mezo", learning_rate=1e30), tmp_path / "a.json")
-    assert made["status"] == "diverged" and made["transcript"]["weights_sha256"] is None
+    record = ran(cell("mezo", learning_rate=1e30), tmp_path / "a.json")
+    assert record["status"] == "diverged" and record["transcript"]["weights_sha256"] is None
     _, scalars = transcript.read(tmp_path / "a.transcript")
-    assert len(scalars) == made["transcript"]["steps"] > 0
+    assert len(scalars) == record["transcript"]["steps"] > 0
 
 
 def recounted(ledger: Path, last: int) -> None:
@@ -417,8 +417,8 @@ def test_a_benchmark_that_releases_another_sum_of_a_batch_spends_a_step_more(cel
     mine, out = cell("dpzero"), tmp_path / "a.json"
     killed(mine, out, monkeypatch, 12, "before")
     recounted(checkpoint.folder(out) / "ledger", 1)
-    made = ran(mine, out)
-    assert made["privacy"]["steps"] == STEPS == made["transcript"]["steps"] + 1
+    record = ran(mine, out)
+    assert record["privacy"]["steps"] == STEPS == record["transcript"]["steps"] + 1
     assert replay_record(out, device="cpu")["match"] is True
 
 
@@ -429,8 +429,8 @@ def test_and_ends_where_none_is_left(cell, tmp_path, monkeypatch):
         run_cell(mine, out, quiet, "cpu")
     recounted(checkpoint.folder(out) / "ledger", STEPS)
     (checkpoint.folder(out) / "state.pt").unlink(missing_ok=True)
-    made = ran(mine, out)
-    assert made["status"] == "ok" and made["privacy"]["steps"] == STEPS
+    record = ran(mine, out)
+    assert record["status"] == "ok" and record["privacy"]["steps"] == STEPS
 
 
 def interrupt() -> None:

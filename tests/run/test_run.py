@@ -40,9 +40,9 @@ def run(cache, tmp_path):
 
     def one(cell: dict, out: Path | None = None) -> dict:
         out = out or tmp_path / "record.json"
-        made = run_cell(cell, out, quiet, "cpu")
+        returned = run_cell(cell, out, quiet, "cpu")
         record = json.loads(out.read_text())
-        assert made["run"] == record["run"] and made["status"] == record["status"]
+        assert returned["run"] == record["run"] and returned["status"] == record["status"]
         assert not checkpoint.folder(out).exists()
         return record
 

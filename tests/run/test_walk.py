@@ -57,7 +57,7 @@ def test_a_kernel_is_few_frames_and_files_away_from_the_command(smoke, cache, tm
     command = [sys.executable, "-c", WALK, str(ROOT), spec, str(tmp_path / "a.json")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["stack"][: len(ABOVE_A_STEP) + 1] == [*ABOVE_A_STEP, "step"]
-    assert len(found["stack"]) <= FRAMES, found["stack"]
-    assert found["files"] <= FILES, found["files"]
+    walk = json.loads(done.stdout.splitlines()[-1])
+    assert walk["stack"][: len(ABOVE_A_STEP) + 1] == [*ABOVE_A_STEP, "step"]
+    assert len(walk["stack"]) <= FRAMES, walk["stack"]
+    assert walk["files"] <= FILES, walk["files"]
