@@ -99,9 +99,7 @@ def _report(study: str, results: Iterable[dict], file: Path, figures: Path) -> d
     token_budget=positive("padded tokens of a micro-batch", 2048),
     leaving=positive("number of examples that leave, one at a time", 4),
     clip=option("bound of an example's difference", 50.0, type=number_type(float, FACTOR)),
-    smoothing=option(
-        "distance of the two points from the weights", 1e-3, type=number_type(float, FACTOR)
-    ),
+    smoothing=option("distance of the two points from the weights", 1e-3, type=number_type(float, FACTOR)),
 )
 def invariance(options: argparse.Namespace) -> dict:
     """Measure how one example that leaves a batch changes the losses of the others."""

@@ -11,8 +11,8 @@ import pytest
 
 from dpzero import __main__ as command_line
 from dpzero.errors import UsageError
-from dpzero.plan import sweep
 from dpzero.files import run_id
+from dpzero.plan import sweep
 from dpzero.privacy.public_implementations import IMPLEMENTATIONS
 from dpzero.report.records import read_records
 from dpzero.run.run import run_cell
@@ -34,7 +34,10 @@ published:
 
 
 def test_the_cells_have_the_common_form():
-    assert sweep.read("guarantees")["experiment"] == "guarantees" and sweep.read("smoke")["experiment"] == "language"
+    assert (
+        sweep.read("guarantees")["experiment"] == "guarantees"
+        and sweep.read("smoke")["experiment"] == "language"
+    )
     assert list(CELLS) == [run_id(cell) for cell in CELLS.values()]
     assert {cell["method"] for cell in CELLS.values()} == set(IMPLEMENTATIONS)
     assert {cell["seed"] for cell in CELLS.values()} == {0}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dpzero.errors import UsageError
-from dpzero.plan import sweep
 from dpzero.files import run_id
+from dpzero.plan import sweep
 from dpzero.plan.experiment_types import QUADRATIC_METHODS
 from dpzero.privacy import Setting
 from dpzero.report.records import read_records
