@@ -11,7 +11,19 @@ from ..errors import UsageError, unknown
 from ..files import write_whole
 from ..plan import sweep
 from ..plan.settings import NOT_NEGATIVE, Range, draw_of
-from .options import LOCAL_FILES, SWEEP, THREADS, Options, device, file_to_write, number_type, option, verb
+from .options import (
+    DEVICE,
+    LOCAL_FILES,
+    SWEEP,
+    THREADS,
+    Options,
+    device,
+    file_to_write,
+    folder_to_write,
+    number_type,
+    option,
+    verb,
+)
 from .process_setup import log, read_text, use_threads
 
 FREE_GPU = "(default: a free GPU if there is one)"
@@ -112,6 +124,25 @@ def replay(options: argparse.Namespace) -> dict:
             "code computes otherwise than that of its run"
         )
     return answer
+
+
+@verb(
+    {"record": option("a record of a zeroth-order method; its transcript lies beside it", type=Path)}
+    | DEVICE
+    | LOCAL_FILES,
+    out=option("new folder for the model", type=folder_to_write, required=True),
+    compiles=True,
+)
+def export(options: argparse.Namespace) -> dict:
+    """Write the fine-tuned model of a record as transformers reads it, with a model card."""
+    from ..report.model_card import model_card
+    from ..run.export import export
+
+    read_text(options.record)
+    exported = export(options.record, options.out, options.device)
+    card = model_card(options.record, exported["record"], exported["usage"])
+    write_whole(options.out / "README.md", card)
+    return {"model": str(options.out), "run": exported["record"]["run"]}
 
 
 @verb(

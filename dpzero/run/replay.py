@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save
@@ -23,15 +24,23 @@ from . import checkpoint_selection
 KEYS = {"file", "sha256", "steps", "law", "weights_sha256"}  # of a record's part `transcript`
 
 
-def replay_record(file: Path, weights: Path | None = None, device: str | None = None) -> dict:
-    """Rebuild the fine-tuned weights of a record and compare them with its digest.
+class Rebuilt(NamedTuple):
+    """The fine-tuned model of a record, at its reported checkpoint."""
 
-    Args:
-        file: the record, with its transcript beside it.
-        weights: where to save the trained tensors of the reported checkpoint, as safetensors, if they match.
+    record: dict
+    model: Any  # a Classifier or TextScorer
+    steps: int
+    weights_sha256: str  # of the trained tensors after all steps
+    device: str
 
-    Returns:
-        `match`, `steps`, `weights_sha256` of what was rebuilt, `device`.
+    @property
+    def match(self) -> bool:
+        """Whether the weights are those that the record has the digest of."""
+        return self.weights_sha256 == self.record["transcript"]["weights_sha256"]
+
+
+def rebuild(file: Path, device: str | None = None) -> Rebuilt:
+    """Rebuild the fine-tuned model of a record, with its transcript beside it.
 
     Raises:
         UsageError: a record without transcript or digest, one that does not fit its transcript, another base
@@ -51,7 +60,7 @@ def replay_record(file: Path, weights: Path | None = None, device: str | None = 
     selected = (record.get("metrics") or {}).get("selected_step")
     try:
         taken = transcript.replay(parameters, path, end=selected)
-        reported = [p.detach().cpu().clone() for p in parameters] if selected is not None else parameters
+        reported = [p.detach().cpu().clone() for p in parameters] if selected is not None else None
         steps = transcript.replay(parameters, path, start=taken)
     except ValueError as error:
         origin = record["provenance"]
@@ -59,12 +68,27 @@ def replay_record(file: Path, weights: Path | None = None, device: str | None = 
             f"{error} (it ran on {origin.get('device')} with {origin.get('packages')})"
         ) from error
     digest = transcript.digest(parameters)
-    match = digest == record["transcript"]["weights_sha256"]
-    if match and weights is not None:
+    if reported is not None:
         checkpoint_selection.write(reported, parameters)
-        tensors = {name: p.detach().cpu() for name, p in model.named_parameters() if p.requires_grad}
-        write_whole(weights, save(tensors))
-    return {"match": match, "steps": steps, "weights_sha256": digest, "device": device}
+    return Rebuilt(record, model, steps, digest, device)
+
+
+def replay_record(file: Path, weights: Path | None = None, device: str | None = None) -> dict:
+    """Rebuild the fine-tuned weights of a record and compare them with its digest. Raises as `rebuild`.
+
+    Args:
+        file: the record, with its transcript beside it.
+        weights: where to save the trained tensors of the reported checkpoint, as safetensors, if they match.
+
+    Returns:
+        `match`, `steps`, `weights_sha256` of what was rebuilt, `device`.
+    """
+    rebuilt = rebuild(file, device)
+    if rebuilt.match and weights is not None:
+        named = rebuilt.model.named_parameters()
+        write_whole(weights, save({name: p.detach().cpu() for name, p in named if p.requires_grad}))
+    keys = ("match", "steps", "weights_sha256", "device")
+    return {key: getattr(rebuilt, key) for key in keys}
 
 
 def _read(file: Path) -> dict:

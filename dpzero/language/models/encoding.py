@@ -182,7 +182,7 @@ def tokenizer(name: str, max_length: int) -> Callable[[str], list[int]]:
     if "config" in model_catalogue.stanza(name):
         info = tokenizer_info(name)
         return lambda text: [*info.first, *info.encode(text)][:max_length]
-    pretrained = _pretrained(model_catalogue.source(name))
+    pretrained = pretrained_tokenizer(model_catalogue.source(name))
     return lambda text: pretrained(text, truncation=True, max_length=max_length)["input_ids"]
 
 
@@ -193,7 +193,7 @@ def tokenizer_info(name: str) -> TokenizerInfo:
         words = partial(_hash_words, vocabulary=stanza["config"]["vocab_size"])
         special = {"cls": 1, "sep": 1, "mask": 2}
         return TokenizerInfo(words, special, (1,), lambda ids: " ".join(map(str, ids)))
-    pretrained = _pretrained(model_catalogue.source(name))
+    pretrained = pretrained_tokenizer(model_catalogue.source(name))
     ids = {key: getattr(pretrained, f"{key}_token_id") for key in ("cls", "sep", "mask")}
     special = {key: token for key, token in ids.items() if token is not None}
 
@@ -207,7 +207,8 @@ def tokenizer_info(name: str) -> TokenizerInfo:
 
 
 @cache
-def _pretrained(source: str) -> Any:
+def pretrained_tokenizer(source: str) -> Any:
+    """The tokenizer in a folder or of a name on the hub, as transformers loads it."""
     from transformers import AutoTokenizer
 
     with model_catalogue.one_line_errors(source):
