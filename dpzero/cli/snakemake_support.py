@@ -171,5 +171,7 @@ class Announcement(logging.Handler):
         jobs = (job for job in self.workflow.dag.needrun_jobs() if job.rule.name == "run")
         name, cells = self.plan.name, self.plan.cells
         new = [cells[job.wildcards.run] for job in jobs]
-        cost = estimate.announcement(name, new, self.workflow.resource_settings.cores) if new else ""
+        cost = (
+            estimate.announcement(self.plan.sweep, new, self.workflow.resource_settings.cores) if new else ""
+        )
         print(f"{name}: {len(cells)} runs, {len(new)} of them to be run{cost}", file=sys.stderr)

@@ -24,30 +24,17 @@ from .runs import axes_options, chosen_axes
     dry_run=option("only say what would be run", action="store_true"),
     snakemake=option("further options of snakemake, as --snakemake='--quiet rules'", ""),
 )
-def sweep(options: argparse.Namespace) -> None:
+def sweep(options: argparse.Namespace) -> NoReturn:
     """Run a sweep through Snakemake: its records, tables and figures, in results/ and figures/ here."""
-    config: dict[str, object] = dict(chosen_axes(options))
-    for key in ("device", *FOLDER_VARIABLES):
-        if value := getattr(options, key):
-            config[key] = str(value)
-    further = [*shlex.split(options.snakemake), *(["--dry-run"] if options.dry_run else [])]
-    run_snakemake(options.name, config, options.cores, further)
-
-
-def run_snakemake(name: str, config: dict[str, object], cores: str, further: list[str]) -> NoReturn:
-    """Replace this process by Snakemake; its exit status is then that of the command.
-
-    The included folders stand in the environment.
-
-    Raises:
-        UsageError: an unknown sweep or a value that is not known, before Snakemake starts.
-    """
-    sweeps.load(name, **{axis: value for axis, value in config.items() if axis in AXES})
-    pairs = [f"sweep={name}", *(f"{key}={value}" for key, value in config.items())]
-    command = [sys.executable, "-m", "snakemake", "-s", str(snakefile()), "--cores", cores, *further]
-    command += ["--config", *pairs]
+    axes = chosen_axes(options)
+    sweeps.load(options.name, **axes)  # refuses a bad value before Snakemake starts
+    folders = {key: str(value) for key in ("device", *FOLDER_VARIABLES) if (value := getattr(options, key))}
+    command = [sys.executable, "-m", "snakemake", "-s", str(snakefile()), "--cores", options.cores]
+    command += [*shlex.split(options.snakemake), *(["--dry-run"] if options.dry_run else [])]
+    pairs = {"sweep": options.name} | axes | folders
+    command += ["--config", *(f"{key}={value}" for key, value in pairs.items())]
     sys.stdout.flush()
-    os.execv(sys.executable, command)
+    os.execv(sys.executable, command)  # whose exit status is then that of this command
 
 
 def snakefile() -> Path:

@@ -12,6 +12,8 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,20 +27,21 @@ from ..plan.method_variants import VARIANTS
 from ..run.provenance import provenance
 
 VOCABULARY = 30_000  # the tokens of the batch are below it, and so in every architecture
-ROWS = (
-    *("dpzero", "dpzero_on_read", "dpzero_sphere", "dpzero_signs", "dpzero_low_rank"),
-    *(
-        "dpzero_low_rank_on_read",
-        "mezo",
-        "dp_aggzo",
-        "public",
-        "sgd",
-        "adamw",
-        "dp_sgd_ghost",
-        "dp_sgd_hooks",
-    ),
-)
-RESTORE_MODEL = ("dpzero", "mezo", "dp_aggzo", "public")  # these leave a model as they found it
+ROWS = [
+    "dpzero",
+    "dpzero_on_read",
+    "dpzero_sphere",
+    "dpzero_signs",
+    "dpzero_low_rank",
+    "dpzero_low_rank_on_read",
+    "mezo",
+    "dp_aggzo",
+    "public",
+    "sgd",
+    "adamw",
+    "dp_sgd_ghost",
+    "dp_sgd_hooks",
+]
 
 
 def batch_of(size: int, lengths: str, seed: int = 0) -> Examples:
@@ -55,104 +58,84 @@ def batch_of(size: int, lengths: str, seed: int = 0) -> Examples:
     )
 
 
+@dataclass
 class Benchmark:
-    """Measures methods on one architecture, one batch and one device."""
+    """Measures methods on one architecture, one batch and one device. `lengths`: see `batch_of`."""
 
-    def __init__(
-        self,
-        model: str,
-        batch_size: int,
-        lengths: str,
-        *,
-        token_budget: int,
-        device: str,
-        compute: str = "float32",
-        rounds: int = 7,
-        log: Callable[[str], object] = print,
-    ) -> None:
-        self.name, self.device, self.rounds, self.log = model, device, rounds, log
-        self.batch, self.lengths, self.compute = batch_of(batch_size, lengths), lengths, compute
-        self.token_budget = token_budget
+    model: str
+    batch_size: int
+    lengths: str
+    token_budget: int
+    device: str
+    compute: str = "float32"
+    rounds: int = 7
+    log: Callable[[str], object] = print
+
+    def __post_init__(self) -> None:
+        self.batch, self.on_cuda = batch_of(self.batch_size, self.lengths), self.device.startswith("cuda")
         self._losses: dict[int, losses.CrossEntropy] = {}
 
     def run(self, names: Sequence[str]) -> Iterator[dict]:
-        """Measure the rows; yields the result so far after each group. Out of memory is the status `oom`."""
+        """Measure the rows; yields the result so far after each. Out of memory is the status `oom`."""
         for name in names:
             if name not in ROWS:
                 raise UsageError(f"no row {name!r}: give some of {', '.join(ROWS)}")
-        shared = [name for name in names if VARIANTS[name].method in RESTORE_MODEL]
-        rows: list[dict] = []
-        for group in [shared, *([name] for name in names if name not in shared)]:
-            if group:
-                rows += self._measure(group)
-                rows.sort(key=lambda row: names.index(row["name"]))
-                yield {**self._header(), "rows": rows}
+        rows = []
+        for name in names:
+            rows.append(self._measure(name))
+            yield {**self._header(), "rows": rows}
             gc.collect()  # a wrapped model refers to itself
             if self.on_cuda:
                 torch.cuda.empty_cache()
 
-    @property
-    def on_cuda(self) -> bool:
-        return self.device.startswith("cuda")
-
     # -- measuring -------------------------------------------------------------------------------------------
 
-    def _measure(self, names: Sequence[str]) -> list[dict]:
-        """Rows that share a model."""
-        model = random_models.build(self.name, device=self.device)
+    def _measure(self, name: str) -> dict:
+        """One row. The peak is that of two steps: an optimizer creates its state in the first."""
+        title = VARIANTS[name].title
+        self.log(f"{self.model}: memory of {title}")
+        model = random_models.build(self.model, device=self.device)
         self._forward(model)  # tries the shapes
-        memory = {
+        row: dict[str, Any] = {
+            "name": name,
+            "title": title,
+            "status": "ok",
             "weights_bytes": trackers.weights_bytes(model),
             "inference_peak_bytes": trackers.peak_bytes(model, lambda: self._forward(model)),
         }
-        rows = {}
-        for name in names:
-            title = VARIANTS[name].title
-            self.log(f"{self.name}: memory of {title}")
-            rows[name] = {"name": name, "title": title, "status": "ok"} | memory | self._peak(model, name)
-        able = [name for name in names if rows[name]["status"] == "ok"]
-        for name, seconds in self._times(model, able).items():
-            rows[name] |= self._summary(name, seconds)
-        return list(rows.values())
-
-    def _peak(self, model: random_models.Answering, name: str) -> dict:
-        """The peak of two steps, as an optimizer creates its state in the first; or why there is none."""
-        if VARIANTS[name].method not in RESTORE_MODEL:  # keeps hooks off the model that is timed
-            model = random_models.build(self.name, device=self.device)
+        step = None
 
         def two_steps() -> None:
+            nonlocal step
             step = self._step(model, name)
             step()
             step()
 
         try:
-            return {"peak_bytes": trackers.peak_bytes(model, two_steps)}
+            row["peak_bytes"] = trackers.peak_bytes(model, two_steps)
         except ValueError as error:  # the method refuses this model
-            return {"status": "refused", "error": str(error)}
+            return row | {"status": "refused", "error": str(error)}
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not trackers.is_out_of_memory(error):
                 raise
-            return {"status": "oom"}
+            return row | {"status": "oom"}
+        assert step is not None
+        return row | self._time(model, name, step)
 
-    def _times(
-        self, model: random_models.Answering, names: list[str]
-    ) -> dict[str, list[tuple[float, float]]]:
-        """Seconds of a step and of two forward passes, by method and round."""
-        steps = {name: self._step(model, name) for name in names}
-        for step in (lambda: self._two_forwards(model), *steps.values()):
-            step()  # compilation, workspaces, lazily created state
-        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    def _time(self, model: random_models.Answering, name: str, step: Callable[[], object]) -> dict:
+        def two_forwards() -> None:
+            self._forward(model)
+            self._forward(model)
+
+        two_forwards()
+        step()  # compilation, workspaces
+        steps, forwards = [], []
         for number in range(self.rounds):
-            self.log(f"{self.name}: round {number + 1} of {self.rounds}")
-            for name, step in steps.items():
-                forwards = self._seconds(lambda: self._two_forwards(model))
-                seconds[name].append((self._seconds(step), forwards))
-        return seconds
-
-    def _summary(self, name: str, seconds: list[tuple[float, float]]) -> dict:
-        steps, forwards = zip(*seconds, strict=True)
+            self.log(f"{self.model}: round {number + 1} of {self.rounds}")
+            forwards.append(self._seconds(two_forwards))
+            steps.append(self._seconds(step))
         pairs = VARIANTS[name].settings.get("directions", 1)  # of forward passes in a step
-        ratios = sorted(step / (two * pairs) for step, two in seconds)
+        ratios = sorted(one / (two * pairs) for one, two in zip(steps, forwards, strict=True))
         median = statistics.median(steps)
         return {
             "step_seconds_median": median,
@@ -185,10 +168,6 @@ class Benchmark:
     def _forward(self, model: random_models.Answering) -> None:
         self._loss(self.token_budget)(model, self.batch)
 
-    def _two_forwards(self, model: random_models.Answering) -> None:
-        self._forward(model)
-        self._forward(model)
-
     def _step(self, model: random_models.Answering, name: str) -> Callable[[], object]:
         loss = self._loss(self._hooks_budget(model) if name == "dp_sgd_hooks" else self.token_budget)
         method = build_method(VARIANTS[name], model, loss, len(self.batch))
@@ -208,7 +187,7 @@ class Benchmark:
         loss, lengths = self._loss(self.token_budget), self.batch.lengths()
         padded = sum(len(part) * int(part.lengths().max()) for part in loss.parts(self.batch))
         return {
-            "model": self.name,
+            "model": self.model,
             "batch_size": len(self.batch),
             "length": self.lengths,
             "tokens": int(lengths.sum()),
