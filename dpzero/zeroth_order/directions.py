@@ -100,10 +100,11 @@ class Sphere(Gaussian):
         return self._factors[step, direction]
 
     def normalized(self, moves: Sequence[Move]) -> Sequence[Move]:
-        factors = [self.factor(move.step, move.direction) for move in moves]
         return [
-            replace(move, scales=tuple(scale * factor for scale in move.scales))
-            for move, factor in zip(moves, factors, strict=True)
+            replace(
+                move, scales=tuple(scale * self.factor(move.step, move.direction) for scale in move.scales)
+            )
+            for move in moves
         ]
 
 

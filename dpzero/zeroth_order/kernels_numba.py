@@ -10,10 +10,12 @@ counter's four words.
 from __future__ import annotations
 
 import numpy as np
-from numba import float32, int32, int64, njit, types, uint32, uint64
+from numba import float32, int32, njit, types, uint32, uint64
 from numba.extending import intrinsic
+from torch import Tensor
 
-from . import philox_constants as k
+from . import kernels_torch as k
+from .kernels_torch import Key, Table
 
 SIGNS = 32  # of a word
 
@@ -25,6 +27,22 @@ _LN2_HIGH, _LN2_LOW = np.float32(k.LN2_HIGH), np.float32(k.LN2_LOW)
 _S0, _S1, _S2 = (np.float32(c) for c in k.SINE)
 _C0, _C1, _C2 = (np.float32(c) for c in k.COSINE)
 _UNIT, _ANGLE = np.float32(2.0**-31), np.float32(k.ANGLE)
+
+
+def add_(kind: str, out: Tensor, first: int, key: Key, number: int, moves: Table) -> None:
+    """See `kernels_torch.add_`."""
+    kernel = _add_signs if kind == "signs" else _add_normals
+    kernel(out.numpy(), first, *map(np.uint32, (*key, number)), moves)
+
+
+def add_rows_(kind: str, out: Tensor, rows: Tensor, key: Key, number: int, moves: Table) -> None:
+    """See `kernels_torch.add_rows_`."""
+    _add_rows(out.numpy(), rows.numpy(), kind == "signs", *map(np.uint32, (*key, number)), moves)
+
+
+def add_outer_(rows: Tensor, u: Tensor, v: Tensor, scales: Table) -> None:
+    """See `kernels_torch.add_outer_`."""
+    _add_outer(rows.numpy(), u.contiguous().numpy(), v.numpy(), scales)
 
 
 @intrinsic
@@ -101,21 +119,21 @@ def _word_tile(x, tile, key0, key1, tensor, step, direction):
 
 
 @compiled
-def add_normals(w, first, key0, key1, tensor, steps, directions, scales):
-    """w[i] += scales[m, s] * z[first + i] of steps[m] and directions[m], for each m and each s in turn."""
+def _add_normals(w, first, key0, key1, tensor, moves):
+    """w[i] += scale * z[first + i], for each row (step, direction, *scales) of moves and each scale in turn."""
     _wide_vectors()
-    if scales.size == 1 and first % 64 == 0:  # the common case, whole tiles, without a detour through memory
+    if moves.size == 3 and first % 64 == 0:  # the common case, whole tiles, without a detour through memory
         whole = w.shape[0] // 64
-        _add_tiles(w, whole, first // 64, scales[0, 0], key0, key1, tensor, steps[0], directions[0])
+        _add_tiles(w, whole, first // 64, moves[0], key0, key1, tensor)
         w, first = w[64 * whole :], first + 64 * whole
     z = np.empty(64, np.float32)
     for tile in range(first // 64, (first + w.shape[0] + 63) // 64):
         begin, end = max(tile * 64, first), min(tile * 64 + 64, first + w.shape[0])
         part, skip = w[begin - first : end - first], begin - tile * 64
-        for m in range(steps.shape[0]):
-            _normal_tile(z, tile, key0, key1, tensor, steps[m], directions[m])
-            for s in range(scales.shape[1]):
-                scale = scales[m, s]
+        for m in range(moves.shape[0]):
+            _normal_tile(z, tile, key0, key1, tensor, uint32(moves[m, 0]), uint32(moves[m, 1]))
+            for s in range(2, moves.shape[1]):
+                scale = w.dtype.type(moves[m, s])
                 if part.shape[0] == 64:
                     for i in range(64):
                         part[i] += scale * z[i]
@@ -125,7 +143,8 @@ def add_normals(w, first, key0, key1, tensor, steps, directions, scales):
 
 
 @njit(inline="always")
-def _add_tiles(w, count, first_tile, scale, key0, key1, tensor, step, direction):
+def _add_tiles(w, count, first_tile, move, key0, key1, tensor):
+    step, direction, scale = uint32(move[0]), uint32(move[1]), w.dtype.type(move[2])
     for tile in range(count):
         base, first = tile * 64, uint32((first_tile + tile) * 16)
         for lane in range(16):
@@ -139,8 +158,8 @@ def _add_tiles(w, count, first_tile, scale, key0, key1, tensor, step, direction)
 
 
 @compiled
-def add_signs(w, first, key0, key1, tensor, steps, directions, scales):
-    """As `add_normals` for signs: a tile has 64 elements for each bit of a word."""
+def _add_signs(w, first, key0, key1, tensor, moves):
+    """As `_add_normals` for signs: a tile has 64 elements for each bit of a word."""
     _wide_vectors()
     x = np.empty(64, np.uint32)
     size = 64 * SIGNS
@@ -148,10 +167,10 @@ def add_signs(w, first, key0, key1, tensor, steps, directions, scales):
         base = tile * size - first
         begin, end = max(base, 0), min(base + size, w.shape[0])
         part, skip = w[begin:end], begin - base
-        for m in range(steps.shape[0]):
-            _word_tile(x, tile, key0, key1, tensor, steps[m], directions[m])
-            for s in range(scales.shape[1]):
-                scale = scales[m, s]
+        for m in range(moves.shape[0]):
+            _word_tile(x, tile, key0, key1, tensor, uint32(moves[m, 0]), uint32(moves[m, 1]))
+            for s in range(2, moves.shape[1]):
+                scale = w.dtype.type(moves[m, s])
                 if part.shape[0] == size:
                     for bit in range(SIGNS):
                         mask = _ONE << uint32(bit)
@@ -164,7 +183,7 @@ def add_signs(w, first, key0, key1, tensor, steps, directions, scales):
 
 
 @compiled
-def add_outer(w, u, v, scales):
+def _add_outer(w, u, v, scales):
     """w[i, j] += scales[m, s] * sum over c of u[m, c, i] v[m, c, j], for each m and each s in turn."""
     _wide_vectors()
     z = np.empty(w.shape[1], np.float32)
@@ -179,31 +198,17 @@ def add_outer(w, u, v, scales):
                 for j in range(row.shape[0]):
                     z[j] += factor * v[m, c, j]
             for s in range(scales.shape[1]):
-                scale = scales[m, s]
+                scale = w.dtype.type(scales[m, s])
                 for j in range(row.shape[0]):
                     row[j] += scale * z[j]
 
 
 @compiled
-def add_rows(out, rows, signs, key0, key1, tensor, steps, directions, scales):
-    """out[i] += scales[m, s] * z of row rows[i], for a tensor whose rows are as long as those of `out`."""
+def _add_rows(out, rows, signs, key0, key1, tensor, moves):
+    """out[i] += scale * z of row rows[i], for a tensor whose rows are as long as those of `out`."""
     for i in range(rows.shape[0]):
         first = rows[i] * out.shape[1]
         if signs:
-            add_signs(out[i], first, key0, key1, tensor, steps, directions, scales)
+            _add_signs(out[i], first, key0, key1, tensor, moves)
         else:
-            add_normals(out[i], first, key0, key1, tensor, steps, directions, scales)
-
-
-@compiled
-def sum_of_squares(first, count, key0, key1, tensor, step, direction):
-    """Sum of squared normals, each rounded to a multiple of 2^-20, in that unit: integers add up in any order."""
-    _wide_vectors()
-    z = np.empty(64, np.float32)
-    total = int64(0)
-    for tile in range(first // 64, (first + count + 63) // 64):
-        begin, end = max(tile * 64, first), min(tile * 64 + 64, first + count)
-        _normal_tile(z, tile, key0, key1, tensor, step, direction)
-        for i in range(begin - tile * 64, end - tile * 64):
-            total += int64(np.rint(np.float64(z[i]) * np.float64(z[i]) * 1048576.0))
-    return total
+            _add_normals(out[i], first, key0, key1, tensor, moves)

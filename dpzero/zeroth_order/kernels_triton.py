@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from . import philox_constants as k
+from . import kernels_torch as k
 
 _M0, _M1, _W0, _W1 = (tl.constexpr(c) for c in (k.M0, k.M1, k.W0, k.W1))
 _SQRT_HALF = tl.constexpr(k.SQRT_HALF)
@@ -21,9 +21,6 @@ _LN2_HIGH, _LN2_LOW = tl.constexpr(k.LN2_HIGH), tl.constexpr(k.LN2_LOW)
 _L0, _L1, _L2, _L3, _L4, _L5, _L6, _L7, _L8 = (tl.constexpr(c) for c in k.LOG)
 _S0, _S1, _S2 = (tl.constexpr(c) for c in k.SINE)
 _C0, _C1, _C2 = (tl.constexpr(c) for c in k.COSINE)
-_TWO_52 = tl.constexpr(2.0**52)
-_TWO_52_BITS = tl.constexpr(0x4330000000000000)
-_TWO_20 = tl.constexpr(2.0**20)
 
 
 @triton.jit
@@ -208,27 +205,3 @@ def outer(
         for s in range(SCALES):
             w = w + tl.load(scales + m * SCALES + s).to(w.dtype) * z.to(w.dtype)
     tl.store(place, w, mask=there)
-
-
-@triton.jit
-def _squares(z, element, count):
-    """Squares in units of 2^-20, rounded to even: adding 2^52 leaves the integer in the low bits."""
-    d = z.to(tl.float64)
-    integer = (d * d * _TWO_20 + _TWO_52).to(tl.int64, bitcast=True) - _TWO_52_BITS
-    return tl.where(element < count, integer, 0)
-
-
-@triton.jit(do_not_specialize=["key0", "key1"])
-def sum_of_squares(entries, blocks, key0, key1, moves, sums, SLOTS: tl.constexpr, TILES: tl.constexpr):
-    _, count, number, block = _entry(entries, blocks)
-    lane = tl.arange(0, 16 * TILES)
-    tile = block * TILES
-    counter = (tile * 16).to(tl.uint32) + lane.to(tl.uint32)
-    i = tile * 64 + ((lane // 16) * 64 + lane % 16)
-    step, direction = _uint32(tl.load(moves)), _uint32(tl.load(moves + 1))
-    x0, x1, x2, x3 = _philox(counter, number, step, direction, key0.to(tl.uint32), key1.to(tl.uint32))
-    z0, z1 = _pair(x0, x1)
-    z2, z3 = _pair(x2, x3)
-    squares = _squares(z0, i, count) + _squares(z1, i + 16, count)
-    squares += _squares(z2, i + 32, count) + _squares(z3, i + 48, count)
-    tl.atomic_add(sums + tl.program_id(0) % SLOTS, tl.sum(squares, axis=0), sem="relaxed")

@@ -12,23 +12,16 @@ import torch
 from torch import Tensor
 
 from . import kernels_triton
-from .kernels_torch import Key, Move
+from .kernels_torch import Key, Table
 
 BLOCK = 2048  # elements of a program
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 _TILES = {"normals": 64, "signs": 2048}
-_SLOTS = 1024  # the sum of squares is spread over them, so that programs do not wait for each other
 _PLANS = 8  # lists of tensors whose division into blocks is kept on the device
 
 
-def table(moves: Sequence[Move], device: torch.device) -> Tensor:
-    """The moves as kernels read them: float64 [moves, 2 + scales], a row being step, direction and scales."""
-    rows = np.array([(m.step, m.direction, *m.scales) for m in moves], np.float64)
-    return torch.from_numpy(rows).to(device, non_blocking=True)  # does not wait for the forward pass
-
-
-def add(kind: str, numbered: Sequence[tuple[int, Tensor]], key: Key, moves: Sequence[Move]) -> None:
-    """In place, for each pair (j, tensor): tensor += scale * z, for each move and scale in turn.
+def add(kind: str, numbered: Sequence[tuple[int, Tensor]], key: Key, moves: Table) -> None:
+    """In place, for each pair (j, tensor): tensor += scale * z, for each row (step, direction, *scales) of moves and each scale in turn.
 
     Args:
         kind: "normals" or "signs".
@@ -42,7 +35,7 @@ def add(kind: str, numbered: Sequence[tuple[int, Tensor]], key: Key, moves: Sequ
         whole = address % 16 == 0 and count % 16 == 0
         groups.setdefault((tensor.dtype == torch.float64, whole), []).append((address, count, j))
     device = numbered[0][1].device
-    rows = table(moves, device)
+    rows = _on_device(moves, device)
     for (double, whole), tensors in groups.items():
         entries, blocks = _plan(tuple(tensors), device)
         _launch(
@@ -57,12 +50,12 @@ def move(
     out: Tensor,
     number: int,
     key: Key,
-    moves: Sequence[Move],
+    moves: Table,
     *,
     rows: Tensor | None = None,
     first: int = 0,
 ) -> None:
-    """out = source + scale * z, for each move and scale in turn. `out` may be `source`.
+    """out = source + scale * z, for each row (step, direction, *scales) of moves and each scale in turn. `out` may be `source`.
 
     Args:
         source: contiguous, of the type and shape of `out`. All of tensor `number`, or a part of it:
@@ -78,7 +71,7 @@ def move(
         # a row may begin anywhere in a tile
         tiles = length // tile if length % tile == 0 else (length + tile - 2) // tile + 1
     together = 1 if kind == "signs" else min(BLOCK // 64, 2 ** math.ceil(math.log2(max(tiles, 1))))
-    blocks, numbers = -(-tiles // together), table(moves, out.device)
+    blocks, numbers = -(-tiles // together), _on_device(moves, out.device)
     _launch(
         kernels_triton.rows, height * blocks, out, source.detach(), out, numbers if rows is None else rows, length,
         first, blocks, *_signed(*key, number), numbers, **_sizes(moves), ROWS=rows is not None,
@@ -86,7 +79,7 @@ def move(
     )  # fmt: skip
 
 
-def add_outer(matrix: Tensor, u: Tensor, v: Tensor, scales: Sequence[Sequence[float]]) -> None:
+def add_outer(matrix: Tensor, u: Tensor, v: Tensor, scales: Table) -> None:
     """In place: matrix [m, n] += scales[t][s] * U_t V_t^T, for t and s in turn.
 
     Args:
@@ -97,27 +90,19 @@ def add_outer(matrix: Tensor, u: Tensor, v: Tensor, scales: Sequence[Sequence[fl
     columns = 128
     rows = BLOCK // columns
     blocks = -(-width // columns)
-    numbers = torch.tensor(scales, dtype=torch.float64).to(matrix.device, non_blocking=True)
+    numbers = _on_device(scales, matrix.device)
     _launch(
         kernels_triton.outer, -(-height // rows) * blocks, matrix, matrix.detach(), u, v, numbers, height, width,
         blocks, MOVES=len(u), RANK=u.shape[1], SCALES=numbers.shape[1], ROWS=rows, COLUMNS=columns,
     )  # fmt: skip
 
 
-def sum_of_squares(sizes: Sequence[int], key: Key, step: int, direction: int, device: torch.device) -> int:
-    """Sum of the squared normals of tensors of these sizes, each rounded to a multiple of 2^-20, in that unit."""
-    entries, blocks = _plan(tuple((0, size, j) for j, size in enumerate(sizes)), device)
-    sums = torch.zeros(_SLOTS, dtype=torch.int64, device=device)
-    moves = table([Move(step, direction, (1.0,))], device)
-    _launch(
-        kernels_triton.sum_of_squares, len(blocks), sums, entries, blocks, *_signed(*key), moves, sums,
-        SLOTS=_SLOTS, TILES=BLOCK // 64,
-    )  # fmt: skip
-    return int(sums.sum())
+def _on_device(numbers: Table, device: torch.device) -> Tensor:
+    return torch.from_numpy(numbers).to(device, non_blocking=True)  # does not wait for the forward pass
 
 
-def _sizes(moves: Sequence[Move]) -> dict[str, int]:
-    return {"MOVES": len(moves), "SCALES": len(moves[0].scales)}
+def _sizes(moves: Table) -> dict[str, int]:
+    return {"MOVES": len(moves), "SCALES": moves.shape[1] - 2}
 
 
 def _signed(*words: int) -> tuple[int, ...]:

@@ -114,8 +114,9 @@ class Perturbation:
         all_tensors = {**self.in_place, **self.on_read}
         rows = [(all_tensors[j], row, all_tensors[j][row].clone()) for j, row in self.fixed_rows.items()]
         for tensors, moves in ((self.in_place, self._moves), (self.on_read, self._updates)):
-            for _, group in groupby(_joined(moves), key=lambda move: len(move.scales)):
-                dispatch.run(self.law.pieces(tensors.items(), list(group)))
+            if tensors:
+                for _, group in groupby(_joined(moves), key=lambda move: len(move.scales)):
+                    dispatch.run(self.law.pieces(tensors.items(), list(group)))
             moves.clear()
         for tensor, row, values in rows:
             tensor[row] = values

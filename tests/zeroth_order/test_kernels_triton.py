@@ -20,6 +20,7 @@ import triton.language as tl  # noqa: E402
 import dpzero.zeroth_order as package  # noqa: E402
 from dpzero.zeroth_order import dispatch, kernels_torch, kernels_triton, launch_triton  # noqa: E402
 from dpzero.zeroth_order.directions import LAWS, Move, make_law  # noqa: E402
+from dpzero.zeroth_order.kernels_torch import table  # noqa: E402
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED or not torch.cuda.is_available() else "cuda")
@@ -31,7 +32,7 @@ needs_device = pytest.mark.skipif(
 
 KEY = (0xF1234567, 0x1BCDEF01)
 NUMBER = 0xFFFFFFF0  # of a tensor: a word as good as any
-MOVES = [Move(3, 0, (0.1, -1.25)), Move(2**32 - 1, 2, (1e-3, 7.0))]
+MOVES = table([Move(3, 0, (0.1, -1.25)), Move(2**32 - 1, 2, (1e-3, 7.0))])
 KINDS, DTYPES = ("normals", "signs"), (torch.float32, torch.float64)
 
 
@@ -175,18 +176,10 @@ def test_outer_products(dtype, rank, shape, monkeypatch):
     u, v = random(2, rank, shape[0]), random(2, rank, shape[1])
     matrix = random(*shape, dtype=dtype)
     expected = matrix.cpu().clone()
-    scales = [move.scales for move in MOVES]
+    scales = MOVES[:, 2:].copy()
     dispatch.run(dispatch.add_outer_pieces([(expected, u.cpu(), v.cpu())], scales))
     launch_triton.add_outer(matrix, u, v, scales)
     assert_same_bits(matrix, expected)
-
-
-@needs_device
-def test_the_sum_of_squares(monkeypatch):
-    monkeypatch.setattr(dispatch, "kernels_numba", None)
-    sizes = [5, 0, 64, 2048, 2049, 5000]
-    expected = dispatch.sum_of_squares(sizes, KEY, 3, 1, torch.device("cpu"))
-    assert launch_triton.sum_of_squares(sizes, KEY, 3, 1, DEVICE) == expected
 
 
 @needs_device
@@ -200,7 +193,7 @@ def test_every_law_takes_these_kernels_and_has_the_cpu_s_bits(name, monkeypatch)
     copy = expected.perturbed_copy(here[0], 0, steps[0])
     if INTERPRETED:
         monkeypatch.setattr(dispatch, "_triton", lambda device: launch_triton)
-        monkeypatch.setattr(dispatch, "_is_compiled", lambda tensor: False)
+        monkeypatch.setattr(dispatch, "kernels_numba", None)
     law = make_law(name, 5, 2).fit(there)
     dispatch.run(law.pieces(enumerate(there), steps))
     for mine, theirs in zip(there, here, strict=True):
@@ -246,7 +239,7 @@ OF = {"MOVES": 2, "SCALES": 2, "DOUBLE": False, "WHOLE": True, "TILES": 32}
 @pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
 @pytest.mark.skipif("nvidia" not in triton.backends.backends, reason="triton has no NVIDIA compiler here")
-@pytest.mark.parametrize("name", ["add normals", "add signs", "sum_of_squares", "outer"])
+@pytest.mark.parametrize("name", ["add normals", "add signs", "outer"])
 def test_no_operation_is_fused_or_approximate_and_weights_move_in_16_bytes(name, monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     if name == "outer":
@@ -254,15 +247,12 @@ def test_no_operation_is_fused_or_approximate_and_weights_move_in_16_bytes(name,
         types |= dict.fromkeys(("height", "width", "blocks"), "i32")
         constants = {"MOVES": 2, "RANK": 2, "SCALES": 2, "ROWS": 16, "COLUMNS": 128}
         kernel = kernels_triton.outer
-    elif name == "sum_of_squares":
-        types, constants = PASS | {"sums": "*i64"}, {"SLOTS": 1024, "TILES": 32}
-        kernel = kernels_triton.sum_of_squares
     else:
         types, constants, kernel = PASS, OF | {"SIGNS": name == "add signs"}, kernels_triton.add
     code = compiled_for_h100(kernel, types, constants)
     assert re.search(r"\bmul(\.rn)?\.f(32|64)|\badd(\.rn)?\.f32", code)  # it is the code
     assert not re.search(r"\bfma\b|\.approx|\bdiv\.\w*\.?f(32|64)|\bex2\b|\blg2\b|\bsin\b|\bcos\b", code)
-    assert ("sqrt.rn" in code) == (name in ("add normals", "sum_of_squares"))
+    assert ("sqrt.rn" in code) == (name == "add normals")
     assert not re.search(r"\b(mul|add|sub)(\.rn)?\.ftz", code)
     if name.startswith("add"):
         assert code.count("ld.global.v4.b32") == code.count("st.global.v4.b32") == 4
@@ -281,6 +271,6 @@ def test_without_triton_a_cuda_tensor_takes_plain_torch(monkeypatch):
     assert dispatch._triton(torch.device("cuda")) is launch_triton
     monkeypatch.setitem(sys.modules, "dpzero.zeroth_order.launch_triton", None)
     monkeypatch.delattr(package, "launch_triton")
-    dispatch._triton_launch.cache_clear()
+    dispatch._triton.cache_clear()
     assert dispatch._triton(torch.device("cuda")) is None
-    dispatch._triton_launch.cache_clear()
+    dispatch._triton.cache_clear()
