@@ -23,8 +23,8 @@ from baselines._per_sample_gradients import GhostNorms, PerSampleGradients, watc
 from baselines.fine_tuning import FineTuning
 from dpzero.privacy import Budget, check_clip
 from dpzero.privacy.clipping import clip_factors
-from dpzero.zeroth_order import collated_batches
-from dpzero.zeroth_order.example_independence import check_independence
+from dpzero.zeroth_order import batches
+from dpzero.zeroth_order.loss_checks import check_independence
 from dpzero.zeroth_order.model_requirements import ModelCheck, check_normalisation
 from dpzero.zeroth_order.protocols import PartitionedLoss
 
@@ -99,15 +99,16 @@ class DPSGD(FineTuning):
 
     def check_loss(self, batch: Any) -> None:
         """Checks on public examples that no loss depends on other examples: see `PrivateTwoPoint`."""
-        self._check_independence(batch, max(collated_batches.sizes(batch)), None)
+        self._check_independence(batch, max(batches.sizes(batch)), None)
 
-    def _check_independence(self, batch: Any, count: int, take: collated_batches.Take | None) -> None:
-        moved = check_independence(partial(self.loss, self.model), batch, count, take)
+    def _check_independence(self, batch: Any, count: int, collate: batches.Take | None) -> None:
+        pick = collate or partial(batches.take, batch, size=count)
+        moved = check_independence(partial(self.loss, self.model), batch, count, pick)
         self._independent = moved is not None
 
     def gradients(self, batch: Any) -> Tensor | float:
         self.model_check.check()
-        count = self.budget.admit(collated_batches.sizes(batch), collated_batches.indices(batch))
+        count = self.budget.admit(batches.sizes(batch), batches.indices(batch))
         if self.budget.probes_loss and not self._independent:
             self._check_independence(batch, count, self.budget.collate_subset)
         with self.model_check.forward_passes():

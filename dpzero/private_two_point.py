@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from .privacy import Budget, check_clip, clip_scalars
-from .zeroth_order import TwoPoint, collated_batches
+from .zeroth_order import TwoPoint, batches
 from .zeroth_order.distributed import Ranks
-from .zeroth_order.example_independence import check_independence
+from .zeroth_order.loss_checks import check_independence
 from .zeroth_order.protocols import PerExampleLoss
 from .zeroth_order.transcript import Transcript
 from .zeroth_order.untracked_tensors import AttributeCheck
@@ -79,9 +79,9 @@ class PrivateTwoPoint(TwoPoint):
         Without it the first private batch is checked.
 
         Raises:
-            ValueError: a loss that depends on the other examples (see `example_independence`).
+            ValueError: a loss that depends on the other examples (see `loss_checks`).
         """
-        self._check_independence(batch, max(collated_batches.sizes(batch)), None)
+        self._check_independence(batch, max(batches.sizes(batch)), None)
 
     def _admit(self, sizes: set[int], indices: np.ndarray | None) -> int:
         count: int = self.budget.admit(sizes, indices)
@@ -89,37 +89,36 @@ class PrivateTwoPoint(TwoPoint):
 
     def _losses(self, batch: Any, count: int) -> Tensor:
         """A rank's share of a loss is 0 for others' examples, so it is not checked."""
-        checks, take = self.budget.probes_loss and self.ranks.size == 1, self.budget.collate_subset
+        checks, collate = self.budget.probes_loss and self.ranks.size == 1, self.budget.collate_subset
+        pick = collate or partial(batches.take, batch, size=count)
         if checks and not self._independent:
-            self._check_independence(batch, count, take)
-        losses = self._evaluate(batch, count, take)
-        _, _, scale = self.perturbation.position
-        if checks and self._independent and scale < 0:
-            self._check_attributes(batch, count, take)
+            self._check_independence(batch, count, collate)
+        losses = self._evaluate(batch, count, pick)
+        if checks and self._independent and self.perturbation.position[2] < 0:  # the second point
+            self.attribute_check.check(partial(self.loss, self.model), pick, count)
         return losses
 
-    def _check_independence(self, batch: Any, count: int, take: collated_batches.Take | None) -> None:
-        """Measures how far other examples move a loss, and tells the budget before the first release."""
+    def _check_independence(self, batch: Any, count: int, collate: batches.Take | None) -> None:
+        """Measures how far other examples move a loss, and tells the budget before the first release.
+
+        Args:
+            collate: makes a batch of some of the examples, if a loader collated this one.
+        """
+        pick, loss = collate or partial(batches.take, batch, size=count), partial(self.loss, self.model)
         self.attribute_check.begin()
         if self.one_at_a_time:  # no other examples: only the same bits twice remain to be checked
-            first, second = (self._evaluate(batch, count, take) for _ in range(2))
+            first, second = (self._evaluate(batch, count, pick) for _ in range(2))
             moved: Tensor | None = (first - second).abs()
         else:
-            moved = check_independence(partial(self.loss, self.model), batch, count, take)
+            moved = check_independence(loss, batch, count, pick)
         self._independent = moved is not None and count > 0
-        if not self._independent and (
-            count < 2 or collated_batches.picker(batch, count, take)([0]) is not None
-        ):
+        if not self._independent and (count < 2 or pick([0]) is not None):
             return  # the next batch can be checked, or the step says what is wrong with the losses
-        self._check_attributes(batch, count, take)
+        self.attribute_check.check(loss, pick, count)
         if not self._recorded:
-            known = self._independent and not (take is None and collated_batches.padded(batch, count))
+            known = self._independent and (collate is not None or not batches.padded(batch, count))
             self.budget.record_influence(self._influence(moved) if moved is not None and known else None)
             self._recorded = True
-
-    def _check_attributes(self, batch: Any, count: int, take: collated_batches.Take | None) -> None:
-        pick = collated_batches.picker(batch, count, take)
-        self.attribute_check.check(partial(self.loss, self.model), pick, count)
 
     def _influence(self, moved: Tensor) -> float:
         """How far the clipped values move together, over the clip, if losses move so far at both points.

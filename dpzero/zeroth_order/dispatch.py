@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -156,11 +157,11 @@ def sum_of_squares(sizes: Sequence[int], key: Key, step: int, direction: int, de
         for j, size in enumerate(sizes)
         for first in range(0, size, length)
     ]
-    return sum(int(total) for total in _pool(torch.get_num_threads()).map(squares, pieces))
+    return sum(map(int, _pool(torch.get_num_threads()).map(squares, pieces)))
 
 
 @cache
-def _triton(device: torch.device) -> ModuleType | None:
+def _triton(device: torch.device) -> Any:
     """The module `launch_triton` for a CUDA device if triton is installed, else None. Imported on first use."""
     if device.type == "cuda":
         try:

@@ -48,11 +48,23 @@ class Dismissed(Exception):
 
 
 class Ranks:
-    """A single process: nothing is exchanged. `Star` is several."""
+    """The ranks of a run, joined by `join_ranks`. A single process, by default, exchanges nothing.
 
-    rank, size = 0, 1
-    backend: str | None = None
-    sent_bytes = received_bytes = 0  # by this rank, without the overhead of the transport
+    Rank 0 receives 8 + 24 K bytes from each other rank in a step of K scalars, and sends 8 + 8 K to it.
+
+    Raises:
+        RankFailure: a rank that does not answer within `timeout_seconds`, by its number.
+    """
+
+    def __init__(
+        self, rank: int = 0, size: int = 1, backend: str | None = None, timeout_seconds: float = 600
+    ) -> None:
+        self.rank, self.size, self.backend, self.timeout_seconds = rank, size, backend, timeout_seconds
+        self.device = "cuda" if backend == "nccl" else "cpu"
+        self.exchanges = 0
+        self.sent_bytes = self.received_bytes = 0  # by this rank, without the overhead of the transport
+        self.sound = 0  # the step of the last check
+        self._pending: list[tuple[dist.Work | None, Tensor]] = []  # perhaps not yet received by rank 0
 
     def terms(self, values: Tensor) -> list[list[float]]:
         """float64 [n, K] of this rank -> on rank 0, for each column, numbers whose exact sum is that of all ranks.
@@ -60,53 +72,8 @@ class Ranks:
         The other ranks get empty lists, and then their scalars from `agreed`.
         """
         columns: list[list[float]] = values.T.tolist()
-        return columns
-
-    def agreed(self, scalars: Sequence[float]) -> list[float]:
-        """The scalars of rank 0."""
-        return list(scalars)
-
-    def shared(self, data: bytes) -> bytes:
-        """The bytes of rank 0."""
-        return data
-
-    def check(self, step: int, digest: str) -> None:
-        """Raises RankFailure, on rank 0, if a rank is at another step or has weights of another SHA-256."""
-
-    def dismiss(self) -> None:
-        """Called by rank 0 if it ends before the last step: the others raise Dismissed."""
-
-    def close(self) -> None:
-        """Ends the exchange after the last step."""
-
-
-class Star(Ranks):
-    """Rank 0 receives 8 + 24 K bytes from each other rank in a step of K scalars, and sends 8 + 8 K to it.
-
-    Raises:
-        RankFailure: a rank that does not answer within `timeout_seconds`, by its number.
-    """
-
-    def __init__(self, backend: str = "gloo", timeout_seconds: float = 600) -> None:
-        """Joins by the variables that torchrun sets. Scalars are on the CPU for gloo, on the GPU for nccl."""
-        self.rank, self.size, self.backend = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), backend
-        self.timeout_seconds, self.exchanges = timeout_seconds, 0
-        self.device = "cuda" if backend == "nccl" else "cpu"
-        self.sound = 0  # the step of the last check
-        self._pending: list[
-            tuple[dist.Work | None, Tensor]
-        ] = []  # sent, but perhaps not yet received by rank 0
-        try:
-            _join(backend, self.rank, self.size, timedelta(seconds=timeout_seconds))
-        except (RuntimeError, ValueError) as error:
-            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-            raise RankFailure(
-                f"rank {self.rank} found no {self.size} ranks at {where} ({_first_line(error)}): start them together, by "
-                "torchrun"
-            ) from error
-
-    def terms(self, values: Tensor) -> list[list[float]]:
-        columns: list[list[float]] = values.T.tolist()
+        if self.size == 1:
+            return columns
         self.exchanges += 1
         sums = [word for column in columns for word in words(column)]
         mine = torch.tensor([self.exchanges, *sums], dtype=torch.float64)
@@ -124,10 +91,14 @@ class Star(Ranks):
         return columns
 
     def agreed(self, scalars: Sequence[float]) -> list[float]:
+        """The scalars of rank 0."""
+        if self.size == 1:
+            return list(scalars)
         agreed: list[float] = np.frombuffer(self.shared(np.asarray(scalars, "<f8").tobytes()), "<f8").tolist()
         return agreed
 
     def shared(self, data: bytes) -> bytes:
+        """The bytes of rank 0."""
         if self.rank:
             size = int(self._receive(torch.zeros(1, dtype=torch.int64), 0))
             if size == END:
@@ -141,6 +112,7 @@ class Star(Ranks):
         return data
 
     def check(self, step: int, digest: str) -> None:
+        """Raises RankFailure, on rank 0, if a rank is at another step or has weights of another SHA-256."""
         mine = _tensor(step.to_bytes(8, "little") + bytes.fromhex(digest))
         if self.rank:
             return self._send(mine, 0)
@@ -155,13 +127,16 @@ class Star(Ranks):
         self.sound = step
 
     def dismiss(self) -> None:
+        """Called by rank 0 if it ends before the last step: the others raise Dismissed."""
         for other in range(1, self.size):
             with suppress(RankFailure):  # it may have left
                 self._send(torch.tensor([END]), other)
 
     def close(self) -> None:
+        """Ends the exchange after the last step."""
         self._finish_sending()
-        dist.destroy_process_group()
+        if self.size > 1:
+            dist.destroy_process_group()
 
     def _send(self, tensor: Tensor, to: int) -> None:
         """Rank 0 waits until the tensor is received. The others do not: rank 0 may send them an END."""
@@ -202,19 +177,29 @@ class Star(Ranks):
 
 
 def join_ranks(backend: str = "gloo", timeout_seconds: float = 600) -> Ranks:
-    """The ranks of this process: several under torchrun, else itself alone."""
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ
-    return Star(backend, timeout_seconds) if several else Ranks()
+    """The ranks of this process: several under torchrun, by the variables that it sets, else itself alone.
 
+    Uses a store for each restart: torchrun keeps one over restarts, with addresses of ranks that are gone.
 
-def _join(backend: str, rank: int, size: int, timeout: timedelta) -> None:
-    """Uses a store for each restart: torchrun keeps one over restarts, with addresses of ranks that are gone."""
-    store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timeout))  # type: ignore[attr-defined, unused-ignore]
-    store.set_timeout(timeout)
-    start = dist.PrefixStore(  # type: ignore[attr-defined, unused-ignore]
-        f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store
-    )
-    dist.init_process_group(backend, store=start, rank=rank, world_size=size, timeout=timeout)
+    Args:
+        backend: scalars are on the CPU for gloo, on the GPU for nccl.
+    """
+    size = int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
+    if size == 1:
+        return Ranks()
+    rank, timeout = int(os.environ["RANK"]), timedelta(seconds=timeout_seconds)
+    try:
+        store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timeout))  # type: ignore[attr-defined, unused-ignore]
+        store.set_timeout(timeout)
+        start = f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+        store = dist.PrefixStore(start, store)  # type: ignore[attr-defined, unused-ignore]
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    except (RuntimeError, ValueError) as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise RankFailure(
+            f"rank {rank} found no {size} ranks at {where} ({_first_line(error)}): start them together, by torchrun"
+        ) from error
+    return Ranks(rank, size, backend, timeout_seconds)
 
 
 def _tensor(data: bytes) -> Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import collated_batches
+from . import batches
 from .directions import Gaussian
 from .protocols import PerExampleLoss
 
@@ -42,9 +42,9 @@ def others_move(
         and `others_move_together_over_clip`, the absolute value of the sum of changes. Each is the largest
         over the examples that leave, and 0 if losses are batch-invariant.
     """
-    count = max(collated_batches.sizes(batch))
+    count = max(batches.sizes(batch))
     keeps = [np.delete(np.arange(count), i) for i in (range(count) if leaving is None else leaving)]
-    subsets = [batch, *(collated_batches.take(batch, keep, count) for keep in keeps)]
+    subsets = [batch, *(batches.take(batch, keep, count) for keep in keeps)]
     before, *afters = finite_differences(loss, model, subsets, smoothing, seed)
     changes = [
         after.clamp(-clip, clip) - before[torch.from_numpy(keep)].clamp(-clip, clip)
@@ -70,11 +70,11 @@ def losses_move(
 
     It is exact if at each of the two points the losses change as much as here.
     """
-    count, moved = max(collated_batches.sizes(batch)), 0.0
+    count, moved = max(batches.sizes(batch)), 0.0
     before = loss(model, batch).double().cpu()
     for i in leaving:
         keep = np.delete(np.arange(count), i)
-        after = loss(model, collated_batches.take(batch, keep, count)).double().cpu()
+        after = loss(model, batches.take(batch, keep, count)).double().cpu()
         change = (after - before[torch.from_numpy(keep)]).abs()
         moved = max(moved, float((change / smoothing).clamp_max(2 * clip).sum()) / clip)
     return moved

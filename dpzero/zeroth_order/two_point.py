@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,21 +13,19 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from . import collated_batches
+from . import batches
 from .directions import make_law
 from .distributed import CHECK_EVERY, Ranks, exact_sum
-from .loss_evaluation import per_example_losses, single_examples
-from .method_state import MethodState
+from .loss_checks import per_example_losses
 from .model_requirements import ModelCheck, trainable
 from .perturbation import Perturbation
 from .protocols import PerExampleLoss
-from .transcript import SecondMoment, digest
-from .users import number_users, user_means
+from .transcript import FORMAT, SecondMoment, Transcript, digest, rate_at, read, replay
 
 LEAST_SMOOTHING = 1e-10  # below it no weight of order 1 moves, even in float64
 
 
-class TwoPoint(MethodState):
+class TwoPoint:
     """What all zeroth-order methods share: everything but the scalar.
 
     A method turns per-example loss differences f(x + smoothing z) - f(x - smoothing z) into a scalar in
@@ -92,7 +91,7 @@ class TwoPoint(MethodState):
         self.law_settings = {"name": direction_law, "seed": seed, "rank": direction_rank}
         self.perturbation = Perturbation.of_model(model, self.parameters, self.law, perturb)
         self.steps_taken = 0
-        self.transcript = None
+        self.transcript: Transcript | None = None
         self.training_loss: float | None = None
 
     def projected_gradient(self, difference: Tensor) -> float:
@@ -129,13 +128,21 @@ class TwoPoint(MethodState):
         count, user_numbers = self._begin(batch, users)
         plus, minus = self._losses_at_both_points(batch, count)
         self.training_loss = self._mean_loss((plus + minus) / 2)
-        with self._restored_on_failure():
-            scalars = self.projected_gradients(user_means((plus - minus).T, user_numbers))
+        try:
+            scalars = self.projected_gradients(batches.user_means((plus - minus).T, user_numbers))
             if self.transcript is not None:
                 self.transcript.append(scalars)  # on disk before the weights move
             scalars = self.ranks.agreed(scalars)
-        scaled = self.moment.scaled(scalars)
-        self._update([-self.learning_rate * scalar for scalar in scaled])
+        except BaseException:
+            self.perturbation.restore()  # a release was refused
+            raise
+        # x <- x - learning_rate * sum over k of scalars[k] z_k, from wherever the weights are
+        rate, scaled = self.learning_rate, self.moment.scaled(scalars)
+        self.perturbation.plan_update(self.steps_taken, [-rate * scalar for scalar in scaled])
+        self.perturbation.apply()
+        self.steps_taken += 1
+        if self.steps_taken % CHECK_EVERY == 0:
+            self.check_ranks()
         return scalars if self.directions > 1 else scalars[0]
 
     def _losses_at_both_points(self, batch: Any, count: int) -> Tensor:
@@ -150,55 +157,121 @@ class TwoPoint(MethodState):
                     losses[side, k] = self._losses(batch, count)
         return losses
 
-    def _update(self, coefficients: Sequence[float]) -> None:
-        """x <- x + sum over k of coefficients[k] z_k, from wherever the weights are. Ends the step."""
-        self.perturbation.plan_update(self.steps_taken, coefficients)
-        self.perturbation.apply()
-        self.steps_taken += 1
-        if self.steps_taken % CHECK_EVERY == 0:
-            self.check_ranks()
-
     def _begin(self, batch: Any, users: ArrayLike | None) -> tuple[int, np.ndarray | None]:
         """Checks model and batch. Returns the number of examples and, if given, their users as numbers."""
         if (users is None) == (self.unit == "user"):
             raise ValueError(f"the unit is the {self.unit}: give `users` if it is the user, and only then")
         self.model_check.check()
-        sizes = collated_batches.sizes(batch)
+        sizes = batches.sizes(batch)
         if users is None:
-            return self._admit(sizes, collated_batches.indices(batch)), None
-        numbers = number_users(users, sizes)
+            return self._admit(sizes, batches.indices(batch)), None
+        numbers = batches.number_users(users, sizes)
         self._admit({len(np.unique(numbers))}, None)
         return len(numbers), numbers
 
     def _admit(self, sizes: set[int], indices: np.ndarray | None) -> int:
-        """The number of units in a batch: of several possible ones (see `collated_batches.sizes`) the fields' length."""
+        """The number of units in a batch: of several possible ones (see `batches.sizes`) the fields' length."""
         return max(sizes) if len(sizes) == 1 else max(sizes - {0}, default=0)
 
     def _losses(self, batch: Any, count: int) -> Tensor:
         """Losses at the current weights, float64 [count]."""
-        return self._evaluate(batch, count, None)
+        return self._evaluate(batch, count, partial(batches.take, batch, size=count))
 
-    def _evaluate(self, batch: Any, count: int, take: collated_batches.Take | None) -> Tensor:
-        """`take` makes a batch of some of the examples, if a collator made this one (see `collated_batches.picker`)."""
-        if not self.one_at_a_time or not count:
+    def _evaluate(self, batch: Any, count: int, pick: batches.Take) -> Tensor:
+        """`pick` makes a batch of some of the examples."""
+        if not count:
+            return torch.zeros(0, dtype=torch.float64)
+        if not self.one_at_a_time:
             return per_example_losses(self.loss, self.model, batch, count)
-        examples = single_examples(batch, count, take)
+        examples = batches.single_examples(batch, count, pick)
         return torch.cat([per_example_losses(self.loss, self.model, one, 1) for one in examples])
 
     def _mean_loss(self, losses: Tensor) -> float | None:
         """None for an empty batch, and if this rank has only a share of the batch."""
         return float(losses.mean()) if losses.numel() and self.ranks.size == 1 else None
 
-    @contextmanager
-    def _restored_on_failure(self) -> Iterator[None]:
-        """If a release is refused, the weights return to where the step found them, up to rounding."""
-        try:
-            yield
-        except BaseException:
-            self.perturbation.restore()
-            raise
+    # -- state and transcript
 
-    # -- several ranks ---------------------------------------------------------------------------------------------
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the next step."""
+        return rate_at(self.schedule, self.steps_taken)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "steps_taken": self.steps_taken,
+            "parameters": [p.detach().clone() for p in self.parameters],
+            "schedule": self.schedule,
+            "second_moment": [self.moment.mean, self.moment.steps],
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for mine, saved in zip(self.parameters, state["parameters"], strict=True):
+            mine.copy_(saved)
+        self.steps_taken, self.schedule = state["steps_taken"], state["schedule"]
+        self.moment.mean, self.moment.steps = state["second_moment"]
+        self.perturbation.position = (self.steps_taken, 0, 0.0)  # wherever a step that failed left them
+
+    def write_transcript(self, path: str | Path) -> None:
+        """Writes the scalars of every further step to a file: with the base model it is the fine-tuned model.
+
+        If the file exists, the steps that it has beyond those taken are replayed from it, without asking the
+        model. A private method's budget counts what they released.
+
+        Raises:
+            ValueError: the file of another run or budget, a damaged file, one with fewer steps than were
+                taken, or a ledger that lacks some of them.
+        """
+        path = Path(path)
+        if self.steps_taken and not path.exists():
+            raise ValueError(
+                f"{self.steps_taken} steps were taken without a transcript at {path}: begin it before the first step"
+            )
+        before = read(path)[0] if path.exists() and path.stat().st_size else {}
+        base = digest(self.parameters) if self.steps_taken == 0 else before["base_sha256"]
+        transcript = Transcript(path, self._header(base, before.get("privacy") or {}))
+        if not len(transcript):  # the first release decides under which key the run began
+            transcript.begin(self._header(base, {}))
+        if len(transcript) < self.steps_taken:
+            raise ValueError(
+                f"transcript {path} has {len(transcript)} of the {self.steps_taken} steps taken: start from the base "
+                "model"
+            )
+        self._count_releases(transcript)
+        self.transcript = transcript
+        self.steps_taken = replay(self.parameters, path, self.steps_taken, self.perturbation)
+        self.moment = SecondMoment(self.moment.decay, transcript.scalars.tolist())
+
+    def _header(self, base_sha256: str, privacy: Mapping[str, Any]) -> dict[str, Any]:
+        law = self.law_settings
+        return {
+            "format": FORMAT,
+            "method": self.title,
+            "law": {
+                "name": law["name"],
+                "version": self.law.law,
+                "seed": law["seed"],
+                "rank": law["rank"],
+            },
+            "directions": self.directions,
+            "smoothing": self.smoothing,
+            "schedule": self.schedule,
+            "second_moment": self.moment.decay,
+            "perturbed_on_read": sorted(self.perturbation.on_read),
+            "still": [[j, row] for j, row in self.perturbation.fixed_rows.items()],
+            "base_sha256": base_sha256,
+            "privacy": self._privacy_header(privacy),
+        }
+
+    def _privacy_header(self, existing: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The part of a private method. `existing` is that of an existing file, whose key may be another."""
+        return None
+
+    def _count_releases(self, transcript: Transcript) -> None:
+        """A private method's budget counts the releases of a transcript."""
+
+    # -- several ranks
 
     def join(self, ranks: Ranks) -> None:
         """Makes `step` take this rank's share of each batch, or all of it with losses of 0 for other shares.

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .collated_batches import Take
+from .batches import Take
 
 OWN = frozenset(vars(nn.Module()))  # what torch keeps in every module
 LONGEST = 256  # items of a list, beyond which it is looked through only if it has tensors

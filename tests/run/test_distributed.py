@@ -19,7 +19,7 @@ from dpzero.run.replay import replay_record
 from dpzero.run.run import run_cell
 from dpzero.run.setup import Setup
 from dpzero.zeroth_order import TwoPoint, two_point
-from dpzero.zeroth_order.distributed import Ranks, Star
+from dpzero.zeroth_order.distributed import Ranks, join_ranks
 from tests import slow_line
 from tests.forked import forked
 from tests.run.stopping import before_each_step
@@ -51,7 +51,7 @@ def on(ranks: int, cell: dict, out: Path, log=lambda line: None, at_step=None, d
         with pytest.MonkeyPatch.context() as patch:
             if at_step:
                 before_each_step(patch, at_step)
-            joined = Star(timeout_seconds=SECONDS) if ranks > 1 else Ranks()
+            joined = join_ranks(timeout_seconds=SECONDS) if ranks > 1 else Ranks()
             return run_cell(cell, out if rank == 0 else Path("/nowhere/a.json"), log, device, joined)
 
     return forked(work, ranks)
@@ -185,7 +185,7 @@ def test_ranks_of_other_settings_are_told_so(cell, tmp_path):
     def work(rank):
         other = cell("dpzero", learning_rate=2e-3 if rank else 1e-3)
         return run_cell(
-            other, tmp_path / f"{rank}.json", lambda line: None, "cpu", Star(timeout_seconds=SECONDS)
+            other, tmp_path / f"{rank}.json", lambda line: None, "cpu", join_ranks(timeout_seconds=SECONDS)
         )
 
     first, second = forked(work, 2)
@@ -234,7 +234,7 @@ def test_across_a_line_that_is_slow_and_loses_packets_the_run_is_the_same(cell, 
             def work(rank: int) -> dict | None:
                 slow_line.enter(sides[rank])
                 os.environ["MASTER_ADDR"] = slow_line.ADDRESSES[0]
-                return run_cell(mine, out, lambda line: None, "cpu", Star(timeout_seconds=SECONDS))
+                return run_cell(mine, out, lambda line: None, "cpu", join_ranks(timeout_seconds=SECONDS))
 
             first, second = forked(work, 2)
     except OSError as error:

@@ -15,7 +15,7 @@ from torch import nn
 
 from dpzero.errors import RankFailure
 from dpzero.zeroth_order import TwoPoint, two_point
-from dpzero.zeroth_order.distributed import WORDS, Dismissed, Ranks, Star, exact_sum, join_ranks, words
+from dpzero.zeroth_order.distributed import WORDS, Dismissed, Ranks, exact_sum, join_ranks, words
 from dpzero.zeroth_order.transcript import digest
 from tests.forked import forked
 
@@ -94,7 +94,7 @@ def test_one_process_is_no_star(monkeypatch):
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_ranks_take_the_steps_of_one_to_the_bit_for_tens_of_bytes(count):
     scalars, weights, _ = steps(Ranks())
-    (*first, (sent, received)), *others = forked(lambda rank: steps(Star()), count)
+    (*first, (sent, received)), *others = forked(lambda rank: steps(join_ranks()), count)
     assert first == [scalars, weights] and len(set(scalars)) == 7
     checks = 2 * (8 + 32)
     assert received == (count - 1) * (7 * 32 + checks) and sent == (count - 1) * 7 * 16
@@ -103,7 +103,7 @@ def test_ranks_take_the_steps_of_one_to_the_bit_for_tens_of_bytes(count):
 
 def test_a_rank_that_dies_is_named():
     def die(rank):
-        ranks = Star(timeout_seconds=20)
+        ranks = join_ranks(timeout_seconds=20)
         for _ in range(5):
             ranks.terms(BATCH.double())
             if rank == 1 and ranks.exchanges == 3:
@@ -116,7 +116,7 @@ def test_a_rank_that_dies_is_named():
 
 def test_a_rank_that_is_slow_is_named():
     def wait(rank):
-        ranks = Star(timeout_seconds=1)
+        ranks = join_ranks(timeout_seconds=1)
         if rank == 1:
             time.sleep(2)
         ranks.terms(BATCH.double())
@@ -130,7 +130,7 @@ def test_a_rank_with_other_weights_is_named_at_the_next_check(monkeypatch):
     monkeypatch.setattr(two_point, "CHECK_EVERY", 4)
 
     def fail(rank):
-        ranks, mine = Star(timeout_seconds=20), method()
+        ranks, mine = join_ranks(timeout_seconds=20), method()
         mine.join(ranks)
         for step in range(8):
             if (rank, step) == (2, 5):
@@ -145,7 +145,7 @@ def test_a_rank_with_other_weights_is_named_at_the_next_check(monkeypatch):
 
 def test_the_sums_of_another_step_are_garbage():
     def skip(rank):
-        ranks = Star(timeout_seconds=20)
+        ranks = join_ranks(timeout_seconds=20)
         ranks.exchanges += rank
         ranks.terms(BATCH.double())
         ranks.agreed([1.0])
@@ -159,7 +159,7 @@ def test_ranks_of_different_starts_do_not_join():
         mine = method()
         if rank:
             mine.parameters[0].data[0, 0] += 1
-        ranks = Star(timeout_seconds=20)
+        ranks = join_ranks(timeout_seconds=20)
         mine.join(ranks)
         ranks.close()
 
@@ -169,7 +169,7 @@ def test_ranks_of_different_starts_do_not_join():
 
 def test_rank_0_sends_the_others_home():
     def part(rank):
-        ranks = Star(timeout_seconds=20)
+        ranks = join_ranks(timeout_seconds=20)
         ranks.terms(BATCH.double())
         ranks.agreed([1.0])
         if rank == 0:

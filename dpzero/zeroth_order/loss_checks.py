@@ -1,4 +1,4 @@
-"""Checks, before the first release, whether a loss mixes the examples of a batch, and how far rounding does."""
+"""Checks of a loss: one real number an example, and, before the first release, of that example alone."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from . import collated_batches
+from .batches import Take
+from .protocols import PerExampleLoss
 
 MOST = 8  # examples that are compared
 # Changes of a loss, over 1 + |loss|
@@ -20,17 +21,35 @@ RATIO = 0.05  # then also the limit over the spread of the losses, if the change
 TF32 = 2.0**-10  # unit of TF32 products
 
 
+def per_example_losses(loss: PerExampleLoss, model: nn.Module, batch: Any, count: int) -> Tensor:
+    """The losses of `count` examples, float64 [count] on the CPU.
+
+    Raises:
+        ValueError: a loss of another shape, or not a real number in float32 or better.
+    """
+    losses = loss(model, batch)
+    if losses.shape != (count,):
+        raise ValueError(
+            f"the loss returned shape {tuple(losses.shape)} for {count} examples: it must return one value per example"
+        )
+    if losses.dtype in (torch.float16, torch.bfloat16):
+        raise ValueError(
+            f"the loss returned {losses.dtype}, in which the difference of two losses drowns: compute it in float32"
+        )
+    if not losses.is_floating_point():
+        raise ValueError(f"the loss returned {losses.dtype}: it must return real numbers, float32 or better")
+    return losses.double().cpu()
+
+
 @torch.no_grad()
-def check_independence(
-    loss: Callable[[Any], Tensor], batch: Any, count: int, take: collated_batches.Take | None = None
-) -> Tensor | None:
+def check_independence(loss: Callable[[Any], Tensor], batch: Any, count: int, pick: Take) -> Tensor | None:
     """Compares losses of a few examples with those of the same examples among fewer, and among other, examples.
 
     Args:
         loss: batch -> losses [B].
         batch: public or stand-in examples if possible.
         count: its number of examples.
-        take: makes a batch of some of the examples, if a collator padded this one.
+        pick: makes a batch of some of the examples.
 
     Returns:
         How far the other examples moved each loss at most, float64 [count]. None if it cannot be measured:
@@ -42,14 +61,13 @@ def check_independence(
     """
     size = min(count, MOST)
     half = size // 2
-    take = collated_batches.picker(batch, count, take)
     selections = [
         ("fewer", [*range(size)]),
         ("fewer", [*range(half)]),
         ("other", [*range(half), *[half] * (size - half)]),
         ("fewer", [*range(count - 1)]),
     ]
-    parts = [("", batch, [*range(count)]), *((which, take(rows), rows) for which, rows in selections)]
+    parts = [("", batch, [*range(count)]), *((which, pick(rows), rows) for which, rows in selections)]
     if half == 0 or any(part is None for _, part, _ in parts):
         return None
     results, precision = [], Precision()
