@@ -52,7 +52,7 @@ def add_pieces(
             on_cuda[x.device].append((j, x))
             continue
         kernels, length, share = _kernels(x, size)
-        for i, part in enumerate(x.detach().view(-1).split(length)):
+        for i, part in enumerate(x.detach().view(-1).split(length)):  # type: ignore[no-untyped-call]
             call = partial(kernels.add_, kind, part, i * length, key, j, rows)
             pieces.append((len(part) * share, call))
     return pieces + [(0, partial(_triton(d).add, kind, xs, key, rows)) for d, xs in on_cuda.items()]
@@ -75,7 +75,7 @@ def add_outer_pieces(
             continue
         kernels, length, share = _kernels(x, size)
         height = max(1, length // x.shape[1])
-        for part, left in zip(x.detach().split(height), u.split(height, dim=2), strict=True):
+        for part, left in zip(torch.split(x.detach(), height), torch.split(u, height, 2), strict=True):
             pieces.append((part.numel() * share, partial(kernels.add_outer_, part, left, v, numbers)))
     return pieces
 

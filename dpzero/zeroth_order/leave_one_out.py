@@ -86,13 +86,11 @@ def finite_differences(
     """(f(x + smoothing z) - f(x - smoothing z)) / (2 smoothing) of each batch's examples, float64, for one z."""
     trained = [p for p in model.parameters() if p.requires_grad]
     start, law, sides = [p.detach().clone() for p in trained], Gaussian(seed), []
-    try:
-        for sign in (1, -1):
-            for p, x in zip(trained, start, strict=True):
-                p.copy_(x)
+    for sign in (1, -1):
+        try:
             law.add_(trained, 0, sign * smoothing)
             sides.append([loss(model, batch).double().cpu() for batch in several])
-    finally:
-        for p, x in zip(trained, start, strict=True):
-            p.copy_(x)
+        finally:
+            for p, x in zip(trained, start, strict=True):
+                p.copy_(x)
     return [(plus - minus) / (2 * smoothing) for plus, minus in zip(*sides, strict=True)]

@@ -37,12 +37,14 @@ class ModelCheck:
         trained = set(map(id, parameters))
         self._trained = [(name, p) for name, p in model.named_parameters() if id(p) in trained]
         self._places = _places(model)
-        self._normalising = _named(model, (_BatchNorm,))
-        self._dropping = _named(model, (_DropoutNd, nn.RNNBase, nn.MultiheadAttention))
+        kinds = (_BatchNorm, _DropoutNd, nn.RNNBase, nn.MultiheadAttention)
+        self._layers = [(name or "model", m) for name, m in model.named_modules() if isinstance(m, kinds)]
         self._cuda = {p.device for p in parameters if p.is_cuda}
         self._fake = any(isinstance(p, FakeTensor) for p in parameters)  # memory is predicted, nothing drawn
+        # before the first pass: buffers with their values, and tensors to be read
         self._first_buffers: list[tuple[Tensor, Tensor]] | None = [(b, b.clone()) for b in model.buffers()]
-        self._parameters = [] if self._fake else [p for p in model.parameters() if not p.is_meta]
+        tensors = [*model.parameters(), *model.buffers()]
+        self._tensors = [] if self._fake else [t for t in tensors if not t.is_meta]
         for name, module in model.named_modules():
             if getattr(module, "max_norm", None) is not None:
                 raise ValueError(
@@ -53,8 +55,8 @@ class ModelCheck:
 
     def check(self) -> None:
         """Checks training flags and parameters."""
-        check_normalisation(self._normalising)
-        for name, module in self._dropping:
+        check_normalisation(self._layers)
+        for name, module in self._layers:
             if module.training and (getattr(module, "p", None) or getattr(module, "dropout", None)):
                 raise ValueError(
                     f"layer {name} drops out, differently at the two points of a step and depending on the rest of the "
@@ -75,34 +77,32 @@ class ModelCheck:
     def forward_passes(self) -> Iterator[None]:
         """Context manager: forward passes in it change no tensor of the model and draw no random number.
 
-        After the first, buffers are restored if it changed them. Parameters are read before and after the
-        first, too, because torch does not see what is written through `.data`.
+        Around the first, the numbers are read, too, because torch does not see what is written through
+        `.data`. Buffers that it changed are restored.
         """
         versions, states = self._versions(), self._random_states()
-        sums = checksums(self._parameters) if self._first_buffers is not None else None
+        sums = checksums(self._tensors) if self._first_buffers is not None else None
         try:
             yield
         finally:
             self._check_unchanged(versions, states, sums)
         self._first_buffers = None
 
+    @torch.no_grad()
     def _check_unchanged(self, versions: list[int], states: list[object], sums: list[int] | None) -> None:
-        now = self._versions()
-        differing = {
-            id(b) for b, kept in self._first_buffers or () if not (self._fake or torch.equal(b, kept))
-        }
+        now, differing, changed = self._versions(), set(), []
         if sums is not None:
-            read = zip(self._parameters, sums, checksums(self._parameters), strict=True)
-            differing |= {id(p) for p, old, new in read if old != new}
-        changed = []
+            read = zip(self._tensors, sums, checksums(self._tensors), strict=True)
+            differing = {id(tensor) for tensor, old, new in read if old != new}
         if differing or now != versions:
             changed = [
                 name
                 for (name, *_, tensor), old, new in zip(self._places, versions, now, strict=True)
-                if old != new or id(tensor) in differing  # through `.data`, which leaves the version
+                if old != new or id(tensor) in differing
             ]
         if first := next(iter(changed), self._first_replaced()):
-            self._restore_buffers()
+            for buffer, kept in self._first_buffers or ():
+                buffer.copy_(kept)
             raise ValueError(
                 f"parameter or buffer {first} was changed by a forward pass: it would keep a function of private "
                 "examples without noise, so call model.eval() or take it out"
@@ -126,11 +126,6 @@ class ModelCheck:
             return []
         states = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self._cuda)]
         return [*(s.numpy().tobytes() for s in states), _numpy_state(), random.getstate()]
-
-    @torch.no_grad()
-    def _restore_buffers(self) -> None:
-        for buffer, kept in self._first_buffers or ():
-            buffer.copy_(kept)
 
 
 def _numpy_state() -> bytes:
@@ -163,21 +158,14 @@ def check_normalisation(layers: Iterable[tuple[str, nn.Module]]) -> None:
             )
 
 
-def _named(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[tuple[str, nn.Module]]:
-    return [(name or "model", module) for name, module in model.named_modules() if isinstance(module, kinds)]
-
-
 def checksums(tensors: Sequence[Tensor]) -> list[int]:
     """CRC-32 of each tensor's bytes as they lie in memory, also inside `PerturbOnRead`."""
+    sums = [0] * len(tensors)
     with torch._C.DisableTorchFunction():
-        return [_checksum(tensor) for tensor in tensors]
-
-
-def _checksum(tensor: Tensor) -> int:
-    checksum = 0
-    for chunk in tensor.detach().contiguous().view(-1).view(torch.uint8).split(CHUNK):  # type: ignore[no-untyped-call]
-        checksum = zlib.crc32(chunk.cpu().numpy(), checksum)
-    return checksum
+        for i, tensor in enumerate(tensors):
+            for chunk in torch.split(tensor.detach().contiguous().view(-1).view(torch.uint8), CHUNK):
+                sums[i] = zlib.crc32(chunk.cpu().numpy().data, sums[i])
+    return sums
 
 
 def trainable(parameters: Iterable[Tensor]) -> list[Tensor]:

@@ -16,7 +16,7 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -38,30 +38,26 @@ class Transcript:
     """
 
     def __init__(self, path: Path, header: Header) -> None:
-        line = json.dumps(header).encode() + b"\n"
-        header = json.loads(line)  # as it will be read
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.header, self.columns = path, header, header["directions"]
-        self.scalars = np.zeros((0, self.columns))
-        end = 0
+        self.path = path
+        self._file: BinaryIO
         if path.exists() and path.stat().st_size:
-            existing, self.scalars, end = _parse(path)
-            if existing != header:
+            self.header, self.scalars, end, self._checksum = _parse(path)
+            if self.header != json.loads(json.dumps(header)):
                 raise ValueError(
                     f"transcript {path} is of another run: remove it, or give its settings and base model"
                 )
-        self._file = path.open("r+b" if end else "wb")
-        if end:
+            self._file = path.open("r+b")
             self._file.truncate(end)  # a torn last row moved nothing
             self._file.seek(end)
-            self._checksum = zlib.crc32(self.scalars.astype("<f8").tobytes(), zlib.crc32(line))
         else:
+            self._file = path.open("wb")
             self.begin(header)
 
     def begin(self, header: Header) -> None:
         """Writes the header of a file without rows."""
         line = json.dumps(header).encode() + b"\n"
-        self.header = json.loads(line)
+        self.header, self.scalars = json.loads(line), np.zeros((0, header["directions"]))
         self._file.seek(0)
         self._file.truncate()
         self._file.write(line)
@@ -90,43 +86,39 @@ def read(path: Path) -> tuple[Header, np.ndarray]:
     Raises:
         ValueError: a file that is no transcript or was altered.
     """
-    header, scalars, _ = _parse(path)
-    return header, scalars
+    return _parse(path)[:2]
 
 
 def truncate(path: Path, steps: int) -> None:
     """Keeps only the first rows of a file."""
-    header, scalars, end = _parse(path)
+    header, scalars, end, _ = _parse(path)
     with path.open("r+b") as file:
         file.truncate(end - (len(scalars) - min(steps, len(scalars))) * (8 * header["directions"] + 4))
 
 
-def _parse(path: Path) -> tuple[Header, np.ndarray, int]:
-    """Header, scalars, and the position after the last complete row."""
+def _parse(path: Path) -> tuple[Header, np.ndarray, int, int]:
+    """Header, scalars, the position after the last complete row, and the checksum there."""
     data = path.read_bytes()
     try:
         line = data[: data.index(b"\n") + 1]
         header: Header = json.loads(line)
-        columns = header["directions"]
+        row = np.dtype([("scalars", "<f8", (header["directions"],)), ("checksum", "<u4")])
     except (ValueError, KeyError, TypeError):
         raise ValueError(
             f"{path} is no transcript: give the file that a run wrote beside its record"
         ) from None
     if header.get("format") != FORMAT:
         raise ValueError(f"{path} has format {header.get('format')!r}: this version reads {FORMAT!r}")
-    size = 8 * columns + 4
-    count = (len(data) - len(line)) // size
-    rows = np.frombuffer(data, np.uint8, count * size, len(line)).reshape(count, size)
-    checksum = zlib.crc32(line)
-    for step, row in enumerate(rows):
-        checksum = zlib.crc32(row[:-4].tobytes(), checksum)
-        if checksum != int.from_bytes(row[-4:].tobytes(), "little"):
+    rows = np.frombuffer(data, row, (len(data) - len(line)) // row.itemsize, len(line))
+    scalars, checksum = rows["scalars"].astype(np.float64), zlib.crc32(line)
+    for step, expected in enumerate(rows["checksum"].tolist()):
+        checksum = zlib.crc32(rows["scalars"][step].tobytes(), checksum)
+        if checksum != expected:
             first = "in its first line or " if step == 0 else ""
             raise ValueError(
                 f"transcript {path} is damaged {first}in the row of step {step}: its checksum does not fit"
             )
-    scalars = np.ascontiguousarray(rows[:, :-4]).view("<f8").reshape(count, columns)
-    return header, scalars.astype(np.float64), len(line) + count * size
+    return header, scalars, len(line) + rows.nbytes, checksum
 
 
 def digest(parameters: Sequence[Tensor]) -> str:

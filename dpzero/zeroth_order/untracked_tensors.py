@@ -26,18 +26,14 @@ class AttributeCheck:
     """Compares a model's attributes before and after forward passes."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._modules = [(name, vars(module)) for name, module in model.named_modules()]
-        # torch's own layers keep nothing; a hook that makes them is seen in the first passes
-        self._own_code = {
-            id(vars(m)) for m in model.modules() if not type(m).__module__.startswith("torch.nn.")
-        }
+        self._modules = list(model.named_modules())
         self._harmless: set[str] = set()  # attributes that change, but not with the examples
         self._checked = False
         self._before: Snapshot | None = None  # the first pass, and later the last step
 
     def begin(self) -> None:
         """Takes a snapshot before the first pass."""
-        self._before = self._before or Snapshot(self._modules, self._own_code)
+        self._before = self._before or Snapshot(self._modules)
 
     def check(self, loss: Callable[[Any], object], take: Take, count: int) -> None:
         """After passes: if attributes changed, compares what mixes of a few of `count` examples leave in them.
@@ -50,12 +46,12 @@ class AttributeCheck:
         self._checked = True
         if suspects := self._before.changed().keys() - self._harmless:
             self._compare(self._before, suspects, loss, [take(rows) for rows in MIXES[: 2 + (count > 2)]])
-        self._before = Snapshot(self._modules, self._own_code)
+        self._before = Snapshot(self._modules)
 
     def _compare(
         self, before: Snapshot, suspects: Collection[str], loss: Callable[[Any], object], mixes: list[Any]
     ) -> None:
-        now, contents = Snapshot(self._modules, self._own_code), []
+        now, contents = Snapshot(self._modules), []
         for mix in mixes:
             before.restore()
             if mix is None:
@@ -75,20 +71,19 @@ class AttributeCheck:
 class Snapshot:
     """The attributes of modules: objects, the items of lists and dictionaries, and the numbers of tensors."""
 
-    def __init__(self, modules: Sequence[tuple[str, Attributes]], own_code: set[int]) -> None:
+    def __init__(self, modules: Sequence[tuple[str, nn.Module]]) -> None:
         self._modules = [
-            (
-                name,
-                attributes,
-                [(k, value, _copied(value)) for k, value in attributes.items() if k not in OWN],
-            )
-            for name, attributes in modules
+            (name, vars(m), [(k, value, _copied(value)) for k, value in vars(m).items() if k not in OWN])
+            for name, m in modules
         ]
-        quick = [(attributes, items) for _, attributes, items in self._modules if id(attributes) in own_code]
-        self._counts = [(attributes, len(attributes)) for attributes, _ in quick]
-        self._values = [(attributes, k, value) for attributes, items in quick for k, value, _ in items]
+        # torch's own layers keep nothing; a hook that makes them is seen in the first passes
+        self._quick = [vars(m) for _, m in modules if not type(m).__module__.startswith("torch.nn.")]
+        self._identities, quick = _identities(self._quick), set(map(id, self._quick))
         self._containers = [
-            (value, copy) for _, items in quick for _, value, copy in items if copy is not None
+            (value, copy)
+            for _, attributes, items in self._modules
+            for _, value, copy in items
+            if copy is not None and id(attributes) in quick
         ]
         items = [part for *_, items in self._modules for _, value, _ in items for part in _items(value)]
         self._tensors = [
@@ -99,19 +94,15 @@ class Snapshot:
 
     def moved(self) -> bool:
         """Whether an attribute changed. Quick: it does not see what is written through `.data`."""
-        for attributes, count in self._counts:
-            if len(attributes) != count:
-                return True
-        for attributes, key, value in self._values:
-            if attributes.get(key) is not value:
-                return True
-        if not all(_same(value, copy) for value, copy in self._containers):
-            return True
-        return any(tensor._version != version for tensor, version, _ in self._tensors)
+        return (
+            _identities(self._quick) != self._identities
+            or not all(_same(value, copy) for value, copy in self._containers)
+            or any(tensor._version != version for tensor, version, _ in self._tensors)
+        )
 
     def changed(self) -> Attributes:
         """Name -> value of the attributes whose numbers changed."""
-        written = {id(tensor) for tensor, _, clone in self._tensors if not _equal(tensor, clone)}
+        written = {id(tensor) for tensor, _, clone in self._tensors if not torch.equal(tensor, clone)}
         changed: Attributes = {}
         for name, attributes, items in self._modules:
             kept = {key: (value, copy) for key, value, copy in items}
@@ -137,7 +128,7 @@ class Snapshot:
                     value.clear()
                     value.update(copy)
         for tensor, _, clone in self._tensors:
-            if not _equal(tensor, clone):
+            if not torch.equal(tensor, clone):
                 tensor.copy_(clone)
         self._tensors = [(tensor, tensor._version, clone) for tensor, _, clone in self._tensors]
 
@@ -148,6 +139,10 @@ def _refuse(names: Collection[str], depends: str) -> None:
             f"attribute {name} of the model was changed by a forward pass and {depends} the examples: it would keep a "
             "function of private examples without noise, so take it out"
         )
+
+
+def _identities(modules: Sequence[Attributes]) -> list[int]:
+    return [id(value) for attributes in modules for k, value in attributes.items() if k not in OWN]
 
 
 def _items(value: object) -> Iterator[object]:
@@ -172,10 +167,6 @@ def _same(container: Any, copied: Any) -> bool:
     return len(container) == len(copied) and all(
         a is b for a, b in zip(_items(container), _items(copied), strict=True)
     )
-
-
-def _equal(tensor: Tensor, clone: Tensor) -> bool:
-    return tensor.shape == clone.shape and torch.equal(tensor, clone)
 
 
 def _contents(value: object) -> tuple[list[Any], str]:
