@@ -17,8 +17,6 @@ from torch import Tensor
 from . import kernels_torch as k
 from .kernels_torch import Key, Table
 
-SIGNS = 32  # of a word
-
 _M0, _M1, _W0, _W1 = uint64(k.M0), uint64(k.M1), uint32(k.W0), uint32(k.W1)
 _ONE, _TWO, _HALFWORD, _MANTISSA = uint32(1), uint32(2), uint64(32), int32(23)
 _SQRT_HALF, _HALF = int32(k.SQRT_HALF), np.float32(0.5)
@@ -31,8 +29,7 @@ _UNIT, _ANGLE = np.float32(2.0**-31), np.float32(k.ANGLE)
 
 def add_(kind: str, out: Tensor, first: int, key: Key, number: int, moves: Table) -> None:
     """See `kernels_torch.add_`."""
-    kernel = _add_signs if kind == "signs" else _add_normals
-    kernel(out.numpy(), first, *map(np.uint32, (*key, number)), moves)
+    _add(out.numpy(), first, kind == "signs", *map(np.uint32, (*key, number)), moves)
 
 
 def add_rows_(kind: str, out: Tensor, rows: Tensor, key: Key, number: int, moves: Table) -> None:
@@ -110,36 +107,40 @@ def _normal_tile(z, tile, key0, key1, tensor, step, direction):
 
 
 @njit(inline="always")
-def _word_tile(x, tile, key0, key1, tensor, step, direction):
+def _sign_tile(z, x, tile, key0, key1, tensor, step, direction):
     first = uint32(tile * 16)
     for lane in range(16):
         x[lane], x[16 + lane], x[32 + lane], x[48 + lane] = _philox(
             uint32(first + uint32(lane)), tensor, step, direction, key0, key1
         )
+    for bit in range(32):
+        for i in range(64):
+            z[64 * bit + i] = float32(int32(1) - int32(2) * int32((x[i] >> uint32(bit)) & _ONE))
 
 
 @compiled
-def _add_normals(w, first, key0, key1, tensor, moves):
+def _add(w, first, signs, key0, key1, tensor, moves):
     """w[i] += scale * z[first + i], for each row (step, direction, *scales) of moves and each scale in turn."""
     _wide_vectors()
-    if moves.size == 3 and first % 64 == 0:  # the common case, whole tiles, without a detour through memory
+    if not signs and moves.size == 3 and first % 64 == 0:  # the common case, without a detour through memory
         whole = w.shape[0] // 64
         _add_tiles(w, whole, first // 64, moves[0], key0, key1, tensor)
         w, first = w[64 * whole :], first + 64 * whole
-    z = np.empty(64, np.float32)
-    for tile in range(first // 64, (first + w.shape[0] + 63) // 64):
-        begin, end = max(tile * 64, first), min(tile * 64 + 64, first + w.shape[0])
-        part, skip = w[begin - first : end - first], begin - tile * 64
+    size = 2048 if signs else 64
+    z, x = np.empty(size, np.float32), np.empty(64, np.uint32)
+    for tile in range(first // size, (first + w.shape[0] + size - 1) // size):
+        begin, end = max(tile * size, first), min(tile * size + size, first + w.shape[0])
+        part, part_of_z = w[begin - first : end - first], z[begin - tile * size :]
         for m in range(moves.shape[0]):
-            _normal_tile(z, tile, key0, key1, tensor, uint32(moves[m, 0]), uint32(moves[m, 1]))
+            step, direction = uint32(moves[m, 0]), uint32(moves[m, 1])
+            if signs:
+                _sign_tile(z, x, tile, key0, key1, tensor, step, direction)
+            else:
+                _normal_tile(z, tile, key0, key1, tensor, step, direction)
             for s in range(2, moves.shape[1]):
                 scale = w.dtype.type(moves[m, s])
-                if part.shape[0] == 64:
-                    for i in range(64):
-                        part[i] += scale * z[i]
-                else:
-                    for i in range(part.shape[0]):
-                        part[i] += scale * z[skip + i]
+                for i in range(part.shape[0]):
+                    part[i] += scale * part_of_z[i]
 
 
 @njit(inline="always")
@@ -155,31 +156,6 @@ def _add_tiles(w, count, first_tile, move, key0, key1, tensor):
             w[base + 16 + lane] += scale * z1
             w[base + 32 + lane] += scale * z2
             w[base + 48 + lane] += scale * z3
-
-
-@compiled
-def _add_signs(w, first, key0, key1, tensor, moves):
-    """As `_add_normals` for signs: a tile has 64 elements for each bit of a word."""
-    _wide_vectors()
-    x = np.empty(64, np.uint32)
-    size = 64 * SIGNS
-    for tile in range(first // size, (first + w.shape[0] + size - 1) // size):
-        base = tile * size - first
-        begin, end = max(base, 0), min(base + size, w.shape[0])
-        part, skip = w[begin:end], begin - base
-        for m in range(moves.shape[0]):
-            _word_tile(x, tile, key0, key1, tensor, uint32(moves[m, 0]), uint32(moves[m, 1]))
-            for s in range(2, moves.shape[1]):
-                scale = w.dtype.type(moves[m, s])
-                if part.shape[0] == size:
-                    for bit in range(SIGNS):
-                        mask = _ONE << uint32(bit)
-                        for i in range(64):
-                            part[64 * bit + i] += -scale if x[i] & mask else scale
-                else:
-                    for i in range(part.shape[0]):
-                        bit, word = (skip + i) // 64, (skip + i) % 64
-                        part[i] += -scale if x[word] & (_ONE << uint32(bit)) else scale
 
 
 @compiled
@@ -207,8 +183,4 @@ def _add_outer(w, u, v, scales):
 def _add_rows(out, rows, signs, key0, key1, tensor, moves):
     """out[i] += scale * z of row rows[i], for a tensor whose rows are as long as those of `out`."""
     for i in range(rows.shape[0]):
-        first = rows[i] * out.shape[1]
-        if signs:
-            _add_signs(out[i], first, key0, key1, tensor, moves)
-        else:
-            _add_normals(out[i], first, key0, key1, tensor, moves)
+        _add(out[i], rows[i] * out.shape[1], signs, key0, key1, tensor, moves)

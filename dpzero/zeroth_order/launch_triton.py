@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ from .kernels_torch import Key, Table
 BLOCK = 2048  # elements of a program
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 _TILES = {"normals": 64, "signs": 2048}
-_PLANS = 8  # lists of tensors whose division into blocks is kept on the device
 
 
 def add(kind: str, numbered: Sequence[tuple[int, Tensor]], key: Key, moves: Table) -> None:
@@ -110,11 +109,9 @@ def _signed(*words: int) -> tuple[int, ...]:
     return tuple(word - ((word & 0x80000000) << 1) for word in words)
 
 
-_plans: OrderedDict[tuple[Any, ...], tuple[Tensor, Tensor]] = OrderedDict()
-
-
+@lru_cache(maxsize=8)
 def _plan(tensors: tuple[tuple[int, int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Divides tensors into blocks, four bytes for 2048 elements, and keeps the last divisions.
+    """Divides tensors into blocks, four bytes for 2048 elements, and keeps the last divisions on the device.
 
     A division depends on addresses and sizes alone, so it holds for any tensors that lie there.
 
@@ -124,17 +121,11 @@ def _plan(tensors: tuple[tuple[int, int, int], ...], device: torch.device) -> tu
     Returns:
         int64 [tensors, 4], which `kernels_triton._entry` reads, and int32 [blocks], each block's tensor.
     """
-    name = (device, tensors)
-    if name not in _plans:
-        counts = np.array([count for _, count, _ in tensors], np.int64)
-        blocks = -(-counts // BLOCK)
-        entries = np.column_stack([np.array(tensors, np.int64), np.cumsum(blocks) - blocks])
-        tensor_of_block = np.repeat(np.arange(len(tensors), dtype=np.int32), blocks)
-        _plans[name] = torch.from_numpy(entries).to(device), torch.from_numpy(tensor_of_block).to(device)
-        if len(_plans) > _PLANS:
-            _plans.popitem(last=False)
-    _plans.move_to_end(name)
-    return _plans[name]
+    counts = np.array([count for _, count, _ in tensors], np.int64)
+    blocks = -(-counts // BLOCK)
+    entries = np.column_stack([np.array(tensors, np.int64), np.cumsum(blocks) - blocks])
+    tensor_of_block = np.repeat(np.arange(len(tensors), dtype=np.int32), blocks)
+    return torch.from_numpy(entries).to(device), torch.from_numpy(tensor_of_block).to(device)
 
 
 def _launch(kernel: Any, programs: int, on: Tensor, *arguments: object, **constants: object) -> None:

@@ -124,13 +124,13 @@ def test_a_tensor_that_is_not_contiguous_is_refused():
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_division_into_blocks_is_kept_for_the_last_lists_of_tensors(kind):
     """Kept by where the tensors lie: one that comes to lie where another was is not taken for it."""
-    launch_triton._plans.clear()
+    launch_triton._plan.cache_clear()
     storage = random(4096)
     for size in [*range(100, 110), 100, 2100]:
         expected = moved(kind, storage[:size], NUMBER)
         launch_triton.add(kind, [(NUMBER, storage[:size])], KEY, MOVES)
         assert_same_bits(storage[:size], expected)
-    assert len(launch_triton._plans) == launch_triton._PLANS
+    assert launch_triton._plan.cache_info().currsize == 8
 
 
 @needs_device
