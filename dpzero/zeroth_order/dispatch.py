@@ -52,7 +52,8 @@ def add_pieces(
             on_cuda[x.device].append((j, x))
             continue
         kernels, length, share = _kernels(x, size)
-        for i, part in enumerate(x.detach().view(-1).split(length)):  # type: ignore[no-untyped-call]
+        flat = x.detach().view(-1)
+        for i, part in enumerate(torch.split(flat, length) if len(flat) > length else [flat]):
             call = partial(kernels.add_, kind, part, i * length, key, j, rows)
             pieces.append((len(part) * share, call))
     return pieces + [(0, partial(_triton(d).add, kind, xs, key, rows)) for d, xs in on_cuda.items()]

@@ -88,7 +88,6 @@ class ModelCheck:
             self._check_unchanged(versions, states, sums)
         self._first_buffers = None
 
-    @torch.no_grad()
     def _check_unchanged(self, versions: list[int], states: list[object], sums: list[int] | None) -> None:
         now, differing, changed = self._versions(), set(), []
         if sums is not None:
@@ -102,7 +101,7 @@ class ModelCheck:
             ]
         if first := next(iter(changed), self._first_replaced()):
             for buffer, kept in self._first_buffers or ():
-                buffer.copy_(kept)
+                buffer.detach().copy_(kept)
             raise ValueError(
                 f"parameter or buffer {first} was changed by a forward pass: it would keep a function of private "
                 "examples without noise, so call model.eval() or take it out"
