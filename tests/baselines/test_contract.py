@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-import baselines
+from dpzero import include
 from dpzero.language.data import tasks
 from dpzero.language.models import encoding, losses, text_classifier
 from dpzero.memory import trackers
@@ -30,15 +30,22 @@ from tests.rounding import read_by_the_loss
 CARDS = cards()
 
 
+INCLUDED = Path(tempfile.mkdtemp())
+
+
 def example() -> dict[str, Card]:
-    """The method of the documents, as a file beside the others."""
-    folder = Path(tempfile.mkdtemp())
-    (code,) = re.findall(
-        "```python\n(.*?)```", (ROOT / "baselines" / "README.md").read_text("utf-8"), re.DOTALL
-    )
-    (folder / "sign_zo.py").write_text(code, "utf-8")
-    baselines.__path__.append(str(folder))
-    return {"sign_zo": registry._read("sign_zo", folder / "sign_zo.py")}
+    """The method of the documents, as a file in an included folder."""
+    readme = (ROOT / "baselines" / "README.md").read_text("utf-8")
+    (code,) = re.findall("```python\n(.*?)```", readme, re.DOTALL)
+    (INCLUDED / "sign_zo.py").write_text(code, "utf-8")
+    return {"sign_zo": registry._read("sign_zo", INCLUDED / "sign_zo.py")}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def included():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(include.VARIABLE, str(INCLUDED))
+        yield
 
 
 BATCH_SIZE, STEPS = 16, 100
