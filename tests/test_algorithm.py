@@ -317,6 +317,6 @@ def test_a_bound_that_bounds_nothing_is_refused(clip):
 
 def test_the_package_offers_what_it_promises():
     assert set(dpzero.__all__) >= {"DPZero", "Budget", "calibrate_noise", "spent_epsilon"}
-    assert all(callable(getattr(dpzero, name)) for name in dpzero.__all__)
+    assert all(hasattr(dpzero, name) for name in dpzero.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Zero'"):
         _ = dpzero.Zero
