@@ -2,86 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable
+from itertools import product
+from typing import Any
 
 import pandas
 
 from dpzero.report import formatting
 from dpzero.report.statistics import Summary, paired_difference
-from dpzero.report.table import ABSENT, Table, make_table
+from dpzero.report.table import ABSENT, Row, Table, make_table
 
-FIRST_ORDER, MEZO, DPZERO, ZERO_SHOT, DP_FIRST_ORDER = "fine-tuning", "MeZO", "DPZero", "zero-shot", "DP-SGD"
 PEAK = "memory.peak_allocated_bytes"
-
-
-class Pair(NamedTuple):
-    """Two roles. `claimed`: whether a paper says that the first does better."""
-
-    first: str
-    second: str
-    claimed: bool
-
-    def __str__(self) -> str:
-        return f"{self.first} {'over' if self.claimed else 'against'} {self.second}"
-
-
-PAIRS = (
-    Pair(FIRST_ORDER, MEZO, True),
-    Pair(MEZO, DPZERO, True),
-    Pair(DPZERO, ZERO_SHOT, True),
-    Pair(DPZERO, DP_FIRST_ORDER, False),
-)
+ROLES: dict[str, Callable[[Any], bool]] = {
+    "fine-tuning": lambda run: not run["private"] and run["order"] == 1,
+    "MeZO": lambda run: not run["private"] and run["order"] == 0,
+    "DPZero": lambda run: run["method"] == "dpzero",
+    "zero-shot": lambda run: run["epsilon"] == "0",
+    "DP-SGD": lambda run: run["private"] and run["order"] == 1,
+}
+PAIRS = {  # two roles -> whether a paper says that the first does better
+    ("fine-tuning", "MeZO"): True,
+    ("MeZO", "DPZero"): True,
+    ("DPZero", "zero-shot"): True,
+    ("DPZero", "DP-SGD"): False,
+}
 
 
 def order(runs: pandas.DataFrame) -> Table:
     """One row for each pair of methods on each task and model, at each epsilon of the private ones."""
     table_rows = []
-    for (task, model), here in runs.groupby(["task", "model"], sort=False):
-        for pair, first, second in _pairs(here):
-            difference = paired_difference(
-                formatting.by_seed(first, second), formatting.by_seed(second, first)
-            )
-            table_rows.append(
-                {"task": task, "model": model, "claim": str(pair)}
-                | {"first": first["method"].iloc[0], "second": second["method"].iloc[0]}
-                | {"epsilon": _epsilon(first) or _epsilon(second)}
-                | difference.columns("difference")
-                | {"memory_ratio": first[PEAK].max() / second[PEAK].max()}
-                | {"verdict": verdict(difference, pair.claimed)}
-                | {"_compared": f"{first['title'].iloc[0]} − {second['title'].iloc[0]}"}
-                | {"_difference": formatting.difference(difference)}
-                | {"_epsilon": _epsilon(first) or _epsilon(second) or "∞"}
-            )
+    for _, here in runs.groupby(["task", "model"], sort=False):
+        groups = [rows for _, rows in here.groupby(["method", "epsilon"], sort=False)]
+        for roles, claimed in PAIRS.items():
+            for first, second in product(
+                *([rows for rows in groups if ROLES[role](rows.iloc[0])] for role in roles)
+            ):
+                epsilons = {rows["epsilon"].iloc[0] for rows in (first, second) if rows["private"].iloc[0]}
+                if len(epsilons) < 2:
+                    claim = f" {'over' if claimed else 'against'} ".join(roles)
+                    table_rows.append(_row(first, second, claim, claimed, "".join(epsilons)))
     table = make_table("order", table_rows)
     if not table_rows:
         table.notes = ["No two methods here of which a paper claims an order."]
     return table
 
 
-def _pairs(runs: pandas.DataFrame) -> Iterator[tuple[Pair, pandas.DataFrame, pandas.DataFrame]]:
-    groups = [rows for _, rows in runs.groupby(["method", "epsilon"], sort=False)]
-    for pair in PAIRS:
-        for first in (rows for rows in groups if _has_role(rows, pair.first)):
-            for second in (rows for rows in groups if _has_role(rows, pair.second)):
-                if "" in (_epsilon(first), _epsilon(second)) or _epsilon(first) == _epsilon(second):
-                    yield pair, first, second
-
-
-def _has_role(rows: pandas.DataFrame, role: str) -> bool:
-    row = rows.iloc[0]
+def _row(first: pandas.DataFrame, second: pandas.DataFrame, claim: str, claimed: bool, epsilon: str) -> Row:
+    difference = paired_difference(formatting.by_seed(first, second), formatting.by_seed(second, first))
+    one, other = first.iloc[0], second.iloc[0]
     return {
-        FIRST_ORDER: not row["private"] and row["order"] == 1,
-        MEZO: not row["private"] and row["order"] == 0,
-        DPZERO: row["method"] == "dpzero",
-        ZERO_SHOT: row["epsilon"] == "0",
-        DP_FIRST_ORDER: row["private"] and row["order"] == 1,
-    }[role]
-
-
-def _epsilon(rows: pandas.DataFrame) -> str:
-    """The epsilon of a private method; empty for others."""
-    return rows["epsilon"].iloc[0] if rows["private"].iloc[0] else ""
+        "task": one["task"],
+        "model": one["model"],
+        "claim": claim,
+        "first": one["method"],
+        "second": other["method"],
+        "epsilon": epsilon,
+        **difference.columns("difference"),
+        "memory_ratio": first[PEAK].max() / second[PEAK].max(),
+        "verdict": verdict(difference, claimed),
+        "_compared": f"{one['title']} − {other['title']}",
+        "_difference": formatting.difference(difference),
+        "_epsilon": epsilon or "∞",
+    }
 
 
 def verdict(difference: Summary, claimed: bool) -> str:

@@ -76,15 +76,12 @@ def warnings(runs: pandas.DataFrame) -> list[str]:
     sentences = []
     code, commits = distinct(recorded["provenance.code"]), distinct(recorded["provenance.git"])
     if len(code) > 1:
-        sentences.append(
-            f"Mixed source: these runs come from {len(code)} versions of the source (code {_some(code, 12)}; "
-            f"commit {_some(commits, 7)})."
-        )
+        versions = f"{len(code)} versions of the source (code {_some(code, 12)}; commit {_some(commits, 7)})"
+        sentences.append(f"Mixed source: these runs come from {versions}.")
     elif len(commits) > 1:
         same = "of the same source" if code else "and do not say which source they ran"
-        sentences.append(
-            f"Mixed commits: these runs come from {len(commits)} git commits {same} ({_some(commits, 7)})."
-        )
+        commits_text = f"{len(commits)} git commits {same} ({_some(commits, 7)})"
+        sentences.append(f"Mixed commits: these runs come from {commits_text}.")
     if _dirty(recorded):
         sentences.append(
             f"Dirty tree: {_dirty(recorded)} of {plural(len(recorded), 'run')} had uncommitted changes."
