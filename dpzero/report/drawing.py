@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy
@@ -39,9 +39,8 @@ def panels(runs: pandas.DataFrame) -> Iterator[tuple[str, pandas.DataFrame]]:
 
 def epsilons(runs: pandas.DataFrame) -> list[tuple[str, float]]:
     """Label and value of each epsilon at which a private method ran, ascending."""
-    private = runs[runs["private"]].sort_values("epsilon_value")
-    pairs = dict(zip(private["epsilon_value"], private["epsilon"], strict=True))
-    return [(f"ε = {text}", value) for value, text in pairs.items()]
+    private = runs[runs["private"]].sort_values("epsilon_value").drop_duplicates("epsilon_value")
+    return list(zip("ε = " + private["epsilon"], private["epsilon_value"], strict=True))
 
 
 def scores(rows: pandas.DataFrame) -> numpy.ndarray:
@@ -114,29 +113,26 @@ def levels(axis: Axes, rows: pandas.DataFrame, named: bool = True, room: float =
 
     room: the fraction of its height by which an interval may widen the panel.
     """
-    means = {method: summarise(scores(some)) for method, some in rows.groupby("method", sort=False)}
-    means = {method: mean for method, mean in means.items() if mean.n}
-    titles = dict(zip(rows["method"], rows["title"], strict=True))
-    for method, mean in means.items():
-        look = style.look(method)
+    lines = [
+        (some["title"].iloc[0], style.look(method), mean)
+        for method, some in rows.groupby("method", sort=False)
+        if (mean := summarise(scores(some))).n
+    ]
+    for _, look, mean in lines:
         axis.axhline(mean.mean, color=look.colour, linestyle=look.line, linewidth=0.9, zorder=1)
-    barred = {m: mean for m, mean in means.items() if named and mean.n >= SMALLEST_N_WITH_BAR}
-    low, high = _widened(axis.get_ylim(), barred.values(), room)
-    axis.set_ylim(low, high)
-    for place, (method, mean) in enumerate(barred.items()):
-        _interval_at_the_edge(axis, 1 + EDGE_STEP * place, mean, style.look(method).colour)
-    heights = spread([(mean.mean - low) / (high - low) for mean in means.values()], LABEL_GAP)
-    for method, height in zip(means if named else (), heights, strict=False):
-        at, colour = (1 + EDGE_STEP * len(means), height), style.look(method).colour
-        write(axis, titles[method], at, (2, 0), "axes fraction", color=colour, annotation_clip=False)
-
-
-def _widened(limits: tuple[float, float], intervals: Iterable[Summary], room: float) -> tuple[float, float]:
-    """Limits that contain the ends of the intervals, except far ends that would compress the panel."""
-    low, high = limits
+    barred = [(look, mean) for _, look, mean in lines if named and mean.n >= SMALLEST_N_WITH_BAR]
+    low, high = axis.get_ylim()
     far = room * (high - low)
-    near = [end for one in intervals for end in (one.low, one.high) if low - far <= end <= high + far]
-    return min([low, *near]), max([high, *near])
+    ends = [end for _, mean in barred for end in (mean.low, mean.high)]
+    near = [end for end in ends if low - far <= end <= high + far]  # a far end would compress the panel
+    low, high = min([low, *near]), max([high, *near])
+    axis.set_ylim(low, high)
+    for place, (look, mean) in enumerate(barred):
+        _interval_at_the_edge(axis, 1 + EDGE_STEP * place, mean, look.colour)
+    heights = spread([(mean.mean - low) / (high - low) for *_, mean in lines], LABEL_GAP)
+    for (title, look, _), height in zip(lines if named else (), heights, strict=False):
+        at = (1 + EDGE_STEP * len(lines), height)
+        write(axis, title, at, (2, 0), "axes fraction", color=look.colour, annotation_clip=False)
 
 
 def _interval_at_the_edge(axis: Axes, edge: float, interval: Summary, colour: str) -> None:

@@ -107,15 +107,14 @@ def published(runs: pandas.DataFrame) -> Table:
     same = ["paper", "table", "model", "task"]
     bases = rows[rows["base"] == "yes"].drop_duplicates(same)[[*same, "memory_gb"]]
     rows = rows.merge(bases, "left", same, suffixes=("", "_of_base"))
-    ours = runs.set_index(["task", "model", "method"])[PREDICTED]
-    peaks, floors = (
-        ours.reindex(pandas.MultiIndex.from_arrays([rows["our_size"], rows["model"], methods])).to_numpy()
-        for methods in (rows["our_method"], ["dpzero"] * len(rows))
-    )
+    floor = runs[PREDICTED].where(runs["method"] == "dpzero")
+    floor = floor.groupby([runs["task"], runs["model"]]).transform("max")
+    ours = runs.rename(columns={"task": "our_size", "method": "our_method"})
+    ours = ours[["our_size", "model", "our_method"]].assign(our_ratio_predicted=runs[PREDICTED] / floor)
+    rows = rows.merge(ours, "left")
     rows = rows.assign(
         ratio=rows["memory_gb"] / rows["memory_gb_of_base"],
-        our_ratio_predicted=peaks / floors,
-        our_size=rows["our_size"].where(~numpy.isnan(peaks / floors)),
+        our_size=rows["our_size"].where(rows["our_ratio_predicted"].notna()),
         _paper=rows["paper"] + ", " + rows["table"],
         _task=rows["task"],
     )
