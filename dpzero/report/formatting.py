@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas
 
 from dpzero.report import provenance
@@ -96,15 +93,3 @@ def _text(value: Any, form: str) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(int(value)) if form and float(value).is_integer() else format(value, form)
-
-
-def render(template: str, values: dict[str, Any], **filters: Callable) -> str:
-    """The text of templates/NAME.md.jinja with these values."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= filters
-    return environment.get_template(f"{template}.md.jinja").render(values)

@@ -6,6 +6,8 @@ from typing import Any
 
 import pandas
 
+from dpzero.report.template import sentences
+
 PACKAGE = "provenance.packages."
 LABELS = {"oom": "OOM"}
 STATUSES = ("ok", "oom", "diverged", "missing")
@@ -73,26 +75,9 @@ def footnote(runs: pandas.DataFrame, sweep: str) -> str:
 def warnings(runs: pandas.DataFrame) -> list[str]:
     """One sentence for each reason not to compare these runs with each other, the most serious first."""
     recorded = with_record(runs)
-    sentences = []
-    code, commits = distinct(recorded["provenance.code"]), distinct(recorded["provenance.git"])
-    if len(code) > 1:
-        versions = f"{len(code)} versions of the source (code {_some(code, 12)}; commit {_some(commits, 7)})"
-        sentences.append(f"Mixed source: these runs come from {versions}.")
-    elif len(commits) > 1:
-        same = "of the same source" if code else "and do not say which source they ran"
-        commits_text = f"{len(commits)} git commits {same} ({_some(commits, 7)})"
-        sentences.append(f"Mixed commits: these runs come from {commits_text}.")
-    if _dirty(recorded):
-        sentences.append(
-            f"Dirty tree: {_dirty(recorded)} of {plural(len(recorded), 'run')} had uncommitted changes."
-        )
-    for column in ("provenance.python", *_package_columns(recorded)):
-        if len(distinct(recorded[column])) > 1:
-            name = column.removeprefix(PACKAGE).removeprefix("provenance.")
-            sentences.append(f"Mixed versions: {name} {_some(recorded[column])}.")
-    if len(distinct(recorded["provenance.device"])) > 1:
-        sentences.append(f"Mixed devices: {_some(recorded['provenance.device'])}.")
+    columns = ("provenance.python", *_package_columns(recorded))
     settings = [str(row) for row in recorded.filter(regex=r"^settings\.").to_numpy().tolist()]
+    mixed = []
     for column, keys, what in (
         ("provenance.method_code", ["method"], "source of a method"),
         ("provenance.model.sha256", ["model"], "weights"),
@@ -100,16 +85,23 @@ def warnings(runs: pandas.DataFrame) -> list[str]:
         ("settings", ["task", "model", "method", "epsilon"], "settings"),
     ):
         groups = recorded.assign(settings=settings).groupby(keys)[column]
-        mixed = ["/".join(map(str, key)) for key, values in groups if values.nunique() > 1]
-        if mixed:
-            sentences.append(
-                f"Mixed {what}: runs of the same {'/'.join(keys)} differ for {', '.join(mixed)}."
-            )
-    if len(recorded) < len(runs):
-        absent = runs[runs["status"] == "missing"]["run"].str.rpartition("/")[0].value_counts(sort=False)
-        cells = [f"{cell} ({plural(count, 'seed')})" for cell, count in sorted(absent.items())]
-        sentences.append(f"partial: {len(recorded)} of {len(runs)} runs; no record yet of {_some(cells)}.")
-    return sentences
+        names = ["/".join(map(str, key)) for key, values in groups if values.nunique() > 1]
+        mixed.append((what, keys, names))
+    absent = runs[runs["status"] == "missing"]["run"].str.rsplit("/", n=1).str[0].value_counts()
+    values = {
+        "runs": len(runs),
+        "recorded": len(recorded),
+        "code": distinct(recorded["provenance.code"]),
+        "commits": distinct(recorded["provenance.git"]),
+        "devices": distinct(recorded["provenance.device"]),
+        "dirty": _dirty(recorded),
+        "versions": {
+            c.removeprefix(PACKAGE).removeprefix("provenance."): distinct(recorded[c]) for c in columns
+        },
+        "mixed": mixed,
+        "absent": [f"{cell} ({plural(count, 'seed')})" for cell, count in sorted(absent.items())],
+    }
+    return sentences("warnings", values, some=_some, plural=plural)
 
 
 def status_counts(runs: pandas.DataFrame) -> dict[str, int]:

@@ -15,8 +15,8 @@ from typing import Any
 import pandas
 
 from dpzero.report import provenance
-from dpzero.report.formatting import render
 from dpzero.report.table import ABSENT
+from dpzero.report.template import render
 
 WIDTH = 100  # characters of a line
 CELL = ["task", "model", "method", "epsilon"]
