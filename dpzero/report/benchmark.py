@@ -34,7 +34,7 @@ def check(result: Result) -> None:
 def table(result: Result) -> Table:
     """One row for each method."""
     rows = measured(result).to_dict("records")
-    public = next((row for row in rows if row["name"] == "public"), {})
+    public: Result = next((row for row in rows if row["name"] == "public"), {})
     for row in rows:
         row["_method"] = row["title"] + ("" if row["status"] == "ok" else f" ({row['status']})")
         if pandas.notna(row["ratio_min"]):

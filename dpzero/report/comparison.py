@@ -42,14 +42,15 @@ def compare(ours: Summary, theirs: Published) -> Comparison:
     difference = 100 * ours.mean - theirs.value
     if not ours.n:
         return Comparison(math.nan, math.nan, math.nan, ABSENT, "no result yet")
-    if ours.n > 1 and not math.isnan(theirs.standard_error):
+    seeds = 0 if theirs.spread is None else theirs.n_seeds
+    if ours.n > 1 and seeds:
         error = 100 * ours.std / math.sqrt(ours.n)
-        half, test = welch_half_width(error, ours.n, theirs.standard_error, theirs.n_seeds), WELCH
+        half, test = welch_half_width(error, ours.n, theirs.standard_error, seeds), WELCH
     elif ours.has_spread:
         half, test = prediction_half_width(100 * ours.std, ours.n), ONE_MORE_OF_OURS
-    elif not math.isnan(theirs.standard_error):
-        deviation = theirs.standard_error * math.sqrt(theirs.n_seeds)
-        half, test = prediction_half_width(deviation, theirs.n_seeds), ONE_MORE_OF_THEIRS
+    elif seeds:
+        deviation = theirs.standard_error * math.sqrt(seeds)
+        half, test = prediction_half_width(deviation, seeds), ONE_MORE_OF_THEIRS
     else:
         return Comparison(difference, math.nan, math.nan, NO_SPREAD if ours.n > 1 else NO_TEST, "no test")
     low, high = difference - half - theirs.slack, difference + half + theirs.slack

@@ -20,11 +20,11 @@ MARGIN = {
 }  # place right of the panels -> heading
 
 BESIDE = ("axes fraction", "data")
-BOUNDS = {
+BOUNDS: dict[Any, str] = {
     "poisson": "PLD with the count",
     "shuffled_epochs": "worst-case pair (lower), PLD over epochs (upper)",
 }
-WORDS = {  # of the record -> for readers
+WORDS: dict[Any, str] = {  # of the record -> for readers
     "own size, then noise": "actual batch size, before noise",
     "own size, with noise": "actual batch size, with noise",
     "add_remove": "add remove",

@@ -145,9 +145,10 @@ def _parse(row: dict[str, str]) -> Published:
         return kind(row[name]) if row[name] else None
 
     same = ("paper", "arxiv", "table", "cell", "metric", "spread_kind", "iterate_rule", "misprint")
+    values: dict[str, Any] = {name: row[name] for name in same}
+    values |= {name: optional(name, int) for name in ("n_seeds", "steps", "train_rows", "test_rows")}
     return Published(
-        **{name: row[name] for name in same},
-        **{name: optional(name, int) for name in ("n_seeds", "steps", "train_rows", "test_rows")},
+        **values,
         published_method=row["method"],
         settings={key: _setting(text) for key, text in (pair.split("=") for pair in row["settings"].split())},
         parameters=float(row["params_m"] or "nan"),

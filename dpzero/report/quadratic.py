@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy
 import pandas
@@ -195,7 +196,7 @@ def _panels(bests: pandas.DataFrame, draw: Callable, label: str) -> Figure:
     panels = list(bests.groupby("task", sort=False))
     columns = min(2, len(panels))
     figure, axes = drawing.canvas(-(-len(panels) // columns), columns, 2.0, sharex=True)
-    strokes = {}
+    strokes: dict[str, Any] = {}
     for axis, (rank, some) in zip(axes.flat, panels, strict=False):
         axis.set(xscale="log", yscale="log", title=f"effective rank {_rank_name(rank)}")
         ends = []

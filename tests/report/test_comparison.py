@@ -21,14 +21,14 @@ def paper(record):
     """paper(seed, accuracy, ...) -> the record of a run of DPZero's own setting; `settings` and sections are changed as asked."""
 
     def make(seed=0, accuracy=0.918, method="dpzero", epsilon="2", task="sst2", **settings) -> dict:
-        made = record(method, epsilon, seed, task, "roberta-large", accuracy=accuracy)
-        made["cell"]["settings"] |= {"tune": "full", "shots": 512, "steps": 10000, "batch_size": 64}
-        made["cell"]["settings"] |= {"smoothing": 1e-3, "learning_rate": 1e-6, **settings}
-        made["metrics"]["examples"] = 872
-        if made["privacy"]:
-            made["privacy"]["dataset_size"] = 1024
-        made["memory"]["weights_bytes"] = 4 * 355_000_000
-        return made
+        run = record(method, epsilon, seed, task, "roberta-large", accuracy=accuracy)
+        run["cell"]["settings"] |= {"tune": "full", "shots": 512, "steps": 10000, "batch_size": 64}
+        run["cell"]["settings"] |= {"smoothing": 1e-3, "learning_rate": 1e-6, **settings}
+        run["metrics"]["examples"] = 872
+        if run["privacy"]:
+            run["privacy"]["dataset_size"] = 1024
+        run["memory"]["weights_bytes"] = 4 * 355_000_000
+        return run
 
     return make
 
@@ -42,9 +42,9 @@ def tables(written, tmp_path):
     return build
 
 
-def rows(files: dict[str, str], **wanted: str) -> list[dict[str, str]]:
-    found = csv.DictReader(io.StringIO(files["published.csv"]))
-    return [row for row in found if all(row[key] == value for key, value in wanted.items())]
+def rows(files: dict[str, str], **columns: str) -> list[dict[str, str]]:
+    reader = csv.DictReader(io.StringIO(files["published.csv"]))
+    return [row for row in reader if all(row[key] == value for key, value in columns.items())]
 
 
 def number(value=91.8, spread=0.1, kind="standard error", seeds=3, slack=0.0) -> published.Published:
@@ -57,10 +57,10 @@ def number(value=91.8, spread=0.1, kind="standard error", seeds=3, slack=0.0) ->
 
 def test_two_means_are_compared_by_welch():
     """90, 91, 92: standard error 1 / sqrt 3. As much on the other side: 4 degrees of freedom, t = 2.776, half of it 2.776 sqrt(2/3)."""
-    found = comparison.compare(summarise([0.90, 0.91, 0.92]), number(88.5, 3**-0.5))
-    assert (found.test, found.verdict) == ("Welch", "higher")
-    assert found.difference == pytest.approx(2.5)
-    assert found.difference - found.difference_low == pytest.approx(2.776445 * (2 / 3) ** 0.5, abs=1e-5)
+    result = comparison.compare(summarise([0.90, 0.91, 0.92]), number(88.5, 3**-0.5))
+    assert (result.test, result.verdict) == ("Welch", "higher")
+    assert result.difference == pytest.approx(2.5)
+    assert result.difference - result.difference_low == pytest.approx(2.776445 * (2 / 3) ** 0.5, abs=1e-5)
     assert (
         comparison.compare(summarise([0.90, 0.91, 0.92]), number(89, 3**-0.5)).verdict
         == "no difference shown"
@@ -73,44 +73,44 @@ def test_welch_is_that_of_a_standard_library(kind, spread, seeds):
     ours = summarise([0.903, 0.921, 0.915, 0.899])
     theirs = number(92.0, spread, kind, seeds)
     deviation = spread * seeds**0.5 if kind == "standard error" else spread
-    found = comparison.compare(ours, theirs)
-    for edge in (found.difference_low, found.difference_high):
-        sides = (found.difference - edge, 100 * ours.std, ours.n, 0, deviation, seeds)
+    result = comparison.compare(ours, theirs)
+    for edge in (result.difference_low, result.difference_high):
+        sides = (result.difference - edge, 100 * ours.std, ours.n, 0, deviation, seeds)
         assert stats.ttest_ind_from_stats(*sides, equal_var=False).pvalue == pytest.approx(0.05, rel=1e-9)
 
 
-def test_a_single_published_run_is_asked_whether_ours_could_be_it():
+def test_a_single_published_run_is_compared_with_a_prediction_interval_of_ours():
     """90, 91, 92: deviation 1, t = 4.3027 with 2 degrees of freedom; one more falls within 4.3027 sqrt(4/3) = 4.968 of 91."""
     ours = summarise([0.90, 0.91, 0.92])
-    found = comparison.compare(ours, number(95.9, None, "one seed", 1))
-    assert (found.test, found.verdict) == ("one more seed of ours", "no difference shown")
-    assert found.difference_high - found.difference == pytest.approx(4.96832, abs=1e-4)
+    result = comparison.compare(ours, number(95.9, None, "one seed", 1))
+    assert (result.test, result.verdict) == ("one more seed of ours", "no difference shown")
+    assert result.difference_high - result.difference == pytest.approx(4.96832, abs=1e-4)
     assert comparison.compare(ours, number(96.0, None, "one seed", 1)).verdict == "lower"
 
 
-def test_a_single_run_of_ours_is_asked_whether_it_could_be_theirs():
+def test_a_single_run_of_ours_is_compared_with_a_prediction_interval_of_theirs():
     """Standard error 0.1 of 3: deviation 0.1732, within 4.3027 * 0.1732 * sqrt(4/3) = 0.8605."""
-    found = comparison.compare(summarise([0.910]), number(91.8, 0.1))
-    assert (found.test, found.verdict) == ("one more seed of theirs", "no difference shown")
-    assert found.difference_high - found.difference == pytest.approx(0.86054, abs=1e-4)
+    result = comparison.compare(summarise([0.910]), number(91.8, 0.1))
+    assert (result.test, result.verdict) == ("one more seed of theirs", "no difference shown")
+    assert result.difference_high - result.difference == pytest.approx(0.86054, abs=1e-4)
     assert comparison.compare(summarise([0.909]), number(91.8, 0.1)).verdict == "lower"
 
 
 def test_two_single_values_are_not_tested():
-    found = comparison.compare(summarise([0.5]), number(91.8, None, "one seed", 1))
-    assert (found.test, found.verdict) == ("none: one value each", "no test")
-    assert found.difference == pytest.approx(-41.8)
+    result = comparison.compare(summarise([0.5]), number(91.8, None, "one seed", 1))
+    assert (result.test, result.verdict) == ("none: one value each", "no test")
+    assert result.difference == pytest.approx(-41.8)
 
 
-def test_a_single_published_run_is_not_held_against_values_without_spread():
-    found = comparison.compare(summarise([0.9, 0.9, 0.9]), number(91.8, None, "one seed", 1))
-    assert (found.test, found.verdict) == ("none: ours is the same at each seed", "no test")
+def test_a_single_published_run_is_not_tested_against_values_without_spread():
+    result = comparison.compare(summarise([0.9, 0.9, 0.9]), number(91.8, None, "one seed", 1))
+    assert (result.test, result.verdict) == ("none: ours is the same at each seed", "no test")
     assert (
         comparison.compare(summarise([0.9, 0.9, 0.9]), number(91.8)).verdict == "lower"
     )  # theirs has spread
 
 
-def test_what_the_number_may_be_off_by_widens_the_interval():
+def test_uncertainty_of_the_published_number_widens_the_interval():
     narrow, wide = (
         comparison.compare(summarise([0.90, 0.91, 0.92]), number(91, slack=slack)) for slack in (0, 0.2)
     )
@@ -121,14 +121,14 @@ def test_what_the_number_may_be_off_by_widens_the_interval():
 
 
 def test_equal_scores_without_any_spread_show_no_difference():
-    found = comparison.compare(summarise([0.918] * 3), number(91.8, 0.0, slack=0.05))
-    assert found.verdict == "no difference shown" and found.difference_low == pytest.approx(-0.05)
+    result = comparison.compare(summarise([0.918] * 3), number(91.8, 0.0, slack=0.05))
+    assert result.verdict == "no difference shown" and result.difference_low == pytest.approx(-0.05)
 
 
 # --- the table
 
 
-def test_ours_and_theirs_stand_beside_each_other(tables, paper):
+def test_a_row_has_our_result_and_the_published_one(tables, paper):
     files = tables([paper(seed, score) for seed, score in enumerate((0.90, 0.91, 0.92))])
     (row,) = rows(files, source="DPZero, table 2")
     assert float(row["score_mean"]) == 91 and float(row["published"]) == 91.8
@@ -162,16 +162,16 @@ def test_another_setting_is_named_in_place_of_a_verdict(tables, paper):
 
 def test_another_iterate_is_named_in_place_of_a_verdict(tables, paper):
     records = [paper(seed) for seed in range(3)]
-    for made in records:
-        made["metrics"]["selection"] = "best dev checkpoint (published practice, not accounted)"
+    for run in records:
+        run["metrics"]["selection"] = "best dev checkpoint (published practice, not accounted)"
     (row,) = rows(tables(records), source="DPZero, table 2")
-    assert row["verdict"] == f"not compared: {made['metrics']['selection']}, theirs last iterate"
+    assert row["verdict"] == f"not compared: {run['metrics']['selection']}, theirs last iterate"
 
 
 def test_a_stand_in_for_the_model_is_never_compared(tables, paper):
     records = [paper(seed) for seed in range(3)]
-    for made in records:
-        made["memory"]["weights_bytes"] = 4 * 10_000
+    for run in records:
+        run["memory"]["weights_bytes"] = 4 * 10_000
     (row,) = rows(tables(records), source="DPZero, table 2")
     assert row["verdict"] == "not compared: a stand-in of 0.01 M parameters, theirs 355 M"
 
@@ -189,7 +189,7 @@ def test_a_misprint_is_named_in_place_of_a_verdict(tables, paper):
     assert "ZOPO-8" in files["discrepancies.csv"]
 
 
-def test_partial_results_show_the_numbers_that_wait_for_ours(tables, paper):
+def test_partial_results_show_published_numbers_without_ours(tables, paper):
     expected = [f"{task}/roberta-large/dpzero/eps-2/seed-0" for task in ("rte", "sst2")]
     files = tables([paper()], expected)
     (waits,) = rows(files, task="rte", source="DPZero, table 2")
@@ -199,18 +199,18 @@ def test_partial_results_show_the_numbers_that_wait_for_ours(tables, paper):
 
 def test_the_discrepancies_are_those_of_the_papers_that_are_compared(tables, paper):
     files = tables([paper()])
-    found = list(csv.DictReader(io.StringIO(files["discrepancies.csv"])))
-    assert {row["paper"] for row in found} == {"DPZero", "DP-ZOPO"}
-    assert all(row["published"] and row["here"] for row in found)
+    rows_of_csv = list(csv.DictReader(io.StringIO(files["discrepancies.csv"])))
+    assert {row["paper"] for row in rows_of_csv} == {"DPZero", "DP-ZOPO"}
+    assert all(row["published"] and row["here"] for row in rows_of_csv)
 
 
 def test_each_numbered_discrepancy_has_its_row():
     """But for DPZ-16, which is none: a difference of zero is safe to clip."""
     with comparison.DISCREPANCIES.open(encoding="utf-8", newline="") as stream:
-        found = [row["id"] for row in csv.DictReader(stream) if "-" in row["id"]]
+        ids = [row["id"] for row in csv.DictReader(stream) if "-" in row["id"]]
     numbered = [f"DPZ-{i}" for i in range(1, 18) if i != 16]
     numbered += [*(f"AGG-{letter}" for letter in "abcdefghi"), *(f"ZOPO-{i}" for i in range(1, 10))]
-    assert [row for row in found if row in numbered] == numbered
+    assert [name for name in ids if name in numbered] == numbered
 
 
 def test_a_sweep_without_published_numbers_has_neither_table(written, record, tmp_path):

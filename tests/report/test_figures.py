@@ -52,7 +52,7 @@ def test_the_names_cost_no_import():
 
 def test_redrawing_in_another_order_changes_no_byte(draw, sweep):
     few = ("zero_shot", "mezo", "dpzero", "dp_sgd")
-    records = [made for made in sweep(epsilons=("2",)) if made["cell"]["method"] in few]
+    records = [one for one in sweep(epsilons=("2",)) if one["cell"]["method"] in few]
     first, again = draw(records), draw(records[::-1])
     assert set(first) == set(figure_files("language"))
     for name, path in first.items():
@@ -105,16 +105,16 @@ def test_long_names_and_wide_intervals_stay_in_their_places(record, name):
         ("in_context", "inf"),
     ]
     wide = {"in_context": (0.49, 0.82, 0.72)}
-    made = [
+    records = [
         record(method, epsilon, seed, task="sentences", accuracy=wide.get(method, (0.80, 0.82, 0.81))[seed])
         for method, epsilon in cells
         for seed in range(3)
     ]
-    for one in made:
+    for one in records:
         if one["cell"]["method"] == "in_context":
             one["method"]["order"], one["method"]["private"] = None, False
     with style.settings():
-        figure = getattr(figures, name)(to_frame(made))
+        figure = getattr(figures, name)(to_frame(records))
         figure.draw_without_rendering()
         box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
         titles = [axis.title.get_window_extent() for axis in figure.axes if axis.title.get_text()]

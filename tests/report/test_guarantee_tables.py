@@ -17,12 +17,14 @@ from dpzero.report.writing import module_of, write_figures, write_tables
 TITLES = {"dpzero": "DPZero", "dp_aggzo": "DP-AggZO", "dp_zoso": "DP-ZOSO, DP-ZOPO"}
 
 
-def made(method="dpzero", epsilon="2", task="sst2", low=1.5, high=9.0, size=1024, last=64) -> dict:
+def guarantee_record(
+    method="dpzero", epsilon="2", task="sst2", low=1.5, high=9.0, size=1024, last=64
+) -> dict:
     """A record of the sweep."""
     poisson = method == "dp_aggzo"
     settings = {"dataset_size": size, "assumed_size": 0, "batch_size": 64, "steps": 1000, "delta": 1e-5}
     cell = {"task": task, "model": "roberta-large", "method": method, "epsilon": epsilon, "seed": 0}
-    found = {
+    guarantee = {
         "source": f"paper of {method}",
         "claimed_epsilon": float(epsilon),
         "claimed_delta": 1e-5,
@@ -43,7 +45,7 @@ def made(method="dpzero", epsilon="2", task="sst2", low=1.5, high=9.0, size=1024
         "ratio": 2.1625,
     }
     if not poisson:
-        found |= {"our_noise_scale_replace_one": 25.67, "ratio_replace_one": 1.053}
+        guarantee |= {"our_noise_scale_replace_one": 25.67, "ratio_replace_one": 1.053}
     return {
         "version": 1,
         "run": f"{task}/roberta-large/{method}/eps-{epsilon}/seed-0",
@@ -52,18 +54,18 @@ def made(method="dpzero", epsilon="2", task="sst2", low=1.5, high=9.0, size=1024
         "status": "ok",
         "error": None,
         "metrics": None,
-        "guarantee": found,
+        "guarantee": guarantee,
         "time": {"wall_seconds": 1.0},
         "provenance": {"git": "abc1234", "dirty": False, "device": "A CPU", "packages": {"opacus": "1.6.0"}},
     }
 
 
 SEVERAL = [
-    made(),
-    made(task="rte"),
-    made(epsilon="6", low=7.0, high=31.0, size=2646, last=22, task="trec"),
-    made("dp_aggzo", low=1.775, high=1.776),
-    made("dp_zoso", "8", low=26.4, high=85.4),
+    guarantee_record(),
+    guarantee_record(task="rte"),
+    guarantee_record(epsilon="6", low=7.0, high=31.0, size=2646, last=22, task="trec"),
+    guarantee_record("dp_aggzo", low=1.775, high=1.776),
+    guarantee_record("dp_zoso", "8", low=26.4, high=85.4),
 ]
 
 
@@ -109,13 +111,13 @@ def test_one_line_a_setting_in_the_order_of_the_papers(tables):
     assert {row["code as it is"] for row in shown} == {"none"}
 
 
-def test_the_verdict_says_where_the_claim_lies(tables):
+def test_the_verdict_compares_the_claim_with_the_bounds(tables):
     verdicts = [row["claim"] for row in rows(tables(SEVERAL)["guarantees.md"])]
     assert verdicts == ["open", "open", "refuted", "held", "refuted"]
 
 
-def test_a_line_says_what_runs_and_what_it_gives(tables):
-    files = tables([made(epsilon="6", low=7.0, high=31.0, size=2646, last=22, task="trec")])
+def test_a_row_has_the_sampler_and_the_guarantee(tables):
+    files = tables([guarantee_record(epsilon="6", low=7.0, high=31.0, size=2646, last=22, task="trec")])
     (row,) = rows(files["guarantees.md"])
     assert row["batches"] == "shuffled epochs of 16, the last of 22" and row["neighbours"] == "replace one"
     assert (row["ε at least"], row["ε at most"], row["noise / clip"]) == ("7.00", "31.00", "27.031")
@@ -127,23 +129,23 @@ def test_a_line_says_what_runs_and_what_it_gives(tables):
 
 
 def test_poisson_batches_have_no_epochs_and_no_comparison_under_replacement(tables):
-    (row,) = rows(tables([made("dp_aggzo", low=1.775, high=1.776)])["guarantees.md"])
+    (row,) = rows(tables([guarantee_record("dp_aggzo", low=1.775, high=1.776)])["guarantees.md"])
     assert row["batches"] == "Poisson" and row["ours, replaced"] == row["ratio, replaced"] == "–"
 
 
-def test_what_an_accountant_was_told_stands_beside_what_is_true(tables):
-    record = made()
+def test_an_assumed_size_is_shown_with_the_true_size(tables):
+    record = guarantee_record()
     record["cell"]["settings"] |= {"dataset_size": 2646, "assumed_size": 3072}
     assert rows(tables([record])["guarantees.md"])[0]["n"] == "2646 (assumed 3072)"
 
 
-def test_the_notes_name_why_the_noise_is_no_secret(tables):
+def test_the_notes_say_why_the_noise_is_public(tables):
     text = tables(SEVERAL)["guarantees.md"]
     assert "- DPZero (paper of dpzero): noise drawn in the open." in text
     assert text.count("noise drawn in the open") == 3
 
 
-def test_a_run_without_a_record_is_a_hole_that_shows(tables):
+def test_a_missing_run_has_an_empty_row(tables):
     missing = "mnli/roberta-large/dpzero/eps-2/seed-0"
     files = tables(SEVERAL, [*(record["run"] for record in SEVERAL), missing])
     hole = next(row for row in rows(files["guarantees.md"]) if row["task"] == "mnli")
@@ -177,7 +179,7 @@ def test_the_figure_is_drawn_the_same_each_time(written, tmp_path):
     assert width > height > 100
 
 
-def test_settings_that_differ_in_their_task_alone_share_a_line():
+def test_settings_that_differ_only_in_task_share_a_line():
     def lines(records) -> list[str]:
         frame = dpzero.report.records.to_frame(records)
         return [label.get_text() for axis in guarantees.draw(frame).axes for label in axis.get_yticklabels()]
@@ -186,15 +188,17 @@ def test_settings_that_differ_in_their_task_alone_share_a_line():
     assert len(lines(SEVERAL)) == 4
 
 
-def test_claim_bounds_and_words_stand_where_they_belong():
-    (axis,) = guarantees.draw(dpzero.report.records.to_frame([made(low=3.0, high=9.0)])).axes
+def test_claim_bounds_and_words_are_at_their_places():
+    (axis,) = guarantees.draw(dpzero.report.records.to_frame([guarantee_record(low=3.0, high=9.0)])).axes
     assert [line.get_xdata().tolist() for line in axis.lines] == [[3.0, 9.0], [3.0], [9.0], [2.0]]
     assert {"none", "refuted"} <= {text.get_text() for text in axis.texts}
-    (axis,) = guarantees.draw(dpzero.report.records.to_frame([made("dp_aggzo", low=1.7, high=1.8)])).axes
+    (axis,) = guarantees.draw(
+        dpzero.report.records.to_frame([guarantee_record("dp_aggzo", low=1.7, high=1.8)])
+    ).axes
     assert [line.get_xdata().tolist() for line in axis.lines] == [[1.8], [2.0]]
 
 
-def test_a_figure_of_half_a_sweep_shows_what_there_is(written, tmp_path):
+def test_a_partial_sweep_can_be_drawn(written, tmp_path):
     missing = "mnli/roberta-large/dp_zoso/eps-2/seed-0"
     files = write_figures(
         "guarantees", written(SEVERAL[:1]), tmp_path, "guarantees", [SEVERAL[0]["run"], missing]

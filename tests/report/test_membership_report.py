@@ -24,21 +24,25 @@ METHODS = {
 
 def row(method: str, texts: str, attack: str, rate: float) -> dict:
     title, epsilon = METHODS[method]
-    made = {"method": method, "title": title, "epsilon": epsilon, "texts": texts, "attack": attack}
-    made |= {
+    values = {"method": method, "title": title, "epsilon": epsilon, "texts": texts, "attack": attack}
+    values |= {
         "true_positive_rate": rate,
         "true_positive_rate_low": rate - 0.006,
         "true_positive_rate_high": rate + 0.006,
     }
-    made |= {"false_positive_rate": 0.01, "false_positive_rate_low": 0.009, "false_positive_rate_high": 0.011}
-    made |= {"auc": 0.6, "auc_low": 0.59, "auc_high": 0.61}
+    values |= {
+        "false_positive_rate": 0.01,
+        "false_positive_rate_low": 0.009,
+        "false_positive_rate_high": 0.011,
+    }
+    values |= {"auc": 0.6, "auc_low": 0.59, "auc_high": 0.61}
     if epsilon is not None:
-        made |= {
+        values |= {
             "ceiling": 0.01 + epsilon * 0.012,
             "ceiling_of_epsilon_delta": 0.01 + epsilon * 0.03,
             "refuted": False,
         }
-    return made
+    return values
 
 
 @pytest.fixture
@@ -95,7 +99,7 @@ def write(result, tmp_path):
     return build
 
 
-def test_there_are_two_tables_and_two_pictures_and_writing_again_changes_no_byte(write, result):
+def test_four_files_are_written_and_writing_again_changes_no_byte(write, result):
     first = write("first")
     result["seconds"] = 1.0
     second = write("second")
@@ -106,14 +110,14 @@ def test_there_are_two_tables_and_two_pictures_and_writing_again_changes_no_byte
 def test_the_csv_holds_every_row_as_it_is(result):
     lines = list(csv.DictReader(io.StringIO(table(result).csv())))
     assert len(lines) == len(result["rows"]) == 24
-    for line, made in zip(lines, result["rows"], strict=True):
+    for line, row in zip(lines, result["rows"], strict=True):
         assert [line["method"], line["texts"], line["attack"]] == [
-            made["method"],
-            made["texts"],
-            made["attack"],
+            row["method"],
+            row["texts"],
+            row["attack"],
         ]
-        assert float(line["true_positive_rate_low"]) == pytest.approx(made["true_positive_rate_low"])
-        assert line["ceiling"] == ("" if made["method"] == "mezo" else f"{made['ceiling']:.10g}")
+        assert float(line["true_positive_rate_low"]) == pytest.approx(row["true_positive_rate_low"])
+        assert line["ceiling"] == ("" if row["method"] == "mezo" else f"{row['ceiling']:.10g}")
         assert line["dev_accuracy"] == "0.875"
 
 
@@ -157,7 +161,7 @@ def test_the_figure_draws_each_rate_with_its_interval_and_each_ceiling(result):
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"rows": []}', "[1]"])
-def test_what_is_no_result_is_refused_in_a_sentence(tmp_path, content):
+def test_a_file_that_is_no_result_is_refused(tmp_path, content):
     (tmp_path / "x.json").write_text(content)
     for file in ("x.json", "absent.json"):
         with pytest.raises(UsageError, match="is no result of `membership`"):

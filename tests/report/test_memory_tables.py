@@ -15,7 +15,7 @@ SIZES = {"opt-125m": 125e6, "opt-1.3b": 1.3e9, "opt-13b": 13e9}
 LARGE = 355e6
 
 
-def made(method="dpzero", model="opt-125m", task="8x512", peak=None, measured=None, **more) -> dict:
+def memory_record(method="dpzero", model="opt-125m", task="8x512", peak=None, measured=None, **more) -> dict:
     """Of 4 (DPZero) or 16 bytes a parameter and 1 MiB an example and a quarter a token of length, both sixfold for AdamW."""
     adamw = method == "adamw"
     size, length = map(int, task.split("x"))
@@ -24,12 +24,12 @@ def made(method="dpzero", model="opt-125m", task="8x512", peak=None, measured=No
     peak = peak or (16 if adamw else 4) * parameters + each * size + each * length / 4
     cell = {"task": task, "model": model, "method": method, "epsilon": "0", "seed": 0}
     settings = {"dtype": "float32", "measure": measured is not None or more.get("status") == "oom"}
-    found = {
+    memory = {
         "parameters": int(parameters),
         "weights_bytes": int(4 * parameters),
         "predicted_peak_bytes": int(peak),
     }
-    found |= {"measured_peak_bytes": measured} if measured else {}
+    memory |= {"measured_peak_bytes": measured} if measured else {}
     return {
         "version": 1,
         "run": f"{task}/{model}/{method}/eps-0/seed-0",
@@ -42,17 +42,17 @@ def made(method="dpzero", model="opt-125m", task="8x512", peak=None, measured=No
         "status": "ok",
         "error": None,
         "metrics": None,
-        "memory": found,
+        "memory": memory,
         "time": {"wall_seconds": 1.0},
         "provenance": {"git": "abc1234", "dirty": False, "device": "A CPU", "packages": {"torch": "2"}},
     } | more
 
 
-def several() -> list[dict]:
+def all_records() -> list[dict]:
     sizes = ("4x128", "8x128", "64x128", "8x64", "8x512")
-    records = [made(m, model) for m in ("dpzero", "adamw") for model in SIZES]
-    records += [made(m, "roberta-large", size) for m in ("dpzero", "adamw") for size in sizes]
-    return [*records[1:], made(measured=int(0.6 * GIB))]
+    records = [memory_record(m, model) for m in ("dpzero", "adamw") for model in SIZES]
+    records += [memory_record(m, "roberta-large", size) for m in ("dpzero", "adamw") for size in sizes]
+    return [*records[1:], memory_record(measured=int(0.6 * GIB))]
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def lines(text: str) -> list[dict[str, str]]:
 
 
 def test_growth_is_the_slope_of_the_points(tables):
-    files = tables(several())
+    files = tables(all_records())
     assert set(files) == set(table_files("memory"))
     dpzero, adamw = lines(files["growth.csv"])
     for row, bytes_each, factor in ((dpzero, 4, 1), (adamw, 16, 6)):
@@ -80,16 +80,16 @@ def test_growth_is_the_slope_of_the_points(tables):
 
 
 def test_no_line_is_drawn_through_two_points(tables):
-    (row,) = lines(tables([made(), made(model="opt-13b")])["growth.csv"])
+    (row,) = lines(tables([memory_record(), memory_record(model="opt-13b")])["growth.csv"])
     assert row["parameters_slope_bytes"] == row["batch_size_slope_bytes"] == ""
 
 
-def test_what_was_predicted_never_stands_under_measured(tables):
+def test_a_predicted_peak_is_never_shown_as_measured(tables):
     """A run without a measurement has none, one that ran out of memory says so, a formula has a column of its own."""
-    formula = made(model="opt-1.3b")
+    formula = memory_record(model="opt-1.3b")
     formula["memory"] = {"parameters": 1, "weights_bytes": 4, "formula_peak_bytes": 7 * GIB}
-    lost = made(model="opt-13b", status="oom", error="out of memory")
-    markdown = tables([made(measured=GIB), formula, lost, made(task="4x512")])["peaks.md"]
+    lost = memory_record(model="opt-13b", status="oom", error="out of memory")
+    markdown = tables([memory_record(measured=GIB), formula, lost, memory_record(task="4x512")])["peaks.md"]
     rows = [
         [c.strip() for c in row.strip("| ").split("|")]
         for row in markdown.splitlines()
@@ -98,16 +98,17 @@ def test_what_was_predicted_never_stands_under_measured(tables):
     predicted, by_formula, measured = (
         rows[0].index(name) for name in ("peak, predicted", "at least, by formula", "peak, measured")
     )
-    found = {(row[0], row[1]): (row[predicted], row[by_formula], row[measured]) for row in rows[2:]}
-    assert found["opt-125m", "8x512"][1:] == ("–", "1.000") and found["opt-125m", "4x512"][2] == "–"
-    assert found["opt-1.3b", "8x512"] == ("–", "7.000", "–")
-    assert found["opt-13b", "8x512"][2] == "out of memory" and found["opt-13b", "8x512"][0] != "–"
+    shown = {(row[0], row[1]): (row[predicted], row[by_formula], row[measured]) for row in rows[2:]}
+    assert shown["opt-125m", "8x512"][1:] == ("–", "1.000") and shown["opt-125m", "4x512"][2] == "–"
+    assert shown["opt-1.3b", "8x512"] == ("–", "7.000", "–")
+    assert shown["opt-13b", "8x512"][2] == "out of memory" and shown["opt-13b", "8x512"][0] != "–"
 
 
-def test_published_figures_stand_beside_ours_as_ratios(tables):
+def test_published_peaks_are_compared_as_ratios(tables):
     """DPZero, table 3: AdamW takes 15,820 MiB where DPZero takes 2,668."""
     records = [
-        made(m, "roberta-large", "64x128", peak=p) for m, p in (("dpzero", 2 * GIB), ("adamw", 16 * GIB))
+        memory_record(m, "roberta-large", "64x128", peak=p)
+        for m, p in (("dpzero", 2 * GIB), ("adamw", 16 * GIB))
     ]
     rows = [r for r in lines(tables(records)["published.csv"]) if (r["paper"], r["table"]) == ("DPZero", "3")]
     ratios = {row["method"]: (float(row["ratio"]), row["our_ratio_predicted"]) for row in rows}
@@ -117,7 +118,7 @@ def test_published_figures_stand_beside_ours_as_ratios(tables):
 
 
 def test_figures_are_drawn(written, tmp_path):
-    records = [*several(), made("adamw", status="oom", error="out of memory", task="16x512")]
+    records = [*all_records(), memory_record("adamw", status="oom", error="out of memory", task="16x512")]
     files = write_figures("memory", written(records), tmp_path, "memory")
     assert [file.name for file in files] == list(figure_files("memory"))
     assert min(Image.open(files[1]).size) > 400

@@ -37,7 +37,7 @@ def test_the_generated_part_is_replaced_and_the_rest_kept(project):
     assert overview.update(project, check=True) == []
 
 
-def test_a_number_that_is_typed_is_noticed(project):
+def test_an_edited_number_is_detected(project):
     overview.update(project, check=False)
     results = project / "results/README.md"
     results.write_text(results.read_text().replace("72.4", "92.4"))

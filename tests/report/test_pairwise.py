@@ -16,20 +16,20 @@ def compared(record):
     """compared({(method, epsilon): scores by seed}) -> the lines of the table, by claim and epsilon."""
 
     def build(scores: dict) -> dict:
-        made = [
+        records = [
             record(method, epsilon, seed, accuracy=score)
             for (method, epsilon), values in scores.items()
             for seed, score in enumerate(values)
         ]
         return {
             (row["claim"], row["first"], row["second"], row["epsilon"]): row
-            for row in order(to_frame(made)).rows
+            for row in order(to_frame(records)).rows
         }
 
     return build
 
 
-def test_each_pair_is_asked_for_at_each_epsilon_and_no_other(compared):
+def test_each_pair_is_compared_at_each_epsilon(compared):
     two = (0.5, 0.6)
     private = {
         (method, epsilon): two for method in ("dpzero", "dp_sgd", "dp_zo_gaussian") for epsilon in "26"
@@ -43,18 +43,18 @@ def test_each_pair_is_asked_for_at_each_epsilon_and_no_other(compared):
     }
 
 
-def test_differences_are_paired_and_zero_shot_stands_beside_every_seed(compared):
+def test_differences_are_paired_and_zero_shot_counts_for_every_seed(compared):
     scores = {
         ("mezo", "inf"): (0.70, 0.80, 0.90),
         ("dpzero", "2"): (0.68, 0.79, 0.87),
         ("zero_shot", "0"): (0.50,),
     }
-    found = compared(scores)
-    over = found["MeZO over DPZero", "mezo", "dpzero", "2"]
+    rows = compared(scores)
+    over = rows["MeZO over DPZero", "mezo", "dpzero", "2"]
     assert over["difference_mean"] == pytest.approx(0.02) and over["difference_std"] == pytest.approx(0.01)
     assert over["verdict"] == "open"  # 0.02 +- 0.025
-    assert found["DPZero over zero-shot", "dpzero", "zero_shot", "2"]["difference_n"] == 3
-    assert found["DPZero over zero-shot", "dpzero", "zero_shot", "2"]["verdict"] == "shown"  # 0.28 +- 0.24
+    assert rows["DPZero over zero-shot", "dpzero", "zero_shot", "2"]["difference_n"] == 3
+    assert rows["DPZero over zero-shot", "dpzero", "zero_shot", "2"]["verdict"] == "shown"  # 0.28 +- 0.24
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_differences_are_paired_and_zero_shot_stands_beside_every_seed(compared)
         ((), "–", "–"),
     ],
 )
-def test_a_verdict_is_what_the_interval_says(differences, claim, question):
+def test_a_verdict_follows_from_the_interval(differences, claim, question):
     assert verdict(summarise(differences), claimed=True) == claim
     assert verdict(summarise(differences), claimed=False) == question
 

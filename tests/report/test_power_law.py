@@ -39,7 +39,7 @@ def test_scatter_that_two_methods_share_cancels_in_their_difference():
     assert gap.low == pytest.approx(0.3) == gap.high and power(lower).high - power(lower).low > 0.3
 
 
-def test_two_dimensions_or_a_norm_that_is_none_are_not_enough():
+def test_two_dimensions_or_a_zero_norm_give_no_fit():
     assert power({20: 0.0, 50: 1.0}) is None and power(log_norms(1) | {20: -math.inf}) is None
     assert difference(power(log_norms(1)), power({1: 0.0, 2: 1.0, 20: 2.0, 50: 3.0})) is None
 
@@ -56,18 +56,18 @@ def verdict_text(
     return "\n".join(verdict(fits, NAMES, {"rank_log_d": shares} if shares else {}))
 
 
-def test_the_verdict_is_yes_where_the_intervals_are_apart():
+def test_the_verdict_is_yes_if_the_intervals_are_apart():
     text = verdict_text(1.0, 0.0, 0.5)
     assert "falls with the effective rank: yes (from 1.0" in text
     assert "lies below DPGD-0th's: yes" in text and "may be independent of d (0 is in the interval)" in text
 
 
-def test_the_verdict_is_no_where_it_is_the_other_way_round_and_open_where_the_interval_holds_zero():
+def test_the_verdict_is_no_if_reversed_and_open_if_the_interval_holds_zero():
     assert "lies below DPGD-0th's: no, the other way round" in verdict_text(1.0, 0.5, 0.2)
     assert "lies below DPGD-0th's: not decided" in verdict_text(1.0, 0.5, 0.52, scatter=0.5)
 
 
-def test_an_exponent_that_is_not_zero_has_its_reason_in_what_is_left_without_privacy():
+def test_a_nonzero_exponent_is_explained_by_the_norm_without_privacy():
     assert "is not independent of d: 0.4" in verdict_text(1.0, 0.4, 0.6)
     unfinished = verdict_text(1.0, 0.4, 0.6, shares={20: 0.0, 200: 0.6, 2000: 0.8})
     assert "MeZO, without clip and noise, has 0, 60, 80 % of DPZero's norm at d = 20, 200, 2000" in unfinished
@@ -78,7 +78,7 @@ def test_an_exponent_that_is_not_zero_has_its_reason_in_what_is_left_without_pri
     assert "Most of the norm is the price of privacy" in verdict_text(1.0, 0.4, 0.6, shares={2000: 0.1})
 
 
-def test_the_ratio_of_the_norms_is_told_at_both_ends_and_where_it_is_largest():
+def test_the_ratio_of_the_norms_is_given_at_both_ends_and_at_its_largest():
     bent = log_norms(0.5) | {200: 9.0}
     fits = {("rank_log_d", "dpzero"): power(log_norms(0.5)), ("rank_log_d", "dpgd_0th"): power(bent)}
     text = "\n".join(verdict(fits, NAMES, {}))
@@ -86,5 +86,5 @@ def test_the_ratio_of_the_norms_is_told_at_both_ends_and_where_it_is_largest():
     assert f"over DPZero's is 1.0 at d = 20, {largest:.1f} at d = 200, 1.0 at d = 2000." in text
 
 
-def test_of_methods_that_did_not_run_nothing_is_said():
+def test_a_method_without_runs_has_no_verdict():
     assert verdict({("rank_log_d", "dpgd_0th"): power(log_norms(1))}, NAMES, {}) == []

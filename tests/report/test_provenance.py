@@ -20,7 +20,7 @@ def pair(record):
     return build
 
 
-def test_equal_provenance_says_nothing(pair, sweep):
+def test_equal_provenance_gives_no_warning(pair, sweep):
     assert provenance.warnings(pair()) == []
     assert provenance.warnings(to_frame(sweep())) == []
 
@@ -48,7 +48,7 @@ def test_another_source_and_another_commit_are_one_sentence_with_both(pair):
     assert "ffffffffffff" in warning and "9999999" in warning
 
 
-def test_another_commit_of_the_same_source_is_said_to_be_harmless(pair):
+def test_another_commit_of_the_same_source_is_named_as_such(pair):
     (warning,) = provenance.warnings(pair(git="9999999"))
     assert "of the same source" in warning
 
@@ -56,8 +56,8 @@ def test_another_commit_of_the_same_source_is_said_to_be_harmless(pair):
 def test_data_may_differ_between_seeds_but_not_between_methods(record):
     def runs(*digests):
         records = [record("mezo", "inf", 0), record("dpzero", "2", 0), record("dpzero", "2", 1)]
-        for made, digest in zip(records, digests, strict=True):
-            made["provenance"]["data"]["sha256"] = digest
+        for one, digest in zip(records, digests, strict=True):
+            one["provenance"]["data"]["sha256"] = digest
         return to_frame(records)
 
     assert provenance.warnings(runs("aa", "aa", "bb")) == []

@@ -19,13 +19,13 @@ def raw(file: Path = published.FILE) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def number(run: str, paper: str, table: str, **wanted) -> published.Published:
-    (found,) = [
+def number(run: str, paper: str, table: str, **columns) -> published.Published:
+    (match,) = [
         n
         for n in published.for_run(run)
-        if (n.paper, n.table) == (paper, table) and all(getattr(n, k) == v for k, v in wanted.items())
+        if (n.paper, n.table) == (paper, table) and all(getattr(n, k) == v for k, v in columns.items())
     ]
-    return found
+    return match
 
 
 def test_every_published_number_has_its_source():
@@ -78,7 +78,7 @@ def test_the_reasons_are_those_of_the_rows():
         ("sst2/roberta-large/dpzero/eps-4", "DP-ZOPO", "repo figure roberta-acc.png", "93.1 (digitised)"),
     ],
 )
-def test_a_number_says_what_its_plus_minus_is(run, paper, table, shown):
+def test_a_number_names_its_spread(run, paper, table, shown):
     assert str(number(run, paper, table)) == shown
 
 
@@ -88,7 +88,7 @@ def test_mezos_deviations_are_of_five_seeds():
     assert few.standard_error == pytest.approx(1.2 / 5**0.5)
 
 
-def test_what_a_later_paper_copied_stands_once():
+def test_a_number_copied_by_a_later_paper_appears_once():
     """DP-AggZO's DPZO rows are DPZero's, but for TREC at epsilon 2."""
     papers = {
         task: {n.paper for n in published.for_run(f"{task}/roberta-large/dpzero/eps-2")}
@@ -102,11 +102,11 @@ def test_what_a_later_paper_copied_stands_once():
     assert [n.table for n in published.for_run(DPZERO) if n.paper == "DPZero"] == ["2"]
 
 
-def test_a_run_as_its_public_code_stands_beside_the_same_numbers():
+def test_a_run_of_public_code_is_compared_with_the_same_numbers():
     assert published.for_run(DPZERO.replace("dpzero", "dpzero_as_published")) == published.for_run(DPZERO)
 
 
-def test_nothing_is_published_for_what_is_embedded():
+def test_embedded_data_has_no_published_number():
     assert published.for_run("r8/minilm/dpzero/eps-2/seed-0") == []
     assert not published.any_published(["r8/minilm/dpzero/eps-2/seed-0"])
     assert published.any_published(["r8/minilm/dpzero/eps-2/seed-0", f"{DPZERO}/seed-5"])
@@ -145,7 +145,7 @@ SAME |= {"privacy.dataset_size": 1024, "metrics.examples": 872}
         ({"memory.weights_bytes": 4e5}, ["a stand-in of 0.1 M parameters, theirs 355 M"]),
     ],
 )
-def test_a_run_of_other_settings_says_in_what_it_differs(changed, words):
+def test_different_settings_are_named(changed, words):
     assert published.differences(SAME | changed, number(DPZERO, "DPZero", "2")) == words
 
 

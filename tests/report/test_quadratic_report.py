@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 
 import pytest
 from PIL import Image
@@ -17,7 +16,7 @@ TITLES = {"dpzero": ("DPZero", 0), "dpgd_0th": ("DPGD-0th", 0), "dp_sgd": ("DP-S
 STEPS, RATES, CLIPS = [10, 20, 40], [0.1, 0.3, 1.0], [1.0, 3.0, 10.0]
 
 
-def made(method="dpzero", rank="rank_log_d", dimension=20, seed=0, norm=0.1, test=None) -> dict:
+def quadratic_record(method="dpzero", rank="rank_log_d", dimension=20, seed=0, norm=0.1, test=None) -> dict:
     """A record whose best setting is the middle of the grid, but for a lucky seed 0 at its first corner."""
     private = method != "mezo"
     clips = CLIPS if private else [None]
@@ -44,27 +43,18 @@ def made(method="dpzero", rank="rank_log_d", dimension=20, seed=0, norm=0.1, tes
     }
 
 
-def whole(dimensions=(20, 200, 2000), seeds=(0, 1, 2)) -> list[dict]:
+def all_records(dimensions=(20, 200, 2000), seeds=(0, 1, 2)) -> list[dict]:
     """DPZero: exponent 1 at O(d) and 0.25 at O(log d); DPGD-0th: 0.75; MeZO converged."""
     powers = {("dpzero", "rank_d"): 1.0, ("dpzero", "rank_log_d"): 0.25, ("dpgd_0th", "rank_log_d"): 0.75}
     records = [
-        made(method, rank, d, seed, 0.01 * (1 + 0.1 * seed) * (d / 20) ** power)
+        quadratic_record(method, rank, d, seed, 0.01 * (1 + 0.1 * seed) * (d / 20) ** power)
         for (method, rank), power in powers.items()
         for d in dimensions
         for seed in seeds
     ]
-    return records + [made("mezo", "rank_log_d", d, seed, 1e-15) for d in dimensions for seed in seeds]
-
-
-@pytest.fixture
-def written(tmp_path):
-    def write(records):
-        paths = [tmp_path / f"{place}.json" for place in range(len(records))]
-        for path, record in zip(paths, records, strict=True):
-            path.write_text(json.dumps(record))
-        return paths
-
-    return write
+    return records + [
+        quadratic_record("mezo", "rank_log_d", d, seed, 1e-15) for d in dimensions for seed in seeds
+    ]
 
 
 def best_of(paths) -> dict:
@@ -74,7 +64,7 @@ def best_of(paths) -> dict:
 
 
 def test_the_setting_is_chosen_by_its_mean_over_the_seeds(written):
-    best = best_of(written([made(seed=seed, norm=0.1 + 0.01 * seed) for seed in range(3)]))
+    best = best_of(written([quadratic_record(seed=seed, norm=0.1 + 0.01 * seed) for seed in range(3)]))
     # seed 0 alone would have chosen the corner
     assert best["setting"] == {"steps": 20, "learning_rates": 0.3, "clips": 3.0} and best["at_edge"] == []
     assert best["train"] == pytest.approx([0.1, 0.11, 0.12])
@@ -82,21 +72,21 @@ def test_the_setting_is_chosen_by_its_mean_over_the_seeds(written):
 
 
 def test_one_seed_has_its_own_best_setting_and_the_edge_of_the_grid_is_marked(written):
-    paths = written([made(norm=0.1)])
+    paths = written([quadratic_record(norm=0.1)])
     best = best_of(paths)
     assert best["train"] == [0.05] and best["at_edge"] == ["steps", "learning_rates", "clips"]
     (row,) = quadratic.tables(to_frame(read_records(paths)))["norms"].rows
     assert (row["_train"], row["_steps"], row["_clips"]) == ("0.05", "10*", "1*")
 
 
-def test_test_has_its_own_best_setting_and_what_diverged_is_none(written):
+def test_test_norms_have_their_own_best_setting_and_diverged_runs_none(written):
     grid = [[[None for _ in CLIPS] for _ in RATES] for _ in STEPS]
     grid[2][0][1] = 0.7
-    assert best_of(written([made(norm=0.1, test=grid)]))["test"] == [0.7]
+    assert best_of(written([quadratic_record(norm=0.1, test=grid)]))["test"] == [0.7]
 
 
 def test_the_tables_say_best_of_grid_seeds_and_the_verdict(written, tmp_path):
-    text = write_tables("quadratic", written(whole()), tmp_path / "tables", "quadratic")
+    text = write_tables("quadratic", written(all_records()), tmp_path / "tables", "quadratic")
     assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == sorted(table_files("quadratic"))
     heading = text.splitlines()[2]
     assert "exponent, best of grid" in heading and "seeds" in heading and "published" in heading
@@ -109,15 +99,17 @@ def test_the_tables_say_best_of_grid_seeds_and_the_verdict(written, tmp_path):
     assert exponents["rank_log_d", "mezo"] == ""  # what is left of it is rounding
 
 
-def test_tables_and_figures_of_what_exists_so_far(written, tmp_path):
-    paths = written([made(), made("mezo", norm=0.2), made("dp_sgd", "rank_d", 50)])
-    expected = [record["run"] for record in whole()]
+def test_a_partial_sweep_has_tables_and_figures(written, tmp_path):
+    paths = written(
+        [quadratic_record(), quadratic_record("mezo", norm=0.2), quadratic_record("dp_sgd", "rank_d", 50)]
+    )
+    expected = [record["run"] for record in all_records()]
     assert "partial" in write_tables("quadratic", paths, tmp_path, "quadratic", expected)
     assert len(write_figures("quadratic", paths, tmp_path, "quadratic", expected)) == 4
 
 
 def test_the_figures_are_drawn(written, tmp_path):
-    files = write_figures("quadratic", written(whole()), tmp_path, "quadratic")
+    files = write_figures("quadratic", written(all_records()), tmp_path, "quadratic")
     assert sorted(path.name for path in files) == sorted(figure_files("quadratic"))
     for path in files:
         if path.suffix == ".png":

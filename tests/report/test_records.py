@@ -10,7 +10,7 @@ from dpzero.errors import UsageError
 from dpzero.report.records import load, rank, read_records, to_frame
 
 
-def test_records_come_out_in_the_order_of_their_run_ids(record, written):
+def test_records_are_sorted_by_run_id(record, written):
     paths = written([record(seed=2), record("mezo", "inf"), record(seed=0)])
     assert [r["run"] for r in read_records(paths)] == [
         "r8/minilm/dpzero/eps-2/seed-0",
@@ -19,7 +19,7 @@ def test_records_come_out_in_the_order_of_their_run_ids(record, written):
     ]
 
 
-def test_methods_are_ordered_by_what_they_are_not_by_their_names(sweep):
+def test_methods_are_ordered_by_privacy_and_order(sweep):
     frame = to_frame(sweep(seeds=1))
     assert list(dict.fromkeys(frame["method"])) == [
         *("in_context", "zero_shot", "adamw", "sgd", "mezo"),
@@ -95,7 +95,7 @@ def test_a_corrupted_file_is_named_in_one_line(written, record, content):
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UsageError, match=r"gone.json cannot be read"):
         read_records([tmp_path / "gone.json"])
 

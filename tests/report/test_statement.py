@@ -26,7 +26,7 @@ HEADINGS = [
 ]
 
 
-def said(runs: list[dict], expected: list[str] | None = None) -> str:
+def statement_text(runs: list[dict], expected: list[str] | None = None) -> str:
     """The statement without its line breaks, to be searched for sentences."""
     return " ".join(statement(records.to_frame(runs, expected), "quick").split())
 
@@ -45,17 +45,17 @@ def three(record) -> list[dict]:
 # --- shape
 
 
-def test_the_questions_come_in_their_order(sweep):
+def test_the_headings_come_in_order(sweep):
     text = statement(records.to_frame(sweep()), "quick")
     assert re.findall("^## (.*)$", text, re.MULTILINE) == HEADINGS
     assert text.startswith("# Privacy statement of sweep quick\n") and text.endswith(".\n")
 
 
-def test_it_reads_in_a_terminal(sweep):
+def test_no_line_is_longer_than_the_width(sweep):
     assert all(len(line) <= WIDTH for line in statement(records.to_frame(sweep()), "quick").splitlines())
 
 
-def test_files_and_their_frame_give_the_same(sweep, written):
+def test_files_and_their_frame_give_the_same_statement(sweep, written):
     runs = sweep(seeds=1)
     expected = [run["run"] for run in runs]
     assert statement(records.load(written(runs), expected), "quick") == statement(
@@ -75,15 +75,15 @@ def test_order_and_times_of_the_runs_change_no_byte(sweep, written):
 # --- one answer or several
 
 
-def test_what_all_share_is_said_once(sweep):
-    text = said(sweep())
+def test_a_shared_answer_appears_once(sweep):
+    text = statement_text(sweep())
     for words in ("Unit: one example", "Neighbours: add or remove one unit", "Sampler that ran: Poisson"):
         assert text.count(words) == 1
 
 
-def test_where_methods_differ_each_answer_names_its_own(record):
+def test_different_answers_name_their_methods(record):
     pure = changed(record("dp_zo_laplace_pure"), accountant="closed form")
-    text = said([record(), record("dp_sgd"), pure])
+    text = statement_text([record(), record("dp_sgd"), pure])
     assert "Accountant (DP-ZO (Laplace, pure eps)): closed form." in text
     assert "Accountant (DPZero, DP-SGD): dp-accounting 0.6.0 PLD" in text
     assert "Released (DP-ZO (Laplace, pure eps), DPZero): in each step one noisy scalar a direction" in text
@@ -94,16 +94,16 @@ def test_names_are_as_long_as_they_must_be(record):
     def sampled_otherwise(*arguments, **keywords) -> dict:
         return changed(record(*arguments, **keywords), sampling="without_replacement")
 
-    by_epsilon = said([record(epsilon="2"), sampled_otherwise(epsilon="6")])
+    by_epsilon = statement_text([record(epsilon="2"), sampled_otherwise(epsilon="6")])
     assert "Sampler that ran (DPZero, ε = 6): without replacement" in by_epsilon
-    by_task = said([record(), sampled_otherwise(task="bbc")])
+    by_task = statement_text([record(), sampled_otherwise(task="bbc")])
     assert "Sampler that ran (DPZero, ε = 2, bbc with minilm): without replacement" in by_task
-    by_run = said([record(), sampled_otherwise(seed=1)])
+    by_run = statement_text([record(), sampled_otherwise(seed=1)])
     assert "Sampler that ran (r8/minilm/dpzero/eps-2/seed-1): without replacement" in by_run
 
 
 def test_the_unit_and_the_neighbours_are_those_of_the_record(record):
-    text = said([changed(record(), unit="user", adjacency="replace_one")])
+    text = statement_text([changed(record(), unit="user", adjacency="replace_one")])
     assert "Unit: one user" in text and "Neighbours: replace one unit by another" in text
 
 
@@ -112,7 +112,7 @@ def test_the_unit_and_the_neighbours_are_those_of_the_record(record):
 
 def test_a_promise_is_epsilon_delta_mu_and_renyi_of_the_worst_seed(three):
     three[1] = changed(three[1], epsilon_spent=1.998765432, gdp_mu=0.51, epsilon_spent_rdp=2.2)
-    text = said(three)
+    text = statement_text(three)
     assert (
         "**DPZero, ε = 2** (r8 with minilm): under a secret key each run would be (1.9988, 1e-05)-DP;" in text
     )
@@ -122,13 +122,13 @@ def test_a_promise_is_epsilon_delta_mu_and_renyi_of_the_worst_seed(three):
 
 
 def test_each_method_and_epsilon_has_its_block(sweep):
-    text = said(sweep())
+    text = statement_text(sweep())
     assert text.count("each run would be") == 12  # six methods at two epsilons
     assert text.count("3 seeds: together at most") == 12
 
 
 def test_a_pure_promise_has_no_delta(record):
-    text = said([record("dp_zo_laplace_pure")])
+    text = statement_text([record("dp_zo_laplace_pure")])
     assert "(1.99, 0)-DP." in text and "δ = 0." in text
 
 
@@ -141,36 +141,38 @@ def test_a_number_that_is_short_but_for_a_rounding_stays_short():
     assert (_upper(2.0000000000000004), _upper(6.0), _upper(1.99990001)) == ("2", "6", "2")
 
 
-def test_a_delta_that_may_give_up_a_record_is_pointed_at(record):
-    assert "δ n = 1.234, too large to protect every unit" in said([changed(record(), delta=2.5e-4)])
-    assert "too large" not in said([record()])
+def test_a_delta_too_large_for_the_data_is_flagged(record):
+    assert "δ n = 1.234, too large to protect every unit" in statement_text([changed(record(), delta=2.5e-4)])
+    assert "too large" not in statement_text([record()])
 
 
 def test_a_run_without_a_bound_has_no_number(record):
-    text = said([changed(record(), epsilon_spent=None), record(seed=1)])
+    text = statement_text([changed(record(), epsilon_spent=None), record(seed=1)])
     assert "unbounded: not every run has a bound" in text
-    assert "each run would be without a bound" in said([changed(record(), epsilon_spent=None)])
+    assert "each run would be without a bound" in statement_text([changed(record(), epsilon_spent=None)])
 
 
 def test_seeds_of_other_settings_have_a_block_of_their_own(record):
-    text = said([record(), changed(record(seed=1), noise_scale=0.2)])
+    text = statement_text([record(), changed(record(seed=1), noise_scale=0.2)])
     assert text.count("**DPZero, ε = 2**") == 2 and "noise of 0.2 clip" in text
 
 
 # --- runs that went astray
 
 
-def test_a_run_that_stopped_early_says_how_far_it_came_and_what_it_spent(three, record):
+def test_a_run_that_stopped_early_reports_its_steps_and_epsilon(three, record):
     three[1] = changed(record(seed=1, status="diverged"), steps=40, epsilon_spent=0.81)
-    text = said(three)
+    text = statement_text(three)
     assert "Seed 1: 40 releases of 150 planned (diverged); spent ε = 0.81." in text
     assert "Seed 0" not in text and "3 private runs" in text
     out = changed(record(seed=1, status="oom"), steps=7, epsilon_spent=0.3)
-    assert "Seed 1: 7 releases of 150 planned (ran out of memory); spent ε = 0.3." in said([three[0], out])
+    assert "Seed 1: 7 releases of 150 planned (ran out of memory); spent ε = 0.3." in statement_text(
+        [three[0], out]
+    )
 
 
 def test_a_run_that_released_more_than_planned_says_why(record):
-    text = said([changed(record(), steps=163, epsilon_spent=2.2)])
+    text = statement_text([changed(record(), steps=163, epsilon_spent=2.2)])
     assert "Seed 0: 163 releases of 150 planned (finished; it was interrupted" in text
     assert "(2.2, 1e-05)-DP" in text
 
@@ -179,7 +181,9 @@ def test_runs_that_released_nothing_are_counted_apart(three, record):
     nothing = changed(record(seed=3, status="oom"), steps=0, epsilon_spent=0.0)
     silent = record(seed=4)
     silent["privacy"] = None
-    text = said([*three, nothing, silent], ["r8/minilm/dpzero/eps-2/seed-5", "r8/minilm/dpzero/eps-2/seed-6"])
+    text = statement_text(
+        [*three, nothing, silent], ["r8/minilm/dpzero/eps-2/seed-5", "r8/minilm/dpzero/eps-2/seed-6"]
+    )
     assert "3 private runs, 0 of them valid as a private release." in text
     assert "1 further run ended before the first release and spent nothing." in text
     assert "1 further run whose record does not say what was spent." in text
@@ -187,16 +191,16 @@ def test_runs_that_released_nothing_are_counted_apart(three, record):
     assert "3 seeds: together" in text
 
 
-def test_where_nothing_is_private_nothing_is_promised(record):
-    text = said([record("mezo", "inf")])
+def test_without_a_private_run_there_is_no_guarantee(record):
+    text = statement_text([record("mezo", "inf")])
     assert text == "# Privacy statement of sweep quick No private method in these runs: no guarantee."
 
 
 # --- composition
 
 
-def test_seeds_and_methods_add_up(three, record):
-    text = said(
+def test_seeds_and_methods_compose(three, record):
+    text = statement_text(
         [
             *three,
             changed(record("dp_sgd"), epsilon_spent=1.5),
@@ -208,8 +212,8 @@ def test_seeds_and_methods_add_up(three, record):
     assert "bbc (example, add_remove), 1 run, 1 seed: (1.25, 1e-05)-DP." in text
 
 
-def test_promises_about_other_neighbours_are_not_added_up(three, record):
-    text = said([*three, changed(record("dp_sgd"), adjacency="replace_one", epsilon_spent=1.5)])
+def test_guarantees_for_different_neighbours_do_not_compose(three, record):
+    text = statement_text([*three, changed(record("dp_sgd"), adjacency="replace_one", epsilon_spent=1.5)])
     assert "r8 (example, add_remove), 3 runs, 3 seeds: (5.97, 3e-05)-DP." in text
     assert "r8 (example, replace_one), 1 run, 1 seed: (1.5, 1e-05)-DP." in text
 
@@ -217,68 +221,68 @@ def test_promises_about_other_neighbours_are_not_added_up(three, record):
 # --- noise, and what is not covered
 
 
-def test_a_benchmark_says_that_it_is_none_and_what_it_logs(record):
-    text = said([record()])
+def test_a_published_key_is_no_private_release(record):
+    text = statement_text([record()])
     assert "1 private run, 0 of them valid" in text
     assert "Secrecy of batches and noise: fails, since the key is published" in text
     assert "a benchmark on public data, no private release" in text
     assert "without noise, learning curves (losses of batches, accuracies on dev), times" in text
 
 
-def test_a_release_says_that_it_is_one_and_what_it_does_not_log(record):
-    text = said([changed(record(), noise_key="secret", valid_release=True)])
+def test_a_secret_key_is_a_release_without_logs(record):
+    text = statement_text([changed(record(), noise_key="secret", valid_release=True)])
     assert "1 private run, 1 of them valid" in text and "each run is (1.99, 1e-05)-DP" in text
     assert "Secrecy of batches and noise: holds" in text and "ALLOWED_IN_A_RELEASE" in text
     assert "benchmark" not in text
 
 
-def test_secret_and_published_runs_are_told_apart(record):
-    text = said([changed(record(), noise_key="secret", valid_release=True), record("dp_sgd")])
+def test_secret_and_published_keys_have_separate_answers(record):
+    text = statement_text([changed(record(), noise_key="secret", valid_release=True), record("dp_sgd")])
     assert "Secrecy of batches and noise (DPZero): holds" in text
     assert "Secrecy of batches and noise (DP-SGD): fails" in text
     assert "2 private runs, 1 of them valid" in text
 
 
 def test_the_arithmetic_says_what_it_defends_against(record):
-    assert "does not defend against attacks on the low-order bits" in said([record()])
-    exact = said([changed(record(), noise_arithmetic="exact")])
+    assert "does not defend against attacks on the low-order bits" in statement_text([record()])
+    exact = statement_text([changed(record(), noise_arithmetic="exact")])
     assert "bits tell nothing more" in exact and "does not defend" not in exact
     old = record()
     del old["privacy"]["noise_arithmetic"]
-    assert "Arithmetic: not in the record." in said([old])
+    assert "Arithmetic: not in the record." in statement_text([old])
 
 
 def test_a_reproduction_of_public_code_claims_no_amplification(record):
-    text = said([changed(record(), sampling="shuffled_epochs", adjacency="replace_one")])
+    text = statement_text([changed(record(), sampling="shuffled_epochs", adjacency="replace_one")])
     assert "No amplification by sampling is claimed" in text and "reproduced for comparison" in text
     assert "the sampler that is accounted is the one that draws" not in text
 
 
 def test_runs_without_noise_on_the_same_data_are_named(record):
-    text = said([record(), record("mezo", "inf"), record("adamw", "inf"), record("zero_shot", "0")])
+    text = statement_text([record(), record("mezo", "inf"), record("adamw", "inf"), record("zero_shot", "0")])
     assert "2 runs of this sweep without noise (AdamW, MeZO)" in text
 
 
 def test_prompts_that_hold_private_examples_are_without_noise_though_nothing_is_trained(record):
-    text = said([record(), record("in_context", "inf"), record("zero_shot", "0")])
+    text = statement_text([record(), record("in_context", "inf"), record("zero_shot", "0")])
     assert "1 run of this sweep without noise (In-context learning)" in text
 
 
 def test_a_score_on_private_examples_is_not_covered(record):
     tuned = changed(record(), "cell", settings={"split": "dev", "steps": 150})
-    assert "Not covered: the score on dev" in said([tuned])
-    assert "Not covered: the score on" not in said([record()])
+    assert "Not covered: the score on dev" in statement_text([tuned])
+    assert "Not covered: the score on" not in statement_text([record()])
 
 
-def test_mixed_sources_are_warned_of(record):
+def test_mixed_sources_give_a_warning(record):
     other = changed(record(seed=1), "provenance", code="f00d" * 16)
-    assert "Mixed source" in said([record(), other])
+    assert "Mixed source" in statement_text([record(), other])
 
 
-def test_no_number_is_made_up(sweep):
+def test_every_number_comes_from_a_record(sweep):
     """Every decimal number stands in a record, up to rounding, or is a sum or a product of such."""
     runs = [run for run in sweep(seeds=1, epsilons=("2",)) if run["privacy"]]
-    block = said(runs).split("## Guarantee of each run")[1].split("## Tuning")[0]
+    block = statement_text(runs).split("## Guarantee of each run")[1].split("## Tuning")[0]
     known = {float(v) for run in runs for v in run["privacy"].values() if isinstance(v, int | float)} | {
         150,
         60,

@@ -41,10 +41,10 @@ def rows(text: str) -> list[dict[str, str]]:
 
 def line(markdown: str, *words: str) -> str:
     """The one line of a Markdown table that has all these words."""
-    (found,) = [
+    (match,) = [
         line for line in markdown.splitlines() if line.startswith("|") and all(w in line for w in words)
     ]
-    return found
+    return match
 
 
 def test_exactly_the_promised_files_are_written(tables, sweep):
@@ -68,7 +68,7 @@ def test_one_seed_is_never_printed_as_a_mean(tables, sweep):
     assert r"\pm" not in files["accuracy.tex"]
 
 
-def test_the_heading_says_how_the_scores_came_about(tables, sweep):
+def test_the_heading_names_split_and_selection(tables, sweep):
     text = tables(sweep(seeds=1))["accuracy.md"]
     assert "reported: last iterate" in text.splitlines()[0]
     assert "accuracy on 2189 examples of split test" in text
@@ -96,14 +96,14 @@ def test_differences_are_paired_by_seed(tables, record):
     assert "reference" in line(files["accuracy.md"], "MeZO", "∞")
 
 
-def test_equal_values_have_no_interval_but_what_they_are(tables, record):
+def test_equal_values_have_no_interval(tables, record):
     ours = [record("dpzero", "2", seed, accuracy=0.8) for seed in range(3)]
     theirs = [record("mezo", "inf", seed, accuracy=0.85) for seed in range(3)]
     table = tables(ours + theirs)["accuracy.md"]
     assert "80.0 ± 0.0" in table and "−5.0 (at each seed)" in table and "[" not in line(table, "DPZero")
 
 
-def test_running_out_of_memory_is_a_cell(tables, record):
+def test_running_out_of_memory_is_shown_as_oom(tables, record):
     files = tables([record(), record("dp_sgd", status="oom")])
     assert "OOM" in line(files["accuracy.md"], "DP-SGD")
     assert "OOM" in line(files["memory.md"], "DP-SGD")
@@ -111,7 +111,7 @@ def test_running_out_of_memory_is_a_cell(tables, record):
     assert [row["status"] for row in rows(files["runs.csv"])] == ["oom", "ok"]
 
 
-def test_divergence_is_a_cell(tables, record):
+def test_divergence_is_shown(tables, record):
     text = tables([record("dp_adam", seed=seed, status="diverged") for seed in range(2)])["accuracy.md"]
     assert "| diverged " in line(text, "DP-Adam")
     assert "0/2 ok; 2 diverged" in line(text, "DP-Adam")
@@ -168,10 +168,10 @@ def test_privacy_has_private_methods_only_and_the_worst_seed(tables, record):
         assert words in files["privacy.md"]
 
 
-def test_counts_are_written_whole(tables, record):
-    made = record()
-    made["privacy"] |= {"steps": 10_000, "dataset_size": 67_349, "noise_scale": 23.35444, "clip": 10.0}
-    (line,) = (line for line in tables([made])["privacy.md"].splitlines() if "DPZero" in line and "|" in line)
+def test_counts_are_written_as_integers(tables, record):
+    run = record()
+    run["privacy"] |= {"steps": 10_000, "dataset_size": 67_349, "noise_scale": 23.35444, "clip": 10.0}
+    (line,) = (line for line in tables([run])["privacy.md"].splitlines() if "DPZero" in line and "|" in line)
     assert {"10000", "67349", "23.35", "10"} <= {part.strip() for part in line.split("|")}
 
 
@@ -186,7 +186,7 @@ def test_mu_stands_beside_epsilon_and_is_that_of_the_worst_seed(tables, record):
     assert cells[heading.index("μ")] == "0.5432"
 
 
-def test_unit_and_arithmetic_are_columns_where_they_vary_and_notes_where_not(tables, record):
+def test_unit_and_arithmetic_are_columns_only_if_they_vary(tables, record):
     same = tables([record(), record("dp_sgd")])
     assert "Unit: example in every row." in same["privacy.md"]
     assert "Noise arithmetic: float in every row." in same["privacy.md"]
@@ -248,7 +248,7 @@ def test_latex_is_booktabs_with_escaped_text(tables, record):
     assert body.isascii()
 
 
-def test_every_table_says_where_it_comes_from(tables, sweep):
+def test_every_table_ends_with_its_provenance(tables, sweep):
     files = tables(sweep(seeds=1))
     for name in ("accuracy", "memory", "time", "privacy"):
         assert "commit abc1234; code c0dec0dec0de" in files[f"{name}.md"]
@@ -308,21 +308,21 @@ def test_a_corrupted_record_stops_the_tables(written, record, tmp_path):
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_any_part_of_a_sweep_with_any_failures_makes_tables(tables, sweep, record, data):
-    whole = sweep(seeds=2)
-    part = data.draw(st.lists(st.sampled_from(range(len(whole))), min_size=1, max_size=8, unique=True))
+def test_any_subset_of_a_sweep_with_any_failures_can_be_tabulated(tables, sweep, record, data):
+    complete = sweep(seeds=2)
+    part = data.draw(st.lists(st.sampled_from(range(len(complete))), min_size=1, max_size=8, unique=True))
     status = st.sampled_from(["ok", "ok", "oom", "diverged"])
     chosen = [
         record(cell["method"], cell["epsilon"], cell["seed"], status=data.draw(status))
-        for cell in (whole[index]["cell"] for index in part)
+        for cell in (complete[index]["cell"] for index in part)
     ]
-    files = tables(chosen, [made["run"] for made in whole])
-    assert len(rows(files["accuracy.csv"])) == len({made["run"].rpartition("/")[0] for made in whole})
+    files = tables(chosen, [one["run"] for one in complete])
+    assert len(rows(files["accuracy.csv"])) == len({one["run"].rpartition("/")[0] for one in complete})
     assert len(rows(files["runs.csv"])) == len(part)
-    assert f"partial: {len(part)} of {len(whole)} runs" in files["accuracy.md"]
+    assert f"partial: {len(part)} of {len(complete)} runs" in files["accuracy.md"]
 
 
-def test_what_trains_nothing_has_no_seed_and_is_compared_with_every_seed(tables, record):
+def test_zero_shot_has_no_seed_and_is_compared_with_every_seed(tables, record):
     start = record("zero_shot", "0", 0, accuracy=0.6)
     runs = [record("mezo", "inf", seed, accuracy=value) for seed, value in enumerate((0.7, 0.8, 0.9))]
     table = tables([start, *runs])["accuracy.md"]
@@ -331,11 +331,11 @@ def test_what_trains_nothing_has_no_seed_and_is_compared_with_every_seed(tables,
     assert "−20.0 [−44.8, 4.8]" in line(table, "Zero-shot", "no seed")
 
 
-def test_where_a_seed_draws_the_scored_rows_zero_shot_is_compared_seed_by_seed(tables, record):
+def test_zero_shot_is_paired_by_seed_if_the_seed_draws_the_scored_rows(tables, record):
     starts = [record("zero_shot", "0", seed, accuracy=value) for seed, value in enumerate((0.5, 0.6, 0.7))]
     runs = [record("mezo", "inf", seed, accuracy=value) for seed, value in enumerate((0.6, 0.8, 0.8))]
-    for made in (*starts, *runs):
-        made["cell"]["settings"]["train_examples"] = 1000
+    for one in (*starts, *runs):
+        one["cell"]["settings"]["train_examples"] = 1000
     table = tables([*starts, *runs])["accuracy.md"]
     assert "60.0 ± 10.0" in line(table, "Zero-shot")
     assert "+13.3 [−1.0, 27.7]" in line(table, "MeZO", "73.3")  # of 10, 20 and 10 points
