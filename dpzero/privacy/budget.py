@@ -309,7 +309,7 @@ class Budget(Spending):
                 raise ValueError(
                     "this sum of gradients belongs to no batch: call admit with the batch's size first"
                 )
-            number, noise = self._record(clip, lambda: _digest(map(_as_bytes, clipped_sums)))
+            number, noise = self._record(clip, map(_as_bytes, clipped_sums))
         noise.add_(number, clipped_sums, clip)
 
     def _noisy_sums(self, values: Tensor, clip: float, norm: bool = False) -> list[float]:
@@ -321,14 +321,15 @@ class Budget(Spending):
             if not all(abs(math.fsum(column)) <= bound for column in columns):
                 raise ValueError("the clipped sum over all ranks exceeds its bound: a rank sent corrupt data")
             totals = self._noise.totals(columns)
-            number, noise = self._record(clip, lambda: _digest([repr(totals).encode()]))
+            number, noise = self._record(clip, [repr(totals).encode()])
         return noise.sums(number, totals, clip)
 
-    def _record(self, clip: float, digest_sum: Callable[[], str]) -> tuple[int, Noise]:
+    def _record(self, clip: float, total: Iterable[bytes | memoryview]) -> tuple[int, Noise]:
         """Record the release of the next batch in the ledger.
 
         Args:
-            digest_sum: a digest of the sum, called if the key is published.
+            clip: the clipping threshold, for the statement.
+            total: the bytes of the sum, which identify the release if the key is published.
 
         Returns:
             The batch's number and the noise for it.
@@ -336,7 +337,7 @@ class Budget(Spending):
         self._check_process()
         number, name, noise = self.queue.open[0].number, self.key.name, self._noise
         if not self.key.valid_release:
-            digest = digest_sum()
+            digest = _digest(total)
             _, name = self.ledger.lineage.place(Release(number, name), digest)
             if name != self.key.name:
                 # the same batch with another sum: the same noise would cancel in the difference of the two

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Self
 
 from .accounting import Setting
@@ -34,7 +34,7 @@ class StandInBudget(Budget):
         self.queue.admitted = True
         return counts if isinstance(counts, int) else max(counts)
 
-    def _record(self, clip: float, digest_sum: Callable[[], str]) -> tuple[int, Noise]:
+    def _record(self, clip: float, total: Iterable[bytes | memoryview]) -> tuple[int, Noise]:
         """Release t gets the noise of batch t."""
         self._check_process()
         number, self._clip = self.queue.position, clip
