@@ -55,7 +55,7 @@ def test_the_renyi_bound_has_its_published_values():
 
 
 def test_the_renyi_bound_of_subsets_uses_twice_the_sensitivity_for_replace_one():
-    """dp-accounting's Renyi accountant does not double the sensitivity itself: undone, these would be
+    """dp-accounting's Renyi accountant does not double the sensitivity: without our factor these would be
     halved.
     """
     for epsilon, scale in SUBSETS_RENYI_SIGMA.items():
@@ -175,8 +175,8 @@ def test_pure_epsilon_is_the_largest_log_ratio_of_the_two_outputs(scale):
 @pytest.mark.parametrize("scale", [0.3, 1.0, 20.0])
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
 def test_pure_epsilon_of_replacing_is_the_largest_log_ratio_of_any_two_neighbours(batch_size, scale):
-    """Four examples, every subset of batch_size of them; the worst is an end that joins others at the
-    other end.
+    """Four examples and every subset of batch_size of them. The worst example is at one end while the others
+    are at the other end.
     """
     sampling = "without_replacement" if batch_size < 4 else "full_batch"
     setting = Setting("laplace", sampling, "replace_one", 4, batch_size, 7, 0.0)
@@ -203,7 +203,7 @@ def test_pure_laplace_on_full_batches_is_basic_composition(adjacency, sensitivit
 
 
 def test_pure_epsilon_beyond_the_range_of_exp_is_a_number():
-    """Where exp(1 / noise) is none, the loss of a release is 1 / noise + log(rate)."""
+    """If exp(1 / noise) overflows, the loss of a release is 1 / noise + log(rate)."""
     assert PURE.epsilon(1e-3) == pytest.approx(1000 * (1000 + math.log(1 / 16)), rel=1e-12)
     assert PURE.noise_scale(PURE.epsilon(1e-3)) == pytest.approx(1e-3, rel=1e-12)
 

@@ -22,7 +22,7 @@ COUNT = 20_000
 def transcripts(
     setting: Setting, noise_scale: float, contribution: float, seed: int, count=COUNT
 ) -> np.ndarray:
-    """Simulated without the project: a canary that adds `contribution` wherever it is drawn."""
+    """Simulated without the project's code: a canary that adds `contribution` to each batch that it is in."""
     rng = np.random.default_rng(seed)
     shape = (count, setting.steps)
     law = {"gaussian": rng.standard_normal, "laplace": lambda size: rng.laplace(size=size)}[setting.mechanism]
@@ -41,8 +41,8 @@ def verdict(setting: Setting, factor: float, seed: int) -> dict:
 
 @pytest.mark.parametrize("seed", range(0, 40, 2))
 def test_an_honest_run_is_not_refuted(seed):
-    """Twenty repetitions. All 21 bounds hold at once with 95 %, and the claim leaves 3 more standard
-    errors of room at most.
+    """Twenty repetitions. All 21 bounds hold at once with 95 % confidence; the claim leaves at least 3 more
+    standard errors of room.
     """
     result = verdict(SETTING, 1.0, seed)
     assert result["profile_excess"] <= 0

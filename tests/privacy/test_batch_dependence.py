@@ -38,7 +38,7 @@ def loss(model, rows):
 
 
 def rounded(model, rows):
-    """Its last bits follow the number of examples, as those of most kernels do."""
+    """Its last bits depend on the number of examples, as with most kernels."""
     return loss(model, rows) + 1e-9 * len(rows)
 
 
@@ -52,7 +52,7 @@ def weights(optimizer) -> torch.Tensor:
 
 
 def test_a_batch_dependent_loss_gives_no_valid_release():
-    """It was called one, and what an example moves was the clip and what it moves in the others."""
+    """Regression: it was called valid, although one example moved the others' values beyond the clip."""
     budget = make_budget()
     optimizer = DPZero(linear(), rounded, budget, **SETTINGS)
     with pytest.warns(UserWarning, match=r"moves the others by up to .* one_at_a_time=True") as warned:
@@ -135,7 +135,7 @@ def test_one_at_a_time_evaluates_each_example_alone(method, perturb):
 
 
 def padded(rows: list) -> dict:
-    """Of texts of all lengths, as collators have them."""
+    """A batch of texts of different lengths, as collators make it."""
     ids, row = nn.utils.rnn.pad_sequence([ids for ids, _ in rows], batch_first=True), [r for _, r in rows]
     return {"ids": ids, "row": torch.tensor(row)}
 
@@ -145,7 +145,7 @@ TEXTS = [(torch.ones(1 + i % 7), i) for i in range(SIZE)]
 
 @pytest.mark.parametrize("ahead", [False, True], ids=["one by one", "read ahead"])
 def test_a_loaders_examples_are_collated_alone(ahead):
-    """Each batch's own, however many were read ahead."""
+    """Each batch is collated from its own examples, however many batches were read ahead."""
     evaluated, budget = [], make_budget()
 
     def watched(model, batch):

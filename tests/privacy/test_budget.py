@@ -24,7 +24,7 @@ def budget(key=None, setting=SETTING, ledger=None, **options) -> Budget:
 
 
 def released(source: Budget, steps=5) -> list[float]:
-    """The releases of the next batches, in which each example adds .5."""
+    """Release the next batches; each example adds 0.5."""
     drawn = itertools.islice(source.batches(), steps)
     return [source.release(torch.full((len(batch),), 0.5), 2.0) for batch in drawn]
 
@@ -115,7 +115,7 @@ def test_a_resumed_run_continues_with_the_same_batches():
 
 @every_arithmetic
 def test_a_published_step_replays(arithmetic):
-    """In another process, or another budget of the key; in one budget no batch is released twice."""
+    """In another process, or in another budget of the same key; one budget releases no batch twice."""
     source = budget(noise_arithmetic=arithmetic)
     first, then = released(source), released(source)
     assert first == released(budget(noise_arithmetic=arithmetic))
@@ -134,7 +134,7 @@ def test_each_direction_has_its_own_sum_and_its_own_noise(arithmetic, dtype):
 
 
 def full(**options) -> Budget:
-    """A budget in whose batches all of two examples are."""
+    """A budget of full batches of two examples."""
     return budget(
         setting=replace(SETTING, sampling="full_batch", dataset_size=2, batch_size=2, delta=0.1), **options
     )
@@ -168,8 +168,8 @@ def test_a_vector_beyond_the_clip_is_refused_and_nothing_is_released(arithmetic)
 
 @pytest.mark.parametrize("clip", [0.0, -1.0, float("inf"), float("nan"), 1e308, 1e-320])
 def test_an_invalid_clip_is_refused(clip):
-    """Noise in proportion to an infinite bound is infinite, and infinity minus infinity would tell that a
-    loss was infinite.
+    """Noise proportional to an infinite clip is infinite; infinity minus infinity would reveal an infinite
+    loss.
     """
     source = full()
     next(source.batches())
@@ -240,7 +240,7 @@ def test_more_steps_than_planned_cost_more_than_planned():
 
 
 def test_a_step_repeated_after_a_kill_counts_twice_under_a_new_secret_key(tmp_path):
-    """The run that took two of the four steps goes on; its budget ends two steps early, unless it may be
+    """A run that took two of its four steps continues. Its budget ends two steps early, unless it may be
     overspent.
     """
     for overspend, steps in ((False, 10), (True, 12)):
@@ -305,7 +305,7 @@ def test_the_statement_says_what_ran():
 
 
 def test_only_a_secret_key_makes_a_valid_release():
-    """And only noise on integers, since that of floats gives the sum away in its low-order bits, of values
+    """A valid release also needs integer noise (the low-order bits of float noise reveal the sum) and values
     that no other example moves.
     """
 
@@ -351,9 +351,7 @@ def test_a_unit_or_an_arithmetic_that_does_not_exist_is_refused(options, message
 
 @pytest.mark.parametrize("options", [{"noise_arithmetic": "exact"}, {"unit": "user"}])
 def test_vectors_are_released_with_float_noise_for_examples_only(options):
-    """Clipping a gradient per example under a budget that speaks of users would be a promise that is not
-    kept.
-    """
+    """Clipping per example would not give the user-level guarantee that the budget states."""
     source, sums = budget(**options), [torch.zeros(3)]
     with pytest.raises(ValueError, match=r"offered for scalars: (use|make) .* for (vectors|gradients)"):
         source.release_(sums, 1.0)

@@ -35,8 +35,8 @@ X = torch.linspace(-1, 1, SIZE)
 
 
 class Life:
-    """A run of a user who saves, loads, forks, fails and starts over, and all the releases of whoever went
-    on from the run at hand's.
+    """One run with saves, loads, forks, failures and restarts, and the releases of all budgets that continue
+    it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -78,7 +78,7 @@ class Life:
         return model(X[torch.as_tensor(rows)][:, None])[:, 0] ** 2
 
     def step(self, batch, optimizer: DPZero | None = None) -> None:
-        """A step that the budget lets through is one release, of the batch that the model was asked about."""
+        """A step that the budget accepts is one release, of the batch that the model saw."""
         before = len(self.events)
         self.rows = ()
         try:
@@ -158,7 +158,7 @@ class Life:
             self.budget._noise.arithmetic = "float"
 
     def resume_transcript(self, n: int) -> None:
-        """Of a killed process, whose releases all stand in it."""
+        """Resume the transcript of a killed process, which holds all its releases."""
         if self.me.transcript is None:
             return
         path, taken = self.transcript, self.me.steps_taken
@@ -214,7 +214,7 @@ def test_epsilon_is_never_below_what_many_longer_sequences_spent(deeds):
 
 
 def check(deeds: list[tuple[str, int]]) -> None:
-    """Live this life; the budget must never say less than was spent."""
+    """Run these operations; epsilon must never be below what was spent."""
     with tempfile.TemporaryDirectory(dir=MEMORY) as folder, pytest.MonkeyPatch.context() as patch:
         life = None
         sums = Noise.sums

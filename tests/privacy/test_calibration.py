@@ -96,9 +96,7 @@ def test_the_public_functions_are_each_others_inverse():
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_a_delta_that_allows_any_release_is_refused(steps):
-    """An example that is drawn with probability delta at most may be published then: there is no least
-    noise to find.
-    """
+    """An example in a batch with probability at most delta may be published: no noise is needed."""
     setting = replace(COMMON, dataset_size=100_000, batch_size=1, steps=steps, delta=3e-5)
     with pytest.raises(
         ValueError, match="delta is 3e-05, but an example is ever in a batch with probability"
@@ -123,8 +121,9 @@ def test_an_invalid_epsilon_is_refused(epsilon):
 )
 @settings(max_examples=300, deadline=None)
 def test_the_search_converges_for_any_falling_function(power, size, nothing_from, infinite_below):
-    """Also where epsilon is 0 just above the answer, or infinite just below it, as with a large delta or tiny
-    noise; and where a coarser grid (the second argument) says more than a finer one."""
+    """Epsilon may be 0 just above the answer or infinite just below it (a large delta, tiny noise), and a
+    coarser grid (the second argument) may give a larger epsilon.
+    """
 
     def epsilon_of(scale: float, grid: float) -> float:
         if scale >= size * nothing_from:
@@ -145,7 +144,7 @@ def test_a_search_that_cannot_converge_raises():
 
 @pytest.fixture
 def counted(monkeypatch) -> list:
-    """Calibrations that were really computed."""
+    """The calibrations that were computed rather than read from the cache."""
     calls = []
     monkeypatch.setattr(Setting, "noise_scale", lambda self, epsilon: calls.append((self, epsilon)) or 1.5)
     return calls

@@ -21,8 +21,8 @@ FULL = Setting("gaussian", "full_batch", "add_remove", 100, 100, 1, 1e-30)
 
 
 def test_a_small_delta_has_the_noise_that_it_needs():
-    """1e-15 of each release counted as infinite: 257,663,392.8 was the answer, and below 1e-15 a search
-    without an end.
+    """Regression: 1e-15 of each release counted as infinite, which gave 257,663,392.8; below 1e-15 the search
+    did not end.
     """
     arguments = {
         "sampling": "poisson",
@@ -93,7 +93,7 @@ def test_few_draws_at_a_small_delta_agree_with_the_lattice(setting, scale):
 
 
 def gaussian_epsilon(mu: float, delta: float) -> float:
-    """Of the Gaussian mechanism, to 30 digits (Balle and Wang 2018)."""
+    """Epsilon of the Gaussian mechanism, to 30 digits (Balle and Wang 2018)."""
     with mpmath.workdps(60):
         mu = mpmath.mpf(mu)
         low, high = mpmath.mpf(0), mu * mu / 2 + 20 * mu
@@ -190,12 +190,12 @@ def test_next_to_no_noise_at_a_small_delta_has_no_bound(scale):
 
 
 def test_noise_beyond_floating_point_resolution_counts_as_the_largest_resolvable():
-    """At 1e20 the difference of the two outputs is lost in rounding: epsilon was 0, and 6e-20 is right."""
+    """Regression: at 1e20 the two outputs differ by less than rounding; epsilon was 0 in place of 6e-20."""
     assert FULL.epsilon(1e20) >= gaussian_epsilon(1e-20, 1e-30) > 0
 
 
 def test_any_valid_setting_has_an_epsilon_without_warnings():
-    """Beyond all reason, drawn: never an error, never nan, and more noise never costs more."""
+    """Extreme settings drawn at random: no error, no NaN, and more noise never costs more."""
     draw = random.Random(18)
     for _ in range(8):
         mechanism, sampling, adjacency, _ = draw.choice(KINDS)

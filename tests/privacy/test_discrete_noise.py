@@ -29,9 +29,8 @@ def bits(*counter: int) -> Bits:
 
 
 def fits(values: np.ndarray, probability: dict[int, float]) -> bool:
-    """Chi-square against a law on some integers; what is rare or not listed is one further cell.
-
-    5e-7 by chance.
+    """Chi-square test against a law on some integers; rare and unlisted values share one further cell. Fails
+    by chance with 5e-7.
     """
     expected = {value: p * len(values) for value, p in probability.items() if p * len(values) >= 10}
     observed = [int((values == value).sum()) for value in expected]
@@ -59,7 +58,7 @@ def normalised(weight, reach: int) -> dict[int, float]:
 
 @pytest.mark.parametrize("bound", [2, 3, 5, 7, 96, 257])
 def test_integers_below_a_bound_are_uniform(bound):
-    """A remainder of random bits would favour the small ones: 0 twice as often as 2, of three."""
+    """Taking remainders would favour small integers: 0 twice as often as 2, below 3."""
     source = bits()
     values = np.array([source.below(bound) for _ in range(DRAWS)])
     assert fits(values, dict.fromkeys(range(bound), 1 / bound))
@@ -80,7 +79,7 @@ def test_only_the_bound_one_uses_no_random_bits():
 
 
 def test_every_bit_of_the_stream_is_used_once_and_in_turn():
-    """Also from one block of bytes to the next, where a short pool meets a long demand."""
+    """Across blocks of bytes too, when few bits are left and many are needed."""
     blocks = b"".join(stream().octets(BLOCK_BYTES, 0, block) for block in range(4))
     whole, source, at = int.from_bytes(blocks, "little"), bits(), 0
     for size in [1, 63, 64, 7, 4000, 100, 5000, 3, 2048]:
@@ -137,7 +136,7 @@ def test_laplace_has_its_law(scale):
 
 @pytest.mark.parametrize("variance", [1, 2, 3, 4, 7, 50, 99, 100])
 def test_gaussian_has_its_law(variance):
-    """Squares and what lies beside them: the proposal's scale is the root rounded down plus one."""
+    """Squares and their neighbours: the proposal's scale is the root rounded down, plus one."""
     source = bits()
     values = np.array([discrete_noise.gaussian(source, variance) for _ in range(DRAWS)])
     assert fits(values, normalised(lambda x: math.exp(-x * x / 2 / variance), 12 * math.isqrt(variance) + 12))
@@ -174,7 +173,7 @@ def test_large_noise_has_its_scale_and_its_law():
     ],
 )
 def test_the_low_order_bits_of_large_noise_are_uniform(law):
-    """What the attacks on float noise read."""
+    """These bits are what attacks on float noise use."""
     source = bits()
     values = np.array([law(source) % 16 for _ in range(DRAWS)])
     assert fits(values, dict.fromkeys(range(16), 1 / 16))
@@ -189,7 +188,7 @@ def test_scale_zero_gives_no_noise():
 
 @pytest.mark.parametrize("scale", [10**30, 10**100])
 def test_integers_of_any_size_are_drawn_without_rounding(scale):
-    """Beyond what a float holds the low-order digits are still there."""
+    """The low-order digits beyond float precision are kept."""
     source = bits()
     for value in (discrete_noise.gaussian(source, scale**2), discrete_noise.laplace(source, scale)):
         assert type(value) is int and scale / 1000 < abs(value) < 30 * scale
@@ -197,7 +196,7 @@ def test_integers_of_any_size_are_drawn_without_rounding(scale):
 
 
 def test_no_float_is_computed_with():
-    """Neither a constant, a true division nor a function that returns one; bytes come in, integers go out."""
+    """No float constant, no true division, no function that returns a float: bytes in, integers out."""
     tree = ast.parse(Path(discrete_noise.__file__).read_text())
     nodes = list(ast.walk(tree))
     assert not [node for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, float)]

@@ -40,7 +40,7 @@ def divergence(p: np.ndarray, q: np.ndarray, weights: np.ndarray, epsilons: np.n
 @pytest.mark.parametrize("rate", [0.004, 0.3, 0.95])
 @pytest.mark.parametrize("mechanism", ["gaussian", "laplace"])
 def test_a_profile_is_the_divergence_of_its_two_densities(mechanism, rate, noise):
-    """Of either sign of epsilon: a wrong branch below 0 would shift the whole loss distribution."""
+    """For both signs of epsilon: a wrong branch below 0 would shift the whole loss distribution."""
     points, weights = outputs(mechanism, noise, ends=1)
     without, present, opposite = (LAWS[mechanism].pdf(points, shift, noise) for shift in (0, 1, -1))
     mixed, other = (1 - rate) * without + rate * present, (1 - rate) * without + rate * opposite
@@ -99,9 +99,8 @@ def release(mechanism, sampling, batch_size, noise, contributions, points):
 @pytest.mark.parametrize("noise", [0.7, pytest.param(3.0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("mechanism", "sampling", "adjacency"), KINDS)
 def test_no_small_data_set_exceeds_the_profile_of_its_setting(mechanism, sampling, adjacency, noise):
-    """Four examples, batches enumerated; neighbours in both orders.
-
-    A sensitivity or a direction forgotten shows here.
+    """Four examples, all batches enumerated, neighbours in both orders. Detects a missing sensitivity or
+    direction.
     """
     batch_size = 4 if sampling == "full_batch" else 1
     setting = Setting(mechanism, sampling, adjacency, 4, batch_size, 1, 1e-5)
@@ -126,8 +125,8 @@ def test_no_small_data_set_exceeds_the_profile_of_its_setting(mechanism, samplin
 @pytest.mark.parametrize("rate", [0.003, 0.1, 0.6, 1.0])
 @pytest.mark.parametrize("noise", [0.4, 1.0, 5.0])
 def test_no_two_contributions_exceed_the_profile_of_opposite_ends(noise, rate):
-    """(1 - q) N(0) + q N(a) against (1 - q) N(0) + q N(b), a and b on a grid of [-1, 1]: what the proof
-    says, seen.
+    """(1 - q) N(0) + q N(a) against (1 - q) N(0) + q N(b), a and b on a grid of [-1, 1]: checks the proof
+    numerically.
     """
     points, weights = outputs("gaussian", noise, ends=1, count=200)
     without = stats.norm.pdf(points, 0, noise)
@@ -196,9 +195,7 @@ def test_epsilon_is_that_of_dp_accountings_own_event(mechanism, adjacency, rate,
 @pytest.mark.parametrize("grid", [1e-2, 1e-4])
 @pytest.mark.parametrize(("mechanism", "sampling", "adjacency"), KINDS)
 def test_rounding_to_a_grid_is_never_optimistic(mechanism, sampling, adjacency, grid):
-    """The distribution's delta between the points of its grid is above the profile that it was made of,
-    and near it.
-    """
+    """Between grid points, the distribution's delta is above the profile it was made from, and near it."""
     setting = Setting(mechanism, sampling, adjacency, 10, 10 if sampling == "full_batch" else 2, 1, 1e-5)
     noise, scale = 1.5 / setting.sensitivity(), 1.5
     base = BASES[mechanism](noise)
@@ -221,7 +218,7 @@ def test_rounding_to_a_grid_is_never_optimistic(mechanism, sampling, adjacency, 
 )
 @pytest.mark.parametrize(("mechanism", "sampling", "adjacency"), KINDS)
 def test_next_to_no_noise_and_far_too_much_have_an_epsilon(mechanism, sampling, adjacency, scale):
-    """Never nan, no overflow, no grid beyond memory: infinite or huge for tiny noise, next to nothing for
+    """No NaN, no overflow, no grid beyond memory: epsilon is infinite or huge for tiny noise, nearly 0 for
     much.
     """
     setting = Setting(mechanism, sampling, adjacency, 1000, 1000 if sampling == "full_batch" else 10, 1, 1e-5)
@@ -251,7 +248,7 @@ def test_the_second_accountant_reproduces_the_analytic_gaussian(steps, epsilon):
 
 @pytest.mark.parametrize(("mechanism", "sampling", "adjacency"), KINDS)
 def test_the_laws_of_the_second_accountant_sum_to_one(mechanism, sampling, adjacency):
-    """Under P they sum to 1, and exp(-L), which turns P into Q, leaves 1 too."""
+    """The masses sum to 1 under P, and, weighted by exp(-L), under Q."""
     setting = Setting(mechanism, sampling, adjacency, 64, 64 if sampling == "full_batch" else 3, 5, 1e-5)
     for loss, mass in loss_laws(setting, 1.3):
         assert np.exp(mass).sum() == pytest.approx(1, abs=1e-12)
@@ -266,8 +263,8 @@ COMMON = (1024, 64, 1000, 1e-5)
     [("gaussian", 1, 7.74934), ("gaussian", 4, 2.51260), ("laplace", 1, 7.43550), ("laplace", 4, 2.20843)],
 )
 def test_without_replacement_has_its_published_noise(mechanism, epsilon, multiplier):
-    """n = 1024, B = 64, T = 1000, delta = 1e-5, the noise over the sensitivity 2: made with code that is
-    not this project's.
+    """n = 1024, B = 64, T = 1000, delta = 1e-5; noise over the sensitivity 2, computed with other code than
+    this project's.
     """
     setting = Setting(mechanism, "without_replacement", "replace_one", *COMMON)
     below, above = (delta_for(setting, 2 * multiplier * (1 + by), epsilon) for by in (-5e-6, 5e-6))

@@ -23,7 +23,7 @@ LIMIT = {0.5: (13.9646, 0.142), 2: (4.05028, 0.496), 4: (2.28961, 0.906), 8: (1.
 
 @pytest.mark.parametrize(("mu", "epsilon"), [(0.3, 0.1), (1.0, 1.0), (2.5, 4.0)])
 def test_delta_of_mu_is_the_divergence_of_two_normals(mu, epsilon):
-    """Shifted by mu: the integral of (p - exp(epsilon) q)_+ from where it begins."""
+    """Two normals shifted by mu: the integral of (p - exp(epsilon) q)_+ from where it is positive."""
     start = epsilon / mu + mu / 2
     excess = lambda x: stats.norm.pdf(x, mu) - math.exp(epsilon) * stats.norm.pdf(x)  # noqa: E731
     assert gaussian_delta(mu, epsilon) == pytest.approx(
@@ -70,9 +70,7 @@ KINDS = [
 
 @pytest.mark.parametrize(("setting", "noise_scale"), KINDS, ids=lambda value: getattr(value, "mechanism", ""))
 def test_the_profile_of_mu_is_nowhere_below_that_of_the_run(setting, noise_scale):
-    """At 2000 epsilons up to where delta is the setting's, not those that mu was made from; and a smaller
-    mu fails.
-    """
+    """At 2000 epsilons, others than those that mu was computed from; a smaller mu fails."""
     mu = setting.gdp_mu(noise_scale)
     losses = setting.loss_distribution(noise_scale)
     epsilons = np.linspace(0, losses.get_epsilon_for_delta(setting.delta), 2003)
@@ -90,8 +88,8 @@ def test_mu_of_many_subsampled_releases_is_near_its_limit_and_above(epsilon):
 
 @pytest.mark.parametrize("noise_scale", [20.0, 60.0, 1000.0])
 def test_mu_of_pure_epsilon_bounds_randomized_response(noise_scale):
-    """The worst of all epsilon-DP releases has delta(e) = (exp(epsilon) - exp(e)) / (1 + exp(epsilon)); it
-    is met at e = 0.
+    """The worst epsilon-DP release has delta(e) = (exp(epsilon) - exp(e)) / (1 + exp(epsilon)); mu meets it
+    at e = 0.
     """
     setting = Setting("laplace", "poisson", "add_remove", 1024, 64, 1000, 0.0)
     spent, mu = setting.epsilon(noise_scale), setting.gdp_mu(noise_scale)
@@ -102,7 +100,7 @@ def test_mu_of_pure_epsilon_bounds_randomized_response(noise_scale):
 
 
 def test_mu_of_next_to_no_noise_is_large_or_infinite_not_an_error():
-    """Total variation is 1 to all digits there, and exp(epsilon) no number."""
+    """Total variation rounds to 1 and exp(epsilon) overflows."""
     assert FULL.gdp_mu(0.05) == pytest.approx(20, rel=1e-3)
     assert FULL.gdp_mu(0.005) == math.inf
     assert 40 < replace(FULL, mechanism="laplace", steps=20, delta=0.0).gdp_mu(0.02) < 100

@@ -25,7 +25,7 @@ PUBLISHED = [
 
 
 def digits(value: float) -> float:
-    """Half a unit of the last of three digits, and a little."""
+    """Slightly more than half a unit of the third digit."""
     return 0.51 * 10 ** (math.floor(math.log10(value)) - 2)
 
 
@@ -64,9 +64,7 @@ NUMBERS = np.arange(0, 20_000)
 
 
 def probabilities(law: str, mean: float) -> np.ndarray:
-    """Of 0, 1, 2, ... tries, by scipy where it knows the law, else from the formula in the paper
-    (definition 1).
-    """
+    """Probabilities of 0, 1, 2, ... tries: by scipy if it has the law, else by definition 1 of the paper."""
     if law == "poisson":
         return stats.poisson.pmf(NUMBERS, mean)
     if law == "geometric":
@@ -94,7 +92,7 @@ def drawn() -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("law", SHAPES)
 def test_the_number_of_tries_follows_its_law(law, drawn):
-    """Chi-square over the values that 20 or more draws are expected of. False alarm 1e-7."""
+    """Chi-square over the values with at least 20 expected draws. False alarm 1e-7."""
     expected, observed = DRAWS * probabilities(law, 10), Counter(drawn[law].tolist())
     assert expected.sum() == pytest.approx(DRAWS, rel=1e-9)
     common = NUMBERS[expected >= 20]

@@ -19,7 +19,7 @@ ONE, TWO = RunKey.published(0).name, RunKey.published(1).name
 
 
 def opened(path: Path, event: Event = EVENT) -> Ledger:
-    """A ledger of this file, in turn with others."""
+    """Open a ledger of this file; close those opened before."""
     for ledger in OPEN:
         ledger.close()
     OPEN.append(Ledger(event, path))
@@ -118,7 +118,7 @@ def test_a_ledger_survives_being_cut_at_any_byte(data):
     ],
 )
 def test_a_torn_last_line_counts_as_a_release(path, torn, sure, noise_key):
-    """It was dropped, so that one release more was made than epsilon was of."""
+    """Regression: it was dropped, so epsilon was that of one release too few."""
     event, name = replace(EVENT, noise_key=noise_key), RunKey.secret().name
     lines = [json.dumps(asdict(event)), f"0 {name}", f"1 {name}"]
     path.parent.mkdir()
@@ -148,7 +148,7 @@ def test_a_first_line_without_a_newline_is_accepted(path):
     ("torn", "epsilon"), [(f"choice {ONE} 0.5 1", 0.5), (f"choice {ONE} 0.5 ", 0.5), (f"choice {ONE} 0.5", None), ("cho", None)]
 )  # fmt: skip
 def test_a_torn_choice_line_has_spent_its_epsilon(path, torn, epsilon):
-    """Where that can be read: what was chosen may be cut, and is not told again."""
+    """If its epsilon can be read. What was chosen may be cut, and is then unknown."""
     opened(path).close()
     path.write_bytes(path.read_bytes() + torn.encode())
     if epsilon is None:
@@ -160,7 +160,7 @@ def test_a_torn_choice_line_has_spent_its_epsilon(path, torn, epsilon):
 
 
 def test_a_partial_write_is_rolled_back(path):
-    """The disk was full: the release was used by nobody, and the next line is not put behind half a line."""
+    """The disk is full: nobody used the release, and the next line does not follow half a line."""
     ledger = opened(path)
     ledger.record(0, ONE)
     kept = path.read_bytes()

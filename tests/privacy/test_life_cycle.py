@@ -58,7 +58,7 @@ def take(optimizer: DPZero, steps: int) -> None:
 
 
 def epsilon(steps: int) -> float:
-    """Of so many steps with batches and noise of their own."""
+    """Epsilon of this many steps with fresh batches and noise."""
     return Setting(*[getattr(SETTING, f) for f in ("mechanism", "sampling", "adjacency")], SIZE, BATCH_SIZE, steps, 1e-5).epsilon(NOISE_SCALE)  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def epsilon(steps: int) -> float:
 
 @pytest.mark.parametrize("key", [RunKey.secret, lambda: RunKey.published(0)], ids=["secret", "published"])
 def test_a_loop_over_epochs_takes_the_steps_that_were_calibrated_for(key):
-    """It took the same batches three times before: 2.9 was said, and 7.0 was true."""
+    """Regression: it took the same batches three times; the stated epsilon was 2.9, the true one 7.0."""
     budget, drawn = Budget(SETTING, NOISE_SCALE, key()), []
     optimizer = make(budget)
     for _ in range(3):
@@ -111,7 +111,7 @@ def test_a_new_loop_continues_with_fresh_batches_and_loses_no_step():
 
 
 def test_a_new_loop_ends_the_earlier_one():
-    """Else both would hand out the same batches."""
+    """Otherwise both would draw the same batches."""
     budget = secret()
     first, second = budget.batches(), budget.batches()
     next(first), next(second)
@@ -124,7 +124,7 @@ def test_a_new_loop_ends_the_earlier_one():
 
 @pytest.mark.parametrize("batch", [range(SIZE), np.arange(BATCH_SIZE), []], ids=["all", "shuffled", "empty"])
 def test_a_batch_that_nobody_drew_is_refused(batch):
-    """Twenty full batches said epsilon 2.0, and 15.8 was true."""
+    """Regression: twenty full batches were stated as epsilon 2.0; 15.8 was true."""
     budget = secret()
     with pytest.raises(
         ValueError,
@@ -159,7 +159,7 @@ def test_other_indices_than_the_drawn_ones_are_refused():
 
 
 def test_a_skipped_empty_batch_is_refused():
-    """Whether a batch was empty would show in what is missing."""
+    """The missing step would reveal that the batch was empty."""
     budget = Budget(Setting("gaussian", "poisson", "add_remove", 4, 1, 40, 1e-5), 1.0, RunKey.published(0))
     optimizer = make(budget)
     with pytest.raises(
@@ -182,7 +182,7 @@ def test_batches_that_were_read_ahead_are_taken_in_order():
 
 
 class Words(Dataset):
-    """Rows as a tokenizer makes them."""
+    """Tokenized rows."""
 
     def __len__(self) -> int:
         return SIZE
@@ -192,7 +192,7 @@ class Words(Dataset):
 
 
 def padded(rows: list[dict]) -> BatchEncoding:
-    """As the collators of Hugging Face have it."""
+    """Pad like the collators of Hugging Face."""
     ids = nn.utils.rnn.pad_sequence([torch.tensor(row["input_ids"]) for row in rows], batch_first=True)
     return BatchEncoding({"input_ids": ids, "row": torch.tensor([row["row"] for row in rows])})
 
@@ -226,9 +226,8 @@ def test_a_loader_hands_out_the_budgets_batches_the_empty_ones_too(dataset, coll
 
 
 def test_a_loss_that_depends_on_collator_padding_is_refused():
-    """Of a padded batch no part tells: the probe collates some of its examples anew.
-
-    Unmasked, one long text moves all others.
+    """No part of a padded batch shows this, so the probe collates some examples anew. Without a mask one long
+    text moves all others.
     """
 
     def unmasked(model, batch):
@@ -294,7 +293,7 @@ def test_a_batch_of_ambiguous_size_is_refused(batch, message):
 
 
 def test_a_state_that_is_loaded_into_a_new_budget_brings_what_was_spent():
-    """Ten steps and ten more were said to cost 1.4."""
+    """Regression: ten steps and ten more were stated to cost 1.4."""
     one, two = make(secret()), make(secret())
     take(one, 10)
     two.load_state_dict(pickle.loads(pickle.dumps(one.state_dict())))
@@ -380,7 +379,7 @@ def test_random_allocation_starts_a_new_period_under_another_key(tmp_path):
 
 
 def test_a_transcript_that_is_resumed_brings_its_releases(tmp_path):
-    """The README's way to resume: 25 steps and 25 more were said to be 25."""
+    """The README's way to resume. Regression: 25 steps and 25 more counted as 25."""
     path, model = tmp_path / "run", linear()
     one = make(secret(), model)
     one.write_transcript(path)
@@ -435,7 +434,7 @@ def test_a_budget_is_not_copied_nor_is_an_optimizer_with_it(copied):
 
 
 def in_a_fork(work) -> str:
-    """What `work` raised in a forked process."""
+    """Return the error that `work` raised in a forked process."""
     reading, writing = os.pipe()
     if not os.fork():
         try:
@@ -454,7 +453,7 @@ def in_a_fork(work) -> str:
 
 @pytest.mark.parametrize("after", ["nothing", "a batch"])
 def test_a_forked_process_does_not_draw_its_parents_noise(after):
-    """Both released step 0 with the same noise: the difference was exact."""
+    """Regression: both released step 0 with the same noise, so the difference was exact."""
     budget = secret()
     optimizer, batches = make(budget), budget.batches()
     batch = next(batches) if after == "a batch" else None
@@ -474,7 +473,7 @@ def test_a_forked_process_may_have_a_budget_of_its_own():
 
 
 def test_a_secret_key_drawn_before_a_fork_is_refused_in_the_child():
-    """Two workers made their budgets with it: the difference of their releases was exact."""
+    """Regression: two workers made their budgets with it, so the difference of their releases was exact."""
     key = RunKey.secret()
     assert "this secret key was drawn in process" in in_a_fork(
         lambda: Budget(SETTING, NOISE_SCALE, pickle.loads(pickle.dumps(key)))
@@ -483,9 +482,7 @@ def test_a_secret_key_drawn_before_a_fork_is_refused_in_the_child():
 
 
 def test_threads_that_release_at_once_share_no_noise(tmp_path):
-    """Of batches that were read ahead all took the oldest: one line in the ledger, and the differences of
-    the releases were exact.
-    """
+    """Regression: all threads took the oldest batch; the ledger had one line, and the differences were exact."""
     setting, threads = Setting("gaussian", "full_batch", "add_remove", 8, 8, 4, 1e-5), 4
     interval = sys.getswitchinterval()
     try:
@@ -514,7 +511,7 @@ def test_threads_that_release_at_once_share_no_noise(tmp_path):
 
 
 class Ema(nn.Linear):
-    """Keeps a mean of its inputs, as observers do."""
+    """Keeps a running mean of its inputs, as observers do."""
 
     def __init__(self) -> None:
         super().__init__(10, 2)
@@ -604,7 +601,7 @@ def test_a_parameter_that_a_forward_pass_changes_is_refused():
     ids=["torch", "numpy", "python"],
 )
 def test_a_loss_that_draws_random_numbers_is_refused(mask):
-    """Functional dropout has no layer that could be looked at."""
+    """Functional dropout has no layer that could be inspected."""
     budget = secret()
 
     def dropping(model, rows):
@@ -657,7 +654,7 @@ def test_the_padding_row_of_an_embedding_does_not_change(perturb, tmp_path):
 
 
 def test_embeddings_that_are_read_in_another_thread_are_refused():
-    """There they were read without their perturbation, and moved all the same."""
+    """Regression: there they were read without perturbation, but updated."""
     from concurrent.futures import ThreadPoolExecutor
 
     def elsewhere(model, rows):
@@ -674,7 +671,7 @@ def test_embeddings_that_are_read_in_another_thread_are_refused():
 
 
 class Attending(nn.Module):
-    """batch_first was forgotten: texts attend to each other."""
+    """batch_first is missing: texts attend to each other."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -705,7 +702,7 @@ def shared_out(model, rows):
 
 
 def slightly(model, rows, weight):
-    """As a mixture of experts mixes, whose capacity is the batch's."""
+    """Mixes like a mixture of experts whose capacity belongs to the batch."""
     own = loss(model, rows)
     return (1 - weight) * own + weight * own.mean()
 
@@ -793,7 +790,7 @@ def test_examples_that_were_sampled_in_place_of_users_are_refused():
     "names", [str, lambda i: i - 10**9, lambda i: i + 2**62], ids=["words", "negative", "huge"]
 )
 def test_users_may_have_any_name(names):
-    """A huge one asked for terabytes."""
+    """Regression: a huge integer allocated terabytes."""
     users, ends = Users([i % 64 for i in range(SIZE)]), []
     for name in (int, names):
         budget = by_user()
@@ -814,7 +811,7 @@ def test_users_without_a_name_are_refused(users):
 
 
 def test_all_examples_of_a_user_give_one_value():
-    """Beyond 64 examples, too: a budget releases as many values as users were drawn."""
+    """Also for more than 64 examples: a budget releases one value per drawn user."""
     budget = Budget(
         Setting("gaussian", "poisson", "add_remove", 2, 2, 5, 1e-5), 0.0, RunKey.published(0), unit="user"
     )
@@ -882,7 +879,7 @@ def test_a_loss_of_unsuitable_dtype_is_refused(dtype):
 
 
 def test_no_noise_and_no_batch_is_used_for_a_second_sum():
-    """However many steps: counters that wrap would repeat both."""
+    """After any number of steps: a counter that wraps would repeat both."""
     budget = secret(noise_arithmetic="float", overspend=True)
     stream = budget.key.stream("noise")
     steps = [*range(64), *(2**k + d for k in range(6, 40) for d in (-1, 0, 1))]

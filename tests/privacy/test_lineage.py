@@ -28,7 +28,7 @@ def published(ledger: Path | None = None, **options) -> Budget:
 
 
 def release(budget: Budget, steps: int, value: float = 0.5) -> list[float]:
-    """Of the next batches, in which each example adds `value`."""
+    """Release the next batches; each example adds `value`."""
     drawn = itertools.islice(budget.batches(), steps)
     return [budget.release(torch.full((len(batch),), value), 1.0) for batch in drawn]
 
@@ -39,7 +39,7 @@ def epsilon(steps: int) -> float:
 
 @pytest.fixture
 def restart(monkeypatch):
-    """A new process: what was released in the one before is known from files and states alone."""
+    """Simulate a new process, which knows earlier releases from files and states alone."""
     return lambda: monkeypatch.setattr("dpzero.privacy.ledger._lineages", {})
 
 
@@ -48,7 +48,7 @@ def restart(monkeypatch):
 
 @pytest.mark.parametrize("make", [secret, published])
 def test_two_budgets_that_load_one_state_count_each_others_releases(make):
-    """Each said 10 steps, and 15 were released."""
+    """Regression: each counted 10 steps, and 15 were released."""
     one, two, three = make(), make(), make()
     release(one, 5)
     state = one.state_dict()
@@ -100,7 +100,7 @@ def test_budgets_that_share_no_release_share_nothing():
 
 
 def test_each_ledger_file_holds_the_releases_of_all_budgets(tmp_path, restart):
-    """Whichever of them a later process finds."""
+    """A later process may find either of them."""
     one, two = secret(tmp_path / "one"), secret(tmp_path / "two")
     release(one, 4)
     two.load_state_dict(one.state_dict())
@@ -124,8 +124,8 @@ def test_a_copy_of_a_ledger_is_no_second_budget(tmp_path):
 
 
 def test_an_empty_transcript_belongs_to_the_run_that_takes_the_first_step(tmp_path):
-    """It kept the name of the key that released nothing, so that who went on from it was told apart from
-    who went on from a state.
+    """Regression: it kept the name of the key that released nothing, which separated its continuation from
+    that of a state.
     """
 
     def begin(budget: Budget) -> DPZero:
@@ -175,7 +175,7 @@ def test_a_choice_counts_for_all_budgets_of_a_lineage():
 
 
 def test_a_published_batch_that_is_released_again_with_another_sum_is_a_further_release(tmp_path):
-    """It counted once, and the difference of the two had no noise."""
+    """Regression: it counted once, and the difference of the two had no noise."""
     path, released = tmp_path / "ledger", []
     for value in (0.5, 0.25, 0.25, 0.5):
         budget = published(path)

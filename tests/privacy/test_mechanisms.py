@@ -75,7 +75,7 @@ def test_laplace_releases_have_the_scale_noise_scale_times_clip(arithmetic):
 
 @every_arithmetic
 def test_directions_of_one_step_have_the_same_noise_each(arithmetic):
-    """The factor for several directions is in the noise scale that was calibrated, not here."""
+    """The factor for several directions belongs to the calibrated noise scale, not here."""
     noise = np.array(budget(arithmetic=arithmetic, directions=DIRECTIONS).release(empty(DIRECTIONS), CLIP))
     noise /= NOISE_SCALE * CLIP
     assert within((noise**2).sum(), stats.chi2(DIRECTIONS))
@@ -94,7 +94,7 @@ def test_vector_releases_have_the_same_noise_in_every_coordinate():
 
 
 def test_no_two_coordinates_share_their_noise():
-    """Of equal tensors, of neighbouring chunks of a big one, of two steps."""
+    """Among equal tensors, neighbouring chunks of a large one, and two steps."""
     source = budget()
     sums = [torch.zeros(2 * CHUNK, dtype=torch.float64) for _ in range(2)]
     add_noise(source, sums)
@@ -139,7 +139,7 @@ def test_laplace_noise_on_vectors_is_refused():
 @every_mechanism
 @pytest.mark.parametrize("clip", [1.0, CLIP, 3e-5, 1e4])
 def test_an_exact_release_is_a_whole_number_of_grid_points(mechanism, clip):
-    """And a function of that number alone: recomputed from it, it is the same to the bit."""
+    """The release is a function of that number alone, to the bit."""
     point = clip * 2.0**-GRID_BITS
     values = clip * torch.linspace(-1, 1, 7, dtype=torch.float64)[:5]
     whole_by_chance = 0
@@ -167,7 +167,7 @@ def test_without_noise_an_exact_release_is_the_sum_on_the_grid():
 
 @pytest.mark.parametrize("noise_scale", [0.3, 1.7, np.nextafter(2.0, 3), 1e-12])
 def test_the_discrete_law_has_no_less_variance_than_was_asked_for(noise_scale, monkeypatch):
-    """To the last digit: a float64 square would round down for every other scale."""
+    """Exactly: a float64 square would round down for every other scale."""
     parameters = {}
     for law in ("gaussian", "laplace"):
         monkeypatch.setattr(
@@ -180,9 +180,7 @@ def test_the_discrete_law_has_no_less_variance_than_was_asked_for(noise_scale, m
 
 
 def total_variation(mechanism: str, scale: int) -> float:
-    """Between the discrete law and the continuous one rounded to integers, both with this scale, by
-    summing.
-    """
+    """Total variation between the discrete law and the rounded continuous one, by summing."""
     reach = 45 * scale
     k = np.arange(-reach, reach + 1, dtype=np.float64)
     continuous = {"gaussian": stats.norm, "laplace": stats.laplace}[mechanism](scale=scale)
@@ -195,7 +193,7 @@ def total_variation(mechanism: str, scale: int) -> float:
 @every_mechanism
 @pytest.mark.parametrize("scale", [1, 2, 3, 7, 30, 200])
 def test_the_discrete_law_is_as_near_the_continuous_one_as_the_excess_says(mechanism, scale):
-    """One scalar at epsilon minus infinity: the excess is the distance."""
+    """One scalar at epsilon minus infinity: the excess is then the distance."""
     claimed = delta_excess(scale * 2.0**-GRID_BITS, scalars=1, epsilon=-np.inf)
     measured = total_variation(mechanism, scale)
     assert measured <= claimed
@@ -209,6 +207,6 @@ def test_the_excess_counts_every_scalar_in_both_worlds(epsilon):
 
 
 def test_exact_noise_costs_a_negligible_delta():
-    """The least noise and the most steps that any sweep comes near."""
+    """With less noise and more steps than any sweep has."""
     assert delta_excess(0.3, scalars=100_000, epsilon=10.0) < 1e-8 * 1e-6
     assert delta_excess(0.3, scalars=100_000, epsilon=1e6) > 0  # no overflow

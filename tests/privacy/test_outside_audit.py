@@ -51,7 +51,7 @@ OF_ONE_BUDGET = 500
 
 @pytest.fixture(scope="module")
 def auditing():
-    """The module alone: the package's own beginning would import jax."""
+    """Load the module alone: importing the package would import jax."""
     spec = importlib.util.spec_from_file_location(
         "jax_privacy_auditing", Path(FOUND.origin).parent / "auditing.py"
     )
@@ -71,9 +71,7 @@ def _each_question_once() -> Iterator[None]:
 def transcripts(
     setting: Setting, scale: float, arithmetic: str, present: bool, number: int, seed: int
 ) -> np.ndarray:
-    """Released sums over the clip, [number, steps]: `number` runs, of budgets that are used many times
-    over.
-    """
+    """Released sums over the clip, [number, steps], from budgets that are used many times."""
     released = []
     for key in map(RunKey.published, count(seed)):
         budget = Budget(setting, scale, key, noise_arithmetic=arithmetic, overspend=True)
@@ -89,7 +87,7 @@ def transcripts(
 def lower_bound(
     auditing, setting: Setting, scale: float, claimed: float, arithmetic: str, number: int
 ) -> float:
-    """Of epsilon at the setting's delta, where `scale` is added and `claimed` is thought to be."""
+    """Lower bound on epsilon at the setting's delta, if `scale` is added and `claimed` is claimed."""
     scores = [
         log_likelihood_ratio(setting, claimed, transcripts(setting, scale, arithmetic, present, number, seed))
         for present, seed in ((True, 0), (False, 10**6))

@@ -19,7 +19,9 @@ SIZES = {"epsilon": 1, "delta": 1e-5, "dataset_size": 500, "batch_size": 50, "st
 
 
 def law(counts: tuple[int, ...], epsilon: float) -> list[float]:
-    """P(place), over all orders: the first place whose coin shows heads, the largest count's always does."""
+    """P(place) over all orders: the first place whose coin shows heads; that of the largest count always
+    does.
+    """
     heads = [math.exp(-epsilon / 2 * (max(counts) - count)) for count in counts]
     orders = list(permutations(range(len(counts))))
     probabilities = [0.0] * len(counts)
@@ -40,7 +42,7 @@ def drawn(counts: tuple[int, ...], epsilon: float, times: int) -> list[int]:
 
 @pytest.mark.parametrize("counts", [(5, 5), (5, 4, 2), (7, 7, 6, 3)])
 def test_the_draws_have_the_law_of_permute_and_flip(counts):
-    """Pearson's statistic of 4,000 draws; a false alarm once in 1e7."""
+    """Pearson's statistic of 4,000 draws; false alarm 1e-7."""
     expected = [4000 * p for p in law(counts, 1.5)]
     observed = drawn(counts, 1.5, 4000)
     distance = sum((n - e) ** 2 / e for n, e in zip(observed, expected, strict=True))
@@ -49,7 +51,7 @@ def test_the_draws_have_the_law_of_permute_and_flip(counts):
 
 @pytest.mark.parametrize("epsilon", [0.5, 1.0, 4.0])
 def test_permute_and_flip_is_epsilon_dp_for_each_adjacency(epsilon):
-    """All neighbours of all small counts, exactly; and the bound is reached up to a third of epsilon."""
+    """All neighbours of all small counts, exactly; the bound is tight up to a third of epsilon."""
     worst = 0.0
     for counts in product(range(3), repeat=3):
         before = law(counts, epsilon)
@@ -73,8 +75,8 @@ def test_invalid_counts_and_epsilons_are_refused(counts, epsilon):
 
 
 def test_its_mu_dominates_randomised_response():
-    """delta(e) of the Gaussian mechanism is nowhere below that of the worst that is epsilon-DP, and
-    touches it at 0.
+    """delta(e) of the Gaussian mechanism is nowhere below that of the worst epsilon-DP mechanism, and equals
+    it at 0.
     """
     for epsilon in (0.3, 1.0, 4.0):
         high = math.exp(epsilon) / (1 + math.exp(epsilon))
@@ -117,8 +119,8 @@ def test_a_choice_at_the_runs_epsilon_keeps_epsilon_and_raises_mu():
 
 @pytest.mark.parametrize("noise_key", ["secret", "published"])
 def test_a_choice_is_made_once(tmp_path, noise_key):
-    """A process that ended after its choice has released it: the next one, with a key of its own, gets
-    what was chosen.
+    """A process that ended after its choice has released it: the next process, with its own key, gets the
+    same choice.
     """
     path, setting, chosen = tmp_path / "ledger", Budget.calibrated(**SIZES).setting, []
     for counts in ({10: 4, 20: 5, 30: 5, 40: 3}, {10: 100, 20: 0, 30: 0, 40: 0}, {40: 1}):
@@ -131,7 +133,7 @@ def test_a_choice_is_made_once(tmp_path, noise_key):
 
 
 def test_choices_under_several_keys_add_up(tmp_path):
-    """They counted once: a state and a ledger kept one choice, whoever made it."""
+    """Regression: they counted once, because state and ledger kept one choice."""
     setting, states = Budget.calibrated(**SIZES).setting, []
     for _ in range(2):  # two processes, which know nothing of each other
         budget = Budget(setting, 1.0, RunKey.secret())

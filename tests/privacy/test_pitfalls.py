@@ -44,7 +44,7 @@ every_method = pytest.mark.parametrize("kind", METHODS)
 
 
 class Loss:
-    """Squared error on INPUTS times `slope`; in parts for the methods that take gradients."""
+    """Squared error on INPUTS times `slope`, in parts for the methods that take gradients."""
 
     def __init__(self, slope: float = 1.0, part: int = 1000) -> None:
         self.slope, self.part = slope, part
@@ -69,7 +69,7 @@ def budget(noise_scale=1.0, key=None, ledger=None, arithmetic=None, **change) ->
 
 
 def stand_in_budget(noise_scale=1.0, key=None, **options) -> StandInBudget:
-    """For batches of the test's own."""
+    """A stand-in budget for the test's own batches."""
     return StandInBudget(SETTING, noise_scale, key, **options)
 
 
@@ -85,7 +85,7 @@ def weights(model: nn.Module) -> torch.Tensor:
 
 
 def released_mean(method, batch) -> np.ndarray:
-    """One step: what it released over the expected batch size, in units of the clip bound."""
+    """The release of one step over the expected batch size, in units of the clip."""
     before = weights(method.model).double()
     scalar = method.step(batch)
     if scalar is None:
@@ -96,7 +96,7 @@ def released_mean(method, batch) -> np.ndarray:
 
 
 class Watching:
-    """A budget that keeps the sum that is handed in to be noised, the bound, and what comes out."""
+    """A budget that keeps each sum before noise, the clip, and the release."""
 
     def __init__(self, *arguments, **options) -> None:
         super().__init__(*arguments, **options)
@@ -125,9 +125,8 @@ class WatchedStandInBudget(Watching, StandInBudget):
 
 
 def public_step(weights: list[torch.Tensor], data: torch.Tensor, seed: int) -> tuple[float, float]:
-    """As public code has it: the direction seeds the global generator, the noise is the next number.
-
-    -> (sum, release)
+    """Public code: the direction seed seeds the global generator, and the noise is its next number. -> (sum,
+    release)
     """
 
     def loss_after_moving(scale: float) -> torch.Tensor:
@@ -151,10 +150,7 @@ def test_p01_public_noise_follows_from_the_direction_seed():
 
 
 def scalars(method, steps: int) -> np.ndarray:
-    """What a zeroth-order method releases when nobody is there: the noise alone.
-
-    Weights stay where they are.
-    """
+    """Releases of a zeroth-order method on empty batches: the noise alone. The weights stay."""
     released = []
     for _ in range(steps):
         released.append(method.projected_gradient(torch.zeros(0)))
@@ -167,7 +163,7 @@ def transcript(key: RunKey, steps=2000) -> np.ndarray:
 
 
 def test_p01_our_noise_does_not_follow_from_public_seeds():
-    """Who knows the seed, every earlier release and another run of the same seed learns nothing of the
+    """An adversary with the seed, all earlier releases and another run of the same seed learns nothing of the
     next number.
     """
     noise, other = transcript(RunKey.secret()), transcript(RunKey.secret())
@@ -198,7 +194,7 @@ def test_p01_the_key_is_in_no_artefact(tmp_path):
 
 @pytest.mark.parametrize("arithmetic", ARITHMETICS)
 def test_p02_the_direction_seed_changes_neither_batches_nor_noise(arithmetic):
-    """On losses without slope the release is the noise alone."""
+    """With a constant loss the release is the noise alone."""
     runs, ends = [], []
     for seed in (0, 1):
         private_budget = Budget(SETTING, 1.0, RunKey.published(0), noise_arithmetic=arithmetic)
@@ -229,7 +225,7 @@ def test_p02_noise_and_directions_are_unrelated():
 
 
 def far_from_poisson(sampler, steps=4000) -> set[str]:
-    """Which marks of the joint law a sampler misses by more than 5.3 standard deviations (1.2e-7 each by
+    """Properties of the joint law that a sampler misses by more than 5.3 standard deviations (1.2e-7 each by
     chance).
     """
     member = np.zeros((steps, sampler.dataset_size))
@@ -273,9 +269,7 @@ def test_p03_batches_have_the_joint_law_of_poisson_sampling():
 @every_method
 @pytest.mark.parametrize("count", [0, 1, BATCH_SIZE, 2 * BATCH_SIZE, 40])
 def test_p04_a_saturated_batch_moves_by_its_size_over_the_expected_size(kind, count):
-    """Dividing by the size that was drawn would give the bound for every size, and one example as much
-    weight as many.
-    """
+    """Dividing by the drawn size would give the clip for every size, and one example as much weight as many."""
     method = make(kind, stand_in_budget(0.0), loss=Loss(slope=1e6))
     moved = released_mean(method, np.full(count, 3))  # one example many times: all pull the same way
     assert np.linalg.norm(moved) == pytest.approx(count / BATCH_SIZE, rel=1e-4, abs=1e-6)
@@ -311,7 +305,7 @@ def test_p05_there_is_no_short_last_batch(options):
 
 @every_method
 def test_p06_the_noise_of_a_mean_is_scale_times_clip_over_the_expected_batch_size(kind):
-    """Through each method's own divisions; a factor of 1.2 either way is told apart."""
+    """Through each method's own divisions; a factor of 1.2 either way is detected."""
     method = make(kind, stand_in_budget(3.0), linear(40, 74, 1))
     if kind is DPSGD:
         mean = released_mean(method, NOBODY)
@@ -330,7 +324,7 @@ def test_p06_the_noise_of_a_mean_is_scale_times_clip_over_the_expected_batch_siz
     [("add_remove", 1, 1), ("replace_one", 1, 2), ("add_remove", 4, 2), ("replace_one", 9, 6)],
 )
 def test_p06_the_adjacency_and_the_directions_make_the_sensitivity(adjacency, directions, sensitivity):
-    """On full batches noise in proportion to the sensitivity gives one and the same epsilon."""
+    """On full batches, noise proportional to the sensitivity gives the same epsilon."""
     base = Setting("gaussian", "full_batch", "add_remove", SIZE, SIZE, STEPS, 1e-5)
     setting = replace(base, adjacency=adjacency, directions=directions)
     assert setting.sensitivity() == sensitivity
@@ -342,9 +336,7 @@ def test_p06_the_adjacency_and_the_directions_make_the_sensitivity(adjacency, di
 
 @every_method
 def test_p07_an_empty_batch_releases_noise_and_counts_first_and_midway(kind):
-    """The model is not asked (the loss would fail), and what is released is the noise of that step to the
-    last digit.
-    """
+    """The model is not evaluated (the loss would fail), and the release is exactly that step's noise."""
     private_budget, twin = stand_in_budget(), stand_in_budget()
     method = make(kind, private_budget)
     for step, count in enumerate([0, 5, 0, 3, 0]):
@@ -438,7 +430,7 @@ KILLED_AFTER = 4
 
 
 def run_until_killed(folder: Path, pipe: int) -> None:
-    """Both kinds of run, each with a ledger and no checkpoint yet, and then what no process can catch."""
+    """Both kinds of key, each with a ledger and no checkpoint, until SIGKILL."""
     for kind in ("published", "secret"):
         private_budget = budget(key=RunKey.for_run(kind, 0), ledger=folder / kind)
         method = make(DPZero, private_budget)
@@ -473,7 +465,7 @@ def test_p13_a_killed_run_counts_what_it_released_and_repeats_no_noise_on_other_
 
 @every_method
 def test_p13_a_checkpoint_holds_no_state_of_noise_or_sampling(kind):
-    """Moments are of released sums and scalars."""
+    """Optimizer moments are functions of released sums and scalars."""
     allowed = {"steps_taken", "parameters", "optimizer", "second_moment", "schedule", "budget"}
     state = make(kind, budget(key=RunKey.secret(), arithmetic="float")).state_dict()
     assert set(state) <= allowed
@@ -487,9 +479,7 @@ def test_p13_a_checkpoint_holds_no_state_of_noise_or_sampling(kind):
 
 
 def test_p14_choosing_the_best_of_ten_costs_more_than_one_run():
-    """And is accounted for where it is done at random; what was chosen in another way the statement calls
-    not accounted.
-    """
+    """A random number of tries is accounted for; the statement calls any other choice not accounted."""
     setting = Setting("gaussian", "poisson", "add_remove", 1024, 64, 1000, 1e-5)
     once, best = setting.epsilon_rdp(4.05), Tries("geometric", 10).epsilon(setting, 4.05)
     assert 1.8 * once < best < 10 * once
@@ -499,7 +489,7 @@ def test_p14_choosing_the_best_of_ten_costs_more_than_one_run():
 
 
 def test_p15_the_ledger_is_the_same_whatever_the_data_are(tmp_path):
-    """It tells neither batch sizes nor losses: the same bytes for any batch."""
+    """The ledger reveals neither batch sizes nor losses: the same bytes for any batch."""
     texts = []
     for name, count, slope in (("a", 0, 1.0), ("b", 9, 1e6), ("c", 3, math.nan)):
         method = make(DPZero, stand_in_budget(ledger=tmp_path / name), loss=Loss(slope))
@@ -549,7 +539,7 @@ def test_p18_rate_and_steps_are_those_that_were_asked_for(size, batch, steps):
 
 
 def test_p19_a_frozen_parameter_changes_nothing():
-    """Neither the norm that is clipped nor the noise of the others."""
+    """It changes neither the clipped norm nor the noise of the others."""
     ends = []
     for frozen in (False, True):
         model = linear()
@@ -564,7 +554,7 @@ def test_p19_a_frozen_parameter_changes_nothing():
 
 
 class Tied(nn.Module):
-    """Looks a text up and scores it with the same matrix."""
+    """Embeds a text and scores it with the same matrix."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -592,7 +582,7 @@ def test_p20_the_gradient_of_a_tied_embedding_is_that_of_both_uses(clip):
 
 
 class Positions(nn.Module):
-    """One row of positions for the whole batch, as GPT-2 and BERT have it."""
+    """One row of positions for the whole batch, as in GPT-2 and BERT."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -686,7 +676,7 @@ def test_p24_a_smaller_delta_passes_and_is_in_the_statement(delta):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_p28_one_clip_and_one_noise_scale_for_all_layers_and_optimizers(optimizer):
-    """Clipped layer by layer one example would weigh the root of three times the bound."""
+    """With clipping per layer, one example would have a norm of sqrt(3) times the clip."""
     private_budget = WatchedStandInBudget(SETTING, 2.0)
     method = make(DPSGD, private_budget, linear(5, 40, 40, 1), Loss(1e6), optimizer=optimizer)
     method.step(np.array([3]))

@@ -43,9 +43,7 @@ MULTIPLIERS = [
 
 @pytest.mark.parametrize("size, assumed, batch, steps, epsilon, multiplier", MULTIPLIERS)
 def test_dpzeros_noise_is_twice_the_multiplier_of_opacus(size, assumed, batch, steps, epsilon, multiplier):
-    """To the three digits that were published; and that multiplier spends epsilon by RDP, to opacus'
-    tolerance of 0.01.
-    """
+    """To the three published digits; by RDP the multiplier spends epsilon, within opacus' tolerance of 0.01."""
     noise = published(
         "dpzero", epsilon, size=size, batch=batch, steps=steps, assumed_size=assumed
     ).noise_scale
@@ -63,9 +61,7 @@ def test_aggzos_noise_is_for_95_per_cent_of_epsilon():
 @pytest.mark.slow
 @pytest.mark.parametrize("epsilon", [2.0, 8.0])
 def test_zosos_noise_is_the_least_of_its_grid_whose_bound_is_below_epsilon(epsilon):
-    """The bound lies 0.1 above the truth, so the noise is that of epsilon - 0.1, one cell of the grid more
-    at most.
-    """
+    """The bound is 0.1 above the truth, so the noise is that of epsilon - 0.1, plus at most one grid cell."""
     run = published("dp_zoso", epsilon, 1 / 1536, 1536, steps=6000)
     exact = run.setting.noise_scale(epsilon - 0.1)
     assert exact - 2e-4 <= run.noise_scale <= exact + 1e-3
@@ -79,8 +75,8 @@ def test_the_search_over_the_grid_ends_at_the_least_that_holds():
 
 
 def test_the_factor_2_is_for_an_example_replaced():
-    """Drawn without replacement the doubled noise spends about the claim; with one example added or
-    removed, half of it.
+    """Without replacement, the doubled noise spends about the claim; for one example added or removed, half
+    of it.
     """
     for epsilon, replaced, removed in ((2.0, 1.967, 0.84), (6.0, 6.44, 2.30)):
         run = published("dpzero", epsilon, steps=1000)
@@ -180,8 +176,9 @@ def test_our_reproduction_draws_its_noise_from_the_run_key():
 
 
 def test_shuffled_batches_are_not_poisson_batches():
-    """Every example once an epoch, never in two batches of it, all batches of one size: of a Poisson sampler
-    each of these would fail nearly always."""
+    """Every example once an epoch, in one batch only, all batches of one size: Poisson batches nearly never
+    have any of these.
+    """
     sampler = ShuffledEpochs(1000, 64, RunKey.published(0).stream("sampling"))
     for epoch in range(20):
         batches = [sampler.batch(16 * epoch + k) for k in range(16)]
@@ -190,7 +187,7 @@ def test_shuffled_batches_are_not_poisson_batches():
 
 
 def test_an_examples_position_is_uniform_and_independent_in_each_epoch():
-    """Chi-square over its place in two epochs on end, 6 x 6 places; false alarm 1e-7."""
+    """Chi-square over its place in two consecutive epochs, 6 x 6 places; false alarm 1e-7."""
     sampler = ShuffledEpochs(24, 4, RunKey.published(1).stream("sampling"))
     places = [next(k for k in range(6) if 5 in sampler.batch(6 * epoch + k)) for epoch in range(14_400)]
     counts = np.bincount(6 * np.array(places[::2]) + np.array(places[1::2]), minlength=36)
@@ -224,9 +221,7 @@ def test_shuffled_epochs_have_a_larger_epsilon_than_poisson_batches():
 
 
 def two_batches(epsilon: float, shift: float, without=0.0, last_share=0.5, last_growth=1.0) -> float:
-    """delta of one epoch of two batches, by integration over the plane: with the example against without,
-    and back.
-    """
+    """delta of one epoch of two batches in both directions, by integration over the plane."""
 
     def density(y1, y2, higher):
         first = stats.norm.pdf(y1 - higher) * stats.norm.pdf(y2)
@@ -311,7 +306,7 @@ FULL, SHORT, SHORTER = (torch.full((size,), 0.5).double() for size in (16, 8, 4)
 
 
 def released(run: PublicRun, values: torch.Tensor) -> tuple[float, int]:
-    """The mean that a batch of so many values gives, and the batch's number, from a budget of its own."""
+    """The mean released for a batch with these values, and the batch's number, from a new budget."""
     budget = PublicCodeBudget(run, RunKey.published(0))
     number = next(n for n in range(run.batches) if len(budget.sampler.batch(n)) == len(values))
     budget.start_at(number)
@@ -320,14 +315,14 @@ def released(run: PublicRun, values: torch.Tensor) -> tuple[float, int]:
 
 
 def moved(run: PublicRun, rows: torch.Tensor) -> float:
-    """What one example of the batch moves the mean by, from one end of [-1, 1] to the other."""
+    """The largest change of the mean if one example moves from one end of [-1, 1] to the other."""
     ends = [torch.cat([rows[1:], torch.tensor([end]).double()]) for end in (-1.0, 1.0)]
     low, high = (released(run, values)[0] for values in ends)
     return high - low
 
 
 def noise_of(run: PublicRun, rows: torch.Tensor) -> float:
-    """Its scale: what is released of nothing, over the number of unit scale that was drawn."""
+    """Scale of the noise: the release of an empty sum over the drawn number of unit scale."""
     noise, number = released(run, 0 * rows)
     return noise / float(RunKey.published(0).stream("noise").normals(1, number, 0, 0)[0])
 
@@ -351,7 +346,7 @@ def test_zosos_short_last_batch_has_its_noise_divided_too():
 
 
 def test_aggzo_divides_by_the_rate_times_a_noisy_count():
-    """The same all the run long; the count is off by some 10 at epsilon 2."""
+    """The count is the same for the whole run, and off by some 10 at epsilon 2."""
     run = published("dp_aggzo", 2.0, steps=1000)
     counts = []
     for seed in range(3):

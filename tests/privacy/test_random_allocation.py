@@ -187,7 +187,7 @@ def test_a_started_period_counts_whole():
 
 
 def test_a_period_that_two_keys_share_counts_once_for_each():
-    """Under another key examples are allocated anew: one may be in a batch of each."""
+    """Another key allocates the examples anew: one may be in a batch of each."""
     setting = replace(COMMON, dataset_size=64, batch_size=16, steps=8)  # two periods
     budget = Budget(setting, 2.0, RunKey.published(0))
     for name, numbers in {budget.key.name: range(4), 16 * "a": range(2)}.items():
@@ -197,7 +197,7 @@ def test_a_period_that_two_keys_share_counts_once_for_each():
 
 
 def test_another_key_starts_a_new_period():
-    """Else the rest of a period would be drawn for examples that may have had their batch."""
+    """Otherwise the rest of a period could draw examples that already had their batch."""
     setting = replace(COMMON, dataset_size=64, batch_size=16, steps=8)
     one, two = (Budget(setting, 2.0, RunKey.published(seed)) for seed in (0, 1))
     for batch, _ in zip(one.batches(), range(2), strict=False):
@@ -224,7 +224,7 @@ def test_several_directions_are_one_release_of_higher_sensitivity():
 
 
 def test_pure_epsilon_is_that_of_one_release_a_period():
-    """All outputs of a period may be as telling as the one with the example."""
+    """In the worst case all outputs of a period are as informative as the one with the example."""
     pure = replace(COMMON, mechanism="laplace", delta=0.0)
     assert pure.epsilon(126.0) == pytest.approx(0.5)
     assert pure.noise_scale(0.5) == pytest.approx(126.0)

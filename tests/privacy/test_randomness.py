@@ -124,9 +124,7 @@ def test_the_extreme_words_give_finite_numbers_inside_the_open_interval(word, mo
 
 
 def test_noise_is_not_a_function_of_a_public_seed():
-    """Drawn after seeding a generator with the direction's seed, noise would be known to whoever knows the
-    seed.
-    """
+    """Noise drawn from a generator seeded with the direction's seed would be known to anyone with the seed."""
     steps = range(4000)
     noise = [RunKey.published(0).stream("noise").normals(1, step, 0, 0)[0] for step in steps]
     seeded = [torch.randn(4, generator=torch.Generator().manual_seed(step)).numpy() for step in steps]
@@ -135,7 +133,7 @@ def test_noise_is_not_a_function_of_a_public_seed():
 
 
 def test_the_privacy_room_uses_no_global_generator():
-    """torch and numpy generators are out of the house where noise, batches and directions are made."""
+    """Noise, batches and directions use no torch or numpy generator."""
     files = [*HOUSE.glob("privacy/*.py"), *HOUSE.glob("zeroth_order/*.py"), HOUSE / "algorithm.py"]
     assert len(files) > 10
     forbidden = {"random", "manual_seed", "randn", "randn_like", "rand", "randint", "randperm"}

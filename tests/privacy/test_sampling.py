@@ -52,8 +52,8 @@ def test_every_example_joins_with_the_same_probability(drawn):
 
 
 def test_examples_join_independently_of_each_other(drawn):
-    """Shuffled or fixed-size batches of the same mean size fail here: their pairs meet less often than
-    rate squared.
+    """Shuffled or fixed-size batches of the same mean size fail here: their pairs meet less often than rate
+    squared.
     """
     together = drawn.T @ drawn
     pairs = sigmas(together[np.triu_indices(SIZE, 1)], STEPS, RATE**2)
@@ -63,7 +63,7 @@ def test_examples_join_independently_of_each_other(drawn):
 
 
 def test_examples_join_independently_from_step_to_step(drawn):
-    """No epochs: the same example comes twice in a row as often as chance has it."""
+    """No epochs: an example is drawn twice in a row as often as by chance."""
     again = (drawn[1:] * drawn[:-1]).sum()
     trials = (STEPS - 1) * SIZE
     assert (
@@ -169,7 +169,7 @@ def test_a_user_may_be_any_hashable(names):
 
 
 def test_a_user_with_many_examples_is_drawn_no_more_often():
-    """The sampler draws users: rate batch_size / users, whatever they wrote."""
+    """The sampler draws users at rate batch_size / users, whatever the number of their examples."""
     users = Users(["prolific"] * 91 + list(range(9)))
     source, count = sampler(size=len(users), batch=2), 4000
     drawn = np.zeros((count, len(users)))

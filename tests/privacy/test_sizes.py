@@ -62,8 +62,8 @@ def noise_of(source: Budget, number: int, directions: int, clip: float) -> list[
 @pytest.mark.parametrize("arithmetic", ARITHMETICS)
 @pytest.mark.parametrize("mechanism", ["gaussian", "laplace"])
 def test_a_release_is_its_sum_and_its_own_noise_at_any_step(mechanism, arithmetic):
-    """Whole noise at the first step, at the last and in between, for batches of any size, and no noise
-    twice.
+    """Full noise at the first step, at the last and in between, for batches of any size, and never the same
+    noise twice.
     """
     source, noises = budget(mechanism, arithmetic), []
     for number in FAR:
@@ -88,7 +88,7 @@ def test_each_of_many_directions_has_noise_of_its_own(arithmetic, directions=70)
 
 
 def test_each_of_many_tensors_has_noise_of_its_own():
-    """And each part of a large one."""
+    """Each part of a large tensor has its own noise, too."""
     source = budget()
     sums = [torch.zeros(100, dtype=torch.float64) for _ in range(300)] + [
         torch.zeros(2**19 + 5, dtype=torch.float64)
@@ -102,7 +102,7 @@ def test_each_of_many_tensors_has_noise_of_its_own():
 
 
 def test_noise_and_batches_are_uncorrelated():
-    """Nor does who was drawn tell the noise, though both come from one key."""
+    """Noise and batches are independent, though both come from one key."""
     source, steps = budget(size=60, batch_size=30), 4000
     member, noise = np.zeros((steps, 60)), np.zeros(steps)
     for step, batch in zip(range(steps), source.batches(), strict=False):
