@@ -37,11 +37,7 @@ class Gaussian:
     """Noise with standard deviation noise_scale * clip."""
 
     name = "gaussian"
-
-    @staticmethod
-    def unit_noise(stream: Stream, count: int, *counter: int) -> NDArray[np.float64]:
-        """`count` numbers at scale 1."""
-        return stream.normals(count, *counter)
+    unit_noise = staticmethod(Stream.normals)
 
     @staticmethod
     def grid_noise(stream: Stream, noise_scale: float, *counter: int) -> int:
@@ -55,10 +51,7 @@ class Laplace:
     """Noise with density exp(-|x| / b) / 2b, b = noise_scale * clip, for scalars bounded by clip."""
 
     name = "laplace"
-
-    @staticmethod
-    def unit_noise(stream: Stream, count: int, *counter: int) -> NDArray[np.float64]:
-        return stream.laplaces(count, *counter)
+    unit_noise = staticmethod(Stream.laplaces)
 
     @staticmethod
     def grid_noise(stream: Stream, noise_scale: float, *counter: int) -> int:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import operator
-from numbers import Real
+from numbers import Integral, Real
 
 MIN_DELTA = 1e-30  # tested down to here against an independent accountant
 PROVEN = (  # (sampling, adjacency) for both mechanisms
@@ -23,15 +22,11 @@ SHUFFLING = ". To shuffle, use random_allocation: each example is in exactly one
 
 def integer(name: str, value: object) -> int:
     """Convert any integer type; True and 3.0 are refused."""
-    try:
-        number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        number = None
-    if number is None:
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise ValueError(f"{name} is {value!r}: it must be an integer")
-    if number < 1:
-        raise ValueError(f"{name} is {number}: it must be at least 1")
-    return number
+    if value < 1:
+        raise ValueError(f"{name} is {value}: it must be at least 1")
+    return int(value)
 
 
 def real(name: str, value: object) -> float:
