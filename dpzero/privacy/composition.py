@@ -195,7 +195,7 @@ def _window(losses: Array, tilted: Array, steps: int) -> tuple[float, float]:
     width = math.sqrt(steps * float(tilted @ (losses - mean) ** 2)) + 1e-300
 
     def reach(sign: int) -> float:
-        orders = (np.geomspace(1, 30, 6) / width).tolist()
+        orders: list[float] = (np.geomspace(1, 30, 6) / width).tolist()
         cumulants = [_log_sum(logs + sign * h * (losses - mean)) for h in orders]
         return min((steps * k - math.log(WINDOW_TAIL)) / h for k, h in zip(cumulants, orders, strict=True))
 
