@@ -55,14 +55,8 @@ class DPSGD(FineTuning):
         clipping: Literal["hooks", "ghost"] = "hooks",
         seed: int = 0,
     ) -> None:
-        super().__init__(
-            model,
-            loss,
-            Budget.require(budget).batch_size,
-            learning_rate=learning_rate,
-            optimizer=optimizer,
-            seed=seed,
-        )
+        size = Budget.require(budget).batch_size
+        super().__init__(model, loss, size, learning_rate=learning_rate, optimizer=optimizer, seed=seed)
         check_clip(clip)
         if clipping not in ("hooks", "ghost"):
             raise ValueError(f"clipping is {clipping!r}: give one of hooks, ghost")

@@ -59,7 +59,9 @@ class Gaussian:
 
     def perturbed_copy(self, tensor: Tensor, number: int, move: Move) -> Tensor:
         """A copy at tensor + scale * z."""
-        return dispatch.perturbed_copy(self.kind, tensor, number, self.key, self.normalized([move]))
+        copy = tensor.detach().clone()
+        dispatch.run(self.pieces([(number, copy)], [move]))
+        return copy
 
     def add_product_(self, out: Tensor, input: Tensor, number: int, shape: Sequence[int], move: Move) -> None:
         """In place: out [..., rows] += scale * input [..., columns] z^T, for a matrix of this shape."""
@@ -100,12 +102,9 @@ class Sphere(Gaussian):
         return self._factors[step, direction]
 
     def normalized(self, moves: Sequence[Move]) -> Sequence[Move]:
-        return [
-            replace(
-                move, scales=tuple(scale * self.factor(move.step, move.direction) for scale in move.scales)
-            )
-            for move in moves
-        ]
+        factors = [self.factor(move.step, move.direction) for move in moves]
+        scales = [tuple(scale * f for scale in m.scales) for m, f in zip(moves, factors, strict=True)]
+        return [replace(move, scales=scaled) for move, scaled in zip(moves, scales, strict=True)]
 
 
 class Rademacher(Gaussian):
@@ -146,11 +145,6 @@ class LowRank(Gaussian):
         scales = [tuple(s / math.sqrt(self.rank) for s in m.scales) for m in moves]
         outer = dispatch.add_outer_pieces(matrices, scales)
         return dispatch.add_pieces(self.kind, vectors, self.key, moves) + outer
-
-    def perturbed_copy(self, tensor: Tensor, number: int, move: Move) -> Tensor:
-        copy = tensor.detach().clone()
-        dispatch.run(self.pieces([(number, copy)], [move]))
-        return copy
 
     def factors(
         self, number: int, shape: Sequence[int], step: int, direction: int, device: torch.device

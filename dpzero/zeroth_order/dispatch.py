@@ -112,20 +112,9 @@ def add_rows_(kind: str, out: Tensor, rows: Tensor, number: int, key: Key, moves
     if isinstance(out, FakeTensor) or not out.numel():
         return
     if (triton := _triton(out.device)) is not None:
-        triton.move(kind, out, out, number, key, table(moves), rows=rows)
+        triton.move(kind, out, number, key, table(moves), rows=rows)
     else:
         _kernels(out)[0].add_rows_(kind, out, rows, key, number, table(moves))
-
-
-def perturbed_copy(kind: str, tensor: Tensor, number: int, key: Key, moves: Sequence[Move]) -> Tensor:
-    """tensor + scale * z, for each move and scale in turn."""
-    if not isinstance(tensor, FakeTensor) and (triton := _triton(tensor.device)) is not None:
-        copy = torch.empty_like(tensor, requires_grad=False)
-        triton.move(kind, tensor, copy, number, key, table(moves))
-        return copy
-    copy = tensor.detach().clone()
-    run(add_pieces(kind, [(number, copy)], key, moves))
-    return copy
 
 
 def normals(count: int, first: int, key: Key, address: kernels_torch.Address, device: torch.device) -> Tensor:
@@ -135,7 +124,7 @@ def normals(count: int, first: int, key: Key, address: kernels_torch.Address, de
     if isinstance(z, FakeTensor):
         return z
     if (triton := _triton(device)) is not None:
-        triton.move("normals", z, z, number, key, moves, first=first)
+        triton.move("normals", z, number, key, moves, first=first)
     else:
         _kernels(z)[0].add_("normals", z, first, key, number, moves)
     return z
@@ -153,11 +142,7 @@ def sum_of_squares(sizes: Sequence[int], key: Key, step: int, direction: int, de
         return z.square_().mul_(2.0**20).round_().sum()
 
     length = CHUNK if device.type == "cpu" else CUDA_CHUNK
-    pieces = [
-        (j, first, min(length, size - first))
-        for j, size in enumerate(sizes)
-        for first in range(0, size, length)
-    ]
+    pieces = [(j, i, min(length, size - i)) for j, size in enumerate(sizes) for i in range(0, size, length)]
     return sum(map(int, _pool(torch.get_num_threads()).map(squares, pieces)))
 
 

@@ -12,7 +12,7 @@ logarithm near 1 and for sine and cosine up to pi / 4, are those of the Cephes l
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,9 +90,8 @@ def normals(x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
     p = p * x * square + e * LN2_LOW
     p = p - square * 0.5
     square_radius = -((x + p) + e * LN2_HIGH)
-    radius = torch.sqrt(
-        square_radius.double()
-    ).float()  # rounded exactly; torch's float32 root is not, on every machine
+    # rounded exactly; torch's float32 root is not, on every machine
+    radius = torch.sqrt(square_radius.double()).float()
     angle = ((_signed(x1) >> 2).float() + 0.5) * ANGLE
     square = angle * angle
     sine = ((square * SINE[0] + SINE[1]) * square + SINE[2]) * square * angle + angle
@@ -129,12 +128,6 @@ def signs(key: Key, address: Address, first: int, count: int, device: torch.devi
     return (1 - 2 * bits).float().flatten()[first - 2048 * begin :][:count]
 
 
-KINDS: dict[str, Callable[[Key, Address, int, int, torch.device], Tensor]] = {
-    "normals": gaussian,
-    "signs": signs,
-}
-
-
 def add_(kind: str, out: Tensor, first: int, key: Key, number: int, moves: Table) -> None:
     """In place: out += scale * z, for each row (step, direction, *scales) of moves and each scale in turn.
 
@@ -143,7 +136,8 @@ def add_(kind: str, out: Tensor, first: int, key: Key, number: int, moves: Table
     """
     for step, direction, *scales in moves.tolist():
         address = number, int(step), int(direction)
-        z = KINDS[kind](key, address, first, len(out), out.device).to(out.dtype)
+        draw = signs if kind == "signs" else gaussian
+        z = draw(key, address, first, len(out), out.device).to(out.dtype)
         for scale in scales:
             out.add_(z * scale)
 

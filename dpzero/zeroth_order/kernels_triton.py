@@ -68,10 +68,10 @@ def _uint32(number):
 
 @triton.jit
 def _move_normals(
-    source, out, first, count, block, key0, key1, number, moves,
+    out, first, count, block, key0, key1, number, moves,
     MOVES: tl.constexpr, SCALES: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """out[i] = source[i] + scales * z[first + i], for those of the `count` elements that lie in TILES tiles."""
+    """out[i] += scales * z[first + i], for those of the `count` elements that lie in TILES tiles."""
     tile = first // 64 + block * TILES
     lane = tl.arange(0, 16 * TILES)
     counter = (tile * 16).to(tl.uint32) + lane.to(tl.uint32)
@@ -83,10 +83,10 @@ def _move_normals(
     m1 = (i1 >= 0) & (i1 < count)
     m2 = (i2 >= 0) & (i2 < count)
     m3 = (i3 >= 0) & (i3 < count)
-    w0 = tl.load(source + i0, mask=m0, other=0.0)
-    w1 = tl.load(source + i1, mask=m1, other=0.0)
-    w2 = tl.load(source + i2, mask=m2, other=0.0)
-    w3 = tl.load(source + i3, mask=m3, other=0.0)
+    w0 = tl.load(out + i0, mask=m0, other=0.0)
+    w1 = tl.load(out + i1, mask=m1, other=0.0)
+    w2 = tl.load(out + i2, mask=m2, other=0.0)
+    w3 = tl.load(out + i3, mask=m3, other=0.0)
     for m in range(MOVES):
         move = moves + m * (2 + SCALES)
         step, direction = _uint32(tl.load(move)), _uint32(tl.load(move + 1))
@@ -107,7 +107,7 @@ def _move_normals(
 
 @triton.jit
 def _move_signs(
-    source, out, first, count, block, key0, key1, number, moves, MOVES: tl.constexpr, SCALES: tl.constexpr
+    out, first, count, block, key0, key1, number, moves, MOVES: tl.constexpr, SCALES: tl.constexpr
 ):  # fmt: skip
     """As `_move_normals`, for the 2048 elements of a tile of signs."""
     tile = first // 2048 + block
@@ -116,7 +116,7 @@ def _move_signs(
     counter = (tile * 16).to(tl.uint32) + (column % 16).to(tl.uint32)
     i = tile * 2048 - first + (bit * 64 + column[None, :])
     inside = (i >= 0) & (i < count)
-    w = tl.load(source + i, mask=inside, other=0.0)
+    w = tl.load(out + i, mask=inside, other=0.0)
     for m in range(MOVES):
         move = moves + m * (2 + SCALES)
         step, direction = _uint32(tl.load(move)), _uint32(tl.load(move + 1))
@@ -154,14 +154,14 @@ def add(
     key0 = key0.to(tl.uint32)
     key1 = key1.to(tl.uint32)
     if SIGNS:
-        _move_signs(weights, weights, 0, count, block, key0, key1, number, moves, MOVES, SCALES)
+        _move_signs(weights, 0, count, block, key0, key1, number, moves, MOVES, SCALES)
     else:
-        _move_normals(weights, weights, 0, count, block, key0, key1, number, moves, MOVES, SCALES, TILES)
+        _move_normals(weights, 0, count, block, key0, key1, number, moves, MOVES, SCALES, TILES)
 
 
 @triton.jit(do_not_specialize=["key0", "key1", "number"])
 def rows(
-    source, out, rows, length, first, blocks, key0, key1, number, moves,
+    out, rows, length, first, blocks, key0, key1, number, moves,
     MOVES: tl.constexpr, SCALES: tl.constexpr, ROWS: tl.constexpr, SIGNS: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """One tensor, or rows of one: row i of `out` is row rows[i] of the tensor. Each row takes `blocks` programs."""
@@ -173,12 +173,11 @@ def rows(
     key0 = key0.to(tl.uint32)
     key1 = key1.to(tl.uint32)
     number = number.to(tl.uint32)
-    source += row * length
     out += row * length
     if SIGNS:
-        _move_signs(source, out, begin, length, block, key0, key1, number, moves, MOVES, SCALES)
+        _move_signs(out, begin, length, block, key0, key1, number, moves, MOVES, SCALES)
     else:
-        _move_normals(source, out, begin, length, block, key0, key1, number, moves, MOVES, SCALES, TILES)
+        _move_normals(out, begin, length, block, key0, key1, number, moves, MOVES, SCALES, TILES)
 
 
 @triton.jit

@@ -44,20 +44,12 @@ def add(kind: str, numbered: Sequence[tuple[int, Tensor]], key: Key, moves: Tabl
 
 
 def move(
-    kind: str,
-    source: Tensor,
-    out: Tensor,
-    number: int,
-    key: Key,
-    moves: Table,
-    *,
-    rows: Tensor | None = None,
-    first: int = 0,
+    kind: str, out: Tensor, number: int, key: Key, moves: Table, *, rows: Tensor | None = None, first: int = 0
 ) -> None:
-    """out = source + scale * z, for each row (step, direction, *scales) of moves and each scale in turn. `out` may be `source`.
+    """In place: out += scale * z, for each row (step, direction, *scales) of moves and each scale in turn.
 
     Args:
-        source: contiguous, of the type and shape of `out`. All of tensor `number`, or a part of it:
+        out: contiguous. All of tensor `number`, or a part of it:
         rows: int64 [n], which of its rows the rows of `out` [n, m] are.
         first: its element that the first of `out` is.
     """
@@ -72,7 +64,7 @@ def move(
     together = 1 if kind == "signs" else min(BLOCK // 64, 2 ** math.ceil(math.log2(max(tiles, 1))))
     blocks, numbers = -(-tiles // together), _on_device(moves, out.device)
     _launch(
-        kernels_triton.rows, height * blocks, out, source.detach(), out, numbers if rows is None else rows, length,
+        kernels_triton.rows, height * blocks, out, out, numbers if rows is None else rows, length,
         first, blocks, *_signed(*key, number), numbers, **_sizes(moves), ROWS=rows is not None,
         SIGNS=kind == "signs", TILES=together,
     )  # fmt: skip

@@ -42,14 +42,11 @@ def others_move(
         and `others_move_together_over_clip`, the absolute value of the sum of changes. Each is the largest
         over the examples that leave, and 0 if losses are batch-invariant.
     """
-    count = max(batches.sizes(batch))
-    keeps = [np.delete(np.arange(count), i) for i in (range(count) if leaving is None else leaving)]
-    subsets = [batch, *(batches.take(batch, keep, count) for keep in keeps)]
-    before, *afters = finite_differences(loss, model, subsets, smoothing, seed)
-    changes = [
-        after.clamp(-clip, clip) - before[torch.from_numpy(keep)].clamp(-clip, clip)
-        for after, keep in zip(afters, keeps, strict=True)
-    ]
+    keeps, subsets = _subsets(batch, leaving)
+    before, *afters = (
+        d.clamp(-clip, clip) for d in finite_differences(loss, model, subsets, smoothing, seed)
+    )
+    changes = [after - before[keep] for after, keep in zip(afters, keeps, strict=True)]
     return {
         "others_move_over_clip": max(float(c.abs().sum()) for c in changes) / clip,
         "others_move_together_over_clip": max(abs(float(c.sum())) for c in changes) / clip,
@@ -70,14 +67,18 @@ def losses_move(
 
     It is exact if at each of the two points the losses change as much as here.
     """
-    count, moved = max(batches.sizes(batch)), 0.0
-    before = loss(model, batch).double().cpu()
-    for i in leaving:
-        keep = np.delete(np.arange(count), i)
-        after = loss(model, batches.take(batch, keep, count)).double().cpu()
-        change = (after - before[torch.from_numpy(keep)]).abs()
-        moved = max(moved, float((change / smoothing).clamp_max(2 * clip).sum()) / clip)
-    return moved
+    keeps, subsets = _subsets(batch, leaving)
+    before, *afters = (loss(model, subset).double().cpu() for subset in subsets)
+    changes = [(after - before[keep]).abs() / smoothing for after, keep in zip(afters, keeps, strict=True)]
+    return max(float(change.clamp_max(2 * clip).sum()) for change in changes) / clip
+
+
+def _subsets(batch: Any, leaving: Iterable[int] | None) -> tuple[list[Tensor], list[Any]]:
+    """For each example that leaves, the positions of the others; the batch, and the batches without one."""
+    count = max(batches.sizes(batch))
+    keeps = [np.delete(np.arange(count), i) for i in (range(count) if leaving is None else leaving)]
+    subsets = [batches.take(batch, keep, count) for keep in keeps]
+    return [torch.from_numpy(keep) for keep in keeps], [batch, *subsets]
 
 
 def finite_differences(

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from torch.utils.hooks import RemovableHandle
 
 from .directions import Gaussian
 from .kernels_torch import Move
@@ -43,9 +42,7 @@ class PerturbOnRead(TorchFunctionMode):
 
     def __enter__(self) -> PerturbOnRead:
         self._thread = threading.get_ident()
-        self._hooks: list[RemovableHandle] = [
-            module.register_forward_pre_hook(self._check_seen) for module in self.holders
-        ]
+        self._hooks = [module.register_forward_pre_hook(self._check_seen) for module in self.holders]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 

@@ -248,12 +248,7 @@ class TwoPoint:
         return {
             "format": FORMAT,
             "method": self.title,
-            "law": {
-                "name": law["name"],
-                "version": self.law.law,
-                "seed": law["seed"],
-                "rank": law["rank"],
-            },
+            "law": {"name": law["name"], "version": self.law.law, "seed": law["seed"], "rank": law["rank"]},
             "directions": self.directions,
             "smoothing": self.smoothing,
             "schedule": self.schedule,

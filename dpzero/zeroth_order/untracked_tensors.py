@@ -164,9 +164,7 @@ def _copied(value: object) -> list[Any] | dict[Any, Any] | None:
 
 def _same(container: Any, copied: Any) -> bool:
     """Whether two containers hold the same objects at the same places."""
-    return len(container) == len(copied) and all(
-        a is b for a, b in zip(_items(container), _items(copied), strict=True)
-    )
+    return [*map(id, _items(container))] == [*map(id, _items(copied))]
 
 
 def _contents(value: object) -> tuple[list[Any], str]:
