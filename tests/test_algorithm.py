@@ -255,8 +255,8 @@ def test_user_level_training_draws_users_and_its_statement_says_user():
         asked.clear()
         me.step(*users.examples(batch))
         assert all(np.array_equal(seen, np.flatnonzero(np.isin(wrote, batch))) for seen in asked[-2:])
-    said = budget(1.0, unit="user").statement(clip=1.0, epsilon_target=2.0)
-    assert (said["unit"], said["dataset_size"], len(share.ledger)) == ("user", len(users), 20)
+    statement = budget(1.0, unit="user").statement(clip=1.0, epsilon_target=2.0)
+    assert (statement["unit"], statement["dataset_size"], len(share.ledger)) == ("user", len(users), 20)
 
 
 @pytest.mark.parametrize(("unit", "users"), [("user", None), ("example", np.zeros(4, np.int64))])

@@ -142,7 +142,7 @@ def test_the_settings_on_the_card_are_the_keyword_arguments(name):
     assert set(card.settings.values()) - listed <= {"int", "float", "str", "bool"}
 
 
-def test_every_file_of_the_house_is_found():
+def test_every_method_file_is_found():
     files = {file.stem for file in (ROOT / "baselines").glob("[!_]*.py")}
     assert set(CARDS) == files | {"dpzero"}
     assert {"dpzero", "dp_zo", "mezo", "dp_sgd", "fine_tuning", "zero_shot"} <= set(CARDS)
@@ -205,7 +205,7 @@ def test_an_untrained_method_leaves_the_model_alone(name, train):
 
 
 @every
-def test_a_method_goes_on_from_its_state_to_the_bit(name, train, tmp_path):
+def test_a_method_resumes_from_its_state_to_the_bit(name, train, tmp_path):
     def fresh():
         model = make_model()
         return model, make(name, model)
@@ -323,7 +323,7 @@ def test_a_method_does_not_repeat_secret_noise(name, train):
 
 
 @every_private
-def test_a_loss_without_noise_is_not_told_under_a_secret_key(name, train):
+def test_under_a_secret_key_there_is_no_training_loss(name, train):
     budget = Budget(make_budget().setting, 1.0, RunKey.secret(), noise_arithmetic="float")
     me = make(name, make_model(), budget)
     for batch, _ in zip(budget.batches(), range(3), strict=False):
@@ -355,7 +355,7 @@ class Poisoned(losses.CrossEntropy):
 
 @every_private
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_an_example_whose_loss_is_not_a_number_spoils_nothing_and_is_as_if_absent(name, train, value):
+def test_an_example_whose_loss_is_not_finite_counts_as_absent(name, train, value):
     bad = int(np.flatnonzero(train.labels == 3)[0])
     good = np.flatnonzero(train.labels != 3)[:6]
     ends = []

@@ -53,7 +53,7 @@ def test_both_ways_release_the_same(batch):
     padded = encoding.Examples.from_token_ids(
         [*(batch.ids(i).tolist() for i in range(6)), [0, 4, 0]], [0, 1, 2, 3, 0, 1, 2]
     )
-    ends, said = [], []
+    ends, training_losses = [], []
     for clipping in ("hooks", "ghost"):
         model = text_classifier.load("tiny-encoder", tasks.load("toy"), "full")
         loss = losses.CrossEntropy(24)
@@ -62,9 +62,9 @@ def test_both_ways_release_the_same(batch):
         for _ in range(2):
             me.step(padded)
         ends.append(nn.utils.parameters_to_vector(me.parameters).detach())
-        said.append(me.training_loss)
+        training_losses.append(me.training_loss)
     assert (ends[0] - ends[1]).abs().max() < 1e-5
-    assert said[0] == pytest.approx(said[1], rel=1e-5)
+    assert training_losses[0] == pytest.approx(training_losses[1], rel=1e-5)
 
 
 def test_no_batch_moves_further_than_its_size_times_the_bound(batch):

@@ -195,10 +195,10 @@ def continuations(candidates: list[int]) -> Continuations:
     """Examples of so many candidates, of one to three tokens behind prompts of one to six."""
     draw = np.random.default_rng(0)
     counts = [[int(n) for n in draw.integers(1, 4, many)] for many in candidates]
-    made = [
+    candidates = [
         [(draw.integers(3, 97, n + draw.integers(1, 7)), n, i == 0) for i, n in enumerate(c)] for c in counts
     ]
-    return Continuations.from_candidates(made, [""] * len(made))
+    return Continuations.from_candidates(candidates, [""] * len(candidates))
 
 
 @pytest.mark.parametrize("token_budget", [2048, 24])

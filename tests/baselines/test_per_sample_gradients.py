@@ -74,8 +74,8 @@ def test_a_parameter_that_no_loss_depends_on_is_refused(clipping):
 @pytest.mark.parametrize("layer", [nn.Linear, nn.LayerNorm, nn.RMSNorm], ids=lambda x: x.__name__)
 def test_a_layer_that_is_called_twice_is_clipped_as_a_whole_or_refused(layer, clipping):
     torch.manual_seed(0)
-    made = nn.Linear(4, 4) if layer is nn.Linear else layer(4)
-    model = Calling(lambda m, x: m.layer(m.layer(x).tanh()).mul(x).square().sum(1), layer=made)
+    inner = nn.Linear(4, 4) if layer is nn.Linear else layer(4)
+    model = Calling(lambda m, x: m.layer(m.layer(x).tanh()).mul(x).square().sum(1), layer=inner)
     inputs = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     if layer is nn.Linear and clipping == "ghost":
         with pytest.raises(RuntimeError, match=r"layer\.weight is used 2 times .*: set clipping to hooks"):
@@ -208,7 +208,7 @@ def test_what_is_not_trained_counts_for_nothing(clipping):
 
 
 @pytest.mark.parametrize(("clipping", "products"), [("hooks", 9), ("ghost", 11)])
-def test_no_gradient_of_the_whole_batch_is_computed_to_be_thrown_away(clipping, products):
+def test_no_unused_gradient_of_the_whole_batch_is_computed(clipping, products):
     """Three products forward and three backward: two gradients of inputs, and the first layer's own, which has to be asked for.
 
     Then three clipped sums, or with ghost norms, which are small here, the five of a second backward pass.
@@ -369,7 +369,7 @@ def test_inputs_of_any_rank_have_ghost_norms():
 
 @both_ways
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
-def test_an_example_whose_gradient_is_not_finite_is_as_if_absent(value, clipping):
+def test_an_example_whose_gradient_is_not_finite_counts_as_absent(value, clipping):
     """Inside the model too, where a factor of 0 would meet an infinite activation; 1e30 is finite, and its square is not."""
     ends = []
     inputs = torch.randn(4, 3, 4, generator=torch.Generator().manual_seed(0))
@@ -383,7 +383,7 @@ def test_an_example_whose_gradient_is_not_finite_is_as_if_absent(value, clipping
 
 
 @both_ways
-def test_a_batch_of_nothing_but_such_examples_releases_noise(clipping):
+def test_a_batch_of_only_such_examples_releases_noise(clipping):
     model = Calling(lambda m, x: m.layer(x).sum((1, 2)), layer=nn.Linear(4, 4))
     start = model.layer.weight.detach().clone()
     me = method(model, clipping)

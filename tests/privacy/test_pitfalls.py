@@ -365,7 +365,7 @@ def test_p07_a_run_in_which_a_third_of_the_batches_is_empty(kind):
 
 
 # P8: test_clipping.py::test_no_value_exceeds_the_bound, test_algorithm.py::test_one_example_moves_the_release_by_the_bound_at_most,
-# baselines/test_contract.py::test_an_example_whose_loss_is_not_a_number_spoils_nothing_and_is_as_if_absent
+# baselines/test_contract.py::test_an_example_whose_loss_is_not_finite_counts_as_absent
 
 # P9: baselines/test_contract.py::test_no_example_influences_the_loss_of_another,
 # zeroth_order/test_two_point.py::test_a_loss_that_is_not_per_example_is_refused

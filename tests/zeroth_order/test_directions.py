@@ -96,7 +96,7 @@ def test_a_longer_tensor_begins_like_a_shorter_one(law, engine):
     check()
 
 
-def test_of_low_rank_a_longer_matrix_begins_like_a_shorter_one():
+def test_a_larger_low_rank_matrix_begins_like_a_smaller_one():
     """In both of its sides, with rank 1. With a higher rank the second column of U begins where the first ends."""
     [wide], [narrow] = direction([(50, 90)], ("low_rank", 1)), direction([(31, 17)], ("low_rank", 1))
     assert torch.equal(wide[:31, :17], narrow)
@@ -114,7 +114,7 @@ def test_the_sphere_is_the_gaussian_over_its_norm():
     assert equal(direction(shapes, ("sphere", 1), step=5), scaled)
 
 
-def test_a_law_of_the_sphere_that_meets_other_tensors_takes_their_norm():
+def test_the_sphere_takes_the_norm_of_the_tensors_that_it_is_given():
     law = make_law("sphere", 0)
     for shapes in ([(40,)], [(8, 9), (7,)], [(40,)]):
         z = [torch.zeros(shape) for shape in shapes]
@@ -266,20 +266,20 @@ def test_elements_beyond_the_32nd_bit_are_those_of_the_reference(name, make, eng
         assert torch.equal(mine, z) and not torch.equal(z, make(law.key, (2, 1, 0), 0, shape[1], z.device))
 
 
-def test_the_sum_of_squares_is_an_integer_that_does_not_depend_on_who_adds(monkeypatch):
+def test_the_sum_of_squares_does_not_depend_on_kernels_or_pieces(monkeypatch):
     sizes, device = [1, 64, 5000, 0, 100], torch.device("cpu")
     key = make_law("gaussian", 0).key
     expected = round(
         sum(z.double().square().sum().item() for z in direction([(size,) for size in sizes], step=3)) * 2**20
     )
-    found = set()
+    totals = set()
     for compiled in (dispatch.kernels_numba, None):
         for piece in (2**19, 64, 777):
             monkeypatch.setattr(dispatch, "kernels_numba", compiled)
             monkeypatch.setattr(dispatch, "PIECE", piece)
-            found.add(dispatch.sum_of_squares(sizes, key, 3, 0, device))
-    assert len(found) == 1
-    assert found.pop() == pytest.approx(expected, abs=sum(sizes) / 2)
+            totals.add(dispatch.sum_of_squares(sizes, key, 3, 0, device))
+    assert len(totals) == 1
+    assert totals.pop() == pytest.approx(expected, abs=sum(sizes) / 2)
 
 
 # The law: independent streams of numbers ---------------------------------------------------------------------------------

@@ -24,20 +24,20 @@ SHOWN = [0, 1, 16, 63, 64, 9_999]  # elements whose values are in the file
 
 
 def drawn(name: str) -> dict:
-    found = []
+    directions = []
     for seed, step, number in ADDRESSES:
         tensors = [torch.zeros(shape) for shape in SHAPES]
         law = make_law(name, seed, rank=2)
         law.add_(tensors, step, 1.0, number)
         for j, z in enumerate(tensors[1:], 1):
-            found.append(
+            directions.append(
                 {
                     "address": {"seed": seed, "step": step, "tensor": j, "direction": number},
                     "values": {i: z.flatten()[i].item().hex() for i in SHOWN},
                     "sha256": hashlib.sha256(z.numpy().astype("<f4").tobytes()).hexdigest(),
                 }
             )
-    return json.loads(json.dumps({"version": law.law, "shapes": SHAPES, "directions": found}))
+    return json.loads(json.dumps({"version": law.law, "shapes": SHAPES, "directions": directions}))
 
 
 @pytest.mark.parametrize("engine", ["compiled", "plain"])

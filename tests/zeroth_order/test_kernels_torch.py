@@ -86,7 +86,7 @@ def test_a_larger_first_word_never_gives_a_larger_radius():
         assert (z.diff() <= 0).all() and z[0] > 4.7 and z[-1] == 0
 
 
-def test_the_last_two_bits_of_the_second_word_are_the_two_signs_and_nothing_else():
+def test_the_last_two_bits_of_the_second_word_are_the_signs():
     x0, x1 = uniform_words(1000)
     plain = normals(x0, x1 & ~3)
     for bits in range(4):

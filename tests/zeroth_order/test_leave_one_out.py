@@ -41,8 +41,8 @@ def test_a_loss_of_each_example_alone_moves_nothing(model, form):
         x = batch["x"] if form == 3 else torch.stack(batch) if form == 2 else torch.as_tensor(batch)
         return (x[:, None] * model.weight).sum(2)[:, 0]
 
-    found = others_move(loss, model, alike(X)[form], clip=1e6, smoothing=SMOOTHING)
-    assert found == {"others_move_over_clip": 0.0, "others_move_together_over_clip": 0.0}
+    moved = others_move(loss, model, alike(X)[form], clip=1e6, smoothing=SMOOTHING)
+    assert moved == {"others_move_over_clip": 0.0, "others_move_together_over_clip": 0.0}
 
 
 def test_a_loss_with_the_batchs_mean_moves_the_others_by_what_the_mean_moves(model):
@@ -50,9 +50,9 @@ def test_a_loss_with_the_batchs_mean_moves_the_others_by_what_the_mean_moves(mod
     Gaussian(0).add_([weight, bias], 0, 1.0)
     own_slopes = (X @ weight.T + bias)[:, 0]
     expected = max(4 * abs(own_slopes.mean() - own_slopes[np.arange(5) != i].mean()).item() for i in range(5))
-    found = others_move(in_company, model, X, clip=1e6, smoothing=SMOOTHING)
-    assert found["others_move_over_clip"] * 1e6 == pytest.approx(expected, rel=1e-6)
-    assert found["others_move_together_over_clip"] * 1e6 == pytest.approx(expected, rel=1e-6)
+    moved = others_move(in_company, model, X, clip=1e6, smoothing=SMOOTHING)
+    assert moved["others_move_over_clip"] * 1e6 == pytest.approx(expected, rel=1e-6)
+    assert moved["others_move_together_over_clip"] * 1e6 == pytest.approx(expected, rel=1e-6)
     only = others_move(in_company, model, X, clip=1e6, smoothing=SMOOTHING, leaving=[2])
     assert only["others_move_over_clip"] < 1e-12  # the example at the mean
 

@@ -163,7 +163,7 @@ def test_a_matrix_too_large_to_be_copied_is_applied_in_slices(law, monkeypatch):
 # What is read stays where it is ------------------------------------------------------------------------------------------
 
 
-def test_what_is_read_in_place_are_tables_of_embeddings():
+def test_in_place_only_embedding_tables_are_perturbed_on_read():
     model = small()
     names = {id(p): name for name, p in model.named_parameters()}
     read = read_of(model, make_law("gaussian", 0), "in_place").on_read
@@ -278,7 +278,7 @@ def compiled(model: nn.Module) -> nn.Module:
     [(compiled, "compiled"), (torch.jit.script, "TorchScript"), (nn.DataParallel, "DataParallel")],
 )
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
-def test_where_reads_cannot_be_seen_all_is_written_or_nothing_done(opaque, what):
+def test_models_whose_reads_are_hidden_are_perturbed_in_place(opaque, what):
     model = opaque(nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 2)))
     assert method(model, 1).perturbation.on_read == {}
     with pytest.raises(
@@ -288,7 +288,7 @@ def test_where_reads_cannot_be_seen_all_is_written_or_nothing_done(opaque, what)
 
 
 @every_law
-def test_a_row_of_padding_moves_like_the_others_where_it_is_not_among_those_that_stay(law):
+def test_a_padding_row_that_is_not_fixed_moves_like_the_others(law):
     """As where another module holds the table, too: a tied output layer."""
     table, words = nn.Embedding(9, 4, padding_idx=0), torch.tensor([0, 0, 3])
     mine = make_law(law[0], 0, law[1])
@@ -329,8 +329,8 @@ def test_questions_about_a_weight_are_answered_and_its_numbers_are_the_moved_one
             torch.eye(3) @ w.T,
         ]
         numbers += [torch.addmm(torch.zeros(3, 4), torch.eye(3), mat2=w.T), torch.einsum("ij->ji", w)]
-    for found in numbers:
-        assert torch.allclose(found, moved.T, atol=1e-6)
+    for read in numbers:
+        assert torch.allclose(read, moved.T, atol=1e-6)
     assert not torch.allclose(w, moved, atol=0.1)
 
 
@@ -344,9 +344,9 @@ def test_a_linear_layer_takes_inputs_of_any_shape_and_layout(law):
     inputs += [torch.randn(3, 5).t(), torch.randn(0, 3), torch.randn(2, 0, 3)]
     for x in (x.double() for x in inputs):
         with perturbation.perturbed(0, 0, 0.5), torch.no_grad():
-            found = layer(x)
+            out = layer(x)
         assert torch.allclose(
-            found, x @ (layer.weight + 0.5 * z).T + layer.bias + 0.5 * zb, rtol=1e-5, atol=1e-6
+            out, x @ (layer.weight + 0.5 * z).T + layer.bias + 0.5 * zb, rtol=1e-5, atol=1e-6
         )
 
 
@@ -377,7 +377,7 @@ def test_planned_moves_are_done_in_their_order_whenever_they_are_flushed(law):
 @pytest.mark.parametrize(
     "left_at", [(0, 2), (0, 0), (1, 0)], ids=["another direction", "this one", "another step"]
 )
-def test_an_update_restores_from_wherever_the_weights_were_left(left_at):
+def test_an_update_starts_from_any_position_of_the_weights(left_at):
     model, law = small(torch.float64), make_law("gaussian", 0)
     perturbation = read_of(model, law, "in_place")
     x = [p.detach().clone() for p in trainable(model.parameters())]

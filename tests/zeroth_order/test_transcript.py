@@ -321,7 +321,7 @@ def test_a_law_of_another_version_is_refused(written, monkeypatch):
 
 @pytest.mark.parametrize("torn", [0, 1, 7, 11])
 @pytest.mark.parametrize("kept", [0, 1, 5])
-def test_a_run_goes_on_from_its_whole_rows_to_the_same_file_and_weights(written, kept, torn):
+def test_a_run_resumes_from_complete_rows_to_the_same_file_and_weights(written, kept, torn):
     path, end = written
     begin, data = rows_of(path)
     path.write_bytes(data[: begin + 12 * kept + torn])
@@ -335,7 +335,7 @@ def test_a_run_goes_on_from_its_whole_rows_to_the_same_file_and_weights(written,
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("perturb", PERTURB)
-def test_a_run_killed_between_its_row_and_its_move_goes_on_to_the_same_weights(name, perturb, tmp_path):
+def test_a_run_killed_between_row_and_move_resumes_to_the_same_weights(name, perturb, tmp_path):
     """The row is in the file before the weights move, and its step is not asked of the model again."""
 
     class Killed(BaseException):
@@ -365,7 +365,7 @@ def test_a_run_killed_between_its_row_and_its_move_goes_on_to_the_same_weights(n
     assert path.read_bytes() == (tmp_path / "whole").read_bytes()
 
 
-def test_a_run_that_goes_on_from_its_state_takes_only_the_further_steps(written):
+def test_a_run_resumed_from_its_state_takes_only_the_remaining_steps(written):
     path, end = written
     me = make("dpzero", base())
     train(me, 4)

@@ -99,7 +99,7 @@ def test_sums_are_divided_by_the_expected_batch_size():
 
 
 @pytest.mark.parametrize("kind", [torch.tensor, np.array])
-def test_where_the_unit_is_the_user_there_is_one_value_a_user_the_mean_of_his_examples(kind):
+def test_with_unit_user_the_value_is_the_mean_over_a_users_examples(kind):
     example, user = method(Point(torch.float64)), method(Point(torch.float64), kind=PerUser)
     example.step(EXAMPLES)
     user.step(EXAMPLES, kind([2, 0, 2, 1, 2, 0]))
@@ -114,7 +114,7 @@ def test_a_batch_without_users_is_a_step_too():
     assert me.steps_taken == 1 and me.difference.shape == (0,)
 
 
-def test_an_empty_batch_is_a_step_on_which_the_model_is_not_asked():
+def test_an_empty_batch_is_a_step_without_a_forward_pass():
     def never(model, batch):
         raise AssertionError("the model was called")
 
@@ -199,7 +199,7 @@ def test_the_weights_are_back_when_the_loss_raises(call):
     assert me.step(EXAMPLES) == pytest.approx(other.step(EXAMPLES), rel=1e-9)
 
 
-def test_a_state_that_is_loaded_after_a_failed_step_is_where_the_weights_are():
+def test_a_state_can_be_loaded_after_a_failed_step():
     """A method whose release fails has its weights on the other side of the direction."""
     model, other = Point(torch.float64), Point(torch.float64)
     me, untroubled = method(model), method(other)

@@ -121,7 +121,7 @@ CONSTANT = {
 
 
 @pytest.mark.parametrize("how", CONSTANT)
-def test_what_follows_shapes_and_weights_alone_may_stay(how):
+def test_attributes_that_depend_on_shapes_and_weights_alone_are_allowed(how):
     assert len(stepped(Keeping(CONSTANT[how])).ledger) == 6
 
 
@@ -147,7 +147,7 @@ def test_what_a_user_sets_between_steps_stays():
     assert model.table[0] == 3 and len(model.added) == 4
 
 
-def test_each_octet_of_a_tensor_counts():
+def test_checksums_cover_each_byte_of_a_tensor():
     tensor = torch.zeros(3, 70_001, dtype=torch.bfloat16)
     for view in (tensor, tensor.T, tensor[:, ::2]):
         before = checksums([view])
@@ -194,5 +194,5 @@ def of_config(name: str) -> nn.Module:
 
 @pytest.mark.parametrize("loss", [of_texts, in_bfloat16])
 @pytest.mark.parametrize("name", ["opt", "roberta", "gpt2", "llama"])
-def test_usual_models_raise_no_alarm(name, loss):
+def test_common_models_pass(name, loss):
     assert len(stepped(of_config(name), loss, 2).ledger) == 2
