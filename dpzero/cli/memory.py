@@ -11,28 +11,22 @@ if TYPE_CHECKING:
     from ..memory.stand_in_step import Workload
 
 GIB = 2**30
-WORKLOAD = ("batch_size", "sequence_length", "dtype", "compute", "tune", "token_budget")
-
-
-def _sizes(length: int) -> Options:
-    tunes = "trainable parameters: full, bias, lora, prefix, head (default: the method's)"
-    return {
-        "--batch-size": option("texts of a step", 8, type=int),
-        "--sequence-length": option("tokens of each text", length, type=int),
-        "--dtype": option("type of the stored weights: float32, bfloat16, float16", "float32"),
-        "--compute": option("type of matrix products; bfloat16 over float32 weights", "float32"),
-        "--tune": option(tunes, ""),
-        "--token-budget": option("padded tokens of a micro-batch; 0: all", 0, type=int),
-    }
-
-
+SIZES: Options = {
+    "--batch-size": option("texts of a step", 8, type=int),
+    "--sequence-length": option("tokens of each text", 512, type=int),
+    "--dtype": option("type of the stored weights: float32, bfloat16, float16", "float32"),
+    "--compute": option("type of matrix products; bfloat16 over float32 weights", "float32"),
+    "--tune": option("trainable parameters: full, bias, lora, prefix, head (default: the method's)", ""),
+    "--token-budget": option("padded tokens of a micro-batch; 0: all", 0, type=int),
+}
+SHORT: Options = {"--sequence-length": option("tokens of each text", 64, type=int)}
 STEP: Options = {
     "--model": option("an architecture, or the path of a config.json", required=True),
     "--method": option("dpzero, adamw, dp_sgd_ghost, ... (a wrong one lists all)", required=True),
 }
 
 
-@verb(STEP | _sizes(512))
+@verb(STEP | SIZES)
 def predict_memory(options: argparse.Namespace) -> dict:
     """Predict the peak memory of a step without weights, data or GPU."""
     from ..memory.predict import predict
@@ -40,7 +34,7 @@ def predict_memory(options: argparse.Namespace) -> dict:
     return _print_peaks(predict(_workload(options)))
 
 
-@verb(STEP | _sizes(64) | DEVICE, compiles=True)
+@verb(STEP | SIZES | SHORT | DEVICE, compiles=True)
 def measure_memory(options: argparse.Namespace) -> dict:
     """Measure the peak memory of a step on this machine, with random weights."""
     from ..memory.measure import measure
@@ -58,7 +52,7 @@ def _workload(options: argparse.Namespace) -> Workload:
 
 
 def _settings(options: argparse.Namespace) -> dict:
-    return {name: getattr(options, name) for name in WORKLOAD}
+    return {name: getattr(options, name) for name in (flag[2:].replace("-", "_") for flag in SIZES)}
 
 
 def _print_peaks(peaks: dict) -> dict:
@@ -76,7 +70,7 @@ def _print_peaks(peaks: dict) -> dict:
 
 
 @verb(
-    _sizes(512),
+    SIZES,
     gpu_memory=option("24GiB, 80GB, 512MiB", required=True),
     model=option("find the largest batch of this model (default: the largest model for a batch)"),
     methods=option("methods to compare (default: the common ones)", nargs="+"),

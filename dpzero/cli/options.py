@@ -58,7 +58,7 @@ def verb(
 
 class Parser(argparse.ArgumentParser):
     def __init__(self, **arguments: Any) -> None:
-        super().__init__(formatter_class=_Help, allow_abbrev=False, **arguments)
+        super().__init__(allow_abbrev=False, **arguments)
 
     def error(self, message: str) -> NoReturn:
         print(one_line(f"{self.prog}: {message}"), file=sys.stderr)
@@ -77,17 +77,6 @@ def build_parser(groups: Iterable[ModuleType], description: str, version: str) -
             subparser.add_argument(flag, **arguments)
         subparser.set_defaults(verb=declared)
     return parser
-
-
-class _Help(argparse.HelpFormatter):
-    """Appends the default to the help, unless the help says what happens without the option."""
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        text = action.help or ""
-        silent = any(action.default is value for value in (None, False, argparse.SUPPRESS))
-        if silent or action.default == "" or "(default" in text:
-            return text
-        return f"{text} (default: %(default)s)".lstrip()
 
 
 # -- types of options ----------------------------------------------------------------------------------------
@@ -148,8 +137,11 @@ def _path(text: str, accepts: Callable[[Path], bool], problem: str, writes: bool
 
 
 def option(text: str, default: object = None, **arguments: Any) -> dict[str, Any]:
-    """The arguments of an option with this help text."""
-    return {"help": text} | ({} if default is None else {"default": default}) | arguments
+    """The arguments of an option. The help text gets the default, unless it says what happens without."""
+    if default is None:
+        return {"help": text} | arguments
+    stated = default == "" or "(default" in text
+    return {"help": text if stated else f"{text} (default: %(default)s)", "default": default} | arguments
 
 
 def positive(text: str, default: int) -> dict[str, Any]:

@@ -19,10 +19,6 @@ from ..run import gpu_lock
 from . import estimate, options
 
 PACKAGE = Path(__file__).parents[1]
-LOCKED = (
-    "dpzero: .snakemake/locks is not empty: a snakemake is at work here, or one was killed; if none is at work, "
-    "give `snakemake --unlock`, and then the same command with --rerun-incomplete"
-)
 
 
 class Plan:
@@ -59,7 +55,6 @@ class Plan:
             print(f"dpzero: {error}", file=sys.stderr)
             os._exit(2)  # no stack of frames from Snakemake
         if workflow.is_main_process:
-            warn_of_locks()
             from snakemake.logging import logger
 
             logger.addHandler(Announcement(workflow, plan))
@@ -148,12 +143,6 @@ def axis_options(narrowed: dict) -> list[str]:
         for axis, value in narrowed.items()
         for word in (f"--{axis}", *map(str, value if isinstance(value, list) else [value]))
     ]
-
-
-def warn_of_locks() -> None:
-    """Before Snakemake's LockException: say the two steps of the way on."""
-    if any(Path(".snakemake/locks").glob("*")):
-        print(LOCKED, file=sys.stderr)
 
 
 class Announcement(logging.Handler):

@@ -82,17 +82,6 @@ def test_axes_become_options_of_the_verb_cells():
     assert words == ["--methods", "dpzero", "mezo", "--epsilons", "2", "--seeds", "0,1"]
 
 
-def test_locks_of_a_killed_workflow_are_explained(monkeypatch, tmp_path, capsys):
-    monkeypatch.chdir(tmp_path)
-    snakemake_support.warn_of_locks()
-    assert capsys.readouterr().err == ""
-    (tmp_path / ".snakemake" / "locks").mkdir(parents=True)
-    (tmp_path / ".snakemake" / "locks" / "0.input.lock").touch()
-    snakemake_support.warn_of_locks()
-    output = capsys.readouterr().err
-    assert "`snakemake --unlock`" in output and "--rerun-incomplete" in output and output.count("\n") == 1
-
-
 def test_the_environment_of_the_rules_is_the_projects():
     environment = yaml.safe_load((ROOT / "dpzero" / "environment.yaml").read_text("utf-8"))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
