@@ -1,7 +1,11 @@
 """What a sweep costs: one estimate for `snakemake -n`, batch systems and `dpzero estimate`. Imports no torch.
 
-The seconds of a run come from the best source for its device, which a word of HOW names. Measured times are
-those of runs (runs.csv and times.csv among the tables of any sweep) and of benchmarks (their JSON).
+The seconds of a run come from the best source for a device, one of HOW:
+
+measured: runs of its model and method with its own settings (runs.csv and times.csv of any sweep)
+scaled: other such runs, or a benchmark (JSON), in proportion to the tokens of a step
+estimated: DPZero's step in a benchmark, in proportion to tokens and parameters; evaluation is left out
+unknown: none; the run is not counted
 """
 
 from __future__ import annotations
@@ -22,12 +26,7 @@ from ..errors import UsageError
 from ..plan import sweep
 from ..plan.registry import card
 
-HOW = {
-    "measured": "measured",  # by runs of its model and method with its own settings
-    "scaled": "scaled by the tokens of a step",  # from other such runs, or from a benchmark
-    "estimated": "estimated from tokens and parameters, without evaluation",  # at DPZero's speed
-    "unknown": "unknown and not counted",
-}
+HOW = ("measured", "scaled", "estimated", "unknown")
 RECORD_BYTES = 6_000  # a record with a curve of a few points
 TRANSCRIPT_BYTES = 12  # a step and direction
 ALIKE = ("tune", "compute")  # settings without which two step times are not compared
@@ -169,7 +168,7 @@ class Estimator:
         return Counter(how for how, _ in runs), sum(seconds for _, seconds in runs)
 
     def run(self, cell: dict) -> tuple[str, float]:
-        """The source, a key of HOW, and the seconds of a run; 0 if they are unknown."""
+        """The source, a word of HOW, and the seconds of a run; 0 if they are unknown."""
         settings = cell["settings"]
         alike = [str(settings.get(name)) for name in ALIKE]
         keys = [(cell["model"], name, *alike) for name in (cell["method"], cell.get("use"))]
@@ -211,7 +210,7 @@ def announcement(name: str, cells: Sequence[dict], cores: int | None) -> str:
     """What these runs of a sweep take, in words; empty if nothing is known. `cores`: None on a cluster."""
     estimator = Estimator.choose(name, cells)
     counts, seconds = estimator.total(cells)
-    place, words = estimator.device, "; ".join(f"{counts[how]} {HOW[how]}" for how in HOW if counts[how])
+    place, words = estimator.device, ", ".join(f"{counts[how]} {how}" for how in HOW if counts[how])
     stated = sweep.read(name)["core_seconds"]
     on_cores = not estimator.on_gpu
     if stated and cores and not count_measured(counts):

@@ -73,7 +73,7 @@ class Benchmark:
 
     def __post_init__(self) -> None:
         self.batch, self.on_cuda = batch_of(self.batch_size, self.lengths), self.device.startswith("cuda")
-        self._losses: dict[int, losses.CrossEntropy] = {}
+        self.loss = losses.CrossEntropy(self.token_budget, self.compute)
 
     def run(self, names: Sequence[str]) -> Iterator[dict]:
         """Measure the rows; yields the result so far after each. Out of memory is the status `oom`."""
@@ -160,16 +160,14 @@ class Benchmark:
 
     # -- what is measured ------------------------------------------------------------------------------------
 
-    def _loss(self, token_budget: int) -> losses.CrossEntropy:
-        """One loss for each budget: it keeps which shapes it has tried on a model."""
-        return self._losses.setdefault(token_budget, losses.CrossEntropy(token_budget, self.compute))
-
     @torch.no_grad()
     def _forward(self, model: random_models.Answering) -> None:
-        self._loss(self.token_budget)(model, self.batch)
+        self.loss(model, self.batch)
 
     def _step(self, model: random_models.Answering, name: str) -> Callable[[], object]:
-        loss = self._loss(self._hooks_budget(model) if name == "dp_sgd_hooks" else self.token_budget)
+        loss = self.loss
+        if name == "dp_sgd_hooks":
+            loss = losses.CrossEntropy(self._hooks_budget(model), self.compute)
         method = build_method(VARIANTS[name], model, loss, len(self.batch))
         return lambda: method.step(self.batch)
 
@@ -184,8 +182,8 @@ class Benchmark:
         return int(min(self.token_budget, max(lengths.max(), rows * lengths.min())))
 
     def _header(self) -> dict:
-        loss, lengths = self._loss(self.token_budget), self.batch.lengths()
-        padded = sum(len(part) * int(part.lengths().max()) for part in loss.parts(self.batch))
+        lengths = self.batch.lengths()
+        padded = sum(len(part) * int(part.lengths().max()) for part in self.loss.parts(self.batch))
         return {
             "model": self.model,
             "batch_size": len(self.batch),

@@ -36,7 +36,6 @@ from ..language.models import encoding, model_catalogue, text_classifier
 from ..language.models.caches import features
 from ..plan.registry import card
 from ..privacy import RunKey, Setting, StandInBudget
-from ..privacy.sampling import SAMPLERS
 from ..run.provenance import method_digest, provenance
 from . import membership_attacks
 
@@ -174,16 +173,14 @@ def train_run(pool: Pool, job: tuple[Method, int]) -> tuple[NDArray, float]:
 
 
 def _train(head: nn.Linear, pool: Pool, method: Method, seed: int) -> None:
-    setting, key, method_card = pool.setting, RunKey.published(seed), card(method.use or "")
-    budget: StandInBudget | int = setting.batch_size
-    sampler = SAMPLERS[setting.sampling](setting.dataset_size, setting.batch_size, key.stream("sampling"))
-    if method_card.private:  # a stand-in budget takes the members among the texts that were drawn
-        budget = StandInBudget(setting, method.noise_scale or 0.0, key)
-        sampler = budget.sampler
+    setting, method_card = pool.setting, card(method.use or "")
+    # a stand-in budget takes the members among the texts that it drew
+    budget = StandInBudget(setting, method.noise_scale or 0.0, RunKey.published(seed))
     loss, members = FeatureLoss(pool.features, pool.labels), draw_members(setting.dataset_size, seed)
-    optimizer = method_card.load()(head, loss, budget, seed=seed, **method.settings)
+    budget_or_size = budget if method_card.private else setting.batch_size
+    optimizer = method_card.load()(head, loss, budget_or_size, seed=seed, **method.settings)
     for step in range(setting.steps):
-        drawn = sampler.batch(step)
+        drawn = budget.sampler.batch(step)
         optimizer.step(drawn[members[drawn]])
 
 

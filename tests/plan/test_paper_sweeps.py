@@ -286,7 +286,7 @@ def test_a_dry_run_of_one_task_needs_no_hub_and_says_what_it_costs(tmp_path):
     assert line.startswith(
         "paper-roberta: 34 runs, 34 of them to be run, about 17 hours on an RTX 3090 (published;"
     )
-    assert "34 estimated from tokens and parameters" in line
+    assert "(34 estimated)" in line
 
 
 def test_rows_that_are_not_there_are_told_in_one_sentence(tmp_path):
