@@ -289,7 +289,7 @@ def _check_steps(where: str, card: Card, settings: dict) -> None:
     if card.order is None:
         settings |= {"steps": 0, "iterate": "last"}
     for key in (*sorted(card.required), "steps"):
-        if settings.get(key) is None and key != "seed":
+        if settings.get(key) is None:
             raise UsageError(f"{where} needs the setting {key!r}: add it to its stanza in the sweep")
     if card.order is not None and not settings["steps"]:
         raise UsageError(f"{where}: setting steps is 0, but a method that trains takes at least 1")

@@ -122,7 +122,8 @@ def load(name: str, **narrowed: object) -> dict[str, dict]:
     for axis in narrowed:
         if axis not in AXES:
             raise UsageError(unknown("axis", axis, AXES))
-    chosen = {axis: listed(_split(value)) for axis, value in narrowed.items()}
+    # on the command line 2,8 is a list, too
+    chosen = {axis: v.split(",") if isinstance(v, str) else listed(v) for axis, v in narrowed.items()}
     if sweep["experiment"] == LANGUAGE:
         return _expand(sweep, chosen, str(name))
     study = STUDIES[sweep["experiment"]]
@@ -365,11 +366,6 @@ def _narrow(cells: list[dict], chosen: dict[str, list]) -> dict[str, dict]:
     if not kept:
         raise UsageError(f"no run of the sweep has all of {', '.join(chosen)} as given: widen the selection")
     return {run_id(cell): cell for cell in kept}
-
-
-def _split(value: object) -> object:
-    """On the command line 2,8 is a list, too."""
-    return value.split(",") if isinstance(value, str) and "," in value else value
 
 
 def _known(methods: Iterable[str]) -> dict[str, list[str]]:

@@ -36,15 +36,12 @@ class Crowded(Exception):
 def visible() -> list[str]:
     """The GPUs that this process may use, without asking torch: CUDA_VISIBLE_DEVICES, if any."""
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    there = sorted(path.name.removeprefix("nvidia") for path in _devices().glob("nvidia[0-9]*"))
+    devices = Path(os.environ.get(DEVICE_FILES, "/dev"))
+    there = sorted(path.name.removeprefix("nvidia") for path in devices.glob("nvidia[0-9]*"))
     if listed is None or not there:
         return there
     names = (name.strip() for name in listed.split(","))
     return list(takewhile(lambda name: name not in NONE, names))  # as CUDA reads it
-
-
-def _devices() -> Path:
-    return Path(os.environ.get(DEVICE_FILES, "/dev"))
 
 
 def check(device: str) -> None:

@@ -52,7 +52,7 @@ def test_without_a_point_the_weights_stay():
     assert torch.equal(weights, torch.ones(2))
 
 
-@pytest.mark.parametrize("method, rate", [("mezo", 0.3), ("adamw", 0.5)])
+@pytest.mark.parametrize("method, rate", [pytest.param("mezo", 0.3, marks=pytest.mark.slow), ("adamw", 0.5)])
 def test_a_run_that_gets_worse_reports_its_best_point_after_the_start(cache, smoke, tmp_path, method, rate):
     """Steps that are far too long: the start is better than all that follows, but no choice of a checkpoint."""
     cell = smoke(method, learning_rate=rate, steps=20, evaluate_every=10)

@@ -107,7 +107,11 @@ def test_a_release_of_several_ranks_is_one_release_a_step(cell, tmp_path):
 
 @pytest.mark.parametrize(
     "noise_key, victim, left",
-    [("secret", 2, 1), ("published", 1, 4), pytest.param("published", 0, 2, marks=SLOW)],
+    [
+        ("secret", 2, 1),
+        pytest.param("published", 1, 4, marks=SLOW),
+        pytest.param("published", 0, 2, marks=SLOW),
+    ],
 )
 def test_a_killed_rank_ends_the_run_which_goes_on_with_those_that_are_left(
     cell, tmp_path, noise_key, victim, left
@@ -150,7 +154,11 @@ def test_a_run_whose_budget_ends_early_leaves_no_rank_waiting(cell, tmp_path, mo
 
 @pytest.mark.parametrize(
     "method, settings",
-    [("dpzero", {"noise_key": "published"}), ("dpzero", {"noise_key": "secret"}), ("mezo", {})],
+    [
+        ("dpzero", {"noise_key": "published"}),
+        ("dpzero", {"noise_key": "secret"}),
+        pytest.param("mezo", {}, marks=SLOW),
+    ],
 )
 def test_a_rank_whose_weights_went_wrong_ends_the_run(cell, tmp_path, monkeypatch, method, settings):
     mine, out = cell(method, **settings), tmp_path / "a.json"
@@ -225,6 +233,7 @@ def test_a_slow_rank_is_waited_for(cell, tmp_path):
     assert summary(tmp_path / "a.json") == summary(tmp_path / "b.json")
 
 
+@SLOW
 def test_across_a_line_that_is_slow_and_loses_packets_the_run_is_the_same(cell, tmp_path):
     mine, out = cell("dpzero"), tmp_path / "a.json"
     run_cell(mine, tmp_path / "b.json", lambda line: None, "cpu")

@@ -25,6 +25,7 @@ from tests.forked import forked
 from tests.run.stopping import before_each_step
 
 STEPS = 8
+SLOW = pytest.mark.slow
 
 
 def quiet(line: str) -> None: ...
@@ -124,8 +125,8 @@ def count_releases(log: Path) -> None:
     Budget.release = counted
 
 
-@pytest.mark.parametrize("points", [3, pytest.param(50, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("noise_key", ["published", "secret"])
+@pytest.mark.parametrize("points", [3, pytest.param(50, marks=SLOW)])
+@pytest.mark.parametrize("noise_key", [pytest.param("published", marks=SLOW), "secret"])
 def test_killed_at_random_points_it_goes_on_to_the_same_bits(cell, tmp_path, monkeypatch, noise_key, points):
     mine, draw = cell(noise_key), np.random.default_rng(points)
     expected = uninterrupted(mine, tmp_path / "whole.json")
@@ -178,7 +179,7 @@ def test_two_processes_on_one_run_are_one_run(cell, tmp_path, noise_key):
     }
 
 
-@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("by", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=SLOW)])
 def test_asked_to_end_it_ends_at_once_and_goes_on_later(cell, tmp_path, by):
     mine, out = cell(), tmp_path / "a.json"
 
@@ -196,7 +197,8 @@ def test_asked_to_end_it_ends_at_once_and_goes_on_later(cell, tmp_path, by):
 # --- no room
 
 
-@pytest.mark.parametrize("octets", [200, 600, 3000])  # for the cell, the ledger or transcript, a state
+# for the cell, the ledger or transcript, a state
+@pytest.mark.parametrize("octets", [pytest.param(200, marks=SLOW), 600, pytest.param(3000, marks=SLOW)])
 def test_without_room_it_stops_and_goes_on_when_there_is(cell, tmp_path, octets):
     mine, out = cell("published", steps=30, evaluate_every=20), tmp_path / "a.json"
 

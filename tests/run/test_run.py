@@ -29,6 +29,14 @@ FEW = [
         for m in ("sgd", "dp_zo_gaussian", "dp_zo_laplace_pure", "dp_adam")
     ),
 ]
+CUT_OFF = [
+    *("dpzero", "dp_sgd"),
+    *(
+        pytest.param(m, marks=pytest.mark.slow)
+        for m in PRIVATE + OTHERS
+        if m not in ("dpzero", "dp_sgd", "zero_shot")
+    ),
+]
 
 
 def quiet(line: str) -> None: ...
@@ -189,7 +197,7 @@ def test_the_key_is_written_nowhere(cache, smoke, tmp_path, monkeypatch):
 # --- interruptions
 
 
-@pytest.mark.parametrize("method", FEW[1:])
+@pytest.mark.parametrize("method", CUT_OFF)
 def test_a_run_that_was_cut_off_goes_on_as_if_nothing_had_been(run, smoke, tmp_path, monkeypatch, method):
     cell = smoke(method)
     whole = run(cell, tmp_path / "whole.json")
