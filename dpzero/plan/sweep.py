@@ -1,6 +1,6 @@
 """A sweep file becomes cells, one for each run. Imports no torch, so that planning is instant.
 
-experiment: KIND            `language` by default, which trains a language model; a study (`experiment_types`)
+experiment: KIND            `language` by default, which trains a language model; a study (`study_sweeps`)
 extends: NAME               start from another sweep
 include: [FOLDER]           folders of own tasks, models, methods and sweeps, relative to this file (see `include`)
 tuning: RULE                how the settings were chosen, one of TUNING: a heading of the tables
@@ -28,7 +28,6 @@ from ..errors import UsageError, unknown
 from ..files import run_id
 from ..language.data import tasks
 from ..language.models import model_catalogue
-from .experiment_types import STUDIES
 from .registry import card
 from .settings import (
     POSITIVE,
@@ -41,6 +40,7 @@ from .settings import (
     number,
     value_of,
 )
+from .study_sweeps import STUDIES
 
 FOLDER = Path(__file__).parents[1] / "sweeps"
 AXES = ("tasks", "models", "methods", "epsilons", "seeds")

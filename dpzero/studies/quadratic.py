@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..files import run_id
 from ..language.data import assets
-from ..plan.experiment_types import QUADRATIC_METHODS
+from ..plan.study_sweeps import QUADRATIC_METHODS
 from ..privacy import Budget, RunKey, Setting
 from ..run.provenance import provenance
 from ..zeroth_order.directions import make_law

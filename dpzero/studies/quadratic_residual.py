@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError
 from ..plan import sweep
-from ..plan.experiment_types import QUADRATIC_METHODS
+from ..plan.study_sweeps import QUADRATIC_METHODS
 from . import quadratic
 from .quadratic_solver import Draw
 

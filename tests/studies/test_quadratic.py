@@ -10,7 +10,7 @@ import pytest
 from dpzero.errors import UsageError
 from dpzero.files import run_id
 from dpzero.plan import sweep
-from dpzero.plan.experiment_types import QUADRATIC_METHODS
+from dpzero.plan.study_sweeps import QUADRATIC_METHODS
 from dpzero.privacy import Setting
 from dpzero.report.records import read_records
 from dpzero.studies import quadratic, quadratic_solver
