@@ -206,7 +206,9 @@ def _panels(bests: pandas.DataFrame, draw: Callable, label: str) -> Figure:
                 look = style.strokes(rows.iloc[0])
                 if end := draw(axis, rows, look):
                     ends.append((*end, look["color"]))
-        _frame(axis, some[some["private"]])
+        private = some[some["private"]]  # methods without privacy that converge leave the panel
+        norms = [*private["train"].explode(), *private["start"]]
+        axis.set_ylim(0.4 * min(norms, default=1e-3), 2 * max(norms, default=1.0))
         _label_ends(axis, ends)
         strokes |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
     for axis in axes.flat[len(panels) :]:
@@ -217,12 +219,6 @@ def _panels(bests: pandas.DataFrame, draw: Callable, label: str) -> Figure:
         axis.set_ylabel("gradient norm, best of grid")
     figure.legend(strokes.values(), strokes, loc="outside upper center", ncols=len(strokes), handlelength=2.4)
     return figure
-
-
-def _frame(axis: Axes, private: pandas.DataFrame) -> None:
-    """Limits for the private methods; methods without privacy that converge leave the panel."""
-    norms = [*private["train"].explode(), *private["start"]]
-    axis.set_ylim(0.4 * min(norms, default=1e-3), 2 * max(norms, default=1.0))
 
 
 def _label_ends(axis: Axes, ends: list[tuple[float, float, str, str]]) -> None:

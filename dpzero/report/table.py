@@ -62,7 +62,9 @@ class Table:
 
     def csv(self) -> str:
         """The values of the rows, without formats; absent values are empty."""
-        return csv_text(_frame([{k: v for k, v in row.items() if k[0] != "_"} for row in self.rows]))
+        rows = [{key: value for key, value in row.items() if key[0] != "_"} for row in self.rows]
+        columns = None if rows else ["task", "model", "method"]
+        return csv_text(pandas.DataFrame(rows, columns=columns, dtype=object))
 
     def markdown(self) -> str:
         """Title, table, one bullet for each note, the provenance last."""
@@ -93,10 +95,6 @@ class Table:
 
     def _all_notes(self) -> list[str]:
         return [*self.notes, f"Provenance: {self.provenance}."]
-
-
-def _frame(rows: list[Row]) -> pandas.DataFrame:
-    return pandas.DataFrame(rows, columns=None if rows else ["task", "model", "method"], dtype=object)
 
 
 def make_table(name: str, rows: list[Row], /, **values: Any) -> Table:
