@@ -26,11 +26,6 @@ KEYS = (  # of the CSV file
 Result = dict[str, Any]
 
 
-def check(result: Result) -> None:
-    """Raise LookupError or TypeError unless this has the shape of a result."""
-    result["rows"][0]["ratio_median"], result["padded_tokens"]
-
-
 def table(result: Result) -> Table:
     """One row for each method."""
     rows = measured(result).to_dict("records")

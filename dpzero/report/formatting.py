@@ -15,18 +15,13 @@ def identity(rows: pandas.DataFrame) -> dict[str, Any]:
     """The method of these runs and how many finished: the first values of a row."""
     keys = ("task", "model", "method", "title", "private", "order")
     row = {key: rows[key].iloc[0] for key in keys}
-    row |= {"runs": len(rows), "status": status(rows), "_finished": finished(rows)}
-    return row | {"_epsilon": epsilon(rows["epsilon"].iloc[0])}
+    row |= {"runs": len(rows), "status": next(iter(provenance.status_counts(rows)))}  # ok if any run finished
+    return row | {"_finished": finished(rows), "_epsilon": epsilon(rows["epsilon"].iloc[0])}
 
 
 def epsilon(text: str) -> str:
     """The epsilon of a run; the infinity sign if nothing is private."""
     return text.replace("inf", "∞")
-
-
-def status(rows: pandas.DataFrame) -> str:
-    """`ok` if any run finished, else the worst that happened."""
-    return next(iter(provenance.status_counts(rows)))
 
 
 def failure(status: str) -> str:

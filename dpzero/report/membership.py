@@ -28,11 +28,6 @@ TPR, FPR = "true_positive_rate", "false_positive_rate"
 Result = dict[str, Any]
 
 
-def check(result: Result) -> None:
-    """Raise LookupError or TypeError unless this has the shape of a result."""
-    result["rows"][0][TPR]
-
-
 def table(result: Result) -> Table:
     """One row for each method, group of texts and attack; for readers the two attacks share a row."""
     methods = {method["name"]: method for method in result["methods"]}

@@ -11,6 +11,7 @@ The first fifteen columns are facts, each with its paper and table. The others s
 from __future__ import annotations
 
 import csv
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -161,9 +162,7 @@ def _parse(row: dict[str, str]) -> Published:
 
 
 def _setting(text: str) -> Setting:
-    for number in (int, float):
-        try:
-            return number(text)
-        except ValueError:
-            continue
-    return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

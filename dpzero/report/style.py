@@ -16,28 +16,11 @@ from matplotlib.figure import Figure
 
 COLUMN_INCHES, PAGE_INCHES = 3.25, 6.75
 GREY = "#666666"
+STYLE = Path(__file__).with_name("report.mplstyle")
 
 # Okabe-Ito. A private method has the colour of the method it makes private, and solid lines.
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7")
 BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = COLOURS
-
-SETTINGS = {
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "legend.fontsize": 7,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 4,
-    "legend.frameon": False,
-    "pdf.fonttype": 42,  # Type 3 fonts are refused by some submission systems
-    "svg.hashsalt": "dpzero",
-    "savefig.dpi": 200,
-}
 
 
 class Look(NamedTuple):
@@ -102,4 +85,5 @@ def footnote(figure: Figure, text: str) -> None:
 
 def settings() -> AbstractContextManager[None]:
     """A context in which matplotlib draws in this style, whatever the user's own settings are."""
-    return matplotlib.rc_context({**matplotlib.rcParamsDefault, **SETTINGS, "backend": "agg"})
+    own = matplotlib.rc_params_from_file(STYLE, use_default_template=False)
+    return matplotlib.rc_context({**matplotlib.rcParamsDefault, **own, "backend": "agg"})

@@ -93,12 +93,12 @@ def write_study(study: str, result: Path, tables: Path, figures: Path) -> list[P
     report, name = module_of(study), Path(result).stem
     try:
         content = json.loads(Path(result).read_text("utf-8"))
-        report.check(content)
+        table = report.table(content)
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UsageError(f"{result} is no result of `{study}` ({error!r}): run that first") from None
     for folder in (tables, figures):
         Path(folder).mkdir(parents=True, exist_ok=True)
-    table, files = report.table(content), [Path(tables) / f"{name}.{suffix}" for suffix in ("csv", "md")]
+    files = [Path(tables) / f"{name}.{suffix}" for suffix in ("csv", "md")]
     table.provenance = provenance.source(pandas.json_normalize({"provenance": content["provenance"]}))
     files[0].write_text(table.csv(), "utf-8")
     files[1].write_text(table.markdown(), "utf-8")
