@@ -292,7 +292,7 @@ def test_an_interrupted_run_ends_in_one_line_and_resumes(here, monkeypatch, tmp_
     signal.signal(signal.SIGINT, before)
     assert done.returncode == 130 and done.stdout == "" and "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
-    assert last == "dpzero: interrupted: the same command goes on from the last checkpoint"
+    assert last == "dpzero: interrupted: the same command resumes from the last checkpoint"
     assert not (tmp_path / "a.json").exists()
     done = here(*run)
     assert answer(done)["status"] == "ok" and re.search(r"resumed at step [34] of 6", done.stderr)

@@ -1,4 +1,4 @@
-"""What a sweep costs: one estimate for `snakemake -n`, batch systems and `dpzero estimate`. Imports no torch.
+"""The cost of a sweep, for `snakemake -n`, batch systems and `dpzero estimate`. Imports no torch.
 
 The seconds of a run come from the best source for a device, one of HOW:
 
@@ -64,7 +64,7 @@ class StepTime(NamedTuple):
 PUBLISHED = StepTime(
     "an RTX 3090 (published; nothing measured here)",
     on_gpu=True,
-    key=("roberta-large", "dpzero", "full", ""),  # no cell's own: for estimates by operations alone
+    key=("roberta-large", "dpzero", "full", ""),  # matches no cell: serves estimates by operations only
     tokens=64 * 17,
     seconds=0.347,
 )
@@ -184,7 +184,7 @@ class Estimator:
         return "measured" if same else "scaled", settings["steps"] * step + median(other)
 
     def _by_operations(self, cell: dict) -> tuple[str, float]:
-        """At the speed of DPZero's step on the whole model that is nearest in size and has its precision."""
+        """Scale DPZero's full fine-tuning step on the model nearest in size, of this precision if there is one."""
         parameters, settings = _parameters(), cell["settings"]
         if "use" not in cell or cell["model"] not in parameters or not self.full_steps:
             return "unknown", 0.0
@@ -207,7 +207,7 @@ def count_measured(counts: Counter[str]) -> int:
 
 
 def announcement(name: str, cells: Sequence[dict], cores: int | None) -> str:
-    """What these runs of a sweep take, in words; empty if nothing is known. `cores`: None on a cluster."""
+    """The hours of these runs, in words; empty if nothing is known. `cores`: None on a cluster."""
     estimator = Estimator.choose(name, cells)
     counts, seconds = estimator.total(cells)
     place, words = estimator.device, ", ".join(f"{counts[how]} {how}" for how in HOW if counts[how])

@@ -1,4 +1,4 @@
-"""What a verb sets up in its process before torch and numba are imported, and how it reads and reports."""
+"""Set-up of a verb's process before torch and numba are imported; reading of files, and progress."""
 
 from __future__ import annotations
 

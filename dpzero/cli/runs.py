@@ -77,7 +77,9 @@ def run(options: argparse.Namespace) -> dict | None:
     try:
         record = run_cell(cell, options.out, log=log, device=options.device, **ranks)
     except gpu_lock.Crowded:
-        log(f"{options.out}: out of memory on a shared GPU, which is no result: again on one of its own")
+        log(
+            f"{options.out}: out of memory on a shared GPU, which is no result: starting again on an unshared one"
+        )
         gpu_lock.start_again_alone()
     if record is None:  # rank 0 writes it
         return None
@@ -101,7 +103,7 @@ def _read_cell(options: argparse.Namespace) -> dict:
 
 
 @verb(
-    {"record": option("a record; its transcript lies beside it", type=Path)} | LOCAL_FILES,
+    {"record": option("a record; its transcript is in the same folder", type=Path)} | LOCAL_FILES,
     out=option("save the trained tensors by name, as safetensors", type=file_to_write),
     device=option(f"cpu, cuda, cuda:1 {FREE_GPU}", type=device),
     compiles=True,
@@ -127,7 +129,7 @@ def replay(options: argparse.Namespace) -> dict:
 
 
 @verb(
-    {"record": option("a record of a zeroth-order method; its transcript lies beside it", type=Path)}
+    {"record": option("a record of a zeroth-order method; its transcript is in the same folder", type=Path)}
     | DEVICE
     | LOCAL_FILES,
     out=option("new folder for the model", type=folder_to_write, required=True),

@@ -61,7 +61,7 @@ class Plan:
         return plan
 
     def inputs(self, run: str, assets: str, ancient: Callable[[str], Any]) -> list[Any]:
-        """What a run needs: the assets of its task and model, of any age."""
+        """The inputs of a run: the assets of its task and model, of any age."""
         return [ancient(assets.format(**self.cells[run]))] if self.trains else []
 
     @cached_property
@@ -82,7 +82,7 @@ class Plan:
 
     def print_incomplete(self) -> None:
         print(
-            f"\nSome runs are missing (their logs: {self.results}/logs): the same command goes on with them. "
+            f"\nSome runs are missing (their logs: {self.results}/logs): the same command runs them. "
             "For tables of what exists, add `partial` to the command. "
             "If snakemake was killed: `snakemake --unlock` first, then --rerun-incomplete."
         )

@@ -1,4 +1,4 @@
-"""The verbs of the studies beside the sweeps: membership, benchmark, invariance."""
+"""The verbs of studies that are no sweeps: membership, benchmark, invariance, study."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors that a user can mend, in one line on standard error with an exit status."""
+"""Errors that a user can correct, in one line on standard error with an exit status."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def _explain(error: BaseException, verb: str) -> tuple[object, int]:
     if isinstance(error, KeyboardInterrupt):
         resumes = verb == "run"
         return "interrupted: " + (
-            "the same command goes on from the last checkpoint" if resumes else "nothing was finished"
+            "the same command resumes from the last checkpoint" if resumes else "nothing was finished"
         ), INTERRUPTED
     if isinstance(error, OSError):
         if error.errno in DISK_FULL:
-            return f"{error.strerror}: make room and run it again; a run goes on where it was", 1
+            return f"{error.strerror}: make room and give the same command again; a run resumes", 1
         if error.errno in NO_PATH:
             return f"{error.strerror}: {error.filename}: give another path", 2
         if error.errno in DENIED:

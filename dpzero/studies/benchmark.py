@@ -1,8 +1,8 @@
 """Step time and memory of each method, relative to two plain forward passes on the same batch.
 
 Random weights of a published architecture, a batch of random tokens. Steps and forward passes alternate, so
-that whatever slows the machine slows both. A ratio is the median over rounds of the step time over the time
-of the forward passes.
+that a busy machine slows both. A ratio is the median over rounds of the step time over the time of the
+forward passes.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def panels(breaks: Array, count: int) -> tuple[Array, Array]:
 
 
 def _breaks(setting: Setting, scale: float) -> Array:
-    """Where the densities have kinks, and ends beyond which they are nothing beside delta."""
+    """Points at which the densities have kinks, and ends beyond which their mass is negligible against delta."""
     beyond = 60 - min(math.log(setting.delta) + 23, 0)
     reach = scale * (beyond if setting.mechanism == "laplace" else max(13, 2 + math.sqrt(2 * beyond)))
     return np.array([-1 - reach, -1, 0, 1, 1 + reach])
@@ -106,7 +106,11 @@ def _breaks(setting: Setting, scale: float) -> Array:
 
 
 def by_contour(law: Law, steps: int, epsilon: float) -> float:
-    """To 1e-7 relative. Raises ArithmeticError where the integrand decays too slowly for that."""
+    """Delta of the sum of `steps` losses, to a relative error of 1e-7.
+
+    Raises:
+        ArithmeticError: the integrand decays too slowly.
+    """
     loss, mass = (array[law[1] > -700] for array in law)
     if steps * loss.max() <= epsilon:
         return 0.0
@@ -138,7 +142,7 @@ def by_contour(law: Law, steps: int, epsilon: float) -> float:
 
 
 def _saddle(loss: Array, mass: Array, steps: int, epsilon: float) -> tuple[float, float]:
-    """Where the integrand is least on the real axis, and the cumulant there."""
+    """The minimum of the integrand on the real axis, and the cumulant at this point."""
 
     def exponent(u: float) -> float:
         c = math.exp(u)
@@ -152,7 +156,7 @@ def _saddle(loss: Array, mass: Array, steps: int, epsilon: float) -> tuple[float
 
 
 def by_lattice(law: Law, steps: int, epsilon: float, points: int = 2**20) -> float:
-    """Of the law tilted to its saddle, so that a small delta is not lost in the rounding of the transform."""
+    """Delta by FFT of the law tilted to its saddle: rounding in the transform does not swamp a small delta."""
     loss, mass = (array[law[1] > -700] for array in law)
     if steps * loss.max() <= epsilon:
         return 0.0

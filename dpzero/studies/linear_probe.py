@@ -1,4 +1,4 @@
-"""Linear probes on RTE: how much the frozen features of a body say, whatever the training of a head does.
+"""Linear probes on RTE: what a linear head can learn from the frozen features of a model.
 
 Logistic regressions on all official training rows, with weight decay chosen by five-fold cross-validation.
 The features are those of both sentences as one text, which the heads of the sweeps see, and for an encoder

@@ -153,7 +153,7 @@ def first_distinct(texts: encoding.Examples, count: int) -> NDArray[np.int64]:
 
 
 def draw_members(pool_size: int, seed: int, purpose: str = "members") -> NDArray[np.bool_]:
-    """Which texts [N] are in the training set of the run with this seed, whatever its method."""
+    """Mask [N] of the texts in the training set of the run with this seed; the same for all methods."""
     return RunKey.published(seed).stream(purpose).uniforms(pool_size, 0) < 0.5
 
 

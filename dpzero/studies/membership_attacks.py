@@ -1,7 +1,7 @@
 """Membership inference attacks on K runs over a pool of N texts, and the ceiling of a privacy claim.
 
 Throughout: scores [K, N], higher for members; members, bool [K, N], the truth. An attack on a run, and its
-threshold, are fitted on the other runs alone. So it is fixed before it sees the run, and the ceiling is
+threshold, are fitted on the other runs only. So it is fixed before it sees the run, and the ceiling is
 proven for such attacks.
 """
 
@@ -122,7 +122,7 @@ class Claim:
         return float(min(1.0, (np.exp(EPSILONS) * false_positive_rate + self.profile).min()))
 
     def limits(self, metrics: dict[str, float], target: float) -> dict[str, float | bool]:
-        """What the claim allows at FPR `target`, and whether the metrics refute it, given their intervals."""
+        """The ceilings of the claim at FPR `target`, and whether the intervals of the metrics refute it."""
         allowed = self.ceiling(metrics["false_positive_rate_high"])
         return {
             "ceiling": self.ceiling(target),

@@ -3,7 +3,7 @@
 f(x; x_i) = 1/2 (x - x_i)^T A (x - x_i) with A diagonal. Its two-point difference u^T A (x - x_i) does not
 depend on the smoothing. So the settings of a grid share the slopes u^T A x_i, and a clipped mean over the
 examples needs two positions in their sorted order. Settings also share directions and unit noise. Each
-setting alone is the plain algorithm, number for number.
+setting is the plain algorithm, number for number.
 """
 
 from __future__ import annotations

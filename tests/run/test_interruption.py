@@ -223,7 +223,7 @@ def test_the_command_says_so_in_a_line(monkeypatch, capsys):
     monkeypatch.setattr(sweep, "load", full)
     assert command_line.main(["cells"]) == 1
     assert capsys.readouterr().err == (
-        "dpzero: No space left on device: make room and run it again; a run goes on where it was\n"
+        "dpzero: No space left on device: make room and give the same command again; a run resumes\n"
     )
 
 
