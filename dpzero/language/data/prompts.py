@@ -46,10 +46,8 @@ def fill(template: str, fields: Mapping[str, object]) -> str:
     """
     parts = []
     for literal, column, transform, _ in Formatter().parse(template):
-        parts.append(literal)
-        if column is not None:
-            value = str(fields[column])
-            parts.append(TRANSFORMS[transform](value) if transform else value)
+        value = "" if column is None else str(fields[column])
+        parts += [literal, TRANSFORMS[transform](value) if transform else value]
     return "".join(parts)
 
 
