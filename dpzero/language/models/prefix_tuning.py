@@ -7,8 +7,6 @@ so that every architecture supports them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -48,26 +46,20 @@ def attach(backbone: Any, seed: int = 0) -> None:
 
     The start is a function of the seed and the weights; nothing else changes.
     """
+    global _recorded
     backbone.set_attn_implementation(NAME)
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(backbone.config.vocab_size, (1, TOKENS), generator=generator)
-    device = next(backbone.parameters()).device
-    was_training = backbone.training
-    with _recording() as recorded, torch.no_grad():
-        backbone.eval()(input_ids=ids.to(device), attention_mask=torch.ones_like(ids).to(device))
-    backbone.train(was_training)
-    for layer, (key, value) in recorded.items():
-        layer.prefix = Prefix(key, value)
-
-
-@contextmanager
-def _recording() -> Iterator[dict[nn.Module, tuple[Tensor, Tensor]]]:
-    global _recorded
-    _recorded = {}
+    ids = ids.to(next(backbone.parameters()).device)
+    was_training, _recorded = backbone.training, {}
     try:
-        yield _recorded
+        with torch.no_grad():
+            backbone.eval()(input_ids=ids, attention_mask=torch.ones_like(ids))
+        for layer, (key, value) in _recorded.items():
+            layer.prefix = Prefix(key, value)
     finally:
         _recorded = None
+        backbone.train(was_training)
 
 
 def _attention(
