@@ -134,8 +134,9 @@ class _Trials:
             full = (bucket[0], True, *bucket[2:])
             # both, so that no earlier batch matters
             tried = [bucket] if self._merged(full) == full else [bucket, full]
-            same = (self.forward([one] * rows) == self._expected(one)[0] for one in tried)
-            self.results[bucket, rows] = all(bool(bits.all()) for bits in same)
+            self.results[bucket, rows] = all(
+                bool((self.forward([one] * rows) == self._expected(one)[0]).all()) for one in tried
+            )
         return self.results[bucket, rows]
 
     def _expected(self, bucket: Bucket) -> tuple[Tensor, int]:

@@ -56,8 +56,9 @@ class Features:
 
     def padded(self, device: torch.device, length: int = 1) -> tuple[Tensor, Tensor, Tensor]:
         """Values [n, H], a mask of ones [n, 1], labels [n]."""
-        ones = torch.ones(len(self), 1, dtype=torch.int64, device=device)
-        return torch.from_numpy(self.values).to(device), ones, torch.from_numpy(self.labels).to(device)
+        arrays = self.values, np.ones((len(self), 1), np.int64), self.labels
+        values, ones, labels = (torch.from_numpy(array).to(device) for array in arrays)
+        return values, ones, labels
 
 
 def trains_on_features(model: nn.Module, settings: Mapping[str, Any]) -> bool:

@@ -98,8 +98,9 @@ class Examples:
         mask = np.arange(length or int(lengths.max())) < lengths[:, None]
         ids = np.zeros(mask.shape, np.int64)
         ids[mask] = self.tokens  # row by row
-        input_ids, labels = torch.from_numpy(ids).to(device), torch.from_numpy(self.labels).to(device)
-        return input_ids, torch.from_numpy(mask).to(device, torch.int64), labels
+        arrays = ids, mask.astype(np.int64), self.labels
+        input_ids, attention_mask, labels = (torch.from_numpy(array).to(device) for array in arrays)
+        return input_ids, attention_mask, labels
 
 
 @dataclass(frozen=True)

@@ -72,12 +72,14 @@ class CrossEntropy(_Loss):
     """The cross entropy of a classifier, for `Examples` or their features."""
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
-        device = next(model.parameters()).device
-        result = torch.zeros(len(batch), device=device)
+        result = None
         for order, filled, bucket in self.cut(model, batch):
-            losses = self._losses(model, batch[filled], bucket[0])
-            result[torch.from_numpy(order).to(device)] = losses[: len(order)]
-        return result
+            losses = self._losses(model, batch[filled], bucket[0])[: len(order)]
+            if len(order) == len(batch):  # and in order (see `Cut`)
+                return losses
+            result = losses.new_zeros(len(batch)) if result is None else result
+            result[torch.from_numpy(order).to(result.device)] = losses
+        return torch.zeros(len(batch), device=next(model.parameters()).device) if result is None else result
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, examples: Any) -> dict[str, float]:
