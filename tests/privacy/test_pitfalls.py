@@ -421,7 +421,7 @@ def test_p12_a_run_is_either_a_valid_release_or_replays(kind):
 
 
 # In the record: run/test_run.py::test_what_was_spent_is_the_target_and_no_more
-# In the report: report/test_statement.py::test_a_benchmark_says_that_it_is_none_and_what_it_logs
+# In the report: report/test_statement.py::test_a_published_key_is_no_private_release
 
 
 # P13: resuming --------------------------------------------------------------------------------------------
@@ -658,7 +658,7 @@ def test_p24_a_smaller_delta_passes_and_is_in_the_statement(delta):
     assert (statement["delta"], statement["dataset_size"]) == (delta, SIZE)
 
 
-# In the report: report/test_statement.py::test_a_delta_that_may_give_up_a_record_is_pointed_at
+# In the report: report/test_statement.py::test_a_delta_too_large_for_the_data_is_flagged
 
 # P25: n, the expected batch size and label counts are public by declaration: inputs of a Setting, printed in the statement,
 # test_budget.py::test_the_statement_says_what_ran; no constant is computed from the examples, P18 above

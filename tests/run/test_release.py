@@ -245,14 +245,14 @@ def world(monkeypatch, number: int) -> Iterator[None]:
 
     def release(self, clipped, clip):
         self.admit(len(clipped))
-        return float(released(self._record(clip, str)[0], 1)) * clip
+        return float(released(self._record(clip, [])[0], 1)) * clip
 
     def release_vectors(self, clipped, clip):
         self.admit(len(clipped))
-        return (released(self._record(clip, str)[0], clipped.shape[1]) * clip).tolist()
+        return (released(self._record(clip, [])[0], clipped.shape[1]) * clip).tolist()
 
     def release_(self, sums, clip):
-        step, _ = self._record(clip, str)
+        step, _ = self._record(clip, [])
         for tensor in sums:
             tensor.copy_(released(step, tensor.numel()).view_as(tensor) * clip)
 
