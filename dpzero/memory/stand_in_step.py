@@ -179,10 +179,11 @@ class Loaded:
         """Make functions of the method phases of the tracker that `steps` was given last."""
         if self.variant.method == "public":
             self._mark("forward", self.method, "_losses")
-        if self.rest == "backward":
+            self._mark("update", self.method, "_update")
+        elif self.rest == "backward":
             self._mark("update", self.method.optimizer, "step")
         elif self.method is not None:
-            self._mark("update", self.method, "_update")
+            self._mark("update", self.method.perturbation, "plan_update")
 
     def _mark(self, phase: str, owner: object, attribute: str) -> None:
         work = getattr(owner, attribute)
