@@ -2,6 +2,7 @@
 
 snakemake --cores all                                           the sweep `quick`
 snakemake --cores all --config sweep=quick-lm methods='[dpzero, mezo]' epsilons='[2]' seeds='[0]'
+snakemake --cores all --config sweep=my/sweep.yaml              your own; its `include` names folders of tasks, models and methods
 snakemake --cores all --config sweep=NAME data_dir=FOLDER       task rows from JSON lines (model_dir: weights)
 snakemake --cores all --config gpu_share=3                      up to three runs on one GPU, if its memory allows
 snakemake --cores 1 --config device=cuda:0,cuda:1               a model larger than one GPU: its layers over several
@@ -19,14 +20,14 @@ from snakemake.utils import min_version
 min_version("9.0")
 sys.path.insert(0, workflow.basedir)
 
-from dpzero.cli.snakemake_support import Plan
+from dpzero.cli.snakemake_support import PACKAGE, Plan
 
 SWEEP = Plan.load(config, workflow)
 RESULTS = SWEEP.results
 CELLS = f"{RESULTS}/cells.txt"  # by name: rules.plan.output beside the records takes Snakemake time quadratic in the runs
 ASSETS = f"{RESULTS}/assets/{{task}}/{{model}}.json"
-CAPTIONS = f"{workflow.basedir}/dpzero/report/captions"
-ENVIRONMENT = f"{workflow.basedir}/dpzero/environment.yaml"
+CAPTIONS = f"{PACKAGE}/report/captions"
+ENVIRONMENT = f"{PACKAGE}/environment.yaml"
 
 
 localrules:
@@ -53,7 +54,7 @@ rule assets:
     conda:
         ENVIRONMENT
     params:
-        sweep=SWEEP.name,
+        sweep=SWEEP.sweep,
     message:
         "{wildcards.task} for {wildcards.model}: rows and weights, downloaded, verified and tokenized once"
     shell:
@@ -79,10 +80,11 @@ rule run:
         runtime=lambda wildcards, attempt: attempt * SWEEP.minutes(wildcards.run),
     params:
         cell=lambda wildcards: json.dumps(SWEEP.cells[wildcards.run], sort_keys=True),
+        tries=f"{RESULTS}/runs",  # records that decide the settings of others
     message:
         "{wildcards.run}"
     shell:
-        '"$DPZERO_PYTHON" -P -m dpzero run --spec {params.cell:q} --out {output:q} --threads {threads} --device "$DPZERO_DEVICE" '
+        '"$DPZERO_PYTHON" -P -m dpzero run --spec {params.cell:q} --tries {params.tries:q} --out {output:q} --threads {threads} --device "$DPZERO_DEVICE" '
         "2>&1 | tee -ia {log:q}"
 
 
@@ -95,7 +97,7 @@ rule plan:
         ENVIRONMENT
     params:
         runs=list(SWEEP.cells),  # other runs make the tables again
-        sweep=SWEEP.name,
+        sweep=SWEEP.sweep,
         narrowed=SWEEP.axes,
     shell:
         '"$DPZERO_PYTHON" -P -m dpzero cells --sweep {params.sweep:q} {params.narrowed:q} --out {output:q} '
@@ -119,7 +121,7 @@ rule tables:
         ENVIRONMENT
     params:
         command="dpzero tables",
-        sweep=SWEEP.name,
+        sweep=SWEEP.sweep,
         folder=lambda wildcards, output: Path(output[0]).parent,
     message:
         "{params.command} --sweep {params.sweep}"
@@ -143,7 +145,7 @@ use rule tables as figures with:
         f"{RESULTS}/logs/figures.log",
     params:
         command="dpzero figures",
-        sweep=SWEEP.name,
+        sweep=SWEEP.sweep,
         folder=lambda wildcards, output: Path(output[0]).parent,
 
 
@@ -155,7 +157,7 @@ rule partial:
     conda:
         ENVIRONMENT
     params:
-        sweep=SWEEP.name,
+        sweep=SWEEP.sweep,
         tables=f"{RESULTS}/tables",
         figures=SWEEP.figures,
     message:

@@ -33,3 +33,11 @@ def write_whole(path: Path, content: str | bytes) -> None:
 def run_id(cell: Mapping) -> str:
     """TASK/MODEL/METHOD/eps-E/seed-S: the path of a record in the folder of its sweep."""
     return f"{cell['task']}/{cell['model']}/{cell['method']}/eps-{cell['epsilon']}/seed-{cell['seed']}"
+
+
+TRY_MARK = "@"  # METHOD@POINT is the method of a try: a run that helps to choose settings (see `plan.search`)
+
+
+def is_try(run: str) -> bool:
+    """Whether a run id or a method is that of a try."""
+    return TRY_MARK in run

@@ -25,7 +25,7 @@ def tables(options: argparse.Namespace) -> dict:
 
     records, runs = _find_records(options)
     plan = sweep.read(options.sweep)
-    kind, tuning = plan["experiment"], sweep.TUNING[plan["tuning"]]
+    kind, tuning = plan["experiment"], sweep.rule_of_choice(plan)
     print(write_tables(kind, records, options.out, sweep.name_of(options.sweep), runs, tuning))
     return {"tables": str(options.out), "records": len(records), "runs": len(runs)}
 

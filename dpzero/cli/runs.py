@@ -6,10 +6,11 @@ import argparse
 import json
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from ..errors import UsageError, unknown
 from ..files import write_whole
-from ..plan import sweep
+from ..plan import search, sweep
 from ..plan.settings import NOT_NEGATIVE, Range, draw_of
 from .options import (
     DEVICE,
@@ -43,6 +44,7 @@ def chosen_axes(options: argparse.Namespace) -> dict[str, list[str]]:
     sweep=option("name of the sweep that holds the cell"),
     cell=option("run id, as `cells` lists them", metavar="RUN_ID"),
     spec=option("a cell as a JSON file or as JSON text, in place of --sweep and --cell"),
+    tries=option("folder of the sweep's records, for a cell whose settings its tries decide", type=Path),
     out=option("file of the record", required=True, type=file_to_write),
     device=option(f"cpu, cuda, cuda:1; cuda:0,cuda:1 spreads the layers {FREE_GPU}", type=device),
     backend=option("library that joins ranks of torchrun", "gloo", choices=("gloo", "nccl")),
@@ -91,7 +93,7 @@ def _read_cell(options: argparse.Namespace) -> dict:
     if options.spec:
         text = options.spec if options.spec.lstrip().startswith("{") else read_text(Path(options.spec))
         try:
-            return sweep.complete(json.loads(text))
+            return sweep.complete(_decided(json.loads(text), options.tries))
         except json.JSONDecodeError as error:
             raise UsageError(f"--spec is not JSON ({error}): give a cell as a file or as text") from error
     if not (options.sweep and options.cell):
@@ -99,7 +101,18 @@ def _read_cell(options: argparse.Namespace) -> dict:
     cells = sweep.load(options.sweep)
     if options.cell not in cells:
         raise UsageError(unknown(f"cell of sweep {options.sweep}", options.cell, cells))
-    return cells[options.cell]
+    return _decided(cells[options.cell], options.tries)
+
+
+def _decided(cell: Any, tries: Path | None) -> Any:
+    """The cell with the settings that its tries decide for, if it has any."""
+    if not isinstance(cell, dict) or not search.try_ids(cell):
+        return cell
+    if tries is None:
+        raise UsageError(
+            "the settings of this cell are searched for: give the folder of its tries as --tries"
+        )
+    return search.decide(cell, tries)
 
 
 @verb(

@@ -13,8 +13,8 @@ from typing import Any
 
 from .. import include
 from ..errors import UsageError, let_every_print_pass
-from ..plan import sweep
-from ..report import KINDS, figure_files, table_files
+from ..plan import search, sweep
+from ..report import KINDS, figure_files, figure_names, table_files
 from ..run import gpu_lock
 from . import estimate, options
 
@@ -40,10 +40,10 @@ class Plan:
         self.gpus = max(1, device.count("cuda")) if self.trains else 0
         self.results, self.figures = f"results/{self.name}", f"figures/{self.name}"
         self.records = [f"{self.results}/runs/{run}.json" for run in self.cells]
-        tables, self.figure_names, _ = KINDS[kind]
-        self.first_table = f"{self.results}/tables/{tables[0]}.md"
+        self.figure_names = figure_names(kind, self.cells)
+        self.first_table = f"{self.results}/tables/{KINDS[kind].tables[0]}.md"
         self.table_paths = [f"{self.results}/tables/{name}" for name in table_files(kind, self.cells)]
-        self.figure_paths = [f"{self.figures}/{name}" for name in figure_files(kind)]
+        self.figure_paths = [f"{self.figures}/{name}" for name in figure_files(kind, self.cells)]
 
     @classmethod
     def load(cls, config: dict, workflow: Any) -> Plan:
@@ -61,8 +61,12 @@ class Plan:
         return plan
 
     def inputs(self, run: str, assets: str, ancient: Callable[[str], Any]) -> list[Any]:
-        """The inputs of a run: the assets of its task and model, of any age."""
-        return [ancient(assets.format(**self.cells[run]))] if self.trains else []
+        """The inputs of a run: the assets of its task and model, of any age, and the records of its tries."""
+        cell = self.cells[run]
+        tries = [
+            f"{self.results}/runs/{attempt}.json" for ids in search.try_ids(cell).values() for attempt in ids
+        ]
+        return [ancient(assets.format(**cell)), *tries] if self.trains else []
 
     @cached_property
     def estimator(self) -> estimate.Estimator:

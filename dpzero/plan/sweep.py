@@ -8,7 +8,8 @@ tasks, models, epsilons, seeds:      the axes; any of them, and `methods`, narro
 settings:                   of every run
 gpu_share:                  how many runs may be on one GPU if its memory allows; 1 by default
 methods: {NAME: {use: FILE, title: ..., version: N, SETTING: value, grid: {SETTING: [values]}}}
-                            a grid makes a method of each of its points
+                            a grid makes a method of each of its points, or with `search` the tries of the method
+search: {tries: N, seeds: [...]}    equal tries on dev for each method, task, model and epsilon (see `search`)
 overrides: {TASK/MODEL/METHOD: {SETTING: value}}      `*` for any; the most specific wins
 """
 
@@ -25,9 +26,10 @@ import yaml
 
 from .. import include
 from ..errors import UsageError, unknown
-from ..files import run_id
+from ..files import TRY_MARK, run_id
 from ..language.data import tasks
 from ..language.models import model_catalogue
+from . import search
 from .registry import card
 from .settings import (
     POSITIVE,
@@ -38,13 +40,14 @@ from .settings import (
     check_settings,
     listed,
     number,
+    typed,
     value_of,
 )
 from .study_sweeps import STUDIES
 
 FOLDER = Path(__file__).parents[1] / "sweeps"
 AXES = ("tasks", "models", "methods", "epsilons", "seeds")
-STANZA = ("use", "title")
+STANZA = ("use", "title", "grid")
 NEEDED = ("task", "model", "method", "epsilon", "seed", "settings")  # of a cell given by hand
 LANGUAGE = "language"  # the kind of experiment that trains a language model
 DEFAULTS: dict[str, Any] = {"experiment": LANGUAGE, "gpu_share": 1, "core_seconds": None, "tokens": {}}
@@ -57,6 +60,7 @@ TUNING = {  # how settings were chosen, as the headings of tables say it
     "choices not accounted)",
     "best_of_grid": "settings best of the grid (not accounted)",
     "grid": "every try of a grid, none chosen",
+    "search": "settings best of {tries} tries on dev for each method, task and ε (not accounted)",
 }
 RENAMED = {  # old names of keys and rules, which are read for one version
     "chosen": "tuning",
@@ -158,7 +162,8 @@ def complete(spec: object) -> dict:
     known = {axis: names for axis, names in _known([]).items() if axis != "methods"}
     _check_axes({axis: [spec[axis.removesuffix("s")]] for axis in AXES}, known)
     stanza = {key: spec[key] for key in STANZA if key in spec} | spec["settings"]
-    return next(_cells(spec, {spec["method"]: stanza}, {}, {}, [spec["epsilon"]], [spec["seed"]]))
+    cell = next(_cells(spec, {spec["method"]: stanza}, {}, {}, [spec["epsilon"]], [spec["seed"]]))
+    return cell | ({"search": spec["search"]} if "search" in spec else {})
 
 
 # The file ---------------------------------------------------------------------------------------------------
@@ -185,7 +190,7 @@ def read(name: str, before: tuple[str, ...] = ()) -> dict:
         include.add(file.parent / Path(str(folder)).expanduser(), f"{where}, include")
     base = read(sweep.pop("extends"), (*before, name)) if "extends" in sweep else DEFAULTS
     if sweep.get("methods"):
-        sweep["methods"] = spread_grids(sweep["methods"])
+        sweep["methods"] = sweep["methods"] if "search" in base | sweep else spread_grids(sweep["methods"])
     merged = base | sweep
     if "tuning" not in merged:
         rules = ", ".join(TUNING)
@@ -197,7 +202,14 @@ def read(name: str, before: tuple[str, ...] = ()) -> dict:
     for key in {"settings", "overrides"} & merged.keys():
         merged[key] = (base.get(key) or {}) | (sweep.get(key) or {})
     kind_of(merged)
+    if (merged["tuning"] == "search") != ("search" in merged):
+        raise UsageError(f"{where}: tuning search and the key search belong together: give both or none")
     return merged
+
+
+def rule_of_choice(sweep: dict) -> str:
+    """How the settings of a sweep (from `read`) were chosen, as the headings of tables say it."""
+    return TUNING[sweep["tuning"]].format(**sweep.get("search", {}))
 
 
 def _new_name(name: str, where: str) -> str:
@@ -207,10 +219,14 @@ def _new_name(name: str, where: str) -> str:
     return RENAMED.get(name, name)
 
 
-OBJECTS = {"settings", "tokens"}
+OBJECTS = {"settings", "tokens", "search"}
 OBJECTS_OF_OBJECTS = {"methods", "overrides", "ranks"}
 ROWS = {"series": ("models", "methods", "sizes", "measure"), "published": ("epsilons",)}  # with their lists
 TEXTS = {"extends", "experiment", "description", "selection", "tuning", "chosen"}
+SEARCH = {
+    "tries": Entry("int", allowed=POSITIVE_COUNT),
+    "seeds": Entry("int", allowed=SEED, many=True),
+}
 NUMBERS = {
     "gpu_share": Entry("int", allowed=POSITIVE_COUNT),
     "core_seconds": Entry("float", allowed=POSITIVE),
@@ -262,15 +278,8 @@ def spread_grids(stanzas: dict[str, dict | None]) -> dict[str, dict | None]:
         if not isinstance(stanza, dict) or "grid" not in stanza:
             spread[name] = stanza
             continue
-        grid = stanza["grid"]
-        if not isinstance(grid, dict) or not all(isinstance(v, list) and v for v in grid.values()):
-            raise UsageError(
-                f"method {name}: a grid is {{SETTING: [values]}} with at least one value for each"
-            )
         common = {"use": name} | {key: value for key, value in stanza.items() if key != "grid"}
-        for values in product(*grid.values()):
-            point = dict(zip(grid, values, strict=True))
-            label = "_".join(f"{key}{value}" for key, value in point.items())
+        for label, point in search.points(name, stanza["grid"]).items():
             spread[f"{name}_{label}"] = common | point
     return spread
 
@@ -293,7 +302,7 @@ def _check_overrides(overrides: dict, methods: Iterable[str]) -> None:
 
 
 def _expand(sweep: dict, narrowed: dict[str, list], name: str) -> dict[str, dict]:
-    _check_keys(sweep, name, (*AXES, "settings", "overrides"))
+    _check_keys(sweep, name, (*AXES, "settings", "overrides", "search"))
     stanzas = sweep.get("methods") or {}
     axes = {axis: narrowed.get(axis, listed(sweep.get(axis))) for axis in AXES}
     axes["methods"] = narrowed.get("methods", list(stanzas))
@@ -304,9 +313,37 @@ def _expand(sweep: dict, narrowed: dict[str, list], name: str) -> dict[str, dict
         settings, overrides = sweep.get("settings") or {}, sweep.get("overrides") or {}
         for cell in _cells(place, stanzas, settings, overrides, axes["epsilons"], axes["seeds"]):
             cells.setdefault(run_id(cell), cell)
+    if "search" in sweep:
+        cells = _with_tries(cells, stanzas, typed(sweep["search"], SEARCH, f"sweep {name}, search"), name)
     if not cells:
         raise UsageError(f"sweep {name} has no runs: give every axis at least one value")
     return cells
+
+
+def _with_tries(cells: dict[str, dict], stanzas: Mapping, plan: dict, name: str) -> dict[str, dict]:
+    """The cells, each with its search, and the tries: all points of its method's grid on dev."""
+    search.check_equal(stanzas, plan, name)
+    tries: dict[str, dict] = {}
+    for run, cell in cells.items():
+        if not (grid := (stanzas[cell["method"]] or {}).get("grid")):
+            continue
+        if cell["settings"].get("noise_key") == "secret":
+            raise UsageError(
+                f"sweep {name}: a search with noise_key secret, but dev rows are private and the choice is not "
+                "accounted: search on public data with noise_key published"
+            )
+        if cell["seed"] in plan["seeds"]:
+            raise UsageError(f"sweep {name}: seed {cell['seed']} is reported and searched with: give another")
+        points = {}
+        for label, point in search.points(cell["method"], grid).items():
+            method = f"{cell['method']}{TRY_MARK}{label}"
+            settings = cell["settings"] | point | {"split": "dev"}
+            for seed in plan["seeds"]:
+                attempt = complete(cell | {"method": method, "seed": seed, "settings": settings})
+                tries.setdefault(run_id(attempt), attempt)
+                points[label] = {key: attempt["settings"][key] for key in point}
+        cells[run] = cell | {"search": {"seeds": plan["seeds"], "grid": points}}
+    return cells | tries
 
 
 def _cells(
@@ -325,6 +362,8 @@ def _cells(
         return any(key in card((own or {}).get("use", name)).settings for name, own in stanzas.items())
 
     own = {key: value for key, value in stanza.items() if key not in STANZA}
+    if "grid" in stanza:  # of a search: any of its points, until the tries have decided
+        own |= next(iter(search.points(method, stanza["grid"]).values()))
     shared = {"max_length": tasks.stanza(task)["max_length"]} | settings
     layers = [shared, own, *_matching(overrides, (task, place["model"], method))]
     checked = check_settings(place, method_card, layers, for_others)
@@ -385,5 +424,5 @@ def _check_axes(axes: dict, known: dict[str, list[str]]) -> None:
         except ValueError:
             raise UsageError(f"seed {seed!r} is not a whole number {SEED}: write seeds='[0, 1, 2]'") from None
     for method in axes["methods"]:
-        if not re.fullmatch(r"[\w+-][\w.+-]*", str(method)):
+        if not re.fullmatch(r"[\w+-][\w.+@-]*", str(method)):
             raise UsageError(f"method {method!r} names no file: write it with letters, digits and . _ + -")

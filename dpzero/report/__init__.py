@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from dpzero.files import is_try
+
 # To add a figure: a function of that name in figures.py, its caption in captions/NAME.rst, its name here.
 FIGURES = ("accuracy_vs_epsilon", "memory_by_method", "accuracy_vs_time", "learning_curves")
 TABLES = ("accuracy", "memory", "time", "privacy", "order")
 COMPARED = ("published", "discrepancies")  # if a run has a published number
+SEARCHED = ("search",)  # table and figure, if settings were searched for
 
 
 class Kind(NamedTuple):
@@ -35,9 +38,16 @@ def table_files(kind: str, runs: Iterable[str] = ()) -> tuple[str, ...]:
     tables, _, further = KINDS[kind]
     if kind == "language" and any_published(runs):
         tables = (*tables, *COMPARED)
+    if any(map(is_try, runs)):
+        tables = (*tables, *SEARCHED)
     return (*further, *(f"{name}.{suffix}" for name in tables for suffix in ("csv", "md", "tex")))
 
 
-def figure_files(kind: str) -> tuple[str, ...]:
-    """The names of the files with the figures of a kind."""
-    return tuple(f"{name}.{suffix}" for name in KINDS[kind].figures for suffix in ("pdf", "png"))
+def figure_names(kind: str, runs: Iterable[str] = ()) -> tuple[str, ...]:
+    """The figures of these runs."""
+    return (*KINDS[kind].figures, *(SEARCHED if any(map(is_try, runs)) else ()))
+
+
+def figure_files(kind: str, runs: Iterable[str] = ()) -> tuple[str, ...]:
+    """The names of the files with the figures of these runs."""
+    return tuple(f"{name}.{suffix}" for name in figure_names(kind, runs) for suffix in ("pdf", "png"))

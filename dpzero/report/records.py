@@ -161,7 +161,7 @@ def _row(record: Record) -> Record:
     row["rank"] = rank(row["private"], row["order"])
     row["metric"], row["score"] = _score(record)
     row["curve"] = record.get("curve") or []
-    row |= _flatten("settings", cell.get("settings") or {})
+    row |= _flatten("settings", cell.get("settings") or {}) | _flatten("search", cell.get("search") or {})
     for section in (*SECTIONS, "guarantee", "quadratic"):
         row |= _flatten(section, record.get(section) or {})
     for name in METRICS:

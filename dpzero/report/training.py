@@ -9,7 +9,8 @@ from __future__ import annotations
 import pandas
 from matplotlib.figure import Figure
 
-from dpzero.report import COMPARED, FIGURES, TABLES, comparison, pairwise
+from dpzero.files import is_try
+from dpzero.report import COMPARED, FIGURES, TABLES, comparison, pairwise, search
 from dpzero.report import figures as figure_functions
 from dpzero.report import tables as table_functions
 from dpzero.report.published import any_published
@@ -24,15 +25,25 @@ STABLE_PROVENANCE = tuple(
 
 
 def tables(runs: pandas.DataFrame) -> dict[str, Table]:
-    """`TABLES`, and `COMPARED` if one of these runs has a published number."""
-    names = (*TABLES, *COMPARED) if any_published(runs["run"]) else TABLES
+    """`TABLES`, `COMPARED` if one of these runs has a published number, and `search` if some are tries."""
+    reported, tries = _without_tries(runs)
+    names = (*TABLES, *COMPARED) if any_published(reported["run"]) else TABLES
     modules = {"order": pairwise} | dict.fromkeys(COMPARED, comparison)
-    return {name: getattr(modules.get(name, table_functions), name)(runs) for name in names}
+    written = {name: getattr(modules.get(name, table_functions), name)(reported) for name in names}
+    return written | ({"search": search.table(reported, tries)} if len(tries) else {})
 
 
 def figures(runs: pandas.DataFrame) -> dict[str, Figure]:
-    """`FIGURES`."""
-    return {name: getattr(figure_functions, name)(runs) for name in FIGURES}
+    """`FIGURES`, and `search` if some runs are tries."""
+    reported, tries = _without_tries(runs)
+    drawn = {name: getattr(figure_functions, name)(reported) for name in FIGURES}
+    return drawn | ({"search": search.figure(reported, tries)} if len(tries) else {})
+
+
+def _without_tries(runs: pandas.DataFrame) -> tuple[pandas.DataFrame, pandas.DataFrame]:
+    """The reported runs, and the tries by which their settings were chosen."""
+    tries = runs["run"].map(is_try).astype(bool)
+    return runs[~tries].reset_index(drop=True), runs[tries].reset_index(drop=True)
 
 
 def further_files(runs: pandas.DataFrame, sweep: str) -> dict[str, str]:
@@ -42,5 +53,5 @@ def further_files(runs: pandas.DataFrame, sweep: str) -> dict[str, str]:
     return {
         "runs.csv": csv_text(kept.drop(columns=volatile)),
         "times.csv": csv_text(kept[["run", "status", *volatile]]),
-        "privacy_statement.md": statement(runs, sweep),
+        "privacy_statement.md": statement(_without_tries(runs)[0], sweep),
     }
