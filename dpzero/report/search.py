@@ -28,7 +28,7 @@ def table(reported: pandas.DataFrame, tries: pandas.DataFrame) -> Table:
         values = sorted(points.values(), reverse=True)
         row: dict[str, Any] = {k: theirs[k].iloc[0] for k in ("task", "model", "method", "title")}
         row |= {"epsilon": key[-1], "_epsilon": formatting.epsilon(key[-1]), "tries": len(points)}
-        chosen = theirs["search.chosen"].dropna()  # from the record: of equal points the first of the grid
+        chosen = theirs["search.chosen"].dropna()  # from the record: of equal points the first by name
         row |= {"chosen": formatting.common(chosen, ""), "best_dev": _finite(values[0])}
         row |= {"second_dev": _finite(values[1] if len(values) > 1 else math.nan)}
         row |= {"median_dev": _finite(float(numpy.median(values))), "worst_dev": _finite(values[-1])}
