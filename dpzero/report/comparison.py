@@ -61,13 +61,13 @@ def compare(ours: Summary, theirs: Published) -> Comparison:
 def published(runs: pandas.DataFrame) -> Table:
     """One row for each published number of a cell of these runs, finished or not."""
     shots = set(runs["settings.shots"].dropna()) if "settings.shots" in runs else set()
-    table_rows = []
+    lines = []
     for (task, model, method, epsilon), rows in runs.groupby(CELL, sort=False):
         for theirs in numbers.for_run(f"{task}/{model}/{method}/eps-{epsilon}"):
             if not theirs.shots or not shots or theirs.shots in shots:
-                table_rows.append(_row(rows, theirs))
-    tested = sum(row["test"] not in (NO_TEST, NO_SPREAD, ABSENT) for row in table_rows)
-    return make_table("published", table_rows, count=len(table_rows), tested=tested)
+                lines.append(_row(rows, theirs))
+    tested = sum(row["test"] not in (NO_TEST, NO_SPREAD, ABSENT) for row in lines)
+    return make_table("published", lines, count=len(lines), tested=tested)
 
 
 def _row(rows: pandas.DataFrame, theirs: Published) -> dict:

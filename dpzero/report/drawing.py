@@ -114,9 +114,9 @@ def levels(axis: Axes, rows: pandas.DataFrame, named: bool = True, room: float =
     room: the fraction of its height by which an interval may widen the panel.
     """
     lines = [
-        (some["title"].iloc[0], style.look(method), mean)
-        for method, some in rows.groupby("method", sort=False)
-        if (mean := summarise(scores(some))).n
+        (group["title"].iloc[0], style.look(method), mean)
+        for method, group in rows.groupby("method", sort=False)
+        if (mean := summarise(scores(group))).n
     ]
     for _, look, mean in lines:
         axis.axhline(mean.mean, color=look.colour, linestyle=look.line, linewidth=0.9, zorder=1)

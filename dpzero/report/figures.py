@@ -26,8 +26,8 @@ def accuracy_vs_epsilon(runs: pandas.DataFrame) -> Figure:
         private = rows[rows["private"]]
         step = _epsilon_axis(axis, drawing.epsilons(rows)) * DODGE / max(private["method"].nunique(), 1)
         middle = (private["method"].nunique() - 1) / 2
-        for place, (method, some) in enumerate(private.groupby("method", sort=False)):
-            cells = [(x * 2 ** (step * (place - middle)), cell) for x, cell in some.groupby("epsilon_value")]
+        for place, (method, group) in enumerate(private.groupby("method", sort=False)):
+            cells = [(x * 2 ** (step * (place - middle)), cell) for x, cell in group.groupby("epsilon_value")]
             means = [drawing.mark(axis, method, x, cell, beside=2 ** (step / 3)).mean for x, cell in cells]
             look = style.look(method)
             axis.plot(
@@ -73,11 +73,11 @@ def accuracy_vs_time(runs: pandas.DataFrame) -> Figure:
     figure, axes = _grid(runs, columns, 2.3, "training time (s)", sharex=True)
     for line, (_, rows) in zip(axes, drawing.panels(runs), strict=True):
         for axis, (_, epsilon) in zip(line, columns, strict=True):
-            here = trained.loc[trained.index.intersection(rows.index)]
-            here = here[~here["private"] | (here["epsilon_value"] == epsilon)]
-            for method, some in here.groupby("method", sort=False):
-                drawing.mark(axis, method, some["time.train_seconds"].to_numpy(), some)
-            drawing.mark_if_empty(axis, here)
+            shown = trained.loc[trained.index.intersection(rows.index)]
+            shown = shown[~shown["private"] | (shown["epsilon_value"] == epsilon)]
+            for method, group in shown.groupby("method", sort=False):
+                drawing.mark(axis, method, group["time.train_seconds"].to_numpy(), group)
+            drawing.mark_if_empty(axis, shown)
         for axis in line:
             drawing.levels(axis, rows[rows["rank"] == 0], named=axis is line[-1])
     _time_axis(axes[0, 0], trained["time.train_seconds"])
@@ -94,15 +94,17 @@ def learning_curves(runs: pandas.DataFrame) -> Figure:
     for line, (_, rows) in zip(axes, drawing.panels(runs), strict=True):
         for axis, (label, epsilon) in zip(line, columns, strict=True):
             private = label != "not private"
-            here = rows[(rows["rank"] > 0) & (rows["private"] == private)]
-            here = here[here["epsilon_value"] == epsilon] if private else here
-            lengths = [_draw_curve(axis, method, some) for method, some in here.groupby("method", sort=False)]
+            shown = rows[(rows["rank"] > 0) & (rows["private"] == private)]
+            shown = shown[shown["epsilon_value"] == epsilon] if private else shown
+            lengths = [
+                _draw_curve(axis, method, group) for method, group in shown.groupby("method", sort=False)
+            ]
             lengths = [length for length in lengths if length > 0]
             if lengths and max(lengths) / min(lengths) > LONG_RUNS:
                 axis.set_xscale("symlog", linthresh=min(lengths))
                 decades = [10.0**power for power in range(10) if min(lengths) <= 10**power <= max(lengths)]
                 axis.set_xticks([0, *decades])
-            drawing.mark_if_empty(axis, here)
+            drawing.mark_if_empty(axis, shown)
     drawing.legend(figure, trained[trained["status"] == "ok"])
     return figure
 

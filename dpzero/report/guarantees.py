@@ -58,7 +58,7 @@ def arranged(runs: pandas.DataFrame) -> pandas.DataFrame:
 
 def guarantees(runs: pandas.DataFrame) -> Table:
     """One row for each published setting."""
-    table_rows = []
+    lines = []
     for run in runs.to_dict("records"):
         row = {key: run[key] for key in ("task", "model", "method", "title", "status")}
         row |= {key: run.get(f"settings.{key}") for key in ("dataset_size", "batch_size", "steps")}
@@ -69,8 +69,8 @@ def guarantees(runs: pandas.DataFrame) -> Table:
         row["_size"] = number(row["dataset_size"], ".0f") + mistaken
         row |= {"_epsilon": run["epsilon"], "_batches": _batches(run)}
         row |= {f"_{key}": WORDS.get(row.get(key), row.get(key)) for key in ("divisor", "adjacency")}
-        table_rows.append(row | {"_bound": BOUNDS.get(row.get("sampling"))})
-    table = make_table("guarantees", table_rows)
+        lines.append(row | {"_bound": BOUNDS.get(row.get("sampling"))})
+    table = make_table("guarantees", lines)
     table.notes += _noise_sources(runs)
     return table
 
@@ -88,17 +88,17 @@ def draw(runs: pandas.DataFrame) -> Figure:
     """Claimed and actual epsilon: a panel for each paper, a line for each setting apart from its task."""
     rows = _merged(runs[runs["status"] == "ok"])
     papers = list(rows.groupby("title", sort=False))
-    counts = [len(some) for _, some in papers]
+    counts = [len(group) for _, group in papers]
     size = (style.PAGE_INCHES, ROW_INCHES * sum(counts) + 0.32 * len(counts) + 0.75)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(papers), sharex=True, squeeze=False, height_ratios=counts)[:, 0]
-    for axis, (paper, some) in zip(axes, papers, strict=True):
+    for axis, (paper, group) in zip(axes, papers, strict=True):
         axis.set_title(paper, loc="left", weight="bold")
-        for place, row in enumerate(some.to_dict("records")):
+        for place, row in enumerate(group.to_dict("records")):
             _draw_row(axis, place, row)
-        axis.set_yticks(range(len(some)), some["label"])
+        axis.set_yticks(range(len(group)), group["label"])
         axis.tick_params(axis="y", length=0)
-        axis.set_ylim(len(some) - 0.4, -0.6)
+        axis.set_ylim(len(group) - 0.4, -0.6)
         axis.grid(axis="x", which="major", color="#dddddd", linewidth=0.5)
         axis.set_axisbelow(True)
     axes[-1].set_xscale("log")

@@ -78,10 +78,10 @@ def _panel(axis: Axes, rows: list[Row], target: float) -> None:
         look = {"color": style.BLACK, "linestyle": line, "linewidth": 1.4, "label": label}
         axis.hlines(list(places.values()), x - 0.36, x + 0.36, **look)
     for attack, (colour, marker, face) in LOOKS.items():
-        some = [row for row in rows if row["attack"] == attack]
-        at = [titles.index(row["title"]) + OFFSETS[attack] for row in some]
+        group = [row for row in rows if row["attack"] == attack]
+        at = [titles.index(row["title"]) + OFFSETS[attack] for row in group]
         y, low, high = (
-            numpy.maximum(FLOOR, [row[f"true_positive_rate{end}"] for row in some])
+            numpy.maximum(FLOOR, [row[f"true_positive_rate{end}"] for row in group])
             for end in ("", "_low", "_high")
         )
         bars = {"color": colour, "markerfacecolor": face, "elinewidth": 0.9, "capsize": 2, "linestyle": ""}

@@ -61,26 +61,26 @@ def figures(runs: pandas.DataFrame) -> dict[str, Figure]:
 
 def peaks(runs: pandas.DataFrame) -> Table:
     """One row for each run."""
-    table_rows = []
+    lines = []
     for run in runs.to_dict("records"):
         row = {key: run[key] for key in ("model", "method", "title", "batch_size", "length", "status")}
         row |= {k.removeprefix("memory."): v for k, v in run.items() if k.startswith("memory.")}
         measured = "out of memory" if run["status"] == "oom" else row["measured_peak_bytes"]
-        table_rows.append(row | {"_size": run["task"], "_measured": measured})
-    return make_table("memory_sweep_peaks", table_rows)
+        lines.append(row | {"_size": run["task"], "_measured": measured})
+    return make_table("memory_sweep_peaks", lines)
 
 
 def growth(runs: pandas.DataFrame) -> Table:
     """One row for each method: slopes of straight lines through its predicted peaks, one along each axis."""
-    table_rows = []
-    for method, some in runs.groupby("method", sort=False):
-        row = {"method": method, "_title": some["title"].iloc[0]}
+    lines = []
+    for method, group in runs.groupby("method", sort=False):
+        row = {"method": method, "_title": group["title"].iloc[0]}
         for axis, (unit, _) in AXES.items():
-            slope, miss = line(*along(some, axis))
+            slope, miss = line(*along(group, axis))
             row |= {f"{axis}_slope_bytes": slope, f"{axis}_largest_miss": miss}
             row[f"_{axis}"] = None if slope is None else f"{number(slope, '.3g', unit)} ({miss:.0%})"
-        table_rows.append(row)
-    return make_table("memory_sweep_growth", table_rows)
+        lines.append(row)
+    return make_table("memory_sweep_growth", lines)
 
 
 def along(rows: pandas.DataFrame, axis: str) -> tuple[numpy.ndarray, numpy.ndarray]:
@@ -159,13 +159,13 @@ def _draw(axis: Axes, runs: pandas.DataFrame, key: str) -> None:
     """A line for each method. Hollow points are predicted, filled ones measured, crosses out of memory."""
     axis.set_xscale("log")
     axis.set_yscale("log")
-    for method, some in runs.groupby("method", sort=False):
-        x, y = along(some, key)
+    for method, group in runs.groupby("method", sort=False):
+        x, y = along(group, key)
         look = LOOKS.get(method, style.look(method))
         axis.plot(x, y / GIB, **_strokes(method))
         if key != "parameters":
             continue
-        for row in some[some["settings.measure"].eq(True)].to_dict("records"):
+        for row in group[group["settings.measure"].eq(True)].to_dict("records"):
             place = row["memory.parameters"]
             predicted, measured = (row[f"memory.{how}_peak_bytes"] / GIB for how in ("predicted", "measured"))
             if row["status"] == "oom":

@@ -113,8 +113,8 @@ def _count(rows: pandas.DataFrame, verdict: str, titles: dict[str, str]) -> str:
     role = "first" if rows["first"].nunique() > 1 else "second"
     several = rows[role].nunique() > 1
     places = []
-    for (task, method), some in decided.groupby(["task", role], sort=False):
-        epsilons = [epsilon for epsilon in some["epsilon"] if epsilon]
+    for (task, method), group in decided.groupby(["task", role], sort=False):
+        epsilons = [epsilon for epsilon in group["epsilon"] if epsilon]
         every = set(epsilons) == set(rows["epsilon"])
         at = "" if not epsilons else " at every ε" if every else f" at ε = {', '.join(epsilons)}"
         places.append(task + (f" ({titles[method]})" if several else "") + at)
@@ -207,10 +207,10 @@ def guarantees(results: Path) -> Values:
     """Claims of public implementations: held, refuted, open."""
     rows = read(results / "guarantees", "guarantees")
     lines = [
-        {"paper": title, "claims": len(some)}
-        | {"code as it is": f"{(some['as_it_is'] == 'none').sum()} without any ε"}
-        | {f"{verdict} if the noise were secret": (some["verdict"] == verdict).sum() for verdict in VERDICTS}
-        for title, some in rows.groupby("title", sort=False)
+        {"paper": title, "claims": len(group)}
+        | {"code as it is": f"{(group['as_it_is'] == 'none').sum()} without any ε"}
+        | {f"{verdict} if the noise were secret": (group["verdict"] == verdict).sum() for verdict in VERDICTS}
+        for title, group in rows.groupby("title", sort=False)
     ]
     return {
         "table": lines,
@@ -246,7 +246,7 @@ def accounting(results: Path) -> Values:
     """The calibrated noise compared with that of an independent accountant."""
     rows = read(results / "accounting", "calibration")
     excess = rows.groupby(["mechanism", "sampling", "adjacency"], sort=False)["relative_distance"]
-    table = excess.agg(**{"settings": "size", "largest excess": lambda some: f"{some.max():.0e}"})
+    table = excess.agg(**{"settings": "size", "largest excess": lambda group: f"{group.max():.0e}"})
     return {"table": table.reset_index(), "rows": rows}
 
 

@@ -30,9 +30,9 @@ PAIRS = {  # two roles -> whether a paper says that the first does better
 
 def order(runs: pandas.DataFrame) -> Table:
     """One row for each pair of methods on each task and model, at each epsilon of the private ones."""
-    table_rows = []
-    for _, here in runs.groupby(["task", "model"], sort=False):
-        groups = [rows for _, rows in here.groupby(["method", "epsilon"], sort=False)]
+    lines = []
+    for _, task_runs in runs.groupby(["task", "model"], sort=False):
+        groups = [rows for _, rows in task_runs.groupby(["method", "epsilon"], sort=False)]
         for roles, claimed in PAIRS.items():
             for first, second in product(
                 *([rows for rows in groups if ROLES[role](rows.iloc[0])] for role in roles)
@@ -40,9 +40,9 @@ def order(runs: pandas.DataFrame) -> Table:
                 epsilons = {rows["epsilon"].iloc[0] for rows in (first, second) if rows["private"].iloc[0]}
                 if len(epsilons) < 2:
                     claim = f" {'over' if claimed else 'against'} ".join(roles)
-                    table_rows.append(_row(first, second, claim, claimed, "".join(epsilons)))
-    table = make_table("order", table_rows)
-    if not table_rows:
+                    lines.append(_row(first, second, claim, claimed, "".join(epsilons)))
+    table = make_table("order", lines)
+    if not lines:
         table.notes = ["No two methods here of which a paper claims an order."]
     return table
 

@@ -105,7 +105,7 @@ def fits(bests: pandas.DataFrame, split: str = "train") -> dict[tuple[str, str],
 
 def exponents_table(bests: pandas.DataFrame) -> Table:
     """One row for each rank law and method; the verdicts are the first notes."""
-    table_rows = []
+    lines = []
     fitted = {split: fits(bests, split) for split in ("train", "test")}
     for (rank, method), rows in bests.groupby(["task", "method"], sort=False):
         ends = {"first": rows.iloc[0], "last": rows.iloc[-1]}
@@ -114,16 +114,16 @@ def exponents_table(bests: pandas.DataFrame) -> Table:
         row["seeds"] = len(ends["first"]["train"])
         row |= {f"dimension_{end}": one["dimension"] for end, one in ends.items()}
         row |= {f"norm_{end}": mean for end, mean in means.items()}
-        for split, some in fitted.items():
-            fit = row[f"_{split}"] = some[rank, method]
+        for split, fits_of_split in fitted.items():
+            fit = row[f"_{split}"] = fits_of_split[rank, method]
             row |= {f"{split}_{key}": getattr(fit, key, None) for key in ("exponent", "low", "high")}
         row |= {f"_{end}": f"{number(means[end], '.2g')} at {one['dimension']}" for end, one in ends.items()}
         lowest, highest = (one["effective_rank"] for one in ends.values())
         row |= {"_rank": f"{lowest:.3g} to {highest:.4g}", "_title": ends["first"]["title"]}
         row["_task"] = _rank_name(rank)
-        table_rows.append(row)
+        lines.append(row)
     verdicts = power_law.verdict(fitted["train"], RANKS, _norm_ratios(bests))
-    table = make_table("quadratic_exponents", table_rows)
+    table = make_table("quadratic_exponents", lines)
     table.notes[:0] = [*verdicts, *notes("quadratic")]
     return table
 
@@ -138,12 +138,12 @@ def _norm_ratios(bests: pandas.DataFrame) -> dict[str, dict[int, float]]:
     by_method = bests.assign(mean=means).pivot(index=["task", "dimension"], columns="method", values="mean")
     pairs = by_method.reindex(columns=["mezo", "dpzero"])
     ratios = (pairs["mezo"] / pairs["dpzero"]).dropna()
-    return {rank: some.droplevel(0).to_dict() for rank, some in ratios.groupby(level=0)}
+    return {rank: group.droplevel(0).to_dict() for rank, group in ratios.groupby(level=0)}
 
 
 def norms_table(bests: pandas.DataFrame) -> Table:
     """One row for each rank law, dimension and method."""
-    table_rows = []
+    lines = []
     for one in bests.to_dict("records"):
         train, test = summarise(one["train"]), summarise(one["test"])
         row = {key: one[key] for key in ("task", "dimension", "method", "start")}
@@ -153,8 +153,8 @@ def norms_table(bests: pandas.DataFrame) -> Table:
         row["_task"] = _rank_name(one["task"])
         for name in GRIDS:
             row[f"_{name}"] = number(one["setting"].get(name), "g") + ("*" if name in one["at_edge"] else "")
-        table_rows.append(row)
-    table = make_table("quadratic_norms", table_rows)
+        lines.append(row)
+    table = make_table("quadratic_norms", lines)
     table.notes += notes("quadratic")
     return table
 
@@ -170,8 +170,11 @@ def by_dimension(bests: pandas.DataFrame) -> Figure:
 
     def draw(axis: Axes, rows: pandas.DataFrame, strokes: dict) -> tuple[float, float, str]:
         seeds = [summarise(norms) for norms in rows["train"]]
-        y = numpy.array([some.mean for some in seeds])
-        up = [some.high - some.mean if some.n >= drawing.SMALLEST_N_WITH_BAR else math.nan for some in seeds]
+        y = numpy.array([summary.mean for summary in seeds])
+        up = [
+            summary.high - summary.mean if summary.n >= drawing.SMALLEST_N_WITH_BAR else math.nan
+            for summary in seeds
+        ]
         down = numpy.minimum(up, 0.9 * y)  # the axis has no zero
         axis.errorbar(rows["dimension"], y, [down, up], elinewidth=0.7, capsize=1.5, **strokes)
         fit = fitted[tuple(rows[["task", "method"]].iloc[0])]
@@ -197,16 +200,16 @@ def _panels(bests: pandas.DataFrame, draw: Callable, label: str) -> Figure:
     columns = min(2, len(panels))
     figure, axes = drawing.canvas(-(-len(panels) // columns), columns, 2.0, sharex=True)
     strokes: dict[str, Any] = {}
-    for axis, (rank, some) in zip(axes.flat, panels, strict=False):
+    for axis, (rank, group) in zip(axes.flat, panels, strict=False):
         axis.set(xscale="log", yscale="log", title=f"effective rank {_rank_name(rank)}")
         ends = []
         for method in METHODS:
-            rows = some[some["method"] == method]
+            rows = group[group["method"] == method]
             if len(rows):
                 look = style.strokes(rows.iloc[0])
                 if end := draw(axis, rows, look):
                     ends.append((*end, look["color"]))
-        private = some[some["private"]]  # methods without privacy that converge leave the panel
+        private = group[group["private"]]  # methods without privacy that converge leave the panel
         norms = [*private["train"].explode(), *private["start"]]
         axis.set_ylim(0.4 * min(norms, default=1e-3), 2 * max(norms, default=1.0))
         _label_ends(axis, ends)

@@ -26,7 +26,7 @@ def accuracy(runs: pandas.DataFrame) -> Table:
     """Score of each method and epsilon over its seeds, with its paired difference to each reference."""
     metrics = provenance.distinct(runs["metric"])
     metric = metrics[0] if len(metrics) == 1 else "score"
-    table_rows = []
+    lines = []
     by_method = dict(list(runs.groupby(METHOD, sort=False)))
     for (task, model, method, epsilon), rows in runs.groupby(CELL, sort=False):
         score = summarise(formatting.by_seed(rows).values())
@@ -45,10 +45,10 @@ def accuracy(runs: pandas.DataFrame) -> Table:
             difference = paired_difference(formatting.by_seed(rows, theirs), formatting.by_seed(theirs, rows))
             row |= difference.columns(f"vs_{reference}")
             row[f"_vs_{reference}"] = "reference" if is_itself else formatting.difference(difference)
-        table_rows.append(row)
-    several = any(row["score_n"] > 1 for row in table_rows)
+        lines.append(row)
+    several = any(row["score_n"] > 1 for row in lines)
     seeds = "mean ± standard deviation over seeds" if several else "one seed"
-    table = make_table("accuracy", table_rows, metric=metric, Metric=metric.capitalize(), seeds=seeds)
+    table = make_table("accuracy", lines, metric=metric, Metric=metric.capitalize(), seeds=seeds)
     table.notes[:0] = _scoring(runs)
     if runs["status"].isin(["oom", "diverged"]).any():
         table.notes += notes("accuracy_with_failures")
@@ -57,7 +57,7 @@ def accuracy(runs: pandas.DataFrame) -> Table:
 
 def memory(runs: pandas.DataFrame) -> Table:
     """Peak memory of each method compared with plain inference, in the run that needed most."""
-    table_rows = []
+    lines = []
     for _, rows in runs.groupby(METHOD, sort=False):
         measured = rows[(rows["status"] != "oom") & rows["memory.peak_allocated_bytes"].notna()]
         highest = measured.nlargest(1, "memory.peak_allocated_bytes")
@@ -74,13 +74,13 @@ def memory(runs: pandas.DataFrame) -> Table:
             "how": formatting.common(measured["memory.how"], ""),
         }
         row["_peak"] = peak - weights if len(highest) else formatting.failure(row["status"])
-        table_rows.append(row)
-    return make_table("memory", table_rows)
+        lines.append(row)
+    return make_table("memory", lines)
 
 
 def time(runs: pandas.DataFrame) -> Table:
     """Speed of each method on each device, mean over its runs, compared with two forward passes."""
-    table_rows = []
+    lines = []
     rate, floor = runs["time.steps_per_second"], runs["time.two_forward_seconds"]
     step = runs["time.step_seconds"].fillna(1 / rate.where(rate > 0))
     device = runs["provenance.device"].fillna(runs.groupby(METHOD)["provenance.device"].transform("first"))
@@ -94,14 +94,14 @@ def time(runs: pandas.DataFrame) -> Table:
         }
         row |= {"peak_resident_bytes": ok["memory.peak_resident_bytes"].max(), "device": device}
         row["_step_seconds"] = row["step_seconds"] if len(ok) else formatting.failure(row["status"])
-        table_rows.append(row)
-    return make_table("time", table_rows)
+        lines.append(row)
+    return make_table("time", lines)
 
 
 def privacy(runs: pandas.DataFrame) -> Table:
     """Guarantee of each private method, what it rests on, and whether the release is valid."""
     private = runs[runs["private"]]
-    table_rows = []
+    lines = []
     for (*_, epsilon), rows in private.groupby(CELL, sort=False):
         row = formatting.identity(rows) | {"epsilon": epsilon}
         for key in (*PROMISES, "accountant"):
@@ -110,9 +110,9 @@ def privacy(runs: pandas.DataFrame) -> Table:
                 row[key] = column.astype(float).max()
             else:
                 row |= {key: formatting.common(column, ".10g"), f"_{key}": formatting.common(column, ".4g")}
-        table_rows.append(row)
+        lines.append(row)
     accountants = "; ".join(provenance.distinct(private["privacy.accountant"])) or "none"
-    table = make_table("privacy", table_rows, accountants=accountants)
+    table = make_table("privacy", lines, accountants=accountants)
     values = {f"_{key}": provenance.distinct(private[f"privacy.{key}"]) for key in NOTE_IF_EQUAL}
     shared = [column for column in table.columns if len(values.get(column.key, "two")) < 2]
     table.columns = [column for column in table.columns if column not in shared]
@@ -144,9 +144,9 @@ def _scoring(runs: pandas.DataFrame) -> list[str]:
     ways = ["metric", "metrics.split", "metrics.examples", "metrics.selection"]
     for (task, model), rows in scored.groupby(["task", "model"], sort=False):
         several = rows[ways].drop_duplicates().shape[0] > 1
-        for (metric, split, examples, selection), some in rows.groupby(ways, sort=False, dropna=False):
+        for (metric, split, examples, selection), group in rows.groupby(ways, sort=False, dropna=False):
             count = "an unknown number of" if pandas.isna(examples) else f"{examples:.0f}"
-            methods = f" ({', '.join(dict.fromkeys(some['title']))})" if several else ""
+            methods = f" ({', '.join(dict.fromkeys(group['title']))})" if several else ""
             sentences.append(
                 f"{task}, {model}: {metric} on {count} examples of split {split}; "
                 f"reported: {selection}{methods}."
