@@ -31,40 +31,34 @@ Norms = dict[Tensor, Tensor]  # of parameters
 
 @contextmanager
 def watching(model: nn.Module, clipping: str) -> Iterator[PerSampleGradients]:
-    """Context manager: backward passes leave gradients (`hooks`) or norms (`ghost`) of each sample on parameters."""
-    with plain_look_ups(model), warnings.catch_warnings():
-        # gradients of a layer's input, which torch misses if the first layers are frozen, are not needed
-        warnings.filterwarnings("ignore", message="Full backward hook is firing")
-        hooks = (GhostNorms if clipping == "ghost" else PerSampleGradients)(model)
-        try:
-            yield hooks
-        finally:
-            hooks.cleanup()
+    """Context manager: backward passes leave gradients (`hooks`) or norms (`ghost`) of each sample on parameters.
 
-
-@contextmanager
-def plain_look_ups(model: nn.Module) -> Iterator[None]:
-    """Context manager: subclasses of nn.Embedding (OPT's positions, Gemma's words) look up rows by a plain one.
-
-    Opacus has no rule for a subclass, whose forward pass computes positions or scales rows around
-    nn.Embedding's.
+    Opacus has no rule for subclasses of nn.Embedding (OPT's positions, Gemma's words), whose forward pass
+    computes positions or scales rows around nn.Embedding's. Inside they look up rows by a plain one.
     """
     own = {m: type(m) for m in model.modules() if isinstance(m, nn.Embedding) and type(m) is not nn.Embedding}
     for module, kind in own.items():
         count, width = module.weight.shape
         module.rows = nn.Embedding(count, width, module.padding_idx, device="meta")
         module.rows.weight = module.weight
-        module.__class__ = type(kind.__name__, (kind, LooksUp), {})
+        module.__class__ = type(kind.__name__, (kind, PlainLookUp), {})
     try:
-        yield
+        with warnings.catch_warnings():
+            # gradients of a layer's input, which torch misses if the first layers are frozen, are not needed
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            hooks = (GhostNorms if clipping == "ghost" else PerSampleGradients)(model)
+            try:
+                yield hooks
+            finally:
+                hooks.cleanup()
     finally:
         for module, kind in own.items():
             module.__class__ = kind
             del module.rows
 
 
-class LooksUp(nn.Embedding):
-    """Its forward pass is what `super().forward` of an embedding's subclass calls inside `plain_look_ups`."""
+class PlainLookUp(nn.Embedding):
+    """Its forward pass is what `super().forward` of an embedding's subclass calls inside `watching`."""
 
     rows: nn.Embedding
 
@@ -81,8 +75,8 @@ class PerSampleGradients(GradSampleHooks):
             a forward pass.
         uses: the types of the layers that read a parameter since `uses` was cleared. Layers of types that are
             not in GRAD_SAMPLERS are run again by Opacus for each example.
-        asked: the inputs that the backward pass needs to reach every layer that read a parameter since
-            `asked` was cleared. The parameters of a linear layer that passes a gradient on are left out, so
+        needed: the inputs that the backward pass needs to reach every layer that read a parameter since
+            `needed` was cleared. The parameters of a linear layer that passes a gradient on are left out, so
             that their gradient over the batch, which is not used, is not computed.
 
     Raises:
@@ -94,7 +88,7 @@ class PerSampleGradients(GradSampleHooks):
         plain = (m for m in modules if type(m) in PLAIN)
         self.size, self.shared = 0, {p for m in plain for p in m.parameters(recurse=False)}
         self.uses: dict[Tensor, list[type]] = defaultdict(list)
-        self.asked: set[Tensor] = set()
+        self.needed: set[Tensor] = set()
         self.texts: dict[nn.Module, torch.Size] = {}
         bare = any(type(m) is nn.LayerNorm and m.bias is None for m in modules)
         kinds = PLAIN if bare else (*PLAIN, nn.LayerNorm)  # its rule needs a bias
@@ -148,7 +142,7 @@ class PerSampleGradients(GradSampleHooks):
         for p in module.parameters():
             self.uses[p].append(type(module))
         if type(module) is not nn.Linear or not read.requires_grad:
-            self.asked.update(p for p in module.parameters() if p.requires_grad)
+            self.needed.update(p for p in module.parameters() if p.requires_grad)
         mode, module.training = module.training, True  # Opacus' hook does nothing in evaluation mode
         GradSampleHooks.capture_activations_hook(self, module, (read,), output)
         module.training = mode
@@ -163,7 +157,7 @@ class PerSampleGradients(GradSampleHooks):
             backprops = backprops.unflatten(0, read.shape[:2])
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:
             # autograd leaves this row as it is
-            backprops = backprops.masked_fill((read == module.padding_idx)[..., None], 0.0)
+            backprops = backprops.mneeded_fill((read == module.padding_idx)[..., None], 0.0)
         return [read], backprops
 
     def _check_inputs(self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -259,7 +253,7 @@ class GhostNorms(PerSampleGradients, GradSampleHooksFastGradientClipping):
             )
         super().capture_activations_hook(module, forward_input, output)
 
-    def knows(self, p: Tensor) -> bool:
+    def covers(self, p: Tensor) -> bool:
         """Whether the norm covers all uses: one, look-ups, look-up and output layer, or layers that run again."""
         uses = self.uses[p]
         known = len(uses) == 1 or set(uses) == {nn.Embedding} or uses == [nn.Embedding, nn.Linear]

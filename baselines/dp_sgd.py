@@ -126,7 +126,7 @@ class DPSGD(FineTuning):
     def _add_clipped(self, hooks: PerSampleGradients, sums: Sums, part: Any) -> Tensor:
         """Adds the clipped gradients of a micro-batch. Returns the sum of its losses."""
         losses = self._losses(hooks, part)
-        losses.sum().backward(inputs=[*hooks.asked])  # type: ignore[no-untyped-call]
+        losses.sum().backward(inputs=[*hooks.needed])  # type: ignore[no-untyped-call]
         if hooks.size != len(part):
             owners = torch.from_numpy(self.owners(part)).to(losses.device)
             for p in self.parameters:
@@ -151,7 +151,7 @@ class DPSGD(FineTuning):
             )
         if graph_uses(losses, output):
             raise RuntimeError("a loss is more than a function of the model's output: set clipping to hooks")
-        losses.sum().backward(inputs=[*hooks.asked], retain_graph=True)  # type: ignore[no-untyped-call]
+        losses.sum().backward(inputs=[*hooks.needed], retain_graph=True)  # type: ignore[no-untyped-call]
         squared = self._squared_norms("_norm_sample", losses)
         finite = squared.isfinite()
         if finite.all():
@@ -190,7 +190,7 @@ class DPSGD(FineTuning):
         """The losses of a micro-batch. Raises RuntimeError if Opacus missed a use of a parameter."""
         hooks.size = len(self.owners(part)) if self.owners else len(part)
         hooks.uses.clear()
-        hooks.asked.clear()
+        hooks.needed.clear()
         losses = self.loss(self.model, part)
         uses = graph_uses(losses)
         for name, p in zip(self.names, self.parameters, strict=True):
@@ -201,7 +201,7 @@ class DPSGD(FineTuning):
                     f"{name} is used {used} times in a forward pass, {seen} of them by its layer, so that its gradient would "
                     "not be clipped as a whole: freeze it, or use it through its layer alone"
                 )
-            if isinstance(hooks, GhostNorms) and not hooks.knows(p):
+            if isinstance(hooks, GhostNorms) and not hooks.covers(p):
                 raise RuntimeError(
                     f"{name} is used {seen} times in a forward pass, but its ghost norm is known for one use: set clipping to "
                     "hooks"

@@ -63,7 +63,7 @@ class PrivateTwoPoint(TwoPoint):
         super().__init__(model, loss, Budget.require(budget).batch_size, **settings)
         check_clip(clip)
         self.budget, self.clip, self.unit = budget, clip, budget.unit
-        self.attribute_check = AttributeCheck(model)
+        self.attribute_check: AttributeCheck | None = None
         self._independent = self._recorded = False  # checked, and the budget knows the outcome
 
     def noisy_sum(self, values: Tensor) -> float:
@@ -94,7 +94,7 @@ class PrivateTwoPoint(TwoPoint):
         if checks and not self._independent:
             self._check_independence(batch, count, collate)
         losses = self._evaluate(batch, count, pick)
-        if checks and self._independent and self.perturbation.position[2] < 0:  # the second point
+        if checks and self._independent and self.attribute_check and self.perturbation.position[2] < 0:
             self.attribute_check.check(partial(self.loss, self.model), pick, count)
         return losses
 
@@ -105,7 +105,7 @@ class PrivateTwoPoint(TwoPoint):
             collate: makes a batch of some of the examples, if a loader collated this one.
         """
         pick, loss = collate or partial(batches.take, batch, size=count), partial(self.loss, self.model)
-        self.attribute_check.begin()
+        self.attribute_check = self.attribute_check or AttributeCheck(self.model)
         if self.one_at_a_time:  # no other examples: only the same bits twice remain to be checked
             first, second = (self._evaluate(batch, count, pick) for _ in range(2))
             moved: Tensor | None = (first - second).abs()

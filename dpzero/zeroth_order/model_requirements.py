@@ -26,11 +26,11 @@ CHUNK = 2**24  # bytes of a tensor that are read at once
 
 
 class ModelCheck:
-    """Checks, from step to step, that a model keeps its promises.
+    """Checks, before each step and around each forward pass, that a model meets the requirements.
 
     Raises:
-        ValueError: a broken promise, with the name of the layer, buffer or parameter. Also from `check` and
-            `forward_passes`.
+        ValueError: a requirement that is not met, with the name of the layer, buffer or parameter. Also from
+            `check` and `forward_passes`.
     """
 
     def __init__(self, model: nn.Module, parameters: Sequence[Tensor]) -> None:

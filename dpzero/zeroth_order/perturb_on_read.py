@@ -26,19 +26,20 @@ _METADATA = {
 
 
 class PerturbOnRead(TorchFunctionMode):
-    """Context manager: each operation gets x + scale z in place of x. Arguments: see `Perturbation`."""
+    """Context manager: each operation gets x + scale z, at `move`, in place of x. Arguments: see `Perturbation`."""
+
+    move: Move
 
     def __init__(
         self,
         weights: Mapping[int, Tensor],
         law: Gaussian,
-        move: Move,
         fixed_rows: Mapping[int, int],
         holders: Sequence[nn.Module],
     ) -> None:
         super().__init__()
         self.numbers = {id(p): j for j, p in weights.items()}
-        self.law, self.move, self.fixed_rows, self.holders = law, move, fixed_rows, holders
+        self.law, self.fixed_rows, self.holders = law, fixed_rows, holders
 
     def __enter__(self) -> PerturbOnRead:
         self._thread = threading.get_ident()

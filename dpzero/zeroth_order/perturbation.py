@@ -46,9 +46,10 @@ class Perturbation:
         fixed_rows: Mapping[int, int] = NO_ROWS,
         holders: Sequence[nn.Module] = (),
     ) -> None:
-        self.law, self.fixed_rows, self.holders = law.fit(parameters), fixed_rows, holders
+        self.law, self.fixed_rows = law.fit(parameters), fixed_rows
         self.on_read = {j: parameters[j] for j in on_read}
         self.in_place = {j: p for j, p in enumerate(parameters) if j not in self.on_read}
+        self.reads = PerturbOnRead(self.on_read, self.law, fixed_rows, holders)
         self.position = (0, 0, 0.0)  # step, direction and scale at which the tensors of `in_place` are
         self._moves: list[Move] = []  # planned, of `in_place`
         self._updates: list[Move] = []  # planned, of `on_read`
@@ -68,13 +69,9 @@ class Perturbation:
         """Context manager: the model computes at x + scale z. After a failure weights return to x, to rounding."""
         self.plan_point(step, direction, scale)
         self.apply()
-        move = Move(step, direction, (scale,))
+        self.reads.move = Move(step, direction, (scale,))
         try:
-            with (
-                PerturbOnRead(self.on_read, self.law, move, self.fixed_rows, self.holders)
-                if self.on_read
-                else nullcontext()
-            ):
+            with self.reads if self.on_read else nullcontext():
                 yield
         except BaseException:
             self.restore()

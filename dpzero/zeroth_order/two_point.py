@@ -121,8 +121,8 @@ class TwoPoint:
             The scalar by which the weights moved along z; K scalars if the method has K > 1 directions.
 
         Raises:
-            ValueError: another batch than the budget handed out, no step left, a model that breaks a promise
-                (see `model_requirements`), users if the unit is the example or none if it is the user. Nothing is
+            ValueError: another batch than the budget handed out, no step left, a model that does not
+                meet `model_requirements`, users if the unit is the example or none if it is the user. Nothing is
                 released then, and the weights stay, up to rounding.
         """
         count, user_numbers = self._begin(batch, users)

@@ -23,17 +23,13 @@ Attributes = dict[str, Any]
 
 
 class AttributeCheck:
-    """Compares a model's attributes before and after forward passes."""
+    """Compares a model's attributes with those it had when this was made, before the first forward pass."""
 
     def __init__(self, model: nn.Module) -> None:
         self._modules = list(model.named_modules())
         self._harmless: set[str] = set()  # attributes that change, but not with the examples
         self._checked = False
-        self._before: Snapshot | None = None  # the first pass, and later the last step
-
-    def begin(self) -> None:
-        """Takes a snapshot before the first pass."""
-        self._before = self._before or Snapshot(self._modules)
+        self._before = Snapshot(self._modules)  # before the first pass, and later after the last step
 
     def check(self, loss: Callable[[Any], object], take: Take, count: int) -> None:
         """After passes: if attributes changed, compares what mixes of a few of `count` examples leave in them.
@@ -41,7 +37,7 @@ class AttributeCheck:
         Raises:
             ValueError: an attribute that depends on the examples.
         """
-        if self._before is None or (self._checked and not self._before.moved()) or count < 2:
+        if (self._checked and not self._before.moved()) or count < 2:
             return
         self._checked = True
         if suspects := self._before.changed().keys() - self._harmless:
