@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from .batches import Take
 from .protocols import PerExampleLoss
 
-MOST = 8  # examples that are compared
+MAX_COMPARED = 8  # examples that are compared
 # Changes of a loss, over 1 + |loss|
 ROUNDING = 2e-5  # beyond what float32 makes: some ten times the largest that was seen (SmolLM2)
 GROSS = 0.05  # beyond what any type makes: the limit if the type is coarser than float32
@@ -59,7 +59,7 @@ def check_independence(loss: Callable[[Any], Tensor], batch: Any, count: int, pi
         ValueError: a loss that depends on the other examples (in-batch negatives, normalisation or attention
             over the batch, a mean in place of each example's loss, padding that is not masked).
     """
-    size = min(count, MOST)
+    size = min(count, MAX_COMPARED)
     half = size // 2
     selections = [
         ("fewer", [*range(size)]),

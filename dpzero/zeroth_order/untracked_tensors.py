@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from .batches import Take
 
-OWN = frozenset(vars(nn.Module()))  # what torch keeps in every module
-LONGEST = 256  # items of a list, beyond which it is looked through only if it has tensors
-MIXES = ([0, 1, 1], [1, 0, 0], [2, 2, 2])  # the first two have the same shapes, however texts are padded
+MODULE_FIELDS = frozenset(vars(nn.Module()))  # what torch keeps in every module
+MAX_ITEMS = 256  # items of a list, beyond which it is looked through only if it has tensors
+SELECTIONS = ([0, 1, 1], [1, 0, 0], [2, 2, 2])  # the first two have the same shapes, however texts are padded
 Attributes = dict[str, Any]
 
 
@@ -41,7 +41,9 @@ class AttributeCheck:
             return
         self._checked = True
         if suspects := self._before.changed().keys() - self._harmless:
-            self._compare(self._before, suspects, loss, [take(rows) for rows in MIXES[: 2 + (count > 2)]])
+            self._compare(
+                self._before, suspects, loss, [take(rows) for rows in SELECTIONS[: 2 + (count > 2)]]
+            )
         self._before = Snapshot(self._modules)
 
     def _compare(
@@ -69,7 +71,11 @@ class Snapshot:
 
     def __init__(self, modules: Sequence[tuple[str, nn.Module]]) -> None:
         self._modules = [
-            (name, vars(m), [(k, value, _copied(value)) for k, value in vars(m).items() if k not in OWN])
+            (
+                name,
+                vars(m),
+                [(k, value, _copied(value)) for k, value in vars(m).items() if k not in MODULE_FIELDS],
+            )
             for name, m in modules
         ]
         # torch's own layers keep nothing; a hook that makes them is seen in the first passes
@@ -106,7 +112,11 @@ class Snapshot:
                 before, copy = kept.get(key, (None, None))
                 replaced = value is not before or (copy is not None and not _same(value, copy))
                 numbers = [item for item in _items(value) if isinstance(item, (Tensor, np.ndarray, float))]
-                if key not in OWN and numbers and (replaced or any(id(n) in written for n in numbers)):
+                if (
+                    key not in MODULE_FIELDS
+                    and numbers
+                    and (replaced or any(id(n) in written for n in numbers))
+                ):
                     changed[f"{name}.{key}".lstrip(".")] = value
         return changed
 
@@ -114,7 +124,7 @@ class Snapshot:
     def restore(self) -> None:
         """Restores all attributes."""
         for _, attributes, items in self._modules:
-            for key in attributes.keys() - OWN - {key for key, *_ in items}:
+            for key in attributes.keys() - MODULE_FIELDS - {key for key, *_ in items}:
                 del attributes[key]
             for key, value, copy in items:
                 attributes[key] = value
@@ -138,7 +148,7 @@ def _refuse(names: Collection[str], depends: str) -> None:
 
 
 def _identities(modules: Sequence[Attributes]) -> list[int]:
-    return [id(value) for attributes in modules for k, value in attributes.items() if k not in OWN]
+    return [id(value) for attributes in modules for k, value in attributes.items() if k not in MODULE_FIELDS]
 
 
 def _items(value: object) -> Iterator[object]:
@@ -154,7 +164,7 @@ def _copied(value: object) -> list[Any] | dict[Any, Any] | None:
     """A shallow copy of a container that is looked through."""
     if not isinstance(value, (list, dict)):
         return None
-    looked_through = len(value) <= LONGEST or any(isinstance(item, Tensor) for item in _items(value))
+    looked_through = len(value) <= MAX_ITEMS or any(isinstance(item, Tensor) for item in _items(value))
     return value.copy() if looked_through else None
 
 

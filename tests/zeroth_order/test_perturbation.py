@@ -12,7 +12,8 @@ from torch.nn import functional
 from baselines.dp_aggzo import DPAggZO
 from baselines.mezo import MeZO
 from dpzero.privacy import RunKey, Setting, StandInBudget
-from dpzero.zeroth_order import dispatch, perturb_on_read
+from dpzero.zeroth_order import dispatch
+from dpzero.zeroth_order import perturbation as module_of_perturbation
 from dpzero.zeroth_order.directions import LAWS, Move, make_law
 from dpzero.zeroth_order.model_requirements import trainable
 from dpzero.zeroth_order.perturbation import PERTURB, Perturbation, numbers_on_read
@@ -154,7 +155,7 @@ def test_a_matrix_too_large_to_be_copied_is_applied_in_slices(law, monkeypatch):
     model = small(torch.float64)
     perturbation, outs = read_of(model, make_law(law, 0), "on_read"), []
     for largest in (2**24, 5 * WIDTH):
-        monkeypatch.setattr(perturb_on_read, "LARGEST_COPY", largest)
+        monkeypatch.setattr(module_of_perturbation, "LARGEST_COPY", largest)
         with perturbation.perturbed(0, 0, 0.1), torch.no_grad():
             outs.append(model(BATCH[:, :-1]))
     assert torch.allclose(*outs, rtol=1e-9)
