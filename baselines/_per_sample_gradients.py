@@ -157,7 +157,7 @@ class PerSampleGradients(GradSampleHooks):
             backprops = backprops.unflatten(0, read.shape[:2])
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:
             # autograd leaves this row as it is
-            backprops = backprops.mneeded_fill((read == module.padding_idx)[..., None], 0.0)
+            backprops = backprops.masked_fill((read == module.padding_idx)[..., None], 0.0)
         return [read], backprops
 
     def _check_inputs(self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:

@@ -29,7 +29,8 @@ from .kernels_torch import Move
 PERTURB = ("in_place", "on_read")
 NO_ROWS: Mapping[int, int] = MappingProxyType({})
 LARGEST_COPY = 2**24  # elements of a weight that are copied at once: 64 MiB
-_METADATA = {getattr(Tensor, n) for n in "size dim numel stride is_contiguous is_floating_point".split()}
+_METADATA = {Tensor.size, Tensor.dim, Tensor.numel, Tensor.stride}
+_METADATA |= {Tensor.is_contiguous, Tensor.is_floating_point}
 
 
 class Perturbation:
