@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -183,14 +183,17 @@ class Loaded:
         elif self.rest == "backward":
             self._mark("update", self.method.optimizer, "step")
         elif self.method is not None:
-            self._mark("update", self.method.perturbation, "plan_update")
+            perturbation = self.method.perturbation
+            self._mark("update", perturbation, "apply", lambda: bool(perturbation._updates))
 
-    def _mark(self, phase: str, owner: object, attribute: str) -> None:
+    def _mark(
+        self, phase: str, owner: object, attribute: str, applies: Callable[[], bool] = lambda: True
+    ) -> None:
         work = getattr(owner, attribute)
 
         def watched(*arguments: Any, **named: Any) -> Any:
             assert self.loss.phases is not None
-            with self.loss.phases.phase(phase):
+            with self.loss.phases.phase(phase if applies() else self.rest):
                 return work(*arguments, **named)
 
         setattr(owner, attribute, watched)
