@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
@@ -26,15 +27,31 @@ from .runs import axes_options, chosen_axes
 )
 def sweep(options: argparse.Namespace) -> NoReturn:
     """Run a sweep through Snakemake: its records, tables and figures, in results/ and figures/ here."""
-    axes = chosen_axes(options)
-    sweeps.load(options.name, **axes)  # refuses a bad value before Snakemake starts
+    run_snakemake(options.name, options, chosen_axes(options), shlex.split(options.snakemake))
+
+
+def run_snakemake(
+    name: str, options: argparse.Namespace, axes: Mapping[str, list[str]], further: Sequence[str] = ()
+) -> NoReturn:
+    """Replace this process by Snakemake, whose exit status is then that of the command.
+
+    Args:
+        name: the sweep.
+        options: of the verb: cores, dry_run, device and the folders of rows and models.
+        axes: axis -> the values that narrow the sweep.
+        further: options of Snakemake.
+
+    Raises:
+        UsageError: a sweep, name or value that is not known, before Snakemake starts.
+    """
+    sweeps.load(name, **axes)
     folders = {key: str(value) for key in ("device", *FOLDER_VARIABLES) if (value := getattr(options, key))}
     command = [sys.executable, "-m", "snakemake", "-s", str(snakefile()), "--cores", options.cores]
-    command += [*shlex.split(options.snakemake), *(["--dry-run"] if options.dry_run else [])]
-    pairs = {"sweep": options.name} | axes | folders
+    command += [*further, *(["--dry-run"] if options.dry_run else [])]
+    pairs = {"sweep": name, **axes, **folders}
     command += ["--config", *(f"{key}={value}" for key, value in pairs.items())]
     sys.stdout.flush()
-    os.execv(sys.executable, command)  # whose exit status is then that of this command
+    os.execv(sys.executable, command)
 
 
 def snakefile() -> Path:

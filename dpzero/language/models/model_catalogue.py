@@ -132,6 +132,28 @@ def config(name: str) -> Any:
         return AutoConfig.from_pretrained(source(name))
 
 
+def kind_of(place: str) -> str:
+    """`causal` or `encoder`: how a folder or a name on the hub is read, by its configuration.
+
+    Raises UsageError for a model that cannot be read.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    try:
+        found = AutoConfig.from_pretrained(place)
+    except Exception as error:  # its type depends on the library and its version
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"cannot read the model {place} ({reason}): give a folder that save_pretrained wrote"
+        ) from None
+    causal = found.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return "causal" if causal and found.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES else "encoder"
+
+
 def positions(config: Any) -> int:
     """Tokens of the longest text that a model with this transformers configuration reads."""
     offset = config.pad_token_id + 1 if config.model_type in ROBERTA else 0

@@ -1,0 +1,87 @@
+"""The verbs about what a sweep can name: list, and new, which begins a task of one's own."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from ..errors import UsageError
+from ..files import write_whole
+from ..language.data import new_task, tasks
+from ..language.models import model_catalogue
+from ..plan import registry
+from ..plan import sweep as sweeps
+from .options import INCLUDE, folder_to_write, option, verb
+
+KINDS = ("tasks", "models", "methods", "sweeps")
+HEADING = """\
+# Tasks of your own. `words` describes each label to an encoder, and is a causal model's answer unless `answers` lists others.
+# `prompt` is what a causal model reads, with {text} in it; `max_length` is in tokens; `files` may be {train: ..., test: ...}.
+"""
+
+
+@verb({"kind": option("what to list", choices=KINDS)} | INCLUDE)
+def list(options: argparse.Namespace) -> dict:
+    """List the tasks, models, methods or sweeps that there are, a line each."""
+    lines = dict(_lines(options.kind))
+    width = max(map(len, lines))
+    for name, line in lines.items():
+        print(f"{name:{width}}  {line}")
+    return {options.kind: len(lines)}
+
+
+def _lines(kind: str) -> Iterator[tuple[str, str]]:
+    """(name, what it is) of everything of a kind."""
+    if kind == "tasks":
+        for name in tasks.names():
+            stanza = tasks.stanza(name) if tasks.CATALOGUE.is_own(name) else tasks.CATALOGUE.stanzas[name]
+            classes = f"{len(stanza['words'])} classes" if "words" in stanza else "free answers"
+            yield name, f"{stanza['title']}: {classes}, {stanza['source']}"
+    elif kind == "models":
+        for name in model_catalogue.names():
+            stanza = model_catalogue.stanza(name)
+            yield name, f"{stanza['title']}: {stanza['kind']}"
+    elif kind == "methods":
+        for name, card in registry.cards().items():
+            private = "private" if card.private else "not private"
+            order = {0: "forward passes", 1: "gradients", None: "no training"}[card.order]
+            needed = ", ".join(sorted(card.required)) or "nothing"
+            yield name, f"{card.title}: {private}, {order}; must be given {needed}"
+    else:
+        for name in sweeps.names():
+            description = str(sweeps.read(name).get("description", "")).strip()
+            yield name, description.split(". ")[0].split(": ")[0].rstrip(".")
+
+
+@verb(
+    {
+        "kind": option("what to begin", choices=("task",)),
+        "name": option("its name"),
+        "--from": option(
+            "file of labelled rows: CSV, TSV, JSON lines or Parquet",
+            type=Path,
+            required=True,
+            dest="rows",
+            metavar="FILE",
+        ),
+    },
+    text=option("text columns (default: the one with the longest texts)", nargs="+", default=()),
+    label=option("label column (default: the one with the fewest different values)", ""),
+    out=option("folder of tasks.yaml, to include", Path(), type=folder_to_write),
+)
+def new(options: argparse.Namespace) -> dict:
+    """Begin a task of your own: write a stanza to edit, from a file of labelled rows."""
+    file = options.out / "tasks.yaml"
+    stanza = new_task.stanza_from(options.rows, options.text, options.label)
+    before = file.read_text("utf-8") if file.exists() else HEADING
+    if options.name in (yaml.safe_load(before) or {}) or options.name in tasks.CATALOGUE.built_in:
+        raise UsageError(f"there is a task {options.name} already: give another name")
+    write_whole(file, f"{before}\n{as_yaml({options.name: stanza})}")
+    return {"task": options.name, "file": str(file), "labels": len(stanza["words"])}
+
+
+def as_yaml(content: object) -> str:
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)

@@ -1,0 +1,97 @@
+"""The verb that compares methods on rows and a model of one's own: it writes a sweep from compare.yaml and runs it."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from ..errors import UsageError, unknown
+from ..files import write_whole
+from ..language.data import new_task
+from ..language.data.table_files import read_rows
+from ..language.models import model_catalogue
+from ..plan.settings import POSITIVE_COUNT
+from .catalogues import as_yaml
+from .options import DEVICE, LOCAL_FILES, folder_to_write, number_type, option, verb
+from .workflow import run_snakemake
+
+
+@verb(
+    LOCAL_FILES | DEVICE,
+    data=option("file of labelled rows: CSV, TSV, JSON lines or Parquet", type=Path, required=True),
+    text=option("text columns (default: the one with the longest texts)", nargs="+", default=()),
+    label=option("label column (default: the one with the fewest different values)", ""),
+    words=option("description of each label, as VALUE=WORDS (default: the values)", nargs="+", default=()),
+    model=option(
+        "a folder that save_pretrained wrote, a name on the hub, or one that is listed", required=True
+    ),
+    epsilon=option("privacy budgets", ("2", "8"), nargs="+"),
+    methods=option("methods", ("zero_shot", "dpzero", "dp_sgd"), nargs="+"),
+    tune=option("what is trained", "head", choices=("head", "bias", "full")),
+    steps=option(
+        "steps of a zeroth-order method; first order takes a tenth",
+        2000,
+        type=number_type(int, POSITIVE_COUNT),
+    ),
+    seeds=option("reported seeds", ("0", "1", "2"), nargs="+"),
+    out=option(
+        "folder for the sweep; its name is that of the results", Path("comparison"), type=folder_to_write
+    ),
+    cores=option("CPU cores", "all"),
+    dry_run=option("write the sweep, and only say what would be run", action="store_true"),
+)
+def compare(options: argparse.Namespace) -> NoReturn:
+    """Compare methods on rows and a model of your own: writes a sweep and runs it."""
+    folder = options.out
+    stanza = new_task.stanza_from(options.data, options.text, options.label)
+    stanza["words"] |= _words(options.words, stanza["words"])
+    write_whole(folder / "tasks.yaml", as_yaml({folder.name: stanza}))
+    model = options.model
+    if model not in model_catalogue.names():
+        model = Path(options.model).name
+        place = str(path.absolute()) if (path := Path(options.model).expanduser()).is_dir() else options.model
+        models = {model: {"kind": model_catalogue.kind_of(place), "path": place, "title": model}}
+        write_whole(folder / "models.yaml", as_yaml(models))
+    sweep = _comparison(options, model, folder.name, len(list(read_rows(options.data))))
+    write_whole(folder / f"{folder.name}.yaml", as_yaml(sweep))
+    run_snakemake(str(folder / f"{folder.name}.yaml"), options, {})
+
+
+def _words(given: Sequence[str], known: Mapping[str, str]) -> dict[str, str]:
+    """VALUE=WORDS -> {value: words}."""
+    words = dict(text.partition("=")[::2] for text in given)
+    for value, description in words.items():
+        if value not in known or not description:
+            raise UsageError(f"--words {value}={description}: {unknown('label', value, known)}")
+    return words
+
+
+def _comparison(options: argparse.Namespace, model: str, task: str, rows: int) -> dict[str, Any]:
+    """The sweep: compare.yaml narrowed to these methods, with their tries and a delta below 1 / rows."""
+    plan = yaml.safe_load(Path(__file__).with_name("compare.yaml").read_text("utf-8"))
+    grids, known = plan.pop("grids")[options.tune], plan["methods"]
+    methods = {}
+    for name in options.methods:
+        if name not in known:
+            raise UsageError(unknown("method of a comparison", name, known))
+        stanza = dict(known[name])
+        order = stanza.pop("order", None)
+        steps = {None: 0, 0: options.steps, 1: max(1, options.steps // 10)}[order]
+        stanza |= {"steps": steps, "evaluate_every": max(1, steps // 4)} if steps else {}
+        methods[name] = stanza | ({"grid": grids[name]} if name in grids else {})
+    delta = 10.0 ** math.floor(-math.log10(rows) - 1e-9)
+    settings = {"tune": options.tune, "steps": options.steps, "learning_rate": 1e-3, "delta": delta} | plan[
+        "settings"
+    ]
+    axes = {
+        "tasks": [task],
+        "models": [model],
+        "epsilons": list(options.epsilon),
+        "seeds": [int(s) for s in options.seeds],
+    }
+    return plan | {"include": ["."], **axes, "settings": settings, "methods": methods}
