@@ -1,0 +1,119 @@
+"""The verbs list, new task and compare."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dpzero import include
+from dpzero.__main__ import main
+from dpzero.cli import workflow
+from dpzero.plan import sweep
+
+
+@pytest.fixture
+def rows(tmp_path, monkeypatch) -> Path:
+    """A table of 200 reviews."""
+    monkeypatch.setenv(include.VARIABLE, "")
+    file = tmp_path / "rows.csv"
+    lines = [f'{i},"a {("dull", "great")[i % 2]} film, number {i}",{1 + 3 * (i % 2)}' for i in range(200)]
+    file.write_text("\n".join(["id,review,stars", *lines]) + "\n", "utf-8")
+    return file
+
+
+@pytest.mark.parametrize("kind", ["tasks", "models", "methods", "sweeps"])
+def test_everything_that_a_sweep_can_name_is_listed_in_a_line(kind, capsys):
+    assert main(["list", kind]) == 0
+    *lines, answer = capsys.readouterr().out.splitlines()
+    assert json.loads(answer) == {kind: len(lines)}
+    assert all(len(line.split("  ", 1)) == 2 for line in lines)
+    names = [line.split()[0] for line in lines]
+    assert {"tasks": "r8", "models": "minilm", "methods": "dpzero", "sweeps": "quick"}[kind] in names
+
+
+def test_a_new_task_is_a_stanza_that_can_be_used_as_it_stands(rows, tmp_path, capsys):
+    assert main(["new", "task", "films", "--from", str(rows), "--out", str(tmp_path / "mine")]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "task": "films",
+        "file": str(tmp_path / "mine" / "tasks.yaml"),
+        "labels": 2,
+    }
+    assert main(["list", "tasks", "--include", str(tmp_path / "mine")]) == 0
+    assert re.search(
+        r"^films +films: 2 classes, rows of mine/tasks.yaml$", capsys.readouterr().out, re.MULTILINE
+    )
+    assert main(["new", "task", "films", "--from", str(rows), "--out", str(tmp_path / "mine")]) == 2
+    assert "there is a task films already" in capsys.readouterr().err
+
+
+REFUSED = {
+    "unknown column": (["--label", "star"], "unknown column 'star': did you mean 'stars'?"),
+    "labels that are no classes": (["--label", "review"], "column review has 200 different values, but labels are 2 to 200"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_file_that_makes_no_task_is_refused(rows, tmp_path, capsys, case):
+    options, message = REFUSED[case]
+    lines = [*rows.read_text("utf-8").splitlines(), "200,one more text,4"]
+    rows.write_text("\n".join(lines), "utf-8")
+    message = message.replace("has 200", "has 201")
+    assert main(["new", "task", "films", "--from", str(rows), "--out", str(tmp_path), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def started(monkeypatch) -> list[list[str]]:
+    """The commands that would have replaced this process."""
+    commands: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda program, command: commands.append(command))
+    return commands
+
+
+def compare(rows: Path, folder: Path, *options: str) -> int:
+    command = ["compare", "--data", str(rows), "--model", "tiny-encoder", "--out", str(folder), *options]
+    return main(command)
+
+
+def test_a_comparison_is_a_sweep_with_equal_tries(rows, tmp_path, started):
+    folder = tmp_path / "films"
+    assert compare(rows, folder, "--words", "1=a bad film", "--epsilon", "1", "--seeds", "5") == 0
+    assert yaml.safe_load((folder / "tasks.yaml").read_text("utf-8"))["films"]["words"] == {
+        "1": "a bad film",
+        "4": "4",
+    }
+    (command,) = started
+    assert command[command.index("-s") + 1] == str(workflow.snakefile())
+    assert f"sweep={folder / 'films.yaml'}" in command
+    cells = sweep.load(str(folder / "films.yaml"))
+    assert [run for run in cells if "@" not in run] == [
+        "films/tiny-encoder/zero_shot/eps-0/seed-0",
+        "films/tiny-encoder/dpzero/eps-1/seed-5",
+        "films/tiny-encoder/dp_sgd/eps-1/seed-5",
+    ]
+    assert sum("@" in run for run in cells) == 2 * 6
+    assert cells["films/tiny-encoder/dpzero/eps-1/seed-5"]["settings"]["delta"] == 1e-3  # below 1 / 200
+
+
+@pytest.mark.parametrize("tune", ["head", "bias", "full"])
+def test_every_method_of_a_comparison_can_be_planned(rows, tmp_path, started, tune):
+    methods = ["zero_shot", "adamw", "mezo", "dpzero", "dp_zo", "dp_aggzo", "dp_sgd", "dp_adam"]
+    assert compare(rows, tmp_path / "films", "--tune", tune, "--methods", *methods) == 0
+    assert {
+        cell["method"].partition("@")[0] for cell in sweep.load(str(tmp_path / "films/films.yaml")).values()
+    } == set(methods)
+
+
+def test_what_cannot_be_compared_is_refused(rows, tmp_path, started, capsys):
+    assert compare(rows, tmp_path / "a", "--methods", "dpzer") == 2
+    assert "unknown method of a comparison 'dpzer': did you mean 'dpzero'?" in capsys.readouterr().err
+    assert compare(rows, tmp_path / "b", "--words", "2=fine") == 2
+    assert "unknown label '2': known are 1, 4" in capsys.readouterr().err
+    assert compare(rows, tmp_path / "quick") == 2
+    assert "the name quick is built in: choose another" in capsys.readouterr().err
+    assert not started
