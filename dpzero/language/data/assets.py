@@ -102,7 +102,7 @@ def locked(name: str) -> Iterator[None]:
     cache = cache_folder()
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        lock = (cache / f".{name}.lock").open("a")
+        lock = (cache / f".{name}.lock").open("ab")
     except OSError as error:
         hint = "set $DPZERO_CACHE to a writable folder"
         raise UsageError(f"cannot write to the cache {cache} ({error.strerror}): {hint}") from None
