@@ -80,7 +80,7 @@ rule run:
         runtime=lambda wildcards, attempt: attempt * SWEEP.minutes(wildcards.run),
     params:
         cell=lambda wildcards: json.dumps(SWEEP.cells[wildcards.run], sort_keys=True),
-        tries=f"{RESULTS}/runs",  # records that decide the settings of others
+        tries=lambda wildcards: f"{RESULTS}/runs",  # records that decide the settings of others
     message:
         "{wildcards.run}"
     shell:

@@ -68,14 +68,14 @@ def _lines(kind: str) -> Iterator[tuple[str, str]]:
             metavar="FILE",
         ),
     },
-    text=option("text columns (default: the one with the longest texts)", nargs="+", default=()),
+    text=option("text columns (default: the one with the longest texts)", nargs="+"),
     label=option("label column (default: the one with the fewest different values)", ""),
     out=option("folder of tasks.yaml, to include", Path(), type=folder_to_write),
 )
 def new(options: argparse.Namespace) -> dict:
     """Begin a task of your own: write a stanza to edit, from a file of labelled rows."""
     file = options.out / "tasks.yaml"
-    stanza = new_task.stanza_from(options.rows, options.text, options.label)
+    stanza = new_task.stanza_from(options.rows, options.text or (), options.label)
     before = file.read_text("utf-8") if file.exists() else HEADING
     if options.name in (yaml.safe_load(before) or {}) or options.name in tasks.CATALOGUE.built_in:
         raise UsageError(f"there is a task {options.name} already: give another name")

@@ -24,9 +24,9 @@ from .workflow import run_snakemake
 @verb(
     LOCAL_FILES | DEVICE,
     data=option("file of labelled rows: CSV, TSV, JSON lines or Parquet", type=Path, required=True),
-    text=option("text columns (default: the one with the longest texts)", nargs="+", default=()),
+    text=option("text columns (default: the one with the longest texts)", nargs="+"),
     label=option("label column (default: the one with the fewest different values)", ""),
-    words=option("description of each label, as VALUE=WORDS (default: the values)", nargs="+", default=()),
+    words=option("description of each label, as VALUE=WORDS (default: the values)", nargs="+"),
     model=option(
         "a folder that save_pretrained wrote, a name on the hub, or one that is listed", required=True
     ),
@@ -48,8 +48,8 @@ from .workflow import run_snakemake
 def compare(options: argparse.Namespace) -> NoReturn:
     """Compare methods on rows and a model of your own: writes a sweep and runs it."""
     folder = options.out
-    stanza = new_task.stanza_from(options.data, options.text, options.label)
-    stanza["words"] |= _words(options.words, stanza["words"])
+    stanza = new_task.stanza_from(options.data, options.text or (), options.label)
+    stanza["words"] |= _words(options.words or (), stanza["words"])
     write_whole(folder / "tasks.yaml", as_yaml({folder.name: stanza}))
     model = options.model
     if model not in model_catalogue.names():
