@@ -11,14 +11,24 @@ import os
 import sys
 
 from . import __version__, include
-from .cli import catalogues, compare, memory, privacy, reports, runs, studies, workflow
+from .cli import catalogues, check_method, compare, memory, privacy, reports, runs, studies, workflow
 from .cli.options import FOLDER_VARIABLES, build_parser
 from .cli.process_setup import use_cache
 from .cli.user_errors import report_failure
 from .errors import let_every_print_pass
 from .run.record_file import plain
 
-VERBS = (workflow, compare, catalogues, runs, reports, studies, memory, privacy)  # modules that declare them
+VERBS = (
+    workflow,
+    compare,
+    catalogues,
+    check_method,
+    runs,
+    reports,
+    studies,
+    memory,
+    privacy,
+)  # modules that declare them
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,7 +10,7 @@ from torch import nn
 from baselines.fine_tuning import IMPLEMENTATIONS, OPTIMIZERS, FineTuning
 from dpzero.language.data import tasks
 from dpzero.language.models import encoding, losses, text_classifier
-from tests.rounding import read_by_the_loss
+from dpzero.studies.method_contract import read_by_the_loss
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from dpzero import include
 from dpzero.__main__ import main
 from dpzero.cli import workflow
 from dpzero.plan import sweep
+from dpzero.plan.registry import ROOT
 
 
 @pytest.fixture
@@ -117,3 +120,50 @@ def test_what_cannot_be_compared_is_refused(rows, tmp_path, started, capsys):
     assert compare(rows, tmp_path / "quick") == 2
     assert "the name quick is built in: choose another" in capsys.readouterr().err
     assert not started
+
+
+METHOD = """
+from dpzero.private_two_point import PrivateTwoPoint
+
+
+class Mine(PrivateTwoPoint):
+    title = "Mine"
+    contract_settings = {{"learning_rate": 0.01, "clip": 1.0}}
+
+    def projected_gradient(self, difference):
+        return {sum} / self.batch_size
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("total", "sound"),
+    [("self.noisy_sum(difference.sign())", True), ("float(difference.sign().sum())", False)],
+)
+def test_a_method_of_ones_own_is_checked_by_the_contract(tmp_path, total, sound):
+    (tmp_path / "my_zo.py").write_text(METHOD.format(sum=total), "utf-8")
+    command = [sys.executable, "-m", "dpzero", "check-method", "my_zo.py"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", timeout=900
+    )
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert (answer["method"], answer["match"], done.returncode) == ("Mine", sound, 0 if sound else 1)
+    assert ("test_the_ledger_has_every_step" in done.stdout) is not sound
+
+
+CHECKED = {
+    "no file": (None, "there is no file .*my_zo.py"),
+    "no method": ("x = 1", "my_zo.py holds no method"),
+    "a fault": ("class A(", "my_zo.py cannot be read"),
+}
+
+
+@pytest.mark.parametrize("case", CHECKED)
+def test_a_file_that_holds_no_sound_method_is_named(tmp_path, monkeypatch, capsys, case):
+    monkeypatch.setenv(include.VARIABLE, "")
+    source, message = CHECKED[case]
+    if source:
+        (tmp_path / "my_zo.py").write_text(source, "utf-8")
+    assert main(["check-method", str(tmp_path / "my_zo.py")]) == 2
+    assert re.search(message, capsys.readouterr().err)

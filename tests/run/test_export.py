@@ -10,13 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
-    BertConfig,
-    BertModel,
-    PreTrainedTokenizerFast,
 )
 
 from dpzero import include
@@ -28,15 +24,7 @@ from dpzero.plan import sweep
 from dpzero.run.export import export
 from dpzero.run.replay import rebuild
 from dpzero.run.run import run_cell
-
-WORDS = [
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    *["the", "film", "play", "was", "very", "dull", "great", "number", "and"],
-    *map(str, range(60)),
-]
+from tests.own_model import write_model, write_rows
 
 
 def train(cell: dict, out: Path) -> Path:
@@ -98,23 +86,11 @@ def test_a_masked_model_gives_the_same_scores_in_plain_transformers(
 @pytest.fixture
 def own(tmp_path, monkeypatch) -> Path:
     """A folder with a task of 120 rows and an encoder that has a tokenizer."""
-    rows = [
-        (f"the film was very {('dull', 'great')[i % 2]} and {i % 60} was the play", i % 2) for i in range(120)
-    ]
-    (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"{t},{y}\n" for t, y in rows), "utf-8")
-    (tmp_path / "tasks.yaml").write_text(
-        "mine: {files: rows.csv, text: text, label: label, words: {0: dull, 1: great}}\n", "utf-8"
-    )
+    write_rows(tmp_path / "rows.csv")
+    stanza = "mine: {files: rows.csv, text: text, label: label, words: {0: dull, 1: great}}\n"
+    (tmp_path / "tasks.yaml").write_text(stanza, "utf-8")
     (tmp_path / "models.yaml").write_text("small: {kind: encoder, path: model}\n", "utf-8")
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(
-        tmp_path / "model"
-    )
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    BertModel(BertConfig(vocab_size=len(WORDS), **sizes)).save_pretrained(tmp_path / "model")
+    write_model(tmp_path / "model")
     monkeypatch.setenv(include.VARIABLE, str(tmp_path))
     return tmp_path
 
