@@ -10,9 +10,13 @@ import pytest
 import torch
 import yaml
 
+from dpzero import include
+from dpzero.files import is_try
+from dpzero.language.data import tasks
 from dpzero.plan import registry, sweep
 from dpzero.privacy import Budget, RunKey
 from dpzero.report import overview
+from tests.own_model import write_model
 
 ROOT = Path(__file__).parents[1]
 READMES = [
@@ -64,14 +68,28 @@ def test_the_example_method_is_found_and_takes_a_private_step(data, tmp_path, mo
 
 
 def test_the_example_stanzas_are_ones_that_a_sweep_takes():
-    own, others = blocks("baselines/README.md", "yaml")
-    (settings,) = yaml.safe_load(own).values()
-    assert set(settings) <= {"learning_rate", "clip"}
+    *_, others = blocks("baselines/README.md", "yaml")
     place = {"task": "r8", "model": "smollm2-135m", "epsilon": "2", "seed": 0}
     for name, stanza in yaml.safe_load(others).items():
         named = {key: stanza.pop(key) for key in ("use", "title")}
         cell = sweep.complete(place | {"method": name, **named, "settings": {"steps": 9} | stanza})
         assert cell["epsilon"] == "inf" and stanza.items() <= cell["settings"].items()
+
+
+def test_the_example_folder_can_be_planned_as_it_stands(tmp_path, monkeypatch):
+    monkeypatch.setenv(include.VARIABLE, "")
+    code = [*blocks("baselines/README.md", "yaml")[:-1], *blocks("baselines/README.md", "python")]
+    names = [block.splitlines()[0].removeprefix("# my/") for block in code]
+    assert names == ["sweep.yaml", "tasks.yaml", "models.yaml", "sign_zo.py"]
+    for name, block in zip(names, code, strict=True):
+        (tmp_path / name).write_text(block, "utf-8")
+    rows = "".join(f"text {i},{1 + 4 * (i % 2)}\n" for i in range(60))
+    (tmp_path / "rows.csv").write_text("review,stars\n" + rows, "utf-8")
+    write_model(tmp_path / "model")
+    cells = sweep.load(str(tmp_path / "sweep.yaml"))
+    assert sum(not is_try(run) for run in cells) == 1 + 2 * 2 * 3
+    assert sum(is_try(run) for run in cells) == 2 * 2 * 2
+    assert tasks.load("reviews").splits["test"]
 
 
 def sentences(text: str) -> list[str]:
@@ -118,7 +136,7 @@ def test_no_committed_run_is_called_a_release():
 @pytest.mark.parametrize("path", READMES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_sweep_cell_and_file_that_a_readme_names_exists(path):
     text = path.read_text()
-    named = set(re.findall(r"(?:sweep=|--sweep )([\w-]+)", text))
+    named = set(re.findall(r"(?:sweep=|--sweep )([\w-]+)(?![\w/-])", text))
     assert named <= {*sweep.names(), "NAME"}
     for name, cell in re.findall(r"--sweep ([\w-]+) --cell (\S+)", text):
         assert cell in sweep.load(name)
