@@ -8,6 +8,7 @@ snakemake --cores all --config gpu_share=3                      up to three runs
 snakemake --cores 1 --config device=cuda:0,cuda:1               a model larger than one GPU: its layers over several
 snakemake --workflow-profile dpzero/profiles/slurm              on a cluster
 snakemake --cores all partial                                   tables and figures of the runs that exist
+snakemake --report report.html                                  one file with tables, figures, statement (or report.zip)
 snakemake --unlock                                              after one that was killed; then the command with --rerun-incomplete
 """
 
@@ -30,12 +31,16 @@ CAPTIONS = f"{PACKAGE}/report/captions"
 ENVIRONMENT = f"{PACKAGE}/environment.yaml"
 
 
+report: Path(SWEEP.landing).absolute()
+
+
 localrules:
     all,
     assets,
     plan,
     tables,
     figures,
+    pages,
     partial,
 
 
@@ -44,6 +49,7 @@ rule all:
         SWEEP.records,  # by name: tables that came with the repository are no reason not to run
         SWEEP.table_paths,
         SWEEP.figure_paths,
+        SWEEP.landing,
 
 
 rule assets:
@@ -109,12 +115,7 @@ rule tables:
         cells=CELLS,
         records=SWEEP.records,
     output:
-        report(
-            [path for path in SWEEP.table_paths if path.endswith(".md")],
-            category="Tables",
-            caption=f"{CAPTIONS}/tables.rst",
-        ),
-        [path for path in SWEEP.table_paths if not path.endswith(".md")],
+        SWEEP.table_paths,
     log:
         f"{RESULTS}/logs/tables.log",
     conda:
@@ -137,6 +138,7 @@ use rule tables as figures with:
                 f"{SWEEP.figures}/{name}.png",
                 category="Figures",
                 caption=f"{CAPTIONS}/{name}.rst",
+                labels=SWEEP.figure_labels(name),
             )
             for name in SWEEP.figure_names
         ],
@@ -147,6 +149,37 @@ use rule tables as figures with:
         command="dpzero figures",
         sweep=SWEEP.sweep,
         folder=lambda wildcards, output: Path(output[0]).parent,
+
+
+rule pages:
+    input:
+        cells=CELLS,
+        tables=SWEEP.table_paths,
+        figures=[path for path in SWEEP.figure_paths if path.endswith(".png")],
+    output:
+        SWEEP.landing,
+        [
+            report(
+                path,
+                category=category,
+                caption=f"{CAPTIONS}/tables.rst",
+                labels=labels,
+            )
+            for path, category, labels in SWEEP.pages
+        ],
+    log:
+        f"{RESULTS}/logs/pages.log",
+    conda:
+        ENVIRONMENT
+    params:
+        sweep=SWEEP.sweep,
+        tables=f"{RESULTS}/tables",
+        folder=lambda wildcards, output: Path(output[0]).parent,
+    message:
+        "the pages of snakemake --report"
+    shell:
+        '"$DPZERO_PYTHON" -P -m dpzero pages --sweep {params.sweep:q} --cells {input.cells:q} --tables {params.tables:q} '
+        "--figures {input.figures:q} --out {params.folder:q} 2>&1 | tee -i {log:q}"
 
 
 rule partial:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from dpzero.report import FIGURES, figure_files, table_files
+from dpzero.report import FIGURES, figure_files, page_sources, table_files, title_of
+from tests.browser import opened
 from tests.project_copy import (
     BROKEN,
     DPZERO,
@@ -198,11 +199,47 @@ def test_tables_and_figures_are_the_same_bytes_again(project):
 
 
 @pytest.mark.slow
-def test_the_report_is_one_file_with_every_figure(project):
-    done = project.snakemake("--report", "report.html")
+@pytest.mark.parametrize("name", ["report.html", "report.zip"])
+def test_the_report_opens_in_a_browser_with_question_tables_figures_and_statement(project, name):
+    done = project.snakemake("--report", name)
     assert done.returncode == 0, done.stderr
-    report = (project.folder / "report.html").read_text()
-    assert all(f"{figure}.png" in report for figure in FIGURES) and "accuracy.md" in report
+    file = project.folder / name
+    if file.suffix == ".zip":
+        shutil.unpack_archive(file, project.folder / "unpacked")
+        file = project.folder / "unpacked" / "report" / "report.html"
+    with opened(file) as (page, errors):
+        landing = page.locator(".prose")
+        landing.wait_for()
+        said = landing.inner_text()
+        assert "Every method on a generated toy task" in said and "Settings fixed beforehand" in said
+        assert all(word in said for word in ("toy", "tiny-encoder", "Zero-shot, MeZO, DPZero"))
+        assert loaded(landing.locator("img"))
+        rows = landing.locator("tbody tr").count()
+        assert rows == 3
+        landing.get_by_role("link", name="Accuracy", exact=True).click()
+        table = page.frame_locator("iframe")
+        table.locator("th button >> nth=2").click()
+        methods = table.locator("tbody td:nth-child(3)").all_inner_texts()
+        assert methods == ["DPZero", "MeZO", "Zero-shot"]
+        page.get_by_text("Privacy and provenance").click()
+        for title, words in (("Privacy statement", "Threat model"), ("Provenance", "devices")):
+            page.locator("tr", has_text=title).locator("a >> nth=0").click()
+            page.frame_locator("iframe").get_by_text(words).first.wait_for()
+        page.locator("nav").get_by_text("Results").click()
+        page.locator("nav").get_by_text("Figures").click()
+        for figure in FIGURES:
+            row = page.locator("tr", has_text=title_of(figure))
+            assert "toy" in row.inner_text()
+            row.locator("a >> nth=0").click()
+            assert loaded(page.locator("div.p-3 > img"))
+        row.locator("a >> nth=1").click()
+        page.get_by_text("on the development examples").first.wait_for()  # the caption
+        assert errors == []
+
+
+def loaded(picture) -> bool:
+    """Whether a picture of a page has its pixels."""
+    return picture.evaluate("async image => { await image.decode(); return image.naturalWidth > 300 }")
 
 
 # --- another kind of experiment
@@ -222,6 +259,7 @@ def test_a_sweep_of_another_kind_has_its_own_tables_and_figures_and_needs_no_ass
     assert {path.name for path in paths if path.suffix != ".log"} == {
         *table_files("guarantees"),
         *figure_files("guarantees"),
+        *("landing.rst", *(f"{name}.html" for name in page_sources("guarantees"))),
         *("cells.txt", "seed-0.json"),
     }
     output = done.stdout + done.stderr

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..errors import UsageError
 from ..plan import sweep
+from ..plan.registry import card
 from .options import SWEEP, Options, folder_to_read, folder_to_write, option, verb
 from .process_setup import read_text
 
@@ -41,6 +42,47 @@ def figures(options: argparse.Namespace) -> dict:
     return {"figures": [str(file) for file in files], "records": len(records), "runs": len(runs)}
 
 
+@verb(
+    RECORDS | OUT,
+    tables=option("folder of the tables", type=folder_to_read, required=True),
+    figures=option("PNG files, the first for the landing page", nargs="*", default=[], type=Path),
+)
+def pages(options: argparse.Namespace) -> dict:
+    """Write the pages of `snakemake --report` from the tables and figures of a sweep."""
+    from ..report.pages import write_pages
+
+    plan, runs = sweep.read(options.sweep), _planned_runs(options)
+    asked = what_was_asked(options.sweep, runs)
+    kind, name = plan["experiment"], sweep.name_of(options.sweep)
+    files = write_pages(kind, name, runs, asked, options.tables, options.figures, options.out)
+    return {"pages": [str(file) for file in files]}
+
+
+def what_was_asked(name: str, runs: list[str]) -> dict[str, str]:
+    """Heading -> what these runs of a sweep ask, in its own words, and the values of its axes."""
+    plan = sweep.read(name)
+    titles = {
+        cell["method"]: cell.get("title") or card(cell["use"]).title
+        for cell in sweep.load(name).values()
+        if "use" in cell
+    }
+    axes = [list(dict.fromkeys(values)) for values in zip(*(run.split("/") for run in runs), strict=True)]
+    tasks, models, methods, epsilons, seeds = axes
+    choice = [plan.get("selection", "").strip(), sweep.rule_of_choice(plan).capitalize()]
+    answers = {
+        "What is asked": plan.get("description", "").strip(),
+        "How settings were chosen": ". ".join(filter(None, choice)).replace("..", "."),
+        "Tasks": ", ".join(tasks),
+        "Models": ", ".join(models),
+        "Methods": ", ".join(titles.get(method, method) for method in methods),
+        "Epsilons": ", ".join(epsilon.removeprefix("eps-") for epsilon in epsilons)
+        + " (0: no training, inf: not private)",
+        "Seeds": ", ".join(seed.removeprefix("seed-") for seed in seeds),
+        "Runs": str(len(runs)),
+    }
+    return {heading: answer for heading, answer in answers.items() if answer}
+
+
 @verb(RECORDS)
 def report(options: argparse.Namespace) -> dict:
     """Print the privacy statement of a sweep."""
@@ -70,9 +112,13 @@ def readme(options: argparse.Namespace) -> dict:
     return {"written": differing}
 
 
+def _planned_runs(options: argparse.Namespace) -> list[str]:
+    return read_text(options.cells).split() if options.cells else list(sweep.load(options.sweep))
+
+
 def _find_records(options: argparse.Namespace) -> tuple[list[Path], list[str]]:
     """The existing record files of the planned runs, and these runs. Other files are ignored."""
-    runs = read_text(options.cells).split() if options.cells else list(sweep.load(options.sweep))
+    runs = _planned_runs(options)
     folder = options.records or Path("results") / sweep.name_of(options.sweep) / "runs"
     records = [path for run in runs if (path := folder / f"{run}.json").exists()]
     if not records:

@@ -14,7 +14,7 @@ from typing import Any
 from .. import include
 from ..errors import UsageError, let_every_print_pass
 from ..plan import search, sweep
-from ..report import KINDS, figure_files, figure_names, table_files
+from ..report import KINDS, LANDING, figure_files, figure_names, page_sources, table_files, title_of
 from ..run import gpu_lock
 from . import estimate, options
 
@@ -44,6 +44,8 @@ class Plan:
         self.first_table = f"{self.results}/tables/{KINDS[kind].tables[0]}.md"
         self.table_paths = [f"{self.results}/tables/{name}" for name in table_files(kind, self.cells)]
         self.figure_paths = [f"{self.figures}/{name}" for name in figure_files(kind, self.cells)]
+        self.page_names = list(page_sources(kind, self.cells))
+        self.landing = f"{self.results}/pages/{LANDING}"
 
     @classmethod
     def load(cls, config: dict, workflow: Any) -> Plan:
@@ -67,6 +69,28 @@ class Plan:
             f"{self.results}/runs/{attempt}.json" for ids in search.try_ids(cell).values() for attempt in ids
         ]
         return [ancient(assets.format(**cell)), *tries] if self.trains else []
+
+    @property
+    def pages(self) -> list[tuple[str, str, dict[str, str]]]:
+        """Path, category and labels of the pages in Snakemake's report."""
+        return [
+            (
+                f"{self.results}/pages/{name}.html",
+                "Privacy and provenance" if name in ("privacy_statement", "provenance") else "Tables",
+                {"page": title_of(name)},
+            )
+            for name in self.page_names
+        ]
+
+    def figure_labels(self, name: str) -> dict[str, str]:
+        """What Snakemake's report says of a figure beside its name: the tasks and epsilons in it."""
+        tasks = dict.fromkeys(cell["task"] for cell in self.cells.values())
+        epsilons = dict.fromkeys(cell["epsilon"] for cell in self.cells.values())
+        return {
+            "figure": title_of(name),
+            "task": ", ".join(tasks) if len(tasks) <= 3 else f"{len(tasks)} tasks",
+            "epsilon": ", ".join(epsilon for epsilon in epsilons if epsilon not in ("0", "inf")),
+        }
 
     @cached_property
     def estimator(self) -> estimate.Estimator:

@@ -12,6 +12,12 @@ FIGURES = ("accuracy_vs_epsilon", "memory_by_method", "accuracy_vs_time", "learn
 TABLES = ("accuracy", "memory", "time", "privacy", "order")
 COMPARED = ("published", "discrepancies")  # if a run has a published number
 SEARCHED = ("search",)  # table and figure, if settings were searched for
+LANDING = "landing.rst"  # of the pages; Snakemake reads reStructuredText
+DOCUMENTS = {  # pages that are no tables -> their files
+    "privacy_statement": "privacy_statement.md",
+    "runs": "runs.csv",
+    "provenance": "provenance.json",
+}
 
 
 class Kind(NamedTuple):
@@ -51,3 +57,17 @@ def figure_names(kind: str, runs: Iterable[str] = ()) -> tuple[str, ...]:
 def figure_files(kind: str, runs: Iterable[str] = ()) -> tuple[str, ...]:
     """The names of the files with the figures of these runs."""
     return tuple(f"{name}.{suffix}" for name in figure_names(kind, runs) for suffix in ("pdf", "png"))
+
+
+def page_sources(kind: str, runs: Iterable[str] = ()) -> dict[str, str]:
+    """Page -> the file of `table_files` that it shows: tables, the first one first, then the documents."""
+    files = table_files(kind, runs)
+    tables = {
+        file.removesuffix(".tex"): file.replace(".tex", ".md") for file in files if file.endswith(".tex")
+    }
+    return tables | {name: file for name, file in DOCUMENTS.items() if file in files}
+
+
+def title_of(name: str) -> str:
+    """The title of a page or figure: accuracy_vs_epsilon is Accuracy vs epsilon."""
+    return name.replace("_", " ").capitalize()
