@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sized
+from pathlib import Path
 
 import pytest
 
@@ -29,3 +31,16 @@ def interrupt_at(patch: pytest.MonkeyPatch, at: int, error: type[BaseException] 
             raise error
 
     before_each_step(patch, act)
+
+
+def summary(out: Path) -> dict:
+    """What of a record must depend neither on an interruption nor on the number of ranks."""
+    record = json.loads(out.read_text())
+    curve = [(point["step"], point.get("dev_accuracy")) for point in record["curve"]]
+    described = {k: v for k, v in record["transcript"].items() if k != "file"}
+    return {
+        "metrics": record["metrics"],
+        "privacy": record["privacy"],
+        "curve": curve,
+        "transcript": described,
+    }

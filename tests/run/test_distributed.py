@@ -22,7 +22,7 @@ from dpzero.zeroth_order import TwoPoint, two_point
 from dpzero.zeroth_order.distributed import Ranks, join_ranks
 from tests import slow_line
 from tests.forked import forked
-from tests.run.stopping import before_each_step
+from tests.run.stopping import before_each_step, summary
 
 STEPS, SLOW = 12, pytest.mark.slow
 SECONDS = 30
@@ -55,19 +55,6 @@ def on(ranks: int, cell: dict, out: Path, log=lambda line: None, at_step=None, d
             return run_cell(cell, out if rank == 0 else Path("/nowhere/a.json"), log, device, joined)
 
     return forked(work, ranks)
-
-
-def summary(out: Path) -> dict:
-    """What must not depend on the ranks. (Of a step of several, none knows the mean loss.)"""
-    record = json.loads(out.read_text())
-    curve = [(point["step"], point.get("dev_accuracy")) for point in record["curve"]]
-    described = {k: v for k, v in record["transcript"].items() if k != "file"}
-    return {
-        "metrics": record["metrics"],
-        "privacy": record["privacy"],
-        "curve": curve,
-        "transcript": described,
-    }
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from dpzero.run.replay import replay_record
 from dpzero.run.run import run_cell
 from dpzero.zeroth_order import transcript
 from tests.forked import forked
-from tests.run.stopping import before_each_step
+from tests.run.stopping import before_each_step, summary
 
 STEPS = 8
 SLOW = pytest.mark.slow
@@ -41,18 +41,6 @@ def cell(smoke, cache):
         return sweep.complete(planned)
 
     return make
-
-
-def summary(out: Path) -> dict:
-    record = json.loads(out.read_text())
-    curve = [(point["step"], point["dev_accuracy"]) for point in record["curve"]]
-    described = {k: v for k, v in record["transcript"].items() if k != "file"}
-    return {
-        "metrics": record["metrics"],
-        "privacy": record["privacy"],
-        "curve": curve,
-        "transcript": described,
-    }
 
 
 def uninterrupted(cell: dict, out: Path) -> dict:
