@@ -11,8 +11,8 @@ from baselines.dp_sgd import DPSGD
 from dpzero.language.data import tasks
 from dpzero.language.models import encoding, losses, text_classifier
 from dpzero.memory import trackers
+from tests.all_pairs import pairwise
 from tests.baselines.brute_force import BATCH_SIZE, CLIP, brute_force, budget, check_step
-from tests.pairwise_cases import pairwise
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from dpzero.zeroth_order import perturbation as module_of_perturbation
 from dpzero.zeroth_order.directions import LAWS, Move, make_law
 from dpzero.zeroth_order.model_requirements import trainable
 from dpzero.zeroth_order.perturbation import PERTURB, Perturbation, numbers_on_read
-from tests.pairwise_cases import pairwise
+from tests.all_pairs import pairwise
 
 WORDS, WIDTH, LENGTH = 23, 8, 6
 SMOOTHING = 1e-3

@@ -21,7 +21,7 @@ from dpzero.zeroth_order.directions import LAWS
 from dpzero.zeroth_order.model_requirements import trainable
 from dpzero.zeroth_order.perturbation import PERTURB
 from dpzero.zeroth_order.transcript import Transcript, digest, rate_at, read, replay
-from tests.pairwise_cases import pairwise
+from tests.all_pairs import pairwise
 
 STEPS = 7
 EXAMPLES = torch.randint(0, 9, (6, 4), generator=torch.Generator().manual_seed(1))
