@@ -24,6 +24,10 @@ class DPZOSO(DPZero):
         super().__init__(*arguments, seed=seed, **settings)
         if not (stages > 0 and first_stage >= 0):
             raise ValueError("stages must be positive, first_stage not negative")
-        first_stage = first_stage or -(-self.budget.setting.steps // (2**stages - 1))
-        rate = self.learning_rate
-        self.schedule = [(first_stage * (2**k - 1), rate / 2**k) for k in range(stages)]
+        self.stages = stages
+        self.first_stage = first_stage or -(-self.budget.setting.steps // (2**stages - 1))
+
+    def learning_rates(self) -> list[float]:
+        """Of the stage in which the next step is: stage k begins at step first_stage (2^k - 1)."""
+        stage = min((self.steps_taken // self.first_stage + 1).bit_length(), self.stages) - 1
+        return [rate / 2**stage for rate in super().learning_rates()]

@@ -184,7 +184,7 @@ class Loaded:
             self._mark("update", self.method.optimizer, "step")
         elif self.method is not None:
             perturbation = self.method.perturbation
-            self._mark("update", perturbation, "apply", lambda: bool(perturbation._updates))
+            self._mark("update", perturbation, "apply", lambda: perturbation.update_planned)
 
     def _mark(
         self, phase: str, owner: object, attribute: str, applies: Callable[[], bool] = lambda: True

@@ -22,7 +22,8 @@ from ..errors import UsageError, unknown
 ROOT = Path(__file__).resolve().parents[2]
 TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 PACKAGE = "baselines"
-NOT_IN_SWEEPS = ("one_at_a_time",)  # this project's losses already keep the bits of each example
+# this project's losses already keep the bits of each example; groups are tensors, which no sweep can name
+NOT_IN_SWEEPS = ("one_at_a_time", "groups")
 CONSTANTS: dict[str, tuple[Callable[[object], bool], str]] = {  # of a method's class: the check, in words
     "title": (lambda value: type(value) is str, "a text"),
     "private": (lambda value: type(value) is bool, "True or False"),

@@ -164,7 +164,7 @@ class Checkpoint:
     def _read_transcript(self) -> tuple[dict, Sized]:
         """Header and rows of the transcript; both are empty if there is none, or a damaged one."""
         try:
-            return transcript.read(self.transcript)
+            return transcript.read(self.transcript)[:2]
         except (OSError, ValueError):
             return {}, ()
 

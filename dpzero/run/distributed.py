@@ -15,7 +15,7 @@ from .setup import Setup
 
 
 def start_ranks(setup: Setup, method: Any, path: Path) -> None:
-    """Rank 0 sends its transcript at `path`, 12 bytes a step, which brings the others to its own step."""
+    """Rank 0 sends its transcript at `path`, 20 bytes a step, which brings the others to its own step."""
     ranks = setup.ranks
     if method.transcript is None:
         raise UsageError(

@@ -120,7 +120,7 @@ def _checked_transcript(file: Path, record: dict) -> Path:
     part, cell = record["transcript"], record["cell"]
     path = file.parent / Path(str(part["file"])).name
     try:
-        header, scalars = transcript.read(path)
+        header, scalars, _ = transcript.read(path)
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise UsageError(
@@ -128,7 +128,7 @@ def _checked_transcript(file: Path, record: dict) -> Path:
         ) from error
     except ValueError as error:
         raise UsageError(str(error)) from error
-    law, rate = header["law"], header["schedule"][0][1]
+    law, rate = header["law"], header["learning_rates"][0]
     described = {"sha256": sha256, "steps": len(scalars), "law": law["version"]}
     settings = {"seed": law["seed"], "direction_law": law["name"], "direction_rank": law["rank"]}
     settings |= {"smoothing": header["smoothing"], "learning_rate": rate}

@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from itertools import groupby
 from types import MappingProxyType
 from typing import Any
@@ -33,6 +34,16 @@ _METADATA = {Tensor.size, Tensor.dim, Tensor.numel, Tensor.stride}
 _METADATA |= {Tensor.is_contiguous, Tensor.is_floating_point}
 
 
+@dataclass(frozen=True)
+class _Group:
+    """Some of the tensors, by their numbers, with their planned moves (in_place) and updates (on_read)."""
+
+    in_place: Mapping[int, Tensor]
+    on_read: Mapping[int, Tensor]
+    moves: list[Move] = field(default_factory=list)
+    updates: list[Move] = field(default_factory=list)
+
+
 class Perturbation:
     """Perturbs and updates the trained tensors. Moves are planned, then applied together in one pass.
 
@@ -42,6 +53,8 @@ class Perturbation:
         on_read: numbers of the tensors that are perturbed on read.
         fixed_rows: number of a tensor -> its row that is neither perturbed nor moved (padding).
         holders: the modules that hold the tensors of `on_read`.
+        groups: numbers of the tensors of each group, which has a multiplier of its own in an update; one group
+            of all tensors by default.
     """
 
     def __init__(
@@ -51,24 +64,35 @@ class Perturbation:
         on_read: Sequence[int],
         fixed_rows: Mapping[int, int] = NO_ROWS,
         holders: Sequence[nn.Module] = (),
+        groups: Sequence[Sequence[int]] = (),
     ) -> None:
         self.law, self.fixed_rows = law.fit(parameters), fixed_rows
         self.on_read = {j: parameters[j] for j in on_read}
         self.in_place = {j: p for j, p in enumerate(parameters) if j not in self.on_read}
         self.reads = PerturbOnRead(self.on_read, self.law, fixed_rows, holders)
         self.position = (0, 0, 0.0)  # step, direction and scale at which the tensors of `in_place` are
-        self._moves: list[Move] = []  # planned, of `in_place`
-        self._updates: list[Move] = []  # planned, of `on_read`
+        self._groups = [
+            _Group(
+                {j: self.in_place[j] for j in numbers if j in self.in_place},
+                {j: self.on_read[j] for j in numbers if j in self.on_read},
+            )
+            for numbers in groups or [range(len(parameters))]
+        ]
 
     @classmethod
     def of_model(
-        cls, model: nn.Module, parameters: Sequence[Tensor], law: Gaussian, perturb: str
+        cls,
+        model: nn.Module,
+        parameters: Sequence[Tensor],
+        law: Gaussian,
+        perturb: str,
+        groups: Sequence[Sequence[int]] = (),
     ) -> Perturbation:
         """Of a model's trained parameters. Raises ValueError for a `perturb` that cannot be done."""
         on_read = numbers_on_read(model, parameters, perturb)
         read = {id(parameters[j]) for j in on_read}
         holders = [m for m in model.modules() if any(id(p) in read for p in m.parameters(recurse=False))]
-        return cls(parameters, law, on_read, padding_rows(model, parameters), holders)
+        return cls(parameters, law, on_read, padding_rows(model, parameters), holders, groups)
 
     @contextmanager
     def perturbed(self, step: int, direction: int, scale: float) -> Iterator[None]:
@@ -94,33 +118,52 @@ class Perturbation:
         last_step, last_direction, last_scale = self.position
         if (step, direction) != (last_step, last_direction):
             if last_scale:
-                self._moves.append(Move(last_step, last_direction, (-last_scale,)))
+                self._plan(Move(last_step, last_direction, (-last_scale,)))
             last_scale = 0.0
         if scale != last_scale:
-            self._moves.append(Move(step, direction, (scale - last_scale,)))
+            self._plan(Move(step, direction, (scale - last_scale,)))
         self.position = (step, direction, scale)
 
-    def plan_update(self, step: int, coefficients: Sequence[float]) -> None:
-        """Plans the move to x + sum over k of coefficients[k] z_k from wherever the weights are."""
+    def _plan(self, move: Move) -> None:
+        for group in self._groups:
+            group.moves.append(move)
+
+    def plan_update(
+        self, step: int, coefficients: Sequence[float], multipliers: Sequence[float] = (1.0,)
+    ) -> None:
+        """Plans the move to x + sum over k of multiplier * coefficients[k] z_k from wherever the weights are.
+
+        Args:
+            multipliers: one for each group.
+        """
         last_step, last_direction, last_scale = self.position
         if last_step != step or last_direction >= len(coefficients):
             self.plan_point(step, 0, 0.0)
             last_direction, last_scale = 0, 0.0
-        for k, coefficient in enumerate(coefficients):
-            back = last_scale if k == last_direction else 0.0
-            self._moves.append(Move(step, k, (coefficient - back,)))
-            self._updates.append(Move(step, k, (coefficient,)))
+        for group, multiplier in zip(self._groups, multipliers, strict=True):
+            for k, coefficient in enumerate(coefficients):
+                back = last_scale if k == last_direction else 0.0
+                group.moves.append(Move(step, k, (multiplier * coefficient - back,)))
+                group.updates.append(Move(step, k, (multiplier * coefficient,)))
         self.position = (step, 0, 0.0)
+
+    def _tensor(self, number: int) -> Tensor:
+        return self.on_read[number] if number in self.on_read else self.in_place[number]
+
+    @property
+    def update_planned(self) -> bool:
+        return any(group.updates for group in self._groups)
 
     def apply(self) -> None:
         """Makes the planned moves, many in one pass over the weights."""
-        all_tensors = {**self.in_place, **self.on_read}
-        rows = [(all_tensors[j], row, all_tensors[j][row].clone()) for j, row in self.fixed_rows.items()]
-        for tensors, moves in ((self.in_place, self._moves), (self.on_read, self._updates)):
-            if tensors:
-                for _, group in groupby(_joined(moves), key=lambda move: len(move.scales)):
-                    dispatch.run(self.law.pieces(tensors.items(), list(group)))
-            moves.clear()
+        tables = [(self._tensor(j), row) for j, row in self.fixed_rows.items()]
+        rows = [(tensor, row, tensor[row].clone()) for tensor, row in tables]
+        for group in self._groups:
+            for tensors, moves in ((group.in_place, group.moves), (group.on_read, group.updates)):
+                if tensors:
+                    for _, alike in groupby(_joined(moves), key=lambda move: len(move.scales)):
+                        dispatch.run(self.law.pieces(tensors.items(), list(alike)))
+                moves.clear()
         for tensor, row, values in rows:
             tensor[row] = values
 

@@ -1,8 +1,8 @@
 """The scalars by which a zeroth-order run moved: with the base model, that list is the fine-tuned model.
 
-The file: one line of JSON (the header), then a row a step: a float64 for each direction, little-endian, and a
-CRC-32 of the header and the rows so far. A row is on disk before the weights move, so a killed run never
-moved by an unwritten scalar.
+The file: one line of JSON (the header), then a row a step: a float64 for each direction and the learning rate
+of each parameter group, little-endian, and a CRC-32 of the header and the rows so far. A row is on disk before
+the weights move, so a killed run never moved by an unwritten scalar.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import math
 import os
 import struct
 import zlib
-from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -25,9 +24,17 @@ from torch import Tensor
 from .directions import make_law
 from .perturbation import Perturbation
 
-FORMAT = "dpzero transcript 2"
+FORMAT = "dpzero transcript 3"
 STEPS_A_PASS = 64  # steps that a replay applies in one pass over the weights
 Header = dict[str, Any]
+
+
+class Steps(NamedTuple):
+    """What a transcript holds. `scalars` are float64 [steps, directions], `rates` float64 [steps, groups]."""
+
+    header: Header
+    scalars: np.ndarray
+    rates: np.ndarray
 
 
 class Transcript:
@@ -42,7 +49,7 @@ class Transcript:
         self.path = path
         self._file: BinaryIO
         if path.exists() and path.stat().st_size:
-            self.header, self.scalars, end, self._checksum = _parse(path)
+            (self.header, self.scalars, _), end, self._checksum = _parse(path)
             if self.header != json.loads(json.dumps(header)):
                 raise ValueError(
                     f"transcript {path} is of another run: remove it, or give its settings and base model"
@@ -68,9 +75,9 @@ class Transcript:
         """The number of rows when it was opened."""
         return len(self.scalars)
 
-    def append(self, scalars: Sequence[float]) -> None:
-        """Appends one row. It is on disk when this returns."""
-        row = np.asarray(scalars, "<f8").tobytes()
+    def append(self, scalars: Sequence[float], rates: Sequence[float]) -> None:
+        """Appends one row: a scalar for each direction, a learning rate for each group. It is then on disk."""
+        row = np.asarray([*scalars, *rates], "<f8").tobytes()
         self._checksum = zlib.crc32(row, self._checksum)
         self._file.write(row + struct.pack("<I", self._checksum))
         self._file.flush()
@@ -80,45 +87,55 @@ class Transcript:
         self._file.close()
 
 
-def read(path: Path) -> tuple[Header, np.ndarray]:
-    """Reads (header, scalars float64 [steps, directions]), without a torn last row.
+def read(path: Path) -> Steps:
+    """Reads a file, without a torn last row.
 
     Raises:
         ValueError: a file that is no transcript or was altered.
     """
-    return _parse(path)[:2]
+    return _parse(path)[0]
 
 
 def truncate(path: Path, steps: int) -> None:
     """Keeps only the first rows of a file."""
-    header, scalars, end, _ = _parse(path)
+    (header, scalars, _), end, _ = _parse(path)
     with path.open("r+b") as file:
-        file.truncate(end - (len(scalars) - min(steps, len(scalars))) * (8 * header["directions"] + 4))
+        file.truncate(end - (len(scalars) - min(steps, len(scalars))) * _row(header).itemsize)
 
 
-def _parse(path: Path) -> tuple[Header, np.ndarray, int, int]:
-    """Header, scalars, the position after the last complete row, and the checksum there."""
+def _parse(path: Path) -> tuple[Steps, int, int]:
+    """The steps, the position after the last complete row, and the checksum there."""
     data = path.read_bytes()
     try:
         line = data[: data.index(b"\n") + 1]
         header: Header = json.loads(line)
-        row = np.dtype([("scalars", "<f8", (header["directions"],)), ("checksum", "<u4")])
+        row = _row(header) if header["format"] == FORMAT else np.dtype("u1")
     except (ValueError, KeyError, TypeError):
         raise ValueError(
             f"{path} is no transcript: give the file that a run wrote beside its record"
         ) from None
-    if header.get("format") != FORMAT:
-        raise ValueError(f"{path} has format {header.get('format')!r}: this version reads {FORMAT!r}")
+    if header["format"] != FORMAT:
+        raise ValueError(
+            f"{path} has format {header['format']!r}: this version reads {FORMAT!r}, so replay it with the version "
+            "that wrote it"
+        )
     rows = np.frombuffer(data, row, (len(data) - len(line)) // row.itemsize, len(line))
-    scalars, checksum = rows["scalars"].astype(np.float64), zlib.crc32(line)
+    numbers, checksum = rows["numbers"].astype(np.float64), zlib.crc32(line)
     for step, expected in enumerate(rows["checksum"].tolist()):
-        checksum = zlib.crc32(rows["scalars"][step].tobytes(), checksum)
+        checksum = zlib.crc32(rows["numbers"][step].tobytes(), checksum)
         if checksum != expected:
             first = "in its first line or " if step == 0 else ""
             raise ValueError(
                 f"transcript {path} is damaged {first}in the row of step {step}: its checksum does not fit"
             )
-    return header, scalars, len(line) + rows.nbytes, checksum
+    scalars, rates = numbers[:, : header["directions"]], numbers[:, header["directions"] :]
+    return Steps(header, scalars, rates), len(line) + rows.nbytes, checksum
+
+
+def _row(header: Header) -> np.dtype[Any]:
+    """A row's fields in the file: scalars and learning rates, then the checksum."""
+    numbers = header["directions"] + len(header["groups"])
+    return np.dtype([("numbers", "<f8", (numbers,)), ("checksum", "<u4")])
 
 
 def digest(parameters: Sequence[Tensor]) -> str:
@@ -128,11 +145,6 @@ def digest(parameters: Sequence[Tensor]) -> str:
         sha.update(f"{p.dtype} {tuple(p.shape)}\n".encode())
         sha.update(p.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
-
-
-def rate_at(schedule: Sequence[tuple[int, float]], step: int) -> float:
-    """The learning rate of a step, from pairs (first step, learning rate)."""
-    return schedule[bisect_right([first for first, _ in schedule], step) - 1][1]
 
 
 class SecondMoment:
@@ -182,7 +194,7 @@ def replay(
         ValueError: a damaged file, or tensors that are not those of the base model.
     """
     path, parameters = Path(path), list(parameters)
-    header, scalars = read(path)
+    header, scalars, rates = read(path)
     if start == 0 and digest(parameters) != header["base_sha256"]:
         raise ValueError(
             f"these tensors are not those that the run of {path} started from: give its base model, unchanged"
@@ -191,7 +203,8 @@ def replay(
     if perturbation is None:
         directions = make_law(law["name"], law["seed"], law["rank"])
         fixed_rows = dict(header.get("still", []))
-        perturbation = Perturbation(parameters, directions, header["perturbed_on_read"], fixed_rows)
+        on_read, groups = header["perturbed_on_read"], header["groups"]
+        perturbation = Perturbation(parameters, directions, on_read, fixed_rows, groups=groups)
     if perturbation.law.law != law["version"]:
         raise ValueError(
             f"{path} was written with directions {law['version']}, here is {perturbation.law.law}"
@@ -202,8 +215,7 @@ def replay(
         for k in range(header["directions"]):
             perturbation.plan_point(step, k, smoothing)
             perturbation.plan_point(step, k, -smoothing)
-        rate = rate_at(header["schedule"], step)
-        perturbation.plan_update(step, [-rate * g for g in moment.scaled(scalars[step].tolist())])
+        perturbation.plan_update(step, moment.scaled(scalars[step].tolist()), (-rates[step]).tolist())
         if (step + 1 - start) % STEPS_A_PASS == 0:
             perturbation.apply()
     perturbation.apply()

@@ -1,17 +1,19 @@
-"""The two-point step (SPSA): two losses at x ± smoothing z, and a move along z."""
+"""The two-point step (SPSA), as a torch optimizer: two losses at x ± smoothing z, and a move along z."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial, wraps
 from pathlib import Path
+from types import MethodType
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from . import batches
 from .directions import make_law
@@ -20,12 +22,12 @@ from .loss_checks import per_example_losses
 from .model_requirements import ModelCheck, trainable
 from .perturbation import Perturbation
 from .protocols import PerExampleLoss
-from .transcript import FORMAT, SecondMoment, Transcript, digest, rate_at, read, replay
+from .transcript import FORMAT, SecondMoment, Transcript, digest, read, replay
 
 LEAST_SMOOTHING = 1e-10  # below it no weight of order 1 moves, even in float64
 
 
-class TwoPoint:
+class TwoPoint(torch.optim.Optimizer):
     """What all zeroth-order methods share: everything but the scalar.
 
     A method turns per-example loss differences f(x + smoothing z) - f(x - smoothing z) into a scalar in
@@ -33,11 +35,15 @@ class TwoPoint:
     expected batch size, a constant. Memory is that of inference: z is regenerated whenever it is needed and
     never stored.
 
+    It is a `torch.optim.Optimizer`: it has `param_groups` with a learning rate each, and the schedulers of
+    `torch.optim.lr_scheduler` work on it. The rates that were used are kept in the transcript. They must not
+    depend on private examples but by what was released.
+
     Args:
         model: its parameters with `requires_grad` are trained, in place.
         loss: (model, batch) -> one loss per example.
         batch_size: the expected size of a batch.
-        learning_rate: step size.
+        learning_rate: step size; 0 moves nothing.
         smoothing: distance of the two points from x, along z.
         seed: of the directions.
         direction_law: of z.
@@ -47,6 +53,8 @@ class TwoPoint:
             the scalars so far; 0 divides by nothing.
         one_at_a_time: gives the loss each example alone. Slower, but no other example can change its last
             bits, without which no release is called valid.
+        groups: parameters with a learning rate each, `{"params": [...], "lr": 1e-6}`, as for torch.optim. They
+            must be all that are trained; a group without `lr` has `learning_rate`. One group by default.
 
     Raises:
         ValueError: nothing to train, weights in half precision, or a setting that makes no sense.
@@ -72,9 +80,9 @@ class TwoPoint:
         perturb: Literal["in_place", "on_read"] = "in_place",
         second_moment: float = 0.0,
         one_at_a_time: bool = False,
+        groups: Iterable[Mapping[str, Any]] | None = None,
     ) -> None:
         for name, value, least in (
-            ("learning_rate", learning_rate, 0.0),
             ("smoothing", smoothing, LEAST_SMOOTHING),
             ("batch_size", batch_size, 0.0),
         ):
@@ -83,13 +91,16 @@ class TwoPoint:
                 raise ValueError(f"{name} is {value}: it must be positive and finite{above}")
         self.model, self.loss, self.one_at_a_time = model, loss, one_at_a_time
         self.batch_size, self.smoothing = batch_size, smoothing
-        self.schedule = [(0, learning_rate)]
         self.moment = SecondMoment(second_moment)
         self.parameters = trainable(model.parameters())
+        chosen = [{"params": self.parameters}] if groups is None else [dict(group) for group in groups]
+        super().__init__(chosen, {"lr": learning_rate})
+        self.groups = numbered(self.param_groups, self.parameters, model)
+        self._first_rates = checked_rates(self.param_groups)
         self.model_check = ModelCheck(model, self.parameters)
         self.law = make_law(direction_law, seed, direction_rank)
         self.law_settings = {"name": direction_law, "seed": seed, "rank": direction_rank}
-        self.perturbation = Perturbation.of_model(model, self.parameters, self.law, perturb)
+        self.perturbation = Perturbation.of_model(model, self.parameters, self.law, perturb, self.groups)
         self.steps_taken = 0
         self.transcript: Transcript | None = None
         self.training_loss: float | None = None
@@ -109,7 +120,9 @@ class TwoPoint:
         return [self.projected_gradient(differences[:, 0])]
 
     @torch.no_grad()
-    def step(self, batch: Any, users: ArrayLike | None = None) -> float | list[float]:
+    def step(  # type: ignore[override]
+        self, batch: Any, users: ArrayLike | None = None
+    ) -> float | list[float]:
         """Takes one step on a batch, which may be empty.
 
         Args:
@@ -121,24 +134,26 @@ class TwoPoint:
             The scalar by which the weights moved along z; K scalars if the method has K > 1 directions.
 
         Raises:
-            ValueError: another batch than the budget handed out, no step left, a model that does not
-                meet `model_requirements`, users if the unit is the example or none if it is the user. Nothing is
+            ValueError: another batch than the budget handed out, no step left, a learning rate that is negative
+                or not finite, a model that does not meet `model_requirements`, users if the unit is the example or none if it is the user. Nothing is
                 released then, and the weights stay, up to rounding.
         """
+        rates = self.learning_rates()
         count, user_numbers = self._begin(batch, users)
         plus, minus = self._losses_at_both_points(batch, count)
         self.training_loss = self._mean_loss((plus + minus) / 2)
         try:
             scalars = self.projected_gradients(batches.user_means((plus - minus).T, user_numbers))
             if self.transcript is not None:
-                self.transcript.append(scalars)  # on disk before the weights move
+                self.transcript.append(scalars, rates)  # on disk before the weights move
             scalars = self.ranks.agreed(scalars)
         except BaseException:
             self.perturbation.restore()  # a release was refused
             raise
         # x <- x - learning_rate * sum over k of scalars[k] z_k, from wherever the weights are
-        rate, scaled = self.learning_rate, self.moment.scaled(scalars)
-        self.perturbation.plan_update(self.steps_taken, [-rate * scalar for scalar in scaled])
+        self.perturbation.plan_update(
+            self.steps_taken, self.moment.scaled(scalars), [-rate for rate in rates]
+        )
         self.perturbation.apply()
         self.steps_taken += 1
         if self.steps_taken % CHECK_EVERY == 0:
@@ -192,16 +207,54 @@ class TwoPoint:
 
     # -- state and transcript
 
-    @property
-    def learning_rate(self) -> float:
-        """The learning rate of the next step."""
-        return rate_at(self.schedule, self.steps_taken)
+    def learning_rates(self) -> list[float]:
+        """The learning rate of each group in the next step. Raises ValueError: see `checked_rates`."""
+        return checked_rates(self.param_groups)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """For the constructor only. Raises ValueError later, or for a setting that groups do not have."""
+        if hasattr(self, "perturbation"):
+            raise ValueError(
+                "a parameter group was added to an optimizer that exists: make a new one, with all `groups`"
+            )
+        if not {"params"} <= param_group.keys() <= {"params", "lr", "param_names"}:
+            raise ValueError(f"a group has {', '.join(sorted(param_group))}: give `params` and `lr` alone")
+        super().add_param_group(param_group)
+
+    def _patch_step_function(self) -> None:
+        """Wraps `step` only once a hook is registered: torch's wrapper takes 5 % of a small step."""
+        self._zero_grad_profile_name = f"Optimizer.zero_grad#{type(self).__name__}.zero_grad"
+
+    def register_step_pre_hook(self, hook: Any) -> RemovableHandle:
+        self._call_hooks()
+        return super().register_step_pre_hook(hook)
+
+    def register_step_post_hook(self, hook: Any) -> RemovableHandle:
+        self._call_hooks()
+        return super().register_step_post_hook(hook)
+
+    def _call_hooks(self) -> None:
+        if not getattr(self.step, "calls_hooks", False):
+            step = self.step  # a scheduler may have wrapped it
+
+            @wraps(step)
+            def taken(_: TwoPoint, *arguments: Any, **named: Any) -> Any:
+                return step(*arguments, **named)
+
+            taken.calls_hooks = True  # type: ignore[attr-defined]
+            self.step = MethodType(self.profile_hook_step(taken), self)  # type: ignore[method-assign]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All of it: a copy needs more than the groups, and a budget refuses to be copied."""
+        return self.__dict__
 
     def state_dict(self) -> dict[str, Any]:
+        """Weights, steps and learning rates: with the settings of the constructor all that a run needs to go on."""
+        settings = [{key: group[key] for key in group if key != "params"} for group in self.param_groups]
         return {
             "steps_taken": self.steps_taken,
             "parameters": [p.detach().clone() for p in self.parameters],
-            "schedule": self.schedule,
+            "param_groups": settings,
             "second_moment": [self.moment.mean, self.moment.steps],
         }
 
@@ -209,7 +262,9 @@ class TwoPoint:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for mine, saved in zip(self.parameters, state["parameters"], strict=True):
             mine.copy_(saved)
-        self.steps_taken, self.schedule = state["steps_taken"], state["schedule"]
+        for group, settings in zip(self.param_groups, state["param_groups"], strict=True):
+            group.update(settings)
+        self.steps_taken = state["steps_taken"]
         self.moment.mean, self.moment.steps = state["second_moment"]
         self.perturbation.position = (self.steps_taken, 0, 0.0)  # wherever a step that failed left them
 
@@ -217,7 +272,8 @@ class TwoPoint:
         """Writes the scalars of every further step to a file: with the base model it is the fine-tuned model.
 
         If the file exists, the steps that it has beyond those taken are replayed from it, without asking the
-        model. A private method's budget counts what they released.
+        model, at the learning rates in it. A private method's budget counts what they released. A scheduler
+        follows with `while scheduler.last_epoch < optimizer.steps_taken: scheduler.step()`.
 
         Raises:
             ValueError: the file of another run or budget, a damaged file, one with fewer steps than were
@@ -241,6 +297,7 @@ class TwoPoint:
         self._count_releases(transcript)
         self.transcript = transcript
         self.steps_taken = replay(self.parameters, path, self.steps_taken, self.perturbation)
+        self._opt_called = self.steps_taken > 0  # else a scheduler that follows warns of steps not taken
         self.moment = SecondMoment(self.moment.decay, transcript.scalars.tolist())
 
     def _header(self, base_sha256: str, privacy: Mapping[str, Any]) -> dict[str, Any]:
@@ -251,7 +308,8 @@ class TwoPoint:
             "law": {"name": law["name"], "version": self.law.law, "seed": law["seed"], "rank": law["rank"]},
             "directions": self.directions,
             "smoothing": self.smoothing,
-            "schedule": self.schedule,
+            "learning_rates": self._first_rates,
+            "groups": self.groups,
             "second_moment": self.moment.decay,
             "perturbed_on_read": sorted(self.perturbation.on_read),
             "still": [[j, row] for j, row in self.perturbation.fixed_rows.items()],
@@ -291,3 +349,32 @@ class TwoPoint:
     def total(self, values: Tensor) -> list[float]:
         """float64 [B, K] -> the K sums over all ranks' examples, each rounded once."""
         return [exact_sum(terms) for terms in self.ranks.terms(values)]
+
+
+def checked_rates(groups: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The learning rate of each group. Raises ValueError for one that is negative or not finite."""
+    rates = [float(group["lr"]) for group in groups]
+    for number, rate in enumerate(rates):
+        if not 0 <= rate < math.inf:
+            group = f" of group {number}" if len(rates) > 1 else ""
+            raise ValueError(f"learning_rate{group} is {rate}: it must be finite and not negative")
+    return rates
+
+
+def numbered(
+    groups: Sequence[Mapping[str, Any]], parameters: Sequence[Tensor], model: nn.Module
+) -> list[list[int]]:
+    """The numbers of each group's parameters among the trained ones.
+
+    Raises:
+        ValueError: groups that are not all of the trained parameters, and no others.
+    """
+    numbers = {id(p): j for j, p in enumerate(parameters)}
+    grouped = {id(p) for group in groups for p in group["params"]}
+    if not grouped <= numbers.keys():
+        raise ValueError(
+            "a group has a parameter that is frozen or not of the model: take it out of `groups`"
+        )
+    if missing := [name for name, p in model.named_parameters() if id(p) in numbers.keys() - grouped]:
+        raise ValueError(f"parameter {missing[0]} is trained and in no group: add it to one, or freeze it")
+    return [[numbers[id(p)] for p in group["params"]] for group in groups]

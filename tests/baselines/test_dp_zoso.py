@@ -42,7 +42,7 @@ def test_stages_double_their_steps_and_halve_their_rate(settings, lengths):
     """The last one takes what is left."""
     optimizer, rates = zoso(model(), **settings), []
     for _ in range(14):
-        rates.append(optimizer.learning_rate)  # of the next step
+        rates.extend(optimizer.learning_rates())  # of the next step
         optimizer.step(BATCH)
     assert rates == [0.08 / 2**stage for stage, length in enumerate(lengths) for _ in range(length)]
 

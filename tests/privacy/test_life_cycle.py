@@ -859,7 +859,7 @@ def test_a_secret_key_without_noise_is_refused():
         ({"clip": 1e308}, "clip is 1e+308: give a bound from 1e-30 to 1e+30"),
         ({"clip": float("nan")}, "clip is nan: give a bound"),
         ({"smoothing": 1e-30}, "smoothing is 1e-30: it must be positive and finite, above 1e-10"),
-        ({"learning_rate": float("inf")}, "learning_rate is inf: it must be positive and finite"),
+        ({"learning_rate": float("inf")}, "learning_rate is inf: it must be finite and not negative"),
     ],
 )
 def test_invalid_optimizer_settings_are_refused(settings, message):

@@ -466,7 +466,7 @@ def test_p13_a_killed_run_counts_what_it_released_and_repeats_no_noise_on_other_
 @every_method
 def test_p13_a_checkpoint_holds_no_state_of_noise_or_sampling(kind):
     """Optimizer moments are functions of released sums and scalars."""
-    allowed = {"steps_taken", "parameters", "optimizer", "second_moment", "schedule", "budget"}
+    allowed = {"steps_taken", "parameters", "optimizer", "second_moment", "param_groups", "budget"}
     state = make(kind, budget(key=RunKey.secret(), arithmetic="float")).state_dict()
     assert set(state) <= allowed
     assert set(state["budget"]) == {"event", "position", "releases"}

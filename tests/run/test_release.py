@@ -83,8 +83,8 @@ def said_in(path: Path) -> dict:
     """A transcript's header and rows; of a method without one nothing."""
     if not path.exists():
         return {}
-    header, scalars = transcript.read(path)
-    return {"header": header, "scalars": scalars.tolist()}
+    header, scalars, rates = transcript.read(path)
+    return {"header": header, "scalars": scalars.tolist(), "rates": rates.tolist()}
 
 
 def numbers(left: dict) -> set[float]:

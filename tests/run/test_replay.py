@@ -74,11 +74,11 @@ def ran(cell: dict, out: Path, log: Callable[[str], object] = quiet) -> dict:
 
 def of_another_seed(file: Path) -> bytes:
     """The same rows below another first line, and whole."""
-    (header, scalars), other = transcript.read(file), file.with_name("other")
+    (header, scalars, rates), other = transcript.read(file), file.with_name("other")
     header["law"]["seed"] = 1
     writer = Transcript(other, header)
-    for row in scalars:
-        writer.append(row)
+    for row in zip(scalars, rates, strict=True):
+        writer.append(*row)
     writer.close()
     return other.read_bytes()
 
@@ -107,7 +107,7 @@ def test_a_run_replays_to_the_bit(cell, tmp_path, method, noise_key):
     said, file = record["transcript"], tmp_path / "seed-0.transcript"
     assert said["file"] == file.name and said["steps"] == STEPS and said["law"] in file.read_text("latin-1")
     rows = file.stat().st_size - len(file.read_bytes().split(b"\n")[0]) - 1
-    assert rows == STEPS * (8 * (3 if method == "dp_aggzo" else 1) + 4)
+    assert rows == STEPS * (8 * (3 if method == "dp_aggzo" else 1) + 12)
     answer = replay_record(out, device="cpu")
     expected = {"match": True, "steps": STEPS, "weights_sha256": said["weights_sha256"], "device": "cpu"}
     assert answer == expected
@@ -200,8 +200,8 @@ def test_an_altered_transcript_is_refused(copy):
     file = copy.with_suffix(".transcript")
     whole = file.read_bytes()
     for changed, words in (
-        (whole[:-20] + bytes([whole[-20] ^ 1]) + whole[-19:], "damaged in the row of step 3"),
-        (whole[:-12], "transcript.sha256, transcript.steps"),
+        (whole[:-28] + bytes([whole[-28] ^ 1]) + whole[-27:], "damaged in the row of step 3"),
+        (whole[:-20], "transcript.sha256, transcript.steps"),
         (whole.replace(b'"seed": 0', b'"seed": 1'), "damaged in its first line or in the row of step 0"),
         (of_another_seed(file), "transcript.sha256, cell's seed"),
         (b"", "is no transcript"),
@@ -229,11 +229,11 @@ def killed(cell: dict, out: Path, monkeypatch, row: int, when: str, seconds: flo
     """The process dies `before` or `after` it appends the row of step `row`, whose release is in the ledger."""
     whole, rows = Transcript.append, []
 
-    def append(self, scalars):
+    def append(self, scalars, rates):
         rows.append(scalars)
         if len(rows) == row + 1 and when == "before":
             raise KeyboardInterrupt
-        whole(self, scalars)
+        whole(self, scalars, rates)
         if len(rows) == row + 1:
             raise KeyboardInterrupt
 
@@ -263,13 +263,13 @@ def test_after_sigkill_it_goes_on_to_the_same_bits_and_counts_each_step_once(cel
         time.sleep(0.001)
     process.kill()
     process.join()
-    _, before = transcript.read(kept)
+    before = transcript.read(kept).scalars
     released = len((checkpoint.folder(out) / "ledger").read_text().splitlines()) - 1
     assert 0 <= released - len(before) <= 1  # a release that the ledger had and the transcript had not yet
     lines = []
     record = ran(mine, out, lines.append)
     assert any(f"resumed at step {len(before)} of {KILLED_OF}" in line for line in lines)
-    _, after = transcript.read(out.with_suffix(".transcript"))
+    after = transcript.read(out.with_suffix(".transcript")).scalars
     lost = (released - len(before)) * (noise_key == "secret")  # spent, and a step less
     assert len(after) == KILLED_OF - lost and (after[: len(before)] == before).all()
     assert record["privacy"]["steps"] == KILLED_OF
@@ -324,8 +324,8 @@ def test_steps_that_were_taken_from_a_transcript_are_not_timed(cell, tmp_path, m
 @pytest.mark.parametrize(
     "damage, words, kept",
     [
-        (lambda data: data[: -12 * 6 + 5], r"has 7 of the 13 steps taken.* 7 steps are taken again", 7),
-        (lambda data: data[:-15] + b"\0" * 15, r"damaged in the row of step 11.* 0 steps are taken", 0),
+        (lambda data: data[: -20 * 6 + 5], r"has 7 of the 13 steps taken.* 7 steps are taken again", 7),
+        (lambda data: data[:-25] + b"\0" * 25, r"damaged in the row of step 11.* 0 steps are taken", 0),
         (lambda data: data[:20], r"is no transcript.* 0 steps are taken", 0),
         (None, r"is of another run.* 0 steps", 0),
     ],
@@ -406,7 +406,7 @@ def test_a_run_that_ends_out_of_memory_keeps_what_it_released(cell, tmp_path, mo
 def test_so_does_one_that_diverges(cell, tmp_path):
     record = ran(cell("mezo", learning_rate=1e30), tmp_path / "a.json")
     assert record["status"] == "diverged" and record["transcript"]["weights_sha256"] is None
-    _, scalars = transcript.read(tmp_path / "a.transcript")
+    scalars = transcript.read(tmp_path / "a.transcript").scalars
     assert len(scalars) == record["transcript"]["steps"] > 0
 
 

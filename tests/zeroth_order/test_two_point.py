@@ -224,13 +224,13 @@ def test_the_weights_are_back_when_the_loss_is_refused(wrong):
     assert torch.allclose(model.vector(), start, rtol=0, atol=1e-6)
 
 
-def test_the_learning_rate_is_that_of_the_next_step():
+def test_a_step_is_taken_at_the_learning_rate_that_its_group_has_then():
+    """0 too: a warm-up begins with it."""
     model = Point(torch.float64)
     me = method(model)
-    me.schedule = [(0, 0.1), (2, 0.05), (3, 0.01)]
-    for step, rate in enumerate([0.1, 0.1, 0.05, 0.01, 0.01]):
+    for step, rate in enumerate([0.1, 0.05, 0.0, 0.01, torch.tensor(0.02, dtype=torch.float64)]):
         before = model.vector().detach().clone()
-        assert me.learning_rate == rate
+        me.param_groups[0]["lr"] = rate
         gradient = me.step(EXAMPLES)
         assert torch.allclose(model.vector(), before - rate * gradient * explicit(step).double(), atol=1e-12)
 
@@ -302,7 +302,7 @@ def test_a_parameter_that_is_not_contiguous_is_refused():
         method(model)
 
 
-@pytest.mark.parametrize("name", ["learning_rate", "smoothing", "batch_size"])
+@pytest.mark.parametrize("name", ["smoothing", "batch_size"])
 @pytest.mark.parametrize("value", [0, -1.0, float("nan")])
 def test_a_setting_that_is_not_positive_is_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} is {value}: it must be positive"):
