@@ -142,7 +142,7 @@ use rule tables as figures with:
             )
             for name in SWEEP.figure_names
         ],
-        [path for path in SWEEP.figure_paths if path.endswith(".pdf")],
+        [path for path in SWEEP.figure_paths if not path.endswith(".png")],
     log:
         f"{RESULTS}/logs/figures.log",
     params:

@@ -1,4 +1,4 @@
-"""The verbs that read records and tables: tables, figures, report, readme."""
+"""The verbs that read records and tables: tables, figures, redraw, report, readme."""
 
 from __future__ import annotations
 
@@ -81,6 +81,21 @@ def what_was_asked(name: str, runs: list[str]) -> dict[str, str]:
         "Runs": str(len(runs)),
     }
     return {heading: answer for heading, answer in answers.items() if answer}
+
+
+@verb(root=option("folder of the project", Path(), type=folder_to_read))
+def redraw(options: argparse.Namespace) -> dict:
+    """Draw the figures in figures/ again from the tables in results/."""
+    from ..language.data import tasks
+    from ..language.models import model_catalogue
+    from ..report.redraw import redraw
+
+    titles = {
+        name: catalogue.stanza(name)["title"]
+        for catalogue in (tasks, model_catalogue)
+        for name in catalogue.names()
+    }
+    return redraw(options.root, titles)
 
 
 @verb(RECORDS)

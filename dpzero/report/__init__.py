@@ -55,8 +55,8 @@ def figure_names(kind: str, runs: Iterable[str] = ()) -> tuple[str, ...]:
 
 
 def figure_files(kind: str, runs: Iterable[str] = ()) -> tuple[str, ...]:
-    """The names of the files with the figures of these runs."""
-    return tuple(f"{name}.{suffix}" for name in figure_names(kind, runs) for suffix in ("pdf", "png"))
+    """The names of the files with the figures of these runs, and with their captions."""
+    return tuple(f"{name}.{suffix}" for name in figure_names(kind, runs) for suffix in ("pdf", "png", "md"))
 
 
 def page_sources(kind: str, runs: Iterable[str] = ()) -> dict[str, str]:

@@ -11,13 +11,6 @@ from matplotlib.figure import Figure
 from dpzero.report import drawing, provenance, style
 from dpzero.report.table import MIB, Table, make_table, number
 
-COLOURS = {
-    "public": style.GREY,
-    "sgd": style.GREEN,
-    "adamw": style.ORANGE,
-    "dp_sgd_ghost": style.PURPLE,
-    "dp_sgd_hooks": style.PURPLE,
-}
 KEYS = (  # of the CSV file
     *("name", "title", "status", "pairs", "step_seconds_median", "step_seconds_min"),
     *("two_forward_seconds_median", "two_forward_seconds_min", "ratio_median", "ratio_min", "ratio_max"),
@@ -61,21 +54,23 @@ def setting(result: Result) -> str:
 
 
 def figure(result: Result) -> Figure:
-    """Time over two forward passes, and memory over the weights, a bar a method."""
+    """Time over two forward passes, and memory over the weights: a row a method, both axes logarithmic."""
     rows = measured(result).query("status == 'ok'")[::-1]
-    drawn, panels = drawing.canvas(1, 2, 0.26 * len(rows) + 0.9, sharey=True)
+    drawn, panels = drawing.canvas(1, 2, 0.2 * len(rows) + 0.7, sharey=True)
     time, size = panels[0]
     median, low, high = (rows[f"ratio_{key}"] for key in ("median", "min", "max"))
-    _bars(time, rows, median, ".2f", high)
-    whiskers = {"fmt": "none", "ecolor": style.BLACK, "elinewidth": 0.7, "capsize": 1.5}
-    time.errorbar(median, range(len(rows)), xerr=[median - low, high - median], **whiskers)
+    time.hlines(range(len(rows)), low, high, color=style.GREY, linewidth=0.9)
+    _points(time, rows, median, ".2f", high)
     sizes = rows["extra_bytes"] / MIB
-    _bars(size, rows, sizes, ".0f", sizes)
+    _points(size, rows, sizes, ".0f", sizes)
     inference = (rows["inference_peak_bytes"] - rows["weights_bytes"]).iloc[0] / MIB
-    for axis, floor in ((time, 1), (size, inference)):
-        axis.axvline(floor, color=style.BLACK, linestyle=":", linewidth=0.8)
+    for axis, floor, ticks in ((time, 1, (1, 2, 5)), (size, inference, (1, 3))):
+        axis.axvline(floor, color=style.BLACK, linestyle=":", linewidth=0.8, zorder=0)
         axis.set_xscale("log")
-    drawing.log_ticks(time.xaxis, (1, 2, 5))
+        axis.margins(x=0.18)
+        axis.grid(axis="y", color="#dddddd", linewidth=0.4)
+        axis.set_axisbelow(True)
+        drawing.log_ticks(axis.xaxis, ticks)
     time.set_yticks(range(len(rows)), rows["title"])
     time.set_xlabel("step time / two forward passes")
     size.set_xlabel("peak over the loaded weights (MiB)")
@@ -84,10 +79,12 @@ def figure(result: Result) -> Figure:
     return drawn
 
 
-def _bars(axis: Axes, rows: pandas.DataFrame, values: pandas.Series, form: str, ends: pandas.Series) -> None:
-    """A bar for each row with its value as text beside `ends`."""
-    colours = rows["name"].map(COLOURS).fillna(style.VERMILION)
-    axis.barh(range(len(rows)), values, color=colours, height=0.65)
-    for y, (value, end) in enumerate(zip(values, ends, strict=True)):
-        drawing.write(axis, format(value, form), (end, y), (4, 0), size=6)
-    axis.margins(x=0.18)
+def _points(
+    axis: Axes, rows: pandas.DataFrame, values: pandas.Series, form: str, ends: pandas.Series
+) -> None:
+    """A point for each row with its value as text beside `ends`. A variant of MeZO has MeZO's look."""
+    for y, (name, value, end) in enumerate(zip(rows["name"], values, ends, strict=True)):
+        look = style.look("mezo" if name.startswith("mezo_") else name)
+        face = look.colour if name.startswith("dp") else "white"
+        axis.plot([value], [y], look.marker, color=look.colour, markerfacecolor=face)
+        drawing.write(axis, format(value, form), (end, y), (5, 0), size=6)

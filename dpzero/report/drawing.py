@@ -1,9 +1,13 @@
-"""Parts that several figures share: panels, points with their seeds, horizontal levels, one legend."""
+"""Parts that several figures share: panels, points with their seeds, limits of a score, one legend."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import math
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from textwrap import fill
+from typing import Any, NamedTuple
 
 import numpy
 import pandas
@@ -18,29 +22,51 @@ from dpzero.report import style
 from dpzero.report.statistics import Summary, summarise
 
 SMALLEST_N_WITH_BAR = 3  # a t-interval of two seeds is wider than any panel
-EDGE_STEP = 0.012  # of the width of a panel, between the intervals at its right edge
-WIDENED_BY = 0.25  # of the height of a panel with points
-LABEL_GAP = 0.065  # of the height of a panel, the least distance between labels of levels
+WIDENED_BY = 0.25  # of the range of the seeds: an interval that is longer is cut, and an arrowhead says so
+MARGIN = 0.06  # of the height of a panel, above and below its points
+MAJORITY = {"color": style.GREY, "linestyle": "-", "linewidth": 0.9, "label": "majority class"}  # no marker
+LEGEND_LINE = 0.16  # inch
+NOT_PRIVATE = "not private"
+
+
+class Mark(NamedTuple):
+    """What `mark` drew at x: the summary of the scores, and the scores of the seeds."""
+
+    axis: Axes
+    x: float
+    summary: Summary
+    scores: numpy.ndarray
+    colour: str
 
 
 def canvas(
     rows: int, columns: int, height: float, width: float = style.PAGE_INCHES, **shared: bool | str
 ) -> tuple[Figure, numpy.ndarray]:
     """A figure of this width, and its panels of this height, in inches."""
-    figure = Figure(figsize=(width, rows * height + 0.7), layout="constrained")
+    figure = Figure(figsize=(width, rows * height + 0.4), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **shared)
 
 
-def panels(runs: pandas.DataFrame) -> Iterator[tuple[str, pandas.DataFrame]]:
-    """The title and the rows of each task and model."""
+def panels(runs: pandas.DataFrame, width: int = 40) -> Iterator[tuple[str, pandas.DataFrame]]:
+    """The title and the rows of each task and model. A line of a title has at most `width` characters."""
     for (task, model), rows in runs.groupby(["task", "model"], sort=False):
-        yield f"{task} ({model})", rows
+        titles = (title_of(rows, "data", task), title_of(rows, "model", model))
+        yield "\n".join(fill(title, width) for title in titles), rows
 
 
-def epsilons(runs: pandas.DataFrame) -> list[tuple[str, float]]:
-    """Label and value of each epsilon at which a private method ran, ascending."""
+def title_of(rows: pandas.DataFrame, kind: str, name: str) -> str:
+    """The title of a task (kind `data`) or model in words, from its records; its name if they have none."""
+    titles = rows.get(f"provenance.{kind}.title", pandas.Series(dtype=object)).dropna()
+    return str(titles.iloc[0]) if len(titles) else name
+
+
+def epsilons(runs: pandas.DataFrame, at_most: int | None = None) -> list[tuple[str, float]]:
+    """Label and value of each epsilon at which a private method ran, ascending; evenly spread if too many."""
     private = runs[runs["private"]].sort_values("epsilon_value").drop_duplicates("epsilon_value")
-    return list(zip("ε = " + private["epsilon"], private["epsilon_value"], strict=True))
+    found = list(zip("ε = " + private["epsilon"], private["epsilon_value"], strict=True))
+    if at_most is None or len(found) <= at_most:
+        return found
+    return [found[round(place)] for place in numpy.linspace(0, len(found) - 1, at_most)]
 
 
 def scores(rows: pandas.DataFrame) -> numpy.ndarray:
@@ -52,6 +78,24 @@ def score_label(rows: pandas.DataFrame, split: str | None = None) -> str:
     """`test accuracy (%)`, from the records."""
     metric = next(iter(rows["metric"].dropna()), "score")
     return f"{split or next(iter(rows['metrics.split'].dropna()), '')} {metric} (%)".strip()
+
+
+def majority(rows: pandas.DataFrame) -> float | None:
+    """The accuracy (%) of always answering the most frequent label of the scored examples; None if unknown.
+
+    From the records; for records that do not say it, from majority.csv, which has the built-in tasks.
+    """
+    if "metrics.majority" in rows and rows["metrics.majority"].notna().any():
+        return 100 * float(rows["metrics.majority"].dropna().iloc[0])
+    scored = rows[rows["metric"] == "accuracy"][["task", "metrics.split", "metrics.examples"]].dropna()
+    shares = (_majorities().get(tuple(key)) for key in scored.drop_duplicates().to_numpy().tolist())
+    return next((100 * share for share in shares if share is not None), None)
+
+
+@cache
+def _majorities() -> dict[tuple[str, str, int], float]:
+    table = pandas.read_csv(Path(__file__).with_name("majority.csv"))
+    return {(row.task, row.split, row.examples): row.majority / row.examples for row in table.itertuples()}
 
 
 def write(
@@ -72,78 +116,65 @@ def log_ticks(axis: Axis, digits: tuple[int, ...]) -> None:
     axis.set(major_formatter=FormatStrFormatter("%g"))
 
 
-def mark(
-    axis: Axes, method: str, x: float | numpy.ndarray, rows: pandas.DataFrame, beside: float = 1.0
-) -> Summary:
-    """Draw one method's mean at x with 95 % intervals from 3 seeds, and its seeds as faint dots.
+def mark(axis: Axes, rows: pandas.DataFrame, x: float, seeds_at: float | numpy.ndarray) -> Mark:
+    """Draw one method's mean at x with its 95 % interval from 3 seeds, and its seeds as faint dots.
 
     If no seed finished, a cross on the floor of the panel says why.
 
     Args:
-        x: a place, or one value for each seed.
-        beside: the dots are at this multiple of x.
-
-    Returns:
-        The summary of the scores.
+        seeds_at: place of the dots, or one place for each seed.
     """
-    look, y = style.look(method), scores(rows)
-    middle = summarise(y)
+    row, y = rows.iloc[0], scores(rows)
+    colour, middle = style.look(row["method"]).colour, summarise(y)
     if not middle.n:
-        reason = "OOM" if (rows["status"] == "oom").any() else "diverged"
-        if (rows["status"] != "missing").any():
-            axis.plot([x], [0.03], "x", color=look.colour, transform=axis.get_xaxis_transform())
-            text = {"rotation": 90, "ha": "center", "size": 5, "color": look.colour}
-            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
-            axis.annotate(reason, (x, 0.08), xycoords=("data", "axes fraction"), bbox=box, **text)
-        return middle
-    places = numpy.broadcast_to(x, y.shape)
-    across = summarise(places)
+        _mark_failure(axis, rows, x, colour)
+        return Mark(axis, x, middle, y, colour)
     if middle.n > 1:
-        axis.plot(places * beside, y, ".", markersize=3.5, color=look.colour, alpha=0.45, markeredgewidth=0)
+        dots = {"markersize": 3.5, "color": colour, "alpha": 0.45, "markeredgewidth": 0}
+        axis.plot(numpy.broadcast_to(seeds_at, y.shape), y, ".", **dots)
     if middle.n >= SMALLEST_N_WITH_BAR:
-        half_x = across.high - across.mean if across.std > 0 else None
-        bars = {"color": look.colour, "elinewidth": 0.8, "capsize": 1.5}
-        axis.errorbar(across.mean, middle.mean, middle.high - middle.mean, half_x, **bars)
-    axis.plot([across.mean], [middle.mean], zorder=3, **style.strokes(rows.iloc[0], linestyle=""))
-    return middle
+        half = middle.high - middle.mean
+        axis.errorbar(x, middle.mean, half, color=colour, elinewidth=0.8, capsize=1.5)
+    axis.plot([x], [middle.mean], zorder=3, **style.strokes(row, linestyle=""))
+    return Mark(axis, x, middle, y, colour)
 
 
-def levels(axis: Axes, rows: pandas.DataFrame, named: bool = True, room: float = WIDENED_BY) -> None:
-    """A line at each method's mean score, its interval and name at the right edge; called last.
+def _mark_failure(axis: Axes, rows: pandas.DataFrame, x: float, colour: str) -> None:
+    if (rows["status"] == "missing").all():
+        return
+    reason = "OOM" if (rows["status"] == "oom").any() else "diverged"
+    axis.plot([x], [0.03], "x", color=colour, transform=axis.get_xaxis_transform())
+    text = {"rotation": 90, "ha": "center", "size": 5, "color": colour}
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+    axis.annotate(reason, (x, 0.08), xycoords=("data", "axes fraction"), bbox=box, **text)
 
-    room: the fraction of its height by which an interval may widen the panel.
+
+def limit_scores(marks: Sequence[Mark], majority: float | None) -> None:
+    """Limits of panels that share a score: all seeds, and intervals that are not much longer than their range.
+
+    A grey line is the accuracy of the majority class, if it is known.
+
+    An interval that goes on beyond the panel, or beyond 0 or 100 %, ends in an arrowhead.
     """
-    lines = [
-        (group["title"].iloc[0], style.look(method), mean)
-        for method, group in rows.groupby("method", sort=False)
-        if (mean := summarise(scores(group))).n
-    ]
-    for _, look, mean in lines:
-        axis.axhline(mean.mean, color=look.colour, linestyle=look.line, linewidth=0.9, zorder=1)
-    barred = [(look, mean) for _, look, mean in lines if named and mean.n >= SMALLEST_N_WITH_BAR]
-    low, high = axis.get_ylim()
-    far = room * (high - low)
-    ends = [end for _, mean in barred for end in (mean.low, mean.high)]
-    near = [end for end in ends if low - far <= end <= high + far]  # a far end would compress the panel
+    values = numpy.concatenate([one.scores for one in marks]) if marks else numpy.empty(0)
+    if not len(values):
+        return
+    low, high = values.min(), values.max()
+    far = WIDENED_BY * max(high - low, 4.0)
+    ends = [end for one in marks for end in (one.summary.low, one.summary.high)]
+    near = [end for end in ends if max(low - far, 0) <= end <= min(high + far, 100)]
+    near += [] if majority is None else [majority]
     low, high = min([low, *near]), max([high, *near])
-    axis.set_ylim(low, high)
-    for place, (look, mean) in enumerate(barred):
-        _interval_at_the_edge(axis, 1 + EDGE_STEP * place, mean, look.colour)
-    heights = spread([(mean.mean - low) / (high - low) for *_, mean in lines], LABEL_GAP)
-    for (title, look, _), height in zip(lines if named else (), heights, strict=False):
-        at = (1 + EDGE_STEP * len(lines), height)
-        write(axis, title, at, (2, 0), "axes fraction", color=look.colour, annotation_clip=False)
-
-
-def _interval_at_the_edge(axis: Axes, edge: float, interval: Summary, colour: str) -> None:
-    """A bar beside the panel, cut at its ends, with an arrowhead if the interval continues."""
-    low, high = axis.get_ylim()
-    stroke = {"color": colour, "clip_on": False, "transform": axis.get_yaxis_transform()}
-    ends = max(interval.low, low), min(interval.high, high)
-    axis.plot([edge, edge], ends, linewidth=1.2, solid_capstyle="butt", **stroke)
-    for end, cut, arrow in zip(ends, (interval.low < low, interval.high > high), "v^", strict=True):
-        if cut:
-            axis.plot([edge], [end], arrow, markersize=3, **stroke)
+    room = MARGIN * max(high - low, 1.0)
+    low, high = low - room, high + room
+    for axis in {id(one.axis): one.axis for one in marks}.values():
+        axis.set_ylim(low, high)
+        if majority is not None:
+            axis.axhline(majority, zorder=1, **MAJORITY)
+    for one in marks:
+        for end, edge, arrow in ((one.summary.low, low, "v"), (one.summary.high, high, "^")):
+            if not math.isnan(end) and not low <= end <= high:
+                one.axis.plot([one.x], [edge], arrow, markersize=3, color=one.colour, clip_on=False)
 
 
 def mark_if_empty(axis: Axes, rows: pandas.DataFrame) -> None:
@@ -163,14 +194,22 @@ def spread(places: list[float], gap: float) -> list[float]:
     return moved.tolist()
 
 
-def legend(figure: Figure, runs: pandas.DataFrame, lines: bool = True) -> None:
-    """One legend for the whole figure, above it."""
+def legend(figure: Figure, runs: pandas.DataFrame, lines: bool = True, majority: bool = False) -> None:
+    """One legend for the whole figure, above it: the methods, and the line of the majority class."""
     more = {} if lines else {"linestyle": ""}
     methods = runs.drop_duplicates("method").to_dict("records")
     handles = [Line2D([], [], **style.strokes(row, **more)) for row in methods]
-    if handles:
-        wide = figure.get_figwidth() > style.COLUMN_INCHES
-        columns = min(len(handles), 5 if wide else 2)
-        figure.legend(
-            handles=handles, loc="outside upper center", ncols=columns, handlelength=2.4, columnspacing=1.2
-        )
+    if majority:
+        handles.append(Line2D([], [], **MAJORITY))
+    place_legend(figure, handles)
+
+
+def place_legend(figure: Figure, handles: Sequence[Any], columns: int | None = None, **more: Any) -> None:
+    """These handles above the figure, which grows by their height."""
+    if not handles:
+        return
+    wide = figure.get_figwidth() > style.COLUMN_INCHES
+    columns = min(len(handles), columns or (4 if wide else 2))
+    figure.set_figheight(figure.get_figheight() + LEGEND_LINE * math.ceil(len(handles) / columns))
+    look = {"handlelength": 2.4, "columnspacing": 1.2} | more
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, **look)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pandas
@@ -31,12 +32,12 @@ WORDS: dict[Any, str] = {  # of the record -> for readers
     "replace_one": "replace one",
     "zero_out": "zero-out",
 }
-BETWEEN = {"color": style.BLUE, "linewidth": 2.2, "solid_capstyle": "butt", "zorder": 2}
+BETWEEN = {"color": style.GREY, "linewidth": 2.2, "solid_capstyle": "butt", "zorder": 2}
 MARKS = {  # label in the legend -> marker, its colour and size
     "claimed": {"marker": "o", "color": style.BLACK, "markersize": 5, "mfc": "white", "zorder": 4},
-    "actual if the noise were secret: at least": {"marker": 9, "color": style.BLUE, "markersize": 6},
-    "at most": {"marker": 8, "color": style.BLUE, "markersize": 6},
-    "exactly": {"marker": "D", "color": style.VERMILION, "markersize": 4.5},
+    "actual if the noise were secret: at least": {"marker": 9, "color": style.GREY, "markersize": 6},
+    "at most": {"marker": 8, "color": style.GREY, "markersize": 6},
+    "exactly": {"marker": "D", "color": style.GREY, "markersize": 4.5},
 }
 MARKS = {label: {"linestyle": "", "zorder": 3} | look for label, look in MARKS.items()}
 CLAIM, AT_LEAST, AT_MOST, EXACTLY = MARKS.values()
@@ -44,6 +45,16 @@ CLAIM, AT_LEAST, AT_MOST, EXACTLY = MARKS.values()
 
 def tables(runs: pandas.DataFrame) -> dict[str, Table]:
     return {"guarantees": guarantees(arranged(runs))}
+
+
+def from_tables(folder: Path) -> pandas.DataFrame:
+    """What the figure needs of the runs, from guarantees.csv in this folder."""
+    rows = pandas.read_csv(folder / "guarantees.csv", keep_default_na=False, na_values=[""])
+    settings = {key: f"settings.{key}" for key in ("dataset_size", "batch_size", "steps")}
+    same = ("task", "model", "method", "title", "status", "verdict", *settings)
+    names = {column: f"guarantee.{column}" for column in rows if column not in same}
+    delta, epsilon = rows["claimed_delta"], rows["claimed_epsilon"].map("{:g}".format)
+    return rows.rename(columns=names | settings).assign(epsilon=epsilon, **{"settings.delta": delta})
 
 
 def figures(runs: pandas.DataFrame) -> dict[str, Figure]:
@@ -107,7 +118,7 @@ def draw(runs: pandas.DataFrame) -> Figure:
     for x, words in MARGIN.items():
         drawing.write(axes[0], words, (x, 1), (0, 4), "axes fraction", ha="center", va="bottom")
     handles = [Line2D([], [], label=label, **look) for label, look in MARKS.items()]
-    figure.legend(handles=handles, loc="outside upper center", ncols=4, handletextpad=0.4, columnspacing=1.2)
+    drawing.place_legend(figure, handles, handletextpad=0.4)
     return figure
 
 

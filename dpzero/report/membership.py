@@ -15,9 +15,9 @@ from dpzero.report.table import Row, Table, make_table, number
 
 ATTACKS = {"loss": "loss against base", "lira": "LiRA"}
 LOOKS = {
-    "loss": (style.BLUE, "s", "white"),
-    "lira": (style.VERMILION, "o", style.VERMILION),
-}  # colour, marker, face
+    "loss": ("s", "white"),
+    "lira": ("o", style.BLACK),
+}  # marker, face: colours are of methods
 CEILINGS = {
     "ceiling": ("allowed by the privacy profile", "-"),
     "ceiling_of_epsilon_delta": ("by (ε, δ) alone", ":"),
@@ -62,8 +62,7 @@ def figure(result: Result) -> Figure:
         _panel(axis, [row for row in rows if row["texts"] == group], result[FPR])
         axis.set_title(f"{group} texts")
     panels[0][0].set_ylabel(f"true positive rate at {100 * result[FPR]:g} % false positives")
-    named = panels[0][-1].get_legend_handles_labels()
-    drawn.legend(*named, loc="outside upper center", ncols=5, columnspacing=1.2)
+    drawing.place_legend(drawn, panels[0][-1].get_legend_handles_labels()[0], 5)
     commit, device = provenance.short(result["provenance"]), result["provenance"]["device"]
     style.footnote(drawn, f"membership: {result['runs']} runs a method · {commit} · {device}")
     return drawn
@@ -77,14 +76,20 @@ def _panel(axis: Axes, rows: list[Row], target: float) -> None:
         x = numpy.array(list(places))
         look = {"color": style.BLACK, "linestyle": line, "linewidth": 1.4, "label": label}
         axis.hlines(list(places.values()), x - 0.36, x + 0.36, **look)
-    for attack, (colour, marker, face) in LOOKS.items():
+    for attack, (marker, face) in LOOKS.items():
         group = [row for row in rows if row["attack"] == attack]
         at = [titles.index(row["title"]) + OFFSETS[attack] for row in group]
         y, low, high = (
             numpy.maximum(FLOOR, [row[f"true_positive_rate{end}"] for row in group])
             for end in ("", "_low", "_high")
         )
-        bars = {"color": colour, "markerfacecolor": face, "elinewidth": 0.9, "capsize": 2, "linestyle": ""}
+        bars = {
+            "color": style.BLACK,
+            "markerfacecolor": face,
+            "elinewidth": 0.9,
+            "capsize": 2,
+            "linestyle": "",
+        }
         axis.errorbar(at, y, [y - low, high - y], marker=marker, label=ATTACKS[attack], **bars)
     axis.set_yscale("log")
     axis.set_ylim(FLOOR, 1.25)

@@ -16,15 +16,15 @@ from dpzero.report.table import ABSENT, GIB, MIB, Table, make_table, notes, numb
 
 CARDS = (24, 48, 80, 141)  # GiB of common GPUs
 PUBLISHED = Path(__file__).with_name("published_memory.csv")
-LOOKS = {
-    "dpzero": style.Look(style.VERMILION, "o", "-"),
-    "public": style.Look(style.GREY, "o", "-."),
-    "lora": style.Look(style.SKY, "v", "--"),
-    "adamw_checkpointing": style.Look(style.ORANGE, "X", ":"),
-    "adamw": style.Look(style.ORANGE, "P", "--"),
-    "dp_sgd_ghost": style.Look(style.PURPLE, "s", "-"),
-    "dp_sgd_hooks": style.Look(style.GREEN, "D", "-"),
-}
+METHODS = (
+    "dpzero",
+    "public",
+    "lora",
+    "adamw_checkpointing",
+    "adamw",
+    "dp_sgd_ghost",
+    "dp_sgd_hooks",
+)  # in this order
 PREDICTED = "memory.predicted_peak_bytes"
 AXES = {  # axis of growth -> unit of its slope in bytes, the runs along it
     "parameters": (1, "model.str.startswith('opt-') and batch_size == 8 and length == 512"),
@@ -34,12 +34,12 @@ AXES = {  # axis of growth -> unit of its slope in bytes, the runs along it
 
 
 def arranged(runs: pandas.DataFrame) -> pandas.DataFrame:
-    """The runs with `batch_size` and `length` from their size, in the order of LOOKS."""
+    """The runs with `batch_size` and `length` from their size, in the order of METHODS."""
     sizes = runs["task"].str.extract(r"^(\d+)x(\d+)$").astype(float)
     keys = ("predicted_peak_bytes", "measured_peak_bytes", "formula_peak_bytes", "parameters")
     columns = [f"memory.{key}" for key in keys]
     runs = runs.reindex(columns=runs.columns.union(columns, sort=False)).astype(dict.fromkeys(columns, float))
-    place = {method: number for number, method in enumerate(LOOKS)}
+    place = {method: number for number, method in enumerate(METHODS)}
     runs = runs.assign(batch_size=sizes[0], length=sizes[1], place=runs["method"].map(place))
     return runs.sort_values(["model", "place", "batch_size", "length"], kind="stable", ignore_index=True)
 
@@ -51,6 +51,16 @@ def tables(runs: pandas.DataFrame) -> dict[str, Table]:
     for table in tables.values():
         table.notes += notes("memory_sweep")
     return tables
+
+
+def from_tables(folder: Path) -> pandas.DataFrame:
+    """What the figures need of the runs, from peaks.csv in this folder."""
+    peaks = pandas.read_csv(folder / "peaks.csv")
+    names = {
+        column: f"memory.{column}" for column in peaks if column.endswith("_bytes") or column == "parameters"
+    }
+    task = peaks["batch_size"].astype(str) + "x" + peaks["length"].astype(str)
+    return peaks.rename(columns=names).assign(task=task)
 
 
 def figures(runs: pandas.DataFrame) -> dict[str, Figure]:
@@ -161,11 +171,11 @@ def _draw(axis: Axes, runs: pandas.DataFrame, key: str) -> None:
     axis.set_yscale("log")
     for method, group in runs.groupby("method", sort=False):
         x, y = along(group, key)
-        look = LOOKS.get(method, style.look(method))
+        look = style.look(method)
         axis.plot(x, y / GIB, **_strokes(method))
         if key != "parameters":
             continue
-        for row in group[group["settings.measure"].eq(True)].to_dict("records"):
+        for row in group.to_dict("records"):
             place = row["memory.parameters"]
             predicted, measured = (row[f"memory.{how}_peak_bytes"] / GIB for how in ("predicted", "measured"))
             if row["status"] == "oom":
@@ -175,7 +185,7 @@ def _draw(axis: Axes, runs: pandas.DataFrame, key: str) -> None:
 
 
 def _strokes(method: str) -> dict[str, Any]:
-    look = LOOKS.get(method, style.look(method))
+    look = style.look(method)
     return {"color": look.colour, "linestyle": look.line, "marker": look.marker, "markerfacecolor": "white"}
 
 
@@ -185,4 +195,4 @@ def _legend(figure: Figure, runs: pandas.DataFrame, measured: bool = True) -> No
     if measured:
         filled = {"color": style.BLACK, "marker": "o", "linestyle": ""}
         handles.append(Line2D([], [], label="filled: measured (CPU)", **filled))
-    figure.legend(handles=handles, loc="outside upper center", ncols=4, columnspacing=1.2)
+    drawing.place_legend(figure, handles)

@@ -33,6 +33,14 @@ def union(runs: pandas.DataFrame, sweep: str) -> dict[str, Any]:
     }
 
 
+def from_union(runs: pandas.DataFrame, union: dict[str, Any]) -> pandas.DataFrame:
+    """These runs with the provenance of a provenance.json, which does not say which run has which value."""
+    values = {key: union[name] for key, name in (("git", "git"), ("code", "code"), ("device", "devices"))}
+    values |= {"python": union["python"]} | {f"packages.{k}": v for k, v in union["packages"].items()}
+    columns = {f"provenance.{key}": ", ".join(value) or None for key, value in values.items()}
+    return runs.assign(**columns, **{"provenance.dirty": union["dirty_runs"] > 0})
+
+
 def with_record(runs: pandas.DataFrame) -> pandas.DataFrame:
     """The runs that have a record."""
     return runs[runs["status"] != "missing"]

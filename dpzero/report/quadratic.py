@@ -220,7 +220,7 @@ def _panels(bests: pandas.DataFrame, draw: Callable, label: str) -> Figure:
         axis.set_xlabel(label)
     for axis in axes[:, 0]:
         axis.set_ylabel("gradient norm, best of grid")
-    figure.legend(strokes.values(), strokes, loc="outside upper center", ncols=len(strokes), handlelength=2.4)
+    drawing.place_legend(figure, list(strokes.values()), len(strokes))
     return figure
 
 

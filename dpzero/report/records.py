@@ -38,6 +38,8 @@ COLUMNS = (
     *(f"{section}.{key}" for section, keys in SECTIONS.items() for key in keys.split()),
 )
 
+TABLES_OF_RUNS = ("runs.csv", "times.csv")
+IN_TABLES = ["task", "model", "rank", "method", "epsilon_value", "seed"]  # the order of the rows of tables
 INTERNAL = ("curve", "rank", "epsilon_value")  # for drawing and sorting; in no file
 LAST = 5  # rank of a method without known order
 
@@ -84,8 +86,20 @@ def to_frame(records: list[Record], expected: Iterable[str] | None = None) -> pa
         frame[column] = frame[column].astype(float)
     frame["private"] = frame["private"].astype(bool)
     frame["epsilon_value"] = frame["epsilon"].astype(float)
-    order = ["task", "model", "rank", "method", "epsilon_value", "seed"]
-    return frame.sort_values(order, kind="stable", ignore_index=True)
+    return frame.sort_values(IN_TABLES, kind="stable", ignore_index=True)
+
+
+def from_tables(folder: Path) -> pandas.DataFrame:
+    """The frame of a sweep's runs.csv and times.csv in this folder: that of its records, without learning curves."""
+    stable, volatile = (pandas.read_csv(folder / name, dtype={"epsilon": str}) for name in TABLES_OF_RUNS)
+    frame = stable.merge(volatile.drop(columns="status"), on="run", validate="one_to_one")
+    absent = [column for column in COLUMNS if column not in frame]
+    frame = frame.reindex(columns=[*frame.columns, *absent])
+    order = frame["order"].astype(object).where(frame["order"].notna(), None)
+    ranks = [rank(private, place) for private, place in zip(frame["private"], order, strict=True)]
+    frame = frame.assign(order=order, rank=ranks, epsilon_value=frame["epsilon"].astype(float))
+    frame["curve"] = [[] for _ in range(len(frame))]
+    return frame.sort_values(IN_TABLES, kind="stable", ignore_index=True)
 
 
 def rank(private: bool, order: int | None) -> int:

@@ -18,9 +18,10 @@ COLUMN_INCHES, PAGE_INCHES = 3.25, 6.75
 GREY = "#666666"
 STYLE = Path(__file__).with_name("report.mplstyle")
 
-# Okabe-Ito. A private method has the colour of the method it makes private, and solid lines.
-COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7")
-BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = COLOURS
+# The hues of Okabe and Ito (2008), darkened until text in them has a contrast of 4.5:1 on white. A private method has
+# the colour and marker of the method that it makes private; it is solid and filled.
+COLOURS = ("#000000", "#8F6400", "#6A3FA0", "#00694B", "#00508F", "#C24A00", "#A8327A")
+BLACK, OCHRE, VIOLET, GREEN, BLUE, VERMILION, PURPLE = COLOURS
 
 
 class Look(NamedTuple):
@@ -32,30 +33,36 @@ class Look(NamedTuple):
 
 
 LOOKS = {
-    "zero_shot": Look(BLACK, "|", ":"),
-    "in_context": Look(BLACK, "_", "-."),
-    "adamw": Look(ORANGE, "P", "--"),
+    "zero_shot": Look(BLACK, "*", ":"),
+    "in_context": Look(BLACK, "X", "-."),
+    "adamw": Look(OCHRE, "P", "--"),
+    "adamw_checkpointing": Look(OCHRE, "X", ":"),
     "sgd": Look(GREEN, "s", "--"),
     "mezo": Look(VERMILION, "o", "--"),
+    "public": Look(GREY, "8", "-."),
     "dpzero": Look(VERMILION, "o", "-"),
+    "dp_aggzo": Look(VIOLET, ">", "-"),
     "dp_zo_gaussian": Look(BLUE, "^", "-"),
-    "dp_zo_laplace": Look(SKY, "v", "-"),
+    "dp_zo_laplace": Look(VIOLET, "v", "-"),
     "dp_zo_laplace_pure": Look(PURPLE, "D", "-"),
     "dpgd_0th": Look(BLUE, "D", "-"),
     "dp_sgd": Look(GREEN, "s", "-"),
-    "dp_adam": Look(ORANGE, "P", "-"),
-    "dp_adamw": Look(ORANGE, "d", "-"),
-    "lora": Look(PURPLE, "v", "--"),
-    "dp_lora": Look(PURPLE, "v", "-"),
+    "dp_sgd_ghost": Look(GREEN, "D", (0, (4, 1))),
+    "dp_sgd_hooks": Look(GREEN, "s", "-"),  # DP-SGD by per-sample gradients, which `dp_sgd` is
+    "dp_adam": Look(OCHRE, "P", "-"),
+    "dp_adamw": Look(OCHRE, "d", "-"),
+    "lora": Look(PURPLE, "<", "--"),
+    "dp_lora": Look(PURPLE, "<", "-"),
 }
-SPARE_MARKERS = tuple("X*h<>p")  # none of the above, so that no new method looks like a known one
+SPARE_MARKERS = tuple("Hhp")  # none of the above, so that no new method looks like a known one
+OTHER_LINES = ("-.", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)))
 
 
 def look(method: str) -> Look:
     """The look of a method; a method that is not in `LOOKS` gets one from its name."""
     number = int.from_bytes(hashlib.sha256(method.encode()).digest()[:4], "big")
-    colour = COLOURS[number % 7]
-    return LOOKS.get(method, Look(colour, SPARE_MARKERS[number // 7 % len(SPARE_MARKERS)], "-."))
+    marker = SPARE_MARKERS[number // 7 % len(SPARE_MARKERS)]
+    return LOOKS.get(method, Look(COLOURS[number % 7], marker, OTHER_LINES[number // 21 % len(OTHER_LINES)]))
 
 
 def strokes(row: Any, **more: Any) -> dict[str, Any]:

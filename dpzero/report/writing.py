@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pandas
+from matplotlib.figure import Figure
 
 from dpzero.errors import UsageError
 from dpzero.report import provenance, style
@@ -19,6 +20,7 @@ from dpzero.report.records import load
 
 MODULES = {"language": "training"}  # kind -> module of this package, if it has another name
 SELECTION = "metrics.selection"
+CAPTIONS = Path(__file__).with_name("captions")
 
 
 def write_tables(
@@ -67,18 +69,32 @@ def write_tables(
 def write_figures(
     kind: str, records: list[Path], folder: Path, sweep: str, expected: list[str] | None = None
 ) -> list[Path]:
-    """Draw each figure of a sweep as PDF and PNG; return the files. Arguments: as for `write_tables`."""
-    report, runs, paths = module_of(kind), load(records, expected), []
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    """Draw each figure of a sweep as PDF and PNG with its caption; return the files. Arguments: as for `write_tables`."""
+    runs = load(records, expected)
     with style.settings():
-        for name, figure in report.figures(runs).items():
-            style.footnote(figure, provenance.footnote(runs, sweep))
-            paths += style.save(figure, Path(folder), name, provenance.line(runs, sweep))
+        return save_figures(module_of(kind).figures(runs), runs, folder, sweep)
+
+
+def save_figures(figures: dict[str, Figure], runs: pandas.DataFrame, folder: Path, sweep: str) -> list[Path]:
+    """Write these figures of these runs as NAME.pdf and NAME.png, each with its caption as NAME.md."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    paths, source = [], provenance.line(runs, sweep)
+    for name, figure in figures.items():
+        style.footnote(figure, provenance.footnote(runs, sweep))
+        paths += style.save(figure, Path(folder), name, source)
+        paths.append(write_caption(Path(folder) / f"{name}.md", name, f"Provenance: {source}."))
     return paths
 
 
+def write_caption(path: Path, name: str, *more: str) -> Path:
+    """Write the caption of this name in captions/, and further paragraphs, as Markdown."""
+    caption = CAPTIONS.joinpath(f"{name}.rst").read_text("utf-8").strip()
+    path.write_text("\n\n".join([caption, *more]) + "\n", encoding="utf-8", newline="\n")
+    return path
+
+
 def write_study(study: str, result: Path, tables: Path, figures: Path) -> list[Path]:
-    """Table and figure of a study with one JSON result: NAME.csv, NAME.md, NAME.pdf and NAME.png.
+    """Table and figure of a study with one JSON result: NAME.csv and .md, and NAME.pdf, .png and the caption .md.
 
     Args:
         study: `membership` or `benchmark`, a module of this package.
@@ -103,7 +119,9 @@ def write_study(study: str, result: Path, tables: Path, figures: Path) -> list[P
     files[0].write_text(table.csv(), "utf-8")
     files[1].write_text(table.markdown(), "utf-8")
     with style.settings():
-        return files + style.save(report.figure(content), Path(figures), name, table.provenance)
+        files += style.save(report.figure(content), Path(figures), name, table.provenance)
+    source = f"Provenance: {table.provenance}."
+    return [*files, write_caption(Path(figures) / f"{name}.md", study, source)]
 
 
 def module_of(kind: str) -> ModuleType:

@@ -203,4 +203,4 @@ def test_a_partial_sweep_can_be_drawn(written, tmp_path):
     files = write_figures(
         "guarantees", written(SEVERAL[:1]), tmp_path, "guarantees", [SEVERAL[0]["run"], missing]
     )
-    assert all(path.stat().st_size > 1000 for path in files)
+    assert all(path.stat().st_size > 1000 for path in files if path.suffix != ".md")

@@ -105,7 +105,7 @@ def test_a_partial_sweep_has_tables_and_figures(written, tmp_path):
     )
     expected = [record["run"] for record in all_records()]
     assert "partial" in write_tables("quadratic", paths, tmp_path, "quadratic", expected)
-    assert len(write_figures("quadratic", paths, tmp_path, "quadratic", expected)) == 4
+    assert len(write_figures("quadratic", paths, tmp_path, "quadratic", expected)) == 6
 
 
 def test_the_figures_are_drawn(written, tmp_path):
