@@ -1,4 +1,4 @@
-"""The verbs that read records and tables: tables, figures, redraw, report, readme."""
+"""The verbs that read records and tables: tables, figures, redraw, pages, report, readme."""
 
 from __future__ import annotations
 

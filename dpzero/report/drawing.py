@@ -50,11 +50,11 @@ def canvas(
 def panels(runs: pandas.DataFrame, width: int = 40) -> Iterator[tuple[str, pandas.DataFrame]]:
     """The title and the rows of each task and model. A line of a title has at most `width` characters."""
     for (task, model), rows in runs.groupby(["task", "model"], sort=False):
-        titles = (title_of(rows, "data", task), title_of(rows, "model", model))
+        titles = (title_in_words(rows, "data", task), title_in_words(rows, "model", model))
         yield "\n".join(fill(title, width) for title in titles), rows
 
 
-def title_of(rows: pandas.DataFrame, kind: str, name: str) -> str:
+def title_in_words(rows: pandas.DataFrame, kind: str, name: str) -> str:
     """The title of a task (kind `data`) or model in words, from its records; its name if they have none."""
     titles = rows.get(f"provenance.{kind}.title", pandas.Series(dtype=object)).dropna()
     return str(titles.iloc[0]) if len(titles) else name

@@ -83,8 +83,8 @@ def memory_by_method(runs: pandas.DataFrame) -> Figure:
     panels: list[tuple[list[str], list[pandas.DataFrame]]] = []
     for (task, model), panel in rows.groupby(["task", "model"], sort=False):
         theirs = runs[(runs["task"] == task) & (runs["model"] == model)]
-        name, groups = drawing.title_of(theirs, "data", task), _groups_of_equal_peak(panel)
-        title = drawing.title_of(theirs, "model", model)
+        name, groups = drawing.title_in_words(theirs, "data", task), _groups_of_equal_peak(panel)
+        title = drawing.title_in_words(theirs, "model", model)
         for titles, drawn in panels:
             if titles[-1] == title and _are_alike(groups, drawn):
                 titles.insert(-1, name)
