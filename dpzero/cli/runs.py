@@ -198,13 +198,13 @@ def estimate(options: argparse.Namespace) -> dict:
 )
 def assets(options: argparse.Namespace) -> dict:
     """Download, verify and convert weights and data, once."""
-    from ..language import prepare
+    from ..language import prefetch
 
     if options.names:
-        return {"assets": prepare.fetch(options.names, log=log)}
+        return {"assets": prefetch.fetch(options.names, log=log)}
     cells = [c for c in _load_sweep(options).values() if sweep.kind_of(c) == sweep.LANGUAGE]
     needed = {(c["task"], c["model"], c["settings"]["max_length"], draw_of(c)) for c in cells}
-    prepared = prepare.prepare(sorted(needed), log=log)
+    prepared = prefetch.prefetch(sorted(needed), log=log)
     if options.out:
         write_whole(options.out, json.dumps(prepared, indent=1) + "\n")
     return prepared

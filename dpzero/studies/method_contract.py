@@ -417,5 +417,7 @@ def test_a_zeroth_order_step_takes_the_memory_of_inference(name, model_name):
 def test_a_zeroth_order_file_never_asks_for_a_gradient(name):
     """autograd is not in the house: no backward, no .grad."""
     file = Path(__import__(EVERY[name].load().__module__, fromlist=["x"]).__file__)
-    used = {node.attr for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.Attribute)}
+    used = {
+        node.attr for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.Attribute)
+    }
     assert not used & {"backward", "grad", "autograd", "vmap", "jvp"}

@@ -21,7 +21,7 @@ def fetch(names: Iterable[str], log: Log = print) -> dict[str, str]:
     return {name: assets.digest(name) for name in names}
 
 
-def prepare(readings: Iterable[Reading], log: Log = print) -> dict[str, dict]:
+def prefetch(readings: Iterable[Reading], log: Log = print) -> dict[str, dict]:
     """Read all rows, then download all weights, then tokenize all texts.
 
     A task or a model that fails does not stop the others.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dpzero.errors import UsageError
-from dpzero.language import prepare
+from dpzero.language import prefetch
 from dpzero.language.data.datasets import ALL, Draw
 from dpzero.language.models import model_catalogue
 
@@ -45,7 +45,7 @@ def tokens(folder: Path) -> list[str]:
 def test_a_failure_does_not_stop_the_other_tasks(folder):
     lines: list[str] = []
     with pytest.raises(UsageError) as error:
-        prepare.prepare([SST2, LOST, TOY], lines.append)
+        prefetch.prefetch([SST2, LOST, TOY], lines.append)
     row = f"{folder}/data/sst2/validation.jsonl, line 6, has sentence null, which is no text"
     model = f"model opt-125m is not in {folder}/models/opt-125m"
     assert str(error.value).startswith(f"2 things failed: {row}") and model in str(error.value)
@@ -56,7 +56,7 @@ def test_a_failure_does_not_stop_the_other_tasks(folder):
 
 def test_a_reason_is_reported_once(folder):
     with pytest.raises(UsageError) as error:
-        prepare.prepare([SST2, TOY, ("sst2", "tiny-encoder", 16, Draw(shots=2, seed=1))], lambda _: None)
+        prefetch.prefetch([SST2, TOY, ("sst2", "tiny-encoder", 16, Draw(shots=2, seed=1))], lambda _: None)
     assert str(error.value).startswith(str(folder)) and str(error.value).count("line 6") == 1
 
 
@@ -64,7 +64,7 @@ def test_all_rows_are_read_before_weights_are_fetched(folder, monkeypatch):
     mend(folder)
     lines: list[str] = []
     monkeypatch.setattr(model_catalogue, "fetch", lambda model: lines.append(f"weights of {model}"))
-    result = prepare.prepare([SST2, TOY], lines.append)
+    result = prefetch.prefetch([SST2, TOY], lines.append)
     kinds = ["rows" if "rows" in line else "weights" if "weights" in line else "tokens" for line in lines]
     assert kinds == ["rows", "rows", "weights", "tokens", "tokens"]
     assert result["tokens"]["sst2/tiny-encoder/16"]["test"]["examples"] == 6
@@ -73,7 +73,7 @@ def test_all_rows_are_read_before_weights_are_fetched(folder, monkeypatch):
 def test_no_weights_are_fetched_for_a_task_that_fails(folder, monkeypatch):
     monkeypatch.setattr(model_catalogue, "fetch", lambda model: pytest.fail(f"fetched {model}"))
     with pytest.raises(UsageError, match=r"line 6, has sentence null"):
-        prepare.prepare([SST2, ("sst2", "opt-125m", 16, ALL)], lambda _: None)
+        prefetch.prefetch([SST2, ("sst2", "opt-125m", 16, ALL)], lambda _: None)
 
 
 @pytest.mark.parametrize("there", [("model.safetensors", "pytorch_model.bin"), ("pytorch_model.bin",), ()])
