@@ -65,7 +65,7 @@ rule assets:
         "{wildcards.task} for {wildcards.model}: rows and weights, downloaded, verified and tokenized once"
     shell:
         '"$DPZERO_PYTHON" -P -m dpzero assets --sweep {params.sweep:q} --tasks {wildcards.task:q} --models {wildcards.model:q} '
-        "--out {output:q} 2>&1 | tee -i {log:q}"
+        "--out {output:q} >{log:q} 2>&1"
 
 
 rule run:
@@ -91,7 +91,7 @@ rule run:
         "{wildcards.run}"
     shell:
         '"$DPZERO_PYTHON" -P -m dpzero run --spec {params.cell:q} --tries {params.tries:q} --out {output:q} --threads {threads} --device "$DPZERO_DEVICE" '
-        "2>&1 | tee -ia {log:q}"
+        ">>{log:q} 2>&1"
 
 
 rule plan:
@@ -107,7 +107,7 @@ rule plan:
         narrowed=SWEEP.axes,
     shell:
         '"$DPZERO_PYTHON" -P -m dpzero cells --sweep {params.sweep:q} {params.narrowed:q} --out {output:q} '
-        "2>&1 | tee -i {log:q}"
+        ">{log:q} 2>&1"
 
 
 rule tables:
@@ -128,7 +128,7 @@ rule tables:
         "{params.command} --sweep {params.sweep}"
     shell:
         '"$DPZERO_PYTHON" -P -m {params.command} --sweep {params.sweep:q} --cells {input.cells:q} --out {params.folder:q} '
-        "2>&1 | tee -i {log:q}"
+        ">{log:q} 2>&1"
 
 
 use rule tables as figures with:
@@ -173,13 +173,13 @@ rule pages:
         ENVIRONMENT
     params:
         sweep=SWEEP.sweep,
-        tables=f"{RESULTS}/tables",
+        tables=lambda wildcards, input: Path(input.tables[0]).parent,
         folder=lambda wildcards, output: Path(output[0]).parent,
     message:
         "the pages of snakemake --report"
     shell:
         '"$DPZERO_PYTHON" -P -m dpzero pages --sweep {params.sweep:q} --cells {input.cells:q} --tables {params.tables:q} '
-        "--figures {input.figures:q} --out {params.folder:q} 2>&1 | tee -i {log:q}"
+        "--figures {input.figures:q} --out {params.folder:q} >{log:q} 2>&1"
 
 
 rule partial:
@@ -197,7 +197,7 @@ rule partial:
         "tables and figures of the runs that exist"
     shell:
         'for what in tables figures; do "$DPZERO_PYTHON" -P -m dpzero $what --sweep {params.sweep:q} --cells {input.cells:q} '
-        "--out $(test $what = tables && echo {params.tables:q} || echo {params.figures:q}); done 2>&1 | tee -i {log:q}"
+        "--out $(test $what = tables && echo {params.tables:q} || echo {params.figures:q}); done >{log:q} 2>&1"
 
 
 onstart:

@@ -94,6 +94,28 @@ def test_the_last_output_is_the_accuracies_and_the_figures(first):
         assert f"Figure:  figures/smoke/{figure}.png" in output
 
 
+def test_the_terminal_has_a_line_a_run_with_the_time_left_and_the_logs_have_the_rest(first):
+    project, done = first
+    lines = done.stderr.splitlines()
+    for run in (ZERO_SHOT, MEZO, DPZERO):
+        (line,) = [line for line in lines if run in line]
+        assert re.fullmatch(
+            rf"{run}: accuracy \d+\.\d %, \d+ s \(\d of 3 runs(, about \d\d:\d\d left)?\)", line
+        )
+    assert "smoke: 3 runs, 3 of them to be run" in lines and len(lines) < 15, done.stderr
+    (log,) = project.folder.glob(".snakemake/log/*.log")
+    assert "Finished jobid" in log.read_text()
+
+
+@pytest.mark.slow
+def test_who_asks_snakemake_for_its_lines_has_them(project):
+    project.record(MEZO).unlink()
+    done = project.snakemake("--printshellcmds")
+    assert "Finished jobid" in done.stderr and "-m dpzero run --spec" in done.stderr
+    project.record(MEZO).unlink()
+    assert "accuracy" not in project.snakemake("--quiet", "all").stderr
+
+
 def test_a_record_is_what_the_cell_asked_for(first):
     project, _ = first
     record = json.loads(project.record(DPZERO).read_text())
@@ -310,6 +332,11 @@ def test_a_failed_run_costs_no_other_and_shows_as_missing(project, tmp_path):
     done = project.snakemake(config=[*config, "tasks=[sst2, toy]", f"data_dir={tmp_path / 'data'}"])
     assert done.returncode == 1 and "logs: results/smoke/logs)" in done.stdout + done.stderr
     assert "train_sentences.jsonl, line 2, has sentence null, which is no text" in done.stdout + done.stderr
+    broken = f"{PREFIX}/broken/eps-inf/seed-0"
+    failure = done.stderr.split(f"FAILED   {broken}\n")[1].splitlines()
+    assert "RuntimeError: a bug in the fourth step" in failure[2]
+    assert failure[3] == f"    log: results/smoke/logs/{broken}.log"
+    assert done.stderr.count("FAILED") == 2 and done.stderr.count(f"{ZERO_SHOT}: accuracy") == 1
     assert project.runs() == {ZERO_SHOT, MEZO, DPZERO}  # nothing of the broken one, no half record
     assert "a bug in the fourth step" in "".join(
         path.read_text() for path in project.folder.glob("results/smoke/logs/**/broken/**/*.log")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -57,9 +56,9 @@ class Plan:
             print(f"dpzero: {error}", file=sys.stderr)
             os._exit(2)  # no stack of frames from Snakemake
         if workflow.is_main_process:
-            from snakemake.logging import logger
+            from .terminal import Terminal
 
-            logger.addHandler(Announcement(workflow, plan))
+            Terminal(workflow, plan).install()
         return plan
 
     def inputs(self, run: str, assets: str, ancient: Callable[[str], Any]) -> list[Any]:
@@ -171,24 +170,3 @@ def axis_options(narrowed: dict) -> list[str]:
         for axis, value in narrowed.items()
         for word in (f"--{axis}", *map(str, value if isinstance(value, list) else [value]))
     ]
-
-
-class Announcement(logging.Handler):
-    """Prints how many runs there are to make, before Snakemake's table of jobs, in a dry run, too."""
-
-    def __init__(self, workflow: Any, plan: Plan) -> None:
-        super().__init__()
-        self.workflow, self.plan, self.printed = workflow, plan, False
-
-    def emit(self, record: logging.LogRecord) -> None:
-        event = getattr(record, "event", None)
-        if self.printed or getattr(event, "name", "") != "RUN_INFO":  # the first event after planning
-            return
-        self.printed = True
-        jobs = (job for job in self.workflow.dag.needrun_jobs() if job.rule.name == "run")
-        name, cells = self.plan.name, self.plan.cells
-        new = [cells[job.wildcards.run] for job in jobs]
-        cost = (
-            estimate.announcement(self.plan.sweep, new, self.workflow.resource_settings.cores) if new else ""
-        )
-        print(f"{name}: {len(cells)} runs, {len(new)} of them to be run{cost}", file=sys.stderr)
