@@ -21,6 +21,7 @@ from .checkpoint import Checkpoint, locked
 from .checkpoint_selection import RULES, BestDev, Candidates
 from .setup import ALONE, Setup
 
+EARLY_POINTS = 4  # of the curve, before the first at a multiple of `evaluate_every`
 LOG_LINES = 10  # progress lines of a private release in all
 
 
@@ -236,9 +237,8 @@ class Run:
 
     def _add_to_curve(self) -> None:
         """Add a point if one is due. A release has no curve: losses, dev accuracy and times are private."""
-        settings, step = self.setup.settings, self.method.steps_taken
-        every = settings["evaluate_every"]
-        if step not in (0, settings["steps"]) and not (every and step % every == 0):
+        step = self.method.steps_taken
+        if not self._is_point(step):
             return
         self._check_finite()
         if self.candidates is not None and step:
@@ -247,6 +247,17 @@ class Run:
             self.curve.append(self._point(step))
             if step and self._transcript is not None:  # steps may be taken again from it, but not points
                 self.checkpoint.save(self._state())
+
+    def _is_point(self, step: int) -> bool:
+        """Whether the curve has a point here: at the start, the end and each `evaluate_every` steps.
+
+        The first interval, in which scores change most, is halved a few times. A rule that chooses among points
+        has the regular ones alone.
+        """
+        every, steps = (self.setup.settings[name] for name in ("evaluate_every", "steps"))
+        chooses = self.best is not None or self.candidates is not None
+        early = [] if chooses else [every >> halving for halving in range(1, EARLY_POINTS + 1)]
+        return step in (0, steps, *early) or (bool(every) and step % every == 0)
 
     def _point(self, step: int) -> dict:
         point = {"step": step, "train_seconds": self.clock.train_seconds}
@@ -283,7 +294,7 @@ class Run:
         if not math.isfinite(scores["loss"]):  # clipped steps keep the weights of a broken model finite
             raise Diverged(f"the {split} loss is not finite after the last step")
         rule = {"selection": RULES[setup.iterate], **selected}
-        metrics = {**scores, "split": split, "examples": len(scored), **rule}
+        metrics = {**scores, "split": split, "examples": len(scored), **setup.majority(split), **rule}
         return {"metrics": metrics, "memory": memory, "transcript": transcript}
 
     def _select(self) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,11 @@ class Setup:
         """The dev examples of a point of the learning curve."""
         dev = examples["dev"]
         return dev[np.arange(min(self.settings["curve_examples"], len(dev)))]
+
+    def majority(self, split: str) -> dict[str, float]:
+        """The accuracy of always answering the most frequent label of a split, for the metrics; empty without labels."""
+        labels = [row.label for row in self.task.splits[split]] if self.task.labels else []
+        return {"majority": max(Counter(labels).values()) / len(labels)} if labels else {}
 
     def budget(self, ledger: Path | None) -> Budget | None:
         """The privacy budget; None for a method without noise."""

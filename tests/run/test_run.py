@@ -11,6 +11,7 @@ import torch
 
 from dpzero import __main__ as command_line
 from dpzero.errors import UsageError
+from dpzero.language.data import tasks
 from dpzero.language.models import caches, text_classifier
 from dpzero.report import records
 from dpzero.run import checkpoint, measurements
@@ -82,8 +83,10 @@ def test_a_record_is_complete(run, smoke, method):
     assert record["cell"]["settings"] == cell["settings"]
     assert record["metrics"]["split"] == "test" and record["metrics"]["examples"] == 120
     assert 0 <= record["metrics"]["accuracy"] <= 1 and math.isfinite(record["metrics"]["loss"])
+    labels = [row.label for row in tasks.load(cell["task"]).splits["test"]]
+    assert record["metrics"]["majority"] == max(map(labels.count, labels)) / len(labels)
     steps = [point["step"] for point in record["curve"]]
-    assert steps == ([0] if method == "zero_shot" else [0, 10, 20])
+    assert steps == ([0] if method == "zero_shot" else [0, 1, 2, 5, 10, 20])
     assert all(0 <= point["dev_accuracy"] <= 1 for point in record["curve"])
     assert record["memory"]["peak_allocated_bytes"] >= record["memory"]["inference_peak_bytes"]
     assert record["memory"]["inference_peak_bytes"] > record["memory"]["weights_bytes"] > 0
@@ -134,7 +137,7 @@ def test_a_head_trained_alone_learns_from_features_what_it_learns_from_texts(run
     monkeypatch.setattr(caches, "trains_on_features", lambda *_: False)
     on_texts = run(cell)
     for record in (on_features, on_texts):
-        assert record["metrics"]["examples"] == 120 and len(record["curve"]) == 3
+        assert record["metrics"]["examples"] == 120 and len(record["curve"]) == 6
     assert on_features["metrics"]["loss"] == pytest.approx(on_texts["metrics"]["loss"], rel=1e-4)
     assert on_features["memory"]["peak_allocated_bytes"] == on_texts["memory"]["peak_allocated_bytes"]
 
