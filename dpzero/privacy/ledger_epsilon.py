@@ -107,6 +107,33 @@ class Spending:
             "valid_release": self.valid_release,
         }
 
+    def __repr__(self) -> str:
+        """The privacy statement in a few lines: what was promised, what is spent, for whom, and whether it is valid."""
+        said, setting = self.statement(), self.setting
+        target = "" if said["epsilon_target"] is None else f" of {said['epsilon_target']:g}"
+        clip = "" if said["clip"] is None else f" of {said['clip']:g}"
+        valid = "yes" if self.valid_release else f"no, {self._why_not_valid()}"
+        return "\n".join(
+            (
+                f"epsilon {said['epsilon_spent']:.4g}{target} spent at delta {setting.delta:g}, in {said['steps']:,} of "
+                f"{setting.steps:,} steps",
+                f"protects: each {self.unit} of {setting.dataset_size:,}, adjacency {setting.adjacency}",
+                f"batches: {said['sampling']}, {setting.batch_size:,} expected",
+                f"noise: {setting.mechanism}, {self.noise_scale:.4g} times the clip{clip}, {self.noise_arithmetic}",
+                f"accountant: {said['accountant']}, from the ledger of what was released",
+                f"valid release: {valid}",
+            )
+        )
+
+    def _why_not_valid(self) -> str:
+        if not self.key.valid_release:
+            return "the key of the noise is published"
+        if self.noise_arithmetic != "exact":
+            return "noise in floats leaks through its low-order bits"
+        if not self._influences:
+            return "nothing was released yet"
+        return "the last bits of an example's loss may depend on its batch"
+
     def _counted_steps(self) -> int:
         """Steps that the releases count as; a period that two keys share counts twice."""
         return sum(map(self.setting.counted_steps, self.ledger.by_key().values()))
