@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 
 __version__ = "0.1.0"
-__all__ = ["Budget", "DPZero", "calibrate_noise", "losses", "replay", "spent_epsilon"]
+__all__ = ["Budget", "DPZero", "calibrate_noise", "losses", "replay", "spent_epsilon", "suggest"]
 
 _HOMES = {
     "DPZero": "dpzero.algorithm",
@@ -13,6 +13,7 @@ _HOMES = {
     "calibrate_noise": "dpzero.privacy.accounting",
     "replay": "dpzero.zeroth_order.transcript",
     "spent_epsilon": "dpzero.privacy.accounting",
+    "suggest": "dpzero.suggestion",
 }
 
 
