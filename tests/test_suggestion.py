@@ -104,7 +104,9 @@ def test_what_tells_nothing_is_refused():
     with pytest.raises(ValueError, match="does not change with the weights"):
         suggest(network(0), lambda model, batch: torch.ones(len(batch[0])), rows(0, 8), budget())
     with pytest.raises(ValueError, match=r"never rises by 0.1 of itself .* give a smaller tolerance"):
-        suggest(network(0), lambda model, batch: 9 + model[0].bias.sum().tanh().expand(8), rows(0, 8), budget())
+        suggest(
+            network(0), lambda model, batch: 9 + model[0].bias.sum().tanh().expand(8), rows(0, 8), budget()
+        )
     dropping = nn.Sequential(nn.Dropout(0.5), nn.Linear(5, 2))
     with pytest.raises(ValueError, match=r"call model.eval\(\)"):
         suggest(dropping, LOSS, rows(0, 8), budget())
