@@ -1,4 +1,4 @@
-"""The verbs that read records and tables: tables, figures, redraw, pages, report, readme."""
+"""The verbs that read records and tables: tables, figures, redraw, pages, crate, report, readme."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ..plan import sweep
 from ..plan.registry import card
 from .options import SWEEP, Options, folder_to_read, folder_to_write, option, verb
 from .process_setup import read_text
+from .workflow import snakefile
 
 RECORDS: Options = {
     **SWEEP,
@@ -96,6 +97,22 @@ def redraw(options: argparse.Namespace) -> dict:
         for name in catalogue.names()
     }
     return redraw(options.root, titles)
+
+
+@verb(RECORDS, out=option("folder to make, or a file that ends in .zip", type=Path, required=True))
+def crate(options: argparse.Namespace) -> dict:
+    """Write a sweep as an RO-Crate: records, tables, figures, and what made them, for other tools."""
+    from ..report.crate import write_crate
+
+    if options.out.exists():
+        raise UsageError(f"{options.out} exists: name a folder or a .zip that does not")
+    records, runs = _find_records(options)
+    name = sweep.name_of(options.sweep)
+    results = Path("results") / name
+    folders = (options.records or results / "runs", results / "tables", Path("figures") / name)
+    asked = what_was_asked(options.sweep, runs)
+    files = write_crate(name, asked, (snakefile(), sweep.find(options.sweep)), records, folders, options.out)
+    return {"crate": str(options.out), "files": files}
 
 
 @verb(RECORDS)

@@ -95,7 +95,7 @@ def _files() -> dict[str, Path]:
     return built_in | own
 
 
-def _find(sweep: str) -> Path:
+def find(sweep: str) -> Path:
     """The file of a sweep that is given as a name or as a path. Raises UsageError for one that is not there."""
     if not is_path(sweep):
         if sweep not in (files := _files()):
@@ -175,7 +175,7 @@ def read(name: str, before: tuple[str, ...] = ()) -> dict:
     The folders under `include`, relative to the file, are included in this process. `before`: the sweeps that
     extend this one.
     """
-    where, file = f"sweep {name}", _find(str(name))
+    where, file = f"sweep {name}", find(str(name))
     if name in before:
         raise UsageError(f"{where} extends itself ({', '.join((*before, name))}): take one `extends` out")
     try:
