@@ -1,4 +1,4 @@
-"""The verbs about what a sweep can name: list, and new, which begins a task of one's own."""
+"""The verbs about what a sweep can name: list; new, which begins a task of one's own; croissant."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from ..language.data import new_task, tasks
 from ..language.models import model_catalogue
 from ..plan import registry
 from ..plan import sweep as sweeps
-from .options import INCLUDE, folder_to_write, option, verb
+from .options import INCLUDE, LOCAL_FILES, folder_to_write, option, verb
+from .process_setup import log
 
 KINDS = ("tasks", "models", "methods", "sweeps")
 HEADING = """\
@@ -81,6 +82,19 @@ def new(options: argparse.Namespace) -> dict:
         raise UsageError(f"there is a task {options.name} already: give another name")
     write_whole(file, f"{before}\n{as_yaml({options.name: stanza})}")
     return {"task": options.name, "file": str(file), "labels": len(stanza["words"])}
+
+
+@verb(
+    {"task": option("name of the task")} | LOCAL_FILES,
+    out=option("folder for the files", type=folder_to_write, required=True),
+)
+def croissant(options: argparse.Namespace) -> dict:
+    """Write the rows of a task as JSON lines with Croissant metadata."""
+    from ..language.data import assets
+    from . import croissant
+
+    assets.ensure(tasks.assets_of(options.task), log=log)
+    return {"task": options.task, "rows": croissant.write(options.task, options.out)}
 
 
 def as_yaml(content: object) -> str:
