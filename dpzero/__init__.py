@@ -5,10 +5,20 @@ from __future__ import annotations
 import importlib
 
 __version__ = "0.1.0"
-__all__ = ["Budget", "DPZero", "calibrate_noise", "losses", "replay", "spent_epsilon", "suggest"]
+__all__ = [
+    "Budget",
+    "DPZero",
+    "DPZeroTrainer",
+    "calibrate_noise",
+    "losses",
+    "replay",
+    "spent_epsilon",
+    "suggest",
+]
 
 _HOMES = {
     "DPZero": "dpzero.algorithm",
+    "DPZeroTrainer": "dpzero.trainer",
     "Budget": "dpzero.privacy.budget",
     "calibrate_noise": "dpzero.privacy.accounting",
     "replay": "dpzero.zeroth_order.transcript",

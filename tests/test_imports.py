@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "dpzero.private_two_point": {"dpzero.zeroth_order", "dpzero.privacy"},
     "dpzero.algorithm": {"dpzero.private_two_point"},
     "dpzero.losses": {"dpzero.zeroth_order"},
+    "dpzero.trainer": {"dpzero.algorithm", "dpzero.zeroth_order", "dpzero.privacy"},
     "dpzero.suggestion": {"dpzero.zeroth_order", "dpzero.privacy"},
     "baselines": LIBRARY,
     "dpzero.plan": {"dpzero.privacy", "dpzero.language", "dpzero.algorithm"},  # loads methods by their names

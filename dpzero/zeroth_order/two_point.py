@@ -260,6 +260,11 @@ class TwoPoint(torch.optim.Optimizer):
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if self.transcript is not None and state["steps_taken"] != self.steps_taken:
+            raise ValueError(
+                f"a state of step {state['steps_taken']} was loaded at step {self.steps_taken} of a transcript: load it "
+                "before write_transcript"
+            )
         for mine, saved in zip(self.parameters, state["parameters"], strict=True):
             mine.copy_(saved)
         for group, settings in zip(self.param_groups, state["param_groups"], strict=True):
