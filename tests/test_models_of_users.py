@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from accelerate import dispatch_model
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn import functional
@@ -186,6 +188,36 @@ def test_it_trains_ten_steps_resumes_to_the_bit_is_replayed_and_says_its_epsilon
     rebuilt = make(CASES[name])[0].model
     assert replay(trainable(rebuilt.parameters()), tmp_path / "transcript") == STEPS
     assert all(torch.equal(a, b) for a, b in zip(weights(rebuilt), end, strict=True))
+
+
+def dispatched(network: nn.Module, second_layer: str, folder: Path) -> nn.Module:
+    """Llama with the hooks of accelerate, as `device_map` gives it."""
+    places = dict.fromkeys(
+        ["model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb", "lm_head"], "cpu"
+    )
+    places["model.layers.1"] = second_layer
+    return dispatch_model(network, places, main_device="cpu", offload_dir=folder, force_hooks=True)
+
+
+def test_a_model_with_a_device_map_takes_the_same_steps(tmp_path):
+    """Over several devices: tests/language/test_device_map.py."""
+    plain, loader = make(CASES["Llama"])
+    train(plain, loader, 3)
+    torch.manual_seed(0)
+    network = dispatched(CASES["Llama"].model().eval(), "cpu", tmp_path)
+    given = make(CASES["Llama"])[0].budget
+    optimizer = DPZero(network, CAUSAL, given, learning_rate=1e-3, clip=10.0)
+    train(optimizer, given.loader(texts()), 3)
+    assert all(torch.equal(a, b) for a, b in zip(weights(network), weights(plain.model), strict=True))
+
+
+def test_weights_that_accelerate_offloads_are_refused(tmp_path):
+    """They would be read from elsewhere at each pass, and never move."""
+    network = dispatched(CASES["Llama"].model().eval(), "disk", tmp_path)
+    with pytest.raises(
+        ValueError, match=r"has no numbers \(offloaded by accelerate\?\).*: keep it on a device"
+    ):
+        DPZero(network, CAUSAL, make(CASES["Llama"])[0].budget, learning_rate=1e-3, clip=10.0)
 
 
 def test_a_head_that_is_tied_to_the_table_stays_tied():

@@ -171,12 +171,18 @@ def trainable(parameters: Iterable[Tensor]) -> list[Tensor]:
     """The parameters with `requires_grad`, each once.
 
     Raises:
-        ValueError: none, or one that cannot be moved in place: half precision, not contiguous, shared memory.
+        ValueError: none, or one that cannot be moved in place: half precision, not contiguous, shared memory,
+            offloaded.
     """
     chosen = list({id(p): p for p in parameters if p.requires_grad}.values())
     if not chosen:
         raise ValueError("no parameter has requires_grad: nothing to train")
     for p in chosen:
+        if p.is_meta:
+            raise ValueError(
+                f"a trainable parameter of shape {tuple(p.shape)} has no numbers (offloaded by accelerate?), and would "
+                "never move: keep it on a device, or train an adapter that is"
+            )
         if not p.is_contiguous():
             raise ValueError(
                 f"a parameter of shape {tuple(p.shape)} is not contiguous: make it so before training"

@@ -243,6 +243,18 @@ def test_a_group_is_not_added_later():
     assert len(me.param_groups) == 1
 
 
+def test_a_state_of_another_step_than_the_open_transcript_is_refused(tmp_path):
+    me = make(base())
+    me.write_transcript(tmp_path / "t")
+    state = me.state_dict()
+    me.load_state_dict(state)
+    me.step(EXAMPLES)
+    with pytest.raises(
+        ValueError, match="a state of step 0 was loaded at step 1 of a transcript: load it before"
+    ):
+        me.load_state_dict(state)
+
+
 # The rest of an optimizer --------------------------------------------------------------------------------------------
 
 
