@@ -72,7 +72,7 @@ def train(data) -> encoding.Examples:
     return data["tiny-encoder"]["train"]
 
 
-def make_model(tune="full", name="tiny-encoder") -> text_classifier.Classifier:
+def make_model(tune="full", name="tiny-encoder"):
     return text_classifier.load(name, tasks.load("toy"), tune)
 
 
@@ -87,7 +87,7 @@ def make(name, model, budget=None, loss=None, **settings):
     settings = own | WAYS.get(name, (name, {}))[1] | settings
     unknown = card.required - SETTINGS.keys() - own.keys()
     assert not unknown, f"give {card.class_name}.contract_settings a value for {', '.join(unknown)}"
-    required = {key: SETTINGS[key][card.order] for key in card.required if key not in own}
+    required = {key: SETTINGS[key][card.order or 0] for key in card.required if key not in own}
     share = (budget or make_budget()) if card.private else BATCH_SIZE
     return card.load()(model, loss or losses.CrossEntropy(2048), share, seed=0, **required | settings)
 
@@ -119,7 +119,7 @@ def test_the_card_read_from_the_source_is_the_class_that_runs(name):
 
 @every
 def test_the_settings_on_the_card_are_the_keyword_arguments(name):
-    card, defaults = EVERY[name], {}
+    card, defaults = EVERY[name], dict[str, object]()
     for cls in EVERY[name].load().__mro__:
         if init := vars(cls).get("__init__"):
             defaults = (init.__kwdefaults__ or {}) | defaults
@@ -416,7 +416,7 @@ def test_a_zeroth_order_step_takes_the_memory_of_inference(name, model_name):
 @every_zeroth_order
 def test_a_zeroth_order_file_never_asks_for_a_gradient(name):
     """autograd is not in the house: no backward, no .grad."""
-    file = Path(__import__(EVERY[name].load().__module__, fromlist=["x"]).__file__)
+    file = Path(inspect.getfile(EVERY[name].load()))
     used = {
         node.attr for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.Attribute)
     }
