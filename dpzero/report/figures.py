@@ -23,6 +23,7 @@ LONG_RUNS = 8  # longest / shortest run, likewise
 SLOT = 0.76  # the methods of one epsilon spread over this part of its slot
 PANELS = 3  # in a row: the smallest, a middle and the largest epsilon
 BAND = {"color": "#f3f3f3", "zorder": 0, "linewidth": 0}
+PEAK = "memory.peak_allocated_bytes"
 ALMOST = 0.01  # relative: peaks that differ by less share a point
 LABEL_WIDTH = 24  # characters of a line of methods that need the same memory
 NO_BREAK = "\u00a0"
@@ -75,7 +76,7 @@ def memory_by_method(runs: pandas.DataFrame) -> Figure:
 
     Tasks whose points are the same share a panel.
     """
-    rows = pandas.DataFrame(tables.memory(runs).rows)
+    rows = pandas.DataFrame(tables.memory(_with_true_peaks(runs)).rows)
     floors = rows.groupby(["task", "model"])["inference_over_weights_bytes"].transform("median")
     rows = rows.assign(
         floor=floors.astype(float) / MIB, peak=rows["peak_over_weights_bytes"].astype(float) / MIB
@@ -98,6 +99,19 @@ def memory_by_method(runs: pandas.DataFrame) -> Figure:
         _draw_memory(axis, groups, texts)
         axis.set_title(f"{_fill(titles[:-1], 28)}\n{fill(titles[-1], 28)}", pad=13)
     return figure
+
+
+def _with_true_peaks(runs: pandas.DataFrame) -> pandas.DataFrame:
+    """Without the peaks that old records gave in-context learning: of a step, which it does not take.
+
+    What it needs is an evaluation, which keeps the keys and values of the demonstrations.
+    """
+    if "settings.demonstrations" not in runs:
+        return runs
+    of_a_step = runs["settings.demonstrations"].gt(0) & ~runs["memory.how"].str.contains(
+        "an evaluation", na=False
+    )
+    return runs.assign(**{PEAK: runs[PEAK].mask(of_a_step)})
 
 
 def _groups_of_equal_peak(panel: pandas.DataFrame) -> list[pandas.DataFrame]:
@@ -134,7 +148,7 @@ def _are_alike(groups: list[pandas.DataFrame], others: list[pandas.DataFrame]) -
 def _memory_text(row: pandas.Series) -> str:
     """`33.0 (1.0×)`: the peak in MiB and its ratio to inference on the same batch; without a peak, the reason."""
     if not row["peak"] > 0:
-        return {"oom": "OOM", "diverged": "diverged"}.get(row["status"], "no record")
+        return {"oom": "OOM", "diverged": "diverged", "ok": "not measured"}.get(row["status"], "no record")
     ratio = row["ratio_over_weights"]
     return _legible(row["peak"]) + (f" ({ratio:.1f}×{_own_inference(row)})" if ratio > 0 else "")
 

@@ -91,6 +91,10 @@ def _panel(axis: Axes, rows: list[Row], target: float) -> None:
             "linestyle": "",
         }
         axis.errorbar(at, y, [y - low, high - y], marker=marker, label=ATTACKS[attack], **bars)
+        cut = [x for x, end in zip(at, low, strict=True) if end <= FLOOR]  # goes on to zero
+        axis.plot(
+            cut, [FLOOR] * len(cut), "v", color=style.BLACK, markersize=3.5, clip_on=False, in_layout=False
+        )
     axis.set_yscale("log")
     axis.set_ylim(FLOOR, 1.25)
     axis.set_yticks([0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1])

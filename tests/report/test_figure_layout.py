@@ -84,6 +84,7 @@ def names() -> list[str]:
     ]
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", names())
 def test_no_text_touches_another_or_leaves_the_page(name):
     figure = drawn()[name]
@@ -161,6 +162,19 @@ def test_methods_of_equal_memory_share_a_point():
     assert len(axis.get_yticks()) == 1
     assert all(method in axis.get_yticklabels()[0].get_text() for method in ("DPZero", "DP-SGD", "AdamW"))
     assert axis.get_title().startswith("RTE, sst2, sst5")
+
+
+def test_in_context_learning_needs_the_same_memory_in_every_figure():
+    shown = {}
+    for sweep in ("heads-lm", "heads-lm-embedded"):
+        (axis,) = drawn()[f"{sweep}/memory_by_method"].axes
+        heights = {
+            tick.get_text().split("\n")[0]: y
+            for tick, y in zip(axis.get_yticklabels(), axis.get_yticks(), strict=True)
+        }
+        height = heights["In-context learning"]
+        shown[sweep] = next(text.get_text() for text in axis.texts if text.xy[1] == height)
+    assert shown == {"heads-lm": "not measured", "heads-lm-embedded": "558 (5.1× of 110)"}  # never 110 MiB
 
 
 def test_titles_are_words_where_they_are_known():
