@@ -16,6 +16,7 @@ from ..plan import search, sweep
 from ..report import KINDS, LANDING, figure_files, figure_names, page_sources, table_files, title_of
 from ..run import gpu_lock
 from . import estimate, options
+from .terminal import Terminal
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -44,6 +45,7 @@ class Plan:
         self.table_paths = [f"{self.results}/tables/{name}" for name in table_files(kind, self.cells)]
         self.figure_paths = [f"{self.figures}/{name}" for name in figure_files(kind, self.cells)]
         self.page_names = list(page_sources(kind, self.cells))
+        self.terminal = Terminal(workflow, self)
         self.landing = f"{self.results}/pages/{LANDING}"
 
     @classmethod
@@ -56,9 +58,7 @@ class Plan:
             print(f"dpzero: {error}", file=sys.stderr)
             os._exit(2)  # no stack of frames from Snakemake
         if workflow.is_main_process:
-            from .terminal import Terminal
-
-            Terminal(workflow, plan).install()
+            plan.terminal.install()
         return plan
 
     def inputs(self, run: str, assets: str, ancient: Callable[[str], Any]) -> list[Any]:
@@ -103,11 +103,13 @@ class Plan:
 
     def print_results(self) -> None:
         """At the end: the first table, and where everything is."""
+        self.terminal.close()
         if (table := Path(self.first_table)).exists():
             print(f"\n{table.read_text('utf-8')}\nTables:  {self.results}/tables")
             print("\n".join(f"Figure:  {path}" for path in self.figure_paths if path.endswith(".png")))
 
     def print_incomplete(self) -> None:
+        self.terminal.close()
         print(
             f"\nSome runs are missing (their logs: {self.results}/logs): the same command runs them. "
             "For tables of what exists, add `partial` to the command. "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ HIDDEN_LINES = (  # beginnings of lines without an event
     *("Assuming unrestricted shared filesystem", "Building DAG of jobs", "Using shell", "Conda environments"),
     *("Select jobs to execute", "Elapsed time", "Singularity containers"),
 )
+REFRESH_SECONDS = 5
 LAST_LINES = 3  # of the log of a job that failed
 
 
@@ -43,7 +45,7 @@ class Terminal(logging.Handler):
         self.jobs: dict[int, logging.LogRecord] = {}  # by Snakemake's number, as announced
         self.weights: dict[str, float] = {}  # run that is to be made -> its expected share of the time
         self.done: list[str] = []
-        self.started = 0.0
+        self.started = self.last_finish = 0.0  # seconds of a monotonic clock
         self.failed: set[int] = set()
         self.bar: tqdm | None = None
         self.speaks = False  # otherwise Snakemake does
@@ -95,28 +97,36 @@ class Terminal(logging.Handler):
             self.weights = {run: seconds or mean for run, seconds in known.items()}
             print(f"Logs:    {self.plan.results}/logs", file=sys.stderr)
             self.bar = tqdm(total=len(new), bar_format="{bar:20} {desc}", disable=None, leave=False)
-            self.bar.set_description_str(f"0 of {len(new)} runs")
+            if not self.bar.disable:
+                threading.Thread(target=self.keep_progress, daemon=True).start()
 
     def finish(self, run: str) -> None:
         """Say what a run has come to, and how far the sweep is."""
         self.done.append(run)
-        progress = f"{len(self.done)} of {len(self.weights)} runs{self.time_left()}"
+        self.last_finish = time.monotonic()
         shown_below = self.bar is not None and not self.bar.disable
-        self.say(f"{run}: {result(self.plan, run)}" + ("" if shown_below else f" ({progress})"))
+        self.say(f"{run}: {result(self.plan, run)}" + ("" if shown_below else f" ({self.progress()})"))
         if self.bar is not None:
+            self.bar.set_description_str(self.progress(), refresh=False)
             self.bar.update()
-            self.bar.set_description_str(progress)
-            if len(self.done) == len(self.weights):
-                self.bar.close()
 
-    def time_left(self) -> str:
-        """The time so far, in proportion to the expected seconds of the runs that are missing."""
+    def keep_progress(self) -> None:
+        """Count the time down while no run finishes."""
+        while (bar := self.bar) is not None and not bar.disable:
+            bar.set_description_str(self.progress())
+            time.sleep(REFRESH_SECONDS)
+
+    def progress(self) -> str:
+        """How far the sweep is, and the time left: that of the finished runs, in proportion to expected seconds."""
+        count, now = f"{len(self.done)} of {len(self.weights)} runs", time.monotonic()
         done = sum(self.weights.get(run, 0.0) for run in self.done)
         left = sum(self.weights.values()) - done
-        if not done or left <= 0:
-            return ""
-        seconds = (time.monotonic() - self.started) * left / done
-        return f", about {tqdm.format_interval(seconds)} left"
+        if not done:
+            return f"{count}, {tqdm.format_interval(now - self.started)} so far"
+        if left <= 0:
+            return count
+        seconds = (self.last_finish - self.started) * left / done - (now - self.last_finish)
+        return f"{count}, about {tqdm.format_interval(max(0, seconds))} left"
 
     def fail(self, error: Any) -> None:
         """Say which job failed, with the last lines of its log."""
@@ -125,6 +135,9 @@ class Terminal(logging.Handler):
         self.failed.add(error.jobid)
         job = self.jobs.get(error.jobid)
         name = (job.wildcards or {}).get("run") if job else None  # type: ignore[attr-defined]
+        if name and self.bar is not None:
+            self.weights.pop(name, None)
+            self.bar.total = len(self.weights)
         lines = [f"FAILED   {name or error.rule_name}"]
         for log in map(Path, error.log):
             text = log.read_text("utf-8", "replace") if log.is_file() else ""
@@ -132,6 +145,12 @@ class Terminal(logging.Handler):
             lines.append(f"    log: {log}")
         lines += [f"    {key}: {value}" for key, value in error.aux.items()]
         self.say("\n".join(lines))
+
+    def close(self) -> None:
+        """Take the bar away, for good."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
 
     def say(self, text: str) -> None:
         tqdm.write(text, file=sys.stderr)
