@@ -124,6 +124,18 @@ def test_long_names_and_wide_intervals_stay_in_their_places(record, name):
     assert name == "memory_by_method" or all(low > 40 and high < 100 for low, high in limits)
 
 
+def test_the_majority_class_of_a_task_of_ones_own_comes_from_its_records(record):
+    mine = record("mezo", "inf", task="my_rows")
+    assert drawing.majority(to_frame([mine])) is None
+    mine["metrics"]["majority"] = 0.6
+    assert drawing.majority(to_frame([mine])) == pytest.approx(60)
+    assert drawing.majority(to_frame([record("mezo", "inf", task="r8")])) == pytest.approx(100 * 1083 / 2189)
+    with style.settings():
+        (axis,) = figures.accuracy_vs_epsilon(to_frame([mine])).axes
+    (line,) = [line for line in axis.lines if line.get_label() == "majority class"]
+    assert set(line.get_ydata()) == {60} and axis.get_ylim()[0] < 60
+
+
 def test_known_methods_look_different_and_new_ones_like_none_of_them():
     of_others = {
         method: look for method, look in style.LOOKS.items() if method != "dp_sgd_hooks"
