@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import AutoModelForCausalLM, TrainerCallback, TrainingArguments
 
 from dpzero import Budget, DPZero, DPZeroTrainer, losses, replay
@@ -124,3 +125,20 @@ def test_nothing_that_depends_on_private_batches_is_logged_or_saved(tmp_path):
 def test_arguments_that_change_the_step_are_refused(change, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         trainer(tmp_path / "out", **change)
+
+
+def test_rows_of_a_data_set_give_the_same_steps_without_the_columns_that_the_model_does_not_take(tmp_path):
+    rows = [{key: field.tolist() for key, field in row.items()} | {"source": "a film"} for row in ROWS]
+    ends = []
+    for given in (ROWS, Dataset.from_list(rows)):
+        me = DPZeroTrainer(
+            model(),
+            arguments(tmp_path),
+            budget=budget(),
+            loss=losses.causal_lm(),
+            clip=10.0,
+            train_dataset=given,
+        )
+        me.train()
+        ends.append(weights(me.model))
+    assert same(*ends)
