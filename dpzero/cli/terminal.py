@@ -27,6 +27,7 @@ HIDDEN_LINES = (  # beginnings of lines without an event
     *("Assuming unrestricted shared filesystem", "Building DAG of jobs", "Using shell", "Conda environments"),
     *("Select jobs to execute", "Elapsed time", "Singularity containers"),
 )
+SHELL_ERROR = "RuleException:\nCalledProcessError"  # the whole command of a job; its JOB_ERROR follows
 REFRESH_SECONDS = 5
 LAST_LINES = 3  # of the log of a job that failed
 
@@ -46,7 +47,7 @@ class Terminal(logging.Handler):
         self.weights: dict[str, float] = {}  # run that is to be made -> its expected share of the time
         self.done: list[str] = []
         self.started = self.last_finish = 0.0  # seconds of a monotonic clock
-        self.failed: set[int] = set()
+        self.failed: set[str] = set()  # runs; a second attempt may finish one
         self.bar: tqdm | None = None
         self.speaks = False  # otherwise Snakemake does
 
@@ -103,6 +104,7 @@ class Terminal(logging.Handler):
     def finish(self, run: str) -> None:
         """Say what a run has come to, and how far the sweep is."""
         self.done.append(run)
+        self.failed.discard(run)
         self.last_finish = time.monotonic()
         shown_below = self.bar is not None and not self.bar.disable
         self.say(f"{run}: {result(self.plan, run)}" + ("" if shown_below else f" ({self.progress()})"))
@@ -120,7 +122,7 @@ class Terminal(logging.Handler):
         """How far the sweep is, and the time left: that of the finished runs, in proportion to expected seconds."""
         count, now = f"{len(self.done)} of {len(self.weights)} runs", time.monotonic()
         done = sum(self.weights.get(run, 0.0) for run in self.done)
-        left = sum(self.weights.values()) - done
+        left = sum(seconds for run, seconds in self.weights.items() if run not in {*self.done, *self.failed})
         if not done:
             return f"{count}, {tqdm.format_interval(now - self.started)} so far"
         if left <= 0:
@@ -130,14 +132,9 @@ class Terminal(logging.Handler):
 
     def fail(self, error: Any) -> None:
         """Say which job failed, with the last lines of its log."""
-        if error.jobid in self.failed:
-            return  # Snakemake repeats errors at the end
-        self.failed.add(error.jobid)
         job = self.jobs.get(error.jobid)
         name = (job.wildcards or {}).get("run") if job else None  # type: ignore[attr-defined]
-        if name and self.bar is not None:
-            self.weights.pop(name, None)
-            self.bar.total = len(self.weights)
+        self.failed |= {name} if name else set()
         lines = [f"FAILED   {name or error.rule_name}"]
         for log in map(Path, error.log):
             text = log.read_text("utf-8", "replace") if log.is_file() else ""
@@ -161,7 +158,10 @@ def is_shown(record: logging.LogRecord) -> bool:
     event = getattr(getattr(record, "event", None), "name", "")
     if event in HIDDEN_EVENTS:
         return False
-    return record.levelno > logging.INFO or not record.getMessage().startswith(HIDDEN_LINES)
+    text = record.getMessage()
+    if text.startswith(SHELL_ERROR):
+        return False
+    return record.levelno > logging.INFO or not text.startswith(HIDDEN_LINES)
 
 
 def result(plan: Any, run: str) -> str:
