@@ -33,6 +33,4 @@ def test_every_plant_can_be_planted_and_the_tests_that_should_see_it_exist():
                 f"{plant.name}: {old!r} in {file}"
             )
         for file, _, test in (test.partition("::") for test in plant.tests):
-            assert f"def {test}" in (planted.ROOT / file).read_text("utf-8"), (
-                f"{plant.name}: {test} in {file}"
-            )
+            assert f"def {test}" in planted.source(planted.ROOT / file), f"{plant.name}: {test} in {file}"
