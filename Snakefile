@@ -59,12 +59,10 @@ rule assets:
         f"{RESULTS}/logs/{{task}}/{{model}}/assets.log",
     conda:
         ENVIRONMENT
-    params:
-        sweep=SWEEP.sweep,
     message:
         "{wildcards.task} for {wildcards.model}: rows and weights, downloaded, verified and tokenized once"
     shell:
-        '"$DPZERO_PYTHON" -P -m dpzero assets --sweep {params.sweep:q} --tasks {wildcards.task:q} --models {wildcards.model:q} '
+        '"$DPZERO_PYTHON" -P -m dpzero assets --sweep "$DPZERO_SWEEP" --tasks {wildcards.task:q} --models {wildcards.model:q} '
         "--out {output:q} >{log:q} 2>&1"
 
 

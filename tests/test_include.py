@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -222,3 +225,40 @@ def test_a_sweep_that_is_not_there_or_has_a_built_in_name_is_refused(folder):
     with pytest.raises(UsageError, match=r"include: .*nowhere is no folder"):
         (folder / "mine.yaml").write_text(SWEEP.replace('"."', "nowhere"), "utf-8")
         sweep.load(str(folder / "mine.yaml"))
+
+
+@pytest.mark.slow
+def test_a_sweep_of_the_same_name_with_other_words_runs_anew(folder, tmp_path, monkeypatch):
+    """Snakemake overlooks changed parameters of a run whose inputs, of any age, are to be made again."""
+    monkeypatch.delenv(include.VARIABLE)
+    short = SWEEP.replace("learning_rate: 0.01, clip: 1", "max_length: 16")
+    short = short.replace("{sign_zo: {}, dpzero: {}}", "{zero_shot: {}}")
+    (folder / "mine.yaml").write_text(short, "utf-8")
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("mine.yaml", "models.yaml", "rows.csv"):
+        (other / name).write_bytes((folder / name).read_bytes())
+    (other / "tasks.yaml").write_text(TASK.replace("great", "good"), "utf-8")
+
+    def announced(path: Path, *options: str) -> str:
+        command = [
+            sys.executable,
+            "-m",
+            "snakemake",
+            "-s",
+            str(registry.ROOT / "Snakefile"),
+            "--cores",
+            "1",
+            *options,
+        ]
+        environment = os.environ | {"PYTHONPATH": str(registry.ROOT)}
+        done = subprocess.run(
+            [*command, "--config", f"sweep={path / 'mine.yaml'}"], cwd=tmp_path, env=environment, capture_output=True,
+            encoding="utf-8", timeout=600,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return next(line for line in (done.stdout + done.stderr).splitlines() if line.startswith("mine: "))
+
+    assert announced(folder).startswith("mine: 1 runs, 1 of them to be run")
+    assert announced(folder, "-n").startswith("mine: 1 runs, 0 of them to be run")
+    assert announced(other, "-n").startswith("mine: 1 runs, 1 of them to be run")

@@ -126,7 +126,12 @@ def take_sweep(config: dict, working_folder: str) -> str:
     for folder in folders if isinstance(folders, list) else [folders]:
         include.add(Path(working_folder, Path(str(folder)).expanduser()), "include")
     name = str(config.pop("sweep", "quick"))
-    return str(Path(working_folder, Path(name).expanduser())) if sweep.is_path(name) else name
+    if sweep.is_path(name):
+        name = str(Path(working_folder, Path(name).expanduser()))
+    # of rule assets, which runs need at any age: were it a parameter, Snakemake would make the assets again if it
+    # changed, and then overlook that the cells of the runs have changed, too
+    os.environ["DPZERO_SWEEP"] = name
+    return name
 
 
 def export(config: dict, code: str, working_folder: str, gpu_share: int) -> str:
