@@ -77,6 +77,9 @@ def new(options: argparse.Namespace) -> dict:
     """Begin a task of your own: write a stanza to edit, from a file of labelled rows."""
     file = options.out / "tasks.yaml"
     stanza = new_task.stanza_from(options.rows, options.text or (), options.label)
+    rows, folder = options.rows.absolute(), options.out.absolute()
+    if rows.is_relative_to(folder):  # so that the folder can be moved
+        stanza["files"] = str(rows.relative_to(folder))
     before = file.read_text("utf-8") if file.exists() else HEADING
     if options.name in (yaml.safe_load(before) or {}) or options.name in tasks.CATALOGUE.built_in:
         raise UsageError(f"there is a task {options.name} already: give another name")

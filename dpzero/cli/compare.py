@@ -48,11 +48,15 @@ from .workflow import run_snakemake
 def compare(options: argparse.Namespace) -> NoReturn:
     """Compare methods on rows and a model of your own: writes a sweep and runs it."""
     folder = options.out
+    if not options.data.is_file():
+        raise UsageError(f"there is no file {options.data}: correct --data")
     stanza = new_task.stanza_from(options.data, options.text or (), options.label)
     stanza["words"] |= _words(options.words or (), stanza["words"])
     write_whole(folder / "tasks.yaml", as_yaml({folder.name: stanza}))
-    model = options.model
-    if model not in model_catalogue.names():
+    model, listed = options.model, model_catalogue.names()
+    if model.lower() in listed and model not in listed:
+        raise UsageError(unknown("model", model, listed))
+    if model not in listed:
         model = Path(options.model).name
         place = str(path.absolute()) if (path := Path(options.model).expanduser()).is_dir() else options.model
         models = {model: {"kind": model_catalogue.kind_of(place), "path": place, "title": model}}
@@ -68,6 +72,10 @@ def _words(given: Sequence[str], known: Mapping[str, str]) -> dict[str, str]:
     for value, description in words.items():
         if value not in known or not description:
             raise UsageError(f"--words {value}={description}: {unknown('label', value, known)}")
+    if missing := [value for value in known if words and value not in words]:
+        raise UsageError(
+            f"--words says nothing of the labels {', '.join(missing)}: describe each label, or none"
+        )
     return words
 
 

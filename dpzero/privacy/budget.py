@@ -174,10 +174,17 @@ class Budget(Spending):
     def batches(self) -> Iterator[Indices]:
         """Yield index arrays of the remaining batches; an empty batch is a step like any other.
 
-        With `overspend`, a call that finds none left yields as many as were calibrated for.
+        With `overspend`, a call that finds none left yields as many as were calibrated for. Without, it yields
+        nothing and warns.
         """
         self._check_process()
-        yield from self.queue.draw(takewhile(self._may_release, self.remaining_batches()))
+        if not (numbers := self.remaining_batches()):
+            warnings.warn(
+                f"the {self.setting.steps} steps of this budget are spent, so there is no batch left: calibrate a new "
+                "one for more steps",
+                stacklevel=2,
+            )
+        yield from self.queue.draw(takewhile(self._may_release, numbers))
 
     def loader(
         self, dataset: Dataset[Any], users: Sequence[Any] | None = None, **options: Any

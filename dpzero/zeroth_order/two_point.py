@@ -82,6 +82,8 @@ class TwoPoint(torch.optim.Optimizer):
         one_at_a_time: bool = False,
         groups: Iterable[Mapping[str, Any]] | None = None,
     ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model is a {type(model).__name__}: give the model, not its parameters")
         for name, value, least in (
             ("smoothing", smoothing, LEAST_SMOOTHING),
             ("batch_size", batch_size, 0.0),

@@ -85,10 +85,13 @@ def compare(rows: Path, folder: Path, *options: str) -> int:
 
 def test_a_comparison_is_a_sweep_with_equal_tries(rows, tmp_path, started):
     folder = tmp_path / "films"
-    assert compare(rows, folder, "--words", "1=a bad film", "--epsilon", "1", "--seeds", "5") == 0
+    assert (
+        compare(rows, folder, "--words", "1=a bad film", "4=a good one", "--epsilon", "1", "--seeds", "5")
+        == 0
+    )
     assert yaml.safe_load((folder / "tasks.yaml").read_text("utf-8"))["films"]["words"] == {
         "1": "a bad film",
-        "4": "4",
+        "4": "a good one",
     }
     (command,) = started
     assert command[command.index("-s") + 1] == str(workflow.snakefile())
@@ -117,6 +120,14 @@ def test_what_cannot_be_compared_is_refused(rows, tmp_path, started, capsys):
     assert "unknown method of a comparison 'dpzer': did you mean 'dpzero'?" in capsys.readouterr().err
     assert compare(rows, tmp_path / "b", "--words", "2=fine") == 2
     assert "unknown label '2': known are 1, 4" in capsys.readouterr().err
+    assert compare(rows, tmp_path / "c", "--words", "1=fine") == 2
+    assert "--words says nothing of the labels 4" in capsys.readouterr().err
+    assert compare(rows, tmp_path / "d", "--model", "Tiny-Encoder") == 2
+    assert "unknown model 'Tiny-Encoder': did you mean 'tiny-encoder'?" in capsys.readouterr().err
+    assert compare(rows, tmp_path / "e", "--model", "./nowhere") == 2
+    assert "there is no folder ./nowhere" in capsys.readouterr().err
+    assert compare(tmp_path / "no.csv", tmp_path / "f") == 2
+    assert "no.csv: correct --data" in capsys.readouterr().err
     assert compare(rows, tmp_path / "quick") == 2
     assert "the name quick is built in: choose another" in capsys.readouterr().err
     assert not started

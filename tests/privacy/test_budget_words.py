@@ -73,3 +73,11 @@ def test_a_loader_has_a_length_for_a_progress_bar():
     for batch in bar:
         optimizer.step(batch)
     assert optimizer.steps_taken == 20 and len(given.loader(DATA)) == 0
+
+
+def test_a_loop_over_a_spent_budget_says_that_there_is_no_batch():
+    budget = Budget.calibrated(epsilon=2, delta=1e-5, dataset_size=20, batch_size=4, steps=1)
+    for indices in budget.batches():
+        budget.release(torch.zeros(len(indices)), 1.0)
+    with pytest.warns(UserWarning, match="the 1 steps of this budget are spent, so there is no batch left"):
+        assert list(budget.batches()) == []

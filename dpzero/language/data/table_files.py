@@ -49,7 +49,7 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UsageError(
-            f"cannot read the rows {path} ({error.strerror}): correct data_dir, or the files of the task's stanza"
+            f"cannot read the rows {path} ({error.strerror}): correct data_dir, --from, or the files of the task's stanza"
         ) from None
 
 

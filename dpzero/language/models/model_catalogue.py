@@ -143,6 +143,8 @@ def kind_of(place: str) -> str:
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     )
 
+    if place.startswith((".", "/", "~")) and not Path(place).is_dir():
+        raise UsageError(f"there is no folder {place}: give one that save_pretrained wrote")
     try:
         found = AutoConfig.from_pretrained(place)
     except Exception as error:  # its type depends on the library and its version
