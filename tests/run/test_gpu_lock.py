@@ -212,7 +212,7 @@ def test_out_of_memory_beside_others_is_no_result_but_a_reason_to_run_alone(card
     assert done.returncode == 0, done.stderr
     said = done.stderr.splitlines()
     shared, alone = said.index("on GPU 0, which up to 2 runs share"), said.index("on GPU 0")
-    assert shared < alone and "again on one of its own" in done.stderr
+    assert shared < alone and "starting again on an unshared one" in done.stderr
     assert json.loads((project.folder / "greedy.json").read_text())["status"] == "ok"
 
 
