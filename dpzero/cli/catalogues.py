@@ -38,7 +38,7 @@ def _lines(kind: str) -> Iterator[tuple[str, str]]:
     """(name, what it is) of everything of a kind."""
     if kind == "tasks":
         for name in tasks.names():
-            stanza = tasks.stanza(name) if tasks.CATALOGUE.is_own(name) else tasks.CATALOGUE.stanzas[name]
+            stanza = tasks.CATALOGUE[name]
             classes = f"{len(stanza['words'])} classes" if "words" in stanza else "free answers"
             yield name, f"{stanza['title']}: {classes}, {stanza['source']}"
     elif kind == "models":
@@ -76,7 +76,7 @@ def _lines(kind: str) -> Iterator[tuple[str, str]]:
 def new(options: argparse.Namespace) -> dict:
     """Begin a task of your own: write a stanza to edit, from a file of labelled rows."""
     file = options.out / "tasks.yaml"
-    stanza = new_task.stanza_from(options.rows, options.text or (), options.label)
+    stanza, _ = new_task.stanza_from(options.rows, options.text or (), options.label)
     rows, folder = options.rows.absolute(), options.out.absolute()
     if rows.is_relative_to(folder):  # so that the folder can be moved
         stanza["files"] = str(rows.relative_to(folder))

@@ -13,7 +13,6 @@ import yaml
 from ..errors import UsageError, unknown
 from ..files import write_whole
 from ..language.data import new_task
-from ..language.data.table_files import read_rows
 from ..language.models import model_catalogue
 from ..plan.settings import POSITIVE_COUNT
 from .catalogues import as_yaml
@@ -50,7 +49,7 @@ def compare(options: argparse.Namespace) -> NoReturn:
     folder = options.out
     if not options.data.is_file():
         raise UsageError(f"there is no file {options.data}: correct --data")
-    stanza = new_task.stanza_from(options.data, options.text or (), options.label)
+    stanza, rows = new_task.stanza_from(options.data, options.text or (), options.label)
     stanza["words"] |= _words(options.words or (), stanza["words"])
     write_whole(folder / "tasks.yaml", as_yaml({folder.name: stanza}))
     model, listed = options.model, model_catalogue.names()
@@ -61,7 +60,7 @@ def compare(options: argparse.Namespace) -> NoReturn:
         place = str(path.absolute()) if (path := Path(options.model).expanduser()).is_dir() else options.model
         models = {model: {"kind": model_catalogue.kind_of(place), "path": place, "title": model}}
         write_whole(folder / "models.yaml", as_yaml(models))
-    sweep = _comparison(options, model, folder.name, len(list(read_rows(options.data))))
+    sweep = _comparison(options, model, folder.name, rows)
     write_whole(folder / f"{folder.name}.yaml", as_yaml(sweep))
     run_snakemake(str(folder / f"{folder.name}.yaml"), options, {})
 

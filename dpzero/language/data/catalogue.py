@@ -73,6 +73,8 @@ class Catalogue:
         Raises UsageError for a name that stands twice, and for an included file that is not valid.
         """
         files = [folder / self.file.name for folder in include.folders()]
+        if not files:
+            return self.built_in  # planning asks for each cell
         stanzas = dict(self.built_in)
         for file in filter(Path.is_file, files):
             own = self._read(file)

@@ -14,8 +14,8 @@ from .table_files import RawRow, read_rows
 MOST_LABELS = 200
 
 
-def stanza_from(file: Path, text: Sequence[str] = (), label: str = "") -> dict[str, Any]:
-    """The stanza of a task whose rows are in a file: its columns, and its labels as their own words.
+def stanza_from(file: Path, text: Sequence[str] = (), label: str = "") -> tuple[dict[str, Any], int]:
+    """The stanza of a task whose rows are in a file, and their number: its columns, its labels as their own words.
 
     Args:
         file: a table in a format of `table_files`.
@@ -44,12 +44,13 @@ def stanza_from(file: Path, text: Sequence[str] = (), label: str = "") -> dict[s
             f"{file}: column {label} has {len(counts)} different values, but labels are 2 to {MOST_LABELS} classes: "
             "name another column"
         )
-    return {
+    stanza = {
         "files": str(file.absolute()),
         "text": text[0] if len(text) == 1 else text,
         "label": label,
         "words": {value: value for value in sorted(counts)},
     }
+    return stanza, len(rows)
 
 
 def _different(rows: Sequence[RawRow], column: str) -> int:
