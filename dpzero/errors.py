@@ -3,7 +3,8 @@
 import difflib
 import io
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 
 MANY = 45  # names; a sweep has thousands of cells
 
@@ -22,6 +23,23 @@ class RankFailure(RuntimeError):
     """
 
     sound: int | None = None
+
+
+@contextmanager
+def noting(faults: list[str]) -> Iterator[None]:
+    """Adds the words of a UsageError of its block to the faults, once each, and goes on behind the block."""
+    try:
+        yield
+    except UsageError as error:
+        if str(error) not in faults:
+            faults.append(str(error))
+
+
+def refuse(faults: Collection[str], what: str = "faults") -> None:
+    """Raises one UsageError with all of these faults, if there are any."""
+    if faults:
+        count = f"{len(faults)} {what}: " if len(faults) > 1 else ""
+        raise UsageError(count + "; ".join(faults))
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:

@@ -84,6 +84,8 @@ def new(options: argparse.Namespace) -> dict:
     if options.name in (yaml.safe_load(before) or {}) or options.name in tasks.CATALOGUE.built_in:
         raise UsageError(f"there is a task {options.name} already: give another name")
     write_whole(file, f"{before}\n{as_yaml({options.name: stanza})}")
+    if warning := new_task.bare_numbers(stanza["words"]):
+        log(f"dpzero: task {options.name}: {warning}")
     return {"task": options.name, "file": str(file), "labels": len(stanza["words"])}
 
 

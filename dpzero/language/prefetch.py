@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from ..errors import UsageError
+from ..errors import noting, refuse
 from .data import assets, tasks
 from .data.datasets import ALL, Draw
 from .models import encoding, model_catalogue
@@ -36,16 +36,17 @@ def prefetch(readings: Iterable[Reading], log: Log = print) -> dict[str, dict]:
     digests: dict[str, str] = {}
     counts: dict[str, dict] = {}
     failed: set[str] = set()
-    reasons: dict[str, None] = {}
+    reasons: list[str] = []
 
     @contextmanager
     def note_failure(name: str) -> Iterator[None]:
-        try:
+        here: list[str] = []
+        with noting(here):
             yield
-        except UsageError as error:
-            log(f"{name}: {error}")
+        for reason in here:
+            log(f"{name}: {reason}")
             failed.add(name)
-            reasons[str(error)] = None
+        reasons.extend(reason for reason in here if reason not in reasons)
 
     wanted = sorted(set(readings))
     draws = {task: draw for task, *_, draw in reversed(wanted)}  # one draw of a task reads all its rows
@@ -67,7 +68,5 @@ def prefetch(readings: Iterable[Reading], log: Log = print) -> dict[str, dict]:
             counts[f"{task}/{model}/{max_length}{suffix}"] = {
                 split: {"examples": len(part), "tokens": part.token_count} for split, part in splits.items()
             }
-    if reasons:
-        count = f"{len(reasons)} things failed: " if len(reasons) > 1 else ""
-        raise UsageError(count + "; ".join(reasons))
+    refuse(reasons, "things failed")
     return {"assets": dict(sorted(digests.items())), "tokens": counts}

@@ -27,7 +27,9 @@ import yaml
 from .. import include
 from ..errors import UsageError, unknown
 from ..files import TRY_MARK, run_id
+from ..language import local_files
 from ..language.data import tasks
+from ..language.data.datasets import ALL
 from ..language.models import model_catalogue
 from . import search
 from .registry import card
@@ -38,6 +40,7 @@ from .settings import (
     Entry,
     canonical_epsilon,
     check_settings,
+    draw_of,
     listed,
     number,
     typed,
@@ -307,6 +310,7 @@ def _expand(sweep: dict, narrowed: dict[str, list], name: str) -> dict[str, dict
     axes = {axis: narrowed.get(axis, listed(sweep.get(axis))) for axis in AXES}
     axes["methods"] = narrowed.get("methods", list(stanzas))
     _check_axes(axes, _known(stanzas))
+    local_files.check([(task, ALL) for task in axes["tasks"]], axes["models"])
     cells: dict[str, dict] = {}
     for task, model, method in product(axes["tasks"], axes["models"], axes["methods"]):
         place = {"task": task, "model": model, "method": method}
@@ -317,6 +321,12 @@ def _expand(sweep: dict, narrowed: dict[str, list], name: str) -> dict[str, dict
         cells = _with_tries(cells, stanzas, typed(sweep["search"], SEARCH, f"sweep {name}, search"), name)
     if not cells:
         raise UsageError(f"sweep {name} has no runs: give every axis at least one value")
+    draws = {
+        (cell["task"], draw._replace(seed=0)): draw
+        for cell in cells.values()
+        if (draw := draw_of(cell)) != ALL
+    }
+    local_files.check((task, draw) for (task, _), draw in draws.items())
     return cells
 
 

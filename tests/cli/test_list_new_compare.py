@@ -41,11 +41,13 @@ def test_everything_that_a_sweep_can_name_is_listed_in_a_line(kind, capsys):
 
 def test_a_new_task_is_a_stanza_that_can_be_used_as_it_stands(rows, tmp_path, capsys):
     assert main(["new", "task", "films", "--from", str(rows), "--out", str(tmp_path / "mine")]) == 0
-    assert json.loads(capsys.readouterr().out) == {
+    written = capsys.readouterr()
+    assert json.loads(written.out) == {
         "task": "films",
         "file": str(tmp_path / "mine" / "tasks.yaml"),
         "labels": 2,
     }
+    assert "task films: its labels are described by the numbers 1, 4, which tell a model nothing" in written.err
     assert main(["list", "tasks", "--include", str(tmp_path / "mine")]) == 0
     assert re.search(
         r"^films +films: 2 classes, rows of mine/tasks.yaml$", capsys.readouterr().out, re.MULTILINE

@@ -16,13 +16,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...errors import UsageError
+from ...errors import UsageError, noting, refuse
 from . import assets, prompts, table_files
 from .catalogue import COUNT, Keys, Schema, Stanza
 from .table_files import RawRow
 
 DATA_FOLDER = "DPZERO_DATA_DIR"  # environment variable: the folder of the local files
 REMEDY = "correct it, or leave the row out"
+SHOWN_FAULTS = 3  # kinds, in an error
 DEV_ROWS = 500  # of MeZO's draw, unless a task gives another number
 
 
@@ -150,11 +151,14 @@ def _make_toy(name: str, stanza: Stanza) -> Splits:
 
 
 def _read_columns(name: str, stanza: Stanza) -> Splits:
-    """From local files if the task has them, else from the hub."""
+    """From local files if the task has them, else from the hub. Raises UsageError with the faults of all files."""
     splits: Splits = {}
     if paths := local_files(stanza):
+        faults: list[str] = []
         for split, path in paths.items():
-            splits[split] = _rows(name, stanza, split, table_files.read_rows(path), str(path))
+            with noting(faults):
+                splits[split] = _rows(name, stanza, split, table_files.read_rows(path), str(path))
+        refuse(faults)
         return splits
     hub = stanza["hub"]
     for split in ("train", "test"):
@@ -170,37 +174,49 @@ def _read_table(name: str, stanza: Stanza) -> Splits:
     parts = split_by_hash("table", splits["train"], test=True)  # another name of the task moves no row
     if "dev" in splits:
         parts |= {"train": parts["train"] + parts["dev"], "dev": splits["dev"]}
-    for split, rows in parts.items():
-        if not rows:
-            raise UsageError(
-                f"{stanza['files']['train']} has too few rows: a tenth of them is {split}, and none fell to it,"
-                " so give more rows or a file for it"
-            )
+    if empty := [split for split, rows in parts.items() if not rows]:
+        raise UsageError(
+            f"{stanza['files']['train']} has too few rows: a tenth of them is {' and '.join(empty)}, and none fell"
+            " to it, so give more rows or a file for it"
+        )
     return parts
 
 
 def _rows(name: str, stanza: Stanza, split: str, raw: Iterable[RawRow], source: str) -> list[Row]:
-    """The labelled rows, each checked. Raises UsageError if there is none."""
-    faults, rows = _row_check(name, stanza), []
+    """The labelled rows, each checked.
+
+    Raises UsageError if there is none, or with each kind of fault, where it stands first, and its number of rows.
+    """
+    faults_of, rows = _row_check(name, stanza), []
+    wrong: dict[str, list[str]] = {}  # fault -> its places
     for place, fields in raw:
-        for fault in faults(fields):
-            raise UsageError(f"{place} {fault}")
-        label = _label(name, stanza, place, fields)
-        if label is not None:
+        fault = next(faults_of(fields), None)
+        label, fault = (None, fault) if fault else _label(name, stanza, fields)
+        if fault:
+            wrong.setdefault(fault, []).append(place)
+        elif label is not None:
             text = " ".join(fields[column].strip() for column in stanza["sentences"])
             rows.append(Row(text, label, fields))
+    if wrong:
+        faults = [
+            f"{places[0]} {fault}" + (f" ({len(places)} such rows)" if len(places) > 1 else "")
+            for fault, places in wrong.items()
+        ]
+        more = [f"{len(faults) - SHOWN_FAULTS} more kinds of faults"] * (len(faults) > SHOWN_FAULTS)
+        raise UsageError("; ".join(faults[:SHOWN_FAULTS] + more))
     if not rows:
         raise UsageError(f"{source} holds no rows with a label: task {name} needs some of split {split}")
     return rows
 
 
-def _label(name: str, stanza: Stanza, place: str, fields: Fields) -> int | None:
-    """The id of the row's label, 0 for free answers; None for a row that the data call unlabelled (-1).
+def _label(name: str, stanza: Stanza, fields: Fields) -> tuple[int | None, str | None]:
+    """The id of the row's label and what is wrong with it.
 
-    1.0 is the label 1: a column with gaps is often written so. But 1 is no truth value, and true no number.
+    The id is 0 for free answers, and None for a row that the data call unlabelled (-1). 1.0 is the label 1: a
+    column with gaps is often written so. But 1 is no truth value, and true no number.
     """
     if "words" not in stanza:
-        return 0
+        return 0, None
     column = stanza.get("label", "label")
     value, known = fields[column], stanza.get("values") or list(range(len(stanza["words"])))
     if stanza["reader"] == "table":
@@ -208,12 +224,13 @@ def _label(name: str, stanza: Stanza, place: str, fields: Fields) -> int | None:
     elif not local_files(stanza):
         known = stanza["hub"].get("values", known)
     if value == -1:
-        return None
+        return None, None
     for label, other in enumerate(known):
         if value == other and isinstance(value, bool) == isinstance(other, bool):
-            return label
+            return label, None
     values = ", ".join(other if isinstance(other, str) else _show(other) for other in known)
-    raise UsageError(f"{place} has {column} {_show(fields[column])}: labels of task {name} are {values}")
+    add = ": add it to its `words`, or correct the row" if stanza["reader"] == "table" else ""
+    return None, f"has {column} {_show(fields[column])}: labels of task {name} are {values}{add}"
 
 
 def label_text(value: object) -> str:

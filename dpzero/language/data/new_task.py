@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,16 @@ def stanza_from(file: Path, text: Sequence[str] = (), label: str = "") -> tuple[
         "words": {value: value for value in sorted(counts)},
     }
     return stanza, len(rows)
+
+
+def bare_numbers(words: Mapping[str, str]) -> str | None:
+    """A warning, if the descriptions of a task's labels are numbers, which describe nothing to a model."""
+    if not words or not all(re.fullmatch(r"[+-]?\d+(\.\d+)?", str(word)) for word in words.values()):
+        return None
+    return (
+        f"its labels are described by the numbers {', '.join(words.values())}, which tell a model nothing: give words"
+        " for them (`words` in tasks.yaml, --words of compare)"
+    )
 
 
 def _different(rows: Sequence[RawRow], column: str) -> int:

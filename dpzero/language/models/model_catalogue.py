@@ -19,9 +19,10 @@ from ...errors import UsageError
 from ...files import write_whole
 from ..data import assets
 from ..data.catalogue import Catalogue, Keys, Schema, Stanza
+from . import model_folder
+from .model_folder import TENSORS, listed
 
 MODEL_FOLDER = "DPZERO_MODEL_DIR"  # environment variable: a folder with a folder for each model of the hub
-TENSORS = ("*.safetensors", "*.bin")  # files of the second format are read only if there is none of the first
 OTHERS = ("*.json", "*.txt", "*.model")
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # a result of a run, not a fault of its weights
 ROBERTA = ("roberta", "xlm-roberta", "camembert")  # their positions start after that of the padding token
@@ -30,7 +31,6 @@ UNUSED = ("pooler",)  # layers of some architectures that no model here uses
 ADAPTER = ("lora_", "base_layer", "modules_to_save", "prompt_encoder", "base_model.model.")
 QUANTISED = (".SCB", "absmax", "weight_format", "weight_scale", "quant_", "qweight", "qzeros")
 FEATURE_SCALE = 10.0  # of a user's encoder that gives none
-MAX_LISTED = 3  # names in an error
 
 
 # kind -> (its class in transformers, optional keys of its stanza)
@@ -94,10 +94,10 @@ def source(name: str) -> str:
     lines = stanza(name)
     if "asset" in lines:
         return str(assets.folder(lines["asset"]))
-    return str(_local_folder(name) or lines["hub"])
+    return str(local_folder(name) or lines["hub"])
 
 
-def _local_folder(name: str) -> Path | None:
+def local_folder(name: str) -> Path | None:
     """The folder that a model's `path` names, or its folder in the user's folder of models, if there is one.
 
     Raises UsageError if it holds no complete model.
@@ -183,9 +183,9 @@ def local_digest(name: str) -> str | None:
     Planning asks for it, so a file is hashed once, and again only when its size or one of its times has
     changed.
     """
-    folder, digest = _local_folder(name), ""
+    folder, digest = local_folder(name), ""
     if folder:
-        tensors = next(filter(None, (sorted(folder.glob(pattern)) for pattern in TENSORS)), [])
+        tensors = model_folder.tensor_files(folder)
         others = [path for pattern in OTHERS for path in folder.glob(pattern)]
         files = [f"{_file_digest(path)}  {path.name}\n" for path in sorted({*tensors, *others})]
         digest = hashlib.sha256("".join(files).encode()).hexdigest()
@@ -277,7 +277,7 @@ def load_pretrained(name: str) -> Any:
             try:
                 model, report = auto_class.from_pretrained(folder, **options)
             except Exception as error:
-                if damaged := _damaged_file(folder):
+                if damaged := model_folder.damaged_file(Path(folder)):
                     where = f"{damaged} is damaged or cut short ({error})"
                     raise UsageError(f"{where}: {_advice(name)}") from None
                 raise
@@ -291,11 +291,11 @@ def _fault(model: Any, report: dict[str, Any]) -> str | None:
     missing = sorted(key for key in report["missing_keys"] if not any(part in key for part in UNUSED))
     unexpected = sorted(report["unexpected_keys"])
     if foreign := [key for key in unexpected if any(part in key for part in ADAPTER + QUANTISED)]:
-        lack = f"lack {_listed(missing)} and " if missing else ""
+        lack = f"lack {listed(missing)} and " if missing else ""
         remedy = "merge it (merge_and_unload) or give the weights in floats, and save the whole model"
-        return f"{lack}hold tensors of an adapter or a quantised model ({_listed(foreign)}): {remedy}"
+        return f"{lack}hold tensors of an adapter or a quantised model ({listed(foreign)}): {remedy}"
     if missing:
-        return f"lack {_listed(missing)}: give a checkpoint of the whole model"
+        return f"lack {listed(missing)}: give a checkpoint of the whole model"
     config = "give the config.json that they were saved with"
     if shapes := sorted(report["mismatched_keys"]):
         key, ours, theirs = shapes[0]
@@ -303,30 +303,12 @@ def _fault(model: Any, report: dict[str, Any]) -> str | None:
     # the model has these layers under another number; heads and poolers of another use are no fault
     known = {_without_numbers(key, model) for key in model.state_dict()}
     if layers := [key for key in unexpected if _without_numbers(key, model) in known]:
-        return f"hold {_listed(layers)}, layers that config.json does not have: {config}"
+        return f"hold {listed(layers)}, layers that config.json does not have: {config}"
     return None
 
 
 def _without_numbers(key: str, model: Any) -> str:
     return re.sub(r"\d+", "#", key.removeprefix(f"{model.base_model_prefix}."))
-
-
-def _listed(keys: list[str]) -> str:
-    rest = f" and {len(keys) - MAX_LISTED} more" if len(keys) > MAX_LISTED else ""
-    return ", ".join(keys[:MAX_LISTED]) + rest
-
-
-def _damaged_file(folder: str) -> Path | None:
-    """The first damaged file of safetensors in a folder."""
-    from safetensors import SafetensorError, safe_open
-
-    for path in sorted(Path(folder).glob("*.safetensors")):
-        try:
-            with safe_open(path, "pt"):
-                pass
-        except SafetensorError:
-            return path
-    return None
 
 
 @contextlib.contextmanager
