@@ -62,6 +62,7 @@ class DPSGD(FineTuning):
             raise ValueError(f"clipping is {clipping!r}: give one of hooks, ghost")
         budget.check_gradients()
         self.budget, self.clip, self.clipping = budget, clip, clipping
+        self.forwards_per_example = 5 if clipping == "ghost" else 3  # ghost: a second backward pass
         # batch -> the example that each of the model's rows belongs to
         self.owners: Any = getattr(loss, "owners", None)
         self.names = [name for name, p in model.named_parameters() if p.requires_grad]

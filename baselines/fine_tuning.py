@@ -28,6 +28,7 @@ class FineTuning:
     title = "Fine-tuning"
     private = False
     order = 1
+    forwards_per_example = 3  # one, and a backward pass
 
     def __init__(
         self,

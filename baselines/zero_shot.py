@@ -16,6 +16,7 @@ class ZeroShot:
     title = "Zero-shot"
     private = False
     order = None
+    forwards_per_example = 0
 
     def __init__(self, model: nn.Module, loss: PerExampleLoss, batch_size: int, *, seed: int = 0) -> None:
         self.steps_taken = 0

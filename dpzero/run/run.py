@@ -291,11 +291,24 @@ class Run:
         scored = self.examples[split]
         setup.say(f"evaluating on {len(scored)} {split} examples")
         scores = setup.loss.evaluate(self.model, scored)
+        if split != "test":
+            scores.pop("correct", None)  # tables compare methods row by row on test alone
         if not math.isfinite(scores["loss"]):  # clipped steps keep the weights of a broken model finite
             raise Diverged(f"the {split} loss is not finite after the last step")
-        rule = {"selection": RULES[setup.iterate], **selected}
+        rule = {"selection": RULES[setup.iterate], **selected, "example_forwards": self._example_forwards()}
         metrics = {**scores, "split": split, "examples": len(scored), **setup.majority(split), **rule}
         return {"metrics": metrics, "memory": memory, "transcript": transcript}
+
+    def _example_forwards(self) -> int | None:
+        """Forward passes of single examples in training, expected over the batches; a backward pass counts two.
+
+        None if the method does not say how many it takes.
+        """
+        each = getattr(self.method, "forwards_per_example", None)
+        if each is None:
+            return None
+        size = min(self.setup.settings["batch_size"], len(self.examples["train"]))
+        return int(self.method.steps_taken * size * each)
 
     def _select(self) -> dict:
         """Load the checkpoint that is reported into the model. Returns what the metrics say of the choice."""

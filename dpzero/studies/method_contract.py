@@ -147,6 +147,27 @@ def test_a_method_counts_its_steps_the_empty_ones_too(name, train):
 
 
 @every
+def test_a_step_takes_as_many_forward_passes_for_each_example_as_the_method_says(name, train):
+    """A backward pass counts two. Passes without gradients may read filling rows, so the loss counts examples."""
+    passes = [0]
+
+    class Counted(losses.CrossEntropy):
+        def __call__(self, model, batch):
+            passes[0] += len(batch)
+            return super().__call__(model, batch)
+
+    def count_backward(_, __, output):
+        if output.requires_grad:
+            output.register_hook(lambda gradient: passes.append(2 * len(gradient)))
+
+    model = make_model()
+    me = make(name, model, loss=Counted(2048))
+    with model.register_forward_hook(count_backward):
+        me.step(train[np.arange(8)])
+    assert sum(passes) == 8 * me.forwards_per_example
+
+
+@every
 def test_the_first_batch_may_be_empty(name, train):
     model = make_model()
     me = make(name, model)

@@ -32,6 +32,7 @@ class Method(Protocol):
         title: its name in tables.
         private: whether it adds noise; it then takes a budget.
         order: 0 (forward passes), 1 (gradients) or None (trains nothing).
+        forwards_per_example: forward passes of a step for each example of its batch; a backward pass counts two.
         steps_taken: the steps so far, those on empty batches too.
         training_loss: mean loss of the last batch, without noise; None if the noise key is secret or there is
             none.
@@ -42,6 +43,9 @@ class Method(Protocol):
     order: int | None
     steps_taken: int
     training_loss: float | None
+
+    @property
+    def forwards_per_example(self) -> int: ...
 
     def step(self, batch: Sized, /) -> object:
         """Takes one step, on an empty batch too."""

@@ -66,6 +66,10 @@ class TwoPoint(torch.optim.Optimizer):
     directions = 1  # scalars of a step
     ranks = Ranks()  # one process: see `join`
 
+    @property
+    def forwards_per_example(self) -> int:
+        return 2 * self.directions
+
     def __init__(
         self,
         model: nn.Module,

@@ -234,7 +234,7 @@ def test_accuracy_counts_the_likeliest_candidate_and_several_may_be_right(model,
     likeliest = [int(by_hand(model, batch, i).argmax()) for i in range(6)]
     right = [bool(batch.right[batch.first[i] + likeliest[i]]) for i in range(6)]
     gold = [by_hand(model, batch, i)[batch.gold()[i]].item() for i in range(6)]
-    assert scores["accuracy"] == pytest.approx(np.mean(right))
+    assert scores["accuracy"] == pytest.approx(np.mean(right)) and scores["correct"] == losses.packed(right)
     assert scores["loss"] == pytest.approx(-np.mean(gold), abs=ROUNDING)
     both = dataclasses.replace(batch, right=np.ones_like(batch.right))
     assert ContinuationLoss(40).evaluate(model, both)["accuracy"] == 1

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -83,6 +85,10 @@ def test_a_record_is_complete(run, smoke, method):
     assert record["cell"]["settings"] == cell["settings"]
     assert record["metrics"]["split"] == "test" and record["metrics"]["examples"] == 120
     assert 0 <= record["metrics"]["accuracy"] <= 1 and math.isfinite(record["metrics"]["loss"])
+    correct = np.frombuffer(base64.b64decode(record["metrics"]["correct"]), np.uint8)
+    assert len(correct) == 15 and np.unpackbits(correct).sum() / 120 == record["metrics"]["accuracy"]
+    passes = {None: 0, 0: 2, 1: 3}[record["method"]["order"]]
+    assert record["metrics"]["example_forwards"] == 20 * 8 * passes
     labels = [row.label for row in tasks.load(cell["task"]).splits["test"]]
     assert record["metrics"]["majority"] == max(map(labels.count, labels)) / len(labels)
     steps = [point["step"] for point in record["curve"]]
@@ -119,7 +125,7 @@ def test_a_run_without_noise_says_nothing_of_privacy(run, smoke, method):
 
 def test_the_metric_is_taken_on_the_split_that_is_asked_for(run, smoke):
     metrics = run(smoke("mezo", steps=2, split="dev"))["metrics"]
-    assert (metrics["split"], metrics["examples"]) == ("dev", 60)
+    assert (metrics["split"], metrics["examples"]) == ("dev", 60) and "correct" not in metrics
 
 
 @pytest.mark.parametrize("tune", ["full", "bias", "lora", "head"])

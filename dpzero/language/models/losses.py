@@ -5,6 +5,7 @@ The values do not depend on how a batch is cut into micro-batches.
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import string
@@ -82,17 +83,17 @@ class CrossEntropy(_Loss):
         return torch.zeros(len(batch), device=next(model.parameters()).device) if result is None else result
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module, examples: Any) -> dict[str, float]:
-        """Accuracy and mean loss over all examples, in float32."""
-        right, total = 0, 0.0
+    def evaluate(self, model: nn.Module, examples: Any) -> dict[str, Any]:
+        """Accuracy and mean loss over all examples, in float32, and which are `correct` (see `packed`)."""
+        right, total = np.zeros(len(examples), bool), 0.0
         device = next(model.parameters()).device
         with caches.reuse_prefix(model, examples):
-            for _, part in examples.parts(self.token_budget):
+            for order, part in examples.parts(self.token_budget):
                 ids, mask, labels = part.padded(device)
                 logits = model(ids, mask)
-                right += int((logits.argmax(1) == labels).sum())
+                right[order] = (logits.argmax(1) == labels).cpu().numpy()
                 total += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
-        return {"accuracy": right / len(examples), "loss": total / len(examples)}
+        return _accuracy(right) | {"loss": total / len(examples)}
 
     def stand_in(self, size: int, length: int) -> Examples:
         """Examples of full length that say nothing about private ones."""
@@ -191,20 +192,21 @@ class ContinuationLoss(_Loss):
         return (likelihoods * in_answer).sum(1) / counts
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module, examples: Continuations) -> dict[str, float]:
-        """Mean loss of the first right answers, and accuracy or, if the model writes, F1."""
-        right, loss, f1 = 0, 0.0, 0.0
+    def evaluate(self, model: nn.Module, examples: Continuations) -> dict[str, Any]:
+        """Mean loss of the first right answers, and accuracy with `correct` or, if the model writes, F1."""
+        right, loss = np.zeros(len(examples), bool), 0.0
         candidates = examples.candidates
         with caches.reuse_prefix(model, candidates, int(candidates.labels.max()) + 1):
-            for _, part in examples.parts(self.token_budget):
+            for order, part in examples.parts(self.token_budget):
                 groups = self.scores(model, part.candidates).split(np.diff(part.first).tolist())
-                for scores, start, gold in zip(groups, part.first, part.gold(), strict=False):
+                for row, scores, start, gold in zip(order, groups, part.first, part.gold(), strict=False):
                     loss -= float(scores[gold])
-                    right += bool(part.right[start + int(scores.argmax())])
-        if self.max_new_tokens:
-            f1 = sum(self._f1(model, part) for _, part in examples.parts(self.token_budget))
-        metric = {"f1": f1} if self.max_new_tokens else {"accuracy": right}
-        return {key: value / len(examples) for key, value in (metric | {"loss": loss}).items()}
+                    right[row] = part.right[start + int(scores.argmax())]
+        mean_loss = {"loss": loss / len(examples)}
+        if not self.max_new_tokens:
+            return _accuracy(right) | mean_loss
+        f1 = sum(self._f1(model, part) for _, part in examples.parts(self.token_budget))
+        return {"f1": f1 / len(examples)} | mean_loss
 
     def _f1(self, model: Any, part: Continuations) -> float:
         """The sum over examples of one candidate each."""
@@ -218,6 +220,15 @@ class ContinuationLoss(_Loss):
         """Examples of full length that say nothing about private ones."""
         right = json.dumps([""]) if self.max_new_tokens else ""
         return Continuations.from_candidates([[([1] * length, 1, True)]] * size, [right] * size)
+
+
+def packed(bits: NDArray[np.bool_]) -> str:
+    """Bits [n], eight a byte (numpy.packbits), the last byte filled with zeros, in base64."""
+    return base64.b64encode(np.packbits(bits).tobytes()).decode()
+
+
+def _accuracy(right: NDArray[np.bool_]) -> dict[str, Any]:
+    return {"accuracy": int(right.sum()) / len(right), "correct": packed(right)}
 
 
 def _gold_losses(scores: Tensor, part: Continuations) -> Tensor:
