@@ -31,11 +31,10 @@ def start_ranks(setup: Setup, method: Any, path: Path) -> None:
 def run_other_rank(setup: Setup) -> None:
     """Take the steps of a rank other than 0, which writes nothing that lasts."""
     try:
-        budget, model = setup.budget(ledger=None), setup.model()
-        train = setup.examples_for(model)["train"]
+        budget, (model, examples) = setup.budget(ledger=None), setup.model_and_examples()
         method = setup.method(model, budget)
         _catch_up(method, setup.ranks)
-        for _, batch in setup.batches(train, budget, method.steps_taken):
+        for _, batch in setup.batches(examples["train"], budget, method.steps_taken):
             method.step(batch)
         finish_ranks(setup, method)
     except Dismissed:

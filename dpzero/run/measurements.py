@@ -18,7 +18,7 @@ import torch
 
 from ..files import write_whole
 from ..language.data import assets
-from ..language.models import caches
+from ..language.models import caches, text_classifier
 from ..language.models.batch_invariance import stand_in_ids
 from ..language.models.encoding import Continuations, Examples
 from ..memory import trackers
@@ -125,13 +125,14 @@ def _measure_step_memory(setup: Setup) -> dict:
     batch = setup.loss.stand_in(size, length)
     from_features = caches.trains_on_features(model, setup.settings)
     inputs: Any = caches.stand_in_features(model, size) if from_features else batch
+    trained = text_classifier.HeadAlone(model.head) if from_features else model
 
     def forward() -> None:
         with torch.no_grad():
             setup.loss(model, batch)
 
     def two_steps() -> None:  # the first makes the optimizer's state, which the second has in memory
-        method = setup.method(model, StandInBudget.for_batches(size) if setup.card.private else None)
+        method = setup.method(trained, StandInBudget.for_batches(size) if setup.card.private else None)
         method.step(inputs)
         method.step(inputs)
 
@@ -169,7 +170,7 @@ def stand_ins(like: Any, model: Any, length: int) -> Any:
     """Random examples of the type of `like` (a split of a task, or its features), of 2 to `length` tokens."""
     if isinstance(like, caches.Features):
         values = np.random.default_rng(0).normal(size=(STAND_INS, like.values.shape[1]))
-        return caches.Features(values.astype(np.float32), np.zeros(STAND_INS, np.int64))
+        return caches.Features.from_arrays(values.astype(np.float32), np.zeros(STAND_INS, np.int64))
     texts: list[Any] = [stand_in_ids(model, int(n)) for n in np.linspace(length, 2, STAND_INS)]
     if isinstance(like, Continuations):
         return Continuations.from_candidates([[(ids, 1, True)] for ids in texts], [""] * STAND_INS)

@@ -180,8 +180,7 @@ class Run:
     def _start(self) -> Any:
         """The method at the base model."""
         self.model = self.method = None  # gone before another is loaded
-        self.model = self.setup.model()
-        self.examples = self.setup.examples_for(self.model)
+        self.model, self.examples = self.setup.model_and_examples()
         trackers.reset_resident_peak()
         self.method = self.setup.method(self.model, self.budget)
         self._add_to_curve()

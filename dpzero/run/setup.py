@@ -108,10 +108,11 @@ class Setup:
             self.cell["model"], self.task, self.settings["tune"], self.cell["seed"], self.device
         )
 
-    def examples_for(self, model: Any) -> Mapping[str, Any]:
-        """The examples as steps read them: cached features if the head alone is trained."""
+    def model_and_examples(self) -> tuple[Any, Mapping[str, Any]]:
+        """The model and the examples as steps read them: head and cached features if the head alone is trained."""
+        model: Any = self.model()
         if not caches.trains_on_features(model, self.settings):
-            return self.examples
+            return model, self.examples
         examples, split = dict(self.examples), self.settings["split"]
         if split != "dev":
             looks = self.iterate == "accounted" or not self.release
@@ -120,7 +121,7 @@ class Setup:
             texts = examples[part]
             self.say(f"the features of {len(texts)} {part} texts, made once")
             examples[part] = caches.read_features(self.cell["model"], model, texts)
-        return examples
+        return text_classifier.HeadAlone(model.head), examples
 
     def curve_examples(self, examples: Mapping[str, Any]) -> Sized:
         """The dev examples of a point of the learning curve."""

@@ -97,10 +97,11 @@ def test_shares_add_up_to_the_losses_of_the_batch(monkeypatch):
 
 
 def test_removing_features_changes_no_other_loss(monkeypatch):
-    model = model_of("tiny-encoder", monkeypatch)
-    model.backbone.requires_grad_(False)
+    model = text_classifier.HeadAlone(model_of("tiny-encoder", monkeypatch).head)
     random = np.random.default_rng(0)
-    features = caches.Features(random.normal(size=(50, 32)).astype(np.float32), random.integers(0, 2, 50))
+    features = caches.Features.from_arrays(
+        random.normal(size=(50, 32)).astype(np.float32), random.integers(0, 2, 50)
+    )
     assert moved(CrossEntropy(2048), model, features) == 0
 
 
@@ -160,6 +161,17 @@ def test_if_only_the_usual_row_count_is_invariant_all_passes_use_it():
     assert cut(forward, 5) == [16] and cut(forward, 33) == [16, 16, 16]
 
 
+def test_a_number_of_rows_can_be_tried_after_the_weights_moved():
+    cutter, model, weight = Cutter(2048), nn.Linear(1, 1), [1.0]
+
+    def forward(buckets):
+        return torch.full((len(buckets),), weight[0])
+
+    assert len(cutter.cut(model, [BUCKET] * 8, forward)) == 1
+    weight[0] = 2.0
+    assert len(cutter.cut(model, [BUCKET] * 64, forward)) == 1
+
+
 def test_if_a_place_changes_bits_each_text_is_alone():
     assert cut(kernel(odd_places=True), 3) == [1, 1, 1]
 
@@ -192,14 +204,15 @@ def test_trials_are_repeated_under_other_conditions():
     assert rows(bad) == [4]
 
 
-def test_a_head_takes_one_pass_if_a_second_costs_more_than_its_rows():
-    head, model = (
-        caches.Features(np.zeros((70, 4), np.float32), np.zeros(70, np.int64)),
-        nn.Linear(4, 2),
+def test_a_head_takes_one_pass_over_any_number_of_features():
+    values = np.random.default_rng(0).normal(size=(70, 384)).astype(np.float32)
+    features, model = (
+        caches.Features.from_arrays(values, np.zeros(70, np.int64)),
+        text_classifier.HeadAlone(nn.Linear(384, 6)),
     )
-    model.forward = lambda values, mask: values
     with torch.no_grad():
-        assert [len(filled) for _, filled, _ in CrossEntropy(2048).cut(model, head)] == [128]
+        assert [len(filled) for _, filled, _ in CrossEntropy(2048).cut(model, features)] == [70]
+        assert sum(len(filled) for _, filled, _ in CrossEntropy(64).cut(model, features)) >= 70
 
 
 def test_the_number_of_kept_plans_is_limited():

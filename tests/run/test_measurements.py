@@ -49,9 +49,10 @@ def test_a_record_has_the_figure_of_a_run(monkeypatch):
     model = text_classifier.load("tiny-encoder", tasks.load("toy"), "head")
     texts = encoding.encode(tasks.load("toy"), "tiny-encoder", 24)["train"][np.arange(9)]
     loss = losses.make_loss(tasks.load("toy"), "tiny-encoder", 512)
-    for like in (texts, caches.read_features("tiny-encoder", model, texts)):
-        batch = measurements.stand_ins(like, model, 24)
-        figure = measurements.measure_batch_invariance(loss, model, batch, clip=1.0, smoothing=1e-3)
+    features, head = caches.read_features("tiny-encoder", model, texts), text_classifier.HeadAlone(model.head)
+    for like, part in ((texts, model), (features, head)):
+        batch = measurements.stand_ins(like, part, 24)
+        figure = measurements.measure_batch_invariance(loss, part, batch, clip=1.0, smoothing=1e-3)
         assert figure["others_move_over_clip"] == 0 and figure["compute"] == "float32"
 
     class Moved(CrossEntropy):

@@ -3,7 +3,7 @@
 Four things could: the length that a text is padded to, whether any text next to it is padded (attention
 without a mask may use another kernel), the number of rows of a matrix product, and a row's place in it (a
 kernel may then sum in another order). So a text's own length decides its padded length, and micro-batches
-have a power of two of rows, filled up with copies. Which powers give the same bits is tried once for each
+have a power of two of rows, filled up with copies (of cached features any number). Which powers give the same bits is tried once for each
 length, with copies of a stand-in text.
 """
 
@@ -55,7 +55,7 @@ class Cutter:
         self._results: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()
 
     def cut(
-        self, model: nn.Module, buckets: Sequence[Bucket], forward: Forward, pass_cost: int = 0
+        self, model: nn.Module, buckets: Sequence[Bucket], forward: Forward, any_rows: bool = False
     ) -> Sequence[Cut]:
         """Micro-batches of texts of one padded length, the longest first: too little memory shows at once.
 
@@ -63,16 +63,18 @@ class Cutter:
             model: on its device.
             buckets: of each text of the batch.
             forward: the model on stand-ins.
-            pass_cost: in tokens; 0: that of a complete model on this device.
+            any_rows: whether to try all texts of a bucket in one pass, whatever their number. Each number is
+                tried once, which is worth it only for a quick pass.
         """
         device = next(model.parameters()).device
         results = self._results.setdefault(model, {}).setdefault((device, *_conditions()), {})
         plans, key = results.setdefault("plans", {}), tuple(buckets)
         if key not in plans:
-            pass_cost = pass_cost or PASS_COST.get(device.type, PASS_COST_ELSEWHERE)
+            pass_cost = PASS_COST.get(device.type, PASS_COST_ELSEWHERE)
             if len(plans) == MAX_PLANS:
                 plans.clear()
-            plans[key] = list(_Trials(results, forward, self.token_budget, pass_cost).cuts(buckets))
+            trials = _Trials(results, forward, self.token_budget, pass_cost, any_rows)
+            plans[key] = list(trials.cuts(buckets))
         return plans[key]
 
 
@@ -89,11 +91,13 @@ def _conditions() -> tuple[int | str, ...]:
 class _Trials:
     """Passes over stand-ins of one model, under one set of conditions.
 
-    `results`: of earlier trials; `budget`: tokens of a pass; `pass_cost`: of a pass, in tokens.
+    `results`: of earlier trials; `budget`: tokens of a pass; `pass_cost`: of a pass, in tokens; `any_rows`: see
+    `Cutter.cut`.
     """
 
-    def __init__(self, results: dict, forward: Forward, budget: int, pass_cost: int) -> None:
+    def __init__(self, results: dict, forward: Forward, budget: int, pass_cost: int, any_rows: bool) -> None:
         self.results, self.forward, self.budget, self.pass_cost = results, forward, budget, pass_cost
+        self.any_rows = any_rows
 
     def cuts(self, buckets: Sequence[Bucket]) -> Iterator[Cut]:
         merged = {bucket: self._merged(bucket) for bucket in set(buckets)}
@@ -108,6 +112,9 @@ class _Trials:
 
     def _row_counts(self, bucket: Bucket, count: int) -> Iterator[int]:
         """The rows of each pass over `count` texts of a bucket."""
+        if self.any_rows and count * bucket[0] <= self.budget and self._invariant(bucket, count):
+            yield count
+            return
         sizes = [1 << n for n in range(1, (self.budget // bucket[0]).bit_length())]
         while count > 0:
             while rows := _next_rows(count, tuple(sizes), bucket[0], self.pass_cost):
@@ -140,11 +147,12 @@ class _Trials:
         return self.results[bucket, rows]
 
     def _expected(self, bucket: Bucket) -> tuple[Tensor, int]:
-        """The output [1, ...] among the usual number of rows, and that number."""
+        """The output [1, ...] among the usual number of rows, and that number.
+
+        Computed for each trial: weights have moved since the last one.
+        """
         rows = 1 << max(1, (min(USUAL, self.budget) // bucket[0]).bit_length() - 1)
-        if (bucket, "usual") not in self.results:
-            self.results[bucket, "usual"] = self.forward([bucket] * rows)[:1]
-        return self.results[bucket, "usual"], rows
+        return self.forward([bucket] * rows)[:1], rows
 
 
 @lru_cache(4096)

@@ -29,17 +29,26 @@ FORMAT = 1  # raise it when the same model and texts give other features
 
 @dataclass(frozen=True)
 class Features:
-    """Features of n texts and their labels, in place of `Examples`: a row counts as one token."""
+    """Features of n texts and their labels, in place of `Examples`: a row counts as one token.
 
-    values: NDArray[np.float32]  # [n, H]
-    labels: NDArray[np.int64]  # [n]
-    pass_cost: ClassVar[int] = 512  # rows that take a head as long as the rest of a pass
+    They are in memory of torch's, on whose alignment the last bits of a matrix product may depend.
+    """
+
+    values: Tensor  # float32 [n, H]
+    labels: Tensor  # int64 [n]
+    any_rows: ClassVar[bool] = True  # a head alone is quick: one pass, whatever the number of rows
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @classmethod
+    def from_arrays(cls, values: NDArray[np.float32], labels: NDArray[np.int64]) -> Features:
+        """A copy of arrays [n, H] and [n]."""
+        return cls(torch.from_numpy(values).clone(), torch.from_numpy(labels).clone())
+
     def __getitem__(self, indices: NDArray) -> Features:
-        return Features(self.values[indices], self.labels[indices])
+        rows = torch.from_numpy(np.asarray(indices, np.int64))
+        return Features(self.values[rows], self.labels[rows])
 
     def parts(self, token_budget: int) -> Iterator[tuple[NDArray[np.int64], Features]]:
         """(positions, features) of micro-batches."""
@@ -52,13 +61,11 @@ class Features:
 
     def stand_ins(self, model: nn.Module, buckets: Sequence[Bucket]) -> Features:
         values = np.asarray(np.random.default_rng(0).normal(size=self.values.shape[1]), np.float32)
-        return Features(np.tile(values, (len(buckets), 1)), np.zeros(len(buckets), np.int64))
+        return Features.from_arrays(np.tile(values, (len(buckets), 1)), np.zeros(len(buckets), np.int64))
 
     def padded(self, device: torch.device, length: int = 1) -> tuple[Tensor, Tensor, Tensor]:
         """Values [n, H], a mask of ones [n, 1], labels [n]."""
-        arrays = self.values, np.ones((len(self), 1), np.int64), self.labels
-        values, ones, labels = (torch.from_numpy(array).to(device) for array in arrays)
-        return values, ones, labels
+        return self.values.to(device), torch.ones(len(self), 1), self.labels.to(device)
 
 
 def trains_on_features(model: nn.Module, settings: Mapping[str, Any]) -> bool:
@@ -69,7 +76,7 @@ def trains_on_features(model: nn.Module, settings: Mapping[str, Any]) -> bool:
 
 def stand_in_features(model: Any, size: int) -> Features:
     """Features that say nothing about private texts."""
-    return Features(np.zeros((size, model.head.in_features), np.float32), np.zeros(size, np.int64))
+    return Features(torch.zeros(size, model.head.in_features), torch.zeros(size, dtype=torch.int64))
 
 
 def read_features(name: str, model: Any, texts: Examples) -> Features:
@@ -83,7 +90,7 @@ def read_features(name: str, model: Any, texts: Examples) -> Features:
         if not path.exists():
             with replacing(path) as file:
                 np.save(file, features(model, texts))
-    return Features(np.load(path), texts.labels)
+    return Features.from_arrays(np.load(path), texts.labels)
 
 
 @torch.no_grad()

@@ -40,7 +40,7 @@ class Examples:
     tokens: NDArray[np.int32]  # [sum of lengths]
     offsets: NDArray[np.int64]  # [n + 1]
     labels: NDArray[np.int64]  # [n]
-    pass_cost: ClassVar[int] = 0  # that of a whole model (see `batch_invariance`)
+    any_rows: ClassVar[bool] = False  # see `batch_invariance.Cutter.cut`
 
     @classmethod
     def from_token_ids(cls, sequences: Sequence[TokenIds], labels: Sequence[int] | NDArray) -> Examples:

@@ -11,7 +11,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -66,7 +66,7 @@ class _Loss:
     def _autocast(self, device: torch.device) -> AbstractContextManager:
         """Without autocast's cache, which would keep a copy of all weights."""
         half = self.compute == "bfloat16"
-        return torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=False)
+        return torch.autocast(device.type, torch.bfloat16, cache_enabled=False) if half else nullcontext()
 
 
 class CrossEntropy(_Loss):
@@ -75,7 +75,8 @@ class CrossEntropy(_Loss):
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         result = None
         for order, filled, bucket in self.cut(model, batch):
-            losses = self._losses(model, batch[filled], bucket[0])[: len(order)]
+            whole = len(order) == len(filled) == len(batch)
+            losses = self._losses(model, batch if whole else batch[filled], bucket[0])[: len(order)]
             if len(order) == len(batch):  # and in order (see `Cut`)
                 return losses
             result = losses.new_zeros(len(batch)) if result is None else result
@@ -102,7 +103,7 @@ class CrossEntropy(_Loss):
     def cut(self, model: nn.Module, batch: Any) -> Sequence[Cut]:
         """The micro-batches of this process's examples."""
         own = self._own(len(batch))
-        batch = batch[own]
+        batch = batch if len(own) == len(batch) else batch[own]
 
         def forward(buckets: Sequence[Bucket]) -> Tensor:
             return self._logits(model, batch.stand_ins(model, buckets), buckets[0][0])[0]
@@ -110,7 +111,9 @@ class CrossEntropy(_Loss):
         if torch.is_grad_enabled():
             cuts: Sequence[Cut] = batch_shapes(batch, self.token_budget)
         else:
-            cuts = self.cutter.cut(model, batch.buckets(model), forward, batch.pass_cost)
+            cuts = self.cutter.cut(model, batch.buckets(model), forward, batch.any_rows)
+        if self.share == (0, 1):
+            return cuts
         return [(own[order], own[filled], bucket) for order, filled, bucket in cuts]
 
     def _losses(self, model: nn.Module, part: Any, length: int) -> Tensor:

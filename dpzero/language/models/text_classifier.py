@@ -21,7 +21,7 @@ from .model_catalogue import Stanza
 
 
 class Classifier(nn.Module):
-    """forward(input_ids [B, L] or features [B, H], attention_mask [B, L]) -> logits [B, labels], float32."""
+    """forward(input_ids [B, L], attention_mask [B, L]) -> logits [B, labels], float32."""
 
     backbone: Any
     head: Any
@@ -75,8 +75,27 @@ class Classifier(nn.Module):
         return self.transform(feature)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        cached = input_ids.is_floating_point()  # features (see `caches`)
-        return self.head(input_ids if cached else self.features(input_ids, attention_mask)).float()
+        return self.head(self.features(input_ids, attention_mask)).float()
+
+
+class HeadAlone(nn.Module):
+    """The head of a Classifier, which it shares: forward(features [B, H], mask) -> logits [B, labels], float32.
+
+    A matrix product of many rows may sum a row's terms in an order that depends on the number of rows. Without
+    gradients each row is therefore a product of its own.
+    """
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        self.head = head
+        self.eval()
+
+    def forward(self, features: Tensor, _: Tensor) -> Tensor:
+        if torch.is_grad_enabled():  # for the hooks of DP-SGD
+            return self.head(features).float()
+        weight, bias, rows = self.head.weight, self.head.bias, len(features)
+        shape = rows, *weight.t().shape
+        return torch.baddbmm(bias.expand(rows, 1, -1), features[:, None], weight.t().expand(shape))[:, 0]
 
 
 class TextScorer(nn.Module):
