@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pandas
@@ -49,9 +50,17 @@ def score(summary: Summary, status: str, seedless: bool) -> str:
 
 def interval(summary: Summary) -> str:
     """`[72.1, 75.9]` in per cent."""
-    if not summary.has_spread:
-        return ABSENT
-    return f"[{number(100 * summary.low, '.1f')}, {number(100 * summary.high, '.1f')}]"
+    return span(summary.low, summary.high) if summary.has_spread else ABSENT
+
+
+def span(low: float, high: float) -> str:
+    """`[72.1, 75.9]` in per cent; a dash if there is none."""
+    return ABSENT if math.isnan(low) else f"[{number(100 * low, '.1f')}, {number(100 * high, '.1f')}]"
+
+
+def points(mean: float) -> str:
+    """`+1.2`: a difference in points."""
+    return number(100 * mean, "+.1f")
 
 
 def difference(summary: Summary) -> str:
@@ -59,7 +68,7 @@ def difference(summary: Summary) -> str:
     if not summary.n:
         return ABSENT
     no_interval = "(one seed)" if summary.n == 1 else "(at each seed)"
-    return f"{number(100 * summary.mean, '+.1f')} {interval(summary) if summary.has_spread else no_interval}"
+    return f"{points(summary.mean)} {interval(summary) if summary.has_spread else no_interval}"
 
 
 def without_seed(rows: pandas.DataFrame) -> bool:

@@ -88,6 +88,7 @@ def training(folder: Path) -> Values:
     trained = runs[runs["order"].notna()].astype({"settings.steps": int, "settings.batch_size": int})
     return {
         "table": lines,
+        "by_rows": "equivalence_p" in pairs,
         "verdicts": verdicts(pairs, dict(zip(scores["method"], scores["title"], strict=True))),
         "runs": trained,
         "source": read_json(folder / "tables/provenance.json"),
@@ -99,10 +100,13 @@ def verdicts(pairs: pandas.DataFrame, titles: dict[str, str]) -> list[str]:
     """For each claimed order, and for DPZero and its private rivals: how often and where it is decided."""
     sentences = []
     for claim, rows in pairs.groupby("claim", sort=False):
-        answers = ("shown", "refuted") if " over " in claim else ("ahead", "behind")
+        answers = ["shown", "refuted"] if " over " in claim else ["ahead", "behind"]
+        answers += ["equivalent"] if "equivalence_p" in pairs else []
         counts = "; ".join(_count(rows, answer, titles) for answer in answers)
         sentences.append(f"{claim[0].upper()}{claim[1:]}: {counts}.")
-    return sentences or ["No two methods here of which a paper claims an order."]
+    if not sentences:
+        return ["No two methods here of which a paper claims an order."]
+    return [*sentences, f"Open: {(pairs['verdict'] == 'open').sum()} of {len(pairs)}."]
 
 
 def _count(rows: pandas.DataFrame, verdict: str, titles: dict[str, str]) -> str:
@@ -326,7 +330,11 @@ def score(row: Row) -> str:
 
 
 def difference(row: Row | pandas.Series) -> str:
-    return formatting.difference(Summary.from_columns(row, "difference"))
+    """`+1.2 [0.3, 2.1]`: with the interval over seeds and test rows, if there is one, else over seeds."""
+    low = row.get("both_low", math.nan)
+    if math.isnan(low):
+        return formatting.difference(Summary.from_columns(row, "difference"))
+    return f"{formatting.points(row['difference_mean'])} {formatting.span(low, row['both_high'])}"
 
 
 def percent(share: float) -> str:

@@ -1,7 +1,12 @@
-"""The order of methods that the papers claim: each pair is shown, refuted or open, by a paired interval."""
+"""The order of methods: what papers claim of each pair is shown, refuted, or neither, by a paired interval.
+
+Records that hold one bit for each test row tell three errors apart: over seeds, over test rows, and over both, which
+decides (see `statistics.errors`). With older records the interval over seeds decides alone.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import product
 from typing import Any
@@ -9,22 +14,28 @@ from typing import Any
 import pandas
 
 from dpzero.report import formatting
-from dpzero.report.statistics import Summary, paired_difference
-from dpzero.report.table import ABSENT, Row, Table, make_table
+from dpzero.report.records import correct_rows
+from dpzero.report.statistics import Estimate, Summary, errors, holm, paired_difference
+from dpzero.report.table import ABSENT, Row, Table, make_table, notes
 
 PEAK = "memory.peak_allocated_bytes"
+LEVEL = 0.05  # of a test
+MARGIN = 0.01  # scores that differ by less are called equivalent
+SCORED = ["metrics.split", "metrics.examples", "provenance.data.sha256"]  # equal: the same test rows
 ROLES: dict[str, Callable[[Any], bool]] = {
     "fine-tuning": lambda run: not run["private"] and run["order"] == 1,
     "MeZO": lambda run: not run["private"] and run["order"] == 0,
     "DPZero": lambda run: run["method"] == "dpzero",
     "zero-shot": lambda run: run["epsilon"] == "0",
     "DP-SGD": lambda run: run["private"] and run["order"] == 1,
+    "zeroth-order rivals": lambda run: run["private"] and run["order"] == 0 and run["method"] != "dpzero",
 }
 PAIRS = {  # two roles -> whether a paper says that the first does better
     ("fine-tuning", "MeZO"): True,
     ("MeZO", "DPZero"): True,
     ("DPZero", "zero-shot"): True,
     ("DPZero", "DP-SGD"): False,
+    ("DPZero", "zeroth-order rivals"): False,
 }
 
 
@@ -32,24 +43,60 @@ def order(runs: pandas.DataFrame) -> Table:
     """One row for each pair of methods on each task and model, at each epsilon of the private ones."""
     lines = []
     for _, task_runs in runs.groupby(["task", "model"], sort=False):
-        groups = [rows for _, rows in task_runs.groupby(["method", "epsilon"], sort=False)]
+        groups = [Group(rows) for _, rows in task_runs.groupby(["method", "epsilon"], sort=False)]
         for roles, claimed in PAIRS.items():
             for first, second in product(
-                *([rows for rows in groups if ROLES[role](rows.iloc[0])] for role in roles)
+                *([one for one in groups if ROLES[role](one.runs.iloc[0])] for role in roles)
             ):
-                epsilons = {rows["epsilon"].iloc[0] for rows in (first, second) if rows["private"].iloc[0]}
+                epsilons = first.epsilons | second.epsilons
                 if len(epsilons) < 2:
                     claim = f" {'over' if claimed else 'against'} ".join(roles)
                     lines.append(_row(first, second, claim, claimed, "".join(epsilons)))
-    table = make_table("order", lines)
+    told_apart = any(line["_by_rows"] for line in lines)
+    _decide(lines, told_apart)
+    values = {"margin": f"{100 * MARGIN:g}", "count": sum(line["difference_n"] > 1 for line in lines)}
+    table = make_table("order_by_rows" if told_apart else "order", lines, **values)
+    if few := sum(line.get("decided_by") == "seeds" and line["difference_n"] > 1 for line in lines):
+        table.notes += notes("order_partly_by_seeds", count=few)
     if not lines:
         table.notes = ["No two methods here of which a paper claims an order."]
     return table
 
 
-def _row(first: pandas.DataFrame, second: pandas.DataFrame, claim: str, claimed: bool, epsilon: str) -> Row:
-    difference = paired_difference(formatting.by_seed(first, second), formatting.by_seed(second, first))
-    one, other = first.iloc[0], second.iloc[0]
+class Group:
+    """The runs of one method at one epsilon, with the bits of their test rows.
+
+    Attributes:
+        epsilons: the epsilon, if the method is private.
+        scored: what tells apart the test rows of runs; None if the seed draws them.
+        bits: seed -> whether each test row was answered correctly.
+    """
+
+    def __init__(self, runs: pandas.DataFrame) -> None:
+        self.runs = runs
+        self.epsilons = {runs["epsilon"].iloc[0]} if runs["private"].iloc[0] else set()
+        finished = runs[runs["status"] == "ok"]
+        drawn = finished.get("settings.train_examples", pandas.Series(dtype=float)).fillna(0).ne(0).any()
+        keys = finished[SCORED].drop_duplicates()
+        self.scored = None if drawn or len(keys) != 1 else tuple(map(str, keys.iloc[0]))
+        bits = correct_rows(finished)
+        self.bits = bits if len(bits) == len(finished) else {}
+        self.seedless = len(finished) == 1 and formatting.without_seed(runs)
+
+    def bits_for(self, other: Group) -> dict[int, Any]:
+        """The bits by seed; those of a single run without seed count for every seed of the other."""
+        return (
+            dict.fromkeys(other.bits, next(iter(self.bits.values())))
+            if self.seedless and self.bits
+            else self.bits
+        )
+
+
+def _row(first: Group, second: Group, claim: str, claimed: bool, epsilon: str) -> Row:
+    scores = formatting.by_seed(first.runs, second.runs), formatting.by_seed(second.runs, first.runs)
+    difference = paired_difference(*scores)
+    by_rows = _errors_by_rows(first, second)
+    one, other = first.runs.iloc[0], second.runs.iloc[0]
     return {
         "task": one["task"],
         "model": one["model"],
@@ -58,22 +105,56 @@ def _row(first: pandas.DataFrame, second: pandas.DataFrame, claim: str, claimed:
         "second": other["method"],
         "epsilon": epsilon,
         **difference.columns("difference"),
-        "memory_ratio": first[PEAK].max() / second[PEAK].max(),
-        "verdict": verdict(difference, claimed),
+        "memory_ratio": first.runs[PEAK].max() / second.runs[PEAK].max(),
+        "_claimed": claimed,
+        "_by_rows": by_rows,
+        "_deciding": by_rows.get("both", Estimate.over_seeds(difference)),
         "_compared": f"{one['title']} − {other['title']}",
         "_difference": formatting.difference(difference),
         "_epsilon": epsilon or "∞",
     }
 
 
-def verdict(difference: Summary, claimed: bool) -> str:
-    """The verdict on one pair from its 95 % interval; a dash with fewer than two seeds."""
-    if difference.n < 2:
-        return ABSENT
-    if not difference.has_spread:
-        return "open"
-    if difference.low > 0:
-        return "shown" if claimed else "ahead"
-    if difference.high < 0:
-        return "refuted" if claimed else "behind"
-    return "open"
+def _errors_by_rows(first: Group, second: Group) -> dict[str, Estimate]:
+    """`statistics.errors` over the seeds that both have; empty if some run lacks the bits of the same rows."""
+    if first.scored is None or first.scored != second.scored:
+        return {}
+    bits, theirs = first.bits_for(second), second.bits_for(first)
+    seeds = sorted(bits.keys() & theirs.keys())
+    return errors([bits[seed].astype(float) - theirs[seed] for seed in seeds]) if len(seeds) > 1 else {}
+
+
+def _decide(lines: list[Row], told_apart: bool) -> None:
+    """Give each row its verdict, and if rows are told apart the intervals and p-values on which it rests."""
+    deciding = [line.pop("_deciding") for line in lines]
+    different = [one.difference_p() for one in deciding]
+    equivalent = [math.nan] * len(lines)
+    if told_apart:
+        different = holm(different)
+        equivalent = holm([one.equivalence_p(MARGIN) for one in deciding])
+    for line, estimate, p, q in zip(lines, deciding, different, equivalent, strict=True):
+        by_rows, seeds = line.pop("_by_rows"), line["difference_n"]
+        if told_apart:
+            line |= _columns(by_rows, line) | {"difference_p": p, "equivalence_p": q}
+            line["_equivalent"] = "yes" if q <= LEVEL else ABSENT
+        line["verdict"] = verdict(estimate.mean, p, q, line["_claimed"]) if seeds > 1 else ABSENT
+
+
+def _columns(by_rows: dict[str, Estimate], line: Row) -> Row:
+    """The intervals over rows and over both, as numbers and as texts."""
+    columns: Row = {"decided_by": "both" if by_rows else "seeds"}
+    summary = Summary.from_columns(line, "difference")
+    columns["_mean"] = formatting.points(summary.mean) if summary.n else ABSENT
+    columns["_seeds"] = formatting.interval(summary)
+    for name in ("rows", "both"):
+        low, high = by_rows[name].interval() if by_rows else (math.nan, math.nan)
+        columns |= {f"{name}_low": low, f"{name}_high": high, f"_{name}": formatting.span(low, high)}
+    return columns
+
+
+def verdict(mean: float, different_p: float, equivalent_p: float, claimed: bool) -> str:
+    """What the p-values of a difference and of equivalence (NaN: not tested) say of a claim or question."""
+    if different_p <= LEVEL:
+        answers = ("shown", "refuted") if claimed else ("ahead", "behind")
+        return answers[mean < 0]
+    return "equivalent" if equivalent_p <= LEVEL else "open"

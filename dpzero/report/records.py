@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
@@ -9,7 +10,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pandas
+from numpy.typing import NDArray
 
 from dpzero.errors import UsageError
 from dpzero.files import run_id
@@ -40,7 +43,7 @@ COLUMNS = (
 
 TABLES_OF_RUNS = ("runs.csv", "times.csv")
 IN_TABLES = ["task", "model", "rank", "method", "epsilon_value", "seed"]  # the order of the rows of tables
-INTERNAL = ("curve", "rank", "epsilon_value")  # for drawing and sorting; in no file
+INTERNAL = ("curve", "rank", "epsilon_value", "example_forwards")  # for drawing and sorting; in no file
 LAST = 5  # rank of a method without known order
 
 
@@ -86,6 +89,7 @@ def to_frame(records: list[Record], expected: Iterable[str] | None = None) -> pa
         frame[column] = frame[column].astype(float)
     frame["private"] = frame["private"].astype(bool)
     frame["epsilon_value"] = frame["epsilon"].astype(float)
+    frame["example_forwards"] = example_forwards(frame)
     return frame.sort_values(IN_TABLES, kind="stable", ignore_index=True)
 
 
@@ -99,7 +103,57 @@ def from_tables(folder: Path) -> pandas.DataFrame:
     ranks = [rank(private, place) for private, place in zip(frame["private"], order, strict=True)]
     frame = frame.assign(order=order, rank=ranks, epsilon_value=frame["epsilon"].astype(float))
     frame["curve"] = [[] for _ in range(len(frame))]
+    frame["example_forwards"] = example_forwards(frame)
     return frame.sort_values(IN_TABLES, kind="stable", ignore_index=True)
+
+
+FORWARDS = "metrics.example_forwards"
+
+
+def example_forwards(runs: pandas.DataFrame) -> pandas.Series:
+    """Forward passes of single examples in the training of each run; a backward pass counts two.
+
+    From the records; for records that do not say it, from their settings: steps x batch size x the passes of a step
+    for each example (two for each direction, three for a gradient, five if ghost clipping takes another).
+    """
+    said = runs[FORWARDS].astype(float) if FORWARDS in runs else pandas.Series(math.nan, runs.index)
+
+    def setting(name: str, default: float) -> pandas.Series:
+        column = f"settings.{name}"
+        known = pandas.to_numeric(runs[column], errors="coerce") if column in runs else said * math.nan
+        return known.astype(float).fillna(default)
+
+    ghost = runs["settings.clipping"].eq("ghost") if "settings.clipping" in runs else False
+    each = (2 * setting("directions", 1)).where(runs["order"] == 0, 3.0 + 2.0 * ghost)
+    size = setting("batch_size", math.nan).clip(upper=runs["privacy.dataset_size"].astype(float))
+    trained = setting("steps", math.nan) * size * each
+    return said.fillna(trained.where(runs["order"].notna(), 0.0))
+
+
+def correct_rows(runs: pandas.DataFrame) -> dict[int, NDArray[numpy.bool_]]:
+    """Seed -> whether each test row was answered correctly, of the runs that finished and say so: bool [rows].
+
+    Raises UsageError if the bits of a run are not those of its accuracy.
+    """
+    if "metrics.correct" not in runs:
+        return {}
+    known = runs[(runs["status"] == "ok") & runs["metrics.correct"].notna()]
+    return {row["seed"]: _unpacked(row) for row in known.to_dict("records")}
+
+
+def _unpacked(row: Record) -> NDArray[numpy.bool_]:
+    count = int(row["metrics.examples"])
+    try:
+        packed = numpy.frombuffer(base64.b64decode(row["metrics.correct"]), numpy.uint8)
+    except ValueError:
+        packed = numpy.empty(0, numpy.uint8)
+    bits = numpy.unpackbits(packed, count=count).astype(bool)
+    if len(packed) != -(-count // 8) or bits.sum() != round(count * row["score"]):
+        raise UsageError(
+            f"run {row['run']}: metrics.correct does not have the {count} rows, or not the right answers, of its "
+            "accuracy: delete its record and run it again"
+        )
+    return bits
 
 
 def rank(private: bool, order: int | None) -> int:

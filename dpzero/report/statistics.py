@@ -1,14 +1,15 @@
-"""Statistics of a few seeds: mean, spread, 95 % interval, paired differences, differences of means."""
+"""Statistics of scores: spread over seeds, paired differences over seeds and test rows, many verdicts at once."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
-from scipy.special import stdtrit  # Student's t quantile; scipy.stats would take a second to import
+from numpy.typing import ArrayLike
+from scipy.special import stdtr, stdtrit  # Student's t; scipy.stats would take a second to import
 
 CONFIDENCE = 0.95
 ROUNDING = 1e-12  # of scores
@@ -57,6 +58,81 @@ def summarise(values: Iterable[float]) -> Summary:
 def paired_difference(values: Mapping[int, float], reference: Mapping[int, float]) -> Summary:
     """Summary of value - reference over the seeds that both have; effects of the seed cancel."""
     return summarise(values[seed] - reference[seed] for seed in sorted(values.keys() & reference.keys()))
+
+
+class Estimate(NamedTuple):
+    """A mean, its standard error, and the degrees of freedom of Student's t. NaN where nothing is known."""
+
+    mean: float
+    error: float
+    degrees: float
+
+    @classmethod
+    def over_seeds(cls, summary: Summary) -> Estimate:
+        """NaN as the error of values that do not differ: no law is known for them."""
+        error = summary.std / math.sqrt(summary.n) if summary.has_spread else math.nan
+        return cls(summary.mean, error, summary.n - 1)
+
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval."""
+        half = quantile(self.degrees) * self.error
+        return self.mean - half, self.mean + half
+
+    def difference_p(self) -> float:
+        """Two-sided p-value of the hypothesis that the mean is 0."""
+        return 2 * float(stdtr(self.degrees, -abs(self.mean) / self.error))
+
+    def equivalence_p(self, margin: float) -> float:
+        """p-value of the hypothesis that the mean is `margin` or more from 0, by two one-sided tests.
+
+        Schuirmann, J. Pharmacokinet. Biopharm. 15 (1987): the larger of the two p-values.
+        """
+        return float(stdtr(self.degrees, (abs(self.mean) - margin) / self.error))
+
+
+def errors(differences: ArrayLike) -> dict[str, Estimate]:
+    """The mean of [S, R] paired differences of S seeds on R rows, as an estimate over seeds, over rows, over both.
+
+    The error over rows is that of Efron's bootstrap (1979), which resamples rows; over both, that of the two-way
+    bootstrap, which resamples seeds and rows independently. For a mean, the variances of infinitely many resamples
+    have a closed form (with n - 1 in place of n, so that they are unbiased): nothing is drawn. The two-way
+    bootstrap counts the interaction of seeds and rows three times (Owen, Ann. Appl. Stat. 1, 2007), here once:
+
+        V = V_seeds + V_rows - V_interaction,   never below V_seeds or V_rows
+
+    Intervals are of Student's t with Satterthwaite's degrees of freedom: those of the seeds if their variance rules.
+    """
+    values = numpy.asarray(differences, dtype=float)
+    seeds, rows = values.shape
+    mean, of_seeds, of_rows = values.mean(), values.mean(1), values.mean(0)
+    nothing = Estimate(float(mean), math.nan, math.nan)
+    if seeds < 2 or rows < 2:
+        return dict.fromkeys(("seeds", "rows", "both"), nothing)
+    degrees = numpy.array([seeds - 1, rows - 1, (seeds - 1) * (rows - 1)])
+    interaction = values - of_seeds[:, None] - of_rows + mean
+    squares = ((of_seeds - mean) ** 2).sum(), ((of_rows - mean) ** 2).sum(), (interaction**2).sum()
+    variances = numpy.array(squares) / degrees / [seeds, rows, seeds * rows]
+    both = max(variances @ [1, 1, -1], *variances[:2])
+    if both < ROUNDING:
+        return dict.fromkeys(("seeds", "rows", "both"), nothing)
+    welch = max(both**2 / float((variances**2 / degrees).sum()), seeds - 1)
+    return {
+        name: Estimate(float(mean), math.sqrt(variance) if variance > ROUNDING else math.nan, float(count))
+        for name, variance, count in (
+            ("seeds", variances[0], degrees[0]),
+            ("rows", variances[1], degrees[1]),
+            ("both", both, welch),
+        )
+    }
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values for all of several hypotheses together (Holm, Scand. J. Stat. 6, 1979); NaN stays, and does not count."""
+    p = numpy.asarray(p_values, dtype=float)
+    order = numpy.argsort(p)[: int((~numpy.isnan(p)).sum())]
+    raised = p[order] * numpy.arange(len(order), 0, -1)
+    p[order] = numpy.minimum(numpy.maximum.accumulate(raised), 1) if len(order) else raised
+    return p.tolist()
 
 
 def quantile(degrees: float) -> float:

@@ -47,7 +47,9 @@ def test_a_new_task_is_a_stanza_that_can_be_used_as_it_stands(rows, tmp_path, ca
         "file": str(tmp_path / "mine" / "tasks.yaml"),
         "labels": 2,
     }
-    assert "task films: its labels are described by the numbers 1, 4, which tell a model nothing" in written.err
+    assert (
+        "task films: its labels are described by the numbers 1, 4, which tell a model nothing" in written.err
+    )
     assert main(["list", "tasks", "--include", str(tmp_path / "mine")]) == 0
     assert re.search(
         r"^films +films: 2 classes, rows of mine/tasks.yaml$", capsys.readouterr().out, re.MULTILINE

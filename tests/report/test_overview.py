@@ -88,9 +88,20 @@ def test_a_verdict_that_is_not_reached_is_in_none():
             ("b", "6", "open"),
         )
     ]
-    (sentence,) = overview.verdicts(pandas.DataFrame(pairs), {})
+    sentence, undecided = overview.verdicts(pandas.DataFrame(pairs), {})
+    assert undecided == "Open: 1 of 4."
     places = "a at every ε, b at ε = 2"
     assert (
         sentence
         == f"MeZO over DPZero: shown in 3 of 4 ({places}), largest difference +5.0 [1.0, 9.0]; refuted in none of 4."
     )
+
+
+def test_intervals_over_seeds_and_test_rows_go_first_and_equivalence_is_counted():
+    both = {"both_low": 0.001, "both_high": 0.009, "difference_p": 0.6, "equivalence_p": 0.01}
+    pair = {"task": "a", "claim": "MeZO over DPZero", "first": "mezo", "second": "dpzero", "epsilon": "2"}
+    pair |= {"verdict": "equivalent"} | Summary(3, 0.005, 0.02, 0.004, 0.006).columns("difference") | both
+    sentence, undecided = overview.verdicts(pandas.DataFrame([pair]), {})
+    assert "equivalent in 1 of 1 (a at every ε), largest difference +0.5 [0.1, 0.9]" in sentence
+    assert undecided == "Open: 0 of 1."
+    assert overview.difference(pair | {"both_low": math.nan}) == "+0.5 [0.4, 0.6]"
