@@ -106,7 +106,7 @@ class DPSGD(FineTuning):
         count = self.budget.admit(batches.sizes(batch), batches.indices(batch))
         if self.budget.probes_loss and not self._independent:
             self._check_independence(batch, count, self.budget.collate_subset)
-        with self.model_check.forward_passes():
+        with self.model_check.deterministic(), self.model_check.forward_passes():
             sums, total = self._clipped_sums(batch)
         for p in self.parameters:
             p.grad = sums[p] if p in sums else torch.zeros_like(p)

@@ -403,6 +403,7 @@ class Budget(Spending):
         releases in other
         processes: keep the ledger in a file.
         """
+        self.ledger.sync()
         influence = {"others_move_over_clip": self.others_move_over_clip} if len(self.ledger) else {}
         return {"position": self.queue.position, **influence, **self.ledger.state_dict()}
 

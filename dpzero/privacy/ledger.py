@@ -10,7 +10,9 @@ import re
 import secrets
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +26,10 @@ UNKNOWN = "?"  # a choice that can no longer be read
 LINE = re.compile(
     rf"(\d+) ([0-9a-f]{{16}})(?: ([0-9a-f]{{16}}))?|{CHOICE} ([0-9a-f]{{16}}) ([0-9.e+-]+) (-?\d+|\{UNKNOWN})"
 )
+RESERVED = "reserved"
+RESERVATION = re.compile(rf"{RESERVED} (\d+) (\d+) ([0-9a-f]{{16}}) (\S+)|{RESERVED} none")
+BLOCK = 32  # releases that one line reserves
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True)
@@ -122,8 +128,13 @@ class Lineage:
 class Ledger:
     """Append-only list of releases. Its file has the event, then a line per release (batch, key name).
 
-    A release is written before it is used: a killed process has never released more than its ledger says. The
-    same batch with the same sum under the same published key is the same release bit for bit, and counts once
+    A release is written before it is used, and what a process wrote outlives it: a killed process has never
+    released more than its ledger says. A machine that loses power loses what was not yet on disk. So under a
+    secret key a line that is on disk reserves the next releases (first batch, number of batches, key name, boot
+    of the machine), and if the machine was started anew before the ledger was closed, all of them count. Under
+    a published key lost releases can be made again, bit for bit, and nothing is reserved.
+
+    The same batch with the same sum under the same published key is the same release bit for bit, and counts once
     (its line has a digest of the sum). With another sum, or under a new key (a resumed run with a secret
     key), it is a further release. A private selection has a line of its own (choice, key name, epsilon, what
     was chosen).
@@ -139,6 +150,7 @@ class Ledger:
         self.event, self.path = event, path
         self.lineage = Lineage(self)
         self._file: FileIO | None = None
+        self._reserved, self._process = frozenset[Release](), os.getpid()
         if path is not None:
             self._open(path)
 
@@ -177,9 +189,12 @@ class Ledger:
         if not content:
             _append(file, json.dumps(asdict(self.event)))
             return
+        if content.endswith(b"\0"):  # bytes that a machine without power did not write
+            content = content.rstrip(b"\0")
+            file.truncate(len(content))
         first, *lines = content.decode("utf-8", "replace").split("\n")
         torn = lines.pop() if lines else ""
-        entries = [_parse(path, line) for line in lines]
+        entries = [_parse(path, line) for line in lines if not line.startswith(RESERVED)]
         try:
             event = json.loads(first)
         except ValueError:
@@ -190,7 +205,9 @@ class Ledger:
             )
         if b"\n" not in content:
             _append(file, "")
-        if torn:  # its release may have been used
+        if torn and (torn.startswith(RESERVED) or RESERVED.startswith(torn)):
+            file.truncate(content.rindex(b"\n") + 1)  # nothing was released yet under it
+        elif torn:  # its release may have been used
             line = _completed(path, torn, len(lines))
             if not line.startswith(torn):
                 file.truncate(content.rindex(b"\n") + 1)
@@ -199,16 +216,41 @@ class Ledger:
             entries.append(_parse(path, line))
         for entry in entries:
             self.lineage.hold(*entry)
+        self._end_reservations(file, *_pending(path, lines))
+
+    def _end_reservations(self, file: FileIO, reserved: frozenset[Release], restarted: bool) -> None:
+        """Count what an earlier process reserved and may have released, if its lines may be lost."""
+        lost = sorted(reserved - self.lineage.releases.keys()) if restarted else []
+        for release in lost:
+            self.lineage.hold(release, "")
+        if reserved:
+            _append(file, "\n".join([*(f"{number} {name}" for number, name in lost), f"{RESERVED} none"]))
 
     def write(self, entry: Release | Choice, digest: str) -> None:
         """Append an entry to the file, if there is one."""
+        if self._file is None:
+            return
+        if isinstance(entry, Release) and self.event.noise_key == "secret" and entry not in self._reserved:
+            count = max(1, min(BLOCK, self.event.steps - len(self)))
+            _append(self._file, f"{RESERVED} {entry.number} {count} {entry.key_name} {_boot()}")
+            self._reserved = _block(*entry, count)
+        words = [CHOICE, *entry] if isinstance(entry, Choice) else [*entry, *filter(None, [digest])]
+        line = " ".join(UNKNOWN if word is None else str(word) for word in words)
+        _append(self._file, line, on_disk=isinstance(entry, Choice))
+
+    def sync(self) -> None:
+        """Wait until the file is on disk, so that no state that is saved after this is ahead of it."""
         if self._file is not None:
-            words = [CHOICE, *entry] if isinstance(entry, Choice) else [*entry, *filter(None, [digest])]
-            _append(self._file, " ".join(UNKNOWN if word is None else str(word) for word in words))
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Unlock the file; nothing can be recorded after that."""
         if self._file is not None:
+            if self._process == os.getpid():  # a fork shares the file
+                with suppress(OSError):  # what stays reserved counts
+                    if self._reserved:
+                        _append(self._file, f"{RESERVED} none", on_disk=False)
+                    self.sync()
             self._file.close()
             self._file = None
 
@@ -321,15 +363,49 @@ class Ledger:
                 self.record(number, key_name)
 
 
-def _append(file: FileIO, line: str) -> None:
+def _append(file: FileIO, line: str, on_disk: bool = True) -> None:
+    """Writes a line. Another process sees it from then on; with `on_disk` a machine without power keeps it, too."""
     end, left = file.seek(0, os.SEEK_END), f"{line}\n".encode()
     try:
         while left:
             left = left[file.write(left) :]
-        os.fsync(file.fileno())
+        if on_disk:
+            os.fsync(file.fileno())
     except OSError:
-        file.truncate(end)  # nobody may use what is not on disk
+        file.truncate(end)  # nobody may use what was not written
         raise
+
+
+def _block(first: int, key_name: str, count: int) -> frozenset[Release]:
+    return frozenset(Release(number, key_name) for number in range(first, first + count))
+
+
+def _pending(path: Path, lines: list[str]) -> tuple[frozenset[Release], bool]:
+    """The releases of reservations that no process ended, and whether the machine was restarted since one."""
+    pending, restarted = frozenset[Release](), False
+    for line in lines:
+        if not line.startswith(RESERVED):
+            continue
+        if (reservation := RESERVATION.fullmatch(line)) is None:
+            raise _damaged(path)
+        first, count, key_name, boot = reservation.groups()
+        pending = pending | _block(int(first), key_name, int(count)) if first else frozenset[Release]()
+        restarted = bool(first) and (restarted or boot != _boot())
+    return pending, restarted
+
+
+def count_releases(path: Path) -> int:
+    """The number of releases in a file, which may be damaged."""
+    return sum(line[:1].isdigit() for line in path.read_bytes().splitlines())
+
+
+@cache
+def _boot() -> str:
+    """A name of the time since this machine was started; another one for each process if it has none."""
+    try:
+        return BOOT_ID.read_text("ascii").strip()
+    except OSError:
+        return secrets.token_hex(8)
 
 
 def _damaged(path: Path) -> ValueError:

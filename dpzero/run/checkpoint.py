@@ -18,6 +18,7 @@ import torch
 
 from ..errors import UsageError
 from ..files import replacing, write_whole
+from ..privacy.ledger import count_releases
 from ..zeroth_order import transcript
 from . import record_file
 from .record_file import is_release
@@ -91,7 +92,7 @@ class Checkpoint:
         self._saved = time.monotonic()
 
     def _make_room(self, earlier: str | None, cell: dict, code: str) -> None:
-        releases = len(self.ledger.read_bytes().splitlines()) - 1 if self.ledger.exists() else 0
+        releases = count_releases(self.ledger) if self.ledger.exists() else 0
         difference, secret = _difference(earlier, cell, code)
         if releases > 0 and secret:
             raise UsageError(

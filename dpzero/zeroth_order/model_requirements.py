@@ -30,7 +30,7 @@ class ModelCheck:
 
     Raises:
         ValueError: a requirement that is not met, with the name of the layer, buffer or parameter. Also from
-            `check` and `forward_passes`.
+            `check`, `forward_passes` and `deterministic`.
     """
 
     def __init__(self, model: nn.Module, parameters: Sequence[Tensor]) -> None:
@@ -75,20 +75,33 @@ class ModelCheck:
 
     @contextmanager
     def forward_passes(self) -> Iterator[None]:
-        """Context manager: forward passes in it change no tensor of the model and draw no random number.
+        """Context manager: forward passes in it change no tensor of the model.
 
         Around the first, the numbers are read, too, because torch does not see what is written through
         `.data`. Buffers that it changed are restored.
         """
-        versions, states = self._versions(), self._random_states()
+        versions = self._versions()
         sums = checksums(self._tensors) if self._first_buffers is not None else None
         try:
             yield
         finally:
-            self._check_unchanged(versions, states, sums)
+            self._check_unchanged(versions, sums)
         self._first_buffers = None
 
-    def _check_unchanged(self, versions: list[int], states: list[object], sums: list[int] | None) -> None:
+    @contextmanager
+    def deterministic(self) -> Iterator[None]:
+        """Context manager: the losses of a step, at all of its points, draw no random number."""
+        states = self._random_states()
+        try:
+            yield
+        finally:
+            if self._random_states() != states:
+                raise ValueError(
+                    "the loss drew random numbers (dropout in a function?), which differ at the two points of a step and "
+                    "depend on the rest of the batch: call model.eval(), or make the loss a function of the example alone"
+                )
+
+    def _check_unchanged(self, versions: list[int], sums: list[int] | None) -> None:
         now, differing, changed = self._versions(), set(), []
         if sums is not None:
             read = zip(self._tensors, sums, checksums(self._tensors), strict=True)
@@ -105,11 +118,6 @@ class ModelCheck:
             raise ValueError(
                 f"parameter or buffer {first} was changed by a forward pass: it would keep a function of private "
                 "examples without noise, so call model.eval() or take it out"
-            )
-        if self._random_states() != states:
-            raise ValueError(
-                "the loss drew random numbers (dropout in a function?), which differ at the two points of a step and "
-                "depend on the rest of the batch: call model.eval(), or make the loss a function of the example alone"
             )
 
     def _versions(self) -> list[int]:

@@ -1,8 +1,9 @@
 """The scalars by which a zeroth-order run moved: with the base model, that list is the fine-tuned model.
 
 The file: one line of JSON (the header), then a row a step: a float64 for each direction and the learning rate
-of each parameter group, little-endian, and a CRC-32 of the header and the rows so far. A row is on disk before
-the weights move, so a killed run never moved by an unwritten scalar.
+of each parameter group, little-endian, and a CRC-32 of the header and the rows so far. A row is written before
+the weights move, so a killed process never moved by an unwritten scalar. A machine that loses power may lose the
+last rows, but none of before a state that was saved (`sync`).
 """
 
 from __future__ import annotations
@@ -76,14 +77,19 @@ class Transcript:
         return len(self.scalars)
 
     def append(self, scalars: Sequence[float], rates: Sequence[float]) -> None:
-        """Appends one row: a scalar for each direction, a learning rate for each group. It is then on disk."""
+        """Appends one row: a scalar for each direction, a learning rate for each group."""
         row = np.asarray([*scalars, *rates], "<f8").tobytes()
         self._checksum = zlib.crc32(row, self._checksum)
         self._file.write(row + struct.pack("<I", self._checksum))
         self._file.flush()
-        os.fsync(self._file.fileno())
+
+    def sync(self) -> None:
+        """Waits until the rows are on disk."""
+        if not self._file.closed:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        self.sync()
         self._file.close()
 
 

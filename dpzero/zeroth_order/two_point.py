@@ -146,15 +146,16 @@ class TwoPoint(torch.optim.Optimizer):
         """
         rates = self.learning_rates()
         count, user_numbers = self._begin(batch, users)
-        plus, minus = self._losses_at_both_points(batch, count)
-        self.training_loss = self._mean_loss((plus + minus) / 2)
         try:
+            with self.model_check.deterministic():
+                plus, minus = self._losses_at_both_points(batch, count)
+            self.training_loss = self._mean_loss((plus + minus) / 2)
             scalars = self.projected_gradients(batches.user_means((plus - minus).T, user_numbers))
             if self.transcript is not None:
-                self.transcript.append(scalars, rates)  # on disk before the weights move
+                self.transcript.append(scalars, rates)  # before the weights move
             scalars = self.ranks.agreed(scalars)
         except BaseException:
-            self.perturbation.restore()  # a release was refused
+            self.perturbation.restore()  # a loss or a release was refused
             raise
         # x <- x - learning_rate * sum over k of scalars[k] z_k, from wherever the weights are
         self.perturbation.plan_update(
@@ -255,7 +256,12 @@ class TwoPoint(torch.optim.Optimizer):
         return self.__dict__
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, steps and learning rates: with the settings of the constructor all that a run needs to go on."""
+        """Weights, steps and learning rates: with the settings of the constructor all that a run needs to go on.
+
+        The transcript is on disk then, so that a saved state is never ahead of it.
+        """
+        if self.transcript is not None:
+            self.transcript.sync()
         settings = [{key: group[key] for key in group if key != "params"} for group in self.param_groups]
         return {
             "steps_taken": self.steps_taken,

@@ -1,8 +1,9 @@
-"""The ledger is on disk before a release is used, append-only, and readable after a kill at any byte."""
+"""The ledger is written before a release is used, append-only, and readable after a kill at any byte."""
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import tempfile
 from dataclasses import asdict, replace
@@ -13,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpzero.privacy import Event, Ledger, RunKey
+from dpzero.privacy import ledger as ledger_module
+from dpzero.privacy.ledger import BLOCK
 
 EVENT = Event("gaussian", "poisson", "add_remove", 240, 16, 1.25, 1, 100, 1e-5)
 ONE, TWO = RunKey.published(0).name, RunKey.published(1).name
@@ -43,7 +46,7 @@ def test_every_release_counts(path):
         assert list(ledger) == [(step, ONE) for step in range(5)]
 
 
-def test_a_release_is_on_disk_when_it_is_recorded(path):
+def test_a_release_is_written_when_it_is_recorded(path):
     ledger = opened(path)
     for step in range(3):
         ledger.record(step, ONE)
@@ -186,3 +189,73 @@ def test_the_ledger_of_another_setting_is_refused(name, path):
     with pytest.raises(ValueError, match="belongs to another setting: remove its folder"):
         opened(path, replace(EVENT, **{name: CHANGES[name]}))
     assert len(opened(path)) == 1
+
+
+SECRET, KEY = replace(EVENT, noise_key="secret"), RunKey.published(2).name
+
+
+@pytest.fixture(autouse=True)
+def _other_processes(monkeypatch):
+    """Ledgers of one process that continue the same key share their releases; here each is another process's."""
+    monkeypatch.setattr(ledger_module, "_lineages", {})
+
+
+def reopened(path: Path, monkeypatch) -> Ledger:
+    monkeypatch.setattr(ledger_module, "_lineages", {})
+    return Ledger(SECRET, path)
+
+
+def test_a_line_on_disk_reserves_the_releases_that_follow_it(path, monkeypatch):
+    """The file is forced to the disk once a block, before the first release of the block is written."""
+    forced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda _: forced.append(path.read_bytes().count(b"\n")))
+    ledger = Ledger(SECRET, path)
+    for step in range(BLOCK + 1):
+        ledger.record(step, KEY)
+    assert forced == [1, 2, BLOCK + 3]  # the event; a reservation of BLOCK; another
+    lines = path.read_text().splitlines()
+    assert lines[1].startswith(f"reserved 0 {BLOCK} {KEY} ") and lines[BLOCK + 2].startswith(
+        f"reserved {BLOCK} "
+    )
+
+
+@pytest.mark.parametrize("kept", [0, 1, 4])
+def test_after_a_loss_of_power_all_reserved_releases_count(path, monkeypatch, kept):
+    ledger = Ledger(SECRET, path)
+    for step in range(5):
+        ledger.record(step, KEY)
+    ledger._file.close()  # the process died
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[: 2 + kept]) + b"\0" * 7)  # what the disk had
+    monkeypatch.setattr(ledger_module, "_boot", lambda: "another")
+    for _ in range(2):  # they are written down, once
+        again = reopened(path, monkeypatch)
+        assert list(again) == [(step, KEY) for step in range(BLOCK)]
+        again.close()
+
+
+def test_after_the_death_of_a_process_its_releases_alone_count(path, monkeypatch):
+    ledger = Ledger(SECRET, path)
+    for step in range(5):
+        ledger.record(step, KEY)
+    ledger._file.close()
+    again = reopened(path, monkeypatch)
+    assert len(again) == 5
+    again._file.close()
+    monkeypatch.setattr(ledger_module, "_boot", lambda: "another")
+    assert len(reopened(path, monkeypatch)) == 5
+
+
+def test_a_closed_ledger_has_nothing_reserved(path, monkeypatch):
+    ledger = Ledger(SECRET, path)
+    ledger.record(0, KEY)
+    ledger.close()
+    monkeypatch.setattr(ledger_module, "_boot", lambda: "another")
+    assert list(reopened(path, monkeypatch)) == [(0, KEY)]
+
+
+def test_no_more_is_reserved_than_the_setting_has_steps(path):
+    ledger = Ledger(replace(SECRET, steps=3), path)
+    for step in range(3):
+        ledger.record(step, KEY)
+    assert path.read_text().splitlines()[1].startswith(f"reserved 0 3 {KEY} ")
