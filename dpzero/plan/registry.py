@@ -154,10 +154,11 @@ def _read(name: str, file: Path) -> Card | None:
 
 @cache
 def _known_classes() -> dict[str, ast.ClassDef]:
-    """The classes of this package that a method may inherit from."""
+    """The classes of this project that a method may inherit from."""
     package, nodes = Path(__file__).parents[1], []
-    for file in ("zeroth_order/two_point.py", "private_two_point.py", "algorithm.py"):
-        nodes += ast.parse((package / file).read_text("utf-8")).body
+    engine = ("zeroth_order/two_point.py", "private_two_point.py", "algorithm.py")
+    for file in [*(package / name for name in engine), *sorted((ROOT / "baselines").glob("[!_]*.py"))]:
+        nodes += ast.parse(file.read_text("utf-8")).body
     return {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
 
 
