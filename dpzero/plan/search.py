@@ -2,8 +2,11 @@
 
 A sweep with `search: {tries: N, seeds: [...]}` gives each method that has settings to choose a `grid` of N points. A try
 is a run of one point, scored on dev, with seeds that are not reported. Its run id has METHOD@POINT in the place of the
-method. A reported run starts when its tries are there, and takes the point with the highest mean score. Imports no
-torch.
+method. A reported run starts when its tries are there, and takes the point with the highest mean score.
+
+A step moves the weights by learning_rate * clip for each unit of a clipped value over the clip. So a grid may have
+`clipped_rate`, this product, in the place of the learning rate: it is the size of a step, which another clip does
+not change. Imports no torch.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typing import Any
 from ..errors import UsageError
 from ..files import TRY_MARK, run_id
 
+CLIPPED_RATE = "clipped_rate"
 RULE = "highest mean dev score over the seeds of the search"
 Point = dict[str, Any]  # setting -> value
 
@@ -39,7 +43,24 @@ def points(method: str, grid: object) -> dict[str, Point]:
     labelled = {"_".join(f"{key}{value}" for key, value in point.items()): point for point in each}
     if len(labelled) < len(each):
         raise UsageError(f"method {method}: its grid has a point twice: leave one out")
-    return labelled
+    return {label: _as_settings(method, point) for label, point in labelled.items()}
+
+
+def _as_settings(method: str, point: Point) -> Point:
+    """A point with `learning_rate` in place of `clipped_rate`."""
+    if CLIPPED_RATE not in point:
+        return point
+    try:
+        rate, clip = float(point[CLIPPED_RATE]), float(point["clip"])  # YAML reads 1e-3 as a text
+    except (KeyError, TypeError, ValueError):
+        rate = clip = math.nan
+    if not (rate > 0 and clip > 0) or "learning_rate" in point:
+        raise UsageError(
+            f"method {method}: {CLIPPED_RATE} is the learning rate times the clip: give a grid with it a positive clip "
+            "at each point, and no learning_rate"
+        )
+    rest = {key: value for key, value in point.items() if key != CLIPPED_RATE}
+    return rest | {"learning_rate": float(f"{rate / clip:.6g}")}
 
 
 def check_equal(stanzas: Mapping[str, dict | None], search: dict, name: str) -> None:

@@ -41,6 +41,17 @@ def write_scores(folder: Path, scores: dict[str, float | None]) -> Path:
     return folder
 
 
+def test_a_clipped_rate_is_the_learning_rate_times_the_clip():
+    points = search.points("dpzero", {"clip": [1, 3], "clipped_rate": [0.006]})
+    assert points == {
+        "clip1_clipped_rate0.006": {"clip": 1, "learning_rate": 0.006},
+        "clip3_clipped_rate0.006": {"clip": 3, "learning_rate": 0.002},
+    }
+    for grid in ({"clipped_rate": [1.0]}, [{"clip": 1, "clipped_rate": 1.0, "learning_rate": 1.0}]):
+        with pytest.raises(UsageError, match="is the learning rate times the clip"):
+            search.points("dpzero", grid)
+
+
 def test_each_method_has_its_tries_on_dev_with_the_seeds_of_the_search(cells):
     assert [run for run in cells if not is_try(run)] == [
         "toy/tiny-encoder/zero_shot/eps-0/seed-0",
