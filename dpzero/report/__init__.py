@@ -8,7 +8,10 @@ from typing import NamedTuple
 from dpzero.files import is_try
 
 # To add a figure: a function of that name in figures.py, its caption in captions/NAME.rst, its name here.
-FIGURES = ("accuracy_vs_epsilon", "memory_by_method", "accuracy_vs_time", "learning_curves")
+FIGURES = (
+    *("accuracy_vs_epsilon", "accuracy_vs_forwards", "memory_by_method"),
+    *("accuracy_vs_time", "learning_curves"),
+)
 TABLES = ("accuracy", "memory", "time", "privacy", "order")
 COMPARED = ("published", "discrepancies")  # if a run has a published number
 SEARCHED = ("search",)  # table and figure, if settings were searched for

@@ -26,6 +26,7 @@ WIDENED_BY = 0.25  # of the range of the seeds: an interval that is longer is cu
 MARGIN = 0.06  # of the height of a panel, above and below its points
 MAJORITY = {"color": style.GREY, "linestyle": "-", "linewidth": 0.9, "label": "majority class"}  # no marker
 LEGEND_LINE = 0.16  # inch
+WIDE_RANGE = 20  # highest / lowest value from which an axis is logarithmic
 NOT_PRIVATE = "not private"
 
 
@@ -45,6 +46,15 @@ def canvas(
     """A figure of this width, and its panels of this height, in inches."""
     figure = Figure(figsize=(width, rows * height + 0.4), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **shared)
+
+
+def panels_in_rows(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    """So many panels, two in a row; a single one is as wide as a column of text."""
+    columns, width = (2, style.PAGE_INCHES) if count > 1 else (1, style.COLUMN_INCHES)
+    figure, axes = canvas(math.ceil(count / columns), columns, height, width)
+    for spare in axes.flat[count:]:
+        spare.remove()
+    return figure, list(axes.flat[:count])
 
 
 def panels(runs: pandas.DataFrame, width: int = 40) -> Iterator[tuple[str, pandas.DataFrame]]:

@@ -36,8 +36,9 @@ def draw(written, tmp_path):
 
 
 def test_a_figure_is_a_function_a_name_and_a_caption():
-    tree = ast.parse((FOLDER / "figures.py").read_text())
-    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name[0] != "_"}
+    files = ("figures.py", "memory_by_method.py")
+    nodes = [node for file in files for node in ast.parse((FOLDER / file).read_text()).body]
+    functions = {node.name for node in nodes if isinstance(node, ast.FunctionDef) and node.name[0] != "_"}
     assert functions == set(FIGURES)
     assert set(FIGURES) <= {path.stem for path in (FOLDER / "captions").glob("*.rst")}
 
@@ -122,6 +123,24 @@ def test_long_names_and_wide_intervals_stay_in_their_places(record, name):
     assert not any(a.overlaps(b) for a, b in combinations(titles, 2))
     limits = [axis.get_ylim() for axis in figure.axes]
     assert name == "memory_by_method" or all(low > 40 and high < 100 for low, high in limits)
+
+
+def test_accuracy_stands_at_the_forward_passes_and_a_line_leads_there(record):
+    """Methods of equal cost stand side by side, all of them nearer to their cost than those of another."""
+    methods = [("mezo", "inf"), ("dpzero", "2"), ("dp_zo_gaussian", "2"), ("dp_sgd", "2"), ("adamw", "inf")]
+    records = [record(*method, seed) for method in methods for seed in range(3)]
+    zeroth, first = 150 * 16 * 2, 60 * 16 * 3
+    runs = to_frame(records)
+    assert set(runs["example_forwards"]) == {zeroth, first}
+    with style.settings():
+        (axis,) = figures.accuracy_vs_forwards(runs).axes
+    places = {line.get_label(): line.get_xdata()[0] for line in axis.lines if line.get_linestyle() == "None"}
+    between = (zeroth * first) ** 0.5
+    assert all(between < places[title] for title in ("MeZO", "DPZero", "DP-ZO (Gaussian)"))
+    assert all(places[title] < between for title in ("DP-SGD", "AdamW"))
+    assert len({places[title] for title in ("MeZO", "DPZero", "DP-ZO (Gaussian)")}) == 3
+    (curve,) = [line for line in axis.lines if line.get_label() == "_dpzero"]
+    assert curve.get_xdata()[[0, -1]] == pytest.approx([0, zeroth]) and len(curve.get_xdata()) == 7
 
 
 def test_the_majority_class_of_a_task_of_ones_own_comes_from_its_records(record):
