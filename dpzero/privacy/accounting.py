@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -282,14 +283,26 @@ class Setting:
             )
         return least_scale(self.epsilon, epsilon, DISCRETISATION)
 
+    # -- answers that are kept ---------------------------------------------------------------------------------
+
     def cached_noise_scale(self, epsilon: float, folder: Path) -> float:
         """`noise_scale`, cached in `folder` under a hash of everything that it depends on."""
-        about = {"epsilon": epsilon, "accountant": self.accountant, "answers": CACHE_VERSION}
-        question = asdict(self) | about
+        answer = partial(self.noise_scale, epsilon)
+        return float(self._cached("noise_scale", answer, {"epsilon": epsilon}, folder))
+
+    def cached_cost(
+        self, measure: Callable[[Setting, float], float | None], noise_scale: float, folder: Path
+    ) -> float | None:
+        """`measure(self, noise_scale)` of a method of this class such as `Setting.epsilon`, cached in `folder`."""
+        about = {"cost": measure.__name__, "noise_scale": noise_scale}
+        return self._cached("answer", partial(measure, self, noise_scale), about, folder)
+
+    def _cached(self, name: str, answer: Callable[[], Any], about: Mapping[str, Any], folder: Path) -> Any:
+        question = asdict(self) | about | {"accountant": self.accountant, "answers": CACHE_VERSION}
         path = folder / (sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:32] + ".json")
         if not path.exists():
-            write_whole(path, json.dumps({**question, "noise_scale": self.noise_scale(epsilon)}))
-        return float(json.loads(path.read_text("utf-8"))["noise_scale"])
+            write_whole(path, json.dumps({**question, name: answer()}))
+        return json.loads(path.read_text("utf-8"))[name]
 
     @property
     def accountant(self) -> str:

@@ -6,10 +6,10 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from .accounting import Setting
-from .gdp import mu_of_epsilon
 from .ledger import Ledger
 from .mechanisms import delta_excess
 from .permute_and_flip import MECHANISM
@@ -28,7 +28,12 @@ UNMEASURABLE = (
 
 
 class Spending:
-    """Privacy loss of the releases in a ledger: the half of `Budget` that only reads it."""
+    """Privacy loss of the releases in a ledger: the half of `Budget` that only reads it.
+
+    With a folder as `cached_costs`, what the same releases cost is computed once for all runs.
+    """
+
+    cached_costs: Path | None = None
 
     def __init__(self, setting: Setting, key: RunKey, ledger: Ledger, epsilon_target: float | None) -> None:
         self.setting, self.key, self.ledger, self.epsilon_target = setting, key, ledger, epsilon_target
@@ -100,7 +105,7 @@ class Spending:
             "epsilon_target": self.epsilon_target if epsilon_target is None else epsilon_target,
             "epsilon_spent": self.epsilon_spent(),
             "epsilon_spent_rdp": None if renyi is None else max(renyi, chosen),
-            "gdp_mu": None if mu is None else max(mu, mu_of_epsilon(chosen)),
+            "gdp_mu": mu if mu is None or not chosen else max(mu, _mu_of_epsilon(chosen)),
             **({"choice": {"mechanism": MECHANISM, "epsilon": chosen}} if chosen else {}),
             "accountant": self.setting.accountant,
             "others_move_over_clip": self.others_move_over_clip,
@@ -144,8 +149,18 @@ class Spending:
             return 0.0
         ran = replace(self.setting, steps=self._counted_steps())
         left = ran.delta - grid_delta(ran, self.noise_scale, self.noise_arithmetic)
-        cost = measure(replace(ran, delta=left), self.noise_scale) if left >= 0 else math.inf
+        cost: float | None = math.inf
+        if left >= 0:
+            ran = replace(ran, delta=left)
+            folder, scale = self.cached_costs, self.noise_scale
+            cost = measure(ran, scale) if folder is None else ran.cached_cost(measure, scale, folder)
         return None if cost is None or math.isnan(cost) else cost
+
+
+def _mu_of_epsilon(epsilon: float) -> float:
+    from .gdp import mu_of_epsilon  # with scipy's optimizers, which take a third of a second to import
+
+    return mu_of_epsilon(epsilon)
 
 
 def grid_delta(setting: Setting, noise_scale: float, noise_arithmetic: str) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any
@@ -59,7 +58,8 @@ class Setup:
         self.examples: dict[str, Any] = encoding.encode(self.task, cell["model"], self.settings["max_length"])
         self._check_rows()
         sizes = self.settings["token_budget"], self.settings["compute"]
-        self.loss: Any = losses.make_loss(self.task, cell["model"], *sizes)
+        scores_text = isinstance(self.examples["train"], encoding.Continuations)
+        self.loss: Any = losses.make_loss(self.task, cell["model"], *sizes, scores_text)
         self.loss.share = ranks.rank, ranks.size
         last = max(0, self.settings["steps"] - 1)
         self.timed_steps = set(np.linspace(0, last, TIMED_STEPS).astype(int).tolist())
@@ -130,8 +130,11 @@ class Setup:
 
     def majority(self, split: str) -> dict[str, float]:
         """The accuracy of always answering the most frequent label of a split, for the metrics; empty without labels."""
-        labels = [row.label for row in self.task.splits[split]] if self.task.labels else []
-        return {"majority": max(Counter(labels).values()) / len(labels)} if labels else {}
+        if not self.task.labels:
+            return {}
+        examples = self.examples[split]
+        labels = examples.gold() if isinstance(examples, encoding.Continuations) else examples.labels
+        return {"majority": int(np.bincount(labels).max()) / len(labels)}
 
     def budget(self, ledger: Path | None) -> Budget | None:
         """The privacy budget; None for a method without noise."""
@@ -148,11 +151,14 @@ class Setup:
                 claimed = Setting("gaussian", "poisson", "add_remove", dataset_size=size, **sizes)
                 return PublicCodeBudget(PublicRun(practice, epsilon, claimed, assumed), self.key, ledger)
             setting = Setting(dataset_size=size, **sizes, **kinds)
-            scale = setting.cached_noise_scale(epsilon, assets.cache_folder() / "calibrations")
+            folder = assets.cache_folder() / "calibrations"
+            scale = setting.cached_noise_scale(epsilon, folder)
             arithmetic = self.settings["noise_arithmetic"]
-            return Budget(
+            budget = Budget(
                 setting, scale, self.key, ledger, noise_arithmetic=arithmetic, epsilon_target=epsilon
             )
+            budget.cached_costs = None if self.release else folder  # what a release says is computed for it
+            return budget
         except ValueError as error:
             raise UsageError(f"{self.name}: {error}") from error
 

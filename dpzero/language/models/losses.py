@@ -304,7 +304,7 @@ def _overlap(written: list[str], reference: list[str]) -> float:
 
 
 def make_loss(
-    task: Task, model: str, token_budget: int, compute: str = "float32"
+    task: Task, model: str, token_budget: int, compute: str = "float32", scores_text: bool | None = None
 ) -> CrossEntropy | ContinuationLoss:
     """The per-example loss of a model on a task.
 
@@ -313,8 +313,11 @@ def make_loss(
         model: a name of models.yaml.
         token_budget: padded tokens of a micro-batch.
         compute: the type of matrix products, "float32" or "bfloat16".
+        scores_text: whether texts are scored, if it is known (the tokenizer of a causal model says it).
     """
-    if not encoding.scores_text(model, task):
+    if scores_text is None:
+        scores_text = encoding.scores_text(model, task)
+    if not scores_text:
         return CrossEntropy(token_budget, compute)
     info = encoding.tokenizer_info(model) if task.max_new_tokens else None
     return ContinuationLoss(token_budget, compute, info, task.max_new_tokens)
