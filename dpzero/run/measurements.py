@@ -28,7 +28,8 @@ from .setup import Setup
 
 LOG_SECONDS = 10  # between progress lines
 FOLDER = "memory"  # of the cache
-FACTORS = {"learning_rate", "clip"}  # settings that only multiply: they do not change the memory of a step
+# settings that only multiply, or count what is not in a step: they do not change its memory
+WITHOUT_MEMORY = {"learning_rate", "clip", "smoothing", "delta", "steps", "evaluate_every", "curve_examples"}
 STAND_INS = 8
 
 
@@ -108,7 +109,7 @@ def measure_step_memory(setup: Setup) -> dict:
     demonstrations.
     """
     cell = {key: setup.cell[key] for key in ("task", "model", "use")}
-    settings = {key: value for key, value in setup.settings.items() if key not in FACTORS}
+    settings = {key: value for key, value in setup.settings.items() if key not in WITHOUT_MEMORY}
     made_by = [setup.origin[name] for name in ("code", "method_code", "device", "packages")]
     question = json.dumps([cell, settings, made_by], sort_keys=True)
     name = hashlib.sha256(question.encode()).hexdigest()[:16]
@@ -123,7 +124,7 @@ def _measure_step_memory(setup: Setup) -> dict:
     size, length = setup.settings["batch_size"], setup.settings["max_length"]
     model: Any = setup.model()
     batch = setup.loss.stand_in(size, length)
-    from_features = caches.trains_on_features(model, setup.settings)
+    from_features = caches.trains_on_features(batch, setup.settings)
     inputs: Any = caches.stand_in_features(model, size) if from_features else batch
     trained = text_classifier.HeadAlone(model.head) if from_features else model
 

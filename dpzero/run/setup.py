@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sized
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -110,18 +111,21 @@ class Setup:
 
     def model_and_examples(self) -> tuple[Any, Mapping[str, Any]]:
         """The model and the examples as steps read them: head and cached features if the head alone is trained."""
-        model: Any = self.model()
-        if not caches.trains_on_features(model, self.settings):
-            return model, self.examples
+        if not caches.trains_on_features(self.examples["train"], self.settings):
+            return self.model(), self.examples
         examples, split = dict(self.examples), self.settings["split"]
         if split != "dev":
             looks = self.iterate == "accounted" or not self.release
             examples["dev"] = self.curve_examples(examples) if looks else examples["dev"][np.arange(0)]
+        name, seed, load = self.cell["model"], self.cell["seed"], cache(self._load_for_features)
         for part in dict.fromkeys(("train", "dev", split)):
-            texts = examples[part]
-            self.say(f"the features of {len(texts)} {part} texts, made once")
-            examples[part] = caches.read_features(self.cell["model"], model, texts)
-        return text_classifier.HeadAlone(model.head), examples
+            examples[part] = caches.read_features(name, load, examples[part], seed, self.device)
+        head = caches.read_head(name, load, self.task, seed).to(self.device.split(",")[0])
+        return text_classifier.HeadAlone(head), examples
+
+    def _load_for_features(self) -> torch.nn.Module:
+        self.say("loading the whole model: the features of some texts are not in the cache")
+        return self.model()
 
     def curve_examples(self, examples: Mapping[str, Any]) -> Sized:
         """The dev examples of a point of the learning curve."""
@@ -163,6 +167,7 @@ class Setup:
             raise UsageError(f"{self.name}: {error}") from error
 
     def method(self, model: torch.nn.Module, budget: Budget | None) -> Method:
+        leave_compiler_out()
         own = {k: v for k, v in self.settings.items() if k in self.card.settings and k not in RUN_SETTINGS}
         budget_or_size = budget or self.settings["batch_size"]
         return self.card.load()(model, self.loss, budget_or_size, seed=self.cell["seed"], **own)
@@ -198,6 +203,17 @@ class Setup:
             data["departure"] = departure
         model_part = {"name": model, "sha256": weights, "title": title}
         return origin | {"threads": torch.get_num_threads(), "model": model_part, "data": data}
+
+
+def leave_compiler_out() -> None:
+    """Let `torch.optim` do without torch's compiler, whose import takes a second: nothing is compiled here.
+
+    At the first call of these methods torch imports it, only to exclude them from what it compiles.
+    """
+    for name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):
+        method = getattr(torch.optim.Optimizer, name)
+        if own := getattr(method, "__wrapped__", None):
+            vars(own).setdefault("__dynamo_disable", own)
 
 
 def describe_ranks(ranks: Ranks, steps: int) -> dict:

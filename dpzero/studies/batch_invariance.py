@@ -63,7 +63,7 @@ def load(name: str) -> tuple[nn.Module, Any]:
     model: Any
     if name == HEAD:
         model, texts = text_classifier.load("minilm", r8, "head"), encoding.encode(r8, "minilm", 24)["train"]
-        features = caches.read_features("minilm", model, texts[np.arange(1000)])
+        features = caches.read_features("minilm", lambda: model, texts[np.arange(1000)], 0, "cpu")
         return text_classifier.HeadAlone(model.head), features
     if name == "minilm":
         return text_classifier.load(name, r8, "bias"), encoding.encode(r8, name, 24)["train"]

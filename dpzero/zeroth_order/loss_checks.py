@@ -106,6 +106,11 @@ class Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.unit = TF32 if _products_are_coarse() else torch.finfo(torch.float32).eps
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: torch would import its compiler, which takes a second, to exclude the method below from it."""
+        return False
+
     def __torch_dispatch__(self, operation: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
         result = operation(*arguments, **(named or {}))
         for tensor in tree_leaves(result):

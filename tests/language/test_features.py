@@ -26,7 +26,7 @@ def load(name: str, tune: str = "head") -> tuple[text_classifier.Classifier, enc
 @pytest.mark.parametrize("name", MODELS)
 def test_losses_and_accuracy_equal_those_of_the_complete_model(name):
     (model, texts), loss = load(name), losses.CrossEntropy(token_budget=200)
-    features = caches.read_features(name, model, texts)
+    features = caches.read_features(name, lambda: model, texts, 3, "cpu")
     batch = np.array([5, 3, 200, 3, 77])
     head = text_classifier.HeadAlone(model.head)
     for enabled in (True, False):  # a head has a product of its own without gradients
@@ -40,7 +40,7 @@ def test_losses_and_accuracy_equal_those_of_the_complete_model(name):
 
 def test_micro_batches_change_no_loss():
     model, texts = load("tiny-encoder")
-    features = caches.read_features("tiny-encoder", model, texts)
+    features = caches.read_features("tiny-encoder", lambda: model, texts, 3, "cpu")
     head = text_classifier.HeadAlone(model.head)
     few, many = (losses.CrossEntropy(budget)(head, features[np.arange(50)]) for budget in (1000, 7))
     assert torch.allclose(few, many, atol=1e-6)
@@ -48,16 +48,16 @@ def test_micro_batches_change_no_loss():
 
 def test_features_are_cached_for_their_texts(monkeypatch):
     model, texts = load("tiny-encoder")
-    first = caches.read_features("tiny-encoder", model, texts)
+    first = caches.read_features("tiny-encoder", lambda: model, texts, 3, "cpu")
 
     def asked(*_):
         raise AssertionError("the body was asked again")
 
     monkeypatch.setattr(model, "features", asked)
-    again = caches.read_features("tiny-encoder", model, texts)
+    again = caches.read_features("tiny-encoder", lambda: model, texts, 3, "cpu")
     assert np.array_equal(first.values, again.values) and np.array_equal(first.labels, again.labels)
     with pytest.raises(AssertionError, match="asked again"):
-        caches.read_features("tiny-encoder", model, texts[np.arange(9)])
+        caches.read_features("tiny-encoder", lambda: model, texts[np.arange(9)], 3, "cpu")
 
 
 def test_the_number_of_threads_changes_no_bit():
@@ -84,5 +84,5 @@ def test_the_number_of_threads_changes_no_bit():
     ],
 )
 def test_features_are_used_if_only_the_head_is_trained(settings, whether):
-    model, _ = load("tiny-encoder", settings["tune"])
-    assert caches.trains_on_features(model, settings) is whether
+    _, texts = load("tiny-encoder")
+    assert caches.trains_on_features(texts, settings) is whether

@@ -121,7 +121,7 @@ def test_runs_of_the_same_settings_share_a_measurement_and_no_others_do(cache, s
 
     cell = smoke("dpzero")
     same = cell | {"epsilon": "6", "seed": 3}
-    tries = [smoke("dpzero", clip=3.0), smoke("dpzero", learning_rate=0.5)]
+    tries = [smoke("dpzero", clip=3.0), smoke("dpzero", learning_rate=0.5, steps=10)]
     others = [smoke("dpzero", batch_size=9), smoke("mezo")]
     assert [measure(c) for c in (cell, cell, same, *tries, *others)] == [1, 1, 1, 1, 1, 2, 3]
 

@@ -49,7 +49,10 @@ def test_a_record_has_the_figure_of_a_run(monkeypatch):
     model = text_classifier.load("tiny-encoder", tasks.load("toy"), "head")
     texts = encoding.encode(tasks.load("toy"), "tiny-encoder", 24)["train"][np.arange(9)]
     loss = losses.make_loss(tasks.load("toy"), "tiny-encoder", 512)
-    features, head = caches.read_features("tiny-encoder", model, texts), text_classifier.HeadAlone(model.head)
+    features, head = (
+        caches.read_features("tiny-encoder", lambda: model, texts, 3, "cpu"),
+        text_classifier.HeadAlone(model.head),
+    )
     for like, part in ((texts, model), (features, head)):
         batch = measurements.stand_ins(like, part, 24)
         figure = measurements.measure_batch_invariance(loss, part, batch, clip=1.0, smoothing=1e-3)

@@ -1,10 +1,14 @@
-"""Caches of forward passes: the features of a frozen backbone, and the keys and values of a shared prefix."""
+"""Caches of forward passes: the features of a frozen backbone, and the keys and values of a shared prefix.
+
+With the head's start also in a cache, a run that trains the head alone loads no backbone, and not transformers.
+"""
 
 from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,11 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...files import replacing
-from ..data import assets
+from ..data import assets, tasks
+from ..data.tasks import Task
 from . import model_catalogue
 from .batch_invariance import Bucket
 from .encoding import Examples
-from .text_classifier import Classifier
 
 # -- features -----------------------------------------------------------------------------------------------
 
@@ -68,10 +72,9 @@ class Features:
         return self.values.to(device), torch.ones(len(self), 1), self.labels.to(device)
 
 
-def trains_on_features(model: nn.Module, settings: Mapping[str, Any]) -> bool:
-    """Whether a run can train on features: only the head of a classifier is trainable, in float32."""
-    on_head = settings["tune"] == "head" and settings["compute"] == "float32"
-    return on_head and isinstance(model, Classifier)
+def trains_on_features(texts: Any, settings: Mapping[str, Any]) -> bool:
+    """Whether a run can train on the features of texts: the head alone of a classifier, in float32."""
+    return settings["tune"] == "head" and settings["compute"] == "float32" and isinstance(texts, Examples)
 
 
 def stand_in_features(model: Any, size: int) -> Features:
@@ -79,18 +82,53 @@ def stand_in_features(model: Any, size: int) -> Features:
     return Features(torch.zeros(size, model.head.in_features), torch.zeros(size, dtype=torch.int64))
 
 
-def read_features(name: str, model: Any, texts: Examples) -> Features:
-    """The features of texts, from the cache if they are there. `name` is the model's in models.yaml."""
-    device = next(model.parameters()).device
-    key = hashlib.sha256(f"{FORMAT} {model_catalogue.digest(name)} {device.type}".encode())
+def read_features(name: str, load: Callable[[], Any], texts: Examples, seed: int, device: str) -> Features:
+    """The features of texts, from the cache if they are there.
+
+    Args:
+        name: of models.yaml.
+        load: gives the `Classifier`; called only for what the cache does not hold.
+        texts: as the model reads them.
+        seed: of random weights.
+        device: of the model, or several with commas between.
+    """
+    key = hashlib.sha256(
+        f"{FORMAT} {_weights(name, seed)} {torch.device(device.split(',')[0]).type}".encode()
+    )
     for array in (texts.tokens, texts.offsets):
         key.update(array.tobytes())
     path = assets.cache_folder() / "features" / f"{name}-{key.hexdigest()[:16]}.npy"
-    with assets.locked(path.stem):
-        if not path.exists():
-            with replacing(path) as file:
-                np.save(file, features(model, texts))
+    if not path.exists():
+        with assets.locked(path.stem):
+            if not path.exists():  # another process may have made them while this one waited
+                values = features(load(), texts)
+                with replacing(path) as file:
+                    np.save(file, values)
     return Features.from_arrays(np.load(path), texts.labels)
+
+
+def read_head(name: str, load: Callable[[], Any], task: Task, seed: int) -> nn.Linear:
+    """A classifier's head as it starts, on the CPU: the same bits as `load` gives, from the cache if it is there."""
+    stanza = {key: value for key, value in model_catalogue.stanza(name).items() if key != "title"}
+    key = json.dumps([FORMAT, _weights(name, seed), tasks.digest(task.name), stanza], sort_keys=True)
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    path = assets.cache_folder() / "features" / f"{name}-{task.name}-head-{digest}.npz"
+    if not path.exists():
+        start = {key: value.detach().cpu().numpy() for key, value in load().head.named_parameters()}
+        with replacing(path) as file:
+            np.savez(file, **start)
+    with np.load(path) as start:
+        rows, columns = start["weight"].shape
+        head = nn.Linear(columns, rows, device="meta")  # draws nothing
+        for key in ("weight", "bias"):
+            setattr(head, key, nn.Parameter(torch.from_numpy(start[key]).clone()))
+    return head
+
+
+def _weights(name: str, seed: int) -> str:
+    """What the weights of a model follow from."""
+    drawn = f" {seed}" if "config" in model_catalogue.stanza(name) else ""
+    return model_catalogue.digest(name) + drawn
 
 
 @torch.no_grad()
