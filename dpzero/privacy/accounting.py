@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
@@ -295,9 +295,10 @@ class Setting:
     ) -> float | None:
         """`measure(self, noise_scale)` of a method of this class such as `Setting.epsilon`, cached in `folder`."""
         about = {"cost": measure.__name__, "noise_scale": noise_scale}
-        return self._cached("answer", partial(measure, self, noise_scale), about, folder)
+        cost: float | None = self._cached("answer", partial(measure, self, noise_scale), about, folder)
+        return cost
 
-    def _cached(self, name: str, answer: Callable[[], Any], about: Mapping[str, Any], folder: Path) -> Any:
+    def _cached(self, name: str, answer: Callable[[], Any], about: dict[str, Any], folder: Path) -> Any:
         question = asdict(self) | about | {"accountant": self.accountant, "answers": CACHE_VERSION}
         path = folder / (sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:32] + ".json")
         if not path.exists():
