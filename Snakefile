@@ -121,11 +121,13 @@ rule tables:
     params:
         command="dpzero tables",
         sweep=SWEEP.sweep,
+        narrowed=SWEEP.axes,
         folder=lambda wildcards, output: Path(output[0]).parent,
     message:
         "{params.command} --sweep {params.sweep}"
     shell:
-        '"$DPZERO_PYTHON" -P -m {params.command} --sweep {params.sweep:q} --cells {input.cells:q} --out {params.folder:q} '
+        '"$DPZERO_PYTHON" -P -m {params.command} --sweep {params.sweep:q} {params.narrowed:q} --cells {input.cells:q} '
+        "--out {params.folder:q} "
         ">{log:q} 2>&1"
 
 
@@ -146,6 +148,7 @@ use rule tables as figures with:
     params:
         command="dpzero figures",
         sweep=SWEEP.sweep,
+        narrowed=SWEEP.axes,
         folder=lambda wildcards, output: Path(output[0]).parent,
 
 
@@ -171,13 +174,14 @@ rule pages:
         ENVIRONMENT
     params:
         sweep=SWEEP.sweep,
+        narrowed=SWEEP.axes,
         tables=lambda wildcards, input: Path(input.tables[0]).parent,
         folder=lambda wildcards, output: Path(output[0]).parent,
     message:
         "the pages of snakemake --report"
     shell:
-        '"$DPZERO_PYTHON" -P -m dpzero pages --sweep {params.sweep:q} --cells {input.cells:q} --tables {params.tables:q} '
-        "--figures {input.figures:q} --out {params.folder:q} >{log:q} 2>&1"
+        '"$DPZERO_PYTHON" -P -m dpzero pages --sweep {params.sweep:q} {params.narrowed:q} --cells {input.cells:q} '
+        "--tables {params.tables:q} --figures {input.figures:q} --out {params.folder:q} >{log:q} 2>&1"
 
 
 rule partial:
@@ -189,13 +193,14 @@ rule partial:
         ENVIRONMENT
     params:
         sweep=SWEEP.sweep,
+        narrowed=SWEEP.axes,
         tables=f"{RESULTS}/tables",
         figures=SWEEP.figures,
     message:
         "tables and figures of the runs that exist"
     shell:
-        'for what in tables figures; do "$DPZERO_PYTHON" -P -m dpzero $what --sweep {params.sweep:q} --cells {input.cells:q} '
-        "--out $(test $what = tables && echo {params.tables:q} || echo {params.figures:q}); done >{log:q} 2>&1"
+        'for what in tables figures; do "$DPZERO_PYTHON" -P -m dpzero $what --partial --sweep {params.sweep:q} {params.narrowed:q} '
+        "--cells {input.cells:q} --out $(test $what = tables && echo {params.tables:q} || echo {params.figures:q}); done >{log:q} 2>&1"
 
 
 onstart:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
-from ..errors import UsageError
-from ..plan import sweep
+from ..errors import UsageError, unknown
+from ..plan import guard, sweep
 from ..plan.registry import card
-from .options import SWEEP, Options, folder_to_read, folder_to_write, option, verb
-from .process_setup import read_text
+from .options import LOCAL_FILES, SWEEP, Options, folder_to_read, folder_to_write, option, verb
+from .process_setup import log, read_text
+from .runs import axes_options, chosen_axes
 from .workflow import snakefile
 
 RECORDS: Options = {
     **SWEEP,
+    **axes_options(*sweep.AXES),
+    **LOCAL_FILES,
     "--cells": option("file of run ids, one a line (default: all of the sweep)", type=Path),
     "--records": option("folder of the records (default: results/SWEEP/runs)", type=Path),
+    "--partial": option(
+        "leave out the records of other cells, such as of changed settings", action="store_true"
+    ),
 }
 OUT: Options = {"--out": option("folder for the files", type=folder_to_write, required=True)}
 
@@ -145,16 +152,56 @@ def readme(options: argparse.Namespace) -> dict:
 
 
 def _planned_runs(options: argparse.Namespace) -> list[str]:
-    return read_text(options.cells).split() if options.cells else list(sweep.load(options.sweep))
+    """The ids of the planned runs."""
+    return list(_planned_cells(options))
+
+
+def _planned_cells(options: argparse.Namespace) -> dict[str, dict]:
+    """The cells of the sweep, narrowed by the axes that were given and to the ids of --cells."""
+    cells = sweep.load(options.sweep, **chosen_axes(options))
+    if not options.cells:
+        return cells
+    runs = read_text(options.cells).split()
+    for run in runs:
+        if run not in cells:
+            raise UsageError(f"{options.cells}: {unknown(f'run of sweep {options.sweep}', run, cells)}")
+    return {run: cells[run] for run in runs}
 
 
 def _find_records(options: argparse.Namespace) -> tuple[list[Path], list[str]]:
-    """The existing record files of the planned runs, and these runs. Other files are ignored."""
-    runs = _planned_runs(options)
+    """The existing record files of the planned runs, and these runs. Other files are ignored.
+
+    Raises UsageError for a record of another cell; with --partial it counts as missing, and a line says so.
+    """
+    cells = _planned_cells(options)
     folder = options.records or Path("results") / sweep.name_of(options.sweep) / "runs"
-    records = [path for run in runs if (path := folder / f"{run}.json").exists()]
+    records, others = [], []
+    for run, cell in cells.items():
+        if (path := folder / f"{run}.json").exists():
+            words = _difference(path, cell)
+            others += [f"{path} is the record of another cell ({words})"] if words else []
+            records += [] if words else [path]
+    if others:
+        advice = (
+            "run the sweep again, which makes it anew"
+            if options.partial
+            else ("delete it and run the sweep again, or leave it out by --partial")
+        )
+        sentence = others[0] + f", and so are {len(others) - 1} more" * (len(others) > 1)
+        if not options.partial:
+            raise UsageError(f"{sentence}: {advice}")
+        log(f"dpzero: {sentence}, left out here: {advice}")
     if not records:
         raise UsageError(
-            f"none of the {len(runs)} runs of sweep {options.sweep} has a record in {folder}: run it first"
+            f"none of the {len(cells)} runs of sweep {options.sweep} has a record in {folder}: run it first"
         )
-    return records, runs
+    return records, list(cells)
+
+
+def _difference(path: Path, cell: dict) -> str | None:
+    """In which key a record differs from its cell; None also for a file that is no record, which its reader names."""
+    try:
+        recorded = json.loads(path.read_text("utf-8"))["cell"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return guard.difference(recorded, cell) if isinstance(recorded, dict) else None
