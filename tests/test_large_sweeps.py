@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import resource
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
+from dpzero.plan import sweep
 from tests.project_copy import ProjectCopy
 
 pytestmark = pytest.mark.slow
@@ -65,21 +65,15 @@ def test_tables_take_time_in_proportion_to_the_records(project):
     one = json.loads((project.folder / "one.json").read_text())
 
     def tables(runs: int) -> float:
-        listed = (
-            project.call("-m", "dpzero", "cells", "--sweep", f"many-{runs}").stdout.split("\n{")[0].split()
-        )
-        for run in listed:
-            write(project.folder / "records" / f"{run}.json", one, run)
-        (project.folder / "cells.txt").write_text("\n".join(listed))
+        cells = sweep.load(str(project.sweeps / f"many-{runs}.yaml"))
+        for run, cell in cells.items():
+            path = project.folder / "records" / f"{run}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(
+                json.dumps(one | {"run": run, "cell": {k: v for k, v in cell.items() if k != "title"}})
+            )
+        (project.folder / "cells.txt").write_text("\n".join(cells))
         places = ["--cells", "cells.txt", "--records", "records", "--out", "tables"]
         return cost(project, "-m", "dpzero", "tables", "--sweep", f"many-{runs}", *places)
 
     assert_in_proportion(tables)
-
-
-def write(path: Path, record: dict, run: str) -> None:
-    task, model, method, epsilon, seed = run.split("/")
-    cell = {"task": task, "model": model, "method": method, "use": method}
-    cell |= {"epsilon": epsilon.removeprefix("eps-"), "seed": int(seed.removeprefix("seed-"))}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record | {"run": run, "cell": record["cell"] | cell}))

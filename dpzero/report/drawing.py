@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import cache
-from pathlib import Path
 from textwrap import fill
 from typing import Any, NamedTuple
 
@@ -90,24 +88,6 @@ def score_label(rows: pandas.DataFrame, split: str | None = None) -> str:
     return f"{split or next(iter(rows['metrics.split'].dropna()), '')} {metric} (%)".strip()
 
 
-def majority(rows: pandas.DataFrame) -> float | None:
-    """The accuracy (%) of always answering the most frequent label of the scored examples; None if unknown.
-
-    From the records; for records that do not say it, from majority.csv, which has the built-in tasks.
-    """
-    if "metrics.majority" in rows and rows["metrics.majority"].notna().any():
-        return 100 * float(rows["metrics.majority"].dropna().iloc[0])
-    scored = rows[rows["metric"] == "accuracy"][["task", "metrics.split", "metrics.examples"]].dropna()
-    shares = (_majorities().get(tuple(key)) for key in scored.drop_duplicates().to_numpy().tolist())
-    return next((100 * share for share in shares if share is not None), None)
-
-
-@cache
-def _majorities() -> dict[tuple[str, str, int], float]:
-    table = pandas.read_csv(Path(__file__).with_name("majority.csv"))
-    return {(row.task, row.split, row.examples): row.majority / row.examples for row in table.itertuples()}
-
-
 def write(
     axis: Axes,
     text: str,
@@ -162,7 +142,7 @@ def _mark_failure(axis: Axes, rows: pandas.DataFrame, x: float, colour: str) -> 
 def limit_scores(marks: Sequence[Mark], majority: float | None) -> None:
     """Limits of panels that share a score: all seeds, and intervals that are not much longer than their range.
 
-    A grey line is the accuracy of the majority class, if it is known.
+    A grey line is the accuracy of the majority class (its share), if it is known.
 
     An interval that goes on beyond the panel, or beyond 0 or 100 %, ends in an arrowhead.
     """
@@ -173,14 +153,14 @@ def limit_scores(marks: Sequence[Mark], majority: float | None) -> None:
     far = WIDENED_BY * max(high - low, 4.0)
     ends = [end for one in marks for end in (one.summary.low, one.summary.high)]
     near = [end for end in ends if max(low - far, 0) <= end <= min(high + far, 100)]
-    near += [] if majority is None else [majority]
+    near += [] if majority is None else [100 * majority]
     low, high = min([low, *near]), max([high, *near])
     room = MARGIN * max(high - low, 1.0)
     low, high = low - room, high + room
     for axis in {id(one.axis): one.axis for one in marks}.values():
         axis.set_ylim(low, high)
         if majority is not None:
-            axis.axhline(majority, zorder=1, **MAJORITY)
+            axis.axhline(100 * majority, zorder=1, **MAJORITY)
     for one in marks:
         for end, edge, arrow in ((one.summary.low, low, "v"), (one.summary.high, high, "^")):
             if not math.isnan(end) and not low <= end <= high:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullLocator
 from pandas.core.groupby.generic import SeriesGroupBy
 
-from dpzero.report import drawing, style
+from dpzero.report import drawing, majority, style
 from dpzero.report.drawing import NOT_PRIVATE, WIDE_RANGE
 from dpzero.report.memory_by_method import memory_by_method as memory_by_method
 from dpzero.report.statistics import summarise
@@ -32,7 +32,7 @@ def accuracy_vs_epsilon(runs: pandas.DataFrame) -> Figure:
         slots = [(label.removeprefix("ε = "), value) for label, value in drawing.epsilons(rows)]
         slots += [(NOT_PRIVATE, math.inf)] if (~rows["private"]).any() else []
         marks = [one for private in (True, False) for one in _draw_slots(axis, rows, slots, private)]
-        drawing.limit_scores(marks, drawing.majority(rows))
+        drawing.limit_scores(marks, majority.share(rows))
         axis.set(title=title, ylabel=drawing.score_label(rows), xlim=(-0.5, len(slots) - 0.5))
         for odd in range(1, len(slots), 2):
             axis.axvspan(odd - 0.5, odd + 0.5, **BAND)
@@ -115,7 +115,7 @@ def _score_against(
                 look, mean = style.look(method), drawing.scores(group).mean()
                 axis.axhline(mean, color=look.colour, linestyle=look.line, linewidth=1.0, zorder=1)
                 marks.append(drawing.Mark(axis, 0, summarise([]), numpy.array([mean]), look.colour))
-        drawing.limit_scores(marks, drawing.majority(rows))
+        drawing.limit_scores(marks, majority.share(rows))
     drawing.legend(figure, pandas.concat([untrained, trained]), majority=_any_majority(runs))
     return figure, axes, trained
 
@@ -195,7 +195,7 @@ def _one_panel_a_task(runs: pandas.DataFrame, height: float) -> tuple[Figure, li
 
 
 def _any_majority(runs: pandas.DataFrame) -> bool:
-    return any(drawing.majority(rows) is not None for _, rows in drawing.panels(runs))
+    return any(majority.share(rows) is not None for _, rows in drawing.panels(runs))
 
 
 def _time_axis(axis: Axes, seconds: pandas.Series) -> None:

@@ -73,8 +73,13 @@ def difference(summary: Summary) -> str:
 
 def without_seed(rows: pandas.DataFrame) -> bool:
     """Whether a seed changes nothing: no training, no demonstrations, no draw of the scored rows."""
+    return bool(rows["epsilon"].eq("0").all()) and not draws_scored(rows)
+
+
+def draws_scored(rows: pandas.DataFrame) -> bool:
+    """Whether seeds draw the scored rows."""
     draws = rows.get("settings.train_examples")
-    return bool(rows["epsilon"].eq("0").all() and (draws is None or draws.isna().all()))
+    return draws is not None and bool(draws.notna().any())
 
 
 def by_seed(rows: pandas.DataFrame, others: pandas.DataFrame | None = None) -> dict[int, float]:

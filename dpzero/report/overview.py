@@ -13,7 +13,7 @@ from typing import Any
 import pandas
 
 from dpzero.errors import UsageError
-from dpzero.report import formatting
+from dpzero.report import formatting, majority
 from dpzero.report.power_law import Fit
 from dpzero.report.quadratic import RANKS
 from dpzero.report.statistics import Summary
@@ -84,7 +84,7 @@ def training(folder: Path) -> Values:
         line |= dict.fromkeys(scores["task"].unique(), ABSENT)
         line |= {row["task"]: score(row) for row in rows.to_dict("records")}
         ratios = memory[memory["method"] == method]["ratio_over_weights"]
-        lines.append(line | {"memory": f"{value_range(ratios)}×"})
+        lines.append(line | {"memory": ABSENT if ratios.empty else f"{value_range(ratios)}×"})
     trained = runs[runs["order"].notna()].astype({"settings.steps": int, "settings.batch_size": int})
     return {
         "table": lines,
@@ -132,6 +132,7 @@ def grids(results: Path) -> list[Row]:
     lines = []
     for folder in sorted(results.glob("*-grid")):
         scores = read(folder, "accuracy")
+        scores = scores[scores["method"] != majority.METHOD]
         parsed = scores["method"].str.extract(GRID_SETTING)
         family, setting = parsed["method"].fillna(scores["method"]), parsed["setting"].fillna(ABSENT)
         for method, rows in scores.groupby(family, sort=False):
@@ -268,7 +269,8 @@ def at_a_glance(results: Path) -> Values:
     """The table of the sweep `quick` and the numbers of five bullets."""
     names = ("accuracy", "memory", "runs", "times", "order")
     scores, used, runs, times, pairs = map(partial(read, results / "quick"), names)
-    used = used.set_index("method")
+    used, is_method = used.set_index("method"), scores["method"] != majority.METHOD
+    largest, scores = scores[~is_method]["score_mean"].max(), scores[is_method]
     lines = []
     for method, rows in scores.groupby("method", sort=False):
         private = rows["private"].iloc[0]
@@ -284,6 +286,7 @@ def at_a_glance(results: Path) -> Values:
     return {
         "table": lines,
         "scores": scores,
+        "majority": largest,
         "times": times,
         "pairs": pairs,
         "memory": used,

@@ -6,7 +6,7 @@ import math
 
 import pandas
 
-from dpzero.report import formatting, provenance
+from dpzero.report import formatting, majority, provenance
 from dpzero.report.statistics import paired_difference, summarise
 from dpzero.report.table import ABSENT, Table, make_table, notes
 
@@ -46,10 +46,13 @@ def accuracy(runs: pandas.DataFrame) -> Table:
             row |= difference.columns(f"vs_{reference}")
             row[f"_vs_{reference}"] = "reference" if is_itself else formatting.difference(difference)
         lines.append(row)
+    placed = majority.with_rows(lines, runs)
     several = any(row["score_n"] > 1 for row in lines)
     seeds = "mean ± standard deviation over seeds" if several else "one seed"
-    table = make_table("accuracy", lines, metric=metric, Metric=metric.capitalize(), seeds=seeds)
+    table = make_table("accuracy", placed, metric=metric, Metric=metric.capitalize(), seeds=seeds)
     table.notes[:0] = _scoring(runs)
+    if len(placed) > len(lines):
+        table.notes += notes("accuracy_with_majority")
     if runs["status"].isin(["oom", "diverged"]).any():
         table.notes += notes("accuracy_with_failures")
     return table

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import dpzero.report
-from dpzero.report import FIGURES, drawing, figure_files, figures, style
+from dpzero.report import FIGURES, drawing, figure_files, figures, majority, style
 from dpzero.report.records import to_frame
 from dpzero.report.writing import write_figures
 
@@ -145,10 +145,10 @@ def test_accuracy_stands_at_the_forward_passes_and_a_line_leads_there(record):
 
 def test_the_majority_class_of_a_task_of_ones_own_comes_from_its_records(record):
     mine = record("mezo", "inf", task="my_rows")
-    assert drawing.majority(to_frame([mine])) is None
+    assert majority.share(to_frame([mine])) is None
     mine["metrics"]["majority"] = 0.6
-    assert drawing.majority(to_frame([mine])) == pytest.approx(60)
-    assert drawing.majority(to_frame([record("mezo", "inf", task="r8")])) == pytest.approx(100 * 1083 / 2189)
+    assert majority.share(to_frame([mine])) == pytest.approx(0.6)
+    assert majority.share(to_frame([record("mezo", "inf", task="r8")])) == pytest.approx(1083 / 2189)
     with style.settings():
         (axis,) = figures.accuracy_vs_epsilon(to_frame([mine])).axes
     (line,) = [line for line in axis.lines if line.get_label() == "majority class"]

@@ -55,7 +55,7 @@ def test_a_row_is_mean_deviation_and_interval_over_seeds(tables, record):
     files = tables([record(seed=seed, accuracy=value) for seed, value in enumerate((0.7, 0.8, 0.9))])
     assert "80.0 ± 10.0" in line(files["accuracy.md"], "DPZero")
     assert "[55.2, 104.8]" in line(files["accuracy.md"], "DPZero")
-    (row,) = rows(files["accuracy.csv"])
+    _, row = rows(files["accuracy.csv"])
     assert (row["score_n"], row["score_mean"], row["score_std"]) == ("3", "0.8", "0.1")
 
 
@@ -63,7 +63,7 @@ def test_one_seed_is_never_printed_as_a_mean(tables, sweep):
     files = tables(sweep(seeds=1))
     table = [row for row in files["accuracy.md"].splitlines() if row.startswith("|")]
     assert not any("±" in row for row in table)
-    assert all("(one seed)" in row for row in table[2:])
+    assert all("(one seed)" in row for row in table[3:]) and "Majority class" in table[2]
     assert "mean" not in files["accuracy.md"].splitlines()[0]
     assert r"\pm" not in files["accuracy.tex"]
 
@@ -317,7 +317,8 @@ def test_any_subset_of_a_sweep_with_any_failures_can_be_tabulated(tables, sweep,
         for cell in (complete[index]["cell"] for index in part)
     ]
     files = tables(chosen, [one["run"] for one in complete])
-    assert len(rows(files["accuracy.csv"])) == len({one["run"].rpartition("/")[0] for one in complete})
+    methods = [row for row in rows(files["accuracy.csv"]) if row["method"] != "majority"]
+    assert len(methods) == len({one["run"].rpartition("/")[0] for one in complete})
     assert len(rows(files["runs.csv"])) == len(part)
     assert f"partial: {len(part)} of {len(complete)} runs" in files["accuracy.md"]
 
@@ -339,4 +340,27 @@ def test_zero_shot_is_paired_by_seed_if_the_seed_draws_the_scored_rows(tables, r
     table = tables([*starts, *runs])["accuracy.md"]
     assert "60.0 ± 10.0" in line(table, "Zero-shot")
     assert "+13.3 [−1.0, 27.7]" in line(table, "MeZO", "73.3")  # of 10, 20 and 10 points
-    assert "no seed)" not in table
+    assert "no seed)" not in table and "ajority class" not in table
+    for one in (*starts, *runs):
+        one["metrics"]["majority"] = 0.5 + one["cell"]["seed"] / 10
+    assert "60.0 ± 10.0" in line(tables([*starts, *runs])["accuracy.md"], "Majority class")
+
+
+def test_the_majority_class_has_a_row_where_it_is_known(tables, record):
+    """Of a built-in task from majority.csv, of a user's from its records; it has no seed, epsilon or interval."""
+    mine = record("dpzero", task="mine")
+    known = tables([record(seed=seed) for seed in range(3)])
+    assert "| Majority class | 0 | 49.5 (no seed) | –     | –" in line(known["accuracy.md"], "Majority class")
+    assert "Majority class & 0 & 49.5 (no seed)" in known["accuracy.tex"]
+    first, ours = rows(known["accuracy.csv"])
+    assert (first["method"], first["score_mean"], first["score_n"]) == (
+        "majority",
+        f"{1083 / 2189:.10g}",
+        "1",
+    )
+    assert (first["split"], first["examples"], first["vs_mezo_mean"]) == ("test", "2189", "")
+    assert ours["method"] == "dpzero" and "always the most frequent label" in known["accuracy.md"]
+
+    assert "ajority class" not in tables([mine])["accuracy.md"]
+    mine["metrics"]["majority"] = 0.6
+    assert "60.0 (no seed)" in line(tables([mine, record()])["accuracy.md"], "mine", "Majority class")
