@@ -12,6 +12,7 @@ import pytest
 from datasets import Dataset
 
 from dpzero import include
+from dpzero.__main__ import main
 from dpzero.errors import UsageError
 from dpzero.language.data import tasks
 from dpzero.language.models import model_catalogue
@@ -260,6 +261,16 @@ def test_a_sweep_of_the_same_name_with_other_words_runs_anew(folder, tmp_path, m
         lines = (done.stdout + done.stderr).splitlines()
         return next((line for line in lines if line.startswith("mine: ")), "nothing to run")
 
-    assert announced(folder).startswith("mine: 1 runs, 1 of them to be run")
+    assert announced(folder).startswith("mine: 1 runs, 0 exist, 1 to be run")
     assert announced(folder, "-n") == "nothing to run"
-    assert announced(other, "-n").startswith("mine: 1 runs, 1 of them to be run")
+    assert announced(other, "-n").startswith("mine: 1 runs, 0 exist, 1 to be run")
+
+
+@pytest.mark.parametrize("verb", ["export", "replay"])
+def test_a_record_of_a_users_task_asks_for_its_folder(tmp_path, monkeypatch, capsys, verb):
+    monkeypatch.setenv(include.VARIABLE, "")
+    record = tmp_path / "record.json"
+    record.write_text(json.dumps({"cell": {"task": "reviews", "model": "minilm", "use": "dpzero"}}), "utf-8")
+    assert main([verb, str(record), "--out", str(tmp_path / "out")]) == 2
+    words = "is of the task reviews, which is neither built in nor included: give the folder that has it as --include"
+    assert capsys.readouterr().err == f"dpzero: {record} {words}\n"

@@ -10,7 +10,9 @@ from typing import Any
 
 from ..errors import UsageError, unknown
 from ..files import write_whole
-from ..plan import search, sweep
+from ..language.data import tasks
+from ..language.models import model_catalogue
+from ..plan import registry, search, sweep
 from ..plan.settings import NOT_NEGATIVE, Range, draw_of
 from .options import (
     DEVICE,
@@ -125,7 +127,7 @@ def replay(options: argparse.Namespace) -> dict:
     """Rebuild the final weights of a record from base model and transcript."""
     from ..run import gpu_lock
 
-    read_text(options.record)  # before waiting for a GPU
+    _check_names(options.record)  # before waiting for a GPU
     if options.device is None:
         gpu_lock.lease(gpu_lock.visible(), log=log)
     from ..run.replay import replay_record  # imports torch: after the lease
@@ -153,11 +155,29 @@ def export(options: argparse.Namespace) -> dict:
     from ..report.model_card import model_card
     from ..run.export import export
 
-    read_text(options.record)
+    _check_names(options.record)
     exported = export(options.record, options.out, options.device)
     card = model_card(options.record, exported["record"], exported["usage"])
     write_whole(options.out / "README.md", card)
     return {"model": str(options.out), "run": exported["record"]["run"]}
+
+
+def _check_names(record: Path) -> None:
+    """Raise UsageError for a record that is not there, or whose task, model or method is in no included folder."""
+    try:
+        cell = json.loads(read_text(record))["cell"]
+        named = {
+            kind: str(cell[key]) for kind, key in (("task", "task"), ("model", "model"), ("method", "use"))
+        }
+    except (ValueError, LookupError, TypeError):
+        return  # who reads the record says what is wrong with it
+    known = {"task": tasks.names(), "model": model_catalogue.names(), "method": registry.cards()}
+    for kind, name in named.items():
+        if name not in known[kind]:
+            raise UsageError(
+                f"{record} is of the {kind} {name}, which is neither built in nor included: give the folder that has it"
+                " as --include"
+            )
 
 
 @verb(

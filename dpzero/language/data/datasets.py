@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from ...errors import UsageError, noting, refuse
 from . import assets, prompts, table_files
 from .catalogue import COUNT, Keys, Schema, Stanza
+from .hub import read_cache_alone_if_silent, reason
 from .table_files import RawRow
 
 DATA_FOLDER = "DPZERO_DATA_DIR"  # environment variable: the folder of the local files
@@ -281,14 +282,14 @@ def _load_hub_split(name: str, config: str | None, split: str, revision: str | N
     from datasets import disable_progress_bars, load_dataset
 
     disable_progress_bars()
+    read_cache_alone_if_silent()
     try:
         return load_dataset(name, config, split=split, revision=revision)
     except MemoryError:
         raise
     except Exception as error:  # its type depends on the library's version
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UsageError(
-            f"cannot load {split} of data set {name} ({reason}): give a folder of JSON lines as data_dir,"
+            f"cannot load {split} of data set {name} ({reason(error)}): give a folder of JSON lines as data_dir,"
             " or a hub that answers"
         ) from None
 

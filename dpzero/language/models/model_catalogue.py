@@ -19,6 +19,7 @@ from ...errors import UsageError
 from ...files import write_whole
 from ..data import assets
 from ..data.catalogue import Catalogue, Keys, Schema, Stanza
+from ..data.hub import read_cache_alone_if_silent, reason
 from . import model_folder
 from .model_folder import TENSORS, listed
 
@@ -94,7 +95,10 @@ def source(name: str) -> str:
     lines = stanza(name)
     if "asset" in lines:
         return str(assets.folder(lines["asset"]))
-    return str(local_folder(name) or lines["hub"])
+    if folder := local_folder(name):
+        return str(folder)
+    read_cache_alone_if_silent()
+    return str(lines["hub"])
 
 
 def local_folder(name: str) -> Path | None:
@@ -145,12 +149,14 @@ def kind_of(place: str) -> str:
 
     if place.startswith((".", "/", "~")) and not Path(place).is_dir():
         raise UsageError(f"there is no folder {place}: give one that save_pretrained wrote")
+    if of_the_hub := not Path(place).is_dir():
+        read_cache_alone_if_silent()
     try:
         found = AutoConfig.from_pretrained(place)
     except Exception as error:  # its type depends on the library and its version
-        reason = " ".join(str(error).split())[:200]
         raise UsageError(
-            f"cannot read the model {place} ({reason}): give a folder that save_pretrained wrote"
+            f"cannot read the model {place} ({reason(error, of_the_hub)}): give a folder that save_pretrained wrote, or"
+            " the name of a model on a hub that answers"
         ) from None
     causal = found.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     return "causal" if causal and found.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES else "encoder"
@@ -321,12 +327,15 @@ def one_line_errors(name: str) -> Iterator[None]:
     except Exception as error:  # its type depends on the library, its version and the file's format
         if isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY):
             raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UsageError(f"cannot load model {name} ({reason}): {_advice(name)}") from None
+        of_the_hub = "hub" in stanza(name) and not os.environ.get(MODEL_FOLDER)
+        raise UsageError(f"cannot load model {name} ({reason(error, of_the_hub)}): {_advice(name)}") from None
 
 
 def _advice(name: str) -> str:
     """What to do about a model that cannot be loaded."""
     if asset := CATALOGUE.stanzas.get(name, {}).get("asset"):
         return f"delete {assets.folder(asset)}, and run `python -m dpzero assets {asset}`"
-    return "give a folder of models as model_dir, or a hub that answers"
+    own = (
+        "the path of a folder in models.yaml" if CATALOGUE.is_own(name) else "a folder of models as model_dir"
+    )
+    return f"give {own}, or a hub that answers"
