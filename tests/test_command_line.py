@@ -196,7 +196,8 @@ def test_every_option_has_help_and_its_default(verb, monkeypatch):
     for action in parser._actions:
         assert action.help, action.dest
         if action.default not in (None, "", argparse.SUPPRESS) and action.default is not False:
-            assert f"(default: {action.default})" in text, action.dest
+            shown = " ".join(action.default) if isinstance(action.default, tuple) else action.default
+            assert f"(default: {shown})" in text, action.dest
 
 
 def test_the_readme_lists_the_verbs_of_each_module():

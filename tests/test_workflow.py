@@ -102,7 +102,7 @@ def test_the_terminal_has_a_line_a_run_with_the_time_left_and_the_logs_have_the_
         assert re.fullmatch(
             rf"{run}: accuracy \d+\.\d %, \d+ s \(\d of 3 runs(, about \d\d:\d\d left)?\)", line
         )
-    assert "smoke: 3 runs, 3 of them to be run" in lines and len(lines) < 15, done.stderr
+    assert "smoke: 3 runs, 0 exist, 3 to be run" in lines and len(lines) < 15, done.stderr
     (log,) = project.folder.glob(".snakemake/log/*.log")
     assert "Finished jobid" in log.read_text()
 
@@ -114,6 +114,22 @@ def test_who_asks_snakemake_for_its_lines_has_them(project):
     assert "Finished jobid" in done.stderr and "-m dpzero run --spec" in done.stderr
     project.record(MEZO).unlink()
     assert "accuracy" not in project.snakemake("--quiet", "all").stderr
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_the_verb_is_one_line(project):
+    project.record(MEZO).unlink()
+    names = ("zero_shot", "mezo", "dpzero")
+    for methods, words in (
+        (names, "3 runs, 2 exist, 1 to be run"),
+        (names[:1], "1 runs, 1 exist, 0 to be run"),
+    ):
+        done = project.call(
+            "-m", "dpzero", "sweep", "smoke", "--methods", *methods, "--epsilons", "2", "--dry-run"
+        )
+        (line,) = done.stdout.splitlines()
+        assert line.startswith(f"smoke: {words}") and not done.stderr
+    assert not project.record(MEZO).exists()
 
 
 def test_a_record_is_what_the_cell_asked_for(first):
@@ -199,7 +215,7 @@ def test_an_edit_of_one_method_runs_that_method_again_and_no_other(project, old,
         f"dpzero: {{learning_rate: 1.0e-3, smoothing: 1.0e-2, {new}",
     )
     assert project.planned() == {DPZERO}
-    assert "smoke: 3 runs, 1 of them to be run" in project.output
+    assert "smoke: 3 runs, 2 exist, 1 to be run" in project.output
 
 
 @pytest.mark.slow
@@ -318,20 +334,17 @@ def test_the_shared_gpu_and_the_estimate_of_the_readme(project):
 
 @pytest.mark.slow
 def test_a_failed_run_costs_no_other_and_shows_as_missing(project, tmp_path):
-    """A method with a bug, and a task of which a row cannot be read."""
-    for name in ("train_sentences", "validation"):
-        file = tmp_path / "data" / "sst2" / f"{name}.jsonl"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text('{"sentence": "good", "label": 1}\n{"sentence": null, "label": 0}\n')
+    """A method with a bug, and a task whose rows are on a hub that is not asked."""
+    project.environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     (project.folder / "baselines" / "broken.py").write_text(BROKEN)
     project.edit(
         project.sweeps / "smoke.yaml", "  zero_shot: {}\n", "  zero_shot: {}\n  broken: {learning_rate: 1}\n"
     )
     project.record(ZERO_SHOT).unlink()
     config = ["sweep=smoke", "methods=[broken, zero_shot, mezo]"]
-    done = project.snakemake(config=[*config, "tasks=[sst2, toy]", f"data_dir={tmp_path / 'data'}"])
+    done = project.snakemake(config=[*config, "tasks=[sst2, toy]"])
     assert done.returncode == 1 and "logs: results/smoke/logs)" in done.stdout + done.stderr
-    assert "train_sentences.jsonl, line 2, has sentence null, which is no text" in done.stdout + done.stderr
+    assert "cannot load train of data set" in done.stderr and "is not asked (HF_HUB_OFFLINE)" in done.stderr
     broken = f"{PREFIX}/broken/eps-inf/seed-0"
     failure = done.stderr.split(f"FAILED   {broken}\n")[1].splitlines()
     assert "RuntimeError: a bug in the fourth step" in failure[2]
@@ -346,7 +359,7 @@ def test_a_failed_run_costs_no_other_and_shows_as_missing(project, tmp_path):
     tables = project.folder / "results" / "smoke" / "tables"
     rows = [line for line in (tables / "accuracy.md").read_text().splitlines() if line.startswith("|")]
     (missing,) = [row for row in rows if "broken" in row.lower()]
-    assert "missing" in missing and len(rows) == 2 + 3
+    assert "missing" in missing and len(rows) == 2 + 4  # the majority class is one
     assert "broken" not in (tables / "runs.csv").read_text()  # which holds the runs that there are
     assert project.planned(*config) == {f"{PREFIX}/broken/eps-inf/seed-0"}
 

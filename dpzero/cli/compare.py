@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,10 +15,13 @@ from ..errors import UsageError, unknown
 from ..files import write_whole
 from ..language.data import new_task
 from ..language.models import model_catalogue
-from ..plan.settings import POSITIVE_COUNT
+from ..plan import search
+from ..plan.settings import DELTA, Range
 from .catalogues import as_yaml
-from .options import DEVICE, LOCAL_FILES, folder_to_write, number_type, option, verb
+from .options import DEVICE, LOCAL_FILES, folder_to_write, number_type, option, positive, verb
 from .workflow import run_snakemake
+
+TRIES = Range(1, 6)
 
 
 @verb(
@@ -32,17 +36,25 @@ from .workflow import run_snakemake
     epsilon=option("privacy budgets", ("2", "8"), nargs="+"),
     methods=option("methods", ("zero_shot", "dpzero", "dp_sgd"), nargs="+"),
     tune=option("what is trained", "head", choices=("head", "bias", "full")),
-    steps=option(
-        "steps of a zeroth-order method; first order takes a tenth",
-        2000,
-        type=number_type(int, POSITIVE_COUNT),
+    steps=positive("steps of a zeroth-order method; first order takes a tenth", 2000),
+    batch_size=positive("expected batch size", 32),
+    delta=option(
+        "of (epsilon, delta) (default: the largest power of ten below 1 / rows)",
+        type=number_type(float, DELTA),
+    ),
+    tries=option(
+        "settings tried for each method and epsilon, spread over a grid of six",
+        TRIES.most,
+        type=number_type(int, TRIES),
     ),
     seeds=option("reported seeds", ("0", "1", "2"), nargs="+"),
     out=option(
         "folder for the sweep; its name is that of the results", Path("comparison"), type=folder_to_write
     ),
     cores=option("CPU cores", "all"),
-    dry_run=option("write the sweep, and only say what would be run", action="store_true"),
+    dry_run=option(
+        "write the sweep, and only say how many runs it has and what they cost", action="store_true"
+    ),
 )
 def compare(options: argparse.Namespace) -> NoReturn:
     """Compare methods on rows and a model of your own: writes a sweep and runs it."""
@@ -58,11 +70,22 @@ def compare(options: argparse.Namespace) -> NoReturn:
     if model not in listed:
         model = Path(options.model).name
         place = str(path.absolute()) if (path := Path(options.model).expanduser()).is_dir() else options.model
-        models = {model: {"kind": model_catalogue.kind_of(place), "path": place, "title": model}}
+        models = {model: {"kind": _kind_of(place, listed), "path": place, "title": model}}
         write_whole(folder / "models.yaml", as_yaml(models))
     sweep = _comparison(options, model, folder.name, rows)
     write_whole(folder / f"{folder.name}.yaml", as_yaml(sweep))
     run_snakemake(str(folder / f"{folder.name}.yaml"), options, {})
+
+
+def _kind_of(place: str, listed: Sequence[str]) -> str:
+    """As which kind a model is read. Raises UsageError, with a listed name that is near, for one that cannot be read."""
+    try:
+        return model_catalogue.kind_of(place)
+    except UsageError as error:
+        near = difflib.get_close_matches(place, listed, n=1, cutoff=0.8)
+        raise UsageError(
+            f"{error}" + (f"; did you mean {near[0]!r}, which is listed?" if near else "")
+        ) from None
 
 
 def _words(given: Sequence[str], known: Mapping[str, str]) -> dict[str, str]:
@@ -90,11 +113,12 @@ def _comparison(options: argparse.Namespace, model: str, task: str, rows: int) -
         order = stanza.pop("order", None)
         steps = {None: 0, 0: options.steps, 1: max(1, options.steps // 10)}[order]
         stanza |= {"steps": steps, "evaluate_every": max(1, steps // 4)} if steps else {}
-        methods[name] = stanza | ({"grid": grids[name]} if name in grids else {})
-    delta = 10.0 ** math.floor(-math.log10(rows) - 1e-9)
-    settings = {"tune": options.tune, "steps": options.steps, "learning_rate": 1e-3, "delta": delta} | plan[
-        "settings"
-    ]
+        methods[name] = stanza | ({"grid": spread(name, grids[name], options.tries)} if name in grids else {})
+    delta = options.delta if options.delta is not None else 10.0 ** math.floor(-math.log10(rows) - 1e-9)
+    settings = {"tune": options.tune, "steps": options.steps, "learning_rate": 1e-3, "delta": delta}
+    settings |= plan["settings"] | {"batch_size": options.batch_size}
+    plan["search"]["tries"] = options.tries
+    plan["selection"] = plan["selection"].format(tries=options.tries)
     axes = {
         "tasks": [task],
         "models": [model],
@@ -102,3 +126,9 @@ def _comparison(options: argparse.Namespace, model: str, task: str, rows: int) -
         "seeds": [int(s) for s in options.seeds],
     }
     return plan | {"include": ["."], **axes, "settings": settings, "methods": methods}
+
+
+def spread(method: str, grid: object, tries: int) -> list[dict[str, Any]]:
+    """So many points of a grid, evenly spread over their order."""
+    points = list(search.points(method, grid).values())
+    return [points[(2 * i + 1) * len(points) // (2 * tries)] for i in range(tries)]

@@ -217,10 +217,16 @@ def announcement(name: str, cells: Sequence[dict], cores: int | None) -> str:
         seconds, place, words, on_cores = stated * len(cells), "a CPU", "as the sweep says", True
     if not seconds:
         return ""
+    all_cores = ""
     if on_cores and cores:
+        all_cores = f"{_hours(seconds)} core hours, "
         seconds, place = seconds / min(cores, len(cells)), f"{cores} cores of {place}"
+    return f", about {all_cores}{_hours(seconds)} hours on {place} ({words})"
+
+
+def _hours(seconds: float) -> str:
     hours = max(0.1, seconds / 3600)
-    return f", about {hours:,.{0 if hours >= 10 else 1}f} hours on {place} ({words})"
+    return f"{hours:,.{0 if hours >= 10 else 1}f}"
 
 
 def estimate(name: str, cells: Sequence[dict], results: Path, gpu: str | None, price: float) -> dict:

@@ -141,7 +141,8 @@ def option(text: str, default: object = None, **arguments: Any) -> dict[str, Any
     if default is None:
         return {"help": text} | arguments
     stated = default == "" or "(default" in text
-    return {"help": text if stated else f"{text} (default: %(default)s)", "default": default} | arguments
+    shown = " ".join(default) if isinstance(default, tuple) else "%(default)s"
+    return {"help": text if stated else f"{text} (default: {shown})", "default": default} | arguments
 
 
 def positive(text: str, default: int) -> dict[str, Any]:

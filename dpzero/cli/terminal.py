@@ -1,13 +1,15 @@
 """What `snakemake --cores all` shows: a line a run, a line of progress with the time left, and every error.
 
 Snakemake's own lines and the words of each job are in the log files. An option that asks Snakemake for more or for less
-(--verbose, --printshellcmds, --quiet, --logger and the like) and a dry run show Snakemake's lines as they are.
+(--verbose, --printshellcmds, --quiet, --logger and the like) and `snakemake -n` show Snakemake's lines as they are. A dry run
+of the verbs `sweep` and `compare` is one line: how many runs there are, exist and are to be made, and what these cost.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import threading
 import time
@@ -28,6 +30,8 @@ HIDDEN_LINES = (  # beginnings of lines without an event
     *("Select jobs to execute", "Elapsed time", "Singularity containers"),
 )
 SHELL_ERROR = "RuleException:\nCalledProcessError"  # the whole command of a job; its JOB_ERROR follows
+NOTHING = "Nothing to be done"  # the beginning of Snakemake's line
+SUMMARY = "DPZERO_SUMMARY"  # environment variable: the one line of a dry run
 REFRESH_SECONDS = 5
 LAST_LINES = 3  # of the log of a job that failed
 
@@ -50,6 +54,7 @@ class Terminal(logging.Handler):
         self.failed: set[str] = set()  # runs; a second attempt may finish one
         self.bar: tqdm | None = None
         self.speaks = False  # otherwise Snakemake does
+        self.summarises = False
 
     def install(self) -> None:
         """Begin to listen to Snakemake's log."""
@@ -59,13 +64,18 @@ class Terminal(logging.Handler):
         asked = (settings.quiet, settings.verbose, settings.printshellcmds, settings.debug_dag)
         default = [handler for handler in logger.handlers if handler.get_name() == DEFAULT_HANDLER]
         self.speaks = bool(default) and not any((*asked, settings.show_failed_logs, settings.dryrun))
+        self.summarises = bool(default) and settings.dryrun and SUMMARY in os.environ
         if self.speaks:
             default[0].addFilter(is_shown)
+        elif self.summarises:
+            default[0].addFilter(lambda record: record.levelno > logging.INFO)
         logger.handlers.insert(0, self)  # it takes the bar away before another handler writes
 
     def emit(self, record: logging.LogRecord) -> None:
         event = getattr(getattr(record, "event", None), "name", "")
-        if event == "RUN_INFO" and not self.started:  # the first event after planning, of a dry run, too
+        if (event == "RUN_INFO" and not self.started) or (
+            self.summarises and record.getMessage().startswith(NOTHING)
+        ):  # the first event after planning, of a dry run, too
             self.announce()
         if not self.speaks:
             return
@@ -82,7 +92,7 @@ class Terminal(logging.Handler):
             self.bar.clear()
 
     def announce(self) -> None:
-        """Say how many runs there are to make."""
+        """Say how many runs there are, exist and are to be made."""
         jobs = (job for job in self.workflow.dag.needrun_jobs() if job.rule.name == "run")
         name, cells = self.plan.name, self.plan.cells
         new = [job.wildcards.run for job in jobs]
@@ -90,7 +100,10 @@ class Terminal(logging.Handler):
         if new:
             chosen = [cells[run] for run in new]
             cost = estimate.announcement(self.plan.sweep, chosen, self.workflow.resource_settings.cores)
-        print(f"{name}: {len(cells)} runs, {len(new)} of them to be run{cost}", file=sys.stderr)
+            if self.summarises and not cost:
+                cost = "; how long they take is known when some of them have run"
+        text = f"{name}: {len(cells)} runs, {len(cells) - len(new)} exist, {len(new)} to be run{cost}"
+        print(text, file=sys.stdout if self.summarises else sys.stderr)
         self.started = time.monotonic()
         if self.speaks and new:
             known = {run: self.plan.estimator.run(cells[run])[1] for run in new}

@@ -17,12 +17,16 @@ from ..plan.registry import ROOT
 from ..plan.sweep import AXES
 from .options import DEVICE, FOLDER_VARIABLES, LOCAL_FILES, option, verb
 from .runs import axes_options, chosen_axes
+from .terminal import SUMMARY
 
 
 @verb(
     {"name": option("a sweep, or the path of a .yaml file")} | axes_options(*AXES) | DEVICE | LOCAL_FILES,
     cores=option("CPU cores", "all"),
-    dry_run=option("only say what would be run", action="store_true"),
+    dry_run=option(
+        "only say how many runs exist and are to be made, and their hours; with --snakemake=--verbose each of them",
+        action="store_true",
+    ),
     snakemake=option("further options of snakemake, as --snakemake='--quiet rules'", ""),
 )
 def sweep(options: argparse.Namespace) -> NoReturn:
@@ -48,6 +52,8 @@ def run_snakemake(
     folders = {key: str(value) for key in ("device", *FOLDER_VARIABLES) if (value := getattr(options, key))}
     command = [sys.executable, "-m", "snakemake", "-s", str(snakefile()), "--cores", options.cores]
     command += [*further, *(["--dry-run"] if options.dry_run else [])]
+    if options.dry_run and not further:
+        os.environ[SUMMARY] = "1"
     pairs = {"sweep": name, **axes, **folders}
     command += ["--config", *(f"{key}={value}" for key, value in pairs.items())]
     sys.stdout.flush()

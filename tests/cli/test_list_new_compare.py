@@ -15,6 +15,7 @@ import yaml
 from dpzero import include
 from dpzero.__main__ import main
 from dpzero.cli import workflow
+from dpzero.cli.compare import spread
 from dpzero.plan import sweep
 from dpzero.plan.registry import ROOT
 
@@ -110,6 +111,29 @@ def test_a_comparison_is_a_sweep_with_equal_tries(rows, tmp_path, started):
     assert cells["films/tiny-encoder/dpzero/eps-1/seed-5"]["settings"]["delta"] == 1e-3  # below 1 / 200
 
 
+def test_sizes_delta_and_tries_of_a_comparison_may_be_given(rows, tmp_path, started):
+    sizes = ("--batch-size", "16", "--steps", "40", "--delta", "1e-4", "--tries", "2", "--seeds", "5", "6")
+    assert compare(rows, tmp_path / "films", *sizes, "--epsilon", "1") == 0
+    cells = sweep.load(str(tmp_path / "films" / "films.yaml"))
+    settings = cells["films/tiny-encoder/dpzero/eps-1/seed-6"]["settings"]
+    assert [settings[key] for key in ("batch_size", "steps", "delta")] == [16, 40, 1e-4]
+    assert cells["films/tiny-encoder/dp_sgd/eps-1/seed-6"]["settings"]["steps"] == 4
+    tries = {run.split("/")[2] for run in cells if "@" in run}
+    assert tries == {
+        "dpzero@clip3_learning_rate0.0003",
+        "dpzero@clip10_learning_rate0.0003",
+        "dp_sgd@clip0.3_learning_rate0.3",
+        "dp_sgd@clip1_learning_rate0.3",
+    }
+
+
+@pytest.mark.parametrize("tries", range(1, 7))
+def test_tries_are_different_points_of_the_grid(tries):
+    grid = {"clip": [1, 2], "learning_rate": [1, 2, 3]}
+    chosen = {tuple(point.values()) for point in spread("dpzero", grid, tries)}
+    assert len(chosen) == tries
+
+
 @pytest.mark.parametrize("tune", ["head", "bias", "full"])
 def test_every_method_of_a_comparison_can_be_planned(rows, tmp_path, started, tune):
     methods = ["zero_shot", "adamw", "mezo", "dpzero", "dp_zo", "dp_aggzo", "dp_sgd", "dp_adam"]
@@ -134,6 +158,9 @@ def test_what_cannot_be_compared_is_refused(rows, tmp_path, started, capsys):
     assert "no.csv: correct --data" in capsys.readouterr().err
     assert compare(rows, tmp_path / "quick") == 2
     assert "the name quick is built in: choose another" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        compare(rows, tmp_path / "g", "--tries", "7")
+    assert "argument --tries: '7' is not a whole number, from 1 to 6" in capsys.readouterr().err
     assert not started
 
 

@@ -108,7 +108,9 @@ def test_a_record_of_another_cell_is_in_no_table(record, capsys):
 
 def test_old_records_are_not_those_of_a_changed_sweep(record, capsys):
     cells = sweep.load("smoke")
-    Path("smoke-b.yaml").write_text("extends: smoke\nmethods: {zero_shot: {max_length: 9}, mezo: {learning_rate: 0.1}}\n")
+    Path("smoke-b.yaml").write_text(
+        "extends: smoke\nmethods: {zero_shot: {max_length: 9}, mezo: {learning_rate: 0.1}}\n"
+    )
     Path("results/smoke").rename("results/smoke-b")
     assert main(["tables", "--sweep", "smoke-b.yaml", "--out", "tables"]) == 2
     length = cells[RUN]["settings"]["max_length"]

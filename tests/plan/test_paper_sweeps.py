@@ -284,7 +284,7 @@ def test_a_dry_run_of_one_task_needs_no_hub_and_says_what_it_costs(tmp_path):
     assert done.returncode == 0, done.stderr
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("paper-roberta: "))
     assert line.startswith(
-        "paper-roberta: 34 runs, 34 of them to be run, about 17 hours on an RTX 3090 (published;"
+        "paper-roberta: 34 runs, 0 exist, 34 to be run, about 17 hours on an RTX 3090 (published;"
     )
     assert "(34 estimated)" in line
 
