@@ -134,11 +134,15 @@ def _mark_at_times(axis: Axes, shown: pandas.DataFrame) -> list[drawing.Mark]:
 
 def _mark_at_forwards(axis: Axes, shown: pandas.DataFrame) -> list[drawing.Mark]:
     """Of each method the mean score at its forward passes, beside those of equal cost, and its dev score before."""
-    marks, costs = [], numpy.unique(shown["example_forwards"])
-    largest = shown.groupby("example_forwards")["method"].nunique().max()
-    nearest = (costs[1:] / costs[:-1]).min(initial=math.inf)
-    beside = min(BESIDE, nearest ** (1 / (2 * max(largest, 1))))  # so that groups of equal cost stay apart
-    for cost, equal in shown.groupby("example_forwards"):
+    marks, costs = (
+        [],
+        shown["example_forwards"].map(lambda passes: float(f"{passes:.2g}")),
+    )  # almost equal ones
+    equals = shown.groupby(costs)["method"].nunique()
+    gaps, sizes = numpy.diff(numpy.log(equals.index.to_numpy(dtype=float))), equals.to_numpy()
+    rooms = gaps / (1 + (sizes[1:] + sizes[:-1]) / 2)  # so that groups of equal cost stay apart
+    beside = math.exp(rooms.min(initial=math.log(BESIDE)))
+    for cost, equal in shown.groupby(costs):
         groups = list(equal.groupby("method", sort=False))
         for place, (_, rows) in enumerate(groups):
             x = cost * beside ** (place - (len(groups) - 1) / 2)

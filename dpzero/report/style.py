@@ -41,7 +41,14 @@ LOOKS = {
     "mezo": Look(VERMILION, "o", "--"),
     "public": Look(GREY, "8", "-."),
     "dpzero": Look(VERMILION, "o", "-"),
+    "dpzero_16": Look(VERMILION, "*", (0, (5, 1))),  # batch 16
+    "dpzero_accounted": Look(VERMILION, "d", (0, (3, 1))),
+    "dp_zoso": Look(BLUE, "d", "-"),
     "dp_aggzo": Look(VIOLET, ">", "-"),
+    "dp_aggzo_4": Look(VIOLET, ">", (0, (5, 1))),  # directions
+    "dp_aggzo_16": Look(VIOLET, "<", (0, (5, 1))),
+    "dp_aggzo_64": Look(VIOLET, "X", (0, (5, 1))),
+    "geo_dpzo": Look(BLACK, "D", "-"),
     "dp_zo_gaussian": Look(BLUE, "^", "-"),
     "dp_zo_laplace": Look(VIOLET, "v", "-"),
     "dp_zo_laplace_pure": Look(PURPLE, "D", "-"),
