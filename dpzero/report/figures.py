@@ -82,7 +82,8 @@ def accuracy_vs_forwards(runs: pandas.DataFrame) -> Figure:
         low, high = trained["example_forwards"].min(), trained["example_forwards"].max()
         before = 10 if trained["curve"].map(len).gt(1).any() else 2
         axes[0, 0].set(xscale="log", xlim=(low / before, high * 2))
-        drawing.log_ticks(axes[0, 0].xaxis, (1, 2, 5) if 2 * high * before < 10 * low else (1,))
+        few = 2 * high * before < (30 if axes.shape[1] <= PANELS else 10) * low
+        drawing.log_ticks(axes[0, 0].xaxis, (1, 2, 5) if few else (1,))
         axes[0, 0].xaxis.set_major_formatter(EngFormatter(sep=" "))
     return figure
 

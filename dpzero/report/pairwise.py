@@ -28,14 +28,16 @@ ROLES: dict[str, Callable[[Any], bool]] = {
     "DPZero": lambda run: run["method"] == "dpzero",
     "zero-shot": lambda run: run["epsilon"] == "0",
     "DP-SGD": lambda run: run["private"] and run["order"] == 1,
-    "zeroth-order rivals": lambda run: run["private"] and run["order"] == 0 and run["method"] != "dpzero",
+    "other zeroth-order methods": lambda run: (
+        run["private"] and run["order"] == 0 and run["method"] != "dpzero"
+    ),
 }
 PAIRS = {  # two roles -> whether a paper says that the first does better
     ("fine-tuning", "MeZO"): True,
     ("MeZO", "DPZero"): True,
     ("DPZero", "zero-shot"): True,
     ("DPZero", "DP-SGD"): False,
-    ("DPZero", "zeroth-order rivals"): False,
+    ("DPZero", "other zeroth-order methods"): False,
 }
 
 

@@ -15,7 +15,7 @@ import pandas
 from numpy.typing import NDArray
 
 from dpzero.errors import UsageError
-from dpzero.files import run_id
+from dpzero.files import TRY_MARK, run_id
 
 Record = dict[str, Any]
 RUN_ID = re.compile(
@@ -77,8 +77,9 @@ def to_frame(records: list[Record], expected: Iterable[str] | None = None) -> pa
     value is None or NaN.
     """
     rows = [_row(record) for record in records]
-    methods = {
-        row["method"]: {key: row[key] for key in ("title", "private", "order", "rank")} for row in rows
+    methods = {  # a try tells of its method, too
+        row["method"].partition(TRY_MARK)[0]: {key: row[key] for key in ("title", "private", "order", "rank")}
+        for row in rows
     }
     present = {row["run"] for row in rows}
     rows += [_missing_row(run, methods) for run in sorted(set(expected or ()) - present)]

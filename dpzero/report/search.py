@@ -16,6 +16,7 @@ from dpzero.report import drawing, formatting, style
 from dpzero.report.table import Table, make_table
 
 CELL = ["task", "model", "method", "epsilon"]
+DEEPEST = 30  # points below the best score: a panel ends there, lest failed tries make the rest illegible
 
 
 def table(reported: pandas.DataFrame, tries: pandas.DataFrame) -> Table:
@@ -46,7 +47,9 @@ def figure(reported: pandas.DataFrame, tries: pandas.DataFrame) -> Figure:
     canvas, axes = drawing.canvas(len(panels), len(columns), 2.0, sharey="row", sharex=True)
     points = _points(tries)
     for line, (title, rows) in zip(axes, panels, strict=True):
-        line[0].set_ylabel(f"{title}\nbest dev score (%)")
+        metric = next(iter(rows["metric"].dropna()), "score")
+        line[0].set_ylabel(f"{title}\ndev {metric} of the best (%)")
+        scores = []
         for axis, (label, epsilon) in zip(line, columns, strict=True):
             private = label != "not private"
             here = rows[
@@ -56,11 +59,14 @@ def figure(reported: pandas.DataFrame, tries: pandas.DataFrame) -> Figure:
                 values = list(points.get(tuple(first[CELL]), {}).values())
                 best = [100 * expected_best(values, k) for k in range(1, len(values) + 1)]
                 axis.plot(range(1, len(best) + 1), best, **style.strokes(first, markersize=3))
+                scores += best
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if scores and max(scores) - min(scores) > DEEPEST:
+            line[0].set_ylim(bottom=max(scores) - DEEPEST)
     for axis, (label, _) in zip(axes[0], columns, strict=True):
         axis.set_title(label)
     for axis in axes[-1]:
-        axis.set_xlabel("tries")
+        axis.set_xlabel("tries, k")
     drawing.legend(canvas, reported[reported["method"].isin({key[2] for key in points})])
     return canvas
 

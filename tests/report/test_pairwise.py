@@ -44,7 +44,10 @@ def test_each_pair_is_compared_at_each_epsilon(compared):
         *(("MeZO over DPZero", "mezo", "dpzero", epsilon) for epsilon in "26"),
         *(("DPZero over zero-shot", "dpzero", "zero_shot", epsilon) for epsilon in "26"),
         *(("DPZero against DP-SGD", "dpzero", "dp_sgd", epsilon) for epsilon in "26"),
-        *(("DPZero against zeroth-order rivals", "dpzero", "dp_zo_gaussian", epsilon) for epsilon in "26"),
+        *(
+            ("DPZero against other zeroth-order methods", "dpzero", "dp_zo_gaussian", epsilon)
+            for epsilon in "26"
+        ),
     }
 
 
