@@ -71,6 +71,22 @@ def difference(summary: Summary) -> str:
     return f"{points(summary.mean)} {interval(summary) if summary.has_spread else no_interval}"
 
 
+def count(number_of: float) -> str:
+    """`1.28 M`, `192 k`, `0`: a large count; a dash if it is unknown."""
+    if math.isnan(number_of):
+        return ABSENT
+    for size, letter in ((1e6, " M"), (1e3, " k")):
+        if number_of >= size:
+            return f"{number_of / size:.3g}{letter}"
+    return f"{number_of:.0f}"
+
+
+def seeds(runs: pandas.DataFrame) -> int:
+    """The number of seeds of the methods that train, or of all if none does."""
+    trained = runs[runs["rank"] > 0]
+    return int((trained if len(trained) else runs)["seed"].nunique())
+
+
 def without_seed(rows: pandas.DataFrame) -> bool:
     """Whether a seed changes nothing: no training, no demonstrations, no draw of the scored rows."""
     return bool(rows["epsilon"].eq("0").all()) and not draws_scored(rows)

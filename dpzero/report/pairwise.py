@@ -14,6 +14,7 @@ from typing import Any
 import pandas
 
 from dpzero.report import formatting
+from dpzero.report.provenance import plural
 from dpzero.report.records import correct_rows
 from dpzero.report.statistics import Estimate, Summary, errors, holm, paired_difference
 from dpzero.report.table import ABSENT, Row, Table, make_table, notes
@@ -56,7 +57,11 @@ def order(runs: pandas.DataFrame) -> Table:
                     lines.append(_row(first, second, claim, claimed, "".join(epsilons)))
     told_apart = any(line["_by_rows"] for line in lines)
     _decide(lines, told_apart)
-    values = {"margin": f"{100 * MARGIN:g}", "count": sum(line["difference_n"] > 1 for line in lines)}
+    values = {
+        "seeds": plural(formatting.seeds(runs), "seed"),
+        "margin": f"{100 * MARGIN:g}",
+        "count": sum(line["difference_n"] > 1 for line in lines),
+    }
     table = make_table("order_by_rows" if told_apart else "order", lines, **values)
     if few := sum(line.get("decided_by") == "seeds" and line["difference_n"] > 1 for line in lines):
         table.notes += notes("order_partly_by_seeds", count=few)

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from dpzero.files import TRY_MARK
 from dpzero.report import drawing, formatting, style
+from dpzero.report.provenance import plural
 from dpzero.report.table import Table, make_table
 
 CELL = ["task", "model", "method", "epsilon"]
@@ -35,7 +36,7 @@ def table(reported: pandas.DataFrame, tries: pandas.DataFrame) -> Table:
         row |= {"median_dev": _finite(float(numpy.median(values))), "worst_dev": _finite(values[-1])}
         row |= {f"_{k}": 100 * row[k] for k in ("best_dev", "second_dev", "median_dev", "worst_dev")}
         rows.append(row)
-    return make_table("search", rows)
+    return make_table("search", rows, seeds=plural(tries["seed"].nunique(), "seed"))
 
 
 def figure(reported: pandas.DataFrame, tries: pandas.DataFrame) -> Figure:

@@ -7,6 +7,7 @@ import math
 import pandas
 
 from dpzero.report import formatting, majority, provenance
+from dpzero.report.records import FORWARDS
 from dpzero.report.statistics import paired_difference, summarise
 from dpzero.report.table import ABSENT, Table, make_table, notes
 
@@ -36,7 +37,9 @@ def accuracy(runs: pandas.DataFrame) -> Table:
             key: formatting.common(rows[f"metrics.{key}"], ".0f")
             for key in ("split", "examples", "selection")
         }
+        row |= {"example_forwards": (passes := rows["example_forwards"].mean())}
         row |= score.columns("score")
+        row["_forwards"] = formatting.count(passes)
         row["_score"] = formatting.score(score, row["status"], formatting.without_seed(rows))
         row["_interval"] = formatting.interval(score)
         for reference in REFERENCES:
@@ -48,9 +51,12 @@ def accuracy(runs: pandas.DataFrame) -> Table:
         lines.append(row)
     placed = majority.with_rows(lines, runs)
     several = any(row["score_n"] > 1 for row in lines)
-    seeds = "mean ± standard deviation over seeds" if several else "one seed"
+    seeds = f"mean ± standard deviation over {formatting.seeds(runs)} seeds" if several else "one seed"
     table = make_table("accuracy", placed, metric=metric, Metric=metric.capitalize(), seeds=seeds)
     table.notes[:0] = _scoring(runs)
+    finished = runs[runs["status"] == "ok"]
+    if FORWARDS not in runs or finished[FORWARDS].isna().any():
+        table.notes += notes("accuracy_of_old_records")
     if len(placed) > len(lines):
         table.notes += notes("accuracy_with_majority")
     if runs["status"].isin(["oom", "diverged"]).any():

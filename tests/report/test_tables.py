@@ -59,6 +59,41 @@ def test_a_row_is_mean_deviation_and_interval_over_seeds(tables, record):
     assert (row["score_n"], row["score_mean"], row["score_std"]) == ("3", "0.8", "0.1")
 
 
+def test_what_training_cost_stands_beside_the_score(tables, record):
+    """From the record, or from its settings: two passes a direction, three a gradient, five with ghost norms."""
+    records = [record("mezo", "inf"), record("dp_sgd"), record("zero_shot", "0"), record("dp_ghost", "2")]
+    records[3]["cell"]["settings"]["clipping"], records[3]["method"]["order"] = "ghost", 1
+    records.append(record("dp_aggzo", "2"))
+    records[4]["cell"]["settings"]["directions"] = 64
+    files = tables(records)
+    heading = line(files["accuracy.md"], "example forwards")
+    place = heading.split("|").index(next(c for c in heading.split("|") if "example forwards" in c))
+    shown = {
+        title: line(files["accuracy.md"], f"| {title} ").split("|")[place].strip()
+        for title in ("MeZO", "DP-SGD", "Zero-shot", "Dp_Ghost", "Dp_Aggzo")
+    }
+    assert shown == {
+        "MeZO": "4.8 k",
+        "DP-SGD": "2.88 k",
+        "Zero-shot": "0",
+        "Dp_Ghost": "12 k",
+        "Dp_Aggzo": "307 k",
+    }
+    assert "does not hold that number" in files["accuracy.md"]
+    for one in records:
+        one["metrics"]["example_forwards"] = 1_280_000
+    files = tables(records)
+    assert " 1.28 M " in line(files["accuracy.md"], "| MeZO ")
+    assert {row["example_forwards"] for row in rows(files["accuracy.csv"])} == {"1280000"}
+    assert "does not hold that number" not in files["accuracy.md"]
+
+
+def test_headings_say_how_many_seeds(tables, sweep):
+    files = tables(sweep(seeds=2))
+    assert "mean ± standard deviation over 2 seeds" in files["accuracy.md"].splitlines()[0]
+    assert "The order of the methods, 2 seeds" in files["order.md"].splitlines()[0]
+
+
 def test_one_seed_is_never_printed_as_a_mean(tables, sweep):
     files = tables(sweep(seeds=1))
     table = [row for row in files["accuracy.md"].splitlines() if row.startswith("|")]
