@@ -83,8 +83,8 @@ class Group:
         self.runs = runs
         self.epsilons = {runs["epsilon"].iloc[0]} if runs["private"].iloc[0] else set()
         finished = runs[runs["status"] == "ok"]
-        drawn = finished.get("settings.train_examples", pandas.Series(dtype=float)).fillna(0).ne(0).any()
         keys = finished[SCORED].drop_duplicates()
+        drawn = formatting.draws_scored(finished)
         self.scored = None if drawn or len(keys) != 1 else tuple(map(str, keys.iloc[0]))
         bits = correct_rows(finished)
         self.bits = bits if len(bits) == len(finished) else {}

@@ -97,7 +97,9 @@ def test_an_announcement_names_the_source_of_its_hours():
     assert "hours on 2 cores of a CPU (as the sweep says)" in announcement("quick-lm", cells("quick-lm"), 2)
 
 
-@pytest.mark.parametrize("cores, place", [(2, "0.7 core hours, 0.4 hours on 2 cores of "), (None, "0.7 hours on ")])
+@pytest.mark.parametrize(
+    "cores, place", [(2, "0.7 core hours, 0.4 hours on 2 cores of "), (None, "0.7 hours on ")]
+)
 def test_a_sweep_that_was_timed_on_a_cpu_shares_its_cores(monkeypatch, cores, place):
     monkeypatch.chdir(ROOT)
     text = announcement("quick", cells("quick"), cores)
