@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
 from ..files import write_whole
-from ..language.data import assets, tasks
+from ..language.data import assets, datasets, tasks
 
 METADATA = "croissant.json"
 COLUMNS = {"text": "Text", "label": "Text"}  # column -> type of schema.org
@@ -54,10 +56,20 @@ def write(name: str, out: Path) -> dict[str, int]:
         distribution=[_file(mlcroissant, out / f"{split}.jsonl") for split in task.splits],
         record_sets=[_records(mlcroissant, split) for split in task.splits],
     )
-    write_whole(
-        out / METADATA, json.dumps(metadata.to_json(), indent=1, ensure_ascii=False, default=str) + "\n"
-    )
+    content = metadata.to_json()
+    if date := date_of_source(name):  # the library would make a day of a year
+        content["datePublished"] = date
+    write_whole(out / METADATA, json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n")
     return {split: len(rows) for split, rows in task.splits.items()}
+
+
+def date_of_source(name: str) -> str | None:
+    """When a task's rows were published, as ISO 8601: the last year in its `source`, else the day of its newest file."""
+    stanza = tasks.stanza(name)
+    if years := re.findall(r"\((\d{4})\)", stanza["source"]):
+        return max(years)
+    times = [file.stat().st_mtime for file in datasets.local_files(stanza).values()]
+    return datetime.date.fromtimestamp(max(times)).isoformat() if times else None
 
 
 def _file(library: Any, path: Path) -> Any:

@@ -101,7 +101,7 @@ def test_a_record_is_complete(run, smoke, method):
     assert len(provenance["model"]["sha256"]) == len(provenance["data"]["sha256"]) == 64
     assert provenance["model"]["title"] == "tiny random BERT"
     assert provenance["data"]["title"] == "Toy topics"
-    assert provenance["data"]["source"] == "generated from tasks.yaml"
+    assert provenance["data"]["source"] == "dpzero (2026), generated from tasks.yaml"
     assert provenance["data"]["split"] == "fixed, balanced over the topics, by hash of the text"
     installed = provenance["packages"]["torch"]
     assert installed.split("+")[0] == torch.__version__.split("+")[0]  # some builds add their own
