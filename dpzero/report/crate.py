@@ -9,9 +9,11 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Iterable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from dpzero import __version__
 from dpzero.errors import UsageError
 from dpzero.report import DOCUMENTS, title_of
 
@@ -22,6 +24,7 @@ PROFILES = {
     "https://w3id.org/workflowhub/workflow-ro-crate/1.0": "Workflow RO-Crate",
 }
 SPECIFICATION = "https://w3id.org/ro/crate/1.1"
+WORKFLOW_PROFILE = "https://bioschemas.org/profiles/ComputationalWorkflow/1.0-RELEASE"
 
 
 def write_crate(
@@ -61,7 +64,7 @@ def write_crate(
     crate.description = " ".join(f"{heading}: {answer}." for heading, answer in asked.items()).replace(
         "..", "."
     )
-    crate.license = LICENCE
+    crate.license = crate.add(ContextEntity(crate, LICENCE, {"@type": "CreativeWork", "name": "Apache-2.0"}))
     newest = datetime.datetime.fromtimestamp(max(path.stat().st_mtime for path in records), datetime.UTC)
     crate.datePublished = newest.replace(microsecond=0)
     profiles = [
@@ -77,26 +80,35 @@ def write_crate(
     snakefile, sweep_file = workflow
     main = crate.add_workflow(snakefile, "Snakefile", main=True, lang="snakemake")
     main["name"] = "dpzero: from a sweep to its tables and figures"
+    main["version"], main["encodingFormat"] = __version__, "text/plain"
+    main["conformsTo"] = {"@id": WORKFLOW_PROFILE}
+    text = "\n\n".join(
+        [f"# {crate.name}", *(f"**{heading}.** {answer}" for heading, answer in asked.items())]
+    )
+    words = {"name": "what was asked", "about": {"@id": "./"}, "encodingFormat": "text/markdown"}
+    crate.add_file(StringIO(f"{text}\n"), "README.md", properties=words)
     given = crate.add_file(sweep_file, f"sweep/{sweep_file.name}", properties=_about("the sweep", sweep_file))
     inputs = [given, *(crate.add(ContextEntity(crate, *one)) for one in _inputs(provenance))]
     software = [
-        crate.add(
-            SoftwareApplication(crate, f"#{name}", {"name": name, "softwareVersion": ", ".join(versions)})
-        )
-        for name, versions in _software(provenance).items()
+        crate.add(SoftwareApplication(crate, identifier, _version(name, identifier, versions)))
+        for name, identifier, versions in _software(provenance)
     ]
     main["softwareRequirements"] = software
     results = [
         crate.add_file(path, f"{folder}/{path.relative_to(base)}", properties=_about(words, path))
         for folder, base, path, words in _results(records, run_folder, tables, figures)
     ]
-    ended = {"name": f"sweep {sweep}", "endTime": newest.isoformat(timespec="seconds")}
-    crate.add_action(main, identifier=f"#sweep-{sweep}", object=inputs, result=results, properties=ended)
+    ended = {"name": f"sweep {sweep}", "description": crate.description}
+    ended |= {"endTime": newest.isoformat(timespec="seconds")}
+    action = crate.add_action(
+        main, identifier=f"#sweep-{sweep}", object=inputs, result=results, properties=ended
+    )
+    crate.root_dataset["mentions"] = action
     if out.suffix == ".zip":
         crate.write_zip(out)
     else:
         crate.write(out)
-    return len(results) + 2
+    return len(results) + 3
 
 
 def _results(
@@ -139,8 +151,15 @@ def _inputs(provenance: dict[str, Any]) -> Iterable[tuple[str, dict[str, str]]]:
             yield f"#{what}-{number}-{asset['name']}", properties
 
 
-def _software(provenance: dict[str, Any]) -> dict[str, list[str]]:
-    commits = [f"commit {commit}" for commit in provenance["git"]] + [
-        f"code {code}" for code in provenance["code"]
-    ]
-    return {"dpzero": commits, "Python": provenance["python"], **provenance["packages"]}
+def _software(provenance: dict[str, Any]) -> Iterable[tuple[str, str, list[str]]]:
+    """Name, identifier (its address, if it has one) and versions of what computed the results."""
+    commits = [f"commit {commit}" for commit in provenance["git"]]
+    yield "dpzero", "#dpzero", commits + [f"code {code}" for code in provenance["code"]]
+    yield "Python", "https://www.python.org", provenance["python"]
+    for name, versions in provenance["packages"].items():
+        yield name, f"https://pypi.org/project/{name}", versions
+
+
+def _version(name: str, identifier: str, versions: list[str]) -> dict[str, str]:
+    url = {"url": identifier} if identifier.startswith("https:") else {}
+    return {"name": name, "softwareVersion": ", ".join(versions)} | url

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,53 @@ def test_a_crate_names_weights_and_rows_by_their_digest_and_the_code_by_its_comm
 def test_a_sweep_without_tables_has_no_crate(write, tmp_path):
     with pytest.raises(UsageError, match=r"there is no provenance\.json"):
         write(tmp_path / "crate", tables=tmp_path)
+
+
+def test_a_crate_keeps_to_its_profiles(write, tmp_path):
+    """What RO-Crate 1.1, Process Run, Workflow Run and Workflow RO-Crate demand, but for authors, whom no record knows.
+
+    The Python library of these profiles, roc-validator, needs the network for the context; it finds the same.
+    """
+    write(tmp_path / "crate")
+    content = json.loads((tmp_path / "crate" / "ro-crate-metadata.json").read_text("utf-8"))
+    assert content["@context"] == "https://w3id.org/ro/crate/1.1/context"
+    entities = {entity["@id"]: entity for entity in content["@graph"]}
+    assert len(entities) == len(content["@graph"])
+    for name, entity in entities.items():
+        assert entity.get("@type") and (entity.get("name") or name == "ro-crate-metadata.json"), name
+        for target in references(entity):
+            outside = target.startswith("https:") and target not in entities
+            assert target in entities or outside, f"{name} refers to {target}, which is not there"
+    descriptor, root = entities["ro-crate-metadata.json"], entities["./"]
+    assert descriptor["about"] == {"@id": "./"}
+    assert {"@id": "https://w3id.org/ro/crate/1.1"} in descriptor["conformsTo"]
+    assert datetime.fromisoformat(root["datePublished"]) and root["description"]
+    assert "license" in root and entities[root["license"]["@id"]]["name"] == "Apache-2.0"
+    profiles = {profile["@id"] for profile in root["conformsTo"]}
+    assert {url.rpartition("/")[0] for url in profiles} == {
+        "https://w3id.org/ro/wfrun/process",
+        "https://w3id.org/ro/wfrun/workflow",
+        "https://w3id.org/workflowhub/workflow-ro-crate",
+    }
+    assert all(entities[url]["version"] == url.rpartition("/")[2] for url in profiles)
+    workflow = entities[root["mainEntity"]["@id"]]
+    assert set(workflow["@type"]) == {"File", "SoftwareSourceCode", "ComputationalWorkflow"}
+    assert entities[workflow["programmingLanguage"]["@id"]]["@type"] == "ComputerLanguage"
+    action = entities[root["mentions"]["@id"]]
+    assert action["@type"] == "CreateAction" and action["instrument"] == {"@id": workflow["@id"]}
+    assert datetime.fromisoformat(action["endTime"]) and action["object"] and action["result"]
+    parts = {part["@id"] for part in root["hasPart"]}
+    for name, entity in entities.items():
+        if "File" in entity["@type"]:
+            assert name in parts and entity["encodingFormat"] and (tmp_path / "crate" / name).is_file(), name
+
+
+def references(value: object) -> list[str]:
+    """The identifiers that an entity refers to."""
+    if isinstance(value, list):
+        return [target for item in value for target in references(item)]
+    if isinstance(value, dict) and set(value) == {"@id"}:
+        return [value["@id"]]
+    return (
+        [target for item in value.values() for target in references(item)] if isinstance(value, dict) else []
+    )
