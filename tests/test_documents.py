@@ -141,7 +141,7 @@ def test_the_example_folder_can_be_planned_as_it_stands(tmp_path, monkeypatch):
     (tmp_path / "rows.csv").write_text("review,stars\n" + rows, "utf-8")
     write_model(tmp_path / "model")
     cells = sweep.load(str(tmp_path / "sweep.yaml"))
-    assert sum(not is_try(run) for run in cells) == 1 + 2 * 2 * 3
+    assert sum(not is_try(run) for run in cells) == 1 + 3 * 2 * 3
     assert sum(is_try(run) for run in cells) == 2 * 2 * 2
     assert tasks.load("reviews").splits["test"]
 

@@ -187,6 +187,10 @@ def test_a_secret_run_shows_no_function_of_private_examples(run, smoke, tmp_path
     for record in (first, second):
         assert record["privacy"]["valid_release"] is True and record["privacy"]["noise_key"] == "secret"
         assert record["curve"] == [] and set(record["time"].values()) == {None}
+        assert (
+            len(base64.b64decode(record["metrics"]["correct"])) == 15
+        )  # of public test rows, as accuracy is
+        assert record["metrics"]["example_forwards"] == 20 * 8 * 2
     assert first["metrics"]["loss"] != second["metrics"]["loss"]
     assert first["memory"]["peak_allocated_bytes"] == second["memory"]["peak_allocated_bytes"]
 
