@@ -26,10 +26,10 @@ class DPAggZO(PrivateTwoPoint):
     contract_settings = {"directions": 2}  # the contract suite is quicker than with 4
 
     def __init__(self, *arguments: Any, directions: int = 4, seed: int = 0, **settings: Any) -> None:
+        self.directions = directions
         super().__init__(*arguments, seed=seed, **settings)
         if not (directions > 0 and self.unit == "example"):
             raise ValueError("directions must be positive, and the unit the example")
-        self.directions = directions
 
     def projected_gradients(self, differences: Tensor) -> list[float]:
         slopes = differences / (2 * self.smoothing)

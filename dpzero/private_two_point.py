@@ -21,7 +21,7 @@ from .zeroth_order import TwoPoint, batches
 from .zeroth_order.distributed import Ranks
 from .zeroth_order.loss_checks import check_independence
 from .zeroth_order.protocols import PerExampleLoss
-from .zeroth_order.transcript import Transcript
+from .zeroth_order.transcript import SecondMoment, Transcript
 from .zeroth_order.untracked_tensors import AttributeCheck
 
 
@@ -36,6 +36,8 @@ class PrivateTwoPoint(TwoPoint):
             (`privacy.sampling.Users`).
         clip: bound on what one unit contributes to a sum.
         seed: of the directions, which are public. The noise does not depend on it.
+        shrinkage: a decay such as 0.99 multiplies a step's scalars by the part of their second moment so far that is
+            not noise, whose size is known; 0 by 1. It is post-processing, and costs no privacy.
         engine: `direction_law`, `direction_rank`, `perturb`, `second_moment`, `one_at_a_time`: see
             `TwoPoint`.
 
@@ -57,14 +59,25 @@ class PrivateTwoPoint(TwoPoint):
         clip: float,
         smoothing: float = 1e-3,
         seed: int = 0,
+        shrinkage: float = 0.0,
         **engine: Any,
     ) -> None:
         settings = {"learning_rate": learning_rate, "smoothing": smoothing, "seed": seed} | engine
         super().__init__(model, loss, Budget.require(budget).batch_size, **settings)
         check_clip(clip)
         self.budget, self.clip, self.unit = budget, clip, budget.unit
+        if shrinkage:
+            if self.moment.decay:
+                raise ValueError("second_moment and shrinkage both scale the scalars: give one of them")
+            self.moment = SecondMoment(shrinkage, noise=self._noise_deviation())
         self.attribute_check: AttributeCheck | None = None
         self._independent = self._recorded = False  # checked, and the budget knows the outcome
+
+    def _noise_deviation(self) -> float:
+        """Standard deviation of the noise in a scalar that multiplies z."""
+        laplace = self.budget.setting.mechanism == "laplace"
+        deviation = self.budget.noise_scale * self.clip / self.batch_size * (math.sqrt(2) if laplace else 1.0)
+        return deviation if self.clips_slopes else deviation / (2 * self.smoothing)
 
     def noisy_sum(self, values: Tensor) -> float:
         """Clips each unit's value, float64 [B], and releases the sum with noise. Once a step."""
@@ -94,7 +107,7 @@ class PrivateTwoPoint(TwoPoint):
         if checks and not self._independent:
             self._check_independence(batch, count, collate)
         losses = self._evaluate(batch, count, pick)
-        if checks and self._independent and self.attribute_check and self.perturbation.position[2] < 0:
+        if checks and self._independent and self.attribute_check and self.perturbation.position[2] <= 0:
             self.attribute_check.check(partial(self.loss, self.model), pick, count)
         return losses
 

@@ -44,6 +44,16 @@ class _Group:
     updates: list[Move] = field(default_factory=list)
 
 
+def points(directions: int, smoothing: float, one_sided: bool) -> Iterator[tuple[int, int, float]]:
+    """The points of a step in order: the direction, which of its two points, and the scale of the direction there."""
+    if one_sided:
+        yield 0, 1, 0.0
+    for k in range(directions):
+        yield k, 0, smoothing
+        if not one_sided:
+            yield k, 1, -smoothing
+
+
 class Perturbation:
     """Perturbs and updates the trained tensors. Moves are planned, then applied together in one pass.
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .directions import make_law
-from .perturbation import Perturbation
+from .perturbation import Perturbation, points
 
 FORMAT = "dpzero transcript 3"
 STEPS_A_PASS = 64  # steps that a replay applies in one pass over the weights
@@ -154,15 +154,21 @@ def digest(parameters: Sequence[Tensor]) -> str:
 
 
 class SecondMoment:
-    """Divides the scalars of a step by the root of Adam's bias-corrected second moment of the scalars so far.
+    """Scales the scalars of a step by Adam's bias-corrected second moment of the scalars so far.
 
-    This optimizer state follows from the transcript alone. A decay of 0 divides by nothing.
+    This optimizer state follows from the transcript alone. A decay of 0 leaves the scalars as they are.
+
+    Args:
+        decay: of the moment.
+        scalars: of the steps so far, a row each.
+        noise: 0 divides by the root of the moment. Otherwise the standard deviation of the noise in a scalar, and
+            the scalars are multiplied by the part of the moment that is not noise (James and Stein 1961).
     """
 
-    def __init__(self, decay: float, scalars: Iterable[Sequence[float]] = ()) -> None:
+    def __init__(self, decay: float, scalars: Iterable[Sequence[float]] = (), noise: float = 0.0) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"second_moment is {decay}: it must be at least 0 and below 1")
-        self.decay, self.mean, self.steps = decay, 0.0, 0
+        self.decay, self.noise, self.mean, self.steps = decay, noise, 0.0, 0
         for row in scalars:
             self.scaled(row)
 
@@ -172,7 +178,11 @@ class SecondMoment:
             return list(gradients)
         square = math.fsum(g * g for g in gradients) / len(gradients)
         self.mean, self.steps = self.decay * self.mean + (1 - self.decay) * square, self.steps + 1
-        size = math.sqrt(self.mean / (1 - self.decay**self.steps))
+        moment = self.mean / (1 - self.decay**self.steps)
+        if self.noise:
+            signal = max(0.0, 1 - self.noise**2 / moment) if moment else 0.0
+            return [g * signal for g in gradients]
+        size = math.sqrt(moment)
         return [g / size if size else 0.0 for g in gradients]
 
 
@@ -207,7 +217,7 @@ def replay(
         )
     law = header["law"]
     if perturbation is None:
-        directions = make_law(law["name"], law["seed"], law["rank"])
+        directions = make_law(law["name"], law["seed"], law["rank"], header["directions"])
         fixed_rows = dict(header.get("still", []))
         on_read, groups = header["perturbed_on_read"], header["groups"]
         perturbation = Perturbation(parameters, directions, on_read, fixed_rows, groups=groups)
@@ -215,12 +225,12 @@ def replay(
         raise ValueError(
             f"{path} was written with directions {law['version']}, here is {perturbation.law.law}"
         )
-    smoothing, moment = header["smoothing"], SecondMoment(header["second_moment"], scalars[:start].tolist())
+    moment = SecondMoment(header["second_moment"], scalars[:start].tolist(), header.get("noise", 0.0))
+    visited = list(points(header["directions"], header["smoothing"], header.get("one_sided", False)))
     end = len(scalars) if end is None else min(end, len(scalars))
     for step in range(start, end):
-        for k in range(header["directions"]):
-            perturbation.plan_point(step, k, smoothing)
-            perturbation.plan_point(step, k, -smoothing)
+        for k, _, scale in visited:
+            perturbation.plan_point(step, k, scale)
         perturbation.plan_update(step, moment.scaled(scalars[step].tolist()), (-rates[step]).tolist())
         if (step + 1 - start) % STEPS_A_PASS == 0:
             perturbation.apply()

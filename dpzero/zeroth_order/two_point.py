@@ -20,7 +20,7 @@ from .directions import make_law
 from .distributed import CHECK_EVERY, Ranks, exact_sum
 from .loss_checks import per_example_losses
 from .model_requirements import ModelCheck, trainable
-from .perturbation import Perturbation
+from .perturbation import Perturbation, points
 from .protocols import PerExampleLoss
 from .transcript import FORMAT, SecondMoment, Transcript, digest, read, replay
 
@@ -64,11 +64,12 @@ class TwoPoint(torch.optim.Optimizer):
     order: int | None = 0
     unit = "example"
     directions = 1  # scalars of a step
+    one_sided = False  # whether the second point of all directions is x, whose losses are then taken once
     ranks = Ranks()  # one process: see `join`
 
     @property
     def forwards_per_example(self) -> int:
-        return 2 * self.directions
+        return self.directions + 1 if self.one_sided else 2 * self.directions
 
     def __init__(
         self,
@@ -79,7 +80,7 @@ class TwoPoint(torch.optim.Optimizer):
         learning_rate: float,
         smoothing: float = 1e-3,
         seed: int = 0,
-        direction_law: Literal["gaussian", "sphere", "rademacher", "low_rank"] = "gaussian",
+        direction_law: Literal["gaussian", "sphere", "rademacher", "low_rank", "walsh"] = "gaussian",
         direction_rank: int = 1,
         perturb: Literal["in_place", "on_read"] = "in_place",
         second_moment: float = 0.0,
@@ -104,7 +105,7 @@ class TwoPoint(torch.optim.Optimizer):
         self.groups = numbered(self.param_groups, self.parameters, model)
         self._first_rates = checked_rates(self.param_groups)
         self.model_check = ModelCheck(model, self.parameters)
-        self.law = make_law(direction_law, seed, direction_rank)
+        self.law = make_law(direction_law, seed, direction_rank, self.directions)
         self.law_settings = {"name": direction_law, "seed": seed, "rank": direction_rank}
         self.perturbation = Perturbation.of_model(model, self.parameters, self.law, perturb, self.groups)
         self.steps_taken = 0
@@ -148,9 +149,9 @@ class TwoPoint(torch.optim.Optimizer):
         count, user_numbers = self._begin(batch, users)
         try:
             with self.model_check.deterministic():
-                plus, minus = self._losses_at_both_points(batch, count)
-            self.training_loss = self._mean_loss((plus + minus) / 2)
-            scalars = self.projected_gradients(batches.user_means((plus - minus).T, user_numbers))
+                losses = self._losses_at_points(batch, count)
+            self.training_loss = self._mean_loss(losses[1] if self.one_sided else losses.mean(0))
+            scalars = self.released_scalars(*losses, user_numbers)
             if self.transcript is not None:
                 self.transcript.append(scalars, rates)  # before the weights move
             scalars = self.ranks.agreed(scalars)
@@ -167,16 +168,27 @@ class TwoPoint(torch.optim.Optimizer):
             self.check_ranks()
         return scalars if self.directions > 1 else scalars[0]
 
-    def _losses_at_both_points(self, batch: Any, count: int) -> Tensor:
-        """Losses at x + smoothing z_k and then x - smoothing z_k, where weights are left: float64 [2, K, B]."""
+    def released_scalars(self, first: Tensor, second: Tensor, users: np.ndarray | None) -> list[float]:
+        """The scalars of a step, from the losses at its points.
+
+        Args:
+            first: at x + smoothing z_k, float64 [K, B].
+            second: at x - smoothing z_k, float64 [K, B]; of a one-sided method at x, the same for all k.
+            users: of the examples, if the unit is the user.
+        """
+        return self.projected_gradients(batches.user_means((first - second).T, users))
+
+    def _losses_at_points(self, batch: Any, count: int) -> Tensor:
+        """Losses at the points of a step, at the last of which weights are left: see `released_scalars`."""
         losses = torch.zeros(2, self.directions, count, dtype=torch.float64)
-        for k in range(self.directions):
-            for side, scale in enumerate((self.smoothing, -self.smoothing)):
-                with (
-                    self.perturbation.perturbed(self.steps_taken, k, scale),
-                    self.model_check.forward_passes(),
-                ):
-                    losses[side, k] = self._losses(batch, count)
+        for k, side, scale in points(self.directions, self.smoothing, self.one_sided):
+            with (
+                self.perturbation.perturbed(self.steps_taken, k, scale),
+                self.model_check.forward_passes(),
+            ):
+                losses[side, k] = self._losses(batch, count)
+        if self.one_sided:
+            losses[1] = losses[1, 0].clone()
         return losses
 
     def _begin(self, batch: Any, users: ArrayLike | None) -> tuple[int, np.ndarray | None]:
@@ -315,7 +327,7 @@ class TwoPoint(torch.optim.Optimizer):
         self.transcript = transcript
         self.steps_taken = replay(self.parameters, path, self.steps_taken, self.perturbation)
         self._opt_called = self.steps_taken > 0  # else a scheduler that follows warns of steps not taken
-        self.moment = SecondMoment(self.moment.decay, transcript.scalars.tolist())
+        self.moment = SecondMoment(self.moment.decay, transcript.scalars.tolist(), self.moment.noise)
 
     def _header(self, base_sha256: str, privacy: Mapping[str, Any]) -> dict[str, Any]:
         law = self.law_settings
@@ -328,6 +340,8 @@ class TwoPoint(torch.optim.Optimizer):
             "learning_rates": self._first_rates,
             "groups": self.groups,
             "second_moment": self.moment.decay,
+            **({"noise": self.moment.noise} if self.moment.noise else {}),
+            **({"one_sided": True} if self.one_sided else {}),
             "perturbed_on_read": sorted(self.perturbation.on_read),
             "still": [[j, row] for j, row in self.perturbation.fixed_rows.items()],
             "base_sha256": base_sha256,

@@ -79,7 +79,7 @@ def test_loss_differences_do_not_depend_on_other_examples(kind, perturb, monkeyp
         for p, x in zip(model.parameters(), start, strict=True):
             p.copy_(x)
         me = MeZO(model, CrossEntropy(512), 9, learning_rate=1, smoothing=1e-2, seed=1, perturb=perturb)
-        plus, minus = me._losses_at_both_points(batch[np.array(keep)], len(keep))[:, 0]
+        plus, minus = me._losses_at_points(batch[np.array(keep)], len(keep))[:, 0]
         differences.append((plus - minus).numpy())
         assert (differences[-1] == differences[0][keep]).all() and differences[-1].all()
 
