@@ -151,7 +151,7 @@ class TwoPoint(torch.optim.Optimizer):
             with self.model_check.deterministic():
                 losses = self._losses_at_points(batch, count)
             self.training_loss = self._mean_loss(losses[1] if self.one_sided else losses.mean(0))
-            scalars = self.released_scalars(*losses, user_numbers)
+            scalars = self.released_scalars(losses[0], losses[1], user_numbers)
             if self.transcript is not None:
                 self.transcript.append(scalars, rates)  # before the weights move
             scalars = self.ranks.agreed(scalars)
