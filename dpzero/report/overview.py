@@ -107,7 +107,10 @@ def verdicts(pairs: pandas.DataFrame, titles: dict[str, str]) -> list[str]:
         sentences.append(f"{claim[0].upper()}{claim[1:]}: {counts}.")
     if not sentences:
         return ["No two methods here of which a paper claims an order."]
-    return [*sentences, f"Open: {(pairs['verdict'] == 'open').sum()} of {len(pairs)}."]
+    undecided = f"Open: {(pairs['verdict'] == 'open').sum()} of {len(pairs)}"
+    if "verdict_these_rows" in pairs:
+        undecided += f"; for these test rows alone {(pairs['verdict_these_rows'] == 'open').sum()}"
+    return [*sentences, f"{undecided}."]
 
 
 def _count(rows: pandas.DataFrame, verdict: str, titles: dict[str, str]) -> str:

@@ -115,6 +115,7 @@ def _row(first: Group, second: Group, claim: str, claimed: bool, epsilon: str) -
         "memory_ratio": first.runs[PEAK].max() / second.runs[PEAK].max(),
         "_claimed": claimed,
         "_by_rows": by_rows,
+        "_over_seeds": Estimate.over_seeds(difference),
         "_deciding": by_rows.get("both", Estimate.over_seeds(difference)),
         "_compared": f"{one['title']} − {other['title']}",
         "_difference": formatting.difference(difference),
@@ -132,23 +133,29 @@ def _errors_by_rows(first: Group, second: Group) -> dict[str, Estimate]:
 
 
 def _decide(lines: list[Row], told_apart: bool) -> None:
-    """Give each row its verdict, and if rows are told apart the intervals and p-values on which it rests."""
-    deciding = [line.pop("_deciding") for line in lines]
-    different = [one.difference_p() for one in deciding]
-    equivalent = [math.nan] * len(lines)
-    if told_apart:
-        different = holm(different)
-        equivalent = holm([one.equivalence_p(MARGIN) for one in deciding])
-    for line, estimate, p, q in zip(lines, deciding, different, equivalent, strict=True):
-        by_rows, seeds = line.pop("_by_rows"), line["difference_n"]
-        if told_apart:
-            line |= _columns(by_rows, line) | {"difference_p": p, "equivalence_p": q}
+    """Give each row its verdict, and if rows are told apart what it rests on, and the verdict of the seeds alone."""
+    over_seeds, deciding = ([line.pop(key) for line in lines] for key in ("_over_seeds", "_deciding"))
+    if not told_apart:
+        p_values = [(one.difference_p(), math.nan) for one in over_seeds]
+    else:
+        p_values = _all_together(deciding)
+        for line, (p, q), alone in zip(lines, p_values, _all_together(over_seeds), strict=True):
+            line |= _columns(line) | {"difference_p": p, "equivalence_p": q}
             line["_equivalent"] = "yes" if q <= LEVEL else ABSENT
-        line["verdict"] = verdict(estimate.mean, p, q, line["_claimed"]) if seeds > 1 else ABSENT
+            line["verdict_these_rows"] = _verdict(line, *alone)
+    for line, (p, q) in zip(lines, p_values, strict=True):
+        line["verdict"] = _verdict(line, p, q)
 
 
-def _columns(by_rows: dict[str, Estimate], line: Row) -> Row:
+def _all_together(estimates: list[Estimate]) -> list[tuple[float, float]]:
+    """p-values of a difference and of equivalence, each by Holm for all of these estimates together."""
+    different = holm([one.difference_p() for one in estimates])
+    return list(zip(different, holm([one.equivalence_p(MARGIN) for one in estimates]), strict=True))
+
+
+def _columns(line: Row) -> Row:
     """The intervals over rows and over both, as numbers and as texts."""
+    by_rows = line["_by_rows"]
     columns: Row = {"decided_by": "both" if by_rows else "seeds"}
     summary = Summary.from_columns(line, "difference")
     columns["_mean"] = formatting.points(summary.mean) if summary.n else ABSENT
@@ -157,6 +164,14 @@ def _columns(by_rows: dict[str, Estimate], line: Row) -> Row:
         low, high = by_rows[name].interval() if by_rows else (math.nan, math.nan)
         columns |= {f"{name}_low": low, f"{name}_high": high, f"_{name}": formatting.span(low, high)}
     return columns
+
+
+def _verdict(line: Row, different_p: float, equivalent_p: float) -> str:
+    return (
+        verdict(line["difference_mean"], different_p, equivalent_p, line["_claimed"])
+        if line["difference_n"] > 1
+        else ABSENT
+    )
 
 
 def verdict(mean: float, different_p: float, equivalent_p: float, claimed: bool) -> str:

@@ -101,6 +101,7 @@ def errors(differences: ArrayLike) -> dict[str, Estimate]:
         V = V_seeds + V_rows - V_interaction,   never below V_seeds or V_rows
 
     Intervals are of Student's t with Satterthwaite's degrees of freedom: those of the seeds if their variance rules.
+    With five seeds or more, false alarms are as stated down to 0.1 %, as simulated; three seeds are too few below 1 %.
     """
     values = numpy.asarray(differences, dtype=float)
     seeds, rows = values.shape

@@ -153,6 +153,7 @@ def test_few_test_rows_leave_open_what_seeds_alone_would_show(answered):
     ).rows
     assert row["difference_low"] > 0 and row["both_low"] < 0 < row["both_high"]
     assert row["verdict"] == "open" and row["difference_p"] > 0.05
+    assert row["verdict_these_rows"] == "shown"
 
 
 def test_many_verdicts_of_a_table_are_corrected_together(answered):
