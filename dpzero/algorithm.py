@@ -21,8 +21,8 @@ class DPZero(PrivateTwoPoint):
 
     >>> budget = Budget.calibrated(epsilon=2, delta=1e-5, dataset_size=len(data), batch_size=64, steps=1000)
     >>> optimizer = DPZero(model, loss, budget, learning_rate=1e-6, clip=100.0)
-    >>> for indices in budget.batches():
-    ...     optimizer.step([data[i] for i in indices])
+    >>> for batch in budget.loader(data, collate_fn=list):
+    ...     optimizer.step(batch)
     >>> budget.epsilon_spent()
     """
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from .privacy import Budget, check_clip, clip_scalars
@@ -31,8 +32,8 @@ class PrivateTwoPoint(TwoPoint):
     Args:
         model, loss, learning_rate, smoothing: see `TwoPoint`.
         budget: `Budget.calibrated(epsilon=..., delta=..., dataset_size=..., batch_size=..., steps=...)`. It
-            hands out the batches (`budget.batches()` as indices, `budget.loader(dataset)` as a DataLoader),
-            and `step` takes no other. If its unit is the user, they are batches of users
+            hands out the batches (`budget.loader(dataset)` as a DataLoader, `budget.batches()` as indices),
+            and `step` takes no other. After a batch that was put together by hand, no release is called valid. If its unit is the user, they are batches of users
             (`privacy.sampling.Users`).
         clip: bound on what one unit contributes to a sum.
         seed: of the directions, which are public. The noise does not depend on it.
@@ -72,6 +73,7 @@ class PrivateTwoPoint(TwoPoint):
             self.moment = SecondMoment(shrinkage, noise=self._noise_deviation())
         self.attribute_check: AttributeCheck | None = None
         self._independent = self._recorded = False  # checked, and the budget knows the outcome
+        self._foreign = False  # whether the step's batch may not be the drawn one
 
     def _noise_deviation(self) -> float:
         """Standard deviation of the noise in a scalar that multiplies z."""
@@ -96,13 +98,28 @@ class PrivateTwoPoint(TwoPoint):
         """
         self._check_independence(batch, max(batches.sizes(batch)), None)
 
+    def _begin(self, batch: Any, users: ArrayLike | None) -> tuple[int, np.ndarray | None]:
+        begun = super()._begin(batch, users)
+        self._foreign = self.budget.key.valid_release and not self._was_handed_out(batch, users)
+        if self._foreign:
+            self.budget.record_foreign_batch()
+        return begun
+
+    def _was_handed_out(self, batch: Any, users: ArrayLike | None) -> bool:
+        """Whether these are certainly the drawn examples: their indices, or what the budget made of them."""
+        handed_out = self.budget.handed_out
+        if handed_out is None:
+            return users is None and batches.indices(batch) is not None
+        return batches.same(batch if users is None else (batch, users), handed_out)
+
     def _admit(self, sizes: set[int], indices: np.ndarray | None) -> int:
         count: int = self.budget.admit(sizes, indices)
         return count
 
     def _losses(self, batch: Any, count: int) -> Tensor:
         """A rank's share of a loss is 0 for others' examples, so it is not checked."""
-        checks, collate = self.budget.probes_loss and self.ranks.size == 1, self.budget.collate_subset
+        checks = self.budget.probes_loss and self.ranks.size == 1
+        collate = None if self._foreign else self.budget.collate_subset
         pick = collate or partial(batches.take, batch, size=count)
         if checks and not self._independent:
             self._check_independence(batch, count, collate)

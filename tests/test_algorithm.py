@@ -301,8 +301,8 @@ def test_as_the_readme_uses_it_a_logistic_regression_learns():
     )
     assert budget.epsilon_spent() == 0
     me = dpzero.DPZero(model, loss, budget, learning_rate=0.3, clip=1.0)
-    for indices in budget.batches():
-        me.step([data[i] for i in indices])
+    for batch in budget.loader(data, collate_fn=list):
+        me.step(batch)
     right = ((model(inputs)[:, 0] > 0).float() == torch.tensor([y for _, y in data])).float().mean()
     assert right > 0.9
     assert 3.99 < budget.epsilon_spent() <= 4.0

@@ -116,8 +116,8 @@ def test_the_example_method_is_found_and_takes_a_private_step(data, tmp_path, mo
     method = names[card.class_name](
         torch.nn.Linear(3, 1), squared_error, budget, learning_rate=1e-3, clip=1.0
     )
-    for indices in budget.batches():
-        method.step([data[i] for i in indices])
+    for batch in budget.loader(data, collate_fn=list):
+        method.step(batch)
     assert method.steps_taken == len(budget.ledger) == 3
 
 

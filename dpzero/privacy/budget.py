@@ -14,6 +14,7 @@ import threading
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,7 +32,7 @@ from .ledger_epsilon import Spending, grid_delta
 from .mechanisms import Noise
 from .permute_and_flip import permute_and_flip
 from .randomness import RunKey
-from .sampling import SAMPLERS, BatchQueue, Indices, Sampler
+from .sampling import SAMPLERS, BatchQueue, CollateSubset, Indices, Sampler
 
 UNITS = ("example", "user")
 NORM_ROUNDING = 1e-12  # of a norm that was clipped in float64
@@ -171,11 +172,15 @@ class Budget(Spending):
 
     # -- batches ---------------------------------------------------------------------------------------------
 
-    def batches(self) -> Iterator[Indices]:
+    def batches(self, take: Callable[[Indices], Any] | None = None) -> Iterator[Any]:
         """Yield index arrays of the remaining batches; an empty batch is a step like any other.
 
         With `overspend`, a call that finds none left yields as many as were calibrated for. Without, it yields
         nothing and warns.
+
+        Args:
+            take: yields what this makes of each index array, also of an empty one, such as
+                `lambda rows: [data[i] for i in rows]`.
         """
         self._check_process()
         if not (numbers := self.remaining_batches()):
@@ -184,7 +189,12 @@ class Budget(Spending):
                 "one for more steps",
                 stacklevel=2,
             )
-        yield from self.queue.draw(takewhile(self._may_release, numbers))
+        for indices in self.queue.draw(takewhile(self._may_release, numbers)):
+            if take is None:
+                yield indices
+            else:
+                subset = partial(_take_some, take, indices) if self.unit == "example" else None
+                yield self.queue.hand_out(take(indices), subset)
 
     def loader(
         self, dataset: Dataset[Any], users: Sequence[Any] | None = None, **options: Any
@@ -222,8 +232,13 @@ class Budget(Spending):
         return left or (number, self.key.name) in self.ledger
 
     @property
-    def collate_subset(self) -> Callable[[Sequence[int]], object] | None:
-        """For a loader's batch: collates the examples at some positions of the next batch anew."""
+    def handed_out(self) -> Any:
+        """What a loader, or `take`, made of the next batch; None for indices."""
+        return self.queue.open[0].made if self.queue.open else None
+
+    @property
+    def collate_subset(self) -> CollateSubset | None:
+        """Makes what was handed out anew, of the examples at some positions of the next batch."""
         return self.queue.open[0].collate_subset if self.queue.open else None
 
     def admit(self, counts: int | Collection[int], batch: Indices | None = None) -> int:
@@ -404,8 +419,7 @@ class Budget(Spending):
         processes: keep the ledger in a file.
         """
         self.ledger.sync()
-        influence = {"others_move_over_clip": self.others_move_over_clip} if len(self.ledger) else {}
-        return {"position": self.queue.position, **influence, **self.ledger.state_dict()}
+        return {"position": self.queue.position, **self.ledger.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Count the releases of a saved state and continue after them.
@@ -416,8 +430,6 @@ class Budget(Spending):
         """
         self._check_process()
         self.ledger.load_state_dict(state)
-        if "others_move_over_clip" in state:
-            self._influences.append(state["others_move_over_clip"])
         self.start_at(state["position"])
 
     def start_at(self, number: int) -> None:
@@ -493,6 +505,10 @@ class Budget(Spending):
                 f"delta is {setting.delta:g}, but exact noise adds up to {added:.1g} to it: give a larger "
                 "delta, or noise_arithmetic='float', whose releases are not called valid"
             )
+
+
+def _take_some(take: Callable[[Indices], Any], indices: Indices, positions: Sequence[int]) -> object:
+    return take(indices[list(positions)])
 
 
 def _digest(parts: Iterable[bytes | memoryview]) -> str:

@@ -66,8 +66,8 @@ class BudgetLoader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         for batch, drawn in zip(super().__iter__(), self._budget.batches(), strict=False):
             rows = self.examples(drawn)
-            self._budget.queue.open[-1].collate_subset = partial(self._collate_subset, rows)
-            yield batch if self._users is None else (batch, self._users.examples(drawn)[1])
+            made = batch if self._users is None else (batch, self._users.examples(drawn)[1])
+            yield self._budget.queue.hand_out(made, partial(self._collate_subset, rows))
 
     def examples(self, drawn: Indices) -> Indices:
         """Indices of the drawn units -> indices of their examples."""

@@ -23,8 +23,11 @@ from .accounting import Setting
 
 CHOICE = "choice"
 UNKNOWN = "?"  # a choice that can no longer be read
+FINDING = "finding"
+FOREIGN, UNMEASURED = "foreign", "unmeasured"  # findings; others are numbers, see `record_influence`
 LINE = re.compile(
     rf"(\d+) ([0-9a-f]{{16}})(?: ([0-9a-f]{{16}}))?|{CHOICE} ([0-9a-f]{{16}}) ([0-9.e+-]+) (-?\d+|\{UNKNOWN})"
+    rf"|{FINDING} ([0-9a-f]{{16}}) ([0-9a-z.+-]+)"
 )
 RESERVED = "reserved"
 RESERVATION = re.compile(rf"{RESERVED} (\d+) (\d+) ([0-9a-f]{{16}}) (\S+)|{RESERVED} none")
@@ -78,6 +81,16 @@ class Choice(NamedTuple):
     chosen: int | None
 
 
+class Finding(NamedTuple):
+    """What was found out about the releases under a key, in a word."""
+
+    key_name: str
+    word: str
+
+
+Entry = Release | Choice | Finding
+
+
 class Lineage:
     """All entries of a run, shared by the ledgers of this process that continue it."""
 
@@ -85,21 +98,24 @@ class Lineage:
         self.name = secrets.token_hex(8)
         self.releases: dict[Release, str] = {}  # -> a digest of the sum, if known
         self.choices: dict[Choice, None] = {}
+        self.findings: dict[Finding, None] = {}
         self.ledgers: WeakSet[Ledger] = WeakSet([ledger])
 
-    def add(self, entry: Release | Choice, digest: str = "") -> None:
+    def add(self, entry: Entry, digest: str = "") -> None:
         """Write an entry to the files of all ledgers before the caller continues."""
         with _lock:
-            if entry in self.releases or entry in self.choices:
+            if entry in self.releases or entry in self.choices or entry in self.findings:
                 return
             for ledger in list(self.ledgers):
                 ledger.write(entry, digest)
             self.hold(entry, digest)
 
-    def hold(self, entry: Release | Choice, digest: str) -> None:
+    def hold(self, entry: Entry, digest: str) -> None:
         """Keep an entry that the files already have."""
         if isinstance(entry, Choice):
             self.choices[entry] = None
+        elif isinstance(entry, Finding):
+            self.findings[entry] = None
         else:
             self.releases[entry] = digest
 
@@ -119,6 +135,8 @@ class Lineage:
                     target.add(release if without_sum else target.place(release, digest), digest)
             for choice in list(source.choices):
                 target.add(choice)
+            for finding in list(source.findings):
+                target.add(finding)
         for ledger in list(other.ledgers):
             ledger.lineage = self
             self.ledgers.add(ledger)
@@ -137,7 +155,7 @@ class Ledger:
     The same batch with the same sum under the same published key is the same release bit for bit, and counts once
     (its line has a digest of the sum). With another sum, or under a new key (a resumed run with a secret
     key), it is a further release. A private selection has a line of its own (choice, key name, epsilon, what
-    was chosen).
+    was chosen), and so has what was found out about the releases under a secret key.
 
     The file is locked as long as its ledger is open, so two processes never spend from one. Ledgers of one
     process that continue the same releases share a `Lineage`.
@@ -205,8 +223,8 @@ class Ledger:
             )
         if b"\n" not in content:
             _append(file, "")
-        if torn and (torn.startswith(RESERVED) or RESERVED.startswith(torn)):
-            file.truncate(content.rindex(b"\n") + 1)  # nothing was released yet under it
+        if torn and any(torn.startswith(word) or word.startswith(torn) for word in (RESERVED, FINDING)):
+            file.truncate(content.rindex(b"\n") + 1)  # nothing was released yet after it
         elif torn:  # its release may have been used
             line = _completed(path, torn, len(lines))
             if not line.startswith(torn):
@@ -226,17 +244,18 @@ class Ledger:
         if reserved:
             _append(file, "\n".join([*(f"{number} {name}" for number, name in lost), f"{RESERVED} none"]))
 
-    def write(self, entry: Release | Choice, digest: str) -> None:
-        """Append an entry to the file, if there is one."""
-        if self._file is None:
+    def write(self, entry: Entry, digest: str) -> None:
+        """Append an entry to the file, if there is one. No finding makes a release under a published key valid."""
+        if self._file is None or (isinstance(entry, Finding) and self.event.noise_key == "published"):
             return
         if isinstance(entry, Release) and self.event.noise_key == "secret" and entry not in self._reserved:
             count = max(1, min(BLOCK, self.event.steps - len(self)))
             _append(self._file, f"{RESERVED} {entry.number} {count} {entry.key_name} {_boot()}")
             self._reserved = _block(*entry, count)
-        words = [CHOICE, *entry] if isinstance(entry, Choice) else [*entry, *filter(None, [digest])]
+        kind = {Choice: [CHOICE], Finding: [FINDING]}.get(type(entry), [])
+        words = [*kind, *entry, *filter(None, [digest])]
         line = " ".join(UNKNOWN if word is None else str(word) for word in words)
-        _append(self._file, line, on_disk=isinstance(entry, Choice))
+        _append(self._file, line, on_disk=bool(kind))
 
     def sync(self) -> None:
         """Wait until the file is on disk, so that no state that is saved after this is ahead of it."""
@@ -267,11 +286,23 @@ class Ledger:
         self._add(choice)
         return choice
 
+    def record_finding(self, key_name: str, word: str) -> bool:
+        """Record what was found out about the releases under a key, on disk. Returns whether it is new."""
+        finding = Finding(key_name, word)
+        new = finding not in self.lineage.findings
+        if new:
+            self._check_open()
+            self.lineage.add(finding)
+        return new
+
     def _add(self, entry: Release | Choice, digest: str = "") -> None:
-        if self.path and self._file is None:
-            raise ValueError(f"ledger {self.path} is closed: make a new budget to continue")
+        self._check_open()
         self._join_keys(entry.key_name)
         self.lineage.add(entry, digest)
+
+    def _check_open(self) -> None:
+        if self.path and self._file is None:
+            raise ValueError(f"ledger {self.path} is closed: make a new budget to continue")
 
     def _join(self, *names: str) -> None:
         """Merge the lineage with those of these names (of states or of secret keys)."""
@@ -290,6 +321,11 @@ class Ledger:
     def choices(self) -> list[Choice]:
         """The private selections."""
         return list(self.lineage.choices)
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What was found out about the releases."""
+        return list(self.lineage.findings)
 
     def by_key(self) -> dict[str, list[int]]:
         """Key name -> numbers of the batches that were released under it."""
@@ -315,6 +351,8 @@ class Ledger:
         if self.event.noise_key == "published":
             state["lineage"] = self.lineage.name
             self._join(self.lineage.name)
+        if len(self) and self.findings:
+            state["findings"] = [list(finding) for finding in self.findings]
         return state | ({"choices": [list(choice) for choice in self.choices]} if self.choices else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -342,6 +380,8 @@ class Ledger:
             self.record(*release)
         for choice in state.get("choices", ()):
             self.record_choice(*choice)
+        for finding in state.get("findings", ()):
+            self.record_finding(*finding)
 
     def record_transcript(self, count: int, key_name: str) -> None:
         """Count the first `count` batches as releases of a run that began under this key.
@@ -415,12 +455,14 @@ def _damaged(path: Path) -> ValueError:
     )
 
 
-def _parse(path: Path, text: str) -> tuple[Release | Choice, str]:
+def _parse(path: Path, text: str) -> tuple[Entry, str]:
     """A line -> its entry and the digest of the sum, if any. Raises ValueError if it cannot be read."""
     line = LINE.fullmatch(text)
     if line is None:
         raise _damaged(path)
-    number, name, digest, chooser, epsilon, chosen = line.groups()
+    number, name, digest, chooser, epsilon, chosen, finder, word = line.groups()
+    if finder:
+        return Finding(finder, word), ""
     if chooser:
         return Choice(chooser, float(epsilon), None if chosen == UNKNOWN else int(chosen)), ""
     return Release(int(number), name), digest or ""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .accounting import Setting
-from .ledger import Ledger
+from .ledger import FOREIGN, UNMEASURED, Ledger
 from .mechanisms import delta_excess
 from .permute_and_flip import MECHANISM
 from .randomness import RunKey
@@ -24,6 +24,11 @@ UNMEASURABLE = (
     "this batch may be padded as a whole, so it is unknown whether the last bits of an example's loss depend "
     "on the rest of the batch, and no release is called valid: give step indices, a list of examples, or "
     "what budget.loader hands out"
+)
+FOREIGN_BATCH = (
+    "this batch is not what the budget handed out, so it is unknown whether it holds the examples that were drawn, "
+    "and no release is called valid: give step what budget.loader(dataset) or budget.batches(take) hands out, as "
+    "it is"
 )
 
 
@@ -40,7 +45,6 @@ class Spending:
         self.unit, self.noise_scale = ledger.event.unit, ledger.event.noise_scale
         self.noise_arithmetic = ledger.event.noise_arithmetic
         self._clip: float | None = None  # of the last release
-        self._influences: list[float | None] = []  # of every method that used this budget
 
     @property
     def overspent(self) -> bool:
@@ -61,28 +65,46 @@ class Spending:
         Args:
             others_move_over_clip: in units of the clip; None if it cannot be measured.
         """
-        if self.key.valid_release and self.noise_arithmetic == "exact" and others_move_over_clip != 0:
-            known = others_move_over_clip is not None
-            warnings.warn(
-                BATCH_DEPENDENT.format(others_move_over_clip) if known else UNMEASURABLE, stacklevel=2
-            )
-        self._influences.append(others_move_over_clip)
+        moved = others_move_over_clip
+        self.ledger.record_finding(self.key.name, UNMEASURED if moved is None else repr(float(moved)))
+        if self._may_be_valid and moved != 0:
+            words = UNMEASURABLE if moved is None else BATCH_DEPENDENT.format(moved)
+            warnings.warn(words, stacklevel=2)
+
+    def record_foreign_batch(self) -> None:
+        """Record that the next release may be of other examples than those that were drawn. Warns once."""
+        if self.ledger.record_finding(self.key.name, FOREIGN) and self._may_be_valid:
+            warnings.warn(FOREIGN_BATCH, stacklevel=2)
 
     @property
     def others_move_over_clip(self) -> float | None:
-        """The largest recorded influence; None if nothing was measured or one could not be."""
-        known = [influence for influence in self._influences if influence is not None]
-        return max(known, default=None) if len(known) == len(self._influences) else None
+        """The largest recorded influence; None if it was not measured, could not be, or not in all processes."""
+        words = [finding.word for finding in self.ledger.findings if finding.word != FOREIGN]
+        if UNMEASURED in words or self._unmeasured_keys():
+            return None
+        return max(map(float, words), default=None)
+
+    def _unmeasured_keys(self) -> set[str]:
+        """Secret keys under which there are releases, and nothing is known of the loss."""
+        measured = {finding.key_name for finding in self.ledger.findings if finding.word != FOREIGN}
+        return set(self.ledger.by_key()) - measured if self.key.valid_release else set()
+
+    @property
+    def _may_be_valid(self) -> bool:
+        return self.key.valid_release and self.noise_arithmetic == "exact"
+
+    @property
+    def _has_foreign_batches(self) -> bool:
+        return any(finding.word == FOREIGN for finding in self.ledger.findings)
 
     @property
     def valid_release(self) -> bool:
         """Whether the releases are private by proof.
 
-        The noise must be secret, its low-order bits must reveal nothing, and an example must move no value
-        but its own.
+        The noise must be secret, its low-order bits must reveal nothing, an example must move no value but its
+        own, and each batch must be the one that was drawn. All processes that continued the ledger count.
         """
-        exact = self.noise_arithmetic == "exact"
-        return self.key.valid_release and exact and self.others_move_over_clip == 0
+        return self._may_be_valid and self.others_move_over_clip == 0 and not self._has_foreign_batches
 
     def epsilon_spent(self) -> float:
         """Epsilon at the setting's delta, from the ledger: the larger of training and private selection."""
@@ -135,8 +157,12 @@ class Spending:
             return "the key of the noise is published"
         if self.noise_arithmetic != "exact":
             return "noise in floats leaks through its low-order bits"
-        if not self._influences:
+        if self._has_foreign_batches:
+            return "a batch may hold other examples than those that were drawn"
+        if not self.ledger.findings and not len(self.ledger):
             return "nothing was released yet"
+        if self._unmeasured_keys():
+            return "it is unknown how an earlier process made its releases, or what their loss depended on"
         return "the last bits of an example's loss may depend on its batch"
 
     def _counted_steps(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from .randomness import Stream
 
 MAX_BATCHES = 2**63
 Indices = NDArray[np.int64]
+CollateSubset = Callable[[Sequence[int]], object]
 
 
 class Sampler:
@@ -147,7 +149,8 @@ class Batch:
 
     number: int
     indices: Indices
-    collate_subset: Callable[[Sequence[int]], object] | None = None  # set by a loader
+    made: Any = None  # what a loader or the caller's function made of the indices
+    collate_subset: CollateSubset | None = None  # makes the same of the examples at some positions
 
 
 class BatchQueue:
@@ -178,7 +181,12 @@ class BatchQueue:
             batch = Batch(number, self.sampler.batch(number))
             self.position = number + 1
             self.open.append(batch)
-            yield batch.indices
+            yield batch.indices.copy()  # one that is changed in place does not pass `check`
+
+    def hand_out(self, made: Any, collate_subset: CollateSubset | None) -> Any:
+        """Remember what was made of the newest batch, and return it."""
+        self.open[-1].made, self.open[-1].collate_subset = made, collate_subset
+        return made
 
     def check(self, counts: Collection[int], indices: Indices | None = None, partial: bool = False) -> int:
         """Compare the caller's batch with the oldest open one.
@@ -200,7 +208,7 @@ class BatchQueue:
                 "budget.loader(), and give step each of them once"
             )
         drawn = self.open[0].indices
-        if partial and min(counts) <= len(drawn):
+        if partial and min(counts) <= len(drawn) and (indices is None or np.isin(indices, drawn).all()):
             return min(counts)
         if len(drawn) not in counts:
             given = " or ".join(map(str, sorted(counts)))

@@ -179,15 +179,14 @@ class Setup:
         step less.
         """
         if budget is not None:
-            rows = budget.batches()
+            drawn = budget.batches(train.__getitem__)
         elif start == self.settings["steps"]:
             return
         else:
             kind, size = SAMPLERS[self.settings["sampling"]], len(train)
             sampler = kind(size, min(size, self.settings["batch_size"]), self.key.stream("sampling"))
-            rows = map(sampler.batch, range(start, self.settings["steps"]))
-        for step, drawn in enumerate(rows, start):
-            yield step, train[drawn]
+            drawn = map(train.__getitem__, map(sampler.batch, range(start, self.settings["steps"])))
+        yield from enumerate(drawn, start)
 
     def describe_provenance(self, steps: int) -> dict:
         """The part `provenance` of the record: code, machine, base model and data."""
