@@ -48,6 +48,22 @@ class PrivateTwoPoint(TwoPoint):
     """
 
     private = True
+    how_to_step = "for batch in budget.loader(dataset): optimizer.step(batch)"
+    elsewhere = dict.fromkeys(
+        (
+            "epsilon",
+            "delta",
+            "dataset_size",
+            "batch_size",
+            "steps",
+            "noise_scale",
+            "mechanism",
+            "unit",
+            "ledger",
+        ),
+        "that belongs to the budget, Budget.calibrated(epsilon=..., delta=..., dataset_size=..., batch_size=..., "
+        "steps=...), which sets the noise",
+    )
     clips_slopes = True  # whether `clip` bounds differences over 2 smoothing, or the differences themselves
 
     def __init__(

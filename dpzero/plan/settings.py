@@ -124,10 +124,18 @@ def typed(given: Mapping[str, object], schema: Schema, where: str) -> dict[str, 
     return {key: value_of(where, key, given.get(key, entry.default), entry) for key, entry in schema.items()}
 
 
+ELSEWHERE = {  # what people look for among the settings
+    "epsilon": "it is no setting: give `epsilons` in the sweep",
+    "noise_scale": "the noise follows from epsilon: give `epsilons` in the sweep",
+    "seed": "it is no setting: give `seeds` in the sweep",
+    "dataset_size": "it is the number of the task's training rows, or of those that train_examples or shots draws",
+}
+
+
 def refuse_unknown(given: Mapping[str, object], schema: Schema, where: str) -> None:
     for key in given:
         if key not in schema:
-            raise UsageError(f"{where}: " + unknown("setting", key, schema))
+            raise UsageError(f"{where}: " + unknown("setting", key, schema, ELSEWHERE))
 
 
 def value_of(where: str, key: str, value: object, entry: Entry) -> object:
@@ -267,7 +275,7 @@ def check_settings(
             if key in schema:
                 settings[key] = value_of(where, key, value, schema[key])
             elif depth > 0 or not for_others(key):
-                raise UsageError(f"{where}: " + unknown("setting", key, schema))
+                raise UsageError(f"{where}: " + unknown("setting", key, schema, ELSEWHERE))
     _check_steps(where, card, settings)
     if settings["as_published"] and card.file not in IMPLEMENTATIONS:
         raise UsageError(

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..errors import names_checked
 from .accounting import Setting
 from .clipping import check_clip
 from .data_loader import BudgetLoader
@@ -36,6 +37,11 @@ from .sampling import SAMPLERS, BatchQueue, CollateSubset, Indices, Sampler
 
 UNITS = ("example", "user")
 NORM_ROUNDING = 1e-12  # of a norm that was clipped in float64
+ELSEWHERE = dict.fromkeys(
+    ("learning_rate", "clip", "smoothing"), "that belongs to the optimizer, DPZero(model, loss, budget, ...)"
+) | {
+    "noise_scale": "the noise follows from epsilon, and Budget(setting, noise_scale, key) has noise of your own"
+}
 Terms = Callable[[Tensor], list[list[float]]]
 
 
@@ -109,6 +115,7 @@ class Budget(Spending):
             warnings.warn(warning, stacklevel=2)
 
     @classmethod
+    @names_checked(ELSEWHERE)
     def calibrated(
         cls,
         *,
@@ -122,7 +129,10 @@ class Budget(Spending):
         adjacency: str = "add_remove",
         directions: int = 1,
         key: RunKey | None = None,
-        **options: Any,
+        ledger: str | Path | None = None,
+        noise_arithmetic: str | None = None,
+        unit: str = "example",
+        overspend: bool = False,
     ) -> Budget:
         """Make the budget with the least noise for (epsilon, delta).
 
@@ -130,11 +140,20 @@ class Budget(Spending):
             epsilon: the target at delta.
             delta, dataset_size, batch_size, steps, mechanism, sampling, adjacency, directions: see `Setting`.
             key: secret by default.
-            options: ledger, noise_arithmetic, unit and overspend, as for a budget of given noise.
+            ledger, noise_arithmetic, unit, overspend: as for a budget of given noise.
         """
         setting = Setting(mechanism, sampling, adjacency, dataset_size, batch_size, steps, delta, directions)
         scale = setting.noise_scale(epsilon)
-        return cls(setting, scale, key or RunKey.secret(), epsilon_target=epsilon, **options)
+        return cls(
+            setting,
+            scale,
+            key or RunKey.secret(),
+            ledger=ledger,
+            noise_arithmetic=noise_arithmetic,
+            unit=unit,
+            overspend=overspend,
+            epsilon_target=epsilon,
+        )
 
     @staticmethod
     def require(given: object) -> Budget:

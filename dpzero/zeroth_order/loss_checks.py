@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +23,50 @@ RATIO = 0.05  # then also the limit over the spread of the losses, if the change
 TF32 = 2.0**-10  # unit of TF32 products
 
 
+LOSSES = (
+    "dpzero.losses has functions for models of Hugging Face and, by from_reduction_none, for any criterion"
+)
+
+
+def check_loss_arguments(loss: object) -> None:
+    """Raises TypeError for what cannot be called as loss(model, batch), such as a criterion of torch."""
+    name = getattr(loss, "__name__", None) or type(loss).__name__
+    if not callable(loss):
+        raise TypeError(
+            f"loss is of type {name}: give a function (model, batch) -> one loss for each example"
+        )
+    try:
+        arguments = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss)
+    except ValueError:  # of a built-in function, which is tried as it is
+        return
+    if isinstance(loss, nn.modules.loss._Loss) or "reduction" in arguments.parameters:
+        raise TypeError(
+            f"loss is {name}, a criterion of outputs and targets, but a loss of (model, batch) is needed: give "
+            f"dpzero.losses.from_reduction_none({_without_reduction(loss, name)}), for batches (inputs, targets)"
+        )
+    try:
+        arguments.bind(None, None)
+    except TypeError as error:
+        raise TypeError(
+            f"loss {name} cannot be called as loss(model, batch) ({error}): give a function (model, batch) -> one loss "
+            f"for each example; {LOSSES}"
+        ) from None
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Adds to an error of a loss how it was called."""
+    try:
+        yield
+    except (TypeError, AttributeError) as error:
+        error.add_note(f"(raised in loss(model, batch), which returns one value for each example; {LOSSES})")
+        raise
+
+
+def _without_reduction(loss: object, name: str) -> str:
+    return f'nn.{name}(reduction="none")' if isinstance(loss, nn.Module) else name
+
+
 def per_example_losses(loss: PerExampleLoss, model: nn.Module, batch: Any, count: int) -> Tensor:
     """The losses of `count` examples, float64 [count] on the CPU.
 
@@ -28,9 +74,14 @@ def per_example_losses(loss: PerExampleLoss, model: nn.Module, batch: Any, count
         ValueError: a loss of another shape, or not a real number in float32 or better.
     """
     losses = loss(model, batch)
+    if not isinstance(losses, Tensor):
+        raise ValueError(
+            f"the loss returned a {type(losses).__name__}: it must return a tensor of one value per example; {LOSSES}"
+        )
     if losses.shape != (count,):
         raise ValueError(
-            f"the loss returned shape {tuple(losses.shape)} for {count} examples: it must return one value per example"
+            f"the loss returned shape {tuple(losses.shape)} for {count} examples: it must return one value per example; "
+            f"{LOSSES}"
         )
     if losses.dtype in (torch.float16, torch.bfloat16):
         raise ValueError(
@@ -74,7 +125,9 @@ def check_independence(loss: Callable[[Any], Tensor], batch: Any, count: int, pi
     for which, part, rows in parts:
         with precision:
             losses = loss(part)
-        if losses.shape != (len(rows),) or losses.is_complex():  # the step says what is wrong
+        if (
+            not isinstance(losses, Tensor) or losses.shape != (len(rows),) or losses.is_complex()
+        ):  # the step says what is wrong
             return None
         results.append((which, losses.double().cpu(), rows))
     _, reference, _ = results.pop(0)

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .directions import make_law
 from .perturbation import Perturbation, points
@@ -188,7 +188,7 @@ class SecondMoment:
 
 @torch.no_grad()
 def replay(
-    parameters: Iterable[Tensor],
+    parameters: Iterable[Tensor] | nn.Module,
     path: str | Path,
     start: int = 0,
     perturbation: Perturbation | None = None,
@@ -197,7 +197,7 @@ def replay(
     """In place: moves the base model's trained tensors as the run did, to the bit.
 
     Args:
-        parameters: in the order of the model.
+        parameters: in the order of the model, or the model, of which those with `requires_grad` are moved.
         path: of the transcript.
         start: steps that were already taken.
         perturbation: of these parameters, if it exists.
@@ -209,6 +209,8 @@ def replay(
     Raises:
         ValueError: a damaged file, or tensors that are not those of the base model.
     """
+    if isinstance(parameters, nn.Module):
+        parameters = [p for p in parameters.parameters() if p.requires_grad]
     path, parameters = Path(path), list(parameters)
     header, scalars, rates = read(path)
     if start == 0 and digest(parameters) != header["base_sha256"]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial, wraps
 from pathlib import Path
 from types import MethodType
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -15,10 +15,12 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..errors import check_names
 from . import batches
+from .arguments import signature_of
 from .directions import make_law
 from .distributed import CHECK_EVERY, Ranks, exact_sum
-from .loss_checks import per_example_losses
+from .loss_checks import check_loss_arguments, explained, per_example_losses
 from .model_requirements import ModelCheck, trainable
 from .perturbation import Perturbation, points
 from .protocols import PerExampleLoss
@@ -66,6 +68,22 @@ class TwoPoint(torch.optim.Optimizer):
     directions = 1  # scalars of a step
     one_sided = False  # whether the second point of all directions is x, whose losses are then taken once
     ranks = Ranks()  # one process: see `join`
+    how_to_step = "give it a list of examples or what a collator made of them"
+    elsewhere: Mapping[str, str] = {}  # arguments that people look for here: see `errors.unknown`
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.__signature__ = signature_of(cls)  # type: ignore[attr-defined]
+
+    def __new__(cls, *arguments: Any, **named: Any) -> Self:
+        if arguments or named:  # none if it is copied
+            expected = signature_of(cls)
+            check_names(cls.__name__, named, expected.parameters, cls.elsewhere)
+            try:
+                expected.bind(*arguments, **named)
+            except TypeError as error:
+                raise TypeError(f"{cls.__name__}: {error}, see help({cls.__name__})") from None
+        return super().__new__(cls)
 
     @property
     def forwards_per_example(self) -> int:
@@ -89,6 +107,7 @@ class TwoPoint(torch.optim.Optimizer):
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}: give the model, not its parameters")
+        check_loss_arguments(loss)
         for name, value, least in (
             ("smoothing", smoothing, LEAST_SMOOTHING),
             ("batch_size", batch_size, 0.0),
@@ -128,7 +147,7 @@ class TwoPoint(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(  # type: ignore[override]
-        self, batch: Any, users: ArrayLike | None = None
+        self, batch: Any = None, users: ArrayLike | None = None
     ) -> float | list[float]:
         """Takes one step on a batch, which may be empty.
 
@@ -145,10 +164,12 @@ class TwoPoint(torch.optim.Optimizer):
                 or not finite, a model that does not meet `model_requirements`, users if the unit is the example or none if it is the user. Nothing is
                 released then, and the weights stay, up to rounding.
         """
+        if batch is None or (callable(batch) and not hasattr(batch, "__len__")):
+            raise TypeError(f"step needs a batch, and no closure: {self.how_to_step}")
         rates = self.learning_rates()
         count, user_numbers = self._begin(batch, users)
         try:
-            with self.model_check.deterministic():
+            with self.model_check.deterministic(), explained():
                 losses = self._losses_at_points(batch, count)
             self.training_loss = self._mean_loss(losses[1] if self.one_sided else losses.mean(0))
             scalars = self.released_scalars(losses[0], losses[1], user_numbers)
