@@ -102,7 +102,7 @@ def test_the_library_example_trains_resumes_saves_and_says_its_epsilon(tmp_path,
 
 
 def test_the_example_method_is_found_and_takes_a_private_step(data, tmp_path, monkeypatch):
-    (code,) = blocks("baselines/README.md", "python")
+    code, _ = blocks("baselines/README.md", "python")
     file = tmp_path / "sign_zo.py"
     file.write_text(code)
     card = registry._read("sign_zo", file)
@@ -121,6 +121,22 @@ def test_the_example_method_is_found_and_takes_a_private_step(data, tmp_path, mo
     assert method.steps_taken == len(budget.ledger) == 3
 
 
+def test_the_example_with_users_trains_and_protects_each_of_them(tmp_path, monkeypatch, capsys):
+    """As it stands, but for the model's name and the sizes."""
+    _, example = blocks("baselines/README.md", "python")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    write_model(tmp_path / "model")
+    rows = "".join(f"user {i % 12},{'a good film' if i % 2 else 'a bad film'},{i % 2}\n" for i in range(50))
+    (tmp_path / "reviews.csv").write_text("user,text,label\n" + rows, "utf-8")
+    script = example.replace("FacebookAI/roberta-base", str(tmp_path / "model"))
+    names: dict = {}
+    exec(script.replace('"batch_size": 32, "steps": 1000', '"batch_size": 3, "steps": 8'), names)
+    said, budget = capsys.readouterr().out, names["budget"]
+    assert "in 8 of 8 steps\nprotects: each user of 12, adjacency add_remove" in said
+    assert "valid release: yes" in said and len(budget.ledger) == names["optimizer"].steps_taken == 8
+
+
 def test_the_example_stanzas_are_ones_that_a_sweep_takes():
     *_, others = blocks("baselines/README.md", "yaml")
     place = {"task": "r8", "model": "smollm2-135m", "epsilon": "2", "seed": 0}
@@ -132,7 +148,7 @@ def test_the_example_stanzas_are_ones_that_a_sweep_takes():
 
 def test_the_example_folder_can_be_planned_as_it_stands(tmp_path, monkeypatch):
     monkeypatch.setenv(include.VARIABLE, "")
-    code = [*blocks("baselines/README.md", "yaml")[:-1], *blocks("baselines/README.md", "python")]
+    code = [*blocks("baselines/README.md", "yaml")[:-1], blocks("baselines/README.md", "python")[0]]
     names = [block.splitlines()[0].removeprefix("# my/") for block in code]
     assert names == ["sweep.yaml", "tasks.yaml", "models.yaml", "sign_zo.py"]
     for name, block in zip(names, code, strict=True):
