@@ -7,7 +7,8 @@ checks that no example's loss depends on the others, because clipping bounds an 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, MutableMapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -16,14 +17,23 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from .privacy import Budget, check_clip, clip_scalars
 from .zeroth_order import TwoPoint, batches
 from .zeroth_order.distributed import Ranks
-from .zeroth_order.loss_checks import check_independence
+from .zeroth_order.loss_checks import check_independence, products_are_coarse
 from .zeroth_order.protocols import PerExampleLoss
 from .zeroth_order.transcript import SecondMoment, Transcript
 from .zeroth_order.untracked_tensors import AttributeCheck
+
+OTHER_BUDGET = (
+    "these weights were moved by {} releases of another budget, whose epsilon adds up with this one's, and the budget "
+    "knows of its own alone: go on with that budget, or begin with the base model, loaded anew"
+)
+_moved_by: MutableMapping[Tensor, Any] = (
+    WeakIdKeyDictionary()
+)  # parameter -> lineage of the ledger whose releases moved it last
 
 
 class PrivateTwoPoint(TwoPoint):
@@ -89,7 +99,17 @@ class PrivateTwoPoint(TwoPoint):
             self.moment = SecondMoment(shrinkage, noise=self._noise_deviation())
         self.attribute_check: AttributeCheck | None = None
         self._independent = self._recorded = False  # checked, and the budget knows the outcome
+        self._checked_under: tuple[object, ...] | None = None
         self._foreign = False  # whether the step's batch may not be the drawn one
+        self._known_to_weights = False
+
+    def step(  # type: ignore[override]
+        self, batch: Any = None, users: ArrayLike | None = None
+    ) -> float | list[float]:
+        with self.budget.lock:  # two threads would take the same batch
+            return super().step(batch, users)
+
+    step.__doc__ = TwoPoint.step.__doc__
 
     def _noise_deviation(self) -> float:
         """Standard deviation of the noise in a scalar that multiplies z."""
@@ -115,18 +135,45 @@ class PrivateTwoPoint(TwoPoint):
         self._check_independence(batch, max(batches.sizes(batch)), None)
 
     def _begin(self, batch: Any, users: ArrayLike | None) -> tuple[int, np.ndarray | None]:
+        if self.batch_size != self.budget.batch_size:
+            raise ValueError(
+                f"batch_size was set to {self.batch_size}: sums are divided by the expected size, "
+                f"{self.budget.batch_size}, because the size of a batch is private, so leave it"
+            )
         begun = super()._begin(batch, users)
+        if self._checked_under not in (None, self._conditions()):
+            self._independent = self._recorded = False
+        if not self._known_to_weights:
+            self._look_for_other_budgets()
         self._foreign = self.budget.key.valid_release and not self._was_handed_out(batch, users)
         if self._foreign:
             self.budget.record_foreign_batch()
         return begun
+
+    def _conditions(self) -> tuple[object, ...]:
+        """What the outcome of a check depends on: if it changes, the next batch is checked anew."""
+        device = self.parameters[0].device
+        kind = device.type
+        cast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
+        return self.model, self.loss, self.one_at_a_time, device, cast, products_are_coarse()
+
+    def _look_for_other_budgets(self) -> None:
+        """Warns of weights that releases of another budget have moved, as when a cell of a notebook is run again."""
+        mine = self.budget.ledger.lineage
+        others = {id(p): _moved_by.get(p, mine) for p in self.parameters}
+        unknown = {release for other in others.values() for release in other.releases} - mine.releases.keys()
+        if unknown and self.budget.key.valid_release:
+            warnings.warn(OTHER_BUDGET.format(len(unknown)), stacklevel=2)
+        for p in self.parameters:
+            _moved_by[p] = mine
+        self._known_to_weights = True
 
     def _was_handed_out(self, batch: Any, users: ArrayLike | None) -> bool:
         """Whether these are certainly the drawn examples: their indices, or what the budget made of them."""
         handed_out = self.budget.handed_out
         if handed_out is None:
             return users is None and batches.indices(batch) is not None
-        return batches.same(batch if users is None else (batch, users), handed_out)
+        return handed_out.holds(batch) if users is None else handed_out.holds(batch, users)
 
     def _admit(self, sizes: set[int], indices: np.ndarray | None) -> int:
         count: int = self.budget.admit(sizes, indices)
@@ -150,6 +197,7 @@ class PrivateTwoPoint(TwoPoint):
         Args:
             collate: makes a batch of some of the examples, if a loader collated this one.
         """
+        self._checked_under = self._conditions()
         pick, loss = collate or partial(batches.take, batch, size=count), partial(self.loss, self.model)
         self.attribute_check = self.attribute_check or AttributeCheck(self.model)
         if self.one_at_a_time:  # no other examples: only the same bits twice remain to be checked
@@ -182,6 +230,12 @@ class PrivateTwoPoint(TwoPoint):
         return None if self.budget.key.valid_release else super()._mean_loss(losses)
 
     def join(self, ranks: Ranks) -> None:
+        mine = self.budget.key.name.encode()
+        if ranks.size > 1 and ranks.shared(mine) != mine:
+            raise ValueError(
+                f"rank {ranks.rank} has a key of its own, so that its batches are not those of rank 0: give all ranks the "
+                "key of rank 0"
+            )
         super().join(ranks)
         self.budget.join_ranks(ranks.terms)
 

@@ -28,6 +28,7 @@ from .accounting import Setting
 from .clipping import check_clip
 from .data_loader import BudgetLoader
 from .discrete_noise import Bits
+from .handed_out import HandedOut
 from .ledger import Event, Ledger, Release
 from .ledger_epsilon import Spending, grid_delta
 from .mechanisms import Noise
@@ -107,7 +108,7 @@ class Budget(Spending):
         self.overspend = overspend
         self.queue = BatchQueue(self.sampler, unit)
         self._process, self._released_here = os.getpid(), 0
-        self._lock = threading.RLock()  # else two threads would take the same batch and noise
+        self.lock = threading.RLock()  # else two threads would take the same batch and noise
         self._rank_terms: Terms | None = None
         if any(name != key.name for _, name in self.ledger):
             self.start_at(len(self.ledger))
@@ -251,7 +252,7 @@ class Budget(Spending):
         return left or (number, self.key.name) in self.ledger
 
     @property
-    def handed_out(self) -> Any:
+    def handed_out(self) -> HandedOut | None:
         """What a loader, or `take`, made of the next batch; None for indices."""
         return self.queue.open[0].made if self.queue.open else None
 
@@ -345,7 +346,7 @@ class Budget(Spending):
         """
         self.check_gradients()
         check_clip(clip)
-        with self._lock:
+        with self.lock:
             if not self.queue.admitted:
                 raise ValueError(
                     "this sum of gradients belongs to no batch: call admit with the batch's size first"
@@ -354,7 +355,7 @@ class Budget(Spending):
         noise.add_(number, clipped_sums, clip)
 
     def _noisy_sums(self, values: Tensor, clip: float, norm: bool = False) -> list[float]:
-        with self._lock:
+        with self.lock:
             self.admit(len(values))
             terms = self._noise.terms(values, clip, norm)
             columns = self._rank_terms(terms) if self._rank_terms else terms.T.tolist()
@@ -414,7 +415,7 @@ class Budget(Spending):
             raise ValueError(
                 f"a choice is offered for unit example: a {self.unit} adds more than 1 to a count"
             )
-        with self._lock:
+        with self.lock:
             choice = next((choice for choice in self.ledger.choices if choice.chosen is not None), None)
             if choice is None:
                 candidates, bits = list(counts), Bits(self.key.stream("choice"))

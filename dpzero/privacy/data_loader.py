@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, default_collate
 
 from .accounting import Setting
 from .sampling import BatchQueue, Indices, Users
@@ -40,6 +40,10 @@ class BudgetLoader(DataLoader[Any]):
                 f"{given[0]} would draw other batches than those that are accounted: leave it out, the "
                 "budget draws them"
             )
+        if not options.get("in_order", True):
+            raise ValueError(
+                "in_order=False would hand out batches in another order than drawn: leave it out"
+            )
         if (users is None) == (unit == "user"):
             raise ValueError(f"the unit is the {unit}: give `users` if it is the user, and only then")
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
@@ -55,6 +59,8 @@ class BudgetLoader(DataLoader[Any]):
                 f"the data set has {size} {unit}s and the budget was made for {budget.setting.dataset_size}: "
                 f"make it with dataset_size={size}"
             )
+        if users is None:
+            _refuse_repeated(dataset)
         self._budget = budget
         collate = CollateAny(options.pop("collate_fn", None) or default_collate, dataset)
         super().__init__(dataset, batch_sampler=_ReadAhead(self), collate_fn=collate, **options)
@@ -75,6 +81,26 @@ class BudgetLoader(DataLoader[Any]):
 
     def _collate_subset(self, rows: Indices, positions: Sequence[int]) -> object:
         return self.collate_fn([self.dataset[int(rows[position])] for position in positions])
+
+
+def _refuse_repeated(dataset: Dataset[Any]) -> None:
+    """Raises ValueError for an example that a Subset or ConcatDataset has twice, as when a class is oversampled."""
+    origins = _origins(dataset) if isinstance(dataset, (Subset, ConcatDataset)) else []
+    if repeated := len(origins) - len(set(origins)):
+        raise ValueError(
+            f"{repeated} of the {len(origins)} examples are there before, so that epsilon would cover only one of "
+            "an example's copies: take each once, or make a budget with unit='user' and give each copy the same user"
+        )
+
+
+def _origins(dataset: Dataset[Any]) -> list[tuple[int, int]]:
+    """The data set and the index that each example comes from."""
+    if isinstance(dataset, Subset):
+        inner = _origins(dataset.dataset)
+        return [inner[index] for index in dataset.indices]
+    if isinstance(dataset, ConcatDataset):
+        return [origin for part in dataset.datasets for origin in _origins(part)]
+    return [(id(dataset), index) for index in range(len(dataset))]  # type: ignore[arg-type]
 
 
 class _ReadAhead:

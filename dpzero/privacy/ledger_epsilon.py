@@ -67,7 +67,7 @@ class Spending:
         """
         moved = others_move_over_clip
         self.ledger.record_finding(self.key.name, UNMEASURED if moved is None else repr(float(moved)))
-        if self._may_be_valid and moved != 0:
+        if self._may_be_valid and moved != 0 and not self._has_foreign_batches:
             words = UNMEASURABLE if moved is None else BATCH_DEPENDENT.format(moved)
             warnings.warn(words, stacklevel=2)
 

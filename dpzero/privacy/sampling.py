@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .accounting import batches_per_pass
+from .handed_out import HandedOut
 from .randomness import Stream
 
 MAX_BATCHES = 2**63
@@ -119,11 +120,17 @@ class Users:
 
     Args:
         users: the user of each example, any hashable, length n.
+
+    Raises:
+        ValueError: a user that is NaN.
     """
 
     def __init__(self, users: Sequence[Hashable]) -> None:
         self._examples: dict[Hashable, list[int]] = {}
-        for index, user in enumerate(users):
+        # tensors, each of which would be a user of its own, become numbers
+        for index, user in enumerate(users.tolist() if hasattr(users, "tolist") else users):
+            if user != user:
+                raise ValueError(f"the user of example {index} is missing ({user}): give each example one")
             self._examples.setdefault(user, []).append(index)
         self._names = list(self._examples)
 
@@ -149,7 +156,7 @@ class Batch:
 
     number: int
     indices: Indices
-    made: Any = None  # what a loader or the caller's function made of the indices
+    made: HandedOut | None = None  # what a loader or the caller's function made of the indices
     collate_subset: CollateSubset | None = None  # makes the same of the examples at some positions
 
 
@@ -185,7 +192,8 @@ class BatchQueue:
 
     def hand_out(self, made: Any, collate_subset: CollateSubset | None) -> Any:
         """Remember what was made of the newest batch, and return it."""
-        self.open[-1].made, self.open[-1].collate_subset = made, collate_subset
+        kept = HandedOut(*made) if self.unit == "user" and isinstance(made, tuple) else HandedOut(made)
+        self.open[-1].made, self.open[-1].collate_subset = kept, collate_subset
         return made
 
     def check(self, counts: Collection[int], indices: Indices | None = None, partial: bool = False) -> int:

@@ -79,20 +79,6 @@ def take(batch: Any, rows: Sequence[int] | np.ndarray, size: int) -> Any:
     return part if hasattr(part, "__len__") and len(part) == len(rows) else None
 
 
-def same(batch: Any, handed_out: Any) -> bool:
-    """Whether a batch is what was handed out, or the same values on another device, or some of its fields."""
-    if batch is handed_out:
-        return True
-    if isinstance(batch, Fields) and isinstance(handed_out, Fields):
-        one, other = torch.as_tensor(batch), torch.as_tensor(handed_out)
-        return one.dtype == other.dtype and torch.equal(one.cpu(), other.cpu())
-    if isinstance(batch, Mapping) and isinstance(handed_out, Mapping):
-        return all(key in handed_out and same(field, handed_out[key]) for key, field in batch.items())
-    if isinstance(batch, (list, tuple)) and isinstance(handed_out, (list, tuple)):
-        return len(batch) == len(handed_out) and all(map(same, batch, handed_out))
-    return isinstance(batch, (str, int, float)) and type(batch) is type(handed_out) and batch == handed_out
-
-
 def padded(batch: Any, size: int) -> bool:
     """Whether a batch of `size` may have been padded: it has fields of several dimensions."""
     if isinstance(batch, Mapping):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -94,7 +95,7 @@ def per_example_losses(loss: PerExampleLoss, model: nn.Module, batch: Any, count
 
 @torch.no_grad()
 def check_independence(loss: Callable[[Any], Tensor], batch: Any, count: int, pick: Take) -> Tensor | None:
-    """Compares losses of a few examples with those of the same examples among fewer, and among other, examples.
+    """Compares losses of a few examples with those of the same examples among fewer or others, and in other places.
 
     Args:
         loss: batch -> losses [B].
@@ -117,6 +118,7 @@ def check_independence(loss: Callable[[Any], Tensor], batch: Any, count: int, pi
         ("fewer", [*range(half)]),
         ("other", [*range(half), *[half] * (size - half)]),
         ("fewer", [*range(count - 1)]),
+        ("fewer", [*range(1, count)]),  # each in the place of the one before it
     ]
     parts = [("", batch, [*range(count)]), *((which, pick(rows), rows) for which, rows in selections)]
     if half == 0 or any(part is None for _, part, _ in parts):
@@ -125,19 +127,16 @@ def check_independence(loss: Callable[[Any], Tensor], batch: Any, count: int, pi
     for which, part, rows in parts:
         with precision:
             losses = loss(part)
-        if (
-            not isinstance(losses, Tensor) or losses.shape != (len(rows),) or losses.is_complex()
-        ):  # the step says what is wrong
-            return None
+        if not isinstance(losses, Tensor) or losses.shape != (len(rows),) or losses.is_complex():
+            return None  # the step says what is wrong
         results.append((which, losses.double().cpu(), rows))
     _, reference, _ = results.pop(0)
     spread = float((reference - reference.mean()).abs().max())
     furthest = torch.zeros_like(reference)
     for which, losses, rows in results:
-        same = sum(place == row for place, row in enumerate(rows))  # they come first
-        moved = (losses[:same] - reference[:same]).abs()
-        moved = moved.masked_fill(_same(losses[:same], reference[:same]), 0.0).nan_to_num(torch.inf)
-        change = moved / (1 + reference[:same].abs())
+        expected = reference[rows]
+        moved = (losses - expected).abs().masked_fill(_same(losses, expected), 0.0).nan_to_num(torch.inf)
+        change = moved / (1 + expected.abs())
         if precision.coarse:
             mixed = ~(change <= GROSS) | ((change > precision.unit) & (moved > RATIO * spread))
         else:
@@ -146,9 +145,9 @@ def check_independence(loss: Callable[[Any], Tensor], batch: Any, count: int, pi
             raise ValueError(
                 f"an example's loss changes with {which} examples in the batch, so that clipping would not bound what one "
                 "example adds: look for a layer or a mean over the batch (batch_first, in-batch negatives, batch norm by "
-                "hand), or for padding that is not masked"
+                "hand), for padding that is not masked, or for numbers that belong to places in the batch"
             )
-        furthest[:same] = torch.maximum(furthest[:same], moved)
+        np.maximum.at(furthest.numpy(), rows, moved.numpy())
     return furthest
 
 
@@ -157,7 +156,7 @@ class Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.unit = TF32 if _products_are_coarse() else torch.finfo(torch.float32).eps
+        self.unit = TF32 if products_are_coarse() else torch.finfo(torch.float32).eps
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -177,7 +176,7 @@ class Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self.unit > torch.finfo(torch.float32).eps
 
 
-def _products_are_coarse() -> bool:
+def products_are_coarse() -> bool:
     try:
         return torch.get_float32_matmul_precision() != "highest"
     except RuntimeError:  # set for each backend on its own

@@ -16,7 +16,7 @@ from dpzero.plan.registry import ROOT
 
 INCLUDED = Path(tempfile.mkdtemp())
 (INCLUDED / "sign_zo.py").write_text(
-    *re.findall("```python\n(.*?)```", (ROOT / "baselines" / "README.md").read_text("utf-8"), re.DOTALL),
+    re.findall("```python\n(.*?)```", (ROOT / "baselines" / "README.md").read_text("utf-8"), re.DOTALL)[0],
     "utf-8",
 )
 with pytest.MonkeyPatch.context() as patch:  # so that its cards are read with the example

@@ -82,7 +82,13 @@ KEPT = {
     "as it is": lambda batch: batch,
     "in a new tuple": lambda batch: tuple(batch),
     "copied": lambda batch: [field.clone() for field in batch],
+    "moved in its own list": lambda batch: moved(batch),
 }
+
+
+def moved(batch: list[torch.Tensor]) -> list[torch.Tensor]:
+    batch[0] = batch[0].clone()
+    return batch
 
 
 @pytest.mark.parametrize("change", KEPT)
@@ -104,7 +110,14 @@ CHANGED = {
     "one other row": lambda batch: [torch.cat([batch[0][1:], X[:1] + 1]), batch[1]],
     "another type": lambda batch: [batch[0].double(), batch[1]],
     "a further field": lambda batch: {"x": batch[0], "row": batch[1]},
+    "rows put in place": lambda batch: put(batch, 0, X[:6]),
+    "numbers changed in place": lambda batch: [batch[0].mul_(2), batch[1]],
 }
+
+
+def put(batch: list[torch.Tensor], place: int, field: torch.Tensor) -> list[torch.Tensor]:
+    batch[place] = field
+    return batch
 
 
 @pytest.mark.filterwarnings("ignore:this batch")
@@ -113,6 +126,14 @@ def test_a_loaders_batch_that_was_changed_gives_no_valid_release(change):
     budget = make_budget()
     step_once(budget, CHANGED[change])
     assert not budget.valid_release
+
+
+def test_a_list_of_examples_in_which_one_was_replaced_gives_no_valid_release():
+    budget = make_budget()
+    with pytest.warns(UserWarning, match="this batch is not what the budget handed out"):
+        step_once(budget, lambda rows: put(rows, 2, ROWS[0]), dataset=ROWS[1:] + ROWS[:1], collate_fn=list)
+    assert not budget.valid_release
+    assert step_once(make_budget(), lambda rows: [*rows], dataset=ROWS, collate_fn=list).valid_release
 
 
 def test_batches_that_were_read_ahead_and_exchanged_give_no_valid_release():
