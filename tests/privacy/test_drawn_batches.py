@@ -285,8 +285,8 @@ def test_a_line_that_was_cut_while_it_was_written_preceded_no_release(kept, tmp_
     path = tmp_path / "ledger"
     budget = step_once(make_budget(path))
     restart(budget)
-    setting, finding, release = path.read_text().splitlines()
-    assert finding == f"finding {budget.key.name} 0.0" and release.startswith("0 ")
+    setting, finding, *others = path.read_text().splitlines()
+    assert finding == f"finding {budget.key.name} 0.0" and f"0 {budget.key.name}" in others
     path.write_text(f"{setting}\n{finding[:kept]}")
     later = Budget.resume(path)
     assert len(later.ledger) == 0 and step_once(later).valid_release

@@ -114,8 +114,25 @@ def test_a_precision_that_is_chosen_later_is_measured_too():
 def slightly(model: nn.Module, batch) -> torch.Tensor:
     """Each example's own in float32; in bfloat16 the rounding depends on the batch, as it may on a GPU."""
     rounding = 1e-9 * len(batch[0]) if torch.is_autocast_enabled("cpu") else 0.0
-    apart = [cross_entropy(model, [x[None], y[None]]) for x, y in zip(*batch, strict=True)]
+    apart = [cross_entropy(model, [x[None].clone(), y[None]]) for x, y in zip(*batch, strict=True)]
     return torch.cat(apart).double() + rounding
+
+
+def test_rows_that_are_read_where_they_lie_depend_on_their_place():
+    """Rows of 40 bytes lie at other offsets from a vector's width in other places, and round otherwise."""
+
+    def in_place(model, batch):
+        rows = [cross_entropy(model, [x[None], y[None]]) for x, y in zip(*batch, strict=True)]
+        return torch.cat(rows)
+
+    optimizer = make(make_budget(), one_at_a_time=False, loss=in_place)
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")
+        take(optimizer, 1)
+    loss, rows = partial(in_place, optimizer.model), [X[:8], Y[:8]]
+    shifted = loss([rows[0][1:].clone(), rows[1][1:]])
+    moves = not torch.equal(loss(rows)[1:], shifted)
+    assert not (moves and optimizer.budget.valid_release)
 
 
 # The optimizer ------------------------------------------------------------------------------------------------
