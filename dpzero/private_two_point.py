@@ -31,6 +31,10 @@ OTHER_BUDGET = (
     "these weights were moved by {} releases of another budget, whose epsilon adds up with this one's, and the budget "
     "knows of its own alone: go on with that budget, or begin with the base model, loaded anew"
 )
+OTHER_MOVE = (
+    "weights were changed between two steps, not by this optimizer: if by private examples (as another optimizer in the "
+    "same loop does), epsilon does not cover it"
+)
 _moved_by: MutableMapping[Tensor, Any] = (
     WeakIdKeyDictionary()
 )  # parameter -> lineage of the ledger whose releases moved it last
@@ -102,12 +106,17 @@ class PrivateTwoPoint(TwoPoint):
         self._checked_under: tuple[object, ...] | None = None
         self._foreign = False  # whether the step's batch may not be the drawn one
         self._known_to_weights = False
+        self._weights = list(model.parameters())
+        self._versions_left: list[int] | None = None  # of the weights, by the last step
 
     def step(  # type: ignore[override]
         self, batch: Any = None, users: ArrayLike | None = None
     ) -> float | list[float]:
         with self.budget.lock:  # two threads would take the same batch
-            return super().step(batch, users)
+            self._look_for_other_moves()
+            moved = super().step(batch, users)
+            self._versions_left = self._versions()
+            return moved
 
     step.__doc__ = TwoPoint.step.__doc__
 
@@ -152,10 +161,21 @@ class PrivateTwoPoint(TwoPoint):
 
     def _conditions(self) -> tuple[object, ...]:
         """What the outcome of a check depends on: if it changes, the next batch is checked anew."""
-        device = self.parameters[0].device
-        kind = device.type
+        first = self.parameters[0]
+        kind = first.device.type
         cast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
-        return self.model, self.loss, self.one_at_a_time, device, cast, products_are_coarse()
+        numbers = first.device, first.dtype, cast, products_are_coarse()
+        return self.model, self.loss, self.one_at_a_time, *numbers
+
+    def _versions(self) -> list[int]:
+        """How often each weight was changed in place."""
+        return [p._version for p in self._weights]
+
+    def _look_for_other_moves(self) -> None:
+        """Warns of weights that were changed since the last step, as by another optimizer in the same loop."""
+        left, self._versions_left = self._versions_left, None
+        if left is not None and self.budget.key.valid_release and left != self._versions():
+            warnings.warn(OTHER_MOVE, stacklevel=3)
 
     def _look_for_other_budgets(self) -> None:
         """Warns of weights that releases of another budget have moved, as when a cell of a notebook is run again."""
@@ -246,6 +266,7 @@ class PrivateTwoPoint(TwoPoint):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.budget.load_state_dict(state["budget"])
         super().load_state_dict(state)
+        self._versions_left = None
 
     def _privacy_header(self, existing: Mapping[str, Any]) -> dict[str, Any]:
         key_name = existing.get("key_name", self.budget.key.name)

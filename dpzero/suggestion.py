@@ -61,12 +61,16 @@ def suggest(
         `clip` and `learning_rate`, to two digits.
 
     Raises:
-        ValueError: fewer than two examples, a loss that does not change with the weights, never rises by the
+        ValueError: fewer than two examples, a batch that the budget handed out, a loss that does not change with the weights, never rises by the
             tolerance (of an untrained model, perhaps) or is not finite, a model that does not meet `zeroth_order.model_requirements`.
     """
     parameters, count = trainable(model.parameters()), max(batches.sizes(batch))
     if count < 2:
         raise ValueError(f"a batch of {count} examples: give some tens of public ones")
+    if budget.has_handed_out(batch):
+        raise ValueError(
+            "these examples are private, as the budget handed them out: give public or stand-in ones"
+        )
     ModelCheck(model, parameters)
     perturbation = Perturbation.of_model(model, parameters, make_law("gaussian", seed), "on_read")
 

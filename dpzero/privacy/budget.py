@@ -256,6 +256,12 @@ class Budget(Spending):
         """What a loader, or `take`, made of the next batch; None for indices."""
         return self.queue.open[0].made if self.queue.open else None
 
+    def has_handed_out(self, batch: Any) -> bool:
+        """Whether a batch is one of those that are still to be released."""
+        return any(
+            each.indices is batch or (each.made and each.made.holds(batch)) for each in self.queue.open
+        )
+
     @property
     def collate_subset(self) -> CollateSubset | None:
         """Makes what was handed out anew, of the examples at some positions of the next batch."""

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
-from dpzero import Budget, DPZero
+from dpzero import Budget, DPZero, suggest
 from dpzero.privacy import RunKey
 from dpzero.privacy.sampling import Users
 
@@ -179,6 +179,30 @@ def test_nothing_is_warned_of_where_one_budget_knows_all():
     assert len(one.ledger) == len(two.budget.ledger) == 10
 
 
+def test_weights_that_another_optimizer_moves_are_warned_of():
+    """Regression: epsilon was stated without a word of the gradients of the same examples."""
+    optimizer = make(make_budget())
+    other = torch.optim.SGD(optimizer.model.parameters(), lr=0.1)
+    with pytest.warns(UserWarning, match="weights were changed between two steps, not by this optimizer"):
+        for batch in optimizer.budget.loader(DATA):
+            optimizer.step(batch)
+            if len(batch[0]):
+                cross_entropy(optimizer.model, batch).mean().backward()
+            other.step()
+
+
+def test_no_other_move_is_seen_where_there_is_none():
+    optimizer = make(make_budget(), perturb="on_read")
+    state = optimizer.state_dict()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        take(optimizer, 3)
+        optimizer.load_state_dict(state)
+        for batch in optimizer.budget.loader(DATA):
+            optimizer.step(batch)
+            optimizer.model.eval()(X)  # an evaluation
+
+
 def test_threads_that_step_at_once_take_each_batch_once():
     """Regression: one batch's values were released as those of the next."""
     budget = fixed_sizes(steps=40)
@@ -262,6 +286,14 @@ def test_copies_of_an_example_are_one_user():
     for batch, users in budget.loader(copies, users=[*range(30), *range(30)]):
         optimizer.step(batch, users)
     assert budget.valid_release
+
+
+def test_a_first_rate_is_not_suggested_from_private_examples():
+    budget = make_budget()
+    batch = next(iter(budget.loader(DATA)))
+    with pytest.raises(ValueError, match="these examples are private, as the budget handed them out"):
+        suggest(linear(), cross_entropy, batch, budget)
+    assert suggest(linear(), cross_entropy, [torch.randn(20, 10), Y[:20]], budget)["clip"] > 0
 
 
 def test_users_in_a_tensor_are_numbers():
