@@ -163,7 +163,7 @@ def test_a_loaders_examples_are_collated_alone(ahead):
 def test_influence_cannot_be_measured_on_a_batch_padded_by_hand():
     budget = make_budget()
     optimizer = DPZero(linear(), lambda model, batch: loss(model, batch["row"]), budget, **SETTINGS)
-    with pytest.warns(UserWarning, match="may be padded as a whole, .* what budget.loader hands out"):
+    with pytest.warns(UserWarning, match=r"this batch is not what the budget handed out, .*budget\.loader"):
         optimizer.step(padded([TEXTS[i] for i in next(budget.batches())]))
     assert budget.statement()["others_move_over_clip"] is None and not budget.valid_release
 

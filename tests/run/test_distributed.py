@@ -155,10 +155,10 @@ def test_a_rank_whose_weights_went_wrong_ends_the_run(cell, tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         step = TwoPoint.step
 
-        def flip(self, batch):
+        def flip(self, batch, users=None):
             if (self.ranks.rank, self.steps_taken) == (1, 6):
                 self.parameters[0].data[0] += 1e-6
-            return step(self, batch)
+            return step(self, batch, users)
 
         patch.setattr(TwoPoint, "step", flip)
         first, *_ = on(2, mine, out)
