@@ -29,7 +29,10 @@ from .setup import Setup
 LOG_SECONDS = 10  # between progress lines
 FOLDER = "memory"  # of the cache
 # settings that only multiply, or count what is not in a step: they do not change its memory
-WITHOUT_MEMORY = {"learning_rate", "clip", "smoothing", "delta", "steps", "evaluate_every", "curve_examples"}
+WITHOUT_MEMORY = {
+    *("learning_rate", "clip", "smoothing", "delta"),
+    *("steps", "evaluate_every", "curve_examples", "test_examples"),
+}
 STAND_INS = 8
 
 

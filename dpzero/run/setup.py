@@ -57,6 +57,9 @@ class Setup:
         check_files(cell)
         self.task = tasks.load(cell["task"], draw_of(cell))
         self.examples: dict[str, Any] = encoding.encode(self.task, cell["model"], self.settings["max_length"])
+        if wanted := self.settings.get("test_examples"):
+            test = self.examples["test"]
+            self.examples["test"] = test[np.arange(min(wanted, len(test)))]
         self._check_rows()
         sizes = self.settings["token_budget"], self.settings["compute"]
         scores_text = isinstance(self.examples["train"], encoding.Continuations)

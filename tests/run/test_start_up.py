@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from dpzero.language.data import tasks
 from dpzero.language.models import caches, text_classifier
 from dpzero.language.models.losses import CrossEntropy
+from dpzero.plan import sweep
 from dpzero.run import setup as setups
 from dpzero.run.run import run_cell
 
@@ -96,6 +98,22 @@ def test_the_model_answers_each_test_row_once_and_each_dev_row_once_a_point(
     record = run_cell(smoke("dpzero", tune=tune), tmp_path / "record.json", quiet, "cpu")
     dev = record["cell"]["settings"]["curve_examples"]
     assert evaluated == {record["metrics"]["examples"]: 1, dev: len(record["curve"])}
+
+
+@pytest.mark.parametrize(("wanted", "taken"), [(50, 50), (10**6, 120)])
+def test_a_part_of_test_is_its_first_rows_and_the_record_says_how_many(cache, smoke, tmp_path, wanted, taken):
+    cell = smoke("zero_shot")
+    whole = run_cell(cell, tmp_path / "whole.json", quiet, "cpu")["metrics"]
+    cell["settings"]["test_examples"] = wanted
+    part = run_cell(sweep.complete(cell), tmp_path / "part.json", quiet, "cpu")["metrics"]
+    answers = [
+        np.unpackbits(np.frombuffer(base64.b64decode(one["correct"]), np.uint8)) for one in (whole, part)
+    ]
+    assert whole["examples"] == 120 and part["examples"] == taken
+    assert np.array_equal(answers[0][:taken], answers[1][:taken])
+    assert part["accuracy"] == answers[1][:taken].mean()
+    labels = [row.label for row in tasks.load(cell["task"]).splits["test"]][:taken]
+    assert part["majority"] == max(map(labels.count, labels)) / taken
 
 
 def test_what_a_release_cost_is_computed_for_it(cache, smoke):
