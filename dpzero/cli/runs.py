@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from .. import imports
 from ..errors import UsageError, unknown
 from ..files import write_whole
 from ..language.data import tasks
@@ -71,7 +72,8 @@ def run(options: argparse.Namespace) -> dict | None:
     elif trains:
         gpu_lock.lease_all(options.device, log=log)
     module = "run.run" if trains else "studies.run"
-    run_cell = import_module(f"dpzero.{module}").run_cell  # imports torch: after the lease
+    with imports.quickly():
+        run_cell = import_module(f"dpzero.{module}").run_cell  # imports torch: after the lease
     if options.device:
         gpu_lock.check(options.device)
     if trains:

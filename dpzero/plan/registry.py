@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .. import include
+from .. import imports, include
 from ..errors import UsageError, unknown
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,7 +58,8 @@ class Card:
         if self.file != "dpzero":
             _claim_package()
         name = "dpzero.algorithm" if self.file == "dpzero" else f"{PACKAGE}.{self.file}"
-        return getattr(importlib.import_module(name), self.class_name)
+        with imports.quickly():
+            return getattr(importlib.import_module(name), self.class_name)
 
 
 def choices(type_name: str) -> tuple[str, ...]:

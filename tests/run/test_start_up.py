@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dpzero import imports
 from dpzero.language.data import tasks
 from dpzero.language.models import caches, text_classifier
 from dpzero.language.models.losses import CrossEntropy
@@ -121,3 +123,16 @@ def test_what_a_release_cost_is_computed_for_it(cache, smoke):
         setups.Setup(smoke("dpzero", noise_key=key), quiet, "cpu") for key in ("published", "secret")
     )
     assert public.budget(None).cached_costs and secret.budget(None).cached_costs is None
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_collector_is_left_as_it_was(enabled):
+    before = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        with pytest.raises(ImportError), imports.quickly():
+            assert not gc.isenabled()
+            raise ImportError
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if before else gc.disable)()

@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ... import imports
 from ...errors import UsageError
 from ...files import write_whole
 from ..data import assets
@@ -256,6 +257,7 @@ def fetch(name: str) -> None:
 # -- loading ------------------------------------------------------------------------------------------------
 
 
+@imports.quickly()
 def load_pretrained(name: str) -> Any:
     """The transformer in float32 with its pretrained output layer; an encoder without one.
 
