@@ -45,7 +45,7 @@ class DPVoteZO(PrivateTwoPoint):
         directions: int = 8,
         doubt: float = 0.2,
         clip: float = 1.0,
-        shrinkage: float = 0.99,
+        shrinkage: float = 0.997,
         direction_law: Literal["gaussian", "sphere", "rademacher", "low_rank", "walsh"] = "walsh",
         seed: int = 0,
         **settings: Any,

@@ -142,7 +142,8 @@ class Run:
         """Write the record, with its transcript beside it, and delete the checkpoint."""
         setup, card, privacy = self.setup, self.setup.card, None
         if self.budget is not None:
-            privacy = self.budget.statement(setup.settings["clip"], float(setup.cell["epsilon"]))
+            clip = getattr(self.method, "clip", setup.settings.get("clip"))  # its default is the method's
+            privacy = self.budget.statement(clip, float(setup.cell["epsilon"]))
             if self.batch_invariance:
                 privacy["batch_invariance"] = self.batch_invariance
         record = record_file.make(

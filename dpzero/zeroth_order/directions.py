@@ -118,9 +118,10 @@ class Rademacher(Gaussian):
 class Walsh(Gaussian):
     """Rows of a Hadamard matrix, its columns flipped by random signs: each z is of independent signs.
 
-    The matrix has the least power of two at least d columns, of which the first d are used. Its rows come in a
-    random order, and with new signs once all were used: over such a cycle the sum of z z^T is a multiple of the
-    identity, so that a constant gradient is found without the error of random directions.
+    The matrix has the least power of two above d columns, of which columns 1 to d are used. Its rows come in a random
+    order, and with new signs once all were used. Over such a cycle the sum of z z^T is a multiple of the identity, so
+    that a constant gradient is found without the error of random directions. The sum of z is 0, since column 0, of
+    ones, is left out, so that what one-sided differences add to each scalar cancels.
 
     Args:
         seed: of signs and orders.
@@ -137,8 +138,8 @@ class Walsh(Gaussian):
         self._cycle: tuple[int, Key] = (-1, (0, 0))
 
     def fit(self, tensors: Sequence[Tensor]) -> Walsh:
-        *self.offsets, size = accumulate((t.numel() for t in tensors), initial=0)
-        self.order = 1 << max(0, size - 1).bit_length()
+        *self.offsets, last = accumulate((t.numel() for t in tensors), initial=1)
+        self.order = 1 << (last - 1).bit_length()
         return self
 
     def pieces(self, numbered: Iterable[tuple[int, Tensor]], moves: Sequence[Move]) -> list[dispatch.Piece]:

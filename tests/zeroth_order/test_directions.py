@@ -158,7 +158,7 @@ def test_an_empty_tensor_has_no_direction_and_keeps_its_place(law, engine):
 
 @pytest.mark.parametrize("compiled", [True, False])
 def test_a_cycle_of_walsh_directions_covers_each_direction_equally(compiled, monkeypatch):
-    """The sum of z z^T over a cycle is its length times the identity, and another cycle has other directions."""
+    """The sum of z z^T over a cycle is its length times the identity, that of z is 0, and another cycle is another."""
     if not compiled:
         monkeypatch.setattr(dispatch, "kernels_numba", None)
     shapes, directions, cycle = [(6, 7), (5,)], 3, 64
@@ -171,6 +171,7 @@ def test_a_cycle_of_walsh_directions_covers_each_direction_equally(compiled, mon
     assert (first.abs() == 1).all()
     for each in (first, second):
         assert torch.equal(each.T @ each, cycle * torch.eye(47))
+        assert not each.sum(0).any()
     assert (first @ second.T).abs().max() < 47
 
 
