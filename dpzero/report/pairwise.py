@@ -23,22 +23,30 @@ PEAK = "memory.peak_allocated_bytes"
 LEVEL = 0.05  # of a test
 MARGIN = 0.01  # scores that differ by less are called equivalent
 SCORED = ["metrics.split", "metrics.examples", "provenance.data.sha256"]  # equal: the same test rows
+
+
+def _private_zeroth_order_but(*methods: str) -> Callable[[Any], bool]:
+    return lambda run: run["private"] and run["order"] == 0 and run["method"] not in methods
+
+
 ROLES: dict[str, Callable[[Any], bool]] = {
     "fine-tuning": lambda run: not run["private"] and run["order"] == 1,
     "MeZO": lambda run: not run["private"] and run["order"] == 0,
     "DPZero": lambda run: run["method"] == "dpzero",
     "zero-shot": lambda run: run["epsilon"] == "0",
     "DP-SGD": lambda run: run["private"] and run["order"] == 1,
-    "other zeroth-order methods": lambda run: (
-        run["private"] and run["order"] == 0 and run["method"] != "dpzero"
-    ),
+    "zeroth-order rivals": _private_zeroth_order_but("dpzero", "dp_votezo"),
+    "DP-VoteZO": lambda run: run["method"] == "dp_votezo",
+    "DPZero and its rivals": _private_zeroth_order_but("dp_votezo"),
 }
 PAIRS = {  # two roles -> whether a paper says that the first does better
     ("fine-tuning", "MeZO"): True,
     ("MeZO", "DPZero"): True,
     ("DPZero", "zero-shot"): True,
     ("DPZero", "DP-SGD"): False,
-    ("DPZero", "other zeroth-order methods"): False,
+    ("DPZero", "zeroth-order rivals"): False,
+    ("DP-VoteZO", "DPZero and its rivals"): False,
+    ("DP-VoteZO", "DP-SGD"): False,
 }
 
 

@@ -41,7 +41,8 @@ LOOKS = {
     "mezo": Look(VERMILION, "o", "--"),
     "public": Look(GREY, "8", "-."),
     "dpzero": Look(VERMILION, "o", "-"),
-    "dpzero_16": Look(VERMILION, "*", (0, (5, 1))),  # batch 16
+    "dpzero_16": Look(VERMILION, "8", (0, (5, 1))),  # batch 16
+    "dp_votezo": Look(PURPLE, "*", "-"),
     "dpzero_accounted": Look(VERMILION, "d", (0, (3, 1))),
     "dp_zoso": Look(BLUE, "d", "-"),
     "dp_aggzo": Look(VIOLET, ">", "-"),

@@ -36,7 +36,9 @@ def compared(record):
 def test_each_pair_is_compared_at_each_epsilon(compared):
     two = (0.5, 0.6)
     private = {
-        (method, epsilon): two for method in ("dpzero", "dp_sgd", "dp_zo_gaussian") for epsilon in "26"
+        (method, epsilon): two
+        for method in ("dpzero", "dp_sgd", "dp_zo_gaussian", "dp_votezo")
+        for epsilon in "26"
     }
     others = {("adamw", "inf"): two, ("mezo", "inf"): two, ("zero_shot", "0"): (0.4,)}
     assert set(compared(private | others)) == {
@@ -44,10 +46,13 @@ def test_each_pair_is_compared_at_each_epsilon(compared):
         *(("MeZO over DPZero", "mezo", "dpzero", epsilon) for epsilon in "26"),
         *(("DPZero over zero-shot", "dpzero", "zero_shot", epsilon) for epsilon in "26"),
         *(("DPZero against DP-SGD", "dpzero", "dp_sgd", epsilon) for epsilon in "26"),
+        *(("DPZero against zeroth-order rivals", "dpzero", "dp_zo_gaussian", epsilon) for epsilon in "26"),
         *(
-            ("DPZero against other zeroth-order methods", "dpzero", "dp_zo_gaussian", epsilon)
+            ("DP-VoteZO against DPZero and its rivals", "dp_votezo", rival, epsilon)
+            for rival in ("dpzero", "dp_zo_gaussian")
             for epsilon in "26"
         ),
+        *(("DP-VoteZO against DP-SGD", "dp_votezo", "dp_sgd", epsilon) for epsilon in "26"),
     }
 
 
