@@ -41,7 +41,7 @@ LOOKS = {
     "mezo": Look(VERMILION, "o", "--"),
     "public": Look(GREY, "8", "-."),
     "dpzero": Look(VERMILION, "o", "-"),
-    "dpzero_16": Look(VERMILION, "8", (0, (5, 1))),  # batch 16
+    "dpzero_16": Look(VERMILION, "D", (0, (5, 1))),  # batch 16
     "dp_votezo": Look(PURPLE, "*", "-"),
     "dpzero_accounted": Look(VERMILION, "d", (0, (3, 1))),
     "dp_zoso": Look(BLUE, "d", "-"),
@@ -49,7 +49,7 @@ LOOKS = {
     "dp_aggzo_4": Look(VIOLET, ">", (0, (5, 1))),  # directions
     "dp_aggzo_16": Look(VIOLET, "<", (0, (5, 1))),
     "dp_aggzo_64": Look(VIOLET, "X", (0, (5, 1))),
-    "geo_dpzo": Look(BLACK, "D", "-"),
+    "geo_dpzo": Look(BLACK, "p", "-"),
     "dp_zo_gaussian": Look(BLUE, "^", "-"),
     "dp_zo_laplace": Look(VIOLET, "v", "-"),
     "dp_zo_laplace_pure": Look(PURPLE, "D", "-"),
@@ -62,7 +62,7 @@ LOOKS = {
     "lora": Look(PURPLE, "<", "--"),
     "dp_lora": Look(PURPLE, "<", "-"),
 }
-SPARE_MARKERS = tuple("Hhp")  # none of the above, so that no new method looks like a known one
+SPARE_MARKERS = tuple("Hh")  # none of the above, so that no new method looks like a known one
 OTHER_LINES = ("-.", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)))
 
 
