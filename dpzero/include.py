@@ -54,6 +54,15 @@ def sweeps() -> dict[str, Path]:
     return _by_stem(f for folder in folders() for f in folder.glob("*.yaml") if f.name not in CATALOGUES)
 
 
+def hint() -> str:
+    """The end of an error about a name that is not known, while no folder is included."""
+    return (
+        ""
+        if folders()
+        else " (one of your own needs its folder as --include, or under `include` in the sweep)"
+    )
+
+
 def refuse_built_in(name: str, file: Path, built_in: object) -> None:
     """Raises UsageError if a user's name is one of the package's, which it would hide."""
     if name in built_in:  # type: ignore[operator]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas
 import pytest
 from datasets import Dataset
 
@@ -97,6 +98,29 @@ def test_rows_are_the_same_in_every_format(folder):
         assert read_splits() == expected
 
 
+def test_the_column_without_a_name_that_pandas_writes_is_no_fault(folder):
+    include.add(folder)
+    before = read_splits()
+    pandas.read_csv(folder / "rows.csv").to_csv(folder / "rows.csv")
+    assert (folder / "rows.csv").read_text("utf-8").startswith(",review,stars")
+    assert read_splits() == before
+
+
+def test_a_name_of_ones_own_asks_for_its_folder(folder):
+    with pytest.raises(
+        UsageError, match=r"unknown task 'reviews': .*one of your own needs its folder as --include"
+    ):
+        tasks.stanza("reviews")
+    with pytest.raises(
+        UsageError, match=r"unknown sweep 'mine': .*one of your own needs its folder as --include"
+    ):
+        sweep.load("mine")
+    include.add(folder)
+    with pytest.raises(UsageError) as error:
+        tasks.stanza("review")
+    assert str(error.value) == "unknown task 'review': did you mean 'reviews'?"
+
+
 def test_each_split_may_have_its_own_file(folder):
     write_csv(folder / "held_out.csv", [("one more film", "2")])
     files = "files: {train: rows.csv, test: held_out.csv}"
@@ -135,6 +159,7 @@ WRONG = {
     "a file that is not there": ("rows.csv", "row.csv", "cannot read the rows .*row.csv .No such file"),
     "an unknown format": ("rows.csv", "rows.xlsx", "its name must end in .csv, .tsv"),
     "an unquoted comma": ("rows.csv", "commas.csv", "commas.csv, line 3, has 3 fields for 2 columns: quote texts that hold ','"),
+    "semicolons": ("rows.csv", "semicolons.csv", "semicolons.csv, line 1, separates columns by ';': save it with ','"),
     "a file that is no table": ("rows.csv", "rows.parquet", "rows.parquet cannot be read as Parquet"),
     "words that are yes and no": ("{1: terrible, 2: great}", "{1: no, 2: yes}", "words.1 is False"),
 }  # fmt: skip
@@ -144,6 +169,7 @@ WRONG = {
 def test_a_fault_in_a_users_task_is_named_with_its_place(folder, case):
     old, new, message = WRONG[case]
     write_csv(folder / "odd.csv", [("a film", "3")])
+    (folder / "semicolons.csv").write_text("review;stars\na film;1\n", "utf-8")
     (folder / "rows.xlsx").write_bytes(b"PK")
     (folder / "rows.parquet").write_bytes(b"PAR1")
     (folder / "commas.csv").write_text("review,stars\na film,1\na film, twice,2\n", "utf-8")

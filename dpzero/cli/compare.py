@@ -15,7 +15,7 @@ from ..errors import UsageError, unknown
 from ..files import write_whole
 from ..language.data import new_task
 from ..language.models import model_catalogue
-from ..plan import search
+from ..plan import registry, search
 from ..plan.settings import DELTA, Range
 from .catalogues import as_yaml
 from .options import DEVICE, LOCAL_FILES, folder_to_write, number_type, option, positive, verb
@@ -107,6 +107,10 @@ def _comparison(options: argparse.Namespace, model: str, task: str, rows: int) -
     grids, known = plan.pop("grids")[options.tune], plan["methods"]
     methods = {}
     for name in options.methods:
+        if name not in known and name in registry.cards():
+            raise UsageError(
+                f"compare knows no settings to try for method {name}: write a sweep with its grid"
+            )
         if name not in known:
             raise UsageError(unknown("method of a comparison", name, known))
         stanza = dict(known[name])

@@ -102,7 +102,7 @@ def find(sweep: str) -> Path:
     """The file of a sweep that is given as a name or as a path. Raises UsageError for one that is not there."""
     if not is_path(sweep):
         if sweep not in (files := _files()):
-            raise UsageError(unknown("sweep", sweep, files))
+            raise UsageError(unknown("sweep", sweep, sorted(files)) + include.hint())
         return files[sweep]
     file = Path(sweep).expanduser()
     if not file.is_file():
@@ -427,7 +427,8 @@ def _check_axes(axes: dict, known: dict[str, list[str]]) -> None:
             raise UsageError(f"the axis {axis} is empty: give it at least one value")
         for value in values:
             if axis in known and value not in known[axis]:
-                raise UsageError(unknown(axis.removesuffix("s"), value, known[axis]))
+                hint = include.hint() if axis in ("tasks", "models") else ""
+                raise UsageError(unknown(axis.removesuffix("s"), value, known[axis]) + hint)
     for seed in axes["seeds"]:
         try:
             number(seed, int, SEED)

@@ -60,6 +60,7 @@ def test_a_new_task_is_a_stanza_that_can_be_used_as_it_stands(rows, tmp_path, ca
 
 
 REFUSED = {
+    "an empty label": ([], "rows.csv has 1 rows with an empty stars: fill it, or leave these rows out"),
     "unknown column": (["--label", "star"], "unknown column 'star': did you mean 'stars'?"),
     "labels that are no classes": (["--label", "review"], "column review has 200 different values, but labels are 2 to 200"),
 }  # fmt: skip
@@ -68,7 +69,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_file_that_makes_no_task_is_refused(rows, tmp_path, capsys, case):
     options, message = REFUSED[case]
-    lines = [*rows.read_text("utf-8").splitlines(), "200,one more text,4"]
+    lines = [*rows.read_text("utf-8").splitlines(), f"200,one more text,{'' if 'empty' in case else 4}"]
     rows.write_text("\n".join(lines), "utf-8")
     message = message.replace("has 200", "has 201")
     assert main(["new", "task", "films", "--from", str(rows), "--out", str(tmp_path), *options]) == 2
@@ -154,6 +155,10 @@ def test_what_cannot_be_compared_is_refused(rows, tmp_path, started, capsys):
     assert "unknown model 'Tiny-Encoder': did you mean 'tiny-encoder'?" in capsys.readouterr().err
     assert compare(rows, tmp_path / "e", "--model", "./nowhere") == 2
     assert "there is no folder ./nowhere" in capsys.readouterr().err
+    assert compare(rows, tmp_path / "e", "--model", str(rows)) == 2
+    assert "rows.csv is a file: give the folder that save_pretrained wrote" in capsys.readouterr().err
+    assert compare(rows, tmp_path / "e", "--methods", "dp_zoso") == 2
+    assert "compare knows no settings to try for method dp_zoso: write a sweep" in capsys.readouterr().err
     assert compare(tmp_path / "no.csv", tmp_path / "f") == 2
     assert "no.csv: correct --data" in capsys.readouterr().err
     assert compare(rows, tmp_path / "quick") == 2

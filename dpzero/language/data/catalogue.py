@@ -115,7 +115,7 @@ class Catalogue:
         """
         stanza = self.stanzas.get(name) if isinstance(name, str) else None
         if stanza is None:
-            raise UsageError(unknown(self.kind, name, self.stanzas))
+            raise UsageError(unknown(self.kind, name, self.stanzas) + include.hint())
         if self._checked.get(name) is not stanza:
             self.check(name, stanza)
             self._checked[name] = stanza

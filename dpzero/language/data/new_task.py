@@ -40,6 +40,8 @@ def stanza_from(file: Path, text: Sequence[str] = (), label: str = "") -> tuple[
             f"{file} has the columns {', '.join(columns)}: a task needs one of texts and one of labels"
         )
     counts = Counter(label_text(row.fields.get(label)) for row in rows)
+    if empty := counts[""] + counts["None"]:
+        raise UsageError(f"{file} has {empty} rows with an empty {label}: fill it, or leave these rows out")
     if not 2 <= len(counts) <= MOST_LABELS:
         raise UsageError(
             f"{file}: column {label} has {len(counts)} different values, but labels are 2 to {MOST_LABELS} classes: "

@@ -59,6 +59,10 @@ def _delimited(path: Path, delimiter: str) -> Iterator[RawRow]:
     reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
     try:
         names = next(reader, [])
+        if len(names) == 1 and (other := next((mark for mark in ";\t|" if mark in names[0]), None)):
+            raise UsageError(f"{path}, line 1, separates columns by {other!r}: save it with {delimiter!r}")
+        if names and not names[0].strip():
+            names[0] = "index"  # pandas writes one without a name
         if not names or len(set(names)) < len(names) or not all(name.strip() for name in names):
             listed = ", ".join(map(repr, names))
             raise UsageError(f"{path}, line 1, must name each column once, but holds {listed}: correct it")

@@ -148,6 +148,8 @@ def kind_of(place: str) -> str:
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     )
 
+    if Path(place).is_file():
+        raise UsageError(f"{place} is a file: give the folder that save_pretrained wrote")
     if place.startswith((".", "/", "~")) and not Path(place).is_dir():
         raise UsageError(f"there is no folder {place}: give one that save_pretrained wrote")
     if of_the_hub := not Path(place).is_dir():
