@@ -21,6 +21,7 @@ from dpzero.report.table import ABSENT, Row, Table, make_table, notes
 
 PEAK = "memory.peak_allocated_bytes"
 LEVEL = 0.05  # of a test
+VOTES = ("dp_votezo", "dp_votezo_quarter", "votes", "votes_full")  # DP-VoteZO in `heads-tuned` and `ablation`
 MARGIN = 0.01  # scores that differ by less are called equivalent
 SCORED = ["metrics.split", "metrics.examples", "provenance.data.sha256"]  # equal: the same test rows
 
@@ -35,9 +36,9 @@ ROLES: dict[str, Callable[[Any], bool]] = {
     "DPZero": lambda run: run["method"] == "dpzero",
     "zero-shot": lambda run: run["epsilon"] == "0",
     "DP-SGD": lambda run: run["private"] and run["order"] == 1,
-    "zeroth-order rivals": _private_zeroth_order_but("dpzero", "dp_votezo"),
-    "DP-VoteZO": lambda run: run["method"] == "dp_votezo",
-    "DPZero and its rivals": _private_zeroth_order_but("dp_votezo"),
+    "zeroth-order rivals": _private_zeroth_order_but("dpzero", *VOTES),
+    "DP-VoteZO": lambda run: run["method"] in VOTES,
+    "DPZero and its rivals": _private_zeroth_order_but(*VOTES),
 }
 PAIRS = {  # two roles -> whether a paper says that the first does better
     ("fine-tuning", "MeZO"): True,

@@ -28,7 +28,7 @@ class Look(NamedTuple):
     """Colour, marker and line style of one method."""
 
     colour: str
-    marker: str
+    marker: str | tuple[int, int, int]
     line: str | tuple[int, tuple[float, ...]]
 
 
@@ -43,6 +43,7 @@ LOOKS = {
     "dpzero": Look(VERMILION, "o", "-"),
     "dpzero_16": Look(VERMILION, "D", (0, (5, 1))),  # batch 16
     "dp_votezo": Look(PURPLE, "*", "-"),
+    "dp_votezo_quarter": Look(PURPLE, (4, 1, 0), (0, (5, 1))),  # of the forward passes
     "dpzero_accounted": Look(VERMILION, "d", (0, (3, 1))),
     "dp_zoso": Look(BLUE, "d", "-"),
     "dp_aggzo": Look(VIOLET, ">", "-"),
@@ -61,6 +62,20 @@ LOOKS = {
     "dp_adamw": Look(OCHRE, "d", "-"),
     "lora": Look(PURPLE, "<", "--"),
     "dp_lora": Look(PURPLE, "<", "-"),
+    # of the sweep `ablation`
+    "dpzero_full": Look(VERMILION, (4, 1, 0), "-"),
+    "small_batch": Look(VERMILION, "D", "-"),
+    "walsh": Look(BLUE, "^", (0, (5, 1))),
+    "rademacher": Look(BLUE, "v", "-"),
+    "shrinkage": Look(OCHRE, "<", "-"),
+    "second_moment": Look(OCHRE, ">", "-"),
+    "joint": Look(VIOLET, "X", "-"),
+    "votes": Look(PURPLE, "*", (0, (5, 1))),
+    "whole_votes": Look(PURPLE, "P", "-"),
+    "gaussian_directions": Look(PURPLE, "d", "-"),
+    "no_shrinkage": Look(PURPLE, "p", "-"),
+    "many_directions": Look(BLACK, (6, 1, 0), "-"),
+    "votes_full": Look(BLACK, "8", "-"),
 }
 SPARE_MARKERS = tuple("Hh")  # none of the above, so that no new method looks like a known one
 OTHER_LINES = ("-.", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)))

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import dpzero.report
+from dpzero.plan import sweep as plan
+from dpzero.plan.registry import card
 from dpzero.report import FIGURES, drawing, figure_files, figures, majority, style
 from dpzero.report.records import to_frame
 from dpzero.report.writing import write_figures
@@ -163,6 +165,16 @@ def test_known_methods_look_different_and_new_ones_like_none_of_them():
     assert not set(style.SPARE_MARKERS) & {look.marker for look in style.LOOKS.values()}
     assert style.look("a_new_one") == style.look("a_new_one")
     assert style.look("a_new_one").marker in style.SPARE_MARKERS
+
+
+@pytest.mark.parametrize("name", ["quick", "heads-tuned", "ablation"])
+def test_methods_of_a_sweep_differ_without_their_colour(name):
+    methods = plan.read(name)["methods"]
+    marks = [
+        (style.look(method).marker, card((stanza or {}).get("use", method)).private)
+        for method, stanza in methods.items()
+    ]
+    assert len(set(marks)) == len(marks)
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # of a busy machine
