@@ -296,7 +296,7 @@ def test_running_out_of_memory_is_a_result(run, smoke, monkeypatch, error):
 
 
 def test_running_out_of_memory_half_way_still_says_what_was_spent(run, smoke, monkeypatch):
-    out_of_memory_after(monkeypatch, 30, torch.OutOfMemoryError("CUDA out of memory."))
+    out_of_memory_after(monkeypatch, 60, torch.OutOfMemoryError("CUDA out of memory."))
     record = run(smoke("dpzero"))
     assert record["status"] == "oom" and record["memory"]["peak_allocated_bytes"] > 0
     assert 0 < record["privacy"]["steps"] < 20
