@@ -13,7 +13,6 @@ from matplotlib.ticker import MaxNLocator
 
 from dpzero.files import TRY_MARK
 from dpzero.report import drawing, formatting, style
-from dpzero.report.provenance import plural
 from dpzero.report.table import Table, make_table
 
 CELL = ["task", "model", "method", "epsilon"]
@@ -30,13 +29,17 @@ def table(reported: pandas.DataFrame, tries: pandas.DataFrame) -> Table:
         values = sorted(points.values(), reverse=True)
         row: dict[str, Any] = {k: theirs[k].iloc[0] for k in ("task", "model", "method", "title")}
         row |= {"epsilon": key[-1], "_epsilon": formatting.epsilon(key[-1]), "tries": len(points)}
-        chosen = theirs["search.chosen"].dropna()  # from the record: of equal points the first by name
+        chosen = theirs.get(
+            "search.chosen", pandas.Series(dtype=object)
+        ).dropna()  # from the record: of equal points the first by name
         row |= {"chosen": formatting.common(chosen, ""), "best_dev": _finite(values[0])}
         row |= {"second_dev": _finite(values[1] if len(values) > 1 else math.nan)}
         row |= {"median_dev": _finite(float(numpy.median(values))), "worst_dev": _finite(values[-1])}
         row |= {f"_{k}": 100 * row[k] for k in ("best_dev", "second_dev", "median_dev", "worst_dev")}
         rows.append(row)
-    return make_table("search", rows, seeds=plural(tries["seed"].nunique(), "seed"))
+    count = tries["seed"].nunique()
+    seeds = "one seed" if count == 1 else f"mean over {count} seeds of the search"
+    return make_table("search", rows, seeds=seeds)
 
 
 def figure(reported: pandas.DataFrame, tries: pandas.DataFrame) -> Figure:

@@ -8,6 +8,8 @@ from statistics import fmean
 
 import pytest
 
+from dpzero.report import search, style
+from dpzero.report.records import to_frame
 from dpzero.report.search import expected_best
 
 
@@ -21,3 +23,19 @@ def test_the_expected_best_is_the_mean_over_all_choices_of_tries(k):
 def test_a_failed_try_counts_as_no_right_answer():
     assert expected_best([0.8, -math.inf], 1) == pytest.approx(0.4)
     assert expected_best([0.8, -math.inf], 2) == pytest.approx(0.8)
+
+
+def test_one_seed_of_a_search_is_no_mean_and_a_panel_ends_where_failed_tries_would_hide_the_rest(record):
+    reported = [record("dpzero", "2", seed) for seed in (0, 1)]
+    scores = {"clip1": 0.05, "clip3": 0.82, "clip10": 0.05}
+    tries = [record(f"dpzero@{point}", "2", 100, accuracy=score) for point, score in scores.items()]
+    frames = to_frame(reported), to_frame(tries)
+    assert search.table(*frames).title == "Scores of the tries on dev in per cent, one seed"
+    more = to_frame(tries + [record(f"dpzero@{point}", "2", 101, accuracy=0.8) for point in scores])
+    assert search.table(frames[0], more).title.endswith("mean over 2 seeds of the search")
+    with style.settings():
+        (axis,) = search.figure(*frames).axes
+    (line,) = [line for line in axis.lines if len(line.get_xdata()) == 3]
+    assert line.get_ydata()[-1] == pytest.approx(82) and axis.get_ylim()[0] == pytest.approx(
+        82 - search.DEEPEST
+    )
