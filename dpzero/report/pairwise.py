@@ -86,6 +86,7 @@ class Group:
         epsilons: the epsilon, if the method is private.
         scored: what tells apart the test rows of runs; None if the seed draws them.
         bits: seed -> whether each test row was answered correctly.
+        forwards: example forward passes of a run's training.
     """
 
     def __init__(self, runs: pandas.DataFrame) -> None:
@@ -97,15 +98,14 @@ class Group:
         self.scored = None if drawn or len(keys) != 1 else tuple(map(str, keys.iloc[0]))
         bits = correct_rows(finished)
         self.bits = bits if len(bits) == len(finished) else {}
+        self.forwards = runs["example_forwards"].max()
         self.seedless = len(finished) == 1 and formatting.without_seed(runs)
 
     def bits_for(self, other: Group) -> dict[int, Any]:
         """The bits by seed; those of a single run without seed count for every seed of the other."""
-        return (
-            dict.fromkeys(other.bits, next(iter(self.bits.values())))
-            if self.seedless and self.bits
-            else self.bits
-        )
+        if self.seedless and self.bits:
+            return dict.fromkeys(other.bits, next(iter(self.bits.values())))
+        return self.bits
 
 
 def _row(first: Group, second: Group, claim: str, claimed: bool, epsilon: str) -> Row:
@@ -122,6 +122,7 @@ def _row(first: Group, second: Group, claim: str, claimed: bool, epsilon: str) -
         "epsilon": epsilon,
         **difference.columns("difference"),
         "memory_ratio": first.runs[PEAK].max() / second.runs[PEAK].max(),
+        "forwards_ratio": first.forwards / second.forwards if second.forwards else math.nan,
         "_claimed": claimed,
         "_by_rows": by_rows,
         "_over_seeds": Estimate.over_seeds(difference),

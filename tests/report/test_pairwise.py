@@ -202,6 +202,13 @@ def test_bits_that_contradict_the_accuracy_are_refused(answered):
         order(to_frame([run]))
 
 
+def test_what_the_first_costs_is_given_over_the_second(compared):
+    rows = compared({("dpzero", "2"): (0.5, 0.6), ("dp_sgd", "2"): (0.5, 0.6), ("zero_shot", "0"): (0.4,)})
+    cost = rows["DPZero against DP-SGD", "dpzero", "dp_sgd", "2"]["forwards_ratio"]
+    assert cost == (150 * 16 * 2) / (60 * 16 * 3)
+    assert math.isnan(rows["DPZero over zero-shot", "dpzero", "zero_shot", "2"]["forwards_ratio"])
+
+
 def test_failed_runs_are_no_evidence(record):
     runs = [record("mezo", "inf", 0), record("dpzero", "2", 0, status="oom")]
     (row,) = order(to_frame(runs)).rows
