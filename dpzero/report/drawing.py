@@ -170,9 +170,14 @@ def limit_scores(marks: Sequence[Mark], majority: float | None) -> None:
 def mark_if_empty(axis: Axes, rows: pandas.DataFrame) -> None:
     """Write `no finished run` into a panel without results, and remove its scale."""
     if not len(scores(rows)):
-        if len(axis.get_shared_y_axes().get_siblings(axis)) == 1:
-            axis.set_yticks([])
-        axis.annotate("no finished run", (0.5, 0.5), xycoords="axes fraction", ha="center", color=style.GREY)
+        write_empty(axis, "no finished run")
+
+
+def write_empty(axis: Axes, text: str) -> None:
+    """Say why a panel is empty, in its middle, and remove its scale unless others share it."""
+    if len(axis.get_shared_y_axes().get_siblings(axis)) == 1:
+        axis.set_yticks([])
+    axis.annotate(text, (0.5, 0.5), xycoords="axes fraction", ha="center", color=style.GREY)
 
 
 def spread(places: list[float], gap: float) -> list[float]:

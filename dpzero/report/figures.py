@@ -80,7 +80,7 @@ def accuracy_vs_forwards(runs: pandas.DataFrame) -> Figure:
     figure, axes, trained = _score_against(runs, "example_forwards", label, None, _mark_at_forwards)
     if len(trained):
         low, high = trained["example_forwards"].min(), trained["example_forwards"].max()
-        before = 10 if trained["curve"].map(len).gt(1).any() else 2
+        before = 10 if len(_dev_points(trained)) else 2
         axes[0, 0].set(xscale="log", xlim=(low / before, high * 2))
         few = 2 * high * before < (30 if axes.shape[1] <= PANELS else 10) * low
         drawing.log_ticks(axes[0, 0].xaxis, (1, 2, 5) if few else (1,))
@@ -167,8 +167,11 @@ def learning_curves(runs: pandas.DataFrame) -> Figure:
             shown = rows[(rows["rank"] > 0) & (rows["private"] == private)]
             shown = shown[shown["epsilon_value"] == epsilon] if private else shown
             curves = [_draw_curve(axis, group) for _, group in shown.groupby("method", sort=False)]
-            _step_axis(axis, numpy.concatenate([*curves, numpy.empty(0)]))
+            steps = numpy.concatenate([*curves, numpy.empty(0)])
+            _step_axis(axis, steps)
             drawing.mark_if_empty(axis, shown)
+            if not len(steps) and len(drawing.scores(shown)):
+                drawing.write_empty(axis, "no dev scores")
     drawing.legend(figure, trained[trained["status"] == "ok"])
     return figure
 

@@ -145,6 +145,14 @@ def test_accuracy_stands_at_the_forward_passes_and_a_line_leads_there(record):
     assert curve.get_xdata()[[0, -1]] == pytest.approx([0, zeroth]) and len(curve.get_xdata()) == 7
 
 
+def test_a_panel_without_dev_scores_says_so(record):
+    run = record("mezo", "inf")
+    run["curve"] = [{"step": 0, "train_seconds": 0.0}, {"step": 150, "train_seconds": 1.0}]
+    with style.settings():
+        (axis,) = figures.learning_curves(to_frame([run])).axes
+    assert [text.get_text() for text in axis.texts] == ["no dev scores"]
+
+
 def test_the_majority_class_of_a_task_of_ones_own_comes_from_its_records(record):
     mine = record("mezo", "inf", task="my_rows")
     assert majority.share(to_frame([mine])) is None
