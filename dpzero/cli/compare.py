@@ -19,6 +19,7 @@ from ..plan import registry, search
 from ..plan.settings import DELTA, Range
 from .catalogues import as_yaml
 from .options import DEVICE, LOCAL_FILES, folder_to_write, number_type, option, positive, verb
+from .process_setup import log
 from .workflow import run_snakemake
 
 TRIES = Range(1, 6)
@@ -74,6 +75,7 @@ def compare(options: argparse.Namespace) -> NoReturn:
         write_whole(folder / "models.yaml", as_yaml(models))
     sweep = _comparison(options, model, folder.name, rows)
     write_whole(folder / f"{folder.name}.yaml", as_yaml(sweep))
+    log(f"dpzero: {folder / folder.name}.yaml is the sweep, to edit and to run again: python -m dpzero sweep")
     run_snakemake(str(folder / f"{folder.name}.yaml"), options, {})
 
 

@@ -334,6 +334,7 @@ def _with_tries(cells: dict[str, dict], stanzas: Mapping, plan: dict, name: str)
     """The cells, each with its search, and the tries: all points of its method's grid on dev."""
     search.check_equal(stanzas, plan, name)
     tries: dict[str, dict] = {}
+    grids: dict[tuple[str, ...], dict[str, dict]] = {}  # the same for every reported seed
     for run, cell in cells.items():
         if not (grid := (stanzas[cell["method"]] or {}).get("grid")):
             continue
@@ -344,15 +345,17 @@ def _with_tries(cells: dict[str, dict], stanzas: Mapping, plan: dict, name: str)
             )
         if cell["seed"] in plan["seeds"]:
             raise UsageError(f"sweep {name}: seed {cell['seed']} is reported and searched with: give another")
-        points = {}
-        for label, point in search.points(cell["method"], grid).items():
-            method = f"{cell['method']}{TRY_MARK}{label}"
-            settings = cell["settings"] | point | {"split": "dev"}
-            for seed in plan["seeds"]:
-                attempt = complete(cell | {"method": method, "seed": seed, "settings": settings})
-                tries.setdefault(run_id(attempt), attempt)
-                points[label] = {key: attempt["settings"][key] for key in point}
-        cells[run] = cell | {"search": {"seeds": plan["seeds"], "grid": points}}
+        place = tuple(cell[key] for key in ("task", "model", "method", "epsilon"))
+        if place not in grids:
+            points = grids[place] = {}
+            for label, point in search.points(cell["method"], grid).items():
+                method = f"{cell['method']}{TRY_MARK}{label}"
+                settings = cell["settings"] | point | {"split": "dev"}
+                for seed in plan["seeds"]:
+                    attempt = complete(cell | {"method": method, "seed": seed, "settings": settings})
+                    tries[run_id(attempt)] = attempt
+                    points[label] = {key: attempt["settings"][key] for key in point}
+        cells[run] = cell | {"search": {"seeds": plan["seeds"], "grid": grids[place]}}
     return cells | tries
 
 

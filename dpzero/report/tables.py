@@ -53,6 +53,8 @@ def accuracy(runs: pandas.DataFrame) -> Table:
     several = any(row["score_n"] > 1 for row in lines)
     seeds = f"mean ± standard deviation over {formatting.seeds(runs)} seeds" if several else "one seed"
     table = make_table("accuracy", placed, metric=metric, Metric=metric.capitalize(), seeds=seeds)
+    without = {f"_vs_{reference}" for reference in REFERENCES if reference not in set(runs["method"])}
+    table.columns = [column for column in table.columns if column.key not in without]
     table.notes[:0] = _scoring(runs)
     finished = runs[runs["status"] == "ok"]
     if FORWARDS not in runs or finished[FORWARDS].isna().any():

@@ -400,3 +400,9 @@ def test_the_majority_class_has_a_row_where_it_is_known(tables, record):
     assert "ajority class" not in tables([mine])["accuracy.md"]
     mine["metrics"]["majority"] = 0.6
     assert "60.0 (no seed)" in line(tables([mine, record()])["accuracy.md"], "mine", "Majority class")
+
+
+def test_a_reference_that_was_not_run_has_no_column_for_readers(tables, record):
+    alone = tables([record(seed=seed) for seed in range(2)])
+    assert "vs" not in alone["accuracy.md"].split("\n- ")[0] and "vs_mezo_mean" in alone["accuracy.csv"]
+    assert "| vs MeZO" in tables([record(), record("mezo", "inf")])["accuracy.md"]
