@@ -182,14 +182,10 @@ def _find_records(options: argparse.Namespace) -> tuple[list[Path], list[str]]:
             others += [f"{path} is the record of another cell ({words})"] if words else []
             records += [] if words else [path]
     if others:
-        advice = (
-            "run the sweep again, which makes it anew"
-            if options.partial
-            else ("delete it and run the sweep again, or leave it out by --partial")
-        )
         sentence = others[0] + f", and so are {len(others) - 1} more" * (len(others) > 1)
+        advice = "delete it and run the sweep again"
         if not options.partial:
-            raise UsageError(f"{sentence}: {advice}")
+            raise UsageError(f"{sentence}: {advice}, or leave it out by --partial")
         log(f"dpzero: {sentence}, left out here: {advice}")
     if not records:
         raise UsageError(

@@ -103,7 +103,7 @@ def test_a_record_of_another_cell_is_in_no_table(record, capsys):
         )
     assert not Path("again").exists() or not any(Path("again").iterdir())
     assert main(["tables", "--sweep", "smoke", "--out", "again", "--partial"]) == 2  # no record is left
-    assert "left out here: run the sweep again, which makes it anew" in capsys.readouterr().err
+    assert "left out here: delete it and run the sweep again" in capsys.readouterr().err
 
 
 def test_old_records_are_not_those_of_a_changed_sweep(record, capsys):
