@@ -1,6 +1,6 @@
 """DP-VoteZO: K directions a step from K + 1 forward passes, and one vote of bounded norm an example.
 
-At each step, for the next K directions z_1 .. z_K, which are rows of a Hadamard matrix with random signs:
+At each step, for K random directions z_1 .. z_K, which are public:
     f_i = f(x; i)                                     for each example i of the Poisson batch
     d_ik = (f(x + smoothing z_k; i) - f_i) / smoothing
     v_i = min(1, (1 - exp(-f_i)) / doubt) d_i / |d_i|                                  (the vote, of norm at most 1)
@@ -8,21 +8,21 @@ At each step, for the next K directions z_1 .. z_K, which are rows of a Hadamard
     m <- shrinkage m + (1 - shrinkage) |g|^2 / K
     x <- x - learning_rate max(0, 1 - (noise_scale / batch_size)^2 / m) sum_k g_k z_k  (m bias-corrected, as Adam's)
 
-1. *One release for K directions*, as in DP-AggZO, with one base point for all: K + 1 passes in place of 2 K.
+1. *One release for K directions*, as in DP-AggZO, with one base point for all: K + 1 passes in place of 2 K. At equal
+   passes that is nearly twice as many pairs of example and direction, whose number F bounds the error of sampling,
+   d / F for d weights and votes of norm 1. The error of privacy, d / (n mu)^2 for n examples and mu of Gaussian
+   differential privacy, does not depend on K, the batch size or the number of steps.
 2. *Votes need no clip to be chosen.* Where noise rules, what counts of an example is the direction of its gradient:
    a clip far below the slopes is best, and |v_i| = 1 is its limit. An example that the model is sure of (1 - exp(-f_i)
    is the probability of a wrong answer, by the model) votes less. A vote does not depend on the scale of the slopes.
-3. *Directions without repetition.* Over a cycle of at least d directions the rows cover each direction of space
-   equally, so a slowly moving gradient is found without the error of random directions, |gradient|^2 d / (K steps).
-   It matters for up to some 10^5 weights; with more the rows are plain random signs.
-4. *Step size from the releases.* The noise in the released scalars is known. The factor is the part of their second
-   moment that is not noise (James and Stein 1961), post-processing that lets one learning rate serve all epsilons.
+3. *Step size from the releases.* The noise in the released scalars is known. The factor is the part of their second
+   moment that is not noise (James and Stein 1961), post-processing that lets one learning rate serve all epsilons of a task.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,14 +46,11 @@ class DPVoteZO(PrivateTwoPoint):
         doubt: float = 0.2,
         clip: float = 1.0,
         shrinkage: float = 0.997,
-        direction_law: Literal["gaussian", "sphere", "rademacher", "low_rank", "walsh"] = "walsh",
         seed: int = 0,
         **settings: Any,
     ) -> None:
         self.directions, self.doubt = directions, doubt
-        super().__init__(
-            *arguments, clip=clip, shrinkage=shrinkage, direction_law=direction_law, seed=seed, **settings
-        )
+        super().__init__(*arguments, clip=clip, shrinkage=shrinkage, seed=seed, **settings)
         if not (directions > 0 and doubt > 0 and self.unit == "example"):
             raise ValueError("directions and doubt must be positive, and the unit the example")
 

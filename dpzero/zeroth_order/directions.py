@@ -11,7 +11,6 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from torch._subclasses import FakeTensor
 from . import dispatch
 from .kernels_torch import Key, Move
 
-LAWS = ("gaussian", "sphere", "rademacher", "low_rank", "walsh")
+LAWS = ("gaussian", "sphere", "rademacher", "low_rank")
 
 
 class Gaussian:
@@ -115,51 +114,6 @@ class Rademacher(Gaussian):
     kind = "signs"
 
 
-class Walsh(Gaussian):
-    """Rows of a Hadamard matrix, its columns flipped by random signs: each z is of independent signs.
-
-    The matrix has the least power of two above d columns, of which columns 1 to d are used. Its rows come in a random
-    order, and with new signs once all were used. Over such a cycle the sum of z z^T is a multiple of the identity, so
-    that a constant gradient is found without the error of random directions. The sum of z is 0, since column 0, of
-    ones, is left out, so that what one-sided differences add to each scalar cancels.
-
-    Args:
-        seed: of signs and orders.
-        directions: of a step.
-    """
-
-    law = "walsh-philox4x32-10-v1"
-
-    def __init__(self, seed: int, directions: int = 1) -> None:
-        super().__init__(seed)
-        self.seed, self.directions = seed, directions
-        self.offsets: list[int] = []
-        self.order = 1
-        self._cycle: tuple[int, Key] = (-1, (0, 0))
-
-    def fit(self, tensors: Sequence[Tensor]) -> Walsh:
-        *self.offsets, last = accumulate((t.numel() for t in tensors), initial=1)
-        self.order = 1 << (last - 1).bit_length()
-        return self
-
-    def pieces(self, numbered: Iterable[tuple[int, Tensor]], moves: Sequence[Move]) -> list[dispatch.Piece]:
-        addresses, rows = zip(*map(self._place, moves), strict=True)
-        tensors = [(j, self.offsets[j], x) for j, x in numbered]
-        return dispatch.add_walsh_pieces(tensors, self.key, addresses, rows)
-
-    def add_rows_(self, out: Tensor, rows: Tensor, number: int, shape: Sequence[int], move: Move) -> None:
-        address, row = self._place(move)
-        dispatch.add_walsh_rows_(out, rows, number, self.offsets[number], self.key, address, row)
-
-    def _place(self, move: Move) -> tuple[Move, int]:
-        """Where the signs of a move's direction are, with its scales, and the row of the matrix."""
-        cycle, place = divmod(move.step * self.directions + move.direction, self.order)
-        if cycle != self._cycle[0]:
-            self._cycle = cycle, derive_key(self.seed, f", rows of cycle {cycle}")
-        factor, shift = self._cycle[1]
-        return Move(cycle, 0, move.scales), ((factor | 1) * place + shift) % self.order
-
-
 class LowRank(Gaussian):
     """z = U V^T / sqrt(rank) for a matrix, U and V normal, and normal for a vector.
 
@@ -225,12 +179,10 @@ def derive_key(seed: int, purpose: str = "") -> Key:
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
 
 
-def make_law(name: str, seed: int, rank: int = 1, directions: int = 1) -> Gaussian:
-    """The directions of a law by its name in `LAWS`, so many a step. Raises ValueError for another name."""
+def make_law(name: str, seed: int, rank: int = 1) -> Gaussian:
+    """The directions of a law by its name in `LAWS`. Raises ValueError for another name."""
     if name == "low_rank":
         return LowRank(seed, rank)
-    if name == "walsh":
-        return Walsh(seed, directions)
     laws = {"gaussian": Gaussian, "sphere": Sphere, "rademacher": Rademacher}
     if name not in laws:
         raise ValueError(f"direction_law is {name!r}: give one of {', '.join(LAWS)}")

@@ -117,55 +117,6 @@ def add_rows_(kind: str, out: Tensor, rows: Tensor, number: int, key: Key, moves
         _kernels(out)[0].add_rows_(kind, out, rows, key, number, table(moves))
 
 
-def add_walsh_pieces(
-    numbered: Iterable[tuple[int, int, Tensor]], key: Key, moves: Sequence[Move], rows: Sequence[int]
-) -> list[Piece]:
-    """The calls that do, in place: tensor += scale * z, z being signs times a row of the Hadamard matrix.
-
-    Args:
-        numbered: contiguous float32 or float64 tensors, with their numbers and those of their first elements.
-        key: of the signs.
-        moves: the addresses of the signs, and the scales.
-        rows: of the matrix, one a move.
-    """
-    pieces: list[Piece] = []
-    for j, offset, x in numbered:
-        if x.numel() and not isinstance(x, FakeTensor):
-            kernels, length, share = _kernels(x, _piece_size(x.numel()))
-            for i, part in enumerate(torch.split(x.detach().view(-1), length)):
-                call = partial(_add_walsh, kernels, part, i * length, offset, key, j, moves, rows)
-                pieces.append((len(part) * share, call))
-    return pieces
-
-
-def add_walsh_rows_(
-    out: Tensor, rows: Tensor, number: int, offset: int, key: Key, move: Move, row: int
-) -> None:
-    """In place: out[i] += scale * z of row rows[i] of a tensor (see `add_walsh_pieces`)."""
-    if isinstance(out, FakeTensor) or not out.numel():
-        return
-    kernels = _kernels(out)[0]
-    for target, place in zip(out, rows.tolist(), strict=True):
-        _add_walsh(kernels, target, place * out.shape[1], offset, key, number, [move], [row])
-
-
-def _add_walsh(
-    kernels: ModuleType,
-    part: Tensor,
-    first: int,
-    offset: int,
-    key: Key,
-    number: int,
-    moves: Sequence[Move],
-    rows: Sequence[int],
-) -> None:
-    """Flips the signs of x by the row, adds the signs, and flips back: exact, and with the kernels of signs alone."""
-    for move, row in zip(moves, rows, strict=True):
-        kernels.flip_(part, offset + first, row)
-        kernels.add_("signs", part, first, key, number, table([move]))
-        kernels.flip_(part, offset + first, row)
-
-
 def normals(count: int, first: int, key: Key, address: kernels_torch.Address, device: torch.device) -> Tensor:
     """Elements first .. first + count - 1 of z, float32 [count]."""
     number, step, direction = address

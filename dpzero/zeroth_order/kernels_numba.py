@@ -37,11 +37,6 @@ def add_rows_(kind: str, out: Tensor, rows: Tensor, key: Key, number: int, moves
     _add_rows(out.numpy(), rows.numpy(), kind == "signs", *map(np.uint32, (*key, number)), moves)
 
 
-def flip_(out: Tensor, first: int, row: int) -> None:
-    """See `kernels_torch.flip_`."""
-    _flip(out.numpy(), first, row)
-
-
 def add_outer_(rows: Tensor, u: Tensor, v: Tensor, scales: Table) -> None:
     """See `kernels_torch.add_outer_`."""
     _add_outer(rows.numpy(), u.contiguous().numpy(), v.numpy(), scales)
@@ -161,17 +156,6 @@ def _add_tiles(w, count, first_tile, move, key0, key1, tensor):
             w[base + 16 + lane] += scale * z1
             w[base + 32 + lane] += scale * z2
             w[base + 48 + lane] += scale * z3
-
-
-@compiled
-def _flip(w, first, row):
-    """w[i] *= (-1)^(number of ones in (first + i) & row)."""
-    for i in range(w.shape[0]):
-        bits = (first + i) & row
-        for shift in (32, 16, 8, 4, 2, 1):
-            bits ^= bits >> shift
-        if bits & 1:
-            w[i] = -w[i]
 
 
 @compiled

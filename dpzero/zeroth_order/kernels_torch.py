@@ -148,14 +148,6 @@ def add_rows_(kind: str, out: Tensor, rows: Tensor, key: Key, number: int, moves
         add_(kind, target, row * out.shape[1], key, number, moves)
 
 
-def flip_(out: Tensor, first: int, row: int) -> None:
-    """In place: out[i] *= (-1)^(number of ones in (first + i) & row), an element of the Hadamard matrix."""
-    bits = torch.arange(first, first + len(out), device=out.device) & row
-    for shift in (32, 16, 8, 4, 2, 1):
-        bits ^= bits >> shift
-    out.mul_((1 - 2 * (bits & 1)).to(out.dtype))
-
-
 def add_outer_(rows: Tensor, u: Tensor, v: Tensor, scales: Table) -> None:
     """In place: rows [m, n] += scales[t][s] * U_t V_t^T, for t and s in turn.
 

@@ -219,7 +219,7 @@ def replay(
         )
     law = header["law"]
     if perturbation is None:
-        directions = make_law(law["name"], law["seed"], law["rank"], header["directions"])
+        directions = make_law(law["name"], law["seed"], law["rank"])
         fixed_rows = dict(header.get("still", []))
         on_read, groups = header["perturbed_on_read"], header["groups"]
         perturbation = Perturbation(parameters, directions, on_read, fixed_rows, groups=groups)

@@ -98,7 +98,7 @@ class TwoPoint(torch.optim.Optimizer):
         learning_rate: float,
         smoothing: float = 1e-3,
         seed: int = 0,
-        direction_law: Literal["gaussian", "sphere", "rademacher", "low_rank", "walsh"] = "gaussian",
+        direction_law: Literal["gaussian", "sphere", "rademacher", "low_rank"] = "gaussian",
         direction_rank: int = 1,
         perturb: Literal["in_place", "on_read"] = "in_place",
         second_moment: float = 0.0,
@@ -124,7 +124,7 @@ class TwoPoint(torch.optim.Optimizer):
         self.groups = numbered(self.param_groups, self.parameters, model)
         self._first_rates = checked_rates(self.param_groups)
         self.model_check = ModelCheck(model, self.parameters)
-        self.law = make_law(direction_law, seed, direction_rank, self.directions)
+        self.law = make_law(direction_law, seed, direction_rank)
         self.law_settings = {"name": direction_law, "seed": seed, "rank": direction_rank}
         self.perturbation = Perturbation.of_model(model, self.parameters, self.law, perturb, self.groups)
         self.steps_taken = 0

@@ -9,7 +9,7 @@ from torch import nn
 from baselines.dp_votezo import DPVoteZO
 from dpzero import DPZero, replay
 from dpzero.privacy import Budget, RunKey, Setting, StandInBudget
-from dpzero.zeroth_order.directions import make_law
+from dpzero.zeroth_order import Gaussian
 from dpzero.zeroth_order.transcript import SecondMoment, read
 
 SILENT = 1e-12  # noise over clip
@@ -35,9 +35,9 @@ def flat(model: nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-def direction(mine: nn.Module, directions: int, step: int, k: int) -> torch.Tensor:
+def direction(mine: nn.Module, step: int, k: int) -> torch.Tensor:
     parts = [torch.zeros_like(p) for p in mine.parameters()]
-    make_law("walsh", 7, directions=directions).add_(parts, step, 1.0, k)
+    Gaussian(7).add_(parts, step, 1.0, k)
     return torch.cat([part.flatten() for part in parts])
 
 
@@ -60,7 +60,7 @@ def test_two_steps_are_the_formula():
         doubt=doubt,
     )
     for step, batch in enumerate((torch.arange(5), torch.arange(2, 6))):
-        z = torch.stack([direction(mine, directions, step, k) for k in range(directions)])
+        z = torch.stack([direction(mine, step, k) for k in range(directions)])
         base = losses_at(x, batch)
         slopes = torch.stack([(losses_at(x + smoothing * d, batch) - base) / smoothing for d in z], 1)
         weights = ((1 - torch.exp(-base)) / doubt).clamp(max=1)

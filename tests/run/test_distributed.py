@@ -33,9 +33,10 @@ def cell(smoke, cache):
     """cell(method, **settings): 12 steps in micro-batches of some examples each."""
 
     def make(method: str, **settings: object) -> dict:
-        planned = smoke("dpzero" if method == "dp_aggzo" else method)
-        if method == "dp_aggzo":
-            planned |= {"method": method, "use": method, "title": "DP-AggZO"}
+        several = {"dp_aggzo": "DP-AggZO", "dp_votezo": "DP-VoteZO"}
+        planned = smoke("dpzero" if method in several else method)
+        if method in several:
+            planned |= {"method": method, "use": method, "title": several[method]}
             planned["settings"]["directions"] = 3
         planned["settings"].pop("noise_arithmetic", None)  # by the key
         planned["settings"] |= {"token_budget": 32, "steps": STEPS, "batch_size": 16, **settings}
@@ -65,6 +66,7 @@ def on(ranks: int, cell: dict, out: Path, log=lambda line: None, at_step=None, d
         pytest.param("dpzero", {"noise_arithmetic": "exact", "second_moment": 0.9}, marks=SLOW),
         pytest.param("dp_zo_laplace", {"perturb": "on_read"}, marks=SLOW),
         pytest.param("dp_aggzo", {}, marks=SLOW),
+        pytest.param("dp_votezo", {}, marks=SLOW),
     ],
 )
 def test_any_number_of_ranks_leaves_the_same_record(cell, tmp_path, method, settings):

@@ -149,36 +149,13 @@ def test_an_empty_tensor_has_no_direction_and_keeps_its_place(law, engine):
     [empty, flat, z] = direction([(0,), (0, 3), (5,)], law)
     assert empty.shape == (0,) and flat.shape == (0, 3)
     expected = direction([(2,), (2, 3), (5,)], law)[2]
-    if law[0] == "walsh":  # whose columns are counted through all elements that are there
-        expected = direction([(0,), (0,), (5,)], law)[2]
     if law[0] == "sphere":  # whose norm has the elements that are there
         z, expected = z / z.norm(), expected / expected.norm()
     assert torch.allclose(z, expected)
 
 
-@pytest.mark.parametrize("compiled", [True, False])
-def test_a_cycle_of_walsh_directions_covers_each_direction_equally(compiled, monkeypatch):
-    """The sum of z z^T over a cycle is its length times the identity, that of z is 0, and another cycle is another."""
-    if not compiled:
-        monkeypatch.setattr(dispatch, "kernels_numba", None)
-    shapes, directions, cycle = [(6, 7), (5,)], 3, 64
-    law, z = make_law("walsh", 3, directions=directions).fit([torch.zeros(s) for s in shapes]), []
-    for number in range(2 * cycle):
-        tensors = [torch.zeros(shape) for shape in shapes]
-        law.add_(tensors, number // directions, 1.0, number % directions)
-        z.append(torch.cat([tensor.flatten() for tensor in tensors]))
-    first, second = torch.stack(z).split(cycle)
-    assert (first.abs() == 1).all()
-    for each in (first, second):
-        assert torch.equal(each.T @ each, cycle * torch.eye(47))
-        assert not each.sum(0).any()
-    assert (first @ second.T).abs().max() < 47
-
-
 def test_an_unknown_law_or_rank_is_refused():
-    with pytest.raises(
-        ValueError, match="'uniform': give one of gaussian, sphere, rademacher, low_rank, walsh"
-    ):
+    with pytest.raises(ValueError, match="'uniform': give one of gaussian, sphere, rademacher, low_rank"):
         make_law("uniform", 0)
     with pytest.raises(ValueError, match="rank is 0: it must be at least 1"):
         make_law("low_rank", 0, 0)
