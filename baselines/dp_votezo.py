@@ -1,22 +1,23 @@
 """DP-VoteZO: K directions a step from K + 1 forward passes, and one vote of bounded norm an example.
 
 At each step, for K random directions z_1 .. z_K, which are public:
-    f_i = f(x; i)                                     for each example i of the Poisson batch
+    f_i = f(x; i)                                        for each example i of the Poisson batch
     d_ik = (f(x + smoothing z_k; i) - f_i) / smoothing
-    v_i = min(1, (1 - exp(-f_i)) / doubt) d_i / |d_i|                                  (the vote, of norm at most 1)
-    g = (sum_i v_i + noise) / batch_size                                               (noise: N(0, I) noise_scale)
-    m <- shrinkage m + (1 - shrinkage) |g|^2 / K
-    x <- x - learning_rate max(0, 1 - (noise_scale / batch_size)^2 / m) sum_k g_k z_k  (m bias-corrected, as Adam's)
+    v_i = min(1, (1 - exp(-f_i)) / doubt) d_i / |d_i|    (the vote, of norm at most 1)
+    g = (sum_i v_i + noise) / batch_size                 (noise: N(0, I) noise_scale)
+    m <- shrinkage m + (1 - shrinkage) |g|^2 / K         (bias-corrected, as Adam's)
+    x <- x - learning_rate max(0, 1 - (noise_scale / batch_size)^2 / m) sum_k g_k z_k
 
-1. *One release for K directions*, as in DP-AggZO, with one base point for all: K + 1 passes in place of 2 K. At equal
-   passes that is nearly twice as many pairs of example and direction, whose number F bounds the error of sampling,
-   d / F for d weights and votes of norm 1. The error of privacy, d / (n mu)^2 for n examples and mu of Gaussian
-   differential privacy, does not depend on K, the batch size or the number of steps.
-2. *Votes need no clip to be chosen.* Where noise rules, what counts of an example is the direction of its gradient:
-   a clip far below the slopes is best, and |v_i| = 1 is its limit. An example that the model is sure of (1 - exp(-f_i)
-   is the probability of a wrong answer, by the model) votes less. A vote does not depend on the scale of the slopes.
-3. *Step size from the releases.* The noise in the released scalars is known. The factor is the part of their second
-   moment that is not noise (James and Stein 1961), post-processing that lets one learning rate serve all epsilons of a task.
+1. *One release for K directions*, as in DP-AggZO, with one base point for all: K + 1 passes in place of 2 K. At
+   equal passes that is nearly twice as many pairs of example and direction, whose number F bounds the error of
+   sampling, d / F for d weights and votes of norm 1. The error of privacy, d / (n mu)^2 for n examples and mu of
+   Gaussian differential privacy, does not depend on K, the batch size or the number of steps.
+2. *Votes need no clip to be chosen.* Where noise rules, what counts of an example is the direction of its slopes:
+   a clip far below them is best, and |v_i| = 1 is its limit. An example that the model is sure of (1 - exp(-f_i)
+   is the probability of a wrong answer, by the model) votes less. A vote has no scale.
+3. *Step size from the releases.* The noise in the released scalars is known. The factor is the part of their
+   second moment that is not noise (James and Stein 1961): post-processing that lets one learning rate serve all
+   epsilons of a task.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class DPVoteZO(PrivateTwoPoint):
         return [scalar / self.batch_size for scalar in released]
 
     def _votes(self, differences: Tensor, losses: Tensor) -> Tensor:
-        """Differences float64 [B, K] and losses float64 [B] at x -> votes [B, K]; 0 if a number is not finite."""
+        """Differences float64 [B, K] and losses [B] at x -> votes [B, K]; 0 if a number is not finite."""
         weights = (-torch.expm1(-losses.abs()) / self.doubt).clamp(0, 1)
         units = differences / torch.linalg.vector_norm(differences, dim=1, keepdim=True)
         votes = self.clip * weights[:, None] * units
