@@ -98,9 +98,6 @@ class _Trials:
     def __init__(self, results: dict, forward: Forward, budget: int, pass_cost: int, any_rows: bool) -> None:
         self.results, self.forward, self.budget, self.pass_cost = results, forward, budget, pass_cost
         self.any_rows = any_rows
-        self.usual: dict[
-            Bucket, Tensor
-        ] = {}  # outputs at these weights, which move between two of these objects
 
     def cuts(self, buckets: Sequence[Bucket]) -> Iterator[Cut]:
         merged = {bucket: self._merged(bucket) for bucket in set(buckets)}
@@ -150,11 +147,12 @@ class _Trials:
         return self.results[bucket, rows]
 
     def _expected(self, bucket: Bucket) -> tuple[Tensor, int]:
-        """The output [1, ...] among the usual number of rows, and that number."""
+        """The output [1, ...] among the usual number of rows, and that number.
+
+        Computed for each trial: weights have moved since the last one.
+        """
         rows = 1 << max(1, (min(USUAL, self.budget) // bucket[0]).bit_length() - 1)
-        if bucket not in self.usual:
-            self.usual[bucket] = self.forward([bucket] * rows)[:1]
-        return self.usual[bucket], rows
+        return self.forward([bucket] * rows)[:1], rows
 
 
 @lru_cache(4096)
