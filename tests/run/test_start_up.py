@@ -49,11 +49,13 @@ def repeatable(record: dict) -> dict:
     return {"curve": curve, "weights": weights} | {key: record[key] for key in ("cell", "metrics", "privacy")}
 
 
-@pytest.mark.parametrize("method", ["dpzero", "mezo", "adamw"])
+@pytest.mark.parametrize(
+    ("method", "model"), [("dpzero", "tiny-encoder"), ("mezo", "tiny-causal"), ("adamw", "tiny-encoder")]
+)
 def test_a_head_on_cached_features_is_trained_without_the_libraries_that_are_slow_to_import(
-    cache, smoke, tmp_path, method
+    cache, smoke, tmp_path, method, model
 ):
-    cell = smoke(method, tune="head")
+    cell = smoke(method, tune="head", max_length=24) | {"model": model}
     first = run_cell(cell, tmp_path / "first.json", quiet, "cpu")
     out = tmp_path / "second.json"
     arguments = [sys.executable, "-c", RUN, json.dumps(cell), str(out)]
