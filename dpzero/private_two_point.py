@@ -27,6 +27,9 @@ from .zeroth_order.protocols import PerExampleLoss
 from .zeroth_order.transcript import SecondMoment, Transcript
 from .zeroth_order.untracked_tensors import AttributeCheck
 
+CHECKED_AGAIN = frozenset(
+    {10, 100, 1000, 10_000}
+)  # steps: the first batch may not show what a loss depends on
 OTHER_BUDGET = (
     "these weights were moved by {} releases of another budget, whose epsilon adds up with this one's, and the budget "
     "knows of its own alone: go on with that budget, or begin with the base model, loaded anew"
@@ -136,7 +139,7 @@ class PrivateTwoPoint(TwoPoint):
     def check_loss(self, batch: Any) -> None:
         """Checks on public examples, two or more, that no example's loss depends on the others.
 
-        Without it the first private batch is checked.
+        Without it the first private batch is checked, and under a secret key a few later ones are.
 
         Raises:
             ValueError: a loss that depends on the other examples (see `loss_checks`).
@@ -150,7 +153,8 @@ class PrivateTwoPoint(TwoPoint):
                 f"{self.budget.batch_size}, because the size of a batch is private, so leave it"
             )
         begun = super()._begin(batch, users)
-        if self._checked_under not in (None, self._conditions()):
+        again = self.steps_taken in CHECKED_AGAIN and self.budget.key.valid_release
+        if again or self._checked_under not in (None, self._conditions()):
             self._independent = self._recorded = False
         if not self._known_to_weights:
             self._look_for_other_budgets()

@@ -66,8 +66,9 @@ class Spending:
             others_move_over_clip: in units of the clip; None if it cannot be measured.
         """
         moved = others_move_over_clip
-        self.ledger.record_finding(self.key.name, UNMEASURED if moved is None else repr(float(moved)))
-        if self._may_be_valid and moved != 0 and not self._has_foreign_batches:
+        word = UNMEASURED if moved is None else repr(float(moved))
+        new = self.ledger.record_finding(self.key.name, word)
+        if new and self._may_be_valid and moved != 0 and not self._has_foreign_batches:
             words = UNMEASURABLE if moved is None else BATCH_DEPENDENT.format(moved)
             warnings.warn(words, stacklevel=2)
 

@@ -145,7 +145,8 @@ def check_independence(loss: Callable[[Any], Tensor], batch: Any, count: int, pi
             raise ValueError(
                 f"an example's loss changes with {which} examples in the batch, so that clipping would not bound what one "
                 "example adds: look for a layer or a mean over the batch (batch_first, in-batch negatives, batch norm by "
-                "hand), for padding that is not masked, or for numbers that belong to places in the batch"
+                "hand), for padding that is not masked, for numbers that belong to places in the batch, or for a collate_fn "
+                "that sorts the examples"
             )
         np.maximum.at(furthest.numpy(), rows, moved.numpy())
     return furthest

@@ -97,8 +97,9 @@ class ModelCheck:
         finally:
             if self._random_states() != states:
                 raise ValueError(
-                    "the loss drew random numbers (dropout in a function?), which differ at the two points of a step and "
-                    "depend on the rest of the batch: call model.eval(), or make the loss a function of the example alone"
+                    "the loss drew random numbers (dropout in a function? a data set or collate_fn that masks or augments?), "
+                    "which differ at the two points of a step and depend on the rest of the batch: call model.eval(), draw "
+                    "once before training, or make the loss a function of the example alone"
                 )
 
     def _check_unchanged(self, versions: list[int], sums: list[int] | None) -> None:

@@ -104,6 +104,21 @@ def test_a_loss_that_is_given_later_is_checked_too():
     assert len(optimizer.budget.ledger) == 2
 
 
+def test_a_loss_that_mixes_later_batches_alone_is_refused():
+    """As padding that is not masked, if all texts of the first batch are equally long."""
+    mixes = []
+
+    def loss(model, batch):
+        return mean(model, batch) if mixes else cross_entropy(model, batch)
+
+    optimizer = make(make_budget(steps=20), loss=loss, one_at_a_time=False)
+    take(optimizer, 9)
+    mixes.append(True)
+    with pytest.raises(ValueError, match="an example's loss changes"):
+        take(optimizer)
+    assert len(optimizer.budget.ledger) == 10
+
+
 def test_a_precision_that_is_chosen_later_is_measured_too():
     """Regression: what was measured in float32 held for bfloat16."""
     optimizer = make(make_budget(), one_at_a_time=False, loss=lambda model, batch: slightly(model, batch))
