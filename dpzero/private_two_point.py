@@ -27,9 +27,8 @@ from .zeroth_order.protocols import PerExampleLoss
 from .zeroth_order.transcript import SecondMoment, Transcript
 from .zeroth_order.untracked_tensors import AttributeCheck
 
-CHECKED_AGAIN = frozenset(
-    {10, 100, 1000, 10_000}
-)  # steps: the first batch may not show what a loss depends on
+# Steps: the first batch may not show what a loss depends on
+CHECKED_AGAIN = frozenset({10, 100, 1000, 10_000})
 OTHER_BUDGET = (
     "these weights were moved by {} releases of another budget, whose epsilon adds up with this one's, and the budget "
     "knows of its own alone: go on with that budget, or begin with the base model, loaded anew"
@@ -38,9 +37,8 @@ OTHER_MOVE = (
     "weights were changed between two steps, not by this optimizer: if by private examples (as another optimizer in the "
     "same loop does), epsilon does not cover it"
 )
-_moved_by: MutableMapping[Tensor, Any] = (
-    WeakIdKeyDictionary()
-)  # parameter -> lineage of the ledger whose releases moved it last
+# Parameter -> lineage of the ledger whose releases moved it last
+_moved_by: MutableMapping[Tensor, Any] = WeakIdKeyDictionary()
 
 
 class PrivateTwoPoint(TwoPoint):
@@ -50,8 +48,8 @@ class PrivateTwoPoint(TwoPoint):
         model, loss, learning_rate, smoothing: see `TwoPoint`.
         budget: `Budget.calibrated(epsilon=..., delta=..., dataset_size=..., batch_size=..., steps=...)`. It
             hands out the batches (`budget.loader(dataset)` as a DataLoader, `budget.batches()` as indices),
-            and `step` takes no other. After a batch that was put together by hand, no release is called valid. If its unit is the user, they are batches of users
-            (`privacy.sampling.Users`).
+            and `step` takes no other. After a batch that was put together by hand, no release is called valid.
+            If its unit is the user, they are batches of users (`privacy.sampling.Users`).
         clip: bound on what one unit contributes to a sum.
         seed: of the directions, which are public. The noise does not depend on it.
         shrinkage: a decay such as 0.99 multiplies a step's scalars by the part of their second moment so far that is
@@ -67,7 +65,7 @@ class PrivateTwoPoint(TwoPoint):
     private = True
     how_to_step = "for batch in budget.loader(dataset): optimizer.step(batch)"
     elsewhere = dict.fromkeys(
-        (
+        [
             "epsilon",
             "delta",
             "dataset_size",
@@ -77,7 +75,7 @@ class PrivateTwoPoint(TwoPoint):
             "mechanism",
             "unit",
             "ledger",
-        ),
+        ],
         "that belongs to the budget, Budget.calibrated(epsilon=..., delta=..., dataset_size=..., batch_size=..., "
         "steps=...), which sets the noise",
     )
