@@ -455,7 +455,14 @@ class Budget(Spending):
                 state.
         """
         self._check_process()
+        known = self.ledger.path or not self.key.valid_release or self.ledger.knows_what_followed(state)
         self.ledger.load_state_dict(state)
+        if not known:
+            warnings.warn(
+                "this state is of another process, and no file says what that released after it was saved, so that "
+                "epsilon may be too small: give each budget of a run the same ledger=...",
+                stacklevel=2,
+            )
         self.start_at(state["position"])
 
     def start_at(self, number: int) -> None:

@@ -383,6 +383,10 @@ class Ledger:
         for finding in state.get("findings", ()):
             self.record_finding(*finding)
 
+    def knows_what_followed(self, state: Mapping[str, Any]) -> bool:
+        """Whether a state has no releases, or releases of this process, which counts those after the state, too."""
+        return not state["releases"] or any(name in _lineages for name in state["releases"])
+
     def record_transcript(self, count: int, key_name: str) -> None:
         """Count the first `count` batches as releases of a run that began under this key.
 
