@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 
 from baselines.dp_aggzo import DPAggZO
 from baselines.mezo import MeZO
-from dpzero import Budget, DPZero, losses, replay
+from dpzero import Budget, DPZero, calibrate_noise, losses, replay, spent_epsilon
 from dpzero.errors import UsageError, unknown
 from dpzero.privacy import RunKey
 from dpzero.private_two_point import PrivateTwoPoint
@@ -104,6 +104,15 @@ def test_an_unknown_option_names_the_right_one(given, words):
 def test_an_unknown_option_of_a_budget_names_the_right_one(given, words):
     with pytest.raises(TypeError, match=re.escape(words)):
         Budget.calibrated(**SIZES, **{given: 1.0})
+
+
+def test_an_unknown_part_of_a_setting_names_the_right_one():
+    with pytest.raises(TypeError, match="calibrate_noise: unknown argument 'bs': did you mean 'batch_size'"):
+        calibrate_noise(epsilon=2, bs=8)
+    with pytest.raises(
+        TypeError, match="spent_epsilon: unknown argument 'target_delta': did you mean 'delta'"
+    ):
+        spent_epsilon(noise_scale=2, target_delta=1e-5)
 
 
 def test_a_missing_argument_is_named_with_the_method():

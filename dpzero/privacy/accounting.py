@@ -12,13 +12,14 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import check_names
 from ..files import write_whole
 from .calibration import least_scale
 from .validation import check_proven, integer, real
@@ -346,15 +347,17 @@ def calibrate_noise(*, epsilon: float, **setting: Any) -> float:
         setting: the arguments of `Setting`: mechanism, sampling, adjacency, dataset_size, batch_size, steps,
             delta and directions.
     """
-    return _with_warning(Setting(**setting)).noise_scale(epsilon)
+    return _checked("calibrate_noise", setting).noise_scale(epsilon)
 
 
 def spent_epsilon(*, noise_scale: float, **setting: Any) -> float:
     """Return the epsilon of all steps with this noise scale at delta. `setting` as for `calibrate_noise`."""
-    return _with_warning(Setting(**setting)).epsilon(noise_scale)
+    return _checked("spent_epsilon", setting).epsilon(noise_scale)
 
 
-def _with_warning(setting: Setting) -> Setting:
+def _checked(function: str, given: dict[str, Any]) -> Setting:
+    check_names(function, given, [field.name for field in fields(Setting)])
+    setting = Setting(**given)
     if caution := setting.delta_warning():
         warnings.warn(caution, stacklevel=3)
     return setting
