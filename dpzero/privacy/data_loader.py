@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
+from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, default_collate
 
 from .accounting import Setting
@@ -84,8 +85,8 @@ class BudgetLoader(DataLoader[Any]):
 
 
 def _refuse_repeated(dataset: Dataset[Any]) -> None:
-    """Raises ValueError for an example that a Subset or ConcatDataset has twice, as when a class is oversampled."""
-    origins = _origins(dataset) if isinstance(dataset, (Subset, ConcatDataset)) else []
+    """Raises ValueError for an example that a list, Subset or ConcatDataset has twice, as when a class is oversampled."""
+    origins = _origins(dataset) if isinstance(dataset, (list, Subset, ConcatDataset)) else []
     if repeated := len(origins) - len(set(origins)):
         raise ValueError(
             f"{repeated} of the {len(origins)} examples are there before, so that epsilon would cover only one of "
@@ -94,13 +95,22 @@ def _refuse_repeated(dataset: Dataset[Any]) -> None:
 
 
 def _origins(dataset: Dataset[Any]) -> list[tuple[int, int]]:
-    """The data set and the index that each example comes from."""
+    """The data set and the index that each example comes from, or the object that it is."""
     if isinstance(dataset, Subset):
         inner = _origins(dataset.dataset)
         return [inner[index] for index in dataset.indices]
     if isinstance(dataset, ConcatDataset):
         return [origin for part in dataset.datasets for origin in _origins(part)]
+    if isinstance(dataset, list):  # equal numbers and words are one object, and no copy
+        return [
+            (id(row), -1) if isinstance(_first(row), (Mapping, Tensor)) else (id(dataset), index)
+            for index, row in enumerate(dataset)
+        ]
     return [(id(dataset), index) for index in range(len(dataset))]  # type: ignore[arg-type]
+
+
+def _first(row: Any) -> Any:
+    return row[0] if isinstance(row, (tuple, list)) and row else row
 
 
 class _ReadAhead:

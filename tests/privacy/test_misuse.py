@@ -278,6 +278,8 @@ def test_a_state_of_another_process_without_a_ledger_is_warned_of(tmp_path, monk
 TWICE = {
     "a subset": lambda: Subset(DATA, [*range(30), *range(30)]),
     "a data set and itself": lambda: ConcatDataset([Subset(DATA, range(30)), Subset(DATA, range(30))]),
+    "a list of one class twice": lambda: 2 * [{"x": x, "y": y} for x, y in zip(X[:30], Y[:30], strict=True)],
+    "a list of pairs twice": lambda: 2 * list(zip(X[:30], Y[:30], strict=True)),
     "a part of a part": lambda: Subset(Subset(DATA, [*range(50), *range(10)]), range(SIZE)),
 }
 
@@ -289,6 +291,16 @@ def test_an_example_that_a_data_set_has_twice_is_refused(twice):
         ValueError, match=r"\d+ of the 60 examples are there before, so that epsilon would cover only"
     ):
         make_budget().loader(TWICE[twice]())
+
+
+def test_equal_rows_of_a_list_are_taken():
+    """They are of several people, who may say the same."""
+    words = ["good", "bad"] * 30
+    assert (
+        len(make_budget().loader(words))
+        == len(make_budget().loader([{"text": word} for word in words]))
+        == 10
+    )
 
 
 def test_parts_that_share_no_example_are_taken():
