@@ -107,6 +107,7 @@ class PrivateTwoPoint(TwoPoint):
         self._checked_under: tuple[object, ...] | None = None
         self._foreign = False  # whether the step's batch may not be the drawn one
         self._known_to_weights = False
+        self._sums_of_step: int | None = None  # None outside of a step
         self._weights = list(model.parameters())
         self._versions_left: list[int] | None = None  # of the weights, by the last step
 
@@ -115,7 +116,11 @@ class PrivateTwoPoint(TwoPoint):
     ) -> float | list[float]:
         with self.budget.lock:  # two threads would take the same batch
             self._look_for_other_moves()
-            moved = super().step(batch, users)
+            self._sums_of_step = 0
+            try:
+                moved = super().step(batch, users)
+            finally:
+                self._sums_of_step = None
             self._versions_left = self._versions()
             return moved
 
@@ -129,9 +134,15 @@ class PrivateTwoPoint(TwoPoint):
 
     def noisy_sum(self, values: Tensor) -> float:
         """Clips each unit's value, float64 [B], and releases the sum with noise. Once a step."""
+        if self._sums_of_step:  # it would be the sum of the next batch, if that has as many units
+            raise ValueError(
+                f"{type(self).__name__} asks for two noisy sums in one step: release all scalars of a step together, by "
+                "`projected_gradients` and budget.release_vectors"
+            )
         clipped = clip_scalars(values, self.clip)
         released = self.budget.release(clipped, self.clip)
         assert isinstance(released, float)  # a list only if the setting has several directions
+        self._sums_of_step = None if self._sums_of_step is None else 1
         return released
 
     def check_loss(self, batch: Any) -> None:

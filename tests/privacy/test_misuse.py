@@ -235,6 +235,23 @@ def test_a_batch_that_is_skipped_after_an_error_makes_no_valid_release():
     assert failed == 1 and len(budget.ledger) == optimizer.steps_taken == 9 and not budget.valid_release
 
 
+class Twice(DPZero):
+    """A method of one's own that wants a second look at the batch."""
+
+    def projected_gradient(self, difference):
+        return self.noisy_sum(difference) + self.noisy_sum(difference.abs())
+
+
+def test_a_second_sum_of_a_step_is_refused():
+    """Regression: if batches were read ahead, it was counted as the sum of the next one, another sample."""
+    budget = fixed_sizes()
+    optimizer = Twice(linear(), cross_entropy, budget, learning_rate=0.01, clip=1.0, one_at_a_time=True)
+    for batch in list(budget.loader(DATA))[:2]:
+        with pytest.raises(ValueError, match="Twice asks for two noisy sums in one step"):
+            optimizer.step(batch)
+    assert len(budget.ledger) == 2 and optimizer.steps_taken == 0
+
+
 def test_ranks_with_keys_of_their_own_are_refused():
     """Regression: each drew batches of its own, so that an example was in two of them at once."""
 
