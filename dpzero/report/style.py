@@ -43,6 +43,7 @@ LOOKS = {
     "dpzero": Look(VERMILION, "o", "-"),
     "dpzero_16": Look(VERMILION, "D", (0, (5, 1))),  # batch 16
     "dp_votezo": Look(PURPLE, "*", "-"),
+    "dp_votezo_untuned": Look(PURPLE, "8", (0, (3, 1))),
     "dp_votezo_quarter": Look(PURPLE, (4, 1, 0), (0, (5, 1))),  # of the forward passes
     "dpzero_accounted": Look(VERMILION, "d", (0, (3, 1))),
     "dp_zoso": Look(BLUE, "d", "-"),
