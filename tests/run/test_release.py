@@ -27,10 +27,11 @@ from dpzero.zeroth_order import TwoPoint, transcript
 from dpzero.zeroth_order.distributed import Ranks
 from tests.run.stopping import interrupt_at
 
-METHODS = ["dpzero", "dp_zo_laplace", "dp_sgd", "dp_adam", "dp_aggzo", "dp_zoso"]
+METHODS = ["dpzero", "dp_zo_laplace", "dp_sgd", "dp_adam", "dp_aggzo", "dp_zoso", "dp_votezo"]
 OTHERS = {  # not in the sweep `smoke`: what they need beside DPZero's settings
     "dp_aggzo": {"directions": 2},
     "dp_zoso": {"stages": 2},
+    "dp_votezo": {"directions": 2},
 }
 SLOW = pytest.mark.slow
 RATE = {"batch_size": 60}  # of 240 examples: the size of a batch is seldom that of a setting
@@ -200,8 +201,9 @@ def test_a_private_choice_leaves_behind_the_step_that_it_chose_alone(private, tm
     assert left["record"]["metrics"]["selected_step"] in (5, 10, 15, 20)
     assert left["record"]["privacy"]["choice"]["epsilon"] == 2
     step = left["record"]["metrics"]["selected_step"]
-    word, key_name, *told = left["files"]["ledger"].decode().split("\n")[-2].split()
-    assert word == "choice" and len(key_name) == 16 and told == ["2.0", str(step)]
+    entries = [line.split() for line in left["files"]["ledger"].decode().splitlines()]
+    ((key_name, *told),) = [words for kind, *words in entries if kind == "choice"]
+    assert len(key_name) == 16 and told == ["2.0", str(step)]
     write_tables("language", [tmp_path / "record.json"], tmp_path / "tables", "smoke")
     said = " ".join((tmp_path / "tables" / "privacy_statement.md").read_text().split())
     assert "the selection of the reported checkpoint on dev examples, by permute and flip, 2-DP" in said
