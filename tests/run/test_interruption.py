@@ -268,7 +268,7 @@ def test_but_releases_of_private_data_are_not_thrown_away(
     [
         (lambda lines: [], "lacks 5 of the 5 releases"),
         (lambda lines: lines[:-2], "lacks 2 of the 5 releases"),
-        (lambda lines: lines[:2] + lines[3:], "lacks 1 of the 5 releases"),
+        (lambda lines: lines[:3] + lines[4:], "lacks 1 of the 5 releases"),
         (lambda lines: [*lines[:3], b"\xff" + lines[3], *lines[4:]], "is damaged"),
         (lambda lines: [lines[0][3:], *lines[1:]], "is damaged"),
         (lambda lines: [lines[0].replace(b"gaussian", b"laplace"), *lines[1:]], "belongs to another setting"),
