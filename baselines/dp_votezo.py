@@ -38,7 +38,7 @@ class DPVoteZO(PrivateTwoPoint):
     title = "DP-VoteZO"
     one_sided = True
     # without shrinkage, which may take a first step back whole
-    contract_settings = {"directions": 2, "shrinkage": 0.0, "learning_rate": 0.03}
+    contract_settings = {"directions": 4, "shrinkage": 0.0, "learning_rate": 5e-3}
 
     def __init__(
         self,
