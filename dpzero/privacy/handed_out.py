@@ -41,23 +41,23 @@ def _version(tensor: Tensor) -> int | None:
     return None if tensor.is_inference() else tensor._version
 
 
-def _keep(part: Any) -> Any:
+def _keep(part: Any, nested: bool = False) -> Any:
     if isinstance(part, Tensor):
         return _Kept(part, _version(part))
+    if isinstance(part, (list, tuple)):  # a list in a list or mapping may be a text's tokens: as it is
+        return part if nested else [_keep(field, nested=True) for field in part]
     if isinstance(part, Mapping):
-        return {key: _keep(field) for key, field in part.items()}
-    if isinstance(part, (list, tuple)):
-        return [_keep(field) if isinstance(field, (Tensor, Mapping)) else field for field in part]
+        return {key: _keep(field, nested=True) for key, field in part.items()}
     return part
 
 
 def _same(given: Any, kept: Any) -> bool:
+    if given is kept:
+        return True
     if isinstance(kept, _Kept):
         return kept.unchanged and (given is kept.tensor or _equal(given, kept.tensor))
     if isinstance(given, Mapping) and isinstance(kept, Mapping):
         return all(key in kept and _same(field, kept[key]) for key, field in given.items())
-    if given is kept:
-        return True
     if isinstance(given, (list, tuple)) and isinstance(kept, (list, tuple)):
         return len(given) == len(kept) and all(map(_same, given, kept))
     if isinstance(kept, (Tensor, np.ndarray)):
