@@ -106,6 +106,7 @@ class PrivateTwoPoint(TwoPoint):
         self._independent = self._recorded = False  # checked, and the budget knows the outcome
         self._checked_under: tuple[object, ...] | None = None
         self._foreign = False  # whether the step's batch may not be the drawn one
+        self._again = False  # whether the loss is checked at one of the later steps
         self._known_to_weights = False
         self._sums_of_step: int | None = None  # None outside of a step
         self._weights = list(model.parameters())
@@ -162,8 +163,8 @@ class PrivateTwoPoint(TwoPoint):
                 f"{self.budget.batch_size}, because the size of a batch is private, so leave it"
             )
         begun = super()._begin(batch, users)
-        again = self.steps_taken in CHECKED_AGAIN and self.budget.key.valid_release
-        if again or self._checked_under not in (None, self._conditions()):
+        self._again = self.steps_taken in CHECKED_AGAIN and self.budget.key.valid_release
+        if self._again or self._checked_under not in (None, self._conditions()):
             self._independent = self._recorded = False
         if not self._known_to_weights:
             self._look_for_other_budgets()
@@ -237,7 +238,12 @@ class PrivateTwoPoint(TwoPoint):
             first, second = (self._evaluate(batch, count, pick) for _ in range(2))
             moved: Tensor | None = (first - second).abs()
         else:
-            moved = check_independence(loss, batch, count, pick)
+            try:
+                moved = check_independence(loss, batch, count, pick)
+            except ValueError:
+                if not self._again:
+                    raise
+                moved = torch.full((count,), math.inf)  # releases were made: they are not called valid
         self._independent = moved is not None and count > 0
         if not self._independent and (count < 2 or pick([0]) is not None):
             return  # the next batch can be checked, or the step says what is wrong with the losses
