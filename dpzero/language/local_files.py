@@ -45,6 +45,10 @@ def _check_rows(task: str, draw: Draw) -> None:
     if note.exists():
         return
     splits = tasks.load(task, draw).splits
+    if empty := [split for split, rows in splits.items() if not rows]:
+        raise UsageError(
+            f"task {task} has no rows for {' and '.join(empty)}: give more rows, or a file for it"
+        )
     if tasks.CATALOGUE.is_own(task):
         for words in _oddities(task, {row.label for row in splits["train"]}):
             print(f"dpzero: {words}", file=sys.stderr)
