@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -112,20 +113,16 @@ class PrivateTwoPoint(TwoPoint):
         self._weights = list(model.parameters())
         self._versions_left: list[int] | None = None  # of the weights, by the last step
 
-    def step(  # type: ignore[override]
-        self, batch: Any = None, users: ArrayLike | None = None
-    ) -> float | list[float]:
+    @contextmanager
+    def _whole_step(self) -> Iterator[None]:
         with self.budget.lock:  # two threads would take the same batch
             self._look_for_other_moves()
             self._sums_of_step = 0
             try:
-                moved = super().step(batch, users)
+                yield
             finally:
                 self._sums_of_step = None
             self._versions_left = self._versions()
-            return moved
-
-    step.__doc__ = TwoPoint.step.__doc__
 
     def _noise_deviation(self) -> float:
         """Standard deviation of the noise in a scalar that multiplies z."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial, wraps
 from pathlib import Path
 from types import MethodType
@@ -161,33 +162,38 @@ class TwoPoint(torch.optim.Optimizer):
 
         Raises:
             ValueError: another batch than the budget handed out, no step left, a learning rate that is negative
-                or not finite, a model that does not meet `model_requirements`, users if the unit is the example or none if it is the user. Nothing is
-                released then, and the weights stay, up to rounding.
+                or not finite, a model that does not meet `model_requirements`, users if the unit is the example
+                or none if it is the user. Nothing is released then, and the weights stay, up to rounding.
         """
         if batch is None or (callable(batch) and not hasattr(batch, "__len__")):
             raise TypeError(f"step needs a batch, and no closure: {self.how_to_step}")
-        rates = self.learning_rates()
-        count, user_numbers = self._begin(batch, users)
-        try:
-            with self.model_check.deterministic(), explained():
-                losses = self._losses_at_points(batch, count)
-            self.training_loss = self._mean_loss(losses[1] if self.one_sided else losses.mean(0))
-            scalars = self.released_scalars(losses[0], losses[1], user_numbers)
-            if self.transcript is not None:
-                self.transcript.append(scalars, rates)  # before the weights move
-            scalars = self.ranks.agreed(scalars)
-        except BaseException:
-            self.perturbation.restore()  # a loss or a release was refused
-            raise
-        # x <- x - learning_rate * sum over k of scalars[k] z_k, from wherever the weights are
-        self.perturbation.plan_update(
-            self.steps_taken, self.moment.scaled(scalars), [-rate for rate in rates]
-        )
-        self.perturbation.apply()
-        self.steps_taken += 1
-        if self.steps_taken % CHECK_EVERY == 0:
-            self.check_ranks()
-        return scalars if self.directions > 1 else scalars[0]
+        with self._whole_step():
+            rates = self.learning_rates()
+            count, user_numbers = self._begin(batch, users)
+            try:
+                with self.model_check.deterministic(), explained():
+                    losses = self._losses_at_points(batch, count)
+                self.training_loss = self._mean_loss(losses[1] if self.one_sided else losses.mean(0))
+                scalars = self.released_scalars(losses[0], losses[1], user_numbers)
+                if self.transcript is not None:
+                    self.transcript.append(scalars, rates)  # before the weights move
+                scalars = self.ranks.agreed(scalars)
+            except BaseException:
+                self.perturbation.restore()  # a loss or a release was refused
+                raise
+            # x <- x - learning_rate * sum over k of scalars[k] z_k, from wherever the weights are
+            self.perturbation.plan_update(
+                self.steps_taken, self.moment.scaled(scalars), [-rate for rate in rates]
+            )
+            self.perturbation.apply()
+            self.steps_taken += 1
+            if self.steps_taken % CHECK_EVERY == 0:
+                self.check_ranks()
+            return scalars if self.directions > 1 else scalars[0]
+
+    def _whole_step(self) -> AbstractContextManager[None]:
+        """Around a step. A private method keeps other threads out, for one."""
+        return nullcontext()
 
     def released_scalars(self, first: Tensor, second: Tensor, users: np.ndarray | None) -> list[float]:
         """The scalars of a step, from the losses at its points.
