@@ -16,8 +16,8 @@ At each step, for K random directions z_1 .. z_K, which are public:
    a clip far below them is best, and |v_i| = 1 is its limit. An example that the model is sure of (1 - exp(-f_i)
    is the probability of a wrong answer, by the model) votes less. A vote has no scale.
 3. *Step size from the releases.* The noise in the released scalars is known. The factor is the part of their
-   second moment that is not noise (James and Stein 1961): post-processing that lets one learning rate serve all
-   epsilons of a task.
+   second moment that is not noise (James and Stein 1961). It is post-processing, and makes steps small where noise
+   rules, so that the learning rate need not follow epsilon.
 """
 
 from __future__ import annotations

@@ -29,8 +29,9 @@ from .clipping import check_clip
 from .data_loader import BudgetLoader
 from .discrete_noise import Bits
 from .handed_out import HandedOut
-from .ledger import Event, Ledger, Release
+from .ledger import Event, Ledger
 from .ledger_epsilon import Spending, grid_delta
+from .ledger_lines import Release
 from .mechanisms import Noise
 from .permute_and_flip import permute_and_flip
 from .randomness import RunKey

@@ -3,36 +3,38 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
-import re
 import secrets
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from functools import cache
 from io import FileIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakSet
 
 from ..errors import UsageError
 from .accounting import Setting
-
-CHOICE = "choice"
-UNKNOWN = "?"  # a choice that can no longer be read
-FINDING = "finding"
-FOREIGN, UNMEASURED = "foreign", "unmeasured"  # findings; others are numbers, see `record_influence`
-LINE = re.compile(
-    rf"(\d+) ([0-9a-f]{{16}})(?: ([0-9a-f]{{16}}))?|{CHOICE} ([0-9a-f]{{16}}) ([0-9.e+-]+) (-?\d+|\{UNKNOWN})"
-    rf"|{FINDING} ([0-9a-f]{{16}}) ([0-9a-z.+-]+)"
+from .ledger_lines import (
+    BLOCK,
+    END,
+    FINDING,
+    RESERVED,
+    Choice,
+    Entry,
+    Finding,
+    Release,
+    append_line,
+    block,
+    complete_line,
+    damaged,
+    line_of,
+    parse_line,
+    pending_releases,
+    reservation,
 )
-RESERVED = "reserved"
-RESERVATION = re.compile(rf"{RESERVED} (\d+) (\d+) ([0-9a-f]{{16}}) (\S+)|{RESERVED} none")
-BLOCK = 32  # releases that one line reserves
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True)
@@ -55,40 +57,6 @@ class Event:
     def setting(self) -> Setting:
         """The setting that the event was made from."""
         return Setting(**{field.name: getattr(self, field.name) for field in fields(Setting)})
-
-
-class Release(NamedTuple):
-    """The release of a batch under a key."""
-
-    number: int
-    key_name: str
-
-    def further(self) -> Release:
-        """The entry for a further release of the same batch under the same published key, with another sum."""
-        suffix = hashlib.sha256(self.key_name.encode()).hexdigest()
-        return Release(self.number, self.key_name[:8] + suffix[:8])
-
-    def with_sum(self, digest: str) -> tuple[int, str, str]:
-        """Equal for releases of the same sum under the same key, further ones included."""
-        return self.number, self.key_name[:8], digest
-
-
-class Choice(NamedTuple):
-    """A private selection. `chosen` is None if it can no longer be read; its epsilon still counts."""
-
-    key_name: str
-    epsilon: float
-    chosen: int | None
-
-
-class Finding(NamedTuple):
-    """What was found out about the releases under a key, in a word."""
-
-    key_name: str
-    word: str
-
-
-Entry = Release | Choice | Finding
 
 
 class Lineage:
@@ -205,36 +173,36 @@ class Ledger:
 
     def _read(self, path: Path, file: FileIO, content: bytes) -> None:
         if not content:
-            _append(file, json.dumps(asdict(self.event)))
+            append_line(file, json.dumps(asdict(self.event)))
             return
         if content.endswith(b"\0"):  # bytes that a machine without power did not write
             content = content.rstrip(b"\0")
             file.truncate(len(content))
-        first, *lines = content.decode("utf-8", "replace").split("\n")
-        torn = lines.pop() if lines else ""
-        entries = [_parse(path, line) for line in lines if not line.startswith(RESERVED)]
+        first, *rest = content.decode("utf-8", "replace").split("\n")
+        torn = rest.pop() if rest else ""
+        entries = [parse_line(path, line) for line in rest if not line.startswith(RESERVED)]
         try:
             event = json.loads(first)
         except ValueError:
-            raise _damaged(path) from None
+            raise damaged(path) from None
         if event != asdict(self.event):
             raise ValueError(
                 f"ledger {path} belongs to another setting: remove its folder to start the run anew"
             )
         if b"\n" not in content:
-            _append(file, "")
+            append_line(file, "")
         if torn and any(torn.startswith(word) or word.startswith(torn) for word in (RESERVED, FINDING)):
             file.truncate(content.rindex(b"\n") + 1)  # nothing was released yet after it
         elif torn:  # its release may have been used
-            line = _completed(path, torn, len(lines))
+            line = complete_line(path, torn, len(rest))
             if not line.startswith(torn):
                 file.truncate(content.rindex(b"\n") + 1)
                 torn = ""
-            _append(file, line[len(torn) :])
-            entries.append(_parse(path, line))
+            append_line(file, line[len(torn) :])
+            entries.append(parse_line(path, line))
         for entry in entries:
             self.lineage.hold(*entry)
-        self._end_reservations(file, *_pending(path, lines))
+        self._end_reservations(file, *pending_releases(path, rest))
 
     def _end_reservations(self, file: FileIO, reserved: frozenset[Release], restarted: bool) -> None:
         """Count what an earlier process reserved and may have released, if its lines may be lost."""
@@ -242,7 +210,7 @@ class Ledger:
         for release in lost:
             self.lineage.hold(release, "")
         if reserved:
-            _append(file, "\n".join([*(f"{number} {name}" for number, name in lost), f"{RESERVED} none"]))
+            append_line(file, "\n".join([*map(line_of, lost), END]))
 
     def write(self, entry: Entry, digest: str) -> None:
         """Append an entry to the file, if there is one. No finding makes a release under a published key valid."""
@@ -250,12 +218,9 @@ class Ledger:
             return
         if isinstance(entry, Release) and self.event.noise_key == "secret" and entry not in self._reserved:
             count = max(1, min(BLOCK, self.event.steps - len(self)))
-            _append(self._file, f"{RESERVED} {entry.number} {count} {entry.key_name} {_boot()}")
-            self._reserved = _block(*entry, count)
-        kind = {Choice: [CHOICE], Finding: [FINDING]}.get(type(entry), [])
-        words = [*kind, *entry, *filter(None, [digest])]
-        line = " ".join(UNKNOWN if word is None else str(word) for word in words)
-        _append(self._file, line, on_disk=bool(kind))
+            append_line(self._file, reservation(entry, count))
+            self._reserved = block(*entry, count)
+        append_line(self._file, line_of(entry, digest), on_disk=not isinstance(entry, Release))
 
     def sync(self) -> None:
         """Wait until the file is on disk, so that no state that is saved after this is ahead of it."""
@@ -268,7 +233,7 @@ class Ledger:
             if self._process == os.getpid():  # a fork shares the file
                 with suppress(OSError):  # what stays reserved counts
                     if self._reserved:
-                        _append(self._file, f"{RESERVED} none", on_disk=False)
+                        append_line(self._file, END, on_disk=False)
                     self.sync()
             self._file.close()
             self._file = None
@@ -276,7 +241,7 @@ class Ledger:
     # -- entries ---------------------------------------------------------------------------------------------
 
     def record(self, number: int, key_name: str, digest: str = "") -> None:
-        """Record a release on disk before the caller continues, with a digest of the sum for a published key."""
+        """Record a release in the file before the caller continues, with a digest of the sum for a published key."""
         if (number, key_name) not in self.lineage.releases:
             self._add(Release(number, key_name), digest)
 
@@ -405,86 +370,6 @@ class Ledger:
         for number in range(count):
             if not known or (number not in known and len(self) < count):
                 self.record(number, key_name)
-
-
-def _append(file: FileIO, line: str, on_disk: bool = True) -> None:
-    """Writes a line. Another process sees it from then on; with `on_disk` a machine without power keeps it, too."""
-    end, left = file.seek(0, os.SEEK_END), f"{line}\n".encode()
-    try:
-        while left:
-            left = left[file.write(left) :]
-        if on_disk:
-            os.fsync(file.fileno())
-    except OSError:
-        file.truncate(end)  # nobody may use what was not written
-        raise
-
-
-def _block(first: int, key_name: str, count: int) -> frozenset[Release]:
-    return frozenset(Release(number, key_name) for number in range(first, first + count))
-
-
-def _pending(path: Path, lines: list[str]) -> tuple[frozenset[Release], bool]:
-    """The releases of reservations that no process ended, and whether the machine was restarted since one."""
-    pending, restarted = frozenset[Release](), False
-    for line in lines:
-        if not line.startswith(RESERVED):
-            continue
-        if (reservation := RESERVATION.fullmatch(line)) is None:
-            raise _damaged(path)
-        first, count, key_name, boot = reservation.groups()
-        pending = pending | _block(int(first), key_name, int(count)) if first else frozenset[Release]()
-        restarted = bool(first) and (restarted or boot != _boot())
-    return pending, restarted
-
-
-def count_releases(path: Path) -> int:
-    """The number of releases in a file, which may be damaged."""
-    return sum(line[:1].isdigit() for line in path.read_bytes().splitlines())
-
-
-@cache
-def _boot() -> str:
-    """A name of the time since this machine was started; another one for each process if it has none."""
-    try:
-        return BOOT_ID.read_text("ascii").strip()
-    except OSError:
-        return secrets.token_hex(8)
-
-
-def _damaged(path: Path) -> ValueError:
-    return ValueError(
-        f"ledger {path} is damaged, so epsilon is unknown: restore the file, or move its folder away to start "
-        "a new run"
-    )
-
-
-def _parse(path: Path, text: str) -> tuple[Entry, str]:
-    """A line -> its entry and the digest of the sum, if any. Raises ValueError if it cannot be read."""
-    line = LINE.fullmatch(text)
-    if line is None:
-        raise _damaged(path)
-    number, name, digest, chooser, epsilon, chosen, finder, word = line.groups()
-    if finder:
-        return Finding(finder, word), ""
-    if chooser:
-        return Choice(chooser, float(epsilon), None if chosen == UNKNOWN else int(chosen)), ""
-    return Release(int(number), name), digest or ""
-
-
-def _completed(path: Path, torn: str, number: int) -> str:
-    """A whole line that counts whatever the torn one was. Raises ValueError if its epsilon cannot be read.
-
-    A release whose key name is cut gets this number and a new key name, which may count once too often. For
-    a choice, epsilon must be whole; what was chosen may be cut.
-    """
-    if torn.startswith(CHOICE) or CHOICE.startswith(torn):
-        choice = re.match(rf"{CHOICE} [0-9a-f]{{16}} [0-9.e+-]+ ", torn)
-        if choice is None:
-            raise _damaged(path)
-        return choice[0] + UNKNOWN
-    release = re.match(r"\d+ [0-9a-f]{16}(?= [0-9a-f]*$|$)", torn)
-    return release[0] if release else f"{number} {hashlib.sha256(torn.encode()).hexdigest()[:16]}"
 
 
 def _renew_lock() -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from .accounting import Setting
-from .ledger import FOREIGN, UNMEASURED, Ledger
+from .ledger import Ledger
+from .ledger_lines import FOREIGN, UNMEASURED
 from .mechanisms import delta_excess
 from .permute_and_flip import MECHANISM
 from .randomness import RunKey

@@ -157,7 +157,7 @@ def _software(provenance: dict[str, Any]) -> Iterable[tuple[str, str, list[str]]
     yield "dpzero", "#dpzero", commits + [f"code {code}" for code in provenance["code"]]
     yield "Python", "https://www.python.org", provenance["python"]
     for name, versions in provenance["packages"].items():
-        yield name, f"https://pypi.org/project/{name}", versions
+        yield name, f"#package-{name}", versions
 
 
 def _version(name: str, identifier: str, versions: list[str]) -> dict[str, str]:

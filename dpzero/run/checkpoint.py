@@ -18,7 +18,7 @@ import torch
 
 from ..errors import UsageError
 from ..files import replacing, write_whole
-from ..privacy.ledger import count_releases
+from ..privacy.ledger_lines import count_releases
 from ..zeroth_order import transcript
 from . import record_file
 from .record_file import is_release

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpzero.privacy import Event, Ledger, RunKey
+from dpzero.privacy import Event, Ledger, RunKey, ledger_lines
 from dpzero.privacy import ledger as ledger_module
-from dpzero.privacy.ledger import BLOCK
+from dpzero.privacy.ledger_lines import BLOCK
 
 EVENT = Event("gaussian", "poisson", "add_remove", 240, 16, 1.25, 1, 100, 1e-5)
 ONE, TWO = RunKey.published(0).name, RunKey.published(1).name
@@ -227,7 +227,7 @@ def test_after_a_loss_of_power_all_reserved_releases_count(path, monkeypatch, ke
     ledger._file.close()  # the process died
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[: 2 + kept]) + b"\0" * 7)  # what the disk had
-    monkeypatch.setattr(ledger_module, "_boot", lambda: "another")
+    monkeypatch.setattr(ledger_lines, "boot", lambda: "another")
     for _ in range(2):  # they are written down, once
         again = reopened(path, monkeypatch)
         assert list(again) == [(step, KEY) for step in range(BLOCK)]
@@ -242,7 +242,7 @@ def test_after_the_death_of_a_process_its_releases_alone_count(path, monkeypatch
     again = reopened(path, monkeypatch)
     assert len(again) == 5
     again._file.close()
-    monkeypatch.setattr(ledger_module, "_boot", lambda: "another")
+    monkeypatch.setattr(ledger_lines, "boot", lambda: "another")
     assert len(reopened(path, monkeypatch)) == 5
 
 
@@ -250,7 +250,7 @@ def test_a_closed_ledger_has_nothing_reserved(path, monkeypatch):
     ledger = Ledger(SECRET, path)
     ledger.record(0, KEY)
     ledger.close()
-    monkeypatch.setattr(ledger_module, "_boot", lambda: "another")
+    monkeypatch.setattr(ledger_lines, "boot", lambda: "another")
     assert list(reopened(path, monkeypatch)) == [(0, KEY)]
 
 

@@ -18,7 +18,7 @@ from dpzero.errors import UsageError
 from dpzero.language.data import tasks
 from dpzero.language.models import encoding, losses, text_classifier
 from dpzero.plan import sweep
-from dpzero.privacy.ledger import count_releases
+from dpzero.privacy.ledger_lines import count_releases
 from dpzero.run import checkpoint, record_file
 from dpzero.run.replay import replay_record
 from dpzero.run.run import Run, run_cell

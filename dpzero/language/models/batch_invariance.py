@@ -3,8 +3,8 @@
 Four things could: the length that a text is padded to, whether any text next to it is padded (attention
 without a mask may use another kernel), the number of rows of a matrix product, and a row's place in it (a
 kernel may then sum in another order). So a text's own length decides its padded length, and micro-batches
-have a power of two of rows, filled up with copies (of cached features any number). Which powers give the same bits is tried once for each
-length, with copies of a stand-in text.
+have a power of two of rows, filled up with copies (of cached features any number). Which powers give the same
+bits is tried once for each length, with copies of a stand-in text.
 """
 
 from __future__ import annotations
