@@ -16,13 +16,13 @@ from dataclasses import asdict, dataclass, fields
 from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import check_names
 from ..files import write_whole
 from .calibration import least_scale
-from .validation import check_proven, integer, real
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -39,6 +39,20 @@ MAX_NOISE = 1e10  # over the sensitivity; larger noise counts as this: floats no
 # the least delta, and proportionally more at larger ones. Its transforms round, up or down, by 3e-13 of delta
 # in 1e4 steps (measured): below SURE_DELTA the larger of the two answers counts
 RESOLVED_DELTA, RESOLVED_STEPS, SURE_DELTA = 1e-10, 10**6, 1e-6
+MIN_DELTA = 1e-30  # tested down to here against an independent accountant
+PROVEN = (  # (sampling, adjacency) for both mechanisms
+    ("poisson", "add_remove"),
+    ("random_allocation", "add_remove"),
+    ("without_replacement", "replace_one"),
+    ("full_batch", "add_remove"),
+    ("full_batch", "replace_one"),
+)
+OFFERED = (
+    "gaussian or laplace with poisson sampling and add_remove, with random_allocation and add_remove, with "
+    "without_replacement and replace_one, and with full_batch and either adjacency; gaussian with poisson "
+    "sampling and replace_one; delta 0 with laplace; several directions with gaussian"
+)
+SHUFFLING = ". To shuffle, use random_allocation: each example is in exactly one batch of each pass, which is accounted for"
 
 
 def batches_per_pass(dataset_size: int, batch_size: int) -> int:
@@ -79,15 +93,15 @@ class Setting:
 
     def __post_init__(self) -> None:
         for name in ("dataset_size", "batch_size", "steps", "directions"):
-            object.__setattr__(self, name, integer(name, getattr(self, name)))
-        object.__setattr__(self, "delta", real("delta", self.delta))
+            object.__setattr__(self, name, _integer(name, getattr(self, name)))
+        object.__setattr__(self, "delta", _real("delta", self.delta))
         if self.steps > MAX_STEPS:
             raise ValueError(f"steps is {self.steps}: at most {MAX_STEPS} are accounted for")
         if self.batch_size > self.dataset_size:
             raise ValueError(f"batch_size {self.batch_size} is larger than dataset_size {self.dataset_size}")
         if self.sampling == "full_batch" and self.batch_size != self.dataset_size:
             raise ValueError(f"full_batch needs batch_size {self.dataset_size}, not {self.batch_size}")
-        check_proven(self.mechanism, self.sampling, self.adjacency, self.delta, self.directions)
+        _check_proven(self.mechanism, self.sampling, self.adjacency, self.delta, self.directions)
 
     @property
     def rate(self) -> float:
@@ -271,7 +285,7 @@ class Setting:
 
     def noise_scale(self, epsilon: float) -> float:
         """The least noise scale that `epsilon` allows: at most 2e-5 (relative) too large, never too small."""
-        if not 0 < real("epsilon", epsilon) < math.inf:
+        if not 0 < _real("epsilon", epsilon) < math.inf:
             raise ValueError(f"epsilon is {epsilon}: it must be a positive number")
         count, rate = self._composed_releases()
         if self.delta == 0:
@@ -323,7 +337,7 @@ class Setting:
 
 
 def _scale(noise_scale: float) -> float:
-    scale = real("noise_scale", noise_scale)
+    scale = _real("noise_scale", noise_scale)
     if not scale >= 0:
         raise ValueError(f"noise_scale is {noise_scale}: it must be a number of at least 0")
     return scale
@@ -361,3 +375,41 @@ def _checked(function: str, given: dict[str, Any]) -> Setting:
     if caution := setting.delta_warning():
         warnings.warn(caution, stacklevel=3)
     return setting
+
+
+def _check_proven(mechanism: str, sampling: str, adjacency: str, delta: float, directions: int) -> None:
+    """Raise ValueError unless the accounting of this setting is proven."""
+    if not 0 <= delta < 1:
+        raise ValueError(f"delta is {delta}: it must be at least 0 and below 1")
+    if 0 < delta < MIN_DELTA:
+        raise ValueError(
+            f"delta is {delta:g}: it must be 0 (with laplace) or at least {MIN_DELTA:g}, the least that is "
+            "accounted for"
+        )
+    pair = (sampling, adjacency)
+    if mechanism == "gaussian":
+        proven = delta > 0 and (pair in PROVEN or pair == ("poisson", "replace_one"))
+    else:
+        proven = mechanism == "laplace" and directions == 1 and pair in PROVEN
+    if not proven:
+        several = f" and {directions} directions" if directions > 1 else ""
+        raise ValueError(
+            f"no proven accounting for {mechanism} with {sampling} sampling, {adjacency}, delta "
+            f"{delta:g}{several}: offered are {OFFERED}{SHUFFLING if 'shuffle' in str(sampling) else ''}"
+        )
+
+
+def _integer(name: str, value: object) -> int:
+    """Convert any integer type; True and 3.0 are refused."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ValueError(f"{name} is {value!r}: it must be an integer")
+    if value < 1:
+        raise ValueError(f"{name} is {value}: it must be at least 1")
+    return int(value)
+
+
+def _real(name: str, value: object) -> float:
+    """Convert any real type; True is refused."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{name} is {value!r}: it must be a number")
+    return float(value)
