@@ -1,7 +1,7 @@
 """From a sweep to its tables and figures. Wiring only: what runs is in dpzero/sweeps/NAME.yaml.
 
 snakemake --cores all                                           the sweep `quick`
-snakemake --cores all --config sweep=quick-lm methods='[dpzero, mezo]' epsilons='[2]' seeds='[0]'
+snakemake --cores all --config sweep=adapters-lm methods='[dpzero, mezo]' epsilons='[2]' seeds='[0]'
 snakemake --cores all --config sweep=my/sweep.yaml              your own; its `include` names folders of tasks, models and methods
 snakemake --cores all --config sweep=NAME data_dir=FOLDER       task rows from JSON lines (model_dir: weights)
 snakemake --cores all --config gpu_share=3                      up to three runs on one GPU, if its memory allows

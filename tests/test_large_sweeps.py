@@ -18,11 +18,11 @@ SIZES = (0, 1000, 4000)
 
 @pytest.fixture
 def project(tmp_path) -> ProjectCopy:
-    """A copy with sweeps of many seeds: 9 runs a seed, and zero-shot."""
+    """A copy with sweeps of many seeds: 10 runs a seed, and zero-shot."""
     project = ProjectCopy.build(tmp_path / "project", tmp_path / "cache")
     for runs in SIZES:
         text = (
-            f"extends: quick\ndescription: many\nepsilons: ['2']\nseeds: {list(range(max(1, runs // 9)))}\n"
+            f"extends: quick\ndescription: many\nepsilons: ['2']\nseeds: {list(range(max(1, runs // 10)))}\n"
         )
         (project.sweeps / f"many-{runs}.yaml").write_text(text)
     return project

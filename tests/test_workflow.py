@@ -323,7 +323,7 @@ def test_the_shared_gpu_and_the_estimate_of_the_readme(project):
     project.record(MEZO).unlink()
     done = project.call("-m", *["sweep=smoke" if w == "sweep=quick" else w for w in shared], *NARROW[1:])
     assert done.returncode == 0 and project.record(MEZO).exists(), done.stderr
-    done = project.call(*["smoke" if word == "quick-tasks" else word for word in estimate[1:]])
+    done = project.call(*["smoke" if word == "biases-tasks" else word for word in estimate[1:]])
     assert done.returncode == 0 and json.loads(done.stdout.splitlines()[-1])["price_an_hour"] == 2, (
         done.stderr
     )

@@ -271,19 +271,17 @@ def planted(results: Path) -> Values:
 
 def at_a_glance(results: Path) -> Values:
     """The table of the sweep `quick` and the numbers of five bullets."""
-    names = ("accuracy", "memory", "times", "order")
-    scores, used, times, pairs = map(partial(read, results / "quick"), names)
-    used, is_method = used.set_index("method"), scores["method"] != majority.METHOD
+    scores, times, pairs = map(partial(read, results / "quick"), ("accuracy", "times", "order"))
+    used, is_method = read(results / "biases", "memory"), scores["method"] != majority.METHOD
     largest, scores = scores[~is_method]["score_mean"].max(), scores[is_method]
     lines = []
-    for method, rows in scores.groupby("method", sort=False):
+    for _, rows in scores.groupby("method", sort=False):
         private = rows["private"].iloc[0]
         texts = {row["epsilon"] if private else "public": score(row) for row in rows.to_dict("records")}
-        peak, ratio = used.loc[method, ["peak_over_weights_bytes", "ratio_over_weights"]]
         lines.append(
             {"method": method_title(rows.iloc[0]), "not private": texts.get("public", ABSENT)}
             | {f"ε = {epsilon}": texts.get(epsilon, ABSENT) for epsilon in private_epsilons(scores)}
-            | {"memory (MiB)": f"{peak / MIB:.1f} ({ratio:.2f}×)", "passes": forwards(rows)}
+            | {"passes": forwards(rows)}
         )
 
     return {
@@ -292,7 +290,7 @@ def at_a_glance(results: Path) -> Values:
         "majority": largest,
         "times": times,
         "pairs": pairs,
-        "memory": used,
+        "memory": used.set_index("method")["ratio_over_weights"],
         "heads": read(results / "heads", "order"),
         "exponents": exponents(results),
         "growth": read(results / "memory", "growth").set_index("method")["parameters_slope_bytes"],

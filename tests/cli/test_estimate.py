@@ -94,7 +94,7 @@ def test_an_announcement_names_the_source_of_its_hours():
     text = announcement("paper-opt", opt, 2)
     assert "hours on an RTX 3090 (published; nothing measured here)" in text
     assert text.endswith(f"({len(opt)} estimated)")
-    assert "hours on 2 cores of a CPU (as the sweep says)" in announcement("quick-lm", cells("quick-lm"), 2)
+    assert "hours on 2 cores of a CPU (as the sweep says)" in announcement("adapters-lm", cells("adapters-lm"), 2)
 
 
 @pytest.mark.parametrize(

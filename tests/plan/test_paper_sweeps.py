@@ -176,13 +176,13 @@ def test_every_shipped_language_sweep_names_how_its_settings_were_chosen():
     tries, dev = "every try of a grid, none chosen", "settings chosen on dev (not accounted)"
     grids = dict.fromkeys((name for name in rules if name.endswith("-grid")), tries)
     elsewhere = "settings chosen on dev rows of other tasks, or fixed beforehand (not accounted)"
-    on_dev = dict.fromkeys(("quick", "heads", "heads-lm", "lora", "full"), dev)
-    on_others = ("quick-tasks", "heads-embedded", "heads-lm-embedded", "rte-body")
+    on_dev = dict.fromkeys(("quick", "biases", "heads", "heads-lm", "lora", "full"), dev)
+    on_others = ("biases-tasks", "heads-embedded", "heads-lm-embedded", "rte-body")
     wanted = (
         grids
         | on_dev
         | dict.fromkeys(on_others, elsewhere)
-        | dict.fromkeys((*NAMES, *OTHERS, "quick-lm"), stated)
+        | dict.fromkeys((*NAMES, *OTHERS, "adapters-lm"), stated)
     )
     wanted["smoke"] = "settings fixed beforehand"
     assert {name: rules[name] for name in wanted} == wanted  # a user may add sweeps
