@@ -144,8 +144,8 @@ def grids(results: Path) -> list[Row]:
             best = rows[setting[rows.index] == means.idxmax()]
             lines.append(
                 {"grid": folder.name, "method": method, "best setting": means.idxmax(), "best of": len(means)}
-                | {"ε": formatting.epsilon(best["epsilon"].iloc[0]), "mean accuracy": percent(means.max())}
-                | {"split": join(best["split"]), "tasks": len(best), "seeds": join(best["score_n"])}
+                | {"ε": join(map(formatting.epsilon, best["epsilon"])), "mean accuracy": percent(means.max())}
+                | {"split": join(best["split"]), "tasks": best["task"].nunique(), "seeds": join(best["score_n"])}
             )
     return lines
 
@@ -271,7 +271,7 @@ def planted(results: Path) -> Values:
 
 def at_a_glance(results: Path) -> Values:
     """The table of the sweep `quick` and the numbers of five bullets."""
-    scores, times, pairs = map(partial(read, results / "quick"), ("accuracy", "times", "order"))
+    scores, pairs = map(partial(read, results / "quick"), ("accuracy", "order"))
     used, is_method = read(results / "biases", "memory"), scores["method"] != majority.METHOD
     largest, scores = scores[~is_method]["score_mean"].max(), scores[is_method]
     lines = []
@@ -288,7 +288,6 @@ def at_a_glance(results: Path) -> Values:
         "table": lines,
         "scores": scores,
         "majority": largest,
-        "times": times,
         "pairs": pairs,
         "memory": used.set_index("method")["ratio_over_weights"],
         "heads": read(results / "heads", "order"),
