@@ -318,7 +318,7 @@ def test_an_interrupted_run_ends_in_one_line_and_resumes(here, monkeypatch, tmp_
         ),
         (
             "run --sweep quick --cell x --out a.json",
-            "are r8/minilm/zero_shot/eps-0/seed-0, r8/minilm/adamw/eps-inf/seed-0, r8/minilm/adamw/eps-inf/seed-1, 43 more\n",
+            "are r8/minilm/zero_shot/eps-0/seed-0, r8/minilm/adamw/eps-inf/seed-0, r8/minilm/adamw/eps-inf/seed-1, 168 more\n",
         ),
         ("run --spec none.json --out a.json", "cannot read none.json (No such file or directory)"),
         ("run --spec {broken --out a.json", "--spec is not JSON"),

@@ -145,7 +145,11 @@ def grids(results: Path) -> list[Row]:
             lines.append(
                 {"grid": folder.name, "method": method, "best setting": means.idxmax(), "best of": len(means)}
                 | {"ε": join(map(formatting.epsilon, best["epsilon"])), "mean accuracy": percent(means.max())}
-                | {"split": join(best["split"]), "tasks": best["task"].nunique(), "seeds": join(best["score_n"])}
+                | {
+                    "split": join(best["split"]),
+                    "tasks": best["task"].nunique(),
+                    "seeds": join(best["score_n"]),
+                }
             )
     return lines
 

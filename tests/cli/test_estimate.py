@@ -94,7 +94,9 @@ def test_an_announcement_names_the_source_of_its_hours():
     text = announcement("paper-opt", opt, 2)
     assert "hours on an RTX 3090 (published; nothing measured here)" in text
     assert text.endswith(f"({len(opt)} estimated)")
-    assert "hours on 2 cores of a CPU (as the sweep says)" in announcement("adapters-lm", cells("adapters-lm"), 2)
+    assert "hours on 2 cores of a CPU (as the sweep says)" in announcement(
+        "adapters-lm", cells("adapters-lm"), 2
+    )
 
 
 @pytest.mark.parametrize(
@@ -102,7 +104,7 @@ def test_an_announcement_names_the_source_of_its_hours():
 )
 def test_a_sweep_that_was_timed_on_a_cpu_shares_its_cores(monkeypatch, cores, place):
     monkeypatch.chdir(ROOT)
-    text = announcement("quick", cells("quick"), cores)
+    text = announcement("biases", cells("biases"), cores)
     assert text.startswith(f", about {place}") and text.endswith("(46 measured)")
 
 
@@ -220,8 +222,8 @@ def test_a_benchmark_stands_in_for_full_training_of_its_model(tmp_path):
 
 
 def test_the_sweep_that_the_repository_holds_is_estimated_at_what_it_took():
-    cost = estimate("quick", cells("quick"), ROOT / "results", None, price=0)
-    with (ROOT / "results" / "quick" / "tables" / "times.csv").open() as file:
+    cost = estimate("biases", cells("biases"), ROOT / "results", None, price=0)
+    with (ROOT / "results" / "biases" / "tables" / "times.csv").open() as file:
         took = sum(float(row["time.wall_seconds"]) for row in csv.DictReader(file))
-    assert cost["cells"]["measured"] == len(cells("quick"))
+    assert cost["cells"]["measured"] == len(cells("biases"))
     assert cost["hours"] == pytest.approx(took / 3600, rel=0.2)
