@@ -276,7 +276,7 @@ def planted(results: Path) -> Values:
 def at_a_glance(results: Path) -> Values:
     """The table of the sweep `quick` and the numbers of five bullets."""
     scores, pairs = map(partial(read, results / "quick"), ("accuracy", "order"))
-    used, is_method = read(results / "biases", "memory"), scores["method"] != majority.METHOD
+    is_method = scores["method"] != majority.METHOD
     largest, scores = scores[~is_method]["score_mean"].max(), scores[is_method]
     lines = []
     for _, rows in scores.groupby("method", sort=False):
@@ -293,7 +293,7 @@ def at_a_glance(results: Path) -> Values:
         "scores": scores,
         "majority": largest,
         "pairs": pairs,
-        "memory": used.set_index("method")["ratio_over_weights"],
+        "memory": read(results / "biases", "memory").set_index("method")["ratio_over_weights"],
         "heads": read(results / "heads", "order"),
         "exponents": exponents(results),
         "growth": read(results / "memory", "growth").set_index("method")["parameters_slope_bytes"],
