@@ -77,6 +77,8 @@ def accuracy_vs_time(runs: pandas.DataFrame) -> Figure:
 def accuracy_vs_forwards(runs: pandas.DataFrame) -> Figure:
     """Score against the example forward passes of training, a line a method: a panel for each epsilon."""
     label = "example forward passes"
+    if len(_dev_points(runs)):
+        label += "\nmarkers: test at the end; lines: dev during training"
     figure, axes, trained = _score_against(runs, "example_forwards", label, None, _mark_at_forwards)
     if len(trained):
         low, high = trained["example_forwards"].min(), trained["example_forwards"].max()

@@ -82,9 +82,12 @@ def expected_best(values: Sequence[float], k: int) -> float:
 
 
 def _points(tries: pandas.DataFrame) -> dict[tuple, dict[str, float]]:
-    """(task, model, method, epsilon) -> point -> mean dev score; minus infinity if a try failed."""
+    """(task, model, method, epsilon) -> point -> mean dev score; minus infinity if a try failed.
+
+    A try that has not run yet is left out.
+    """
     found: dict[tuple, dict[str, float]] = {}
-    for (task, model, method, epsilon), rows in tries.groupby(CELL, sort=False):
+    for (task, model, method, epsilon), rows in tries[tries["status"] != "missing"].groupby(CELL, sort=False):
         name, _, point = method.partition(TRY_MARK)
         done = (rows["status"] == "ok").all()
         score = float(rows["score"].mean()) if done else -math.inf

@@ -25,6 +25,17 @@ def test_a_failed_try_counts_as_no_right_answer():
     assert expected_best([0.8, -math.inf], 2) == pytest.approx(0.8)
 
 
+def test_a_try_that_has_not_run_yet_is_no_try(record):
+    tries = [record(f"dpzero@clip{clip}", "2", 100, accuracy=0.8) for clip in (1, 3)]
+    expected = [f"r8/minilm/dpzero@clip{clip}/eps-2/seed-100" for clip in (1, 3, 10)]
+    frames = to_frame([record("dpzero", "2", 0)]), to_frame(tries, expected)
+    assert list(frames[1]["status"]).count("missing") == 1
+    with style.settings():
+        (axis,) = search.figure(*frames).axes
+    assert [list(line.get_ydata()) for line in axis.lines if len(line.get_xdata())] == [[80, 80]]
+    assert "| 2 " in search.table(*frames).markdown()
+
+
 def test_one_seed_of_a_search_is_no_mean_and_a_panel_ends_where_failed_tries_would_hide_the_rest(record):
     reported = [record("dpzero", "2", seed) for seed in (0, 1)]
     scores = {"clip1": 0.05, "clip3": 0.82, "clip10": 0.05}
