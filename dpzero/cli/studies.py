@@ -1,4 +1,4 @@
-"""The verbs of studies that are no sweeps: membership, benchmark, invariance, study."""
+"""The verbs of studies that are no sweeps: doctor, membership, benchmark, invariance, study."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from .options import (
     LOCAL_FILES,
     THREADS,
     Options,
+    folder_to_read,
     folder_to_write,
     number_type,
     option,
@@ -34,6 +35,43 @@ def _folders(name: str) -> Options:
         "--out": option("folder of the tables", tables, type=folder_to_write),
         "--figures": option("folder of the figures", figures, type=folder_to_write),
     }
+
+
+@verb(
+    DEVICE,
+    minutes=option(
+        "for the whole; what does not begin in time is left out", 8.0, type=number_type(float, FACTOR)
+    ),
+    out=option("folder of the results", "results/doctor", type=folder_to_write),
+    figures=option("folder of the figures", "figures/doctor", type=folder_to_write),
+    pack=option(
+        "write all that this verb reads into a folder, for a machine without a package index",
+        type=folder_to_write,
+    ),
+    packed=option("folder that --pack wrote", type=folder_to_read),
+    compiles=True,
+)
+def doctor(options: argparse.Namespace) -> dict:
+    """Examine this machine: packages, kernels, step time, memory and learning, in some minutes."""
+    if options.pack:
+        from ..studies.doctor.pack import pack
+
+        sizes = pack(options.pack, log)
+        return {"folder": str(options.pack), "files": len(sizes), "bytes": sum(sizes.values())}
+    import torch
+
+    from ..report import doctor as report
+    from ..run import gpu_lock
+    from ..studies.doctor import study
+    from ..studies.doctor.machine import Machine
+
+    gpu_lock.check(options.device or "cpu")
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    machine = Machine(device, options.minutes, options.out, options.figures, options.packed, log)
+    study.examine(machine)
+    files = report.write(options.out / "doctor.json", options.out / "tables")
+    print(files[0].read_text("utf-8"))
+    return {"result": str(options.out / "doctor.json"), "files": [str(path) for path in files]}
 
 
 @verb(

@@ -34,6 +34,9 @@ def _explain(error: BaseException, verb: str) -> tuple[object, int]:
         return "interrupted: " + (
             "the same command resumes from the last checkpoint" if resumes else "nothing was finished"
         ), INTERRUPTED
+    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith(("dpzero", "baselines")):
+        package = str(error.name).partition(".")[0].replace("_", "-")
+        return f"{verb} needs the package {package}, which is not installed: pip install {package}", 1
     if isinstance(error, OSError):
         if error.errno in DISK_FULL:
             return f"{error.strerror}: make room and give the same command again; a run resumes", 1

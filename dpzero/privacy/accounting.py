@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from hashlib import sha256
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 DISCRETISATION = 1e-4
 MAX_STEPS = 10**10  # beyond, rounding is no longer small
+ACCOUNTANT = (
+    "DPZERO_ACCOUNTANT"  # version of dp-accounting that gave the kept answers, where it is not installed
+)
 CACHE_VERSION = 3  # raised when a change of this code may change an answer, be it by rounding
 MAX_NOISE = 1e10  # over the sensitivity; larger noise counts as this: floats no longer tell the outputs apart
 # dp-accounting counts 1e-15 of each release as infinite and rounds as coarsely. It answers up to 1e4 steps at
@@ -333,7 +337,17 @@ class Setting:
         also = (
             ", or composed under an exponential tilt where that says more" if self.delta < SURE_DELTA else ""
         )
-        return f"dp-accounting {version('dp-accounting')} PLD, pessimistic, discretisation {grid}{also}"
+        return f"dp-accounting {_library_version()} PLD, pessimistic, discretisation {grid}{also}"
+
+
+def _library_version() -> str:
+    """Of dp-accounting; where it is not installed, of the one whose kept answers were brought there."""
+    try:
+        return version("dp-accounting")
+    except PackageNotFoundError:
+        if brought := os.environ.get(ACCOUNTANT):
+            return brought
+        raise
 
 
 def _scale(noise_scale: float) -> float:

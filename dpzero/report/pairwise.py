@@ -21,7 +21,13 @@ from dpzero.report.table import ABSENT, Row, Table, make_table, notes
 
 PEAK = "memory.peak_allocated_bytes"
 LEVEL = 0.05  # of a test
-VOTES = ("dp_votezo", "dp_votezo_untuned", "dp_votezo_quarter", "votes", "votes_full")  # rows of DP-VoteZO in `heads-tuned` and `ablation`
+VOTES = (
+    "dp_votezo",
+    "dp_votezo_untuned",
+    "dp_votezo_quarter",
+    "votes",
+    "votes_full",
+)  # rows of DP-VoteZO in `heads-tuned` and `ablation`
 MARGIN = 0.01  # scores that differ by less are called equivalent
 SCORED = ["metrics.split", "metrics.examples", "provenance.data.sha256"]  # equal: the same test rows
 

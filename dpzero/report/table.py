@@ -15,7 +15,7 @@ import yaml
 
 ABSENT = "–"
 MIB, GIB = 2**20, 2**30
-UNITS = {"MiB": MIB, "GiB": GIB}
+UNITS = {"MiB": MIB, "GiB": GIB, "percent": 0.01}
 LATEX_SYMBOLS = {
     "±": r"$\pm$",
     "–": "--",

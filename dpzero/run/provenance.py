@@ -8,7 +8,8 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from .. import __version__, include
@@ -42,8 +43,14 @@ def provenance(method_file: str, device: str) -> dict:
         "method_code": method_digest(method_file),
         "device": device_name(device),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": dict(_installed()),
     }
+
+
+def _installed() -> Iterator[tuple[str, str]]:
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):  # a method that needs none of it runs without
+            yield name, version(name)
 
 
 def commit() -> dict:

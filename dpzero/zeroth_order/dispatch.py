@@ -48,7 +48,7 @@ def add_pieces(
     pieces: list[Piece] = []
     on_cuda: dict[torch.device, list[tuple[int, Tensor]]] = defaultdict(list)
     for j, x in numbered:
-        if _triton(x.device) is not None:
+        if triton_kernels(x.device) is not None:
             on_cuda[x.device].append((j, x))
             continue
         kernels, length, share = _kernels(x, size)
@@ -56,7 +56,7 @@ def add_pieces(
         for i, part in enumerate(torch.split(flat, length) if len(flat) > length else [flat]):
             call = partial(kernels.add_, kind, part, i * length, key, j, rows)
             pieces.append((len(part) * share, call))
-    return pieces + [(0, partial(_triton(d).add, kind, xs, key, rows)) for d, xs in on_cuda.items()]
+    return pieces + [(0, partial(triton_kernels(d).add, kind, xs, key, rows)) for d, xs in on_cuda.items()]
 
 
 def add_outer_pieces(
@@ -71,7 +71,7 @@ def add_outer_pieces(
     size, numbers = _piece_size(sum(x.numel() for x, _, _ in factored)), np.array(scales, np.float64)
     pieces: list[Piece] = []
     for x, u, v in factored:
-        if (triton := _triton(x.device)) is not None:
+        if (triton := triton_kernels(x.device)) is not None:
             pieces.append((0, partial(triton.add_outer, x, u, v, numbers)))
             continue
         kernels, length, share = _kernels(x, size)
@@ -111,7 +111,7 @@ def add_rows_(kind: str, out: Tensor, rows: Tensor, number: int, key: Key, moves
     """
     if isinstance(out, FakeTensor) or not out.numel():
         return
-    if (triton := _triton(out.device)) is not None:
+    if (triton := triton_kernels(out.device)) is not None:
         triton.move(kind, out, number, key, table(moves), rows=rows)
     else:
         _kernels(out)[0].add_rows_(kind, out, rows, key, number, table(moves))
@@ -123,7 +123,7 @@ def normals(count: int, first: int, key: Key, address: kernels_torch.Address, de
     moves, z = table([Move(step, direction, (1.0,))]), torch.zeros(count, device=device)
     if isinstance(z, FakeTensor):
         return z
-    if (triton := _triton(device)) is not None:
+    if (triton := triton_kernels(device)) is not None:
         triton.move("normals", z, number, key, moves, first=first)
     else:
         _kernels(z)[0].add_("normals", z, first, key, number, moves)
@@ -147,7 +147,7 @@ def sum_of_squares(sizes: Sequence[int], key: Key, step: int, direction: int, de
 
 
 @cache
-def _triton(device: torch.device) -> Any:
+def triton_kernels(device: torch.device) -> Any:
     """The module `launch_triton` for a CUDA device if triton is installed, else None. Imported on first use."""
     if device.type == "cuda":
         try:

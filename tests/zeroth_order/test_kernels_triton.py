@@ -181,7 +181,7 @@ def test_every_law_takes_these_kernels_and_has_the_cpu_s_bits(name, monkeypatch)
     dispatch.run(expected.pieces(enumerate(here), steps))
     copy = expected.perturbed_copy(here[0], 0, steps[0])
     if INTERPRETED:
-        monkeypatch.setattr(dispatch, "_triton", lambda device: launch_triton)
+        monkeypatch.setattr(dispatch, "triton_kernels", lambda device: launch_triton)
         monkeypatch.setattr(dispatch, "kernels_numba", None)
     law = make_law(name, 5, 2).fit(there)
     dispatch.run(law.pieces(enumerate(there), steps))

@@ -1,0 +1,1 @@
+"""The study `doctor`: see `study`."""
