@@ -344,7 +344,10 @@ def test_a_failed_run_costs_no_other_and_shows_as_missing(project, tmp_path):
     config = ["sweep=smoke", "methods=[broken, zero_shot, mezo]"]
     done = project.snakemake(config=[*config, "tasks=[sst2, toy]"])
     assert done.returncode == 1 and "logs: results/smoke/logs)" in done.stdout + done.stderr
-    assert "cannot load train of data set" in done.stderr and "is not asked (HF_HUB_OFFLINE)" in done.stderr
+    assert (
+        "cannot read data set nyu-mll/glue (" in done.stderr
+        and "is not asked (HF_HUB_OFFLINE)" in done.stderr
+    )
     broken = f"{PREFIX}/broken/eps-inf/seed-0"
     failure = done.stderr.split(f"FAILED   {broken}\n")[1].splitlines()
     assert "RuntimeError: a bug in the fourth step" in failure[2]

@@ -52,7 +52,7 @@ def export(file: Path, out: Path, device: str | None = None) -> dict:
     language_model.config.use_cache = True
     language_model.save_pretrained(out)
     if "config" not in model_catalogue.stanza(cell["model"]):  # else the tokens are checksums of words
-        encoding.pretrained_tokenizer(model_catalogue.source(cell["model"])).save_pretrained(out)
+        encoding.pretrained_tokenizer(cell["model"]).save_pretrained(out)
     return {"record": rebuilt.record, "usage": usage}
 
 

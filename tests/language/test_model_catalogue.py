@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from dpzero.errors import UsageError
-from dpzero.language.models import model_catalogue
+from dpzero.language.models import encoding, model_catalogue
 from dpzero.plan import sweep
 from dpzero.plan.settings import check_files
 
@@ -131,7 +131,9 @@ def test_a_file_that_is_cut_short_is_refused(folder, file, kept):
     fault = "cannot load model roberta-base ("
     if not file.endswith("bin"):
         fault = f"{place / file} is damaged or cut short ("
-    assert message.startswith(fault) and "give a folder of models as model_dir" in message
+    assert message.startswith(fault) and message.endswith(
+        f": put what save_pretrained wrote into {place} again"
+    )
 
 
 def test_damaged_weights_of_a_package_are_to_be_fetched_again(folder, monkeypatch):
@@ -165,6 +167,13 @@ def test_a_folder_without_a_model_is_refused_in_one_line(folder, file, content):
     if file.endswith("index.json"):
         (place / "model.safetensors").unlink()
     assert refused("roberta-base").startswith("cannot load model roberta-base (")
+
+
+def test_a_folder_without_a_tokenizer_is_refused_in_one_line(folder):
+    with pytest.raises(UsageError) as error:
+        encoding.tokenizer_info("roberta-base")
+    assert str(error.value).startswith("cannot load model roberta-base (") and "\n" not in str(error.value)
+    assert str(error.value).endswith(f": put what save_pretrained wrote into {folder / 'roberta-base'} again")
 
 
 def test_a_folder_of_an_adapter_is_refused(folder):

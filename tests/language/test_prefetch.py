@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -74,34 +73,3 @@ def test_no_weights_are_fetched_for_a_task_that_fails(folder, monkeypatch):
     monkeypatch.setattr(model_catalogue, "fetch", lambda model: pytest.fail(f"fetched {model}"))
     with pytest.raises(UsageError, match=r"line 6, has sentence null"):
         prefetch.prefetch([SST2, ("sst2", "opt-125m", 16, ALL)], lambda _: None)
-
-
-@pytest.mark.parametrize("there", [("model.safetensors", "pytorch_model.bin"), ("pytorch_model.bin",), ()])
-def test_of_two_formats_of_weights_one_is_fetched(tmp_path, monkeypatch, there):
-    """The hub is a folder here; the library itself selects files by the patterns."""
-    from huggingface_hub.utils import filter_repo_objects
-
-    monkeypatch.delenv("DPZERO_MODEL_DIR", raising=False)
-    hub, here = tmp_path / "hub", tmp_path / "here"
-    for name in (*there, "config.json", "onnx/model.safetensors", "README.md", "tf_model.h5"):
-        (hub / name).parent.mkdir(parents=True, exist_ok=True)
-        (hub / name).write_text(name)
-
-    def snapshot_download(name: str, *, allow_patterns, ignore_patterns) -> str:
-        names = [str(path.relative_to(hub)) for path in hub.rglob("*") if path.is_file()]
-        here.mkdir(exist_ok=True)
-        for file in filter_repo_objects(
-            names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
-        ):
-            shutil.copy(hub / file, here / file)
-        return str(here)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    if there:
-        model_catalogue.fetch("opt-125m")
-        assert {path.name for path in here.iterdir()} == {"config.json", there[0]}
-    else:
-        with pytest.raises(
-            UsageError, match=r"the hub has no weights of model opt-125m \(facebook/opt-125m\)"
-        ):
-            model_catalogue.fetch("opt-125m")

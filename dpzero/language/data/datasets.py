@@ -11,15 +11,13 @@ import html
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import UsageError, noting, refuse
-from . import assets, prompts, table_files
+from . import assets, hub, prompts, table_files
 from .catalogue import COUNT, Keys, Schema, Stanza
-from .hub import read_cache_alone_if_silent, reason
 from .table_files import RawRow
 
 DATA_FOLDER = "DPZERO_DATA_DIR"  # environment variable: the folder of the local files
@@ -161,9 +159,10 @@ def _read_columns(name: str, stanza: Stanza) -> Splits:
                 splits[split] = _rows(name, stanza, split, table_files.read_rows(path), str(path))
         refuse(faults)
         return splits
-    hub = stanza["hub"]
+    source = stanza["hub"]
     for split in ("train", "test"):
-        splits[split] = _rows(name, stanza, split, _hub_rows(hub, split), f"{hub['name']}, {hub[split]}")
+        place = f"{source['name']}, {source[split]}"
+        splits[split] = _rows(name, stanza, split, _hub_rows(source, split), place)
     return splits
 
 
@@ -259,39 +258,18 @@ def local_files(stanza: Stanza) -> dict[str, Path]:
     return {split: Path(folder).expanduser() / file for split, file in stanza["files"].items()}
 
 
-def _hub_rows(hub: Stanza, split: str) -> Iterator[RawRow]:
-    for number, fields in enumerate(_load_hub(hub, split)):
-        yield RawRow(f"{hub['name']}, {hub[split]}, row {number},", fields)
+def _hub_rows(source: Stanza, split: str) -> Iterator[RawRow]:
+    for number, fields in enumerate(hub.rows(source, split)):
+        yield RawRow(f"{source['name']}, {source[split]}, row {number},", fields)
 
 
-def hub_digest(hub: Stanza) -> str:
+def hub_digest(source: Stanza) -> str:
     """SHA-256 over the versions of a hub data set in the cache, whose file names follow the contents."""
     names = []
     for split in ("train", "test"):
-        data = _load_hub(hub, split)
+        data = hub.rows(source, split)
         names.append([len(data), *(Path(file["filename"]).parent.name for file in data.cache_files)])
-    return hashlib.sha256(json.dumps([hub, names], sort_keys=True).encode()).hexdigest()
-
-
-def _load_hub(hub: Stanza, split: str) -> Any:
-    return _load_hub_split(hub["name"], hub.get("config"), hub[split], hub.get("revision"))
-
-
-@cache
-def _load_hub_split(name: str, config: str | None, split: str, revision: str | None) -> Any:
-    from datasets import disable_progress_bars, load_dataset
-
-    disable_progress_bars()
-    read_cache_alone_if_silent()
-    try:
-        return load_dataset(name, config, split=split, revision=revision)
-    except MemoryError:
-        raise
-    except Exception as error:  # its type depends on the library's version
-        raise UsageError(
-            f"cannot load {split} of data set {name} ({reason(error)}): give a folder of JSON lines as data_dir,"
-            " or a hub that answers"
-        ) from None
+    return hashlib.sha256(json.dumps([source, names], sort_keys=True).encode()).hexdigest()
 
 
 # -- checks of a row ----------------------------------------------------------------------------------------

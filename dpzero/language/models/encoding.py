@@ -183,7 +183,7 @@ def tokenizer(name: str, max_length: int) -> Callable[[str], list[int]]:
     if "config" in model_catalogue.stanza(name):
         info = tokenizer_info(name)
         return lambda text: [*info.first, *info.encode(text)][:max_length]
-    pretrained = pretrained_tokenizer(model_catalogue.source(name))
+    pretrained = pretrained_tokenizer(name)
     return lambda text: pretrained(text, truncation=True, max_length=max_length)["input_ids"]
 
 
@@ -194,7 +194,7 @@ def tokenizer_info(name: str) -> TokenizerInfo:
         words = partial(_hash_words, vocabulary=stanza["config"]["vocab_size"])
         special = {"cls": 1, "sep": 1, "mask": 2}
         return TokenizerInfo(words, special, (1,), lambda ids: " ".join(map(str, ids)))
-    pretrained = pretrained_tokenizer(model_catalogue.source(name))
+    pretrained = pretrained_tokenizer(name)
     ids = {key: getattr(pretrained, f"{key}_token_id") for key in ("cls", "sep", "mask")}
     special = {key: token for key, token in ids.items() if token is not None}
 
@@ -207,13 +207,22 @@ def tokenizer_info(name: str) -> TokenizerInfo:
     return TokenizerInfo(encode, special, tuple(stanza.get("first", first)), decode)
 
 
+def pretrained_tokenizer(name: str) -> Any:
+    """The tokenizer of a model of models.yaml, as transformers loads it."""
+    with model_catalogue.one_line_errors(name):
+        return _tokenizer_in(model_catalogue.source(name))
+
+
 @cache
-def pretrained_tokenizer(source: str) -> Any:
-    """The tokenizer in a folder or of a name on the hub, as transformers loads it."""
+def _tokenizer_in(folder: str) -> Any:
     from transformers import AutoTokenizer
 
-    with model_catalogue.one_line_errors(source):
-        return AutoTokenizer.from_pretrained(source)
+    found = AutoTokenizer.from_pretrained(folder)
+    if found.get_vocab().keys() <= set(
+        found.all_special_tokens
+    ):  # transformers makes it up where files are missing
+        raise ValueError("its tokenizer knows no word: files of it are missing")
+    return found
 
 
 def scores_text(name: str, task: Task) -> bool:

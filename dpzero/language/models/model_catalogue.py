@@ -18,14 +18,14 @@ from typing import Any
 from ... import imports
 from ...errors import UsageError
 from ...files import write_whole
-from ..data import assets
+from ..data import assets, hub
 from ..data.catalogue import Catalogue, Keys, Schema, Stanza
-from ..data.hub import read_cache_alone_if_silent, reason
 from . import model_folder
 from .model_folder import TENSORS, listed
 
 MODEL_FOLDER = "DPZERO_MODEL_DIR"  # environment variable: a folder with a folder for each model of the hub
 OTHERS = ("*.json", "*.txt", "*.model")
+INSTEAD = "a folder of models as model_dir"  # of a model of the hub
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # a result of a run, not a fault of its weights
 ROBERTA = ("roberta", "xlm-roberta", "camembert")  # their positions start after that of the padding token
 UNUSED = ("pooler",)  # layers of some architectures that no model here uses
@@ -89,17 +89,16 @@ def stanza(name: str) -> Stanza:
 
 
 def source(name: str) -> str:
-    """What `from_pretrained` reads: a folder, or a name on the hub.
+    """The folder that `from_pretrained` reads. Configuration and tokenizer of a model of the hub are downloaded, but no weights.
 
-    Raises UsageError for an asset that is not in the cache.
+    Raises UsageError for an asset that is not in the cache, and for a model that cannot be had from the hub.
     """
     lines = stanza(name)
     if "asset" in lines:
         return str(assets.folder(lines["asset"]))
     if folder := local_folder(name):
         return str(folder)
-    read_cache_alone_if_silent()
-    return str(lines["hub"])
+    return str(hub.snapshot(lines["hub"], OTHERS, INSTEAD))
 
 
 def local_folder(name: str) -> Path | None:
@@ -152,14 +151,13 @@ def kind_of(place: str) -> str:
         raise UsageError(f"{place} is a file: give the folder that save_pretrained wrote")
     if place.startswith((".", "/", "~")) and not Path(place).is_dir():
         raise UsageError(f"there is no folder {place}: give one that save_pretrained wrote")
-    if of_the_hub := not Path(place).is_dir():
-        read_cache_alone_if_silent()
+    saved = "a folder that save_pretrained wrote"
+    folder = place if Path(place).is_dir() else hub.snapshot(place, OTHERS, saved)
     try:
-        found = AutoConfig.from_pretrained(place)
+        found = AutoConfig.from_pretrained(folder)
     except Exception as error:  # its type depends on the library and its version
         raise UsageError(
-            f"cannot read the model {place} ({reason(error, of_the_hub)}): give a folder that save_pretrained wrote, or"
-            " the name of a model on a hub that answers"
+            f"cannot read model {place} ({hub.reason(error)}): give {saved}, or another name"
         ) from None
     causal = found.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     return "causal" if causal and found.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES else "encoder"
@@ -183,7 +181,10 @@ def digest(name: str) -> str:
         return hashlib.sha256(repr(sorted(lines["config"].items())).encode()).hexdigest()
     if "asset" in lines:
         return assets.digest(lines["asset"])
-    return local_digest(name) or _hub_digest(lines["hub"])
+    if found := local_digest(name):
+        return found
+    commit = Path(source(name)).name
+    return hashlib.sha256(f"{lines['hub']}@{commit}".encode()).hexdigest()
 
 
 def local_digest(name: str) -> str | None:
@@ -224,36 +225,25 @@ def _digest_at(path: str, *size_and_times: int) -> str:
     return digest
 
 
-@cache
-def _hub_digest(name: str) -> str:
-    from transformers.utils import cached_file
-
-    with one_line_errors(name):
-        commit = Path(cached_file(name, "config.json")).parent.name  # .../snapshots/COMMIT/config.json
-    return hashlib.sha256(f"{name}@{commit}".encode()).hexdigest()
-
-
 # -- the hub ------------------------------------------------------------------------------------------------
 
 
 def fetch(name: str) -> None:
-    """Download a model of the hub if it is not here yet.
+    """Download the weights of a model of the hub if they are not here yet."""
+    if "hub" in stanza(name):
+        _with_weights(name)
 
-    If the hub has weights in both formats, one of them is fetched.
-    """
-    if "hub" not in stanza(name) or Path(source(name)).is_dir():
-        return
-    from huggingface_hub import snapshot_download
 
+def _with_weights(name: str) -> str:
+    """`source`, with weights. If the hub has them in both formats, one of them is downloaded."""
+    if "hub" not in stanza(name) or local_folder(name):
+        return source(name)
+    place = stanza(name)["hub"]
     for pattern in TENSORS:
-        wanted = [pattern, *OTHERS]
-        with one_line_errors(name):
-            folder = snapshot_download(source(name), allow_patterns=wanted, ignore_patterns=["*/*"])
-        if any(Path(folder).glob(pattern)):
-            return
-    raise UsageError(
-        f"the hub has no weights of model {name} ({source(name)}): correct its `hub` in models.yaml"
-    )
+        folder = hub.snapshot(place, (pattern, *OTHERS), INSTEAD)
+        if any(folder.glob(pattern)):
+            return str(folder)
+    raise UsageError(f"the hub has no weights of model {name} ({place}): correct its `hub` in models.yaml")
 
 
 # -- loading ------------------------------------------------------------------------------------------------
@@ -282,7 +272,7 @@ def load_pretrained(name: str) -> Any:
         model = auto_class.from_config(config(name), **options)
     else:
         options |= {"dtype": "float32", "output_loading_info": True, "ignore_mismatched_sizes": True}
-        folder = source(name)
+        folder = _with_weights(name)
         with one_line_errors(name):
             try:
                 model, report = auto_class.from_pretrained(folder, **options)
@@ -331,15 +321,14 @@ def one_line_errors(name: str) -> Iterator[None]:
     except Exception as error:  # its type depends on the library, its version and the file's format
         if isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY):
             raise
-        of_the_hub = "hub" in stanza(name) and not os.environ.get(MODEL_FOLDER)
-        raise UsageError(f"cannot load model {name} ({reason(error, of_the_hub)}): {_advice(name)}") from None
+        raise UsageError(f"cannot load model {name} ({hub.reason(error)}): {_advice(name)}") from None
 
 
 def _advice(name: str) -> str:
     """What to do about a model that cannot be loaded."""
-    if asset := CATALOGUE.stanzas.get(name, {}).get("asset"):
+    lines = stanza(name)
+    if asset := lines.get("asset"):
         return f"delete {assets.folder(asset)}, and run `python -m dpzero assets {asset}`"
-    own = (
-        "the path of a folder in models.yaml" if CATALOGUE.is_own(name) else "a folder of models as model_dir"
-    )
-    return f"give {own}, or a hub that answers"
+    if folder := local_folder(name):
+        return f"put what save_pretrained wrote into {folder} again"
+    return f"delete {Path(source(name)).parents[1]}, so that it is downloaded again, or give {INSTEAD}"

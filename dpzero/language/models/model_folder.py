@@ -7,7 +7,8 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-TENSORS = ("*.safetensors", "*.bin")  # files of the second format are read only if there is none of the first
+# as save_pretrained names them; files of the second format are read only if there is none of the first
+TENSORS = ("model*.safetensors", "pytorch_model*.bin")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.*", "*.model")  # one of them
 MAX_LISTED = 3  # names in an error
 
@@ -35,7 +36,7 @@ def tensor_files(folder: Path) -> list[Path]:
 
 def damaged_file(folder: Path) -> Path | None:
     """The first file of safetensors that is damaged or cut short."""
-    return next(filter(_is_damaged, sorted(folder.glob("*.safetensors"))), None)
+    return next(filter(_is_damaged, sorted(folder.glob(TENSORS[0]))), None)
 
 
 def listed(names: list[str]) -> str:
