@@ -366,6 +366,11 @@ def _check_rows(where: str, card: Card, settings: dict) -> None:
             f"{where}: demonstrations are private examples that stand in every prompt, for a method that "
             "trains nothing: leave them out"
         )
+    for key in ("demonstrations_for", "leading_blanks"):
+        if not settings["demonstrations"] and settings[key] != RUN_SETTINGS[key].default:
+            raise UsageError(
+                f"{where}: {key} is about demonstrations, of which there are none: give some, or leave it out"
+            )
 
 
 def _add_digests(cell: Mapping, settings: dict) -> None:
@@ -388,7 +393,7 @@ def _most_rows(task: str, settings: dict) -> float:
 
 def draw_of(cell: Mapping) -> Draw:
     """Which rows a cell trains on."""
-    drawn = {key: cell["settings"].get(key, 0) for key in ("shots", "train_examples", "demonstrations")}
+    drawn = {key: value for key, value in cell["settings"].items() if key in Draw._fields}
     return Draw(**drawn, seed=cell["seed"]) if any(drawn.values()) else ALL
 
 

@@ -194,21 +194,57 @@ def test_the_prompt_is_cut_on_the_left_and_leaves_room_for_new_tokens():
 # --- in-context learning
 
 
+COPA_ANSWERED = {0: "It rained so the street was wet.", 1: "He fell because I pushed him."}
+
+
 def test_demonstrations_precede_the_prompt_with_answers_and_blank_lines():
     task = tasks.load("copa", Draw(seed=7, demonstrations=3))
-    texts = {0: "It rained so the street was wet.", 1: "He fell because I pushed him."}
     order = np.random.RandomState(7).permutation(20)[:3]
-    assert task.demonstrations == "".join(texts[i % 2] + "\n\n" for i in order)
-    assert tasks.load("copa").demonstrations == ""
+    shown = "".join(COPA_ANSWERED[i % 2] + "\n\n" for i in order)
+    assert {row.demonstrations for split in ("dev", "test") for row in task.splits[split]} == {shown}
+    assert {row.demonstrations for row in tasks.load("copa").splits["test"]} == {""}
+
+
+def test_each_row_has_the_demonstrations_that_mezos_script_draws_for_it():
+    """Written down from its `sample_train_sets` and `sample_subset`."""
+    generator = np.random.RandomState(0)
+    seeds = generator.randint(0, 10000, 1000)  # its script asks for 1000 test rows; COPA has fewer
+    answered = {}
+    for seed, test_row in zip(seeds, np.random.RandomState(0).permutation(6), strict=False):
+        drawn = np.random.RandomState(seed).permutation(20)[:3]
+        answered[test_row] = "".join(COPA_ANSWERED[i % 2] + "\n\n" for i in drawn)
+    draw = Draw(train_examples=8, seed=0, demonstrations=3, demonstrations_for="each_row")
+    task = tasks.Task("copa", tasks.stanza("copa") | {"dev_rows": 4}, draw)
+    lines = [f | {"idx": i} for i in range(3) for f in ROWS["copa"]]
+    assert len(set(answered.values())) > 2
+    assert {lines.index(row.fields): row.demonstrations for row in task.splits["test"]} == answered
+
+
+def test_another_seed_draws_other_demonstrations_for_each_row():
+    shown = [
+        [row.demonstrations for row in tasks.load("copa", draw).splits["test"]]
+        for seed in (0, 1, 0)
+        for draw in [Draw(seed=seed, demonstrations=9, demonstrations_for="each_row")]
+    ]
+    assert shown[0] == shown[2] != shown[1]
+
+
+@pytest.mark.parametrize("leading_blanks, blanks", [("kept", "  "), ("stripped", "")])
+def test_blanks_before_a_prompt_that_follows_demonstrations_are_kept_or_stripped(leading_blanks, blanks):
+    task = tasks.load("copa", Draw(demonstrations=1, leading_blanks=leading_blanks))
+    row = task.splits["test"][0]
+    padded = row._replace(fields=row.fields | {"premise": "  \n It snowed."})
+    begin = row.demonstrations + blanks + "\n It snowed"
+    assert task.prompt_for(padded).startswith(begin) and row.demonstrations.endswith("\n\n")
 
 
 def test_demonstrations_are_the_same_for_label_words_and_candidates():
-    toy, draw = tasks.load("toy", Draw(seed=3, demonstrations=2)), Draw(seed=3, demonstrations=2)
-    before = [1, *encoding.tokenizer("tiny-causal", 1000)(toy.demonstrations)[1:]]
-    ids = encoding.encode(tasks.load("toy", draw), "tiny-causal", 200)["test"].ids(0)
+    draw = Draw(seed=3, demonstrations=2)
+    toy = tasks.load("toy", draw)
     row = toy.splits["test"][0]
-    assert ids.tolist() == before + tokenizer_info("tiny-causal").encode(toy.prompt_for(row))
-    assert toy.demonstrations.count("The topic of this sentence is") == 2
+    ids = encoding.encode(toy, "tiny-causal", 200)["test"].ids(0)
+    assert ids.tolist() == [1, *tokenizer_info("tiny-causal").encode(toy.prompt_for(row))]
+    assert row.demonstrations.count("The topic of this sentence is") == 2
     copa = encoding.encode(tasks.load("copa", draw), "tiny-causal", 200)["test"]
     alone = encoding.encode(tasks.load("copa"), "tiny-causal", 200)["test"]
     assert copa.candidates.labels.tolist() == alone.candidates.labels.tolist()

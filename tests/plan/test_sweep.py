@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from dpzero.errors import UsageError
 from dpzero.files import run_id
+from dpzero.language.data.datasets import ALL, Draw
 from dpzero.plan import registry, sweep
 from dpzero.plan.settings import canonical_epsilon, check_files, draw_of
 
@@ -512,9 +513,9 @@ def test_rows_that_are_not_local_have_no_digest_in_the_cell(monkeypatch):
 
 def test_a_draw_is_of_the_cells_seed(rows):
     rows(["good", "bad"])
-    assert draw_of(sst2(shots=512)) == (512, 0, 42, 0)
-    assert draw_of(sst2(train_examples=1000)) == (0, 1000, 42, 0)
-    assert draw_of(sst2()) == (0, 0, 0, 0)
+    assert draw_of(sst2(shots=512)) == Draw(shots=512, seed=42)
+    assert draw_of(sst2(train_examples=1000)) == Draw(train_examples=1000, seed=42)
+    assert draw_of(sst2()) == ALL
     with pytest.raises(UsageError, match="shots and train_examples both say which rows to draw"):
         sst2(shots=1, train_examples=1)
 
@@ -526,7 +527,18 @@ def test_in_context_learning_reads_private_examples_and_depends_on_the_seed(writ
     assert {run for run in cells if "/icl/" in run} == {
         f"toy/tiny-encoder/icl/eps-inf/seed-{s}" for s in (0, 1)
     }
-    assert draw_of(cells["toy/tiny-encoder/icl/eps-inf/seed-1"]) == (0, 0, 1, 32)
+    assert draw_of(cells["toy/tiny-encoder/icl/eps-inf/seed-1"]) == Draw(seed=1, demonstrations=32)
+
+
+def test_how_demonstrations_are_shown_is_part_of_the_draw(write):
+    shown = "{use: zero_shot, demonstrations: 32, demonstrations_for: each_row, leading_blanks: stripped}"
+    (cell,) = (c for c in write("one", ONE + f"  icl: {shown}\n").values() if c["method"] == "icl")
+    assert draw_of(cell) == Draw(0, 0, 0, 32, "each_row", "stripped")
+    for setting in ("demonstrations_for: each_row", "leading_blanks: stripped"):
+        with pytest.raises(
+            UsageError, match=f"{setting.partition(':')[0]} is about demonstrations, of which"
+        ):
+            write("one", ONE + f"  zero_shot: {{{setting}}}\n")
 
 
 def test_no_method_that_trains_has_private_examples_in_its_prompts(write):

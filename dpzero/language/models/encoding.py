@@ -302,7 +302,7 @@ def encode_candidates(task: Task, model: str, max_length: int, split: str) -> Co
     only_right = task.max_new_tokens or (split == "train" and not task.answers)
     examples, references = [], []
     for row in task.splits[split]:
-        prompt, candidates = task.demonstrations + task.prompt_for(row), task.candidates(row)
+        prompt, candidates = task.prompt_for(row), task.candidates(row)
         if only_right:
             candidates = [next(candidate for candidate in candidates if candidate[1])]
         examples.append([(*_encode_candidate(prompt, text, info, room), right) for text, right in candidates])
@@ -328,14 +328,14 @@ def row_encoder(task: Task, model: str, max_length: int) -> Callable[[Row], list
     if kind == "encoder":
         tokenize = tokenizer(model, max_length)
         return lambda row: tokenize(row.text)
-    if kind == "causal" and "causal" not in task.stanza and not task.demonstrations:
+    if kind == "causal" and "causal" not in task.stanza and not task.draw.demonstrations:
         tokenize = tokenizer(model, UNLIMITED)
         return lambda row: _encode_prompt(task, row.text, tokenize, max_length)
     info = tokenizer_info(model)
     if kind == "causal":
 
         def encode_causal(row: Row) -> list[int]:
-            prompt = (task.demonstrations + task.prompt_for(row)).lstrip().rstrip(" ")
+            prompt = task.prompt_for(row).lstrip().rstrip(" ")
             return prompts.truncate_left(info.encode(prompt), max_length, info.first)
 
         return encode_causal
