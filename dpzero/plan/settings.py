@@ -286,6 +286,7 @@ def check_settings(
         _check_privacy(where, card, settings)
     else:
         settings = {k: v for k, v in settings.items() if not (k in RUN_SETTINGS and RUN_SETTINGS[k].private)}
+    _check_batch_loss(where, card, cell["task"], settings)
     _check_checkpoint_selection(where, card, cell["task"], settings)
     _check_rows(where, card, settings)
     _add_digests(cell, settings)
@@ -322,6 +323,20 @@ def _check_privacy(where: str, card: Card, settings: dict) -> None:
     elif settings["noise_arithmetic"] is None:
         secret_scalars = settings["noise_key"] == "secret" and card.order == 0
         settings["noise_arithmetic"] = "exact" if secret_scalars else "float"
+
+
+def _check_batch_loss(where: str, card: Card, task: str, settings: dict) -> None:
+    """The mean over a batch's tokens weighs an example by the others' lengths, so that no clip bounds its share.
+
+    Labels have one loss an example, and nothing else to choose.
+    """
+    if settings["batch_loss"] == "mean_of_tokens" and card.private:
+        raise UsageError(
+            f"{where}: batch_loss mean_of_tokens lets one example's loss depend on its batch, which no private method may "
+            "do: leave it out"
+        )
+    if "words" in tasks.stanza(task) or card.order is None:
+        settings["batch_loss"] = RUN_SETTINGS["batch_loss"].default
 
 
 def _check_checkpoint_selection(where: str, card: Card, task: str, settings: dict) -> None:

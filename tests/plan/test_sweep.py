@@ -541,6 +541,21 @@ def test_how_demonstrations_are_shown_is_part_of_the_draw(write):
             write("one", ONE + f"  zero_shot: {{{setting}}}\n")
 
 
+def test_the_mean_over_a_batchs_tokens_is_for_answers_of_methods_without_noise(write):
+    free = ONE.replace("toy", "squad").replace("tiny-encoder", "tiny-causal")
+    mezo, tokens = "  mezo: {learning_rate: 1.0e-3", ", batch_loss: mean_of_tokens}\n"
+
+    def chosen(text: str) -> set[str | None]:
+        return {c["settings"].get("batch_loss") for c in write("one", text).values() if c["method"] == "mezo"}
+
+    assert chosen(free + mezo + tokens) == {"mean_of_tokens"}
+    assert chosen(free + mezo + "}\n") == {None}
+    assert chosen(ONE + mezo + tokens) == {None}  # a label's loss is one number
+    private = "method dpzero: batch_loss mean_of_tokens lets one example's loss depend on its batch, which no private"
+    with pytest.raises(UsageError, match=private):
+        write("one", free.replace("clip: 5}", "clip: 5" + tokens))
+
+
 def test_no_method_that_trains_has_private_examples_in_its_prompts(write):
     with pytest.raises(UsageError, match="demonstrations are private examples that stand in every prompt"):
         write("one", ONE + "  mezo: {learning_rate: 1.0e-3, demonstrations: 4}\n")
