@@ -128,6 +128,7 @@ ELSEWHERE = {  # what people look for among the settings
     "epsilon": "it is no setting: give `epsilons` in the sweep",
     "noise_scale": "the noise follows from epsilon: give `epsilons` in the sweep",
     "seed": "it is no setting: give `seeds` in the sweep",
+    "dropout": "the two passes of a zeroth-order step need the same function, so it is for fine_tuning and dp_sgd",
     "dataset_size": "it is the number of the task's training rows, or of those that train_examples or shots draws",
 }
 
@@ -290,7 +291,8 @@ def check_settings(
     _check_checkpoint_selection(where, card, cell["task"], settings)
     _check_rows(where, card, settings)
     _add_digests(cell, settings)
-    omitted = {k for k, entry in RUN_SETTINGS.items() if entry.omit_default and settings[k] == entry.default}
+    entries = cell_settings(card).items()
+    omitted = {key for key, entry in entries if entry.omit_default and settings.get(key) == entry.default}
     return {key: settings[key] for key in sorted(settings.keys() - omitted)}
 
 
@@ -315,6 +317,11 @@ def _check_privacy(where: str, card: Card, settings: dict) -> None:
     if settings["noise_arithmetic"] == "exact" and card.order == 1:
         raise UsageError(
             f"{where}: exact noise is offered for methods that release scalars: use noise_arithmetic float"
+        )
+    if settings.get("dropout") and settings["noise_key"] == "secret":
+        raise UsageError(
+            f"{where}: dropout draws masks by a public seed, given which one example more changes those of the others: "
+            "leave it out, or take noise_key published"
         )
     if settings["as_published"]:
         for key in DECIDED_BY_PUBLIC_CODE:

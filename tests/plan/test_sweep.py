@@ -556,6 +556,23 @@ def test_the_mean_over_a_batchs_tokens_is_for_answers_of_methods_without_noise(w
         write("one", free.replace("clip: 5}", "clip: 5" + tokens))
 
 
+def test_dropout_is_for_first_order_methods_under_a_published_key(write):
+    first_order = "  adamw: {use: fine_tuning, learning_rate: 1.0e-3, dropout: %s}\n"
+    private = "  dp_sgd: {learning_rate: 1.0e-3, clip: 1, dropout: true, noise_key: %s}\n"
+
+    def chosen(text: str, method: str) -> object:
+        (cell,) = (c for c in write("one", ONE + text).values() if c["method"] == method)
+        return cell["settings"].get("dropout")
+
+    assert chosen(first_order % "true", "adamw") is chosen(private % "published", "dp_sgd") is True
+    assert chosen(first_order % "false", "adamw") is None  # as for the cells before there was dropout
+    with pytest.raises(UsageError, match="method dp_sgd: dropout draws masks by a public seed"):
+        write("one", ONE + private % "secret")
+    for line in ("  mezo: {learning_rate: 1.0e-3, dropout: true}\n", "  zero_shot: {dropout: true}\n"):
+        with pytest.raises(UsageError, match="the two passes of a zeroth-order step need the same function"):
+            write("one", ONE + line)
+
+
 def test_no_method_that_trains_has_private_examples_in_its_prompts(write):
     with pytest.raises(UsageError, match="demonstrations are private examples that stand in every prompt"):
         write("one", ONE + "  mezo: {learning_rate: 1.0e-3, demonstrations: 4}\n")

@@ -147,7 +147,8 @@ class Continuations:
         (`utils.forward_wrap_with_option_len`).
         """
         counts = self.candidates.labels[self.first[:-1] + self.gold()]
-        return replace(self, weights=np.float32(counts * (len(self) / max(1, counts.sum()))))
+        weights = counts * (len(self) / max(1, counts.sum()))
+        return replace(self, weights=weights.astype(np.float32))
 
     def parts(self, token_budget: int) -> Iterator[tuple[NDArray[np.int64], Continuations]]:
         """(positions, examples) of micro-batches of whole examples, the longest first.
