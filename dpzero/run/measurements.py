@@ -144,6 +144,7 @@ def _measure_step_memory(setup: Setup) -> dict:
     inference = step = trackers.peak_bytes(model, forward)
     how = f"a step on a stand-in batch of {size} x {length} tokens"
     if setup.settings.get("demonstrations"):
+        length -= setup.task.max_new_tokens  # as prompts are cut, so that a written answer has positions
         asked = setup.loss.stand_in(max(2, setup.settings["token_budget"] // length), length)
         alike = "alike but for the last"
         if setup.settings.get("demonstrations_for") == "each_row":

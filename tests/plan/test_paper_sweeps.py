@@ -11,11 +11,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from dpzero.errors import UsageError
+from dpzero.language.data.tasks import stanza
 from dpzero.plan import sweep
 from dpzero.report import published
 
@@ -375,3 +377,105 @@ def test_one_cell_runs_on_real_rows_with_a_stand_in_for_the_model_and_says_so(
     assert "91.8 ± 0.1 (standard error, 3 seeds)" in text
     differences = "steps 3, theirs 10000; rows: whole sentences, theirs GLUE's phrases; a stand-in of 0.0"
     assert f"not compared: {differences}" in text
+
+
+# --- a cell of each sweep with the published demonstrations, loss and dropout, on stand-ins for rows and models
+
+OPT_ROWS: dict[str, Callable[[int], dict]] = {
+    "rte": lambda i: {"sentence1": f"film {i}.", "sentence2": "It was great.", "label": i % 2},
+    "copa": lambda i: {"premise": f"It {i}.", "choice1": "We.", "choice2": f"It was great {i}.", "question": "effect", "label": i % 2},
+    "squad": lambda i: {"title": "film", "context": f"It was {i}", "question": "What", "answers": {"text": ["great " * (1 + i % 5)]}},
+    "drop": lambda i: {"passage": f"It was {i}", "question": "What", "answers_spans": {"spans": ["great " * (1 + i % 5)]}},
+    "record": lambda i: {"passage": f"It {i}", "query": "It was @placeholder", "entities": ["great", "terrible film"],
+                         "answers": [["great", "terrible film"][i % 2]]},
+}  # fmt: skip
+
+
+def write_rows(folder: Path, task: str, row: Callable[[int], dict], train: int) -> None:
+    """Of the task's local files, as many training rows and 12 of the others."""
+    for split, file in stanza(task)["files"].items():
+        path = folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        count = train if split == "train" else 12
+        path.write_text("".join(json.dumps(row(i)) + "\n" for i in range(count)))
+
+
+def write_opt(folder: Path, name: str) -> None:
+    """A tiny OPT under the name of a large one, with OPT's rate of dropout."""
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    from tests.language.byte_level import byte_level_bpe
+
+    sizes = {"hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 16, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "vocab_size": 600, "max_position_embeddings": 2048}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("opt", **sizes, dropout=0.1))
+    words = byte_level_bpe(["terrible", "great", "It", "was", "film", "Yes", "No"])
+    special = {"bos_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    for part in (model, PreTrainedTokenizerFast(tokenizer_object=words, **special)):
+        part.save_pretrained(folder / name)
+
+
+def rehearse(cell: dict, tmp_path: Path, **short: object) -> None:
+    """The cell runs as planned, but for these settings; none of the published code differs from the published run's."""
+    from dpzero.report import records
+    from dpzero.run.run import run_cell
+
+    cell["settings"] |= {"evaluate_every": 1, "curve_examples": 6, "test_examples": 8, **short}
+    record = run_cell(cell, tmp_path / "record.json", lambda line: None, "cpu")
+    assert record["status"] == "ok"
+    (row,) = records.to_frame([record]).to_dict("records")
+    for theirs in published.for_run(record["run"]):
+        words = " ".join(published.differences(row, theirs))
+        assert "a stand-in of" in words
+        assert not any(key in words for key in ("batch loss", "dropout", "demonstrations", "leading blanks"))
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "name, task, method",
+    [
+        ("paper-mezo-large", "squad", "in_context"),
+        pytest.param("paper-mezo", "rte", "in_context", marks=SLOW),
+        pytest.param("paper-mezo", "squad", "adamw", marks=SLOW),
+        pytest.param("paper-mezo", "copa", "mezo", marks=SLOW),
+        pytest.param("paper-mezo", "drop", "mezo_prefix", marks=SLOW),
+        pytest.param("paper-mezo", "record", "mezo_lora", marks=SLOW),
+        pytest.param("paper-mezo", "drop", "linear_probing", marks=SLOW),
+        pytest.param("paper-opt", "squad", "mezo", marks=SLOW),
+        pytest.param("paper-opt", "squad", "dpzero", marks=SLOW),
+        pytest.param("paper-opt-grid", "drop", "mezo_learning_rate1e-6", marks=SLOW),
+        pytest.param("paper-aggzo-opt", "squad", "adamw", marks=SLOW),
+    ],
+)
+def test_a_cell_on_opt_runs_on_stand_ins_as_published(name, task, method, cache, tmp_path, monkeypatch):
+    model = sweep.read(name)["models"][0]
+    write_opt(tmp_path / "models", model)
+    write_rows(tmp_path / "rows", task, OPT_ROWS[task], 512)
+    monkeypatch.setenv("DPZERO_DATA_DIR", str(tmp_path / "rows"))
+    monkeypatch.setenv("DPZERO_MODEL_DIR", str(tmp_path / "models"))
+    (cell, *_) = sweep.load(name, tasks=task, models=model, methods=method).values()
+    rehearse(cell, tmp_path, **({} if method == "in_context" else {"steps": 2}))
+
+
+@pytest.mark.parametrize(
+    "name, method",
+    [
+        pytest.param("paper-roberta", "dp_adamw", marks=SLOW),
+        pytest.param("paper-roberta", "adamw", marks=SLOW),
+        pytest.param("paper-roberta", "dp_lora", marks=SLOW),
+        pytest.param("paper-roberta-grid", "lora_learning_rate1e-3", marks=SLOW),
+        pytest.param("paper-mezo-roberta", "prefix", marks=SLOW),
+        pytest.param("paper-mezo-roberta-16", "lora", marks=SLOW),
+        pytest.param("paper-aggzo", "dp_adamw", marks=SLOW),
+    ],
+)
+def test_a_cell_on_roberta_runs_on_stand_ins_as_published(
+    name, method, stand_in, cache, tmp_path, monkeypatch
+):
+    write_rows(tmp_path / "rows", "sst2", lambda i: {"sentence": f"film {i}", "label": i % 2}, 1030)
+    monkeypatch.setenv("DPZERO_DATA_DIR", str(tmp_path / "rows"))
+    monkeypatch.setenv("DPZERO_MODEL_DIR", str(stand_in))
+    (cell, *_) = sweep.load(name, tasks="sst2", methods=method).values()
+    rehearse(cell, tmp_path, steps=2, batch_size=8)
