@@ -340,7 +340,7 @@ def _check_batch_loss(where: str, card: Card, task: str, settings: dict) -> None
     if settings["batch_loss"] == "mean_of_tokens" and card.private:
         raise UsageError(
             f"{where}: batch_loss mean_of_tokens lets one example's loss depend on its batch, which no private method may "
-            "do: leave it out"
+            "do: leave it out, or give this method mean_of_examples"
         )
     if "words" in tasks.stanza(task) or card.order is None:
         settings["batch_loss"] = RUN_SETTINGS["batch_loss"].default
