@@ -37,6 +37,11 @@ class DPSGD(FineTuning):
     `clipping` says how, for the same released sum. `hooks` keeps every example's gradient in memory and
     scales it. `ghost` keeps only the norms; a second backward pass sums the gradients of the losses, each
     times its clip factor.
+
+    With `dropout` an example's gradient has a mask of its own. Masks are independent of the data and of each
+    other, so the sum has the same sensitivity given any masks. But two neighbouring batches draw other masks
+    from the same state of a generator: the guarantee needs masks that nobody can compute, and a run under a
+    secret key is refused.
     """
 
     title = "DP-SGD"
@@ -53,10 +58,18 @@ class DPSGD(FineTuning):
         clip: float,
         optimizer: Literal["adamw", "adam", "sgd"] = "sgd",
         clipping: Literal["hooks", "ghost"] = "hooks",
+        dropout: bool = False,
         seed: int = 0,
     ) -> None:
         size = Budget.require(budget).batch_size
-        super().__init__(model, loss, size, learning_rate=learning_rate, optimizer=optimizer, seed=seed)
+        super().__init__(
+            model, loss, size, learning_rate=learning_rate, optimizer=optimizer, dropout=dropout, seed=seed
+        )
+        if dropout and budget.key.valid_release:
+            raise ValueError(
+                "dropout draws masks that whoever knows the seed can compute, and one example more changes those of the "
+                "others: leave it out, or publish the noise key"
+            )
         check_clip(clip)
         if clipping not in ("hooks", "ghost"):
             raise ValueError(f"clipping is {clipping!r}: give one of hooks, ghost")
@@ -67,7 +80,7 @@ class DPSGD(FineTuning):
         self.owners: Any = getattr(loss, "owners", None)
         self.names = [name for name, p in model.named_parameters() if p.requires_grad]
         check_normalisation(model.named_modules())
-        model.eval()  # no dropout: running a layer again gives the same
+        model.eval()  # no dropout, but where `drop_out` has it
         self.model_check, self._independent = ModelCheck(model, self.parameters), False
         for module in model.modules():
             if isinstance(module, nn.Embedding):
@@ -106,7 +119,7 @@ class DPSGD(FineTuning):
         count = self.budget.admit(batches.sizes(batch), batches.indices(batch))
         if self.budget.probes_loss and not self._independent:
             self._check_independence(batch, count, self.budget.collate_subset)
-        with self.model_check.deterministic(), self.model_check.forward_passes():
+        with self.model_check.deterministic(), self.model_check.forward_passes(), self.drop_out(batch):
             sums, total = self._clipped_sums(batch)
         for p in self.parameters:
             p.grad = sums[p] if p in sums else torch.zeros_like(p)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from dpzero.zeroth_order.model_requirements import trainable
+from dpzero.privacy import RunKey
+from dpzero.zeroth_order.model_requirements import check_normalisation, trainable
 from dpzero.zeroth_order.protocols import PartitionedLoss
 
 OPTIMIZERS: dict[str, Any] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
@@ -40,8 +42,10 @@ class FineTuning:
         optimizer: Literal["adamw", "adam", "sgd"] = "adamw",
         weight_decay: float = 0.0,
         implementation: Literal["default", "loop", "foreach", "fused"] = "default",
+        dropout: bool = False,
         seed: int = 0,
     ) -> None:
+        """`dropout`: the model drops out at its own rates. `seed` is that of its masks."""
         if optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer is {optimizer!r}: give one of {', '.join(OPTIMIZERS)}")
         if implementation not in IMPLEMENTATIONS:
@@ -53,6 +57,7 @@ class FineTuning:
         self.optimizer: torch.optim.Optimizer = OPTIMIZERS[optimizer](
             self.parameters, lr=learning_rate, weight_decay=weight_decay, **IMPLEMENTATIONS[implementation]
         )
+        self.dropout, self.masks = dropout, RunKey.published(seed).stream("dropout")
         self.steps_taken = 0
         self.training_loss: float | None = None
 
@@ -66,11 +71,37 @@ class FineTuning:
     def gradients(self, batch: Any) -> Tensor | float:
         """Leaves each parameter's gradient in `grad`. Returns the sum of the losses."""
         total: Tensor | float = 0.0
-        for part in self.loss.parts(batch):
-            losses = self.loss(self.model, part)
-            (losses.sum() / self.batch_size).backward()  # type: ignore[no-untyped-call]
-            total += losses.detach().sum()
+        with self.drop_out(batch):
+            for part in self.loss.parts(batch):
+                losses = self.loss(self.model, part)
+                (losses.sum() / self.batch_size).backward()  # type: ignore[no-untyped-call]
+                total += losses.detach().sum()
         return total
+
+    @contextmanager
+    def drop_out(self, batch: Any) -> Iterator[None]:
+        """Context manager: the model drops out, by masks that follow from the seed and the step, if the method has dropout.
+
+        So a resumed run draws the same. Torch's generators return to where they were.
+
+        Raises:
+            ValueError: the model drew no mask for a batch that is not empty, or normalises over the batch.
+        """
+        if not self.dropout:
+            yield
+            return
+        devices = sorted({p.device.index for p in self.model.parameters() if p.is_cuda})
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(int(self.masks.words(1, self.steps_taken)[0]))
+            start = _random_states(devices)
+            self.model.train()
+            try:
+                check_normalisation(self.model.named_modules())
+                yield
+            finally:
+                self.model.eval()
+            if len(batch) and all(map(torch.equal, start, _random_states(devices))):
+                raise ValueError("dropout is true, but no rate of this model is above 0: leave it out")
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -85,3 +116,7 @@ class FineTuning:
             mine.copy_(saved)
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.steps_taken = state["steps_taken"]
+
+
+def _random_states(devices: Sequence[int]) -> list[Tensor]:
+    return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]

@@ -128,6 +128,7 @@ ELSEWHERE = {  # what people look for among the settings
     "epsilon": "it is no setting: give `epsilons` in the sweep",
     "noise_scale": "the noise follows from epsilon: give `epsilons` in the sweep",
     "seed": "it is no setting: give `seeds` in the sweep",
+    "dropout": "the two passes of a zeroth-order step need the same function, so it is for fine_tuning and dp_sgd",
     "dataset_size": "it is the number of the task's training rows, or of those that train_examples or shots draws",
 }
 
@@ -286,10 +287,12 @@ def check_settings(
         _check_privacy(where, card, settings)
     else:
         settings = {k: v for k, v in settings.items() if not (k in RUN_SETTINGS and RUN_SETTINGS[k].private)}
+    _check_batch_loss(where, card, cell["task"], settings)
     _check_checkpoint_selection(where, card, cell["task"], settings)
     _check_rows(where, card, settings)
     _add_digests(cell, settings)
-    omitted = {k for k, entry in RUN_SETTINGS.items() if entry.omit_default and settings[k] == entry.default}
+    entries = cell_settings(card).items()
+    omitted = {key for key, entry in entries if entry.omit_default and settings.get(key) == entry.default}
     return {key: settings[key] for key in sorted(settings.keys() - omitted)}
 
 
@@ -315,6 +318,11 @@ def _check_privacy(where: str, card: Card, settings: dict) -> None:
         raise UsageError(
             f"{where}: exact noise is offered for methods that release scalars: use noise_arithmetic float"
         )
+    if settings.get("dropout") and settings["noise_key"] == "secret":
+        raise UsageError(
+            f"{where}: dropout draws masks by a public seed, given which one example more changes those of the others: "
+            "leave it out, or take noise_key published"
+        )
     if settings["as_published"]:
         for key in DECIDED_BY_PUBLIC_CODE:
             if settings.pop(key) not in (RUN_SETTINGS[key].default, "float"):
@@ -322,6 +330,20 @@ def _check_privacy(where: str, card: Card, settings: dict) -> None:
     elif settings["noise_arithmetic"] is None:
         secret_scalars = settings["noise_key"] == "secret" and card.order == 0
         settings["noise_arithmetic"] = "exact" if secret_scalars else "float"
+
+
+def _check_batch_loss(where: str, card: Card, task: str, settings: dict) -> None:
+    """The mean over a batch's tokens weighs an example by the others' lengths, so that no clip bounds its share.
+
+    Labels have one loss an example, and nothing else to choose.
+    """
+    if settings["batch_loss"] == "mean_of_tokens" and card.private:
+        raise UsageError(
+            f"{where}: batch_loss mean_of_tokens lets one example's loss depend on its batch, which no private method may "
+            "do: leave it out, or give this method mean_of_examples"
+        )
+    if "words" in tasks.stanza(task) or card.order is None:
+        settings["batch_loss"] = RUN_SETTINGS["batch_loss"].default
 
 
 def _check_checkpoint_selection(where: str, card: Card, task: str, settings: dict) -> None:
@@ -366,6 +388,11 @@ def _check_rows(where: str, card: Card, settings: dict) -> None:
             f"{where}: demonstrations are private examples that stand in every prompt, for a method that "
             "trains nothing: leave them out"
         )
+    for key in ("demonstrations_for", "leading_blanks"):
+        if not settings["demonstrations"] and settings[key] != RUN_SETTINGS[key].default:
+            raise UsageError(
+                f"{where}: {key} is about demonstrations, of which there are none: give some, or leave it out"
+            )
 
 
 def _add_digests(cell: Mapping, settings: dict) -> None:
@@ -388,7 +415,7 @@ def _most_rows(task: str, settings: dict) -> float:
 
 def draw_of(cell: Mapping) -> Draw:
     """Which rows a cell trains on."""
-    drawn = {key: cell["settings"].get(key, 0) for key in ("shots", "train_examples", "demonstrations")}
+    drawn = {key: value for key, value in cell["settings"].items() if key in Draw._fields}
     return Draw(**drawn, seed=cell["seed"]) if any(drawn.values()) else ALL
 
 

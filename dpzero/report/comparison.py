@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pandas
@@ -90,7 +91,7 @@ def _row(rows: pandas.DataFrame, theirs: Published) -> dict:
         "published_low": low,
         "published_high": high,
         **asdict(result),
-        "rule": theirs.iterate_rule,
+        "rule": theirs.rule,
         "source": theirs.source,
         "arxiv": theirs.arxiv,
         "published_method": theirs.published_method,
@@ -113,7 +114,16 @@ def discrepancies(runs: pandas.DataFrame) -> Table:
     """Known disagreements between a paper and its code, for the papers of `published`."""
     papers = {theirs.paper for cell in runs["run"] for theirs in numbers.for_run(cell.rpartition("/")[0])}
     papers |= {"DP-ZO"} if runs["method"].str.startswith("dp_zo_").any() else set()
-    known = pandas.read_csv(DISCREPANCIES, dtype=str, keep_default_na=False)
-    table = make_table("discrepancies", known[known["paper"].isin(papers)].to_dict("records"))
+    known = pandas.read_csv(DISCREPANCIES, dtype=str).fillna("")
+    known = known[known["paper"].isin(papers)].assign(numbers=lambda rows: rows.apply(_concerned, axis=1))
+    known = known.drop(columns="cells")
+    table = make_table("discrepancies", known.to_dict("records"))
     table.columns = [Column(name, name) for name in known]
     return table
+
+
+def _concerned(row: pandas.Series) -> str:
+    """How many published numbers of a paper are of the cells that a discrepancy is about; empty if it names none."""
+    patterns = row["cells"].split()
+    own = [theirs.cell for theirs in numbers.read() if theirs.paper == row["paper"]]
+    return str(sum(any(fnmatchcase(cell, p) for p in patterns) for cell in own)) if patterns else ""

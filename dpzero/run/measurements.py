@@ -108,8 +108,8 @@ class Clock:
 def measure_step_memory(setup: Setup) -> dict:
     """Peak bytes of weights, inference and a step, and how they were measured; cached by settings.
 
-    In-context learning takes no step: it needs an evaluation, which keeps the keys and values of the
-    demonstrations.
+    In-context learning takes no step: it needs an evaluation, which keeps the keys and values of demonstrations
+    that serve all rows.
     """
     cell = {key: setup.cell[key] for key in ("task", "model", "use")}
     settings = {key: value for key, value in setup.settings.items() if key not in WITHOUT_MEMORY}
@@ -144,9 +144,14 @@ def _measure_step_memory(setup: Setup) -> dict:
     inference = step = trackers.peak_bytes(model, forward)
     how = f"a step on a stand-in batch of {size} x {length} tokens"
     if setup.settings.get("demonstrations"):
+        length -= setup.task.max_new_tokens  # as prompts are cut, so that a written answer has positions
         asked = setup.loss.stand_in(max(2, setup.settings["token_budget"] // length), length)
+        alike = "alike but for the last"
+        if setup.settings.get("demonstrations_for") == "each_row":
+            texts, alike = getattr(asked, "candidates", asked), "each unlike the others from the first on"
+            texts.tokens[texts.offsets[:-1]] = np.arange(len(texts))
         step = trackers.peak_bytes(model, lambda: setup.loss.evaluate(model, asked))
-        how = f"an evaluation of {len(asked)} stand-in texts of {length} tokens, alike but for the last"
+        how = f"an evaluation of {len(asked)} stand-in texts of {length} tokens, {alike}"
     elif setup.card.order is not None:
         step = trackers.peak_bytes(model, two_steps)
     features = ", of whose features the head reads" if from_features else ""

@@ -60,6 +60,7 @@ class Setup:
         if wanted := self.settings.get("test_examples"):
             test = self.examples["test"]
             self.examples["test"] = test[np.arange(min(wanted, len(test)))]
+        self.examples |= {split: self._weighted(self.examples[split]) for split in ("dev", "test")}
         self._check_rows()
         sizes = self.settings["token_budget"], self.settings["compute"]
         scores_text = isinstance(self.examples["train"], encoding.Continuations)
@@ -189,7 +190,13 @@ class Setup:
             kind, size = SAMPLERS[self.settings["sampling"]], len(train)
             sampler = kind(size, min(size, self.settings["batch_size"]), self.key.stream("sampling"))
             drawn = map(train.__getitem__, map(sampler.batch, range(start, self.settings["steps"])))
+            drawn = map(self._weighted, drawn)
         yield from enumerate(drawn, start)
+
+    def _weighted(self, examples: Any) -> Any:
+        """Examples whose mean loss is the one that the setting `batch_loss` names."""
+        by_tokens = self.settings.get("batch_loss") == "mean_of_tokens"
+        return examples.weighted_by_tokens() if by_tokens else examples
 
     def describe_provenance(self, steps: int) -> dict:
         """The part `provenance` of the record: code, machine, base model and data."""

@@ -11,8 +11,9 @@ from baselines.dp_sgd import DPSGD
 from dpzero.language.data import tasks
 from dpzero.language.models import encoding, losses, text_classifier
 from dpzero.memory import trackers
+from dpzero.privacy import Budget, RunKey
 from tests.all_pairs import pairwise
-from tests.baselines.brute_force import BATCH_SIZE, CLIP, brute_force, budget, check_step
+from tests.baselines.brute_force import BATCH_SIZE, CLIP, SETTING, brute_force, budget, check_step
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,38 @@ def test_adam_takes_its_moments_from_the_noisy_sums_alone(batch):
         plain.step()
         me.step(batch)
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(me.parameters, trained, strict=True))
+
+
+@both_ways
+def test_with_dropout_each_examples_gradient_has_its_own_mask_and_is_clipped(clipping, batch):
+    """Each example is a micro-batch, so that a second pass over them in their order draws the same masks."""
+    model, loss = text_classifier.load("tiny-encoder", tasks.load("toy"), "full"), losses.CrossEntropy(1)
+    clip = 30.0  # which bites on some
+    me = DPSGD(model, loss, budget(0.0), learning_rate=1.0, clip=clip, clipping=clipping, dropout=True)
+    before = [p.detach().clone() for p in me.parameters]
+    sums, bitten = [torch.zeros_like(p) for p in me.parameters], 0
+    with torch.random.fork_rng([]):
+        torch.manual_seed(int(me.masks.words(1, 0)[0]))
+        model.train()
+        for part in loss.parts(batch):
+            gradients = torch.autograd.grad(loss(model, part).sum(), me.parameters)
+            norm = torch.sqrt(sum(g.double().square().sum() for g in gradients)).item()
+            bitten += norm > clip
+            sums = [s + g * min(1.0, clip / norm) for s, g in zip(sums, gradients, strict=True)]
+    model.eval()
+    without, _ = brute_force(model, loss, batch, me.parameters, clip)
+    me.step(batch)
+    moved = [(start - p.detach()) * BATCH_SIZE for start, p in zip(before, me.parameters, strict=True)]
+    assert 0 < bitten < len(batch)
+    assert all((a - b).abs().max() < 2e-4 for a, b in zip(moved, sums, strict=True))
+    assert max((a - b).abs().max() for a, b in zip(moved, without, strict=True)) > 1e-2
+
+
+def test_dropout_under_a_secret_key_is_refused():
+    secret = Budget(SETTING, 1.0, RunKey.secret())
+    model = text_classifier.load("tiny-encoder", tasks.load("toy"), "bias")
+    with pytest.raises(ValueError, match="dropout draws masks that whoever knows the seed can compute"):
+        DPSGD(model, losses.CrossEntropy(64), secret, learning_rate=1.0, clip=CLIP, dropout=True)
 
 
 def test_the_moments_are_part_of_the_state(batch):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dpzero.errors import UsageError
 from dpzero.language.data import datasets, tasks
-from dpzero.language.data.datasets import Draw
+from dpzero.language.data.datasets import Draw, Row
 from dpzero.language.models import encoding
 
 LABELS = {
@@ -58,7 +58,7 @@ def test_the_counts_of_the_real_rows_are_the_known_ones(name, data, monkeypatch)
 def test_a_local_row_has_its_columns_and_label(folder):
     task = tasks.load("sst2")
     row = next(row for row in task.splits["test"] if row.text == "play number 3")
-    assert row == ("play number 3", 1, {"sentence": "play number 3", "label": 1})
+    assert row == Row("play number 3", 1, {"sentence": "play number 3", "label": 1})
     assert len(task.splits["train"]) + len(task.splits["dev"]) == 60 and task.splits["dev"]
 
 

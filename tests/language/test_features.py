@@ -81,6 +81,7 @@ def test_the_number_of_threads_changes_no_bit():
         (HEAD | {"tune": "bias"}, False),
         (HEAD | {"tune": "full"}, False),
         (HEAD | {"compute": "bfloat16"}, False),
+        (HEAD | {"dropout": True}, False),
     ],
 )
 def test_features_are_used_if_only_the_head_is_trained(settings, whether):

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from baselines.fine_tuning import FineTuning
+from baselines.mezo import MeZO
 from dpzero.errors import UsageError
 from dpzero.language.data import tasks
 from dpzero.language.data.datasets import Draw, Row
@@ -151,6 +153,76 @@ def test_one_token_candidates_of_a_classifier_and_of_text_have_the_same_loss():
     assert ContinuationLoss(512)(text, choice).item() == pytest.approx(expected.item(), abs=ROUNDING)
 
 
+# --- the mean over the answer tokens of a batch, as in MeZO's code
+
+
+@pytest.fixture
+def answers() -> Continuations:
+    """Five examples of one answer of 1, 2, 4, 7 and 11 tokens."""
+    draw = np.random.default_rng(1)
+    return Continuations.from_candidates(
+        [[(draw.integers(3, 1000, n + 4), n, True)] for n in (1, 2, 4, 7, 11)], [""] * 5
+    )
+
+
+def mean_over_tokens(model: text_classifier.TextScorer, batch: Continuations) -> torch.Tensor:
+    """One cross entropy over all answer tokens of the batch."""
+    logits, targets = [], []
+    for i in range(len(batch)):
+        ids = torch.from_numpy(batch.candidates.ids(i).astype(np.int64))[None]
+        count = int(batch.candidates.labels[i])
+        logits.append(model.language_model(input_ids=ids).logits[0, -count - 1 : -1])
+        targets.append(ids[0, -count:])
+    return torch.nn.functional.cross_entropy(torch.cat(logits), torch.cat(targets))
+
+
+def test_weighted_by_tokens_the_mean_loss_is_that_over_all_answer_tokens(model, answers):
+    weighted = answers.weighted_by_tokens()
+    expected = mean_over_tokens(model, answers).item()
+    assert ContinuationLoss(30)(model, answers).mean().item() != pytest.approx(expected, abs=1e-2)
+    assert ContinuationLoss(30)(model, weighted).mean().item() == pytest.approx(expected, abs=ROUNDING)
+    with torch.no_grad():  # the passes of zeroth-order methods are cut in another way
+        assert ContinuationLoss(30)(model, weighted).mean().item() == pytest.approx(expected, abs=ROUNDING)
+    assert ContinuationLoss(30).evaluate(model, weighted)["loss"] == pytest.approx(expected, abs=ROUNDING)
+
+
+def test_a_gradient_step_follows_the_mean_over_tokens_whatever_the_micro_batches(answers):
+    moved = []
+    for by_hand_too in (True, False):
+        scorer = text_classifier.load("tiny-causal", tasks.load("squad"), "bias")
+        loss = ContinuationLoss(20)
+        assert len(list(loss.parts(answers))) > 2
+        method = FineTuning(scorer, loss, 5, learning_rate=1.0, optimizer="sgd")
+        before = [p.detach().clone() for p in method.parameters]
+        if by_hand_too:
+            mean_over_tokens(scorer, answers).backward()
+            method.optimizer.step()
+        else:
+            method.step(answers.weighted_by_tokens())
+        moved.append([p.detach() - b for p, b in zip(method.parameters, before, strict=True)])
+    assert max(float(m.abs().max()) for m in moved[0]) > 1e-2
+    for expected, mine in zip(*moved, strict=True):
+        torch.testing.assert_close(mine, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_mezo_follows_the_mean_over_tokens(answers):
+    scorer = text_classifier.load("tiny-causal", tasks.load("squad"), "full")
+    method = MeZO(scorer, ContinuationLoss(2048), 5, learning_rate=1.0, smoothing=1e-2)
+    values = method.loss(scorer, answers.weighted_by_tokens())[:, None].double()
+    expected = mean_over_tokens(scorer, answers).item() / (2 * 1e-2)
+    assert method.projected_gradient(values[:, 0]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_weights_are_of_the_batch_and_answers_of_one_length_have_none(answers):
+    weights = answers.weighted_by_tokens().weights
+    assert weights is not None and weights.tolist() == pytest.approx([n / 5 for n in (1, 2, 4, 7, 11)])
+    pair = answers[np.array([0, 4])].weighted_by_tokens()
+    assert pair.weights is not None and pair.weights.tolist() == pytest.approx([1 / 6, 11 / 6])
+    same = answers[np.array([2, 2])].weighted_by_tokens()
+    assert same.weights is not None and same.weights.tolist() == [1, 1]
+    assert len(answers[np.zeros(0, np.int64)].weighted_by_tokens()) == 0
+
+
 # --- what rows become
 
 
@@ -194,21 +266,57 @@ def test_the_prompt_is_cut_on_the_left_and_leaves_room_for_new_tokens():
 # --- in-context learning
 
 
+COPA_ANSWERED = {0: "It rained so the street was wet.", 1: "He fell because I pushed him."}
+
+
 def test_demonstrations_precede_the_prompt_with_answers_and_blank_lines():
     task = tasks.load("copa", Draw(seed=7, demonstrations=3))
-    texts = {0: "It rained so the street was wet.", 1: "He fell because I pushed him."}
     order = np.random.RandomState(7).permutation(20)[:3]
-    assert task.demonstrations == "".join(texts[i % 2] + "\n\n" for i in order)
-    assert tasks.load("copa").demonstrations == ""
+    shown = "".join(COPA_ANSWERED[i % 2] + "\n\n" for i in order)
+    assert {row.demonstrations for split in ("dev", "test") for row in task.splits[split]} == {shown}
+    assert {row.demonstrations for row in tasks.load("copa").splits["test"]} == {""}
+
+
+def test_each_row_has_the_demonstrations_that_mezos_script_draws_for_it():
+    """Written down from its `sample_train_sets` and `sample_subset`."""
+    generator = np.random.RandomState(0)
+    seeds = generator.randint(0, 10000, 1000)  # its script asks for 1000 test rows; COPA has fewer
+    answered = {}
+    for seed, test_row in zip(seeds, np.random.RandomState(0).permutation(6), strict=False):
+        drawn = np.random.RandomState(seed).permutation(20)[:3]
+        answered[test_row] = "".join(COPA_ANSWERED[i % 2] + "\n\n" for i in drawn)
+    draw = Draw(train_examples=8, seed=0, demonstrations=3, demonstrations_for="each_row")
+    task = tasks.Task("copa", tasks.stanza("copa") | {"dev_rows": 4}, draw)
+    lines = [f | {"idx": i} for i in range(3) for f in ROWS["copa"]]
+    assert len(set(answered.values())) > 2
+    assert {lines.index(row.fields): row.demonstrations for row in task.splits["test"]} == answered
+
+
+def test_another_seed_draws_other_demonstrations_for_each_row():
+    shown = [
+        [row.demonstrations for row in tasks.load("copa", draw).splits["test"]]
+        for seed in (0, 1, 0)
+        for draw in [Draw(seed=seed, demonstrations=9, demonstrations_for="each_row")]
+    ]
+    assert shown[0] == shown[2] != shown[1]
+
+
+@pytest.mark.parametrize("leading_blanks, blanks", [("kept", "  "), ("stripped", "")])
+def test_blanks_before_a_prompt_that_follows_demonstrations_are_kept_or_stripped(leading_blanks, blanks):
+    task = tasks.load("copa", Draw(demonstrations=1, leading_blanks=leading_blanks))
+    row = task.splits["test"][0]
+    padded = row._replace(fields=row.fields | {"premise": "  \n It snowed."})
+    begin = row.demonstrations + blanks + "\n It snowed"
+    assert task.prompt_for(padded).startswith(begin) and row.demonstrations.endswith("\n\n")
 
 
 def test_demonstrations_are_the_same_for_label_words_and_candidates():
-    toy, draw = tasks.load("toy", Draw(seed=3, demonstrations=2)), Draw(seed=3, demonstrations=2)
-    before = [1, *encoding.tokenizer("tiny-causal", 1000)(toy.demonstrations)[1:]]
-    ids = encoding.encode(tasks.load("toy", draw), "tiny-causal", 200)["test"].ids(0)
+    draw = Draw(seed=3, demonstrations=2)
+    toy = tasks.load("toy", draw)
     row = toy.splits["test"][0]
-    assert ids.tolist() == before + tokenizer_info("tiny-causal").encode(toy.prompt_for(row))
-    assert toy.demonstrations.count("The topic of this sentence is") == 2
+    ids = encoding.encode(toy, "tiny-causal", 200)["test"].ids(0)
+    assert ids.tolist() == [1, *tokenizer_info("tiny-causal").encode(toy.prompt_for(row))]
+    assert row.demonstrations.count("The topic of this sentence is") == 2
     copa = encoding.encode(tasks.load("copa", draw), "tiny-causal", 200)["test"]
     alone = encoding.encode(tasks.load("copa"), "tiny-causal", 200)["test"]
     assert copa.candidates.labels.tolist() == alone.candidates.labels.tolist()

@@ -97,11 +97,11 @@ def test_the_toy_task_needs_no_cache(monkeypatch, tmp_path):
 def test_one_word_determines_the_toy_topic():
     toy = tasks.load("toy")
     seen = collections.defaultdict(collections.Counter)
-    for text, label, _ in toy.splits["train"]:
+    for text, label, *_ in toy.splits["train"]:
         for word in text.rstrip(".?").split():
             seen[word][label] += 1
     telling = {word: labels.most_common(1)[0][0] for word, labels in seen.items() if len(labels) == 1}
-    for text, label, _ in toy.splits["test"]:
+    for text, label, *_ in toy.splits["test"]:
         assert label in {telling[word] for word in text.rstrip(".?").split() if word in telling}
 
 
@@ -164,7 +164,7 @@ def test_the_first_rows_of_a_split_are_a_fair_sample(task):
 def test_the_splits_never_change(task):
     state = hashlib.sha256()
     for split in ("train", "dev", "test"):
-        for text, label, _ in task.splits[split]:
+        for text, label, *_ in task.splits[split]:
             state.update(f"{split}\t{label}\t{text}\n".encode())
     assert state.hexdigest()[:16] == EXPECTED[task.name][2]
 

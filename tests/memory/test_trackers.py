@@ -102,9 +102,11 @@ def test_the_resident_peak_is_forgotten_and_found_again():
 
 @pytest.fixture
 def measured(cache, smoke):
-    def measure(method: str, model: str = "tiny-encoder", shown: int = 0, **settings: object) -> dict:
+    def measure(
+        method: str, model: str = "tiny-encoder", shown: int = 0, of: str = "all_rows", **settings: object
+    ) -> dict:
         cell = smoke(method, **settings) | {"model": model}
-        cell["settings"] |= {"demonstrations": shown} if shown else {}
+        cell["settings"] |= {"demonstrations": shown, "demonstrations_for": of} if shown else {}
         return measurements.measure_step_memory(Setup(cell, lambda line: None, "cpu"))
 
     return measure
@@ -136,6 +138,16 @@ def test_in_context_learning_holds_the_keys_and_values_of_its_demonstrations(mea
     assert shown["inference_peak_bytes"] == plain["inference_peak_bytes"] == plain["peak_allocated_bytes"]
     assert shown["weights_bytes"] + kept <= shown["peak_allocated_bytes"] < shown["weights_bytes"] + 2 * kept
     assert "an evaluation of 4 stand-in texts of 512 tokens" in shown["how"]
+
+
+def test_demonstrations_of_each_rows_own_keep_no_keys_and_values(measured):
+    settings = {"model": "tiny-causal", "tune": "full", "batch_size": 1, "max_length": 512}
+    shared, own = (
+        measured("zero_shot", **settings, shown=32, of=of, token_budget=512)
+        for of in ("all_rows", "each_row")
+    )
+    assert own["peak_allocated_bytes"] < 1.01 * own["inference_peak_bytes"] < shared["peak_allocated_bytes"]
+    assert own["how"].endswith("2 stand-in texts of 512 tokens, each unlike the others from the first on")
 
 
 def test_a_zeroth_order_step_has_the_memory_of_inference(measured):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from dpzero.errors import UsageError
 from dpzero.files import run_id
+from dpzero.language.data.datasets import ALL, Draw
 from dpzero.plan import registry, sweep
 from dpzero.plan.settings import canonical_epsilon, check_files, draw_of
 
@@ -512,9 +513,9 @@ def test_rows_that_are_not_local_have_no_digest_in_the_cell(monkeypatch):
 
 def test_a_draw_is_of_the_cells_seed(rows):
     rows(["good", "bad"])
-    assert draw_of(sst2(shots=512)) == (512, 0, 42, 0)
-    assert draw_of(sst2(train_examples=1000)) == (0, 1000, 42, 0)
-    assert draw_of(sst2()) == (0, 0, 0, 0)
+    assert draw_of(sst2(shots=512)) == Draw(shots=512, seed=42)
+    assert draw_of(sst2(train_examples=1000)) == Draw(train_examples=1000, seed=42)
+    assert draw_of(sst2()) == ALL
     with pytest.raises(UsageError, match="shots and train_examples both say which rows to draw"):
         sst2(shots=1, train_examples=1)
 
@@ -526,7 +527,50 @@ def test_in_context_learning_reads_private_examples_and_depends_on_the_seed(writ
     assert {run for run in cells if "/icl/" in run} == {
         f"toy/tiny-encoder/icl/eps-inf/seed-{s}" for s in (0, 1)
     }
-    assert draw_of(cells["toy/tiny-encoder/icl/eps-inf/seed-1"]) == (0, 0, 1, 32)
+    assert draw_of(cells["toy/tiny-encoder/icl/eps-inf/seed-1"]) == Draw(seed=1, demonstrations=32)
+
+
+def test_how_demonstrations_are_shown_is_part_of_the_draw(write):
+    shown = "{use: zero_shot, demonstrations: 32, demonstrations_for: each_row, leading_blanks: stripped}"
+    (cell,) = (c for c in write("one", ONE + f"  icl: {shown}\n").values() if c["method"] == "icl")
+    assert draw_of(cell) == Draw(0, 0, 0, 32, "each_row", "stripped")
+    for setting in ("demonstrations_for: each_row", "leading_blanks: stripped"):
+        with pytest.raises(
+            UsageError, match=f"{setting.partition(':')[0]} is about demonstrations, of which"
+        ):
+            write("one", ONE + f"  zero_shot: {{{setting}}}\n")
+
+
+def test_the_mean_over_a_batchs_tokens_is_for_answers_of_methods_without_noise(write):
+    free = ONE.replace("toy", "squad").replace("tiny-encoder", "tiny-causal")
+    mezo, tokens = "  mezo: {learning_rate: 1.0e-3", ", batch_loss: mean_of_tokens}\n"
+
+    def chosen(text: str) -> set[str | None]:
+        return {c["settings"].get("batch_loss") for c in write("one", text).values() if c["method"] == "mezo"}
+
+    assert chosen(free + mezo + tokens) == {"mean_of_tokens"}
+    assert chosen(free + mezo + "}\n") == {None}
+    assert chosen(ONE + mezo + tokens) == {None}  # a label's loss is one number
+    private = "method dpzero: batch_loss mean_of_tokens lets one example's loss depend on its batch, which no private"
+    with pytest.raises(UsageError, match=private):
+        write("one", free.replace("clip: 5}", "clip: 5" + tokens))
+
+
+def test_dropout_is_for_first_order_methods_under_a_published_key(write):
+    first_order = "  adamw: {use: fine_tuning, learning_rate: 1.0e-3, dropout: %s}\n"
+    private = "  dp_sgd: {learning_rate: 1.0e-3, clip: 1, dropout: true, noise_key: %s}\n"
+
+    def chosen(text: str, method: str) -> object:
+        (cell,) = (c for c in write("one", ONE + text).values() if c["method"] == method)
+        return cell["settings"].get("dropout")
+
+    assert chosen(first_order % "true", "adamw") is chosen(private % "published", "dp_sgd") is True
+    assert chosen(first_order % "false", "adamw") is None  # as for the cells before there was dropout
+    with pytest.raises(UsageError, match="method dp_sgd: dropout draws masks by a public seed"):
+        write("one", ONE + private % "secret")
+    for line in ("  mezo: {learning_rate: 1.0e-3, dropout: true}\n", "  zero_shot: {dropout: true}\n"):
+        with pytest.raises(UsageError, match="the two passes of a zeroth-order step need the same function"):
+            write("one", ONE + line)
 
 
 def test_no_method_that_trains_has_private_examples_in_its_prompts(write):

@@ -161,7 +161,7 @@ def test_another_setting_is_named_in_place_of_a_verdict(tables, paper):
 
 
 def test_another_iterate_is_named_in_place_of_a_verdict(tables, paper):
-    records = [paper(seed) for seed in range(3)]
+    records = [paper(seed, iterate="best_dev") for seed in range(3)]
     for run in records:
         run["metrics"]["selection"] = "best dev checkpoint (published practice, not accounted)"
     (row,) = rows(tables(records), source="DPZero, table 2")
@@ -202,6 +202,28 @@ def test_the_discrepancies_are_those_of_the_papers_that_are_compared(tables, pap
     rows_of_csv = list(csv.DictReader(io.StringIO(files["discrepancies.csv"])))
     assert {row["paper"] for row in rows_of_csv} == {"DPZero", "DP-ZOPO"}
     assert all(row["published"] and row["here"] for row in rows_of_csv)
+
+
+def test_a_discrepancy_says_how_many_published_numbers_it_is_about(tables, paper):
+    with comparison.DISCREPANCIES.open(encoding="utf-8", newline="") as stream:
+        rows_of_csv = list(csv.DictReader(stream))
+    assert all(len(row) == 6 and None not in row.values() for row in rows_of_csv)
+    with published.FILE.open(encoding="utf-8", newline="") as stream:
+        methods = [(row["paper"], row["method"]) for row in csv.DictReader(stream) if row["cell"]]
+    files = tables([paper(seed, method="mezo", epsilon="inf", shots=16, steps=100_000) for seed in range(3)])
+    shown = {
+        (row["paper"], row["id"]): row["numbers"]
+        for row in csv.DictReader(io.StringIO(files["discrepancies.csv"]))
+    }
+    assert shown["MeZO", "demonstrations"] == str(methods.count(("MeZO", "ICL"))) == "23"
+    gradient = [name for name in ("FT", "FT (LoRA)", "FT (prefix)") if ("MeZO", name) in methods]
+    assert shown["MeZO", "dropout"] == str(sum(methods.count(("MeZO", name)) for name in gradient))
+    assert (shown["MeZO", "COPA"], shown["MeZO", "TREC"], shown["MeZO", "label words"]) == ("2", "2", "")
+    assert all(
+        int(row["numbers"])
+        for row in csv.DictReader(io.StringIO(files["discrepancies.csv"]))
+        if row["numbers"]
+    )
 
 
 def test_each_numbered_discrepancy_has_its_row():

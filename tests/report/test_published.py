@@ -49,6 +49,33 @@ def test_each_number_has_a_cell_or_a_reason_to_be_left_out():
     assert len(published.read()) == sum(bool(row["cell"]) for row in rows) == 518
 
 
+def test_facts_stand_in_columns_of_their_own_and_in_no_sentence():
+    """What is compared is one of a few values, or a number; only `notes`, misprints and reasons are prose."""
+    rows = [row for row in raw() if row["cell"]]
+    kinds = {"standard error", "standard deviation", "one seed", "one value, seeds not said", "digitised"}
+    assert {row["spread_kind"] for row in rows} == kinds
+    iterates = {"last iterate", "best dev checkpoint", "nothing is trained", "not said"}
+    assert {row["iterate_rule"] for row in rows} == iterates and set(published.ITERATES) <= iterates
+    assert {row["settings_rule"] for row in rows if row["iterate_rule"] == "nothing is trained"} == {""}
+    for name in ("n_seeds", "steps", "train_rows", "test_rows"):
+        assert all(row[name] == "" or row[name].isdigit() for row in rows)
+    nothing = {
+        n.iterate_rule for n in published.read() if n.cell.split("/")[2] in ("zero_shot", "in_context")
+    }
+    assert nothing == {"nothing is trained"}
+
+
+def test_no_fact_is_taken_from_the_notes(monkeypatch, tmp_path):
+    rows = [row | {"notes": "seeds {1}; T=7; last iterate"} for row in raw()]
+    with (tmp_path / "published.csv").open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    expected = published.read()
+    monkeypatch.setattr(published, "FILE", tmp_path / "published.csv")
+    assert published.read.__wrapped__() == expected
+
+
 def test_the_reasons_are_those_of_the_rows():
     def reason(words: str) -> list[dict[str, str]]:
         rows = [row for row in raw() if row["left_out"].startswith(words)]
@@ -137,6 +164,11 @@ SAME |= {"privacy.dataset_size": 1024, "metrics.examples": 872}
         ({"settings.smoothing": 0.01}, ["smoothing 0.01, theirs 0.001"]),
         ({"privacy.dataset_size": 48}, ["training rows 48, theirs 1024"]),
         ({"metrics.examples": 48}, ["test rows 48, theirs 872"]),
+        ({"settings.iterate": "best_dev"}, ["best_dev, theirs last iterate"]),
+        (
+            {"settings.iterate": "accounted", "metrics.selection": "dev checkpoint"},
+            ["dev checkpoint, theirs last iterate"],
+        ),
         (
             {"provenance.data.departure": "whole sentences, theirs GLUE's phrases"},
             ["rows: whole sentences, theirs GLUE's phrases"],
@@ -154,6 +186,36 @@ def test_an_epsilon_at_another_delta_is_not_the_same_epsilon():
     assert published.differences(SAME, digitised) == ["δ 1e-05, theirs not printed"]
 
 
-def test_a_misprint_is_named_and_is_of_one_number():
+def test_a_misprint_or_a_doubt_is_named_and_is_of_few_numbers():
     misprinted = [n for n in published.read() if n.misprint]
-    assert [(n.cell, n.value) for n in misprinted] == [("mnli/roberta-large/zero_shot/eps-0", 51.4)]
+    assert [(n.cell, n.value) for n in misprinted] == [
+        ("trec/roberta-large/mezo_lora/eps-inf", 95.0),
+        ("copa/opt-13b/mezo_lora/eps-inf", 84.0),
+        ("copa/opt-13b/mezo_prefix/eps-inf", 87.0),
+        ("mnli/roberta-large/zero_shot/eps-0", 51.4),
+    ]
+    (copa,) = published.for_run("copa/opt-13b/mezo_lora/eps-inf")
+    assert copa.misprint in published.differences({}, copa) and "issue 28" in copa.misprint
+
+
+@pytest.mark.parametrize(
+    "cell, changed, words",
+    [
+        ("squad/opt-13b/mezo/eps-inf", "batch_loss", "batch loss not set, theirs mean_of_tokens"),
+        ("squad/opt-6.7b/mezo/eps-inf", "batch_loss", "batch loss not set, theirs mean_of_tokens"),
+        (
+            "rte/opt-13b/in_context/eps-inf",
+            "demonstrations_for",
+            "demonstrations for not set, theirs each_row",
+        ),
+        ("rte/opt-66b/in_context/eps-inf", "leading_blanks", "leading blanks not set, theirs stripped"),
+        ("snli/roberta-large/dp_lora/eps-6", "dropout", "dropout not set, theirs True"),
+        ("snli/roberta-large/prefix/eps-inf", "dropout", "dropout not set, theirs True"),
+        ("boolq/opt-13b/adamw/eps-inf", "dropout", "dropout not set, theirs True"),
+    ],
+)
+def test_a_run_without_a_setting_of_the_papers_code_gets_no_verdict(cell, changed, words):
+    for theirs in published.for_run(cell)[:1]:
+        same = {f"settings.{key}": value for key, value in theirs.settings.items()}
+        assert words not in published.differences(same, theirs)
+        assert words in published.differences(same | {f"settings.{changed}": None}, theirs)

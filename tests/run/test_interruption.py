@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from dpzero import __main__ as command_line
 from dpzero.errors import UsageError
@@ -180,6 +181,18 @@ def test_asked_to_end_it_ends_at_once_and_goes_on_later(cell, tmp_path, by):
     assert outcome == by or isinstance(outcome, KeyboardInterrupt)
     assert not out.exists() and len(transcript.read(checkpoint.folder(out) / "transcript")[1]) == 5
     assert uninterrupted(mine, out) == uninterrupted(mine, tmp_path / "b.json")
+
+
+@pytest.mark.parametrize("method", ["adamw", "dp_adam"])
+def test_killed_a_run_with_dropout_goes_on_with_the_same_masks(method, smoke, cache, tmp_path):
+    planned = smoke(method)
+    planned["settings"] |= {"steps": STEPS, "evaluate_every": 0, "dropout": True}
+    mine, kept = sweep.complete(planned), stopped(sweep.complete(planned), tmp_path / "a.json")
+    assert torch.load(kept / "state.pt")["method"]["steps_taken"] == 5
+    killed, whole = (run_cell(mine, tmp_path / name, quiet, "cpu") for name in ("a.json", "b.json"))
+    without = run_cell(sweep.complete(planned | {"settings": planned["settings"] | {"dropout": False}}),
+                       tmp_path / "c.json", quiet, "cpu")  # fmt: skip
+    assert killed["metrics"] == whole["metrics"] != without["metrics"]
 
 
 # --- no room

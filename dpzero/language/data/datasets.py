@@ -30,12 +30,13 @@ class Row(NamedTuple):
     """One example.
 
     `label` is an index into the task's labels, or 0 for free answers; `fields` are the data's own columns,
-    for prompts.
+    for prompts. `demonstrations` is the text in front of its prompt.
     """
 
     text: str
     label: int
     fields: Mapping[str, Any] = {}
+    demonstrations: str = ""
 
 
 Splits = dict[str, list[Row]]
@@ -47,13 +48,16 @@ class Draw(NamedTuple):
 
     `shots` of each class, or `train_examples` in all (see `few_shot`).
 
-    `demonstrations` training rows stand, with their answers, before each prompt (in-context learning).
+    `demonstrations` training rows stand, with their answers, before each prompt (in-context learning): one
+    draw for all rows, or one for each. The prompt's own leading blanks are kept, or stripped.
     """
 
     shots: int = 0
     train_examples: int = 0
     seed: int = 0
     demonstrations: int = 0
+    demonstrations_for: str = "all_rows"
+    leading_blanks: str = "kept"
 
 
 ALL = Draw()

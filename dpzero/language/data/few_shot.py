@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from .datasets import DEV_ROWS, Draw
 
 TEST_ROWS = 1000  # of a drawn test split, at most
+ROW_SEEDS = 10_000  # the seeds of the rows' own demonstrations are below it
 TEST_SEED = 42  # of LM-BFF's test rows, whatever the seed of the training rows
 
 
@@ -77,6 +78,26 @@ def draw_rows(
         raise ValueError(f"{len(order)} training rows leave none after {dev_rows} for dev")
     test = sample_rows(test_rows, TEST_ROWS, draw.seed)
     return {"train": order[:-dev_rows], "dev": order[-dev_rows:], "test": test}
+
+
+def draw_demonstrations(rows: int, answered: int, draw: Draw) -> list[NDArray[np.int64]]:
+    """Indices of the training rows that stand before the prompts of a split.
+
+    With `demonstrations_for` "each_row" they are those of MeZO's `icl.sh`, whose seed is 0: one seed draws a
+    number for each row, and this number is the seed of the row's own draw (`sample_train_sets` without a seed).
+
+    Args:
+        rows: how many training rows there are.
+        answered: how many rows the split has, in the order in which they were drawn.
+        draw: with `demonstrations`.
+
+    Returns:
+        For each row of the split, indices of shape [demonstrations].
+    """
+    if draw.demonstrations_for == "all_rows":
+        return [sample_rows(rows, draw.demonstrations, draw.seed)] * answered
+    seeds = np.random.RandomState(draw.seed).randint(0, ROW_SEEDS, answered)
+    return [sample_rows(rows, draw.demonstrations, int(seed)) for seed in seeds]
 
 
 def sample_rows(rows: int, count: int, seed: int) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,7 @@ class Task:
         Rows are in the order of a hash, because some files are sorted by class.
         """
         rows = datasets.read(self.name, self.stanza)
+        train = rows["train"]
         if self.draw.shots or self.draw.train_examples:
             from .few_shot import draw_rows
 
@@ -89,6 +90,8 @@ class Task:
         elif "dev" not in rows:
             parts = datasets.split_by_hash(self.name, rows["train"], test=False)
             rows = {"train": parts["train"], "dev": parts["dev"], "test": rows["test"]}
+        if self.draw.demonstrations:
+            rows |= {split: self._after_demonstrations(rows[split], train) for split in ("dev", "test")}
         return {
             split: sorted(rows[split], key=lambda row: datasets.text_hash(self.name, row.text))
             for split in ("train", "dev", "test")
@@ -116,8 +119,11 @@ class Task:
     # -- prompts of causal models ---------------------------------------------------------------------------
 
     def prompt_for(self, row: Row) -> str:
-        """The prompt of a causal model, without an answer."""
-        return prompts.fill(self.prompt, {"text": row.text, **row.fields})
+        """The prompt of a causal model with the row's demonstrations, without an answer."""
+        prompt = prompts.fill(self.prompt, {"text": row.text, **row.fields})
+        if row.demonstrations and self.draw.leading_blanks == "stripped":
+            prompt = prompt.lstrip(" ")
+        return row.demonstrations + prompt
 
     def candidates(self, row: Row) -> list[tuple[str, bool]]:
         """(text that a candidate appends to the prompt, whether it is right), in the order of the data."""
@@ -137,22 +143,22 @@ class Task:
         """The column of the right candidates of a task with free answers: their texts, or an index."""
         return datasets.column_value(row.fields, self.stanza["causal"]["right"])
 
-    @cached_property
-    def demonstrations(self) -> str:
-        """The drawn training rows with their answers, a blank line after each, as MeZO joins them.
+    def _after_demonstrations(self, rows: list[Row], train: list[Row]) -> list[Row]:
+        """The rows with the drawn training rows and their answers, a blank line after each, as MeZO joins them."""
+        from .few_shot import draw_demonstrations
 
-        MeZO draws them by `sample_subset`.
-        """
-        if not self.draw.demonstrations:
-            return ""
-        from .few_shot import sample_rows
-
-        train = datasets.read(self.name, self.stanza)["train"]
-        texts = []
-        for i in sample_rows(len(train), self.draw.demonstrations, self.draw.seed):
+        @cache
+        def shown(i: int) -> str:
             answer = next(text for text, is_right in self.candidates(train[i]) if is_right)
-            texts.append((self.prompt_for(train[i]) + answer).strip() + "\n\n")
-        return "".join(texts)
+            return (self.prompt_for(train[i]) + answer).strip() + "\n\n"
+
+        @cache
+        def joined(drawn: tuple[int, ...]) -> str:
+            return "".join(map(shown, drawn))
+
+        draws = draw_demonstrations(len(train), len(rows), self.draw)
+        pairs = zip(rows, draws, strict=True)
+        return [row._replace(demonstrations=joined(tuple(drawn.tolist()))) for row, drawn in pairs]
 
 
 def load(name: str, draw: Draw = ALL) -> Task:

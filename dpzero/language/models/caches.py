@@ -73,8 +73,9 @@ class Features:
 
 
 def trains_on_features(texts: Any, settings: Mapping[str, Any]) -> bool:
-    """Whether a run can train on the features of texts: the head alone of a classifier, in float32."""
-    return settings["tune"] == "head" and settings["compute"] == "float32" and isinstance(texts, Examples)
+    """Whether a run can train on the features of texts: the head alone of a classifier, in float32, without dropout."""
+    plain = settings["compute"] == "float32" and not settings.get("dropout")
+    return settings["tune"] == "head" and plain and isinstance(texts, Examples)
 
 
 def stand_in_features(model: Any, size: int) -> Features:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -111,6 +111,7 @@ class Continuations:
     first: NDArray[np.int64]  # [n + 1]: where each example's candidates begin
     right: NDArray[np.bool_]  # one for each candidate
     references: NDArray[np.str_]  # [n]: the right answers' texts, as JSON
+    weights: NDArray[np.float32] | None = None  # [n]: factors of the losses; None: each is 1
 
     @classmethod
     def from_candidates(
@@ -134,7 +135,20 @@ class Continuations:
         chosen = [np.arange(self.first[i], self.first[i + 1]) for i in indices]
         rows = np.concatenate([*chosen, np.zeros(0, np.int64)]).astype(np.int64)
         first = np.concatenate([[0], np.cumsum([len(c) for c in chosen])]).astype(np.int64)
-        return Continuations(self.candidates[rows], first, self.right[rows], self.references[indices])
+        weights = None if self.weights is None else self.weights[indices]
+        return Continuations(
+            self.candidates[rows], first, self.right[rows], self.references[indices], weights
+        )
+
+    def weighted_by_tokens(self) -> Continuations:
+        """With weights by which the mean loss of these examples is the mean over all tokens of their right answers.
+
+        So one example's loss depends on the others, as in the code of MeZO
+        (`utils.forward_wrap_with_option_len`).
+        """
+        counts = self.candidates.labels[self.first[:-1] + self.gold()]
+        weights = counts * (len(self) / max(1, counts.sum()))
+        return replace(self, weights=weights.astype(np.float32))
 
     def parts(self, token_budget: int) -> Iterator[tuple[NDArray[np.int64], Continuations]]:
         """(positions, examples) of micro-batches of whole examples, the longest first.
@@ -311,7 +325,7 @@ def encode_candidates(task: Task, model: str, max_length: int, split: str) -> Co
     only_right = task.max_new_tokens or (split == "train" and not task.answers)
     examples, references = [], []
     for row in task.splits[split]:
-        prompt, candidates = task.demonstrations + task.prompt_for(row), task.candidates(row)
+        prompt, candidates = task.prompt_for(row), task.candidates(row)
         if only_right:
             candidates = [next(candidate for candidate in candidates if candidate[1])]
         examples.append([(*_encode_candidate(prompt, text, info, room), right) for text, right in candidates])
@@ -337,14 +351,14 @@ def row_encoder(task: Task, model: str, max_length: int) -> Callable[[Row], list
     if kind == "encoder":
         tokenize = tokenizer(model, max_length)
         return lambda row: tokenize(row.text)
-    if kind == "causal" and "causal" not in task.stanza and not task.demonstrations:
+    if kind == "causal" and "causal" not in task.stanza and not task.draw.demonstrations:
         tokenize = tokenizer(model, UNLIMITED)
         return lambda row: _encode_prompt(task, row.text, tokenize, max_length)
     info = tokenizer_info(model)
     if kind == "causal":
 
         def encode_causal(row: Row) -> list[int]:
-            prompt = (task.demonstrations + task.prompt_for(row)).lstrip().rstrip(" ")
+            prompt = task.prompt_for(row).lstrip().rstrip(" ")
             return prompts.truncate_left(info.encode(prompt), max_length, info.first)
 
         return encode_causal
@@ -393,7 +407,8 @@ def _write(path: Path, splits: Mapping[str, Examples | Continuations]) -> None:
     arrays: dict[str, NDArray] = {}
     for split, examples in splits.items():
         fields = vars(examples) | vars(getattr(examples, "candidates", examples))
-        fields.pop("candidates", None)
+        for absent in ("candidates", "weights"):
+            fields.pop(absent, None)
         arrays |= {f"{split}/{key}": array for key, array in fields.items()}
     with replacing(path) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]

@@ -131,7 +131,7 @@ class ContinuationLoss(_Loss):
     """The loss of a model that scores candidate texts, for `Continuations` (Malladi et al., 2023).
 
     A candidate's score is the mean log-probability of its tokens after the prompt. The loss of one candidate
-    is its negative score, of several the cross entropy over their scores.
+    is its negative score, of several the cross entropy over their scores. A batch with weights multiplies them.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class ContinuationLoss(_Loss):
             part = batch[own]
             losses = _gold_losses(self._invariant_scores(model, part.candidates), part)
             result[torch.from_numpy(own).to(result.device)] = losses
-        return result
+        return result if batch.weights is None else result * torch.from_numpy(batch.weights).to(result)
 
     def _invariant_scores(self, model: nn.Module, rows: Examples) -> Tensor:
         """As `scores`, to the last bit a function of each candidate alone (see `batch_invariance`)."""
@@ -198,14 +198,15 @@ class ContinuationLoss(_Loss):
     def evaluate(self, model: nn.Module, examples: Continuations) -> dict[str, Any]:
         """Mean loss of the first right answers, and accuracy with `correct` or, if the model writes, F1."""
         right, loss = np.zeros(len(examples), bool), 0.0
+        weights = np.ones(len(examples)) if examples.weights is None else examples.weights
         candidates = examples.candidates
         with caches.reuse_prefix(model, candidates, int(candidates.labels.max()) + 1):
             for order, part in examples.parts(self.token_budget):
                 groups = self.scores(model, part.candidates).split(np.diff(part.first).tolist())
                 for row, scores, start, gold in zip(order, groups, part.first, part.gold(), strict=False):
-                    loss -= float(scores[gold])
+                    loss -= float(scores[gold]) * float(weights[row])
                     right[row] = part.right[start + int(scores.argmax())]
-        mean_loss = {"loss": loss / len(examples)}
+        mean_loss = {"loss": loss / float(weights.sum())}
         if not self.max_new_tokens:
             return _accuracy(right) | mean_loss
         f1 = sum(self._f1(model, part) for _, part in examples.parts(self.token_budget))
