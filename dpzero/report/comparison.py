@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas
 
-from dpzero.report import formatting
+from dpzero.report import formatting, provenance
 from dpzero.report import published as numbers
 from dpzero.report.published import Published
 from dpzero.report.statistics import (
@@ -75,7 +75,9 @@ def _row(rows: pandas.DataFrame, theirs: Published) -> dict:
     with_record = rows[rows["status"] != "missing"].to_dict("records")
     differences = dict.fromkeys(words for row in with_record for words in numbers.differences(row, theirs))
     result = compare(score, theirs)
-    if differences and score.n:
+    if provenance.rehearsal(rows):
+        result = Comparison(math.nan, math.nan, math.nan, ABSENT, "not compared: a rehearsal")
+    elif differences and score.n:
         verdict = f"not compared: {'; '.join(differences)}"
         result = Comparison(result.difference, math.nan, math.nan, ABSENT, verdict)
     half = quantile((theirs.n_seeds or 1) - 1) * theirs.standard_error

@@ -16,6 +16,7 @@ from dpzero.cli.estimate import (
     Estimator,
     announcement,
     estimate,
+    full_step,
     host_megabytes,
     minutes,
 )
@@ -82,7 +83,7 @@ def test_a_benchmark_on_a_gpu_takes_the_place_of_the_published_step(tmp_path):
 
 def test_the_step_nearest_in_size_and_of_its_precision_counts():
     def step(model: str, seconds: float, compute: str = "float32"):
-        return PUBLISHED._replace(key=(model, "dpzero", "full", compute), seconds=seconds)
+        return PUBLISHED._replace(key=full_step(model, "dpzero", compute), seconds=seconds)
 
     times = [step("opt-6.7b", 90), step("roberta-large", 7, "bfloat16"), step("roberta-large", 0.3)]
     (cell,) = cells("paper-roberta", tasks="sst2", methods="mezo", seeds=42)
