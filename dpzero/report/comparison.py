@@ -59,8 +59,9 @@ def compare(ours: Summary, theirs: Published) -> Comparison:
 
 
 def published(runs: pandas.DataFrame) -> Table:
-    """One row for each published number of a cell of these runs, finished or not."""
-    shots = set(runs["settings.shots"].dropna()) if "settings.shots" in runs else set()
+    """One row for each published number of a cell of these runs, finished or not. A rehearsal has other shots than its sweep."""
+    known = "settings.shots" in runs and not provenance.rehearsal(runs)
+    shots = set(runs["settings.shots"].dropna()) if known else set()
     lines = []
     for (task, model, method, epsilon), rows in runs.groupby(CELL, sort=False):
         for theirs in numbers.for_run(f"{task}/{model}/{method}/eps-{epsilon}"):
