@@ -3,9 +3,10 @@
 snakemake --cores all                                           the sweep `quick`
 snakemake --cores all --config sweep=adapters-lm methods='[dpzero, mezo]' epsilons='[2]' seeds='[0]'
 snakemake --cores all --config sweep=my/sweep.yaml              your own; its `include` names folders of tasks, models and methods
+snakemake --cores all --config sweep=NAME steps=20 train_examples=64     a rehearsal, in results/NAME-rehearsal
 snakemake --cores all --config sweep=NAME data_dir=FOLDER       task rows from JSON lines (model_dir: weights)
 snakemake --cores all --config gpu_share=3                      up to three runs on one GPU, if its memory allows
-snakemake --cores 1 --config device=cuda:0,cuda:1               a model larger than one GPU: its layers over several
+snakemake --cores all --config gpus=2                           a model larger than one GPU: its layers over two
 snakemake --workflow-profile dpzero/profiles/slurm              on a cluster
 snakemake --cores all partial                                   tables and figures of the runs that exist
 snakemake --report report.html                                  one file with tables, figures, statement (or report.zip)
@@ -62,8 +63,8 @@ rule assets:
     message:
         "{wildcards.task} for {wildcards.model}: rows and weights, downloaded, verified and tokenized once"
     shell:
-        '"$DPZERO_PYTHON" -P -m dpzero assets --sweep "$DPZERO_SWEEP" --tasks {wildcards.task:q} --models {wildcards.model:q} '
-        "--out {output:q} >{log:q} 2>&1"
+        '"$DPZERO_PYTHON" -P -m dpzero assets --sweep "$DPZERO_SWEEP" $DPZERO_LIMITS --tasks {wildcards.task:q} '
+        "--models {wildcards.model:q} --out {output:q} >{log:q} 2>&1"
 
 
 rule run:
@@ -89,7 +90,7 @@ rule run:
         "{wildcards.run}"
     shell:
         '"$DPZERO_PYTHON" -P -m dpzero run --spec {params.cell:q} --tries {params.tries:q} --out {output:q} --threads {threads} --device "$DPZERO_DEVICE" '
-        ">>{log:q} 2>&1"
+        '--gpus "$DPZERO_GPUS" >>{log:q} 2>&1'
 
 
 rule plan:
@@ -102,7 +103,7 @@ rule plan:
     params:
         runs=list(SWEEP.cells),  # other runs make the tables again
         sweep=SWEEP.sweep,
-        narrowed=SWEEP.axes,
+        narrowed=SWEEP.narrowed,
     shell:
         '"$DPZERO_PYTHON" -P -m dpzero cells --sweep {params.sweep:q} {params.narrowed:q} --out {output:q} '
         ">{log:q} 2>&1"
@@ -121,7 +122,7 @@ rule tables:
     params:
         command="dpzero tables",
         sweep=SWEEP.sweep,
-        narrowed=SWEEP.axes,
+        narrowed=SWEEP.narrowed,
         folder=lambda wildcards, output: Path(output[0]).parent,
     message:
         "{params.command} --sweep {params.sweep}"
@@ -148,7 +149,7 @@ use rule tables as figures with:
     params:
         command="dpzero figures",
         sweep=SWEEP.sweep,
-        narrowed=SWEEP.axes,
+        narrowed=SWEEP.narrowed,
         folder=lambda wildcards, output: Path(output[0]).parent,
 
 
@@ -174,7 +175,7 @@ rule pages:
         ENVIRONMENT
     params:
         sweep=SWEEP.sweep,
-        narrowed=SWEEP.axes,
+        narrowed=SWEEP.narrowed,
         tables=lambda wildcards, input: Path(input.tables[0]).parent,
         folder=lambda wildcards, output: Path(output[0]).parent,
     message:
@@ -193,7 +194,7 @@ rule partial:
         ENVIRONMENT
     params:
         sweep=SWEEP.sweep,
-        narrowed=SWEEP.axes,
+        narrowed=SWEEP.narrowed,
         tables=f"{RESULTS}/tables",
         figures=SWEEP.figures,
     message:

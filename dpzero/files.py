@@ -35,6 +35,7 @@ def run_id(cell: Mapping) -> str:
     return f"{cell['task']}/{cell['model']}/{cell['method']}/eps-{cell['epsilon']}/seed-{cell['seed']}"
 
 
+REHEARSAL = "-rehearsal"  # at the end of the name under which a rehearsal's results are written (see `plan.rehearsal`)
 TRY_MARK = "@"  # METHOD@POINT is the method of a try: a run that helps to choose settings (see `plan.search`)
 
 

@@ -378,7 +378,7 @@ def test_a_failed_run_costs_no_other_and_shows_as_missing(project, tmp_path):
         ),
         pytest.param(
             ["sweep=smoke", "method=[dpzero]"],
-            "unknown axis 'method': did you mean 'methods'?",
+            "unknown axis or limit 'method': did you mean 'methods'?",
             marks=pytest.mark.slow,
         ),
         pytest.param(

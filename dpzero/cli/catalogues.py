@@ -14,7 +14,7 @@ from ..language.data import new_task, tasks
 from ..language.models import model_catalogue
 from ..plan import registry
 from ..plan import sweep as sweeps
-from .options import INCLUDE, LOCAL_FILES, folder_to_write, option, verb
+from .options import INCLUDE, LOCAL_FILES, SWEEP, folder_to_write, option, verb
 from .process_setup import log
 
 KINDS = ("tasks", "models", "methods", "sweeps")
@@ -100,6 +100,23 @@ def croissant(options: argparse.Namespace) -> dict:
 
     assets.ensure(tasks.assets_of(options.task), log=log)
     return {"task": options.task, "rows": croissant.write(options.task, options.out)}
+
+
+@verb(
+    SWEEP,
+    out=option("folder for them: the model_dir of the rehearsal", type=folder_to_write, required=True),
+)
+def stand_ins(options: argparse.Namespace) -> dict:
+    """Write small models with random weights in the place of a sweep's, to rehearse it without a hub."""
+    from ..language.models import stand_ins
+
+    models = {cell["model"] for cell in sweeps.load(options.sweep).values() if "use" in cell}
+    of_the_hub = {name: hub for name in models if (hub := model_catalogue.stanza(name).get("hub"))}
+    if not of_the_hub:
+        raise UsageError(f"sweep {options.sweep} has no model of a hub: rehearse it with its own models")
+    for name, hub in sorted(of_the_hub.items()):
+        stand_ins.write(name, options.out / hub.rpartition("/")[2])
+    return {"model_dir": str(options.out), "models": sorted(of_the_hub)}
 
 
 def as_yaml(content: object) -> str:

@@ -6,6 +6,8 @@ measured: runs of its model and method with its own settings (runs.csv and times
 scaled: other such runs, or a benchmark (JSON), in proportion to the tokens of a step
 estimated: DPZero's step in a benchmark, in proportion to tokens and parameters; evaluation is left out
 unknown: none; the run is not counted
+
+To these comes the start of the process (imports, rows), where records say what it takes. Runs of a rehearsal serve no other sweep.
 """
 
 from __future__ import annotations
@@ -23,13 +25,15 @@ from typing import NamedTuple
 import yaml
 
 from ..errors import UsageError
+from ..language.models import model_catalogue, model_folder
 from ..plan import sweep
 from ..plan.registry import card
 
 HOW = ("measured", "scaled", "estimated", "unknown")
 RECORD_BYTES = 6_000  # a record with a curve of a few points
 TRANSCRIPT_BYTES = 12  # a step and direction
-ALIKE = ("tune", "compute")  # settings without which two step times are not compared
+ALIKE = ("tune", "compute", "weights")  # settings without which two step times are not compared
+COMPUTE = ("", "float32", "bfloat16")  # of a full step; the published one does not say
 SIZES = ("batch_size", "max_length", "directions")
 PASSES = {0: 2, 1: 3}  # by a method's order, in forward passes: a backward pass has the work of two
 GHOST_PASSES = 4  # a backward pass without the products of the weights, and a whole one
@@ -40,11 +44,34 @@ RESULTS = Path("results")
 
 
 @cache
-def _parameters() -> dict[str, int]:
+def _shapes() -> dict[str, int]:
     return {name: shape["parameters"] for name, shape in yaml.safe_load(SHAPES.read_text("utf-8")).items()}
 
 
+def _parameters(model: str) -> int | None:
+    """Of the model in its local folder, which may be a stand-in, else of the published shape of this name."""
+    folder = model_catalogue.local_folder(model)
+    return (_parameters_in(folder) if folder else None) or _shapes().get(model)
+
+
+_parameters_in = cache(model_folder.parameters)
+
+
 # Measured times ---------------------------------------------------------------------------------------------
+
+
+class Key(NamedTuple):
+    """What a time is of. `alike`: the settings of ALIKE, as text."""
+
+    model: str
+    method: str
+    alike: tuple[str, ...]
+    rehearsed: bool = False
+
+
+def full_step(model: str, method: str, compute: str) -> Key:
+    """A step on all of the published weights, as a benchmark takes it."""
+    return Key(model, method, ("full", compute, "None"))
 
 
 class StepTime(NamedTuple):
@@ -52,19 +79,20 @@ class StepTime(NamedTuple):
 
     device: str
     on_gpu: bool
-    key: tuple[str, ...]  # model, method and the settings of ALIKE
+    key: Key
     tokens: int  # that a step may hold
     seconds: float
     sizes: tuple[int, ...] | None = None  # those of SIZES; None for a benchmark
     other_seconds: float | None = None
     weights_bytes: int = 0
+    start_seconds: float | None = None  # of the process, before the run's own clock; None for older records
 
 
 # 64 prompts of SST-2, 17 tokens each without padding (DPZero, table 3)
 PUBLISHED = StepTime(
     "an RTX 3090 (published; nothing measured here)",
     on_gpu=True,
-    key=("roberta-large", "dpzero", "full", ""),  # matches no cell: serves estimates by operations only
+    key=full_step("roberta-large", "dpzero", ""),  # matches no cell: serves estimates by operations only
     tokens=64 * 17,
     seconds=0.347,
 )
@@ -90,15 +118,18 @@ def _rows(path: Path) -> list[dict[str, str]]:
 def _of_run(run: dict[str, str], times: dict[str, str]) -> StepTime:
     settings = {name: run.get(f"settings.{name}") or None for name in (*ALIKE, *SIZES)}
     sizes = tuple(int(settings[name] or 1) for name in SIZES)
+    rehearsed = any(value for name, value in run.items() if name.startswith("rehearsal."))
+    start = times.get("time.start_cpu_seconds")
     return StepTime(
         times["provenance.device"],
         "CPU" not in run.get("memory.how", ""),
-        (run["model"], run["method"], *(str(settings[name]) for name in ALIKE)),
+        Key(run["model"], run["method"], tuple(str(settings[name]) for name in ALIKE), rehearsed),
         math.prod(sizes),
         float(times["time.step_seconds"] or 0),
         sizes,
         float(times["time.wall_seconds"]) - float(times["time.train_seconds"]),
         int(run["memory.weights_bytes"] or 0),
+        float(start) if start else None,
     )
 
 
@@ -108,7 +139,7 @@ def _of_benchmark(benchmark: dict) -> list[StepTime]:
         StepTime(
             benchmark["provenance"]["device"],
             "CPU" not in benchmark["memory"],
-            (benchmark["model"], row["name"], "full", benchmark["compute_dtype"]),
+            full_step(benchmark["model"], row["name"], benchmark["compute_dtype"]),
             benchmark["padded_tokens"],
             row["step_seconds_median"],
             weights_bytes=row["weights_bytes"],
@@ -127,16 +158,20 @@ class Estimator:
     Args:
         times: measured on that device.
         prompts: mean tokens of a prompt, by task; another task has prompts of the full length.
+        start_seconds: of a run's process, if none of the times has it.
     """
 
-    def __init__(self, times: Sequence[StepTime], prompts: dict[str, float]) -> None:
+    def __init__(
+        self, times: Sequence[StepTime], prompts: dict[str, float], start_seconds: float = 0.0
+    ) -> None:
         self.times, self.prompts = times, prompts
         self.device, self.on_gpu = times[0].device, times[0].on_gpu
-        self.by_key: dict[tuple, list[StepTime]] = {}
+        self.start_seconds = _start(times) or start_seconds
+        self.by_key: dict[Key, list[StepTime]] = {}
         for time in times:
             self.by_key.setdefault(time.key, []).append(time)
-        full = [time for time in times if time.key[1:3] == ("dpzero", "full")]
-        self.full_steps = [time for time in full if time.key[0] in _parameters()]
+        full = {full_step(name, "dpzero", compute) for name in _shapes() for compute in COMPUTE}
+        self.full_steps = [time for time in times if time.key in full]
 
     @classmethod
     def choose(
@@ -151,7 +186,8 @@ class Estimator:
             UsageError: nothing was measured on such a device.
         """
         devices: dict[str, list[StepTime]] = {}
-        for time in (*measured(results), PUBLISHED):
+        everywhere = [*measured(results), PUBLISHED]
+        for time in everywhere:
             devices.setdefault(time.device, []).append(time)
         matching = [times for device, times in devices.items() if (gpu or "").lower() in device.lower()]
         if not matching:
@@ -159,7 +195,8 @@ class Estimator:
                 f"no step time was measured for {gpu}, but for {', '.join(devices)}: run one seed of the "
                 "sweep there and its tables, or python -m dpzero benchmark"
             )
-        estimators = [cls(times, sweep.read(name)["tokens"]) for times in matching]
+        tokens, start = sweep.read(name)["tokens"], _start(everywhere)
+        estimators = [cls(times, tokens, start) for times in matching]
         return max(estimators, key=lambda one: (count_measured(one.total(cells)[0]), one.on_gpu))
 
     def total(self, cells: Sequence[dict]) -> tuple[Counter[str], float]:
@@ -168,11 +205,13 @@ class Estimator:
         return Counter(how for how, _ in runs), sum(seconds for _, seconds in runs)
 
     def run(self, cell: dict) -> tuple[str, float]:
-        """The source, a word of HOW, and the seconds of a run; 0 if they are unknown."""
+        """The source, a word of HOW, and the seconds of a run with the start of its process; 0 if they are unknown."""
+        how, seconds = self._without_start(cell)
+        return how, 0.0 if how == "unknown" else self.start_seconds + seconds
+
+    def _without_start(self, cell: dict) -> tuple[str, float]:
         settings = cell["settings"]
-        alike = [str(settings.get(name)) for name in ALIKE]
-        keys = [(cell["model"], name, *alike) for name in (cell["method"], cell.get("use"))]
-        near = self.by_key.get(keys[0]) or self.by_key.get(keys[1])
+        near = next(filter(None, map(self.by_key.get, _keys(cell))), None)
         if not near:
             return self._by_operations(cell)
         sizes = tuple(int(settings.get(name, 1)) for name in SIZES)
@@ -185,21 +224,35 @@ class Estimator:
 
     def _by_operations(self, cell: dict) -> tuple[str, float]:
         """Scale DPZero's full fine-tuning step on the model nearest in size, of this precision if there is one."""
-        parameters, settings = _parameters(), cell["settings"]
-        if "use" not in cell or cell["model"] not in parameters or not self.full_steps:
+        size, settings = _parameters(cell["model"]) if "use" in cell else None, cell["settings"]
+        if not size or not self.full_steps:
             return "unknown", 0.0
-        size, order = parameters[cell["model"]], card(cell["use"]).order
+        order = card(cell["use"]).order
         passes = 0 if order is None else PASSES[order] * settings.get("directions", 1)
         if settings.get("clipping") == "ghost":
             passes = GHOST_PASSES
         tokens = settings["batch_size"] * self.prompts.get(cell["task"], settings["max_length"])
 
         def distance(time: StepTime) -> tuple[float, bool]:
-            return abs(math.log(parameters[time.key[0]] / size)), time.key[3] != settings["compute"]
+            return abs(math.log(_shapes()[time.key.model] / size)), time.key.alike[1] != settings["compute"]
 
         step = min(self.full_steps, key=distance)
-        work = passes * size * tokens / (PASSES[0] * parameters[step.key[0]] * step.tokens)
+        work = passes * size * tokens / (PASSES[0] * _shapes()[step.key.model] * step.tokens)
         return "estimated", settings["steps"] * work * step.seconds
+
+
+def _keys(cell: dict) -> list[Key]:
+    """Of what times serve a cell, the best first: those of its sweep serve a rehearsal, too."""
+    alike = tuple(str(cell["settings"].get(name)) for name in ALIKE)
+    rehearsed = [True, False] if "rehearsal" in cell else [False]
+    names = (cell["method"], cell.get("use"))
+    return [Key(cell["model"], name, alike, one) for one in rehearsed for name in names if name]
+
+
+def _start(times: Sequence[StepTime]) -> float:
+    """The median of what a process takes to start; 0 if no record says it."""
+    known = [time.start_seconds for time in times if time.start_seconds is not None]
+    return median(known) if known else 0.0
 
 
 def count_measured(counts: Counter[str]) -> int:
@@ -211,7 +264,7 @@ def announcement(name: str, cells: Sequence[dict], cores: int | None) -> str:
     estimator = Estimator.choose(name, cells)
     counts, seconds = estimator.total(cells)
     place, words = estimator.device, ", ".join(f"{counts[how]} {how}" for how in HOW if counts[how])
-    stated = sweep.read(name)["core_seconds"]
+    stated = None if any("rehearsal" in cell for cell in cells) else sweep.read(name)["core_seconds"]
     on_cores = not estimator.on_gpu
     if stated and cores and not count_measured(counts):
         seconds, place, words, on_cores = stated * len(cells), "a CPU", "as the sweep says", True
@@ -240,7 +293,7 @@ def estimate(name: str, cells: Sequence[dict], results: Path, gpu: str | None, p
     if counts["unknown"] == len(cells):
         raise UsageError(f"no step time was measured for sweep {name}: run one seed of it and its tables")
     hours, models = round(seconds / 3600, 2), {cell["model"] for cell in cells}
-    weights = [time.weights_bytes for time in estimator.times if time.key[0] in models]
+    weights = [time.weights_bytes for time in estimator.times if time.key.model in models]
     releases = sum(cell["settings"]["steps"] * cell["settings"].get("directions", 1) for cell in cells)
     return {
         "device": estimator.device,
@@ -260,5 +313,5 @@ def minutes(estimator: Estimator, cell: dict) -> int:
 
 def host_megabytes(cell: dict) -> int:
     """Host memory to ask for: Python and torch, the weights in float32 and, as they are read, the file's."""
-    size = _parameters().get(cell["model"], 0) if "use" in cell else 0  # studies load no weights
+    size = _parameters(cell["model"]) or 0 if "use" in cell else 0  # studies load no weights
     return LEAST_MEGABYTES + HOST_BYTES * size // 10**6

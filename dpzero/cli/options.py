@@ -18,7 +18,9 @@ from typing import Any, NamedTuple, NoReturn
 from ..errors import one_line
 from ..plan.settings import ANY, POSITIVE_COUNT, Range, number
 
-DEVICES = re.compile(r"cpu|cuda(:\d{1,3})?(,cuda:\d{1,3})*", re.ASCII)
+DEVICES = re.compile(
+    r"cpu(,cpu)*|cuda(:\d{1,3})?(,cuda:\d{1,3})*", re.ASCII
+)  # cpu,cpu: to try what several do
 Options = dict[str, dict[str, Any]]
 """Flag, or name of a positional argument -> keyword arguments of `ArgumentParser.add_argument`."""
 Answer = Callable[[argparse.Namespace], dict | None]
@@ -50,10 +52,15 @@ def verb(
 
     def declare(answer: Answer) -> Verb:
         text = (answer.__doc__ or "").splitlines()[0].rstrip(".")
-        options = {f"--{name.replace('_', '-')}": arguments for name, arguments in own.items()}
+        options = {flag(name): arguments for name, arguments in own.items()}
         return Verb(answer.__name__.replace("_", "-"), text, answer, options | (shared or {}), compiles)
 
     return declare
+
+
+def flag(name: str) -> str:
+    """batch_size -> --batch-size"""
+    return f"--{name.replace('_', '-')}"
 
 
 class Parser(argparse.ArgumentParser):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import UsageError, unknown
@@ -11,12 +12,12 @@ from ..plan import guard, sweep
 from ..plan.registry import card
 from .options import LOCAL_FILES, SWEEP, Options, folder_to_read, folder_to_write, option, verb
 from .process_setup import log, read_text
-from .runs import axes_options, chosen_axes
+from .runs import NARROWING, narrowed
 from .workflow import snakefile
 
 RECORDS: Options = {
     **SWEEP,
-    **axes_options(*sweep.AXES),
+    **NARROWING,
     **LOCAL_FILES,
     "--cells": option("file of run ids, one a line (default: all of the sweep)", type=Path),
     "--records": option("folder of the records (default: results/SWEEP/runs)", type=Path),
@@ -35,7 +36,7 @@ def tables(options: argparse.Namespace) -> dict:
     records, runs = _find_records(options)
     plan = sweep.read(options.sweep)
     kind, tuning = plan["experiment"], sweep.rule_of_choice(plan)
-    print(write_tables(kind, records, options.out, sweep.name_of(options.sweep), runs, tuning))
+    print(write_tables(kind, records, options.out, _name(options), runs, tuning))
     return {"tables": str(options.out), "records": len(records), "runs": len(runs)}
 
 
@@ -46,7 +47,7 @@ def figures(options: argparse.Namespace) -> dict:
 
     records, runs = _find_records(options)
     kind = sweep.read(options.sweep)["experiment"]
-    files = write_figures(kind, records, options.out, sweep.name_of(options.sweep), runs)
+    files = write_figures(kind, records, options.out, _name(options), runs)
     return {"figures": [str(file) for file in files], "records": len(records), "runs": len(runs)}
 
 
@@ -59,22 +60,22 @@ def pages(options: argparse.Namespace) -> dict:
     """Write the pages of `snakemake --report` from the tables and figures of a sweep."""
     from ..report.pages import write_pages
 
-    plan, runs = sweep.read(options.sweep), _planned_runs(options)
-    asked = what_was_asked(options.sweep, runs)
-    kind, name = plan["experiment"], sweep.name_of(options.sweep)
+    plan, cells = sweep.read(options.sweep), _planned_cells(options)
+    runs, asked = list(cells), what_was_asked(options.sweep, cells)
+    kind, name = plan["experiment"], _name(options)
     files = write_pages(kind, name, runs, asked, options.tables, options.figures, options.out)
     return {"pages": [str(file) for file in files]}
 
 
-def what_was_asked(name: str, runs: list[str]) -> dict[str, str]:
+def what_was_asked(name: str, cells: Mapping[str, dict]) -> dict[str, str]:
     """Heading -> what these runs of a sweep ask, in its own words, and the values of its axes."""
     plan = sweep.read(name)
     titles = {
         cell["method"]: cell.get("title") or card(cell["use"]).title
-        for cell in sweep.load(name).values()
+        for cell in cells.values()
         if "use" in cell
     }
-    axes = [list(dict.fromkeys(values)) for values in zip(*(run.split("/") for run in runs), strict=True)]
+    axes = [list(dict.fromkeys(values)) for values in zip(*(run.split("/") for run in cells), strict=True)]
     tasks, models, methods, epsilons, seeds = axes
     choice = [plan.get("selection", "").strip(), sweep.rule_of_choice(plan).capitalize()]
     answers = {
@@ -86,7 +87,7 @@ def what_was_asked(name: str, runs: list[str]) -> dict[str, str]:
         "Epsilons": ", ".join(epsilon.removeprefix("eps-") for epsilon in epsilons)
         + " (0: no training, inf: not private)",
         "Seeds": ", ".join(seed.removeprefix("seed-") for seed in seeds),
-        "Runs": str(len(runs)),
+        "Runs": str(len(cells)),
     }
     return {heading: answer for heading, answer in answers.items() if answer}
 
@@ -113,11 +114,11 @@ def crate(options: argparse.Namespace) -> dict:
 
     if options.out.exists():
         raise UsageError(f"{options.out} exists: name a folder or a .zip that does not")
-    records, runs = _find_records(options)
-    name = sweep.name_of(options.sweep)
+    records, _ = _find_records(options)
+    name = _name(options)
     results = Path("results") / name
     folders = (options.records or results / "runs", results / "tables", Path("figures") / name)
-    asked = what_was_asked(options.sweep, runs)
+    asked = what_was_asked(options.sweep, _planned_cells(options))
     files = write_crate(name, asked, (snakefile(), sweep.find(options.sweep)), records, folders, options.out)
     return {"crate": str(options.out), "files": files}
 
@@ -133,7 +134,7 @@ def report(options: argparse.Namespace) -> dict:
             f"sweep {options.sweep} trains nothing, so it has no privacy statement: see its tables"
         )
     records, runs = _find_records(options)
-    print(statement(load(records, runs), sweep.name_of(options.sweep)))
+    print(statement(load(records, runs), _name(options)))
     return {"sweep": options.sweep, "records": len(records), "runs": len(runs)}
 
 
@@ -151,14 +152,14 @@ def readme(options: argparse.Namespace) -> dict:
     return {"written": differing}
 
 
-def _planned_runs(options: argparse.Namespace) -> list[str]:
-    """The ids of the planned runs."""
-    return list(_planned_cells(options))
+def _name(options: argparse.Namespace) -> str:
+    """The name under which the results of the sweep, or of its rehearsal, are written."""
+    return sweep.name_of(options.sweep, narrowed(options))
 
 
 def _planned_cells(options: argparse.Namespace) -> dict[str, dict]:
-    """The cells of the sweep, narrowed by the axes that were given and to the ids of --cells."""
-    cells = sweep.load(options.sweep, **chosen_axes(options))
+    """The cells of the sweep, narrowed by what was given and to the ids of --cells."""
+    cells = sweep.load(options.sweep, **narrowed(options))
     if not options.cells:
         return cells
     runs = read_text(options.cells).split()
@@ -174,7 +175,7 @@ def _find_records(options: argparse.Namespace) -> tuple[list[Path], list[str]]:
     Raises UsageError for a record of another cell; with --partial it counts as missing, and a line says so.
     """
     cells = _planned_cells(options)
-    folder = options.records or Path("results") / sweep.name_of(options.sweep) / "runs"
+    folder = options.records or Path("results") / _name(options) / "runs"
     records, others = [], []
     for run, cell in cells.items():
         if (path := folder / f"{run}.json").exists():

@@ -13,8 +13,8 @@ from ..errors import UsageError, unknown
 from ..files import write_whole
 from ..language.data import tasks
 from ..language.models import model_catalogue
-from ..plan import registry, search, sweep
-from ..plan.settings import NOT_NEGATIVE, Range, draw_of
+from ..plan import registry, rehearsal, search, sweep
+from ..plan.settings import NOT_NEGATIVE, POSITIVE_COUNT, Range, draw_of
 from .options import (
     DEVICE,
     LOCAL_FILES,
@@ -23,9 +23,11 @@ from .options import (
     Options,
     device,
     file_to_write,
+    flag,
     folder_to_write,
     number_type,
     option,
+    positive,
     verb,
 )
 from .process_setup import log, read_text, use_threads
@@ -37,9 +39,17 @@ def axes_options(*names: str) -> Options:
     return {f"--{name}": option(f"use these {name} only", nargs="+") for name in names}
 
 
-def chosen_axes(options: argparse.Namespace) -> dict[str, list[str]]:
-    """Axis -> its values, of the axes that narrow a sweep."""
-    return {axis: values for axis in sweep.AXES if (values := getattr(options, axis, None))}
+LIMITS: Options = {
+    flag(limit): option(f"{entry.help} (its results: NAME-rehearsal)", type=number_type(int, POSITIVE_COUNT))
+    for limit, entry in rehearsal.LIMITS.items()
+}
+NARROWING: Options = axes_options(*sweep.AXES) | LIMITS
+
+
+def narrowed(options: argparse.Namespace) -> dict[str, Any]:
+    """Axis -> its values, and limit of a rehearsal -> number, of those that narrow a sweep."""
+    keys = (*sweep.AXES, *rehearsal.LIMITS)
+    return {key: value for key in keys if (value := getattr(options, key, None))}
 
 
 @verb(
@@ -50,6 +60,9 @@ def chosen_axes(options: argparse.Namespace) -> dict[str, list[str]]:
     tries=option("folder of the sweep's records, for a cell whose settings its tries decide", type=Path),
     out=option("file of the record", required=True, type=file_to_write),
     device=option(f"cpu, cuda, cuda:1; cuda:0,cuda:1 spreads the layers {FREE_GPU}", type=device),
+    gpus=positive(
+        "over how many free GPUs the layers are spread, if there are GPUs and no --device is given", 1
+    ),
     backend=option("library that joins ranks of torchrun", "gloo", choices=("gloo", "nccl")),
     rank_timeout=option(
         "how long to wait for another rank",
@@ -66,9 +79,9 @@ def run(options: argparse.Namespace) -> dict | None:
     from ..run import gpu_lock
 
     ranks: dict = {}
-    trains = sweep.kind_of(cell) == sweep.LANGUAGE
+    leased, trains = None, sweep.kind_of(cell) == sweep.LANGUAGE
     if trains and options.device is None:
-        gpu_lock.lease(gpu_lock.of_this_rank(), log=log)
+        leased = gpu_lock.lease(gpu_lock.of_this_rank(), log, options.gpus)
     elif trains:
         gpu_lock.lease_all(options.device, log=log)
     module = "run.run" if trains else "studies.run"
@@ -80,8 +93,9 @@ def run(options: argparse.Namespace) -> dict | None:
         from ..zeroth_order.distributed import join_ranks
 
         ranks["ranks"] = join_ranks(options.backend, options.rank_timeout)
+    place = options.device or gpu_lock.devices(leased)
     try:
-        record = run_cell(cell, options.out, log=log, device=options.device, **ranks)
+        record = run_cell(cell, options.out, log=log, device=place, **ranks)
     except gpu_lock.Crowded:
         log(
             f"{options.out}: out of memory on a shared GPU, which is no result: starting again on an unshared one"
@@ -183,7 +197,7 @@ def _check_names(record: Path) -> None:
 
 
 @verb(
-    SWEEP | axes_options(*sweep.AXES) | LOCAL_FILES,
+    SWEEP | NARROWING | LOCAL_FILES,
     out=option("file for them (default: standard output)", type=file_to_write),
 )
 def cells(options: argparse.Namespace) -> dict:
@@ -215,6 +229,7 @@ def estimate(options: argparse.Namespace) -> dict:
     {"names": option("names of assets (default: all that the sweep needs)", nargs="*")}
     | SWEEP
     | axes_options("tasks", "models")
+    | LIMITS
     | LOCAL_FILES,
     out=option("file for the digests and token counts", type=file_to_write),
 )
@@ -233,8 +248,8 @@ def assets(options: argparse.Namespace) -> dict:
 
 
 def _load_sweep(options: argparse.Namespace) -> dict[str, dict]:
-    """The cells of the sweep, narrowed by the axes that were given."""
-    return sweep.load(options.sweep, **chosen_axes(options))
+    """The cells of the sweep, narrowed by what was given."""
+    return sweep.load(options.sweep, **narrowed(options))
 
 
 @verb()

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from .. import include
 from ..errors import UsageError, let_every_print_pass
-from ..plan import search, sweep
+from ..plan import rehearsal, search, sweep
+from ..plan.settings import POSITIVE_COUNT, listed
 from ..report import KINDS, LANDING, figure_files, figure_names, page_sources, table_files, title_of
 from ..run import gpu_lock
 from . import estimate, options
@@ -31,13 +32,15 @@ class Plan:
 
     def __init__(self, config: dict, workflow: Any) -> None:
         self.sweep = take_sweep(config, workflow.rundir)
-        self.name, plan = sweep.name_of(self.sweep), sweep.read(self.sweep)
+        plan = sweep.read(self.sweep)
         kind = plan["experiment"]
-        device = export(config, workflow.basedir, workflow.rundir, plan["gpu_share"])
-        self.axes = axis_options(config)
-        self.cells = sweep.load(self.sweep, **config)
         self.trains = kind == "language"  # needs weights, data and a GPU
-        self.gpus = max(1, device.count("cuda")) if self.trains else 0
+        gpus = export(config, workflow.basedir, workflow.rundir, plan)
+        self.gpus = gpus if self.trains else 0
+        self.name, self.narrowed = sweep.name_of(self.sweep, config), as_options(config)
+        self.cells = sweep.load(self.sweep, **config)
+        limits = {key: value for key, value in config.items() if key in rehearsal.LIMITS}
+        os.environ["DPZERO_LIMITS"] = " ".join(as_options(limits))  # of rule assets, as $DPZERO_SWEEP
         self.results, self.figures = f"results/{self.name}", f"figures/{self.name}"
         self.records = [f"{self.results}/runs/{run}.json" for run in self.cells]
         self.figure_names = figure_names(kind, self.cells)
@@ -134,24 +137,27 @@ def take_sweep(config: dict, working_folder: str) -> str:
     return name
 
 
-def export(config: dict, code: str, working_folder: str, gpu_share: int) -> str:
+def export(config: dict, code: str, working_folder: str, plan: Mapping[str, Any]) -> int:
     """Move settings from Snakemake's configuration into the environment of the jobs.
 
     Args:
         config: the configuration, changed in place.
         code: folder of the Snakefile, whose code the jobs run.
         working_folder: folder of the command, to which paths are relative.
-        gpu_share: runs that may share a GPU unless the configuration says otherwise.
+        plan: the sweep, whose `gpus` and `gpu_share` hold unless the configuration says otherwise.
 
     Returns:
-        The device, empty if each run chooses.
+        How many GPUs a run is to have.
     """
     paths = (str(Path(code).absolute()), os.environ.get("PYTHONPATH"))
     os.environ["DPZERO_PYTHON"] = sys.executable
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    device = _convert(options.device, str(config.pop("device", "")), "device") or ""
-    os.environ["DPZERO_DEVICE"] = device
-    os.environ[gpu_lock.SHARE] = str(config.pop("gpu_share", gpu_share))
+    named = ",".join(map(str, listed(config.pop("device", []))))
+    device = _convert(options.device, named, "device") or ""
+    count = options.number_type(int, POSITIVE_COUNT)
+    gpus = int(_convert(count, str(config.pop("gpus", plan["gpus"])), "gpus"))
+    os.environ["DPZERO_DEVICE"], os.environ["DPZERO_GPUS"] = device, str(gpus)
+    os.environ[gpu_lock.SHARE] = str(config.pop("gpu_share", plan["gpu_share"]))
     gpu_lock.share()
     for key, name in options.FOLDER_VARIABLES.items():
         if key in config:
@@ -160,7 +166,7 @@ def export(config: dict, code: str, working_folder: str, gpu_share: int) -> str:
             if path.is_dir() or name not in os.environ:
                 _convert(options.folder_to_read, str(path), key)
                 os.environ[name] = str(path)
-    return device
+    return device.count("cuda") if device else gpus
 
 
 def _convert(convert: Callable[[str], Any], text: str, key: str) -> Any:
@@ -170,10 +176,10 @@ def _convert(convert: Callable[[str], Any], text: str, key: str) -> Any:
         raise UsageError(f"{key}: {error}") from None
 
 
-def axis_options(narrowed: dict) -> list[str]:
+def as_options(narrowed: dict) -> list[str]:
     """The options of the verb `cells` that narrow a sweep as Snakemake's configuration does."""
     return [
         word
-        for axis, value in narrowed.items()
-        for word in (f"--{axis}", *map(str, value if isinstance(value, list) else [value]))
+        for key, value in narrowed.items()
+        for word in (options.flag(key), *map(str, value if isinstance(value, list) else [value]))
     ]

@@ -6,6 +6,7 @@ include: [FOLDER]           folders of own tasks, models, methods and sweeps, re
 tuning: RULE                how the settings were chosen, one of TUNING: a heading of the tables
 tasks, models, epsilons, seeds:      the axes; any of them, and `methods`, narrows on the command line
 settings:                   of every run
+gpus:                       how many GPUs hold the model of a run, if there are GPUs; 1 by default
 gpu_share:                  how many runs may be on one GPU if its memory allows; 1 by default
 methods: {NAME: {use: FILE, title: ..., version: N, SETTING: value, grid: {SETTING: [values]}}}
                             a grid makes a method of each of its points, or with `search` the tries of the method
@@ -26,12 +27,12 @@ import yaml
 
 from .. import include
 from ..errors import UsageError, unknown
-from ..files import TRY_MARK, run_id
+from ..files import REHEARSAL, TRY_MARK, run_id
 from ..language import local_files
 from ..language.data import tasks
 from ..language.data.datasets import ALL
 from ..language.models import model_catalogue
-from . import search
+from . import rehearsal, search
 from .registry import card
 from .settings import (
     POSITIVE,
@@ -53,7 +54,13 @@ AXES = ("tasks", "models", "methods", "epsilons", "seeds")
 STANZA = ("use", "title", "grid")
 NEEDED = ("task", "model", "method", "epsilon", "seed", "settings")  # of a cell given by hand
 LANGUAGE = "language"  # the kind of experiment that trains a language model
-DEFAULTS: dict[str, Any] = {"experiment": LANGUAGE, "gpu_share": 1, "core_seconds": None, "tokens": {}}
+DEFAULTS: dict[str, Any] = {
+    "experiment": LANGUAGE,
+    "gpus": 1,
+    "gpu_share": 1,
+    "core_seconds": None,
+    "tokens": {},
+}
 TUNING = {  # how settings were chosen, as the headings of tables say it
     "fixed": "settings fixed beforehand",
     "none": "",
@@ -80,9 +87,13 @@ def names() -> list[str]:
     return sorted(_files())
 
 
-def name_of(sweep: str | Path) -> str:
-    """The name under which results are written: the file's name without its ending."""
-    return Path(sweep).stem if is_path(str(sweep)) else str(sweep)
+def name_of(sweep: str | Path, narrowed: Iterable[str] = ()) -> str:
+    """The name under which results are written: the file's name without its ending, and a mark of a rehearsal's.
+
+    `narrowed`: the keys that narrow the sweep; a limit makes it a rehearsal.
+    """
+    name = Path(sweep).stem if is_path(str(sweep)) else str(sweep)
+    return name if rehearsal.LIMITS.keys().isdisjoint(narrowed) else f"{name}{REHEARSAL}"
 
 
 def is_path(sweep: str) -> bool:
@@ -117,7 +128,7 @@ def load(name: str, **narrowed: object) -> dict[str, dict]:
 
     Args:
         name: of a file in dpzero/sweeps or an included folder, or the path of a file that ends in .yaml.
-        narrowed: axis -> its values, as from the command line.
+        narrowed: axis -> its values, or limit of a rehearsal -> number, as from the command line.
 
     Returns:
         Run id -> cell, in the order of the axes.
@@ -126,16 +137,25 @@ def load(name: str, **narrowed: object) -> dict[str, dict]:
         UsageError: a name or value that is not known, before anything runs.
     """
     sweep = read(name)
-    for axis in narrowed:
-        if axis not in AXES:
-            raise UsageError(unknown("axis", axis, AXES))
-    # on the command line 2,8 is a list, too
-    chosen = {axis: v.split(",") if isinstance(v, str) else listed(v) for axis, v in narrowed.items()}
+    for key in narrowed:
+        if key not in (*AXES, *rehearsal.LIMITS):
+            raise UsageError(unknown("axis or limit", key, (*AXES, *rehearsal.LIMITS)))
+    chosen = {axis: _values(narrowed[axis]) for axis in AXES if axis in narrowed}
+    limits = rehearsal.checked({key: value for key, value in narrowed.items() if key not in AXES})
     if sweep["experiment"] == LANGUAGE:
-        return _expand(sweep, chosen, str(name))
+        return _expand(sweep, chosen, str(name), limits)
+    if limits:
+        raise UsageError(
+            f"sweep {name} trains no language model, which {', '.join(limits)} would cut short: leave that out"
+        )
     study = STUDIES[sweep["experiment"]]
     _check_keys(sweep, str(name), study.keys)
     return _narrow([study.check(cell) for cell in study.cells(sweep)], chosen)
+
+
+def _values(given: object) -> list:
+    """Of an axis: on the command line 2,8 is a list, too."""
+    return given.split(",") if isinstance(given, str) else listed(given)
 
 
 def kind_of(sweep_or_cell: dict) -> str:
@@ -231,6 +251,7 @@ SEARCH = {
     "seeds": Entry("int", allowed=SEED, many=True),
 }
 NUMBERS = {
+    "gpus": Entry("int", allowed=POSITIVE_COUNT),
     "gpu_share": Entry("int", allowed=POSITIVE_COUNT),
     "core_seconds": Entry("float", allowed=POSITIVE),
 }
@@ -304,7 +325,7 @@ def _check_overrides(overrides: dict, methods: Iterable[str]) -> None:
 # Cells ------------------------------------------------------------------------------------------------------
 
 
-def _expand(sweep: dict, narrowed: dict[str, list], name: str) -> dict[str, dict]:
+def _expand(sweep: dict, narrowed: dict[str, list], name: str, limits: rehearsal.Limits) -> dict[str, dict]:
     _check_keys(sweep, name, (*AXES, "settings", "overrides", "search"))
     stanzas = sweep.get("methods") or {}
     axes = {axis: narrowed.get(axis, listed(sweep.get(axis))) for axis in AXES}
@@ -313,7 +334,7 @@ def _expand(sweep: dict, narrowed: dict[str, list], name: str) -> dict[str, dict
     local_files.check([(task, ALL) for task in axes["tasks"]], axes["models"])
     cells: dict[str, dict] = {}
     for task, model, method in product(axes["tasks"], axes["models"], axes["methods"]):
-        place = {"task": task, "model": model, "method": method}
+        place = {"task": task, "model": model, "method": method, "rehearsal": limits}
         settings, overrides = sweep.get("settings") or {}, sweep.get("overrides") or {}
         for cell in _cells(place, stanzas, settings, overrides, axes["epsilons"], axes["seeds"]):
             cells.setdefault(run_id(cell), cell)
@@ -384,6 +405,10 @@ def _cells(
     if not isinstance(title, str):
         raise UsageError(f"method {method}: title is {title!r}, but must be a text")
     names = {"task": task, "model": place["model"], "method": method, "use": use, "title": title}
+    if place.get("rehearsal"):
+        names["rehearsal"] = rehearsal.checked(place["rehearsal"])
+        shorter = rehearsal.shorten(checked, names["rehearsal"], task)
+        checked = check_settings(place, method_card, [shorter])
     shown = checked.get("demonstrations")
     for epsilon, seed in product(epsilons, seeds):
         if method_card.order is None:

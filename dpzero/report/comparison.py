@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas
 
-from dpzero.report import formatting
+from dpzero.report import formatting, provenance
 from dpzero.report import published as numbers
 from dpzero.report.published import Published
 from dpzero.report.statistics import (
@@ -60,8 +60,9 @@ def compare(ours: Summary, theirs: Published) -> Comparison:
 
 
 def published(runs: pandas.DataFrame) -> Table:
-    """One row for each published number of a cell of these runs, finished or not."""
-    shots = set(runs["settings.shots"].dropna()) if "settings.shots" in runs else set()
+    """One row for each published number of a cell of these runs, finished or not. A rehearsal has other shots than its sweep."""
+    known = "settings.shots" in runs and not provenance.rehearsal(runs)
+    shots = set(runs["settings.shots"].dropna()) if known else set()
     lines = []
     for (task, model, method, epsilon), rows in runs.groupby(CELL, sort=False):
         for theirs in numbers.for_run(f"{task}/{model}/{method}/eps-{epsilon}"):
@@ -76,7 +77,9 @@ def _row(rows: pandas.DataFrame, theirs: Published) -> dict:
     with_record = rows[rows["status"] != "missing"].to_dict("records")
     differences = dict.fromkeys(words for row in with_record for words in numbers.differences(row, theirs))
     result = compare(score, theirs)
-    if differences and score.n:
+    if provenance.rehearsal(rows):
+        result = Comparison(math.nan, math.nan, math.nan, ABSENT, "not compared: a rehearsal")
+    elif differences and score.n:
         verdict = f"not compared: {'; '.join(differences)}"
         result = Comparison(result.difference, math.nan, math.nan, ABSENT, verdict)
     half = quantile((theirs.n_seeds or 1) - 1) * theirs.standard_error

@@ -13,6 +13,7 @@ from typing import Any
 import pandas
 
 from dpzero.errors import UsageError
+from dpzero.files import REHEARSAL
 from dpzero.report import formatting, majority
 from dpzero.report.power_law import Fit
 from dpzero.report.quadratic import RANKS
@@ -62,7 +63,8 @@ def update(root: Path, check: bool) -> list[str]:
 
 def all_results(results: Path) -> str:
     """The text of results/README.md."""
-    sweeps = sorted(path.parents[1] for path in results.glob("*/tables/order.csv"))
+    folders = sorted(path.parents[1] for path in results.glob("*/tables/order.csv"))
+    sweeps = [folder for folder in folders if not folder.name.endswith(REHEARSAL)]
     studies = (quadratic, memory, benchmark, guarantees, membership, accounting, planted, grids)
     values = {study.__name__: study(results) for study in studies}
     return render("results", {"sweeps": {path.name: training(path) for path in sweeps}} | values, **FILTERS)

@@ -9,8 +9,19 @@ import pandas
 from dpzero.report.template import sentences
 
 PACKAGE = "provenance.packages."
+LIMIT = "rehearsal."  # of a column: a limit of the rehearsal that a run is of
+LIMITED = {"steps": "steps", "train_examples": "training rows", "test_examples": "scored rows"}
 LABELS = {"oom": "OOM"}
 STATUSES = ("ok", "oom", "diverged", "missing")
+
+
+def rehearsal(runs: pandas.DataFrame) -> str | None:
+    """`REHEARSAL with at most 20 steps, 64 training rows: no result`, if one of these runs is of a rehearsal."""
+    limits = {name: distinct(runs[LIMIT + name]) for name in LIMITED if LIMIT + name in runs}
+    if not any(limits.values()):
+        return None
+    words = (f"{' or '.join(values)} {LIMITED[name]}" for name, values in limits.items() if values)
+    return f"REHEARSAL with at most {', '.join(words)}: no result"
 
 
 def union(runs: pandas.DataFrame, sweep: str) -> dict[str, Any]:
@@ -97,6 +108,7 @@ def warnings(runs: pandas.DataFrame) -> list[str]:
         mixed.append((what, keys, names))
     absent = runs[runs["status"] == "missing"]["run"].str.rsplit("/", n=1).str[0].value_counts()
     values = {
+        "rehearsal": rehearsal(runs),
         "runs": len(runs),
         "recorded": len(recorded),
         "code": distinct(recorded["provenance.code"]),

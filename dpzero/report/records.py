@@ -97,7 +97,8 @@ def to_frame(records: list[Record], expected: Iterable[str] | None = None) -> pa
 def from_tables(folder: Path) -> pandas.DataFrame:
     """The frame of a sweep's runs.csv and times.csv in this folder: that of its records, without learning curves."""
     stable, volatile = (pandas.read_csv(folder / name, dtype={"epsilon": str}) for name in TABLES_OF_RUNS)
-    frame = stable.merge(volatile.drop(columns="status"), on="run", validate="one_to_one")
+    both = volatile.columns.intersection(stable.columns).drop("run")
+    frame = stable.merge(volatile.drop(columns=both), on="run", validate="one_to_one")
     absent = [column for column in COLUMNS if column not in frame]
     frame = frame.reindex(columns=[*frame.columns, *absent])
     order = frame["order"].astype(object).where(frame["order"].notna(), None)
@@ -230,7 +231,8 @@ def _row(record: Record) -> Record:
     row["rank"] = rank(row["private"], row["order"])
     row["metric"], row["score"] = _score(record)
     row["curve"] = record.get("curve") or []
-    row |= _flatten("settings", cell.get("settings") or {}) | _flatten("search", cell.get("search") or {})
+    for part in ("settings", "search", "rehearsal"):
+        row |= _flatten(part, cell.get(part) or {})
     for section in (*SECTIONS, "guarantee", "quadratic"):
         row |= _flatten(section, record.get(section) or {})
     for name in METRICS:

@@ -6,6 +6,7 @@ import hashlib
 import os
 from contextlib import AbstractContextManager
 from pathlib import Path
+from textwrap import fill
 from typing import Any, NamedTuple
 
 # Before matplotlib, which would write the date into the files.
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 
 COLUMN_INCHES, PAGE_INCHES = 3.25, 6.75
 GREY = "#666666"
+CHARACTERS_AN_INCH, HEADLINE_INCHES = 14, 0.16  # of a headline
 STYLE = Path(__file__).with_name("report.mplstyle")
 
 # The hues of Okabe and Ito (2008), darkened until text in them has a contrast of 4.5:1 on white. A private method has
@@ -63,6 +65,14 @@ LOOKS = {
     "dp_adamw": Look(OCHRE, "d", "-"),
     "lora": Look(PURPLE, "<", "--"),
     "dp_lora": Look(PURPLE, "<", "-"),
+    # of the papers' sweeps
+    "linear_probing": Look(GREEN, "v", "--"),
+    "prefix": Look(PURPLE, ">", "--"),
+    "mezo_lora": Look(VERMILION, "s", "--"),
+    "mezo_prefix": Look(VERMILION, "D", "--"),
+    "dpzero_as_published": Look(VERMILION, "s", (0, (3, 1))),
+    "dpzero_sphere": Look(VERMILION, "^", (0, (3, 1))),
+    "dp_aggzo_256": Look(VIOLET, "P", (0, (5, 1))),
     # of the sweep `ablation`
     "dpzero_full": Look(VERMILION, (4, 1, 0), "-"),
     "small_batch": Look(VERMILION, "D", "-"),
@@ -106,6 +116,17 @@ def save(figure: Figure, folder: Path, name: str, provenance: str) -> list[Path]
         paths.append(Path(folder) / f"{name}.{suffix}")
         figure.savefig(paths[-1], metadata=fields)
     return paths
+
+
+def headline(figure: Figure, text: str) -> None:
+    """Bold lines above all else: over the legend, if there is one. The figure grows by their height."""
+    text = fill(text, int(figure.get_figwidth() * CHARACTERS_AN_INCH))
+    figure.set_figheight(figure.get_figheight() + HEADLINE_INCHES * (text.count("\n") + 1))
+    look = {"size": 7.5, "weight": "bold"}
+    if figure.legends:  # at the same place
+        figure.legends[0].set_title(text, look)
+    else:
+        figure.suptitle(text, **look)
 
 
 def footnote(figure: Figure, text: str) -> None:

@@ -60,6 +60,14 @@ class Table:
     runs: pandas.DataFrame | None = None  # the runs of the table, if these are not all
     readers: list[Row] | None = None
 
+    def mark(self, words: str) -> None:
+        """Begin the title with these words, and each row with the first of them, so that no copy is without."""
+        self.title = f"{words}. {self.title}"
+        name = words.split()[0].lower()
+        self.columns = [Column(name, name), *self.columns]
+        self.rows = [{name: "yes"} | row for row in self.rows]
+        self.readers = None if self.readers is None else [{name: "yes"} | row for row in self.readers]
+
     def csv(self) -> str:
         """The values of the rows, without formats; absent values are empty."""
         rows = [{key: value for key, value in row.items() if key[0] != "_"} for row in self.rows]

@@ -13,6 +13,7 @@ from dpzero.files import is_try
 from dpzero.report import COMPARED, FIGURES, TABLES, comparison, pairwise, search
 from dpzero.report import figures as figure_functions
 from dpzero.report import tables as table_functions
+from dpzero.report.provenance import LIMIT
 from dpzero.report.published import any_published
 from dpzero.report.records import INTERNAL
 from dpzero.report.statement import statement
@@ -50,8 +51,9 @@ def further_files(runs: pandas.DataFrame, sweep: str) -> dict[str, str]:
     """runs.csv: the values that a rerun repeats. times.csv: the others. The privacy statement."""
     kept = runs[runs["status"] != "missing"].drop(columns=list(INTERNAL)).sort_values("run")
     volatile = [c for c in kept.columns if c.startswith(VOLATILE) and not c.startswith(STABLE_PROVENANCE)]
+    limits = [c for c in kept.columns if c.startswith(LIMIT)]
     return {
         "runs.csv": csv_text(kept.drop(columns=volatile)),
-        "times.csv": csv_text(kept[["run", "status", *volatile]]),
+        "times.csv": csv_text(kept[["run", "status", *limits, *volatile]]),
         "privacy_statement.md": statement(_without_tries(runs)[0], sweep),
     }

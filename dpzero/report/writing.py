@@ -58,6 +58,8 @@ def write_tables(
         table.title = "; ".join(filter(None, (table.title, _reported(used), chosen)))
         table.notes += provenance.warnings(used)
         table.provenance = provenance.line(used, sweep)
+        if words := provenance.rehearsal(runs):
+            table.mark(words)
         contents |= {f"{name}.csv": table.csv(), f"{name}.md": table.markdown(), f"{name}.tex": table.latex()}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,11 +80,14 @@ def write_figures(
 def save_figures(figures: dict[str, Figure], runs: pandas.DataFrame, folder: Path, sweep: str) -> list[Path]:
     """Write these figures of these runs as NAME.pdf and NAME.png, each with its caption as NAME.md."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    paths, source = [], provenance.line(runs, sweep)
+    paths, source, words = [], provenance.line(runs, sweep), provenance.rehearsal(runs)
     for name, figure in figures.items():
+        if words:
+            style.headline(figure, words)
         style.footnote(figure, provenance.footnote(runs, sweep))
         paths += style.save(figure, Path(folder), name, source)
-        paths.append(write_caption(Path(folder) / f"{name}.md", name, f"Provenance: {source}."))
+        more = filter(None, (words and f"{words}.", f"Provenance: {source}."))
+        paths.append(write_caption(Path(folder) / f"{name}.md", name, *more))
     return paths
 
 

@@ -1,7 +1,7 @@
 """File locks on GPUs, taken before torch is imported. The operating system drops them when their holder dies.
 
-A run that has a GPU to itself holds the GPU's lock alone. Runs that share a GPU hold its lock together, and a
-slot each. Inside the job of a batch system the locks are that job's: GPUs of other jobs may have the same
+A run that has a GPU, or several, to itself holds their locks alone. Runs that share a GPU hold its lock together, and
+a slot each. Inside the job of a batch system the locks are that job's: GPUs of other jobs may have the same
 numbers.
 """
 
@@ -82,35 +82,59 @@ def of_this_rank() -> list[str]:
     return [gpus[int(os.environ["LOCAL_RANK"])]]
 
 
-def lease(gpus: list[str], log: Callable[[str], object] = print) -> str | None:
-    """Wait for a place on one of `gpus`, make it the only visible GPU, and return it; None without GPUs.
+def lease(gpus: list[str], log: Callable[[str], object] = print, count: int = 1) -> str | None:
+    """Wait for a place on `count` of the `gpus`, make them the only visible ones, and return them; None without GPUs.
 
     The emptiest GPU is taken first. A shared one is entered only while its `share`-th part of memory is free.
-    If nvidia-smi does not say how much is free, no GPU is shared. A run that wants a GPU to itself waits
-    until no other run is on it.
+    If nvidia-smi does not say how much is free, no GPU is shared. A run that wants a GPU to itself, as one on several
+    GPUs does, waits until no other run is on it.
+
+    Raises UsageError if there are GPUs, but fewer than `count`.
     """
     if not gpus:
         return None
-    places, folder = share(), _folder()
+    if len(gpus) < count:
+        raise UsageError(
+            f"{count} GPUs a run are asked for, but this process may use {len(gpus)}: give gpus={len(gpus)}"
+        )
+    places, folder = share() if count == 1 else 1, _folder()
     if places > 1 and _free_part(gpus[0]) is None:
         log("nvidia-smi does not say how much memory is free: no GPU is shared")
         places = 1
 
     def enter() -> str | None:
+        entered: dict[str, list[BinaryIO]] = {}
         for slot, gpu in product(range(places), gpus):
             files = _lock(folder / gpu.replace("/", "-"), slot, places)
             if files and (places == 1 or (_free_part(gpu) or 0) >= 1 / places):
-                _held.append(files)
-                return gpu
-            for file in files:
-                file.close()
+                entered[gpu] = files
+                if len(entered) == count:
+                    _held.extend(entered.values())
+                    return ",".join(entered)
+            else:
+                _close(files)
+        for files in entered.values():  # fewer than are needed: for others
+            _close(files)
         return None
 
-    gpu = _wait(enter, f"waiting for one of {len(gpus)} GPUs", log)
+    words = f"one of {len(gpus)} GPUs" if count == 1 else f"{count} of {len(gpus)} GPUs"
+    gpu = _wait(enter, f"waiting for {words}", log)
     _environment.update(os.environ)
     os.environ["CUDA_VISIBLE_DEVICES"], os.environ[SHARE] = gpu, str(places)
     log(f"on GPU {gpu}" + (f", which up to {places} runs share" if places > 1 else ""))
     return gpu
+
+
+def devices(leased: str | None) -> str | None:
+    """cuda:0,cuda:1 of two leased GPUs; None for one or none, which torch finds itself. Imports torch."""
+    import torch
+
+    count = len((leased or "").split(","))
+    return (
+        ",".join(f"cuda:{number}" for number in range(count))
+        if count > 1 and torch.cuda.is_available()
+        else None
+    )
 
 
 def lease_all(device: str, log: Callable[[str], object] = print) -> None:
@@ -159,10 +183,14 @@ def _lock(gpu: Path, slot: int, places: int) -> list[BinaryIO]:
         try:
             fcntl.flock(files[-1], kind | fcntl.LOCK_NB)
         except BlockingIOError:
-            for file in files:
-                file.close()
+            _close(files)
             return []
     return files
+
+
+def _close(files: list[BinaryIO]) -> None:
+    for file in files:
+        file.close()
 
 
 def _free_part(gpu: str) -> float | None:

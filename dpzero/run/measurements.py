@@ -42,11 +42,13 @@ STAND_INS = 8
 class Clock:
     """Seconds of a run over all its processes: `train_seconds` of all `steps`, and of `pairs`.
 
-    A pair is the seconds of a step and those of two plain forward passes on its batch.
+    A pair is the seconds of a step and those of two plain forward passes on its batch. What a process does before it
+    has a clock (imports, rows) is `start_cpu_seconds`: processor time, in which waiting for a GPU does not count.
     """
 
     def __init__(self, device: str) -> None:
         self.device, self.started = device, time.perf_counter()
+        self.start_cpu_seconds = time.process_time()
         self.train_seconds, self.steps = 0.0, 0
         self.pairs: list[tuple[float, float]] = []
         self.last_step_seconds, self._logged = 0.0, self.started
@@ -82,19 +84,21 @@ class Clock:
     def state_dict(self) -> dict:
         wall_seconds = time.perf_counter() - self.started
         counted = {"train_seconds": self.train_seconds, "steps": self.steps, "pairs": self.pairs}
-        return counted | {"wall_seconds": wall_seconds}
+        return counted | {"wall_seconds": wall_seconds, "start_cpu_seconds": self.start_cpu_seconds}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from an earlier process."""
         self.train_seconds, self.steps = state["train_seconds"], state["steps"]
         self.pairs = [tuple(pair) for pair in state["pairs"]]
         self.started -= state["wall_seconds"]
+        self.start_cpu_seconds += state["start_cpu_seconds"]
 
     def record(self) -> dict:
         """The part `time` of a record; medians of the pairs."""
         step, two = ([pair[k] for pair in self.pairs] for k in (0, 1))
         return {
             "wall_seconds": time.perf_counter() - self.started,
+            "start_cpu_seconds": self.start_cpu_seconds,
             "train_seconds": self.train_seconds,
             "steps_per_second": self.steps / self.train_seconds if self.train_seconds > 0 else None,
             "step_seconds": statistics.median(step) if step else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 TOOLS = ("munged", "slurmctld", "slurmd", "sbatch")
 # slurmd and srun look here: Snakemake's job steps take SLURM_CONF out of the environment
 ETC = Path("/etc/slurm")
+NULL = (1, 3)  # device number of /dev/null
 
 CONTROL = """
 ClusterName=loopback
@@ -106,11 +108,10 @@ def _configure(folder: Path) -> None:
     (folder / "munge.key").write_bytes(os.urandom(1024))
     (folder / "munge.key").chmod(0o400)
     (folder / "slurm.conf").write_text(CONTROL.format(folder=folder))
-    # device nodes: for plain files Slurm sets no CUDA_VISIBLE_DEVICES
-    lines = [
-        f"NodeName=localhost Name=gpu Type=fake File={device}\n" for device in ("/dev/null", "/dev/zero")
-    ]
-    (folder / "gres.conf").write_text("".join(lines))
+    # device nodes with numbers: for plain files Slurm sets no CUDA_VISIBLE_DEVICES, which counts as their names do
+    for number in range(2):
+        os.mknod(folder / f"gpu{number}", stat.S_IFCHR | 0o666, os.makedev(*NULL))
+    (folder / "gres.conf").write_text(f"NodeName=localhost Name=gpu Type=fake File={folder}/gpu[0-1]\n")
     ETC.mkdir(exist_ok=True)
     for name in ("slurm.conf", "gres.conf"):
         (ETC / name).symlink_to(folder / name)

@@ -40,14 +40,14 @@ def cluster(tmp_path_factory) -> Iterator[ProjectCopy]:
         yield project
 
 
-def command(methods: str, array: bool = False) -> list[object]:
+def command(methods: str, *further: str, array: bool = False) -> list[object]:
     """The README's, but for the sweep."""
     (words,) = (
         words
         for words in cluster_commands()
         if "dpzero/profiles/slurm" in words and ("--slurm-array-jobs" in words) == array
     )
-    config = ["sweep=smoke", f"methods=[{methods}]", "epsilons=[2]"]
+    config = ["sweep=smoke", f"methods=[{methods}]", "epsilons=[2]", *further]
     return ["-m", *words[: words.index("--config")], *QUICKLY, "--config", *config]
 
 
@@ -99,6 +99,15 @@ def test_one_array_holds_many_runs_and_tables_are_made_locally(cluster):
     assert len(given) == 2 and set(given) <= {"0", "1"}
     table = (cluster.folder / "results" / "smoke" / "tables" / "accuracy.md").read_text()
     assert "DPZero" in table and table in done.stdout
+
+
+def test_a_run_that_wants_two_gpus_has_both_of_them_on_one_node(cluster):
+    before = len(jobs())
+    done = cluster.call(*command("adamw", "gpus=2"))
+    assert done.returncode == 0, done.stderr
+    (job,) = jobs()[before:]
+    assert (job["TresPerJob"], job["NumNodes"], job["ReqNodeList"]) == ("gres:gpu:2", "1", "(null)")
+    assert gpus(cluster, f"{PREFIX}/adamw/eps-inf/seed-0") == ["0,1"]
 
 
 def test_a_requeued_run_resumes(cluster):

@@ -16,6 +16,7 @@ from dpzero.cli.estimate import (
     Estimator,
     announcement,
     estimate,
+    full_step,
     host_megabytes,
     minutes,
 )
@@ -82,7 +83,7 @@ def test_a_benchmark_on_a_gpu_takes_the_place_of_the_published_step(tmp_path):
 
 def test_the_step_nearest_in_size_and_of_its_precision_counts():
     def step(model: str, seconds: float, compute: str = "float32"):
-        return PUBLISHED._replace(key=(model, "dpzero", "full", compute), seconds=seconds)
+        return PUBLISHED._replace(key=full_step(model, "dpzero", compute), seconds=seconds)
 
     times = [step("opt-6.7b", 90), step("roberta-large", 7, "bfloat16"), step("roberta-large", 0.3)]
     (cell,) = cells("paper-roberta", tasks="sst2", methods="mezo", seeds=42)
@@ -154,12 +155,13 @@ def planned(method: str = "dpzero", model: str = "minilm", **settings: object) -
 def table(tmp_path) -> Callable[..., Path]:
     """table(device, step_seconds) -> a results folder with one measured run: 10 s besides its steps, 90 MB of weights."""
 
-    def write(device: str = "NVIDIA H100 80GB HBM3", step_seconds: float = 0.5) -> Path:
+    def write(device: str = "NVIDIA H100 80GB HBM3", step_seconds: float = 0.5, **further: object) -> Path:
         run = {"run": "r8/minilm/dpzero/eps-2/seed-0", "model": "minilm", "method": "dpzero"}
         run |= {"memory.weights_bytes": 90_000_000, "memory.how": "CUDA allocator"}
         run |= {f"settings.{name}": value for name, value in SETTINGS.items()}
         times = {"run": run["run"], "status": "ok", "time.wall_seconds": 60, "time.train_seconds": 50}
         times |= {"time.step_seconds": step_seconds, "provenance.device": device}
+        (times if any(key.startswith("time.") for key in further) else run).update(further)
         folder = tmp_path / device.replace(" ", "-") / "tables"
         folder.mkdir(parents=True, exist_ok=True)
         for name, row in (("runs", run), ("times", times)):
@@ -227,3 +229,54 @@ def test_the_sweep_that_the_repository_holds_is_estimated_at_what_it_took():
         took = sum(float(row["time.wall_seconds"]) for row in csv.DictReader(file))
     assert cost["cells"]["measured"] == len(cells("biases"))
     assert cost["hours"] == pytest.approx(took / 3600, rel=0.2)
+
+
+# --- the start of a process, rehearsals and stand-ins
+
+
+def test_every_run_takes_the_start_of_its_process_where_records_say_what_that_is(table):
+    table("another device", **{"time.start_cpu_seconds": 4})
+    before = estimate("quick", [planned(), planned()], table(), "h100", price=0)["hours"]
+    results = table(**{"time.start_cpu_seconds": 3})
+    cost = estimate("quick", [planned(), planned()], results, "h100", price=0)["hours"]
+    assert before == pytest.approx(2 * (1000 * 0.5 + 10 + 4) / 3600, abs=0.005)  # as on other devices
+    assert cost == pytest.approx(2 * (1000 * 0.5 + 10 + 3) / 3600, abs=0.005)
+    (unknown,) = cells("paper-roberta", models="tiny-masked", methods="mezo", tasks="sst2", seeds=42)
+    assert Estimator.choose("paper-roberta", [unknown], results).run(unknown) == ("unknown", 0)
+
+
+def test_runs_of_a_rehearsal_serve_it_alone(table):
+    results = table(step_seconds=0.01, **{"rehearsal.steps": 20})
+    rehearsed = planned(steps=20) | {"rehearsal": {"steps": 20}}
+    cost = estimate("quick", [rehearsed], results, "h100", price=0)
+    assert cost["cells"]["measured"] == 1 and cost["hours"] == pytest.approx(10.2 / 3600, abs=0.005)
+    with pytest.raises(UsageError, match="no step time was measured"):
+        estimate("quick", [planned()], results, "h100", price=0)
+    # but a rehearsal takes the step times of its sweep where it has none
+    assert estimate("quick", [rehearsed], table(device="other"), "other", price=0)["cells"]["measured"] == 1
+
+
+def test_times_of_other_weights_of_the_same_name_are_no_measurement(table):
+    results = table(step_seconds=0.01, **{"settings.weights": "a" * 64})
+    same = estimate("quick", [planned(weights="a" * 64)], results, "h100", price=0)
+    assert same["cells"]["measured"] == 1
+    with pytest.raises(UsageError, match="no step time was measured"):
+        estimate("quick", [planned()], results, "h100", price=0)
+
+
+def test_a_stand_in_costs_what_its_own_size_does(tmp_path, monkeypatch):
+    from dpzero.language.models import stand_ins
+
+    narrow = {"tasks": "sst2", "methods": "mezo", "seeds": 42}
+    large = hours("paper-roberta", **narrow)
+    stand_ins.write("roberta-large", tmp_path / "models" / "roberta-large")
+    monkeypatch.setenv("DPZERO_MODEL_DIR", str(tmp_path / "models"))
+    monkeypatch.setenv("DPZERO_CACHE", str(tmp_path / "cache"))
+    small = hours("paper-roberta", **narrow)
+    assert 0 < small < large / 1000
+    assert {host_megabytes(cell) for cell in cells("paper-roberta", **narrow)} == {4000}
+
+
+def test_a_sweeps_own_statement_of_its_cost_is_not_that_of_a_rehearsal():
+    assert "as the sweep says" in announcement("adapters-lm", cells("adapters-lm"), 2)
+    assert "as the sweep says" not in announcement("adapters-lm", cells("adapters-lm", steps=5), 2)

@@ -176,7 +176,7 @@ def test_another_seed_leaves_every_other_cell_byte_for_byte():
     "name, narrowed, words",
     [
         ("smok", {}, "unknown sweep 'smok': did you mean 'smoke'?"),
-        ("smoke", {"method": ["dpzero"]}, "unknown axis 'method': did you mean 'methods'?"),
+        ("smoke", {"method": ["dpzero"]}, "unknown axis or limit 'method': did you mean 'methods'?"),
         ("smoke", {"methods": ["dpzreo"]}, "unknown method 'dpzreo': did you mean 'dpzero'?"),
         ("smoke", {"tasks": ["toi"]}, "unknown task 'toi': did you mean 'toy'?"),
         ("smoke", {"models": "tiny-encodr"}, "unknown model 'tiny-encodr': did you mean 'tiny-encoder'?"),

@@ -22,8 +22,8 @@ from tests.project_copy import ProjectCopy
 HOLDER = """
 import os, sys, time
 from dpzero.run import gpu_lock
-seconds, log = float(sys.argv[1]), open(sys.argv[2], "a", buffering=1)
-got = gpu_lock.lease(gpu_lock.visible(), log=lambda line: print(line, flush=True))
+seconds, log, count = float(sys.argv[1]), open(sys.argv[2], "a", buffering=1), int(sys.argv[3])
+got = gpu_lock.lease(gpu_lock.visible(), lambda line: print(line, flush=True), count)
 assert os.environ["CUDA_VISIBLE_DEVICES"] == got and "torch" not in sys.modules
 log.write(f"{got} {os.getpid()} begin\\n")
 time.sleep(seconds)
@@ -42,12 +42,12 @@ def _four_gpus(tmp_path, monkeypatch) -> None:
 
 @pytest.fixture
 def hold(tmp_path):
-    """hold(seconds, devices) starts a process that leases one of the devices and keeps it for some seconds."""
+    """hold(seconds, devices, count) starts a process that leases so many of the devices and keeps them for some seconds."""
     started = []
 
-    def start(seconds: float, devices: str, **further: str) -> subprocess.Popen:
+    def start(seconds: float, devices: str, count: int = 1, **further: str) -> subprocess.Popen:
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": devices, "TMPDIR": str(tmp_path), **further}
-        command = [sys.executable, "-c", HOLDER, str(seconds), str(tmp_path / "log")]
+        command = [sys.executable, "-c", HOLDER, str(seconds), str(tmp_path / "log"), str(count)]
         started.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
         return started[-1]
 
@@ -102,6 +102,45 @@ def test_a_killed_holder_frees_its_gpu(hold, tmp_path):
     os.kill(first.pid, signal.SIGKILL)
     assert second.wait(60) == 0
     assert [line[1:] for line in lines(tmp_path)[1:]] == [[str(second.pid), w] for w in ("begin", "end")]
+
+
+# --- several GPUs for one run
+
+
+def test_racing_processes_that_want_several_gpus_each_never_share_one(hold, tmp_path):
+    processes = [hold(0.3, "0,1,2", count) for count in (2, 1, 2, 3, 2)]
+    assert [process.wait(60) for process in processes] == [0] * 5
+    held: set[str] = set()
+    for names, _, what in lines(tmp_path):
+        gpus = set(names.split(","))
+        assert held.isdisjoint(gpus) if what == "begin" else gpus <= held
+        held ^= gpus
+    counts = [len(names.split(",")) for names, _, what in lines(tmp_path) if what == "begin"]
+    assert sorted(counts) == [1, 2, 2, 2, 3]
+
+
+def test_a_run_on_several_gpus_has_them_to_itself_whatever_may_be_shared(hold, card, tmp_path):
+    both = hold(1000, "0,1", 2, **card(70_000), **{gpu_lock.SHARE: "3"})
+    assert both.stdout.readline() == "on GPU 0,1\n"
+    other = hold(0, "0,1", **card(70_000), **{gpu_lock.SHARE: "3"})
+    assert other.stdout.readline() == "waiting for one of 2 GPUs\n"
+
+
+def test_a_process_that_waits_for_several_gpus_holds_none_of_them(hold, tmp_path):
+    hold(1000, "1")
+    wait_for(lambda: lines(tmp_path))
+    assert hold(1000, "0,1", 2).stdout.readline() == "waiting for 2 of 2 GPUs\n"
+    assert hold(0, "0").wait(60) == 0
+
+
+def test_more_gpus_than_there_are_are_refused_and_none_is_the_cpu(monkeypatch):
+    with pytest.raises(
+        UsageError, match="2 GPUs a run are asked for, but this process may use 1: give gpus=1"
+    ):
+        gpu_lock.lease(["0"], count=2)
+    assert gpu_lock.lease([], count=2) is None and gpu_lock.devices(None) is None
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert gpu_lock.devices("5,7") == "cuda:0,cuda:1" and gpu_lock.devices("5") is None
 
 
 # --- several runs on one GPU

@@ -64,7 +64,7 @@ def test_an_axis_narrows_the_sweep():
         ({"seeds": [1]}, "unknown seed '1': known are 0"),
         ({"tasks": []}, "the axis tasks is empty"),
         ({"methods": ["dp_aggzo"], "epsilons": [8]}, "no run of the sweep has all of methods, epsilons"),
-        ({"method": ["dpzero"]}, "unknown axis 'method': did you mean 'methods'?"),
+        ({"method": ["dpzero"]}, "unknown axis or limit 'method': did you mean 'methods'?"),
     ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest(narrowed, words):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,21 @@ def faults(folder: Path) -> Iterator[str]:
 def tensor_files(folder: Path) -> list[Path]:
     """The files of weights that are read."""
     return next(filter(None, (sorted(folder.glob(pattern)) for pattern in TENSORS)), [])
+
+
+def parameters(folder: Path) -> int | None:
+    """How many parameters the weights have, tied ones once; None for pickles, which must be loaded to be counted."""
+    from safetensors import safe_open
+
+    files = tensor_files(folder)
+    if any(file.suffix != ".safetensors" for file in files):
+        return None
+    count = 0
+    for file in files:
+        with safe_open(file, "np") as tensors:
+            names = tensors.keys()
+            count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
+    return count
 
 
 def damaged_file(folder: Path) -> Path | None:
