@@ -32,6 +32,7 @@ BEST_VERDICTS = {  # outcome of a row -> the best verdict of the folders that it
     "other epsilon": NO,
     "other inputs": NO,
 }
+NO_SCORES = ("bit for bit", "other tries")  # outcomes of rows whose scores are not looked at
 UNKNOWN = Estimate(math.nan, math.nan, math.nan)
 
 
@@ -80,7 +81,7 @@ def compared(pairs: list[Pair]) -> list[Compared]:
     for pair in pairs:
         by_row.setdefault(row_of(pair.run), []).append(pair)
     rows = [Compared(name, alike, _outcome(alike)) for name, alike in by_row.items()]
-    _estimate([row for row in rows if row.outcome != "bit for bit"])
+    _estimate([row for row in rows if row.outcome not in NO_SCORES])
     _test([row for row in rows if not row.outcome])
     return rows
 

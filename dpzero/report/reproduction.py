@@ -8,7 +8,17 @@ from typing import Any, NamedTuple
 
 from dpzero.errors import UsageError
 from dpzero.report import formatting
-from dpzero.report.agreement import BEST_VERDICTS, NO, WITHIN, YES, Compared, Pair, compared, row_of
+from dpzero.report.agreement import (
+    BEST_VERDICTS,
+    NO,
+    NO_SCORES,
+    WITHIN,
+    YES,
+    Compared,
+    Pair,
+    compared,
+    row_of,
+)
 from dpzero.report.differences import Recorded, parting
 from dpzero.report.provenance import plural
 from dpzero.report.records import read_record
@@ -109,7 +119,7 @@ class Comparison:
     def text(self) -> str:
         """The answer for people: a table of the rows that differ in some bit, and a sentence for each finding."""
         worst_first = [*reversed(BEST_VERDICTS)]
-        listed = [row for row in self.rows if row.outcome != "bit for bit"]
+        listed = [row for row in self.rows if row.outcome not in NO_SCORES]
         listed.sort(key=lambda row: worst_first.index(row.outcome))
         by_outcome = {
             outcome: [row.name for row in self.rows if row.outcome == outcome] for outcome in BEST_VERDICTS
