@@ -1,4 +1,4 @@
-"""The verbs that read records and tables: tables, figures, redraw, pages, crate, report, readme."""
+"""The verbs that read records and tables: tables, figures, redraw, pages, crate, report, verify, readme."""
 
 from __future__ import annotations
 
@@ -136,6 +136,22 @@ def report(options: argparse.Namespace) -> dict:
     records, runs = _find_records(options)
     print(statement(load(records, runs), _name(options)))
     return {"sweep": options.sweep, "records": len(records), "runs": len(runs)}
+
+
+@verb(
+    {
+        "mine": option("results/SWEEP, or a folder of several such folders", type=folder_to_read),
+        "theirs": option("the same from elsewhere", type=folder_to_read),
+    },
+    partial=option("leave out the records that one folder alone has", action="store_true"),
+)
+def verify(options: argparse.Namespace) -> dict:
+    """Compare results with those of another run: bit for bit, within intervals, or not, and the first cause."""
+    from ..report.reproduction import Comparison, read
+
+    found = Comparison(read(options.mine), read(options.theirs), options.partial)
+    print(found.text())
+    return found.answer()
 
 
 @verb(

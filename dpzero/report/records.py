@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy
 import pandas
@@ -41,6 +41,9 @@ COLUMNS = (
     *(f"{section}.{key}" for section, keys in SECTIONS.items() for key in keys.split()),
 )
 
+NUMERIC = re.compile(  # values that reports compute with; null where they are unknown
+    r"metrics\.example(s|_forwards)|privacy\.(epsilon_\w+|dataset_size)|(memory|time)\.\w+_(bytes|seconds|second)"
+)
 TABLES_OF_RUNS = ("runs.csv", "times.csv")
 IN_TABLES = ["task", "model", "rank", "method", "epsilon_value", "seed"]  # the order of the rows of tables
 INTERNAL = ("curve", "rank", "epsilon_value", "example_forwards")  # for drawing and sorting; in no file
@@ -63,7 +66,7 @@ def read_records(paths: Iterable[Path]) -> list[Record]:
     """
     by_run: dict[str, tuple[Path, Record]] = {}
     for path in map(Path, paths):
-        record = _read(path)
+        record = read_record(path)
         earlier = by_run.setdefault(record["run"], (path, record))[0]
         if earlier != path:
             raise UsageError(f"{earlier} and {path} both hold run {record['run']}: pass one of them")
@@ -144,18 +147,23 @@ def correct_rows(runs: pandas.DataFrame) -> dict[int, NDArray[numpy.bool_]]:
 
 
 def _unpacked(row: Record) -> NDArray[numpy.bool_]:
-    count = int(row["metrics.examples"])
-    try:
-        packed = numpy.frombuffer(base64.b64decode(row["metrics.correct"]), numpy.uint8)
-    except ValueError:
-        packed = numpy.empty(0, numpy.uint8)
-    bits = numpy.unpackbits(packed, count=count).astype(bool)
-    if len(packed) != -(-count // 8) or bits.sum() != round(count * row["score"]):
-        raise UsageError(
-            f"run {row['run']}: metrics.correct does not have the {count} rows, or not the right answers, of its "
-            "accuracy: delete its record and run it again"
-        )
+    bits = _unpack(row["metrics.correct"], row["metrics.examples"], row["score"])
+    if bits is None:
+        raise UsageError(f"run {row['run']}: {CONTRADICTION}: delete its record and run it again")
     return bits
+
+
+CONTRADICTION = "metrics.correct does not have the rows, or not the right answers, of its accuracy"
+
+
+def _unpack(correct: Any, examples: Any, score: Any) -> NDArray[numpy.bool_] | None:
+    """The bits of test rows: bool [rows]; None if they are not those of this number of rows and this score."""
+    try:
+        packed, count = numpy.frombuffer(base64.b64decode(correct), numpy.uint8), int(examples)
+        bits = numpy.unpackbits(packed, count=count).astype(bool)
+        return bits if len(packed) == -(-count // 8) and bits.sum() == round(count * score) else None
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def rank(private: bool, order: int | None) -> int:
@@ -164,7 +172,8 @@ def rank(private: bool, order: int | None) -> int:
     return ranks.get((private, order), LAST)
 
 
-def _read(path: Path) -> Record:
+def read_record(path: Path) -> Record:
+    """The validated record of a file. Raises UsageError, one line naming the file, if it has none of version 1."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -188,6 +197,8 @@ def _faults(record: Any) -> Iterator[str]:
     yield from (f"{key} is missing" for key in ("cell", "method") if not isinstance(record.get(key), dict))
     yield from (f"{key} is no object" for key in SECTIONS if not isinstance(record.get(key) or {}, dict))
     cell, method = record["cell"], record["method"]
+    parts = ("settings", "search")
+    yield from (f"cell.{key} is no object" for key in parts if not isinstance(cell.get(key) or {}, dict))
     if not all(isinstance(cell.get(key), str) for key in ("task", "model", "method", "epsilon")):
         yield "cell needs task, model, method and epsilon as text"
     if type(cell.get("seed")) is not int:
@@ -200,9 +211,17 @@ def _faults(record: Any) -> Iterator[str]:
         yield "method needs a title and private: true or false"
     if method.get("order") not in (0, 1, None):
         yield f"method order is {method['order']!r}, not 0, 1 or null"
+    values = {f"{key}.{name}": value for key in SECTIONS for name, value in (record.get(key) or {}).items()}
+    for key, value in values.items():
+        if NUMERIC.fullmatch(key) and value is not None and not _is_numeric(value):
+            yield f"{key} is {value!r}, not a number"
     trains = cell.get("experiment", "language") == "language"  # other kinds have results of their own
     if record["status"] == "ok" and trains and _score(record)[0] is None:
         yield f"status is ok but metrics has no finite {' or '.join(METRICS)}"
+    metrics = record.get("metrics") or {}
+    told, examples, score = metrics.get("correct"), metrics.get("examples"), _score(record)[1]
+    if told is not None and _unpack(told, examples, score) is None:
+        yield CONTRADICTION
     if not isinstance(record.get("curve") or [], list):
         yield "curve is no list"
 
@@ -218,9 +237,13 @@ def _score(record: Record) -> tuple[str | None, float | None]:
     metrics = record.get("metrics") or {}
     for name in METRICS:
         value = metrics.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        if _is_numeric(value) and math.isfinite(value):
             return name, float(value)
     return None, None
+
+
+def _is_numeric(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _row(record: Record) -> Record:

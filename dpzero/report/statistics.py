@@ -73,9 +73,9 @@ class Estimate(NamedTuple):
         error = summary.std / math.sqrt(summary.n) if summary.has_spread else math.nan
         return cls(summary.mean, error, summary.n - 1)
 
-    def interval(self) -> tuple[float, float]:
-        """The 95 % interval."""
-        half = quantile(self.degrees) * self.error
+    def interval(self, confidence: float = CONFIDENCE) -> tuple[float, float]:
+        """The interval at this confidence."""
+        half = quantile(self.degrees, confidence) * self.error
         return self.mean - half, self.mean + half
 
     def difference_p(self) -> float:
@@ -136,9 +136,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return p.tolist()
 
 
-def quantile(degrees: float) -> float:
-    """Quantile of Student's t, two-sided at 95 %."""
-    return float(stdtrit(degrees, (1 + CONFIDENCE) / 2))
+def quantile(degrees: float, confidence: float = CONFIDENCE) -> float:
+    """Quantile of Student's t, two-sided at this confidence."""
+    return float(stdtrit(degrees, (1 + confidence) / 2))
 
 
 def welch_half_width(error: float, n: int, other_error: float, m: int) -> float:

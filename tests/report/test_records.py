@@ -72,6 +72,11 @@ def broken(record: dict, *path: str, value: object) -> dict:
         (("metrics",), {"accuracy": float("nan")}, "no finite accuracy"),
         (("metrics",), None, "no finite accuracy"),
         (("memory",), [1], "memory is no object"),
+        (("metrics", "correct"), "AAAA", "metrics.correct does not have the rows"),
+        (("metrics", "examples"), "many", "metrics.examples is 'many', not a number"),
+        (("privacy", "epsilon_spent"), "2", "privacy.epsilon_spent is '2', not a number"),
+        (("memory", "weights_bytes"), [1], "memory.weights_bytes is [1], not a number"),
+        (("cell", "settings"), ["steps"], "cell.settings is no object"),
         (("curve",), {"step": 0}, "curve is no list"),
     ],
 )
