@@ -186,13 +186,14 @@ def test_asked_to_end_it_ends_at_once_and_goes_on_later(cell, tmp_path, by):
 @pytest.mark.parametrize("method", ["adamw", "dp_adam"])
 def test_killed_a_run_with_dropout_goes_on_with_the_same_masks(method, smoke, cache, tmp_path):
     planned = smoke(method)
-    planned["settings"] |= {"steps": STEPS, "evaluate_every": 0, "dropout": True}
-    mine, kept = sweep.complete(planned), stopped(sweep.complete(planned), tmp_path / "a.json")
+    planned["settings"] |= {"steps": STEPS, "evaluate_every": 0}
+    without = sweep.complete(planned)
+    mine = sweep.complete(planned | {"settings": planned["settings"] | {"dropout": True}})
+    kept = stopped(mine, tmp_path / "killed.json")
     assert torch.load(kept / "state.pt")["method"]["steps_taken"] == 5
-    killed, whole = (run_cell(mine, tmp_path / name, quiet, "cpu") for name in ("a.json", "b.json"))
-    without = run_cell(sweep.complete(planned | {"settings": planned["settings"] | {"dropout": False}}),
-                       tmp_path / "c.json", quiet, "cpu")  # fmt: skip
-    assert killed["metrics"] == whole["metrics"] != without["metrics"]
+    cells = {"killed": mine, "whole": mine, "without": without}
+    ends = {name: run_cell(cell, tmp_path / f"{name}.json", quiet, "cpu") for name, cell in cells.items()}
+    assert ends["killed"]["metrics"] == ends["whole"]["metrics"] != ends["without"]["metrics"]
 
 
 # --- no room
