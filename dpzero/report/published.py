@@ -21,7 +21,12 @@ from typing import Any
 
 FILE = Path(__file__).with_name("published.csv")
 SAME_NUMBERS = {"dpzero_as_published": "dpzero"}  # a method that is compared with another method's numbers
-ITERATES = ("last iterate", "best dev checkpoint")
+ITERATES = (
+    "last iterate",
+    "best dev checkpoint",  # by the loss
+    "dev checkpoint of the highest accuracy",
+    "a fit without checkpoints",
+)
 WEIGHT_BYTES = 4  # of a parameter, here always
 Setting = int | float | str
 
@@ -111,8 +116,11 @@ def differences(row: Mapping[str, Any], published: Published) -> list[str]:
         if theirs is not None and ours != theirs and (required or ours is not None):
             words.append(f"{name} {'not set' if ours is None else ours}, theirs {theirs}")
     ours, theirs = _value(row, "metrics.selection"), published.iterate_rule.partition(";")[0]
-    if ours is not None and theirs in ITERATES and not str(ours).startswith(theirs):
+    if ours is not None and theirs in ITERATES and str(ours).partition(" (")[0] != theirs:
         words.append(f"{ours}, theirs {theirs}")
+    seen, known = (_value(row, f"metrics.{part}_examples") for part in ("selection", "dev"))
+    if seen != known:  # both absent where no checkpoint is selected
+        words.append(f"checkpoint by {seen:.0f} of {known:.0f} dev rows, theirs by all")
     if departure := _value(row, "provenance.data.departure"):
         words.append(f"rows: {departure}")
     delta = _value(row, "privacy.delta")

@@ -117,16 +117,22 @@ def test_full_fine_tuning_is_exact_with_two_words_for_a_head(family, tied, clipp
 
 
 @both_ways
-@pytest.mark.parametrize("family", FAMILIES)
-def test_full_fine_tuning_is_exact_with_label_words_from_the_table_of_embeddings(family, clipping, batch):
-    """Texts hold the words, once or many times: the same row is read and scored, and its two gradients are one."""
+@pytest.mark.parametrize(
+    "family, tied",
+    [*((family, True) for family in FAMILIES), ("roberta", False)],
+    ids=lambda value: str(value),
+)
+def test_full_fine_tuning_is_exact_with_label_words_from_a_table_of_the_vocabulary(
+    family, tied, clipping, batch
+):
+    """Texts hold the words, once or many times: tied, the same row is read and scored, and its two gradients are one."""
     for clip, token_budget in ((0.1, 2048), (20.0, 16)):
         whole = language_model(family, True)
         inner = MaskedTransform(whole.lm_head) if family == "roberta" else None
         kind = "causal" if inner is None else "masked"
-        head = label_head(whole, [5, 11], tied=True)
+        head = label_head(whole, [5, 11], whole=True, tied=tied)
         model = text_classifier.Classifier(whole.base_model, head, kind, transform=inner, mask=7)
-        assert head.rows.weight is whole.get_input_embeddings().weight
+        assert (head.rows.weight is whole.get_input_embeddings().weight) == tied
         loss = losses.CrossEntropy(token_budget)
         bitten = check_step(freeze_unused(model, batch), loss, batch, clip, clipping)
         assert bitten >= 4 or clip > 0.1
