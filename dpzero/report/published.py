@@ -119,7 +119,7 @@ def differences(row: Mapping[str, Any], published: Published) -> list[str]:
     if ours is not None and theirs in ITERATES and str(ours).partition(" (")[0] != theirs:
         words.append(f"{ours}, theirs {theirs}")
     seen, known = (_value(row, f"metrics.{part}_examples") for part in ("selection", "dev"))
-    if seen != known:  # both absent where no checkpoint is selected
+    if None not in (seen, known) and seen < known:
         words.append(f"checkpoint by {seen:.0f} of {known:.0f} dev rows, theirs by all")
     if departure := _value(row, "provenance.data.departure"):
         words.append(f"rows: {departure}")

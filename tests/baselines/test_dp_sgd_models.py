@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from baselines._per_sample_gradients import watching
 from baselines.dp_sgd import DPSGD
+from dpzero.language.data import tasks
 from dpzero.language.models import encoding, losses, random_models, text_classifier
 from dpzero.language.models.encoding import Continuations
 from dpzero.language.models.losses import ContinuationLoss
@@ -164,6 +165,15 @@ def test_lora_on_a_tied_model_is_exact(family, targets, clipping, batch):
     """OPT hands its feed-forward layers all tokens in a row: an adapter there sees nothing else, and texts are clipped, not tokens."""
     model = adapted(family, targets)
     assert check_step(model, losses.CrossEntropy(2048), batch, 0.1, clipping) == 7
+
+
+@both_ways
+def test_lora_with_a_trained_head_is_exact(clipping):
+    """The whole output layer, the layer before it and the adapters are one example's gradient."""
+    model = text_classifier.load("tiny-masked", tasks.load("trec"), "lora", lora_head="trained")
+    texts = [[1, *range(40, 40 + n), 2, 1] for n in (1, 5, 3)]  # 2 is the mask
+    batch = encoding.Examples.from_token_ids(texts, [0, 2, 5])
+    assert check_step(model, losses.CrossEntropy(2048), batch, 0.1, clipping) == 3
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")

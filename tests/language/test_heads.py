@@ -13,6 +13,7 @@ from dpzero.language.models.losses import CrossEntropy
 from dpzero.language.models.text_classifier import VocabularyHead
 from dpzero.memory import trackers
 from dpzero.zeroth_order.directions import LAWS, Move
+from dpzero.zeroth_order.transcript import digest
 
 MASK = 2
 
@@ -64,6 +65,7 @@ def test_untied_the_output_layer_is_a_matrix_of_its_own_with_the_same_start(batc
     assert counts[1] - counts[0] == rows.numel() == 1024 * 32
     names = [[name for name, _ in model.named_parameters()] for model in (tied, untied)]
     assert [name for name in names[1] if name not in names[0]] == ["head.rows.weight"]
+    assert len({digest(list(model.parameters())) for model in (tied, untied)}) == 2
 
 
 def test_a_step_moves_an_untied_word_as_output_alone(batch):

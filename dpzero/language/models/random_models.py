@@ -38,8 +38,6 @@ class Answering(nn.Module):
     def __init__(self, model: Any, untied: bool = False) -> None:
         super().__init__()
         self.model, output = model, model.get_output_embeddings()
-        lm_head: Any = getattr(model, "lm_head", None)  # RoBERTa has a layer before its output layer
-        self.transform = MaskedTransform(lm_head) if hasattr(lm_head, "dense") else nn.Identity()
         if untied:
             self.head: nn.Module = VocabularyHead(output, ANSWERS, tied=False)
         else:
@@ -57,6 +55,12 @@ class Answering(nn.Module):
         for parameter in self.model.get_output_embeddings().parameters():
             if parameter is not tied:
                 parameter.requires_grad_(False)
+
+    @property
+    def transform(self) -> nn.Module:
+        """RoBERTa's layer before its output layer."""
+        lm_head: Any = getattr(self.model, "lm_head", None)
+        return MaskedTransform(lm_head) if hasattr(lm_head, "dense") else nn.Identity()
 
     @property
     def backbone(self) -> Any:
