@@ -18,6 +18,12 @@ SIZES: Options = {
     "--compute": option("type of matrix products; bfloat16 over float32 weights", "float32"),
     "--tune": option("trainable parameters: full, bias, lora, prefix, head (default: the method's)", ""),
     "--token-budget": option("padded tokens of a micro-batch; 0: all", 0, type=int),
+    "--tie-embeddings": option(
+        "full fine-tuning trains one table as embeddings and output layer",
+        True,
+        action=argparse.BooleanOptionalAction,
+    ),
+    "--lora-head": option("a masked model's head with LoRA: frozen, trained", "frozen"),
 }
 SHORT: Options = {"--sequence-length": option("tokens of each text", 64, type=int)}
 STEP: Options = {

@@ -44,6 +44,8 @@ class Workload:
         compute: type of matrix products; bfloat16 is for float32 weights.
         tune: trainable parameters; empty: the variant's.
         token_budget: padded tokens of a micro-batch; 0: the whole batch.
+        tie_embeddings: false: with tune full, the output layer is trained apart from the embeddings.
+        lora_head: trained: with tune lora, a masked model's head is trained, too.
     """
 
     model: str
@@ -54,6 +56,8 @@ class Workload:
     compute: str = "float32"
     tune: str = ""
     token_budget: int = 0
+    tie_embeddings: bool = True
+    lora_head: str = "frozen"
 
     def __post_init__(self) -> None:
         for name, least in {"batch_size": 1, "sequence_length": 1, "token_budget": 0}.items():
@@ -64,6 +68,7 @@ class Workload:
                 f"{self.batch_size} x {self.sequence_length} tokens are no batch: give smaller sizes"
             )
         known = {"dtype": DTYPES, "compute": losses.COMPUTE, "tune": ("", *text_classifier.TUNES)}
+        known["lora_head"] = text_classifier.LORA_HEADS
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise UsageError(
@@ -74,6 +79,8 @@ class Workload:
                 f"compute {self.compute} is for float32 weights: leave it out with dtype {self.dtype}"
             )
         variant(self.method)
+        if self.lora_head == "trained" and self.trained != "lora":
+            raise UsageError(f"lora_head trained is for tune lora, not {self.trained}: leave it out")
         longest = model_catalogue.positions(random_models.config_of(self.model))
         if self.sequence_length > longest:
             raise UsageError(
@@ -84,6 +91,11 @@ class Workload:
     @property
     def trained(self) -> str:
         return self.tune or variant(self.method).tune
+
+    @property
+    def untied(self) -> bool:
+        """Whether the head is a whole output layer apart from the embeddings."""
+        return self.lora_head == "trained" or (self.trained == "full" and not self.tie_embeddings)
 
     @property
     def notes(self) -> list[str]:
@@ -109,9 +121,9 @@ class NoiselessStandInBudget(StandInBudget):
 
 def build_model(workload: Workload, device: str) -> random_models.Answering:
     """Random float32 weights, with `requires_grad` and activation checkpointing as the workload says."""
-    model = random_models.build(workload.model, device=device)
+    model = random_models.build(workload.model, device=device, untied=workload.untied)
     if workload.trained != "full":
-        text_classifier.select_trainable(model, workload.trained)
+        text_classifier.select_trainable(model, workload.trained, lora_head=workload.lora_head)
         model.freeze_vocabulary()
     if variant(workload.method).checkpointing:
         _checkpoint_activations(model)

@@ -288,6 +288,7 @@ def check_settings(
     else:
         settings = {k: v for k, v in settings.items() if not (k in RUN_SETTINGS and RUN_SETTINGS[k].private)}
     _check_batch_loss(where, card, cell["task"], settings)
+    _check_head(where, card, cell["model"], settings)
     _check_checkpoint_selection(where, card, cell["task"], settings)
     _check_rows(where, card, settings)
     _add_digests(cell, settings)
@@ -346,6 +347,19 @@ def _check_batch_loss(where: str, card: Card, task: str, settings: dict) -> None
         settings["batch_loss"] = RUN_SETTINGS["batch_loss"].default
 
 
+def _check_head(where: str, card: Card, model: str, settings: dict) -> None:
+    """What of a masked model's head is trained. Without full fine-tuning the head is a copy in any case."""
+    if card.order is None or settings["tune"] != "full":
+        settings["tie_embeddings"] = True
+    masked = model_catalogue.stanza(model)["kind"] == "masked"
+    if not settings["tie_embeddings"] and not masked:
+        raise UsageError(
+            f"{where}: tie_embeddings false is for masked models, and {model} is none: leave it out"
+        )
+    if settings["lora_head"] == "trained" and not (masked and settings["tune"] == "lora"):
+        raise UsageError(f"{where}: lora_head trained is for tune lora of a masked model: leave it out")
+
+
 def _check_checkpoint_selection(where: str, card: Card, task: str, settings: dict) -> None:
     """Dev rows are private: a release reports no checkpoint that was chosen on them without noise."""
     if settings["iterate"] == "accounted" and not card.private:
@@ -355,12 +369,17 @@ def _check_checkpoint_selection(where: str, card: Card, task: str, settings: dic
         return
     if not settings["curve_examples"]:
         raise UsageError(f"{where}: iterate {rule} needs dev examples: give curve_examples")
-    if rule == "best_dev":
-        if settings.get("noise_key") == "secret":
-            raise UsageError(
-                f"{where}: iterate best_dev with noise_key secret, but dev rows are private and the choice "
-                "is not accounted: take iterate accounted, or leave it out"
-            )
+    if rule != "accounted" and settings.get("noise_key") == "secret":
+        raise UsageError(
+            f"{where}: iterate {rule} with noise_key secret, but dev rows are private and the choice "
+            "is not accounted: take iterate accounted, or leave it out"
+        )
+    if rule != "best_dev" and (metric := tasks.load(task).metric) != "accuracy":
+        raise UsageError(
+            f"task {task}: iterate {rule} counts right answers, but {metric} is no such count: leave "
+            "iterate out"
+        )
+    if rule != "accounted":
         return
     if settings["as_published"]:
         raise UsageError(f"{where}: as_published accounts for no choice: leave iterate out")
@@ -368,12 +387,6 @@ def _check_checkpoint_selection(where: str, card: Card, task: str, settings: dic
         raise UsageError(
             f"{where}: iterate accounted chooses among points of the curve: give evaluate_every below "
             f"{settings['steps']} steps"
-        )
-    metric = tasks.load(task).metric
-    if metric != "accuracy":
-        raise UsageError(
-            f"task {task}: iterate accounted counts right answers, but {metric} is no such count: leave "
-            "iterate out"
         )
 
 

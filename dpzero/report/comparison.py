@@ -125,7 +125,7 @@ def discrepancies(runs: pandas.DataFrame) -> Table:
     return table
 
 
-def _concerned(row: pandas.Series) -> str:
+def _concerned(row: pandas.Series | dict[str, str]) -> str:
     """How many published numbers of a paper are of the cells that a discrepancy is about; empty if it names none."""
     patterns = row["cells"].split()
     own = [theirs.cell for theirs in numbers.read() if theirs.paper == row["paper"]]

@@ -22,10 +22,12 @@ from typing import Any
 
 FILE = Path(__file__).with_name("published.csv")
 SAME_NUMBERS = {"dpzero_as_published": "dpzero"}  # a method that is compared with another method's numbers
-ITERATES = {
+ITERATES = {  # the setting `iterate` of a published rule
     "last iterate": "last",
-    "best dev checkpoint": "best_dev",
-}  # the setting `iterate` of a published rule
+    "best dev checkpoint": "best_dev",  # by the loss
+    "dev checkpoint of the highest accuracy": "best_dev_accuracy",
+    "a fit without checkpoints": None,  # which no method here is
+}
 WEIGHT_BYTES = 4  # of a parameter, here always
 Setting = int | float | str
 
@@ -123,6 +125,9 @@ def differences(row: Mapping[str, Any], published: Published) -> list[str]:
     iterate = _value(row, "settings.iterate") or "last"
     if iterate != ITERATES.get(published.iterate_rule, iterate):
         words.append(f"{_value(row, 'metrics.selection') or iterate}, theirs {published.iterate_rule}")
+    seen, known = (_value(row, f"metrics.{part}_examples") for part in ("selection", "dev"))
+    if None not in (seen, known) and seen < known:
+        words.append(f"checkpoint by {seen:.0f} of {known:.0f} dev rows, theirs by all")
     if departure := _value(row, "provenance.data.departure"):
         words.append(f"rows: {departure}")
     delta = _value(row, "privacy.delta")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,26 +16,32 @@ from ..privacy import Budget
 RULES = {
     "last": "last iterate",
     "best_dev": "best dev checkpoint (published practice, not accounted)",
+    "best_dev_accuracy": "dev checkpoint of the highest accuracy (published practice, not accounted)",
     "accounted": "dev checkpoint by a private choice (accounted)",
+}
+SCORES: dict[str, Callable[[Mapping[str, float]], float]] = {  # of a point of the curve, the more the better
+    "best_dev": lambda point: -point["dev_loss"],
+    "best_dev_accuracy": lambda point: point["dev_accuracy"],
 }
 
 
 class BestDev:
-    """Holds the trained parameters at the point of the curve with the least dev loss, the earliest of equals.
+    """Holds the trained parameters at the point of the curve with the best score, the earliest of equals.
 
-    MeZO's and DPZero's code on OPT does the same: `load_best_model_at_end`, whose criterion is the loss.
-    Training itself goes on from the last iterate.
+    The published trainers do the same: a later point must be strictly better. On OPT the score is the dev loss
+    (`load_best_model_at_end` of MeZO, DPZero and DP-AggZO), on RoBERTa MeZO's is the dev accuracy
+    (medium_models/src/trainer.py, line 809). Training itself goes on from the last iterate.
     """
 
     def __init__(self) -> None:
         self.step: int | None = None
-        self.loss = math.inf
+        self.score = -math.inf
         self.parameters: list[Tensor] = []  # on the CPU
 
-    def offer(self, step: int, loss: float, parameters: Sequence[Tensor]) -> None:
-        """Keep this point of the curve if it is the best so far; a loss that is not finite never is."""
-        if loss < self.loss:
-            self.step, self.loss = step, loss
+    def offer(self, step: int, score: float, parameters: Sequence[Tensor]) -> None:
+        """Keep this point of the curve if it is the best so far; a score that is not finite never is."""
+        if score > self.score:
+            self.step, self.score = step, score
             self.parameters = [parameter.detach().cpu().clone() for parameter in parameters]
 
     def restore(self, parameters: Sequence[Tensor]) -> None:
@@ -43,10 +49,10 @@ class BestDev:
         write(self.parameters or parameters, parameters)
 
     def state_dict(self) -> dict:
-        return {"step": self.step, "loss": self.loss, "parameters": self.parameters}
+        return {"step": self.step, "score": self.score, "parameters": self.parameters}
 
     def load_state_dict(self, state: dict) -> None:
-        self.step, self.loss, self.parameters = state["step"], state["loss"], state["parameters"]
+        self.step, self.score, self.parameters = state["step"], state["score"], state["parameters"]
 
 
 class Candidates:

@@ -99,24 +99,28 @@ def _usage(model: Any, language_model: Any, task: tasks.Task, cell: dict, out: P
 
 
 def _write_rows(model: Classifier, language_model: Any, words: list[int]) -> list[float]:
-    """Write the rows of the label words into the output layer, which a head of copied rows unties.
+    """Write the head into the output layer, and untie that from the embeddings if the two differ.
 
     Returns:
         The labels' biases, if the output layer has none, else zeros.
     """
-    output = language_model.get_output_embeddings()
-    if isinstance(model.head, text_classifier.TiedHead):
-        if isinstance(model.head.shift, text_classifier.Shift):
-            output.bias[words] = model.head.shift.bias
-        return [0.0] * len(words)
-    if output.weight is language_model.get_input_embeddings().weight:
+    head, output = model.head, language_model.get_output_embeddings()
+    whole = isinstance(head, text_classifier.VocabularyHead)
+    tied = whole and head.rows.weight is model.backbone.get_input_embeddings().weight
+    if not tied and output.weight is language_model.get_input_embeddings().weight:
         for name, tensor in list(output.named_parameters()):  # saved under names of their own
             setattr(output, name, nn.Parameter(tensor.detach().clone()))
         language_model.config.tie_word_embeddings = False
-    output.weight[words] = model.head.weight
+    if whole:
+        output.weight.copy_(head.rows.weight)
+    else:
+        output.weight[words] = head.weight
+    bias = getattr(head.shift if whole else head, "bias", None)
+    if bias is None:
+        return [0.0] * len(words)
     if output.bias is None:
-        return model.head.bias.tolist()
-    output.bias[words] = model.head.bias
+        return bias.tolist()
+    output.bias[words] = bias
     return [0.0] * len(words)
 
 

@@ -14,12 +14,12 @@ from ..errors import UsageError
 from ..files import write_whole
 from ..language.data import tasks
 from ..language.models import model_catalogue as base_weights
-from ..language.models import text_classifier
 from ..plan import sweep
 from ..plan.registry import cards
 from ..zeroth_order import transcript
 from ..zeroth_order.model_requirements import trainable
 from . import checkpoint_selection
+from .setup import base_model
 
 KEYS = {"file", "sha256", "steps", "law", "weights_sha256"}  # of a record's part `transcript`
 
@@ -54,8 +54,7 @@ def rebuild(file: Path, device: str | None = None) -> Rebuilt:
             f"the model {cell['model']} here is not the one that {file} started from: install the version of "
             "that run"
         )
-    task, tune = tasks.load(cell["task"]), cell["settings"]["tune"]
-    model = text_classifier.load(cell["model"], task, tune, cell["seed"], device)
+    model = base_model(cell, tasks.load(cell["task"]), device)
     parameters = trainable(model.parameters())
     selected = (record.get("metrics") or {}).get("selected_step")
     try:

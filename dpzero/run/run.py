@@ -18,7 +18,7 @@ from ..zeroth_order.distributed import Ranks
 from ..zeroth_order.transcript import Transcript
 from . import distributed, gpu_lock, measurements, record_file
 from .checkpoint import Checkpoint, locked
-from .checkpoint_selection import RULES, BestDev, Candidates
+from .checkpoint_selection import RULES, SCORES, BestDev, Candidates
 from .setup import ALONE, Setup
 
 EARLY_POINTS = 4  # of the curve, before the first at a multiple of `evaluate_every`
@@ -82,7 +82,7 @@ class Run:
         code = setup.origin["code"] + setup.origin["method_code"]
         self.checkpoint = Checkpoint(out, setup.cell, code, setup.say)
         self.clock = measurements.Clock(setup.device)
-        self.best = BestDev() if setup.iterate == "best_dev" else None
+        self.best = BestDev() if setup.iterate in SCORES else None
         self.candidates = Candidates(self.checkpoint.candidates) if setup.iterate == "accounted" else None
         self.curve: list[dict] = []
         self.memory: dict | None = None
@@ -268,7 +268,7 @@ class Run:
             if self.best is not None:
                 point["dev_loss"] = scores["loss"]
                 if step:  # published code evaluates no earlier than after its first steps
-                    self.best.offer(step, scores["loss"], self._parameters)
+                    self.best.offer(step, SCORES[self.setup.iterate](point), self._parameters)
         return point
 
     def _state(self) -> dict:
@@ -314,7 +314,9 @@ class Run:
         """Load the checkpoint that is reported into the model. Returns what the metrics say of the choice."""
         if self.best is not None:
             self.best.restore(self._parameters)
-            return {"selected_step": self.best.step}
+            looked_at = len(self.setup.curve_examples(self.examples))
+            rows = {"selection_examples": looked_at, "dev_examples": len(self.setup.examples["dev"])}
+            return {"selected_step": self.best.step, **rows}
         if self.candidates is not None and self.budget is not None:
             count, epsilon = len(self.candidates.steps()), float(self.setup.cell["epsilon"])
             self.setup.say(f"a private choice among {count} checkpoints")

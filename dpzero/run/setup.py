@@ -109,9 +109,7 @@ class Setup:
 
     def model(self) -> torch.nn.Module:
         """The base model, loaded anew."""
-        return text_classifier.load(
-            self.cell["model"], self.task, self.settings["tune"], self.cell["seed"], self.device
-        )
+        return base_model(self.cell, self.task, self.device)
 
     def model_and_examples(self) -> tuple[Any, Mapping[str, Any]]:
         """The model and the examples as steps read them: head and cached features if the head alone is trained."""
@@ -212,6 +210,12 @@ class Setup:
             data["departure"] = departure
         model_part = {"name": model, "sha256": weights, "title": title}
         return origin | {"threads": torch.get_num_threads(), "model": model_part, "data": data}
+
+
+def base_model(cell: dict, task: tasks.Task, device: str) -> Any:
+    """The model that a cell starts from, a Classifier or TextScorer with the cell's trainable parameters."""
+    how = {key: cell["settings"][key] for key in ("tie_embeddings", "lora_head") if key in cell["settings"]}
+    return text_classifier.load(cell["model"], task, cell["settings"]["tune"], cell["seed"], device, **how)
 
 
 def leave_compiler_out() -> None:

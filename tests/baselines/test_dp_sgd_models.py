@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from baselines._per_sample_gradients import watching
 from baselines.dp_sgd import DPSGD
+from dpzero.language.data import tasks
 from dpzero.language.models import encoding, losses, random_models, text_classifier
 from dpzero.language.models.encoding import Continuations
 from dpzero.language.models.losses import ContinuationLoss
@@ -117,16 +118,22 @@ def test_full_fine_tuning_is_exact_with_two_words_for_a_head(family, tied, clipp
 
 
 @both_ways
-@pytest.mark.parametrize("family", FAMILIES)
-def test_full_fine_tuning_is_exact_with_label_words_from_the_table_of_embeddings(family, clipping, batch):
-    """Texts hold the words, once or many times: the same row is read and scored, and its two gradients are one."""
+@pytest.mark.parametrize(
+    "family, tied",
+    [*((family, True) for family in FAMILIES), ("roberta", False)],
+    ids=lambda value: str(value),
+)
+def test_full_fine_tuning_is_exact_with_label_words_from_a_table_of_the_vocabulary(
+    family, tied, clipping, batch
+):
+    """Texts hold the words, once or many times: tied, the same row is read and scored, and its two gradients are one."""
     for clip, token_budget in ((0.1, 2048), (20.0, 16)):
         whole = language_model(family, True)
         inner = MaskedTransform(whole.lm_head) if family == "roberta" else None
         kind = "causal" if inner is None else "masked"
-        head = label_head(whole, [5, 11], tied=True)
+        head = label_head(whole, [5, 11], whole=True, tied=tied)
         model = text_classifier.Classifier(whole.base_model, head, kind, transform=inner, mask=7)
-        assert head.rows.weight is whole.get_input_embeddings().weight
+        assert (head.rows.weight is whole.get_input_embeddings().weight) == tied
         loss = losses.CrossEntropy(token_budget)
         bitten = check_step(freeze_unused(model, batch), loss, batch, clip, clipping)
         assert bitten >= 4 or clip > 0.1
@@ -158,6 +165,15 @@ def test_lora_on_a_tied_model_is_exact(family, targets, clipping, batch):
     """OPT hands its feed-forward layers all tokens in a row: an adapter there sees nothing else, and texts are clipped, not tokens."""
     model = adapted(family, targets)
     assert check_step(model, losses.CrossEntropy(2048), batch, 0.1, clipping) == 7
+
+
+@both_ways
+def test_lora_with_a_trained_head_is_exact(clipping):
+    """The whole output layer, the layer before it and the adapters are one example's gradient."""
+    model = text_classifier.load("tiny-masked", tasks.load("trec"), "lora", lora_head="trained")
+    texts = [[1, *range(40, 40 + n), 2, 1] for n in (1, 5, 3)]  # 2 is the mask
+    batch = encoding.Examples.from_token_ids(texts, [0, 2, 5])
+    assert check_step(model, losses.CrossEntropy(2048), batch, 0.1, clipping) == 3
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")

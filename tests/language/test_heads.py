@@ -1,4 +1,4 @@
-"""Heads: training all parameters keeps tied embeddings tied; otherwise the head is a copy."""
+"""Heads: training all parameters keeps tied embeddings tied, or trains an output layer beside them; else the head is a copy."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from baselines.mezo import MeZO
 from dpzero.language.data import tasks
 from dpzero.language.models import encoding, text_classifier
 from dpzero.language.models.losses import CrossEntropy
-from dpzero.language.models.text_classifier import TiedHead
+from dpzero.language.models.text_classifier import VocabularyHead
 from dpzero.memory import trackers
 from dpzero.zeroth_order.directions import LAWS, Move
+from dpzero.zeroth_order.transcript import digest
 
 MASK = 2
 
@@ -25,8 +26,8 @@ def batch() -> encoding.Examples:
     return encoding.Examples.from_token_ids(texts, [0, 2, 4, 5])
 
 
-def make(tune: str = "full") -> text_classifier.Classifier:
-    return text_classifier.load("tiny-masked", tasks.load("trec"), tune)
+def make(tune: str = "full", **head: object) -> text_classifier.Classifier:
+    return text_classifier.load("tiny-masked", tasks.load("trec"), tune, **head)
 
 
 def table(model: text_classifier.Classifier) -> torch.Tensor:
@@ -35,7 +36,7 @@ def table(model: text_classifier.Classifier) -> torch.Tensor:
 
 def test_full_tuning_ties_the_head_to_the_embeddings():
     model = make()
-    assert isinstance(model.head, TiedHead) and model.head.rows.weight is table(model)
+    assert isinstance(model.head, VocabularyHead) and model.head.rows.weight is table(model)
     assert model.head.shift.bias.shape == (6,)
     assert len(list(model.parameters())) == len({p.data_ptr() for p in model.parameters()})
 
@@ -50,6 +51,41 @@ def test_partial_tuning_copies_the_head(tune, batch):
         torch.testing.assert_close(model(*texts), make()(*texts), atol=1e-6, rtol=0)
     FineTuning(model, CrossEntropy(2048), 4, learning_rate=0.1).step(batch)
     assert torch.equal(table(model), start)
+
+
+@torch.no_grad()
+def test_untied_the_output_layer_is_a_matrix_of_its_own_with_the_same_start(batch):
+    """As in the published code on RoBERTa: the whole decoder is trained, and the model begins as the tied one."""
+    tied, untied = make(), make(tie_embeddings=False)
+    rows = untied.head.rows.weight
+    assert rows is not table(untied) and torch.equal(rows, table(untied)) and rows.requires_grad
+    texts = batch.padded(torch.device("cpu"))[:2]
+    assert torch.equal(tied(*texts), untied(*texts))
+    counts = [sum(p.numel() for p in model.parameters() if p.requires_grad) for model in (tied, untied)]
+    assert counts[1] - counts[0] == rows.numel() == 1024 * 32
+    names = [[name for name, _ in model.named_parameters()] for model in (tied, untied)]
+    assert [name for name in names[1] if name not in names[0]] == ["head.rows.weight"]
+    assert len({digest(list(model.parameters())) for model in (tied, untied)}) == 2
+
+
+def test_a_step_moves_an_untied_word_as_output_alone(batch):
+    model, word = make(tie_embeddings=False), encoding.answer_tokens("tiny-masked", tasks.load("trec"))[0]
+    start = table(model).detach()[word].clone()
+    FineTuning(model, CrossEntropy(2048), 1, learning_rate=0.1, optimizer="sgd").step(batch[[0]])
+    assert torch.equal(table(model)[word], start)  # the text does not hold it
+    assert not torch.equal(model.head.rows.weight[word], start)
+
+
+def test_lora_trains_the_head_of_a_masked_model_if_asked(batch):
+    """MeZO's code freezes what begins with `roberta` and is no adapter: dense, layer norm, decoder and bias are left."""
+    model = make("lora", lora_head="trained")
+    trained = {name for name, p in model.named_parameters() if p.requires_grad and "lora_" not in name}
+    layer = {f"transform.{part}.{kind}" for part in ("dense", "layer_norm") for kind in ("weight", "bias")}
+    assert trained == layer | {"head.rows.weight", "head.shift.bias"}
+    assert model.head.rows.weight.shape == table(model).shape and not table(model).requires_grad
+    start = table(model).clone()
+    FineTuning(model, CrossEntropy(2048), 4, learning_rate=0.1).step(batch)
+    assert torch.equal(table(model), start) and not torch.equal(model.head.rows.weight, start)
 
 
 def test_an_untied_model_has_its_own_head():
@@ -67,14 +103,15 @@ def test_a_step_moves_a_tied_word_as_input_and_as_output(batch):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("perturb", ["in_place", "on_read"])
-def test_a_tied_row_has_one_perturbation_as_input_and_as_output(perturb, law, batch):
-    model, loss = make(), CrossEntropy(64)
+def test_a_row_has_one_perturbation_as_input_and_as_output_if_it_is_tied_else_two(perturb, law, tied, batch):
+    model, loss = make(tie_embeddings=tied), CrossEntropy(64)
     me = MeZO(model, loss, 4, learning_rate=1e-3, smoothing=1e-2, seed=3, perturb=perturb, direction_law=law)
     expected = []
     for scale in (1e-2, -1e-2):
-        other = make()
+        other = make(tie_embeddings=tied)
         for j, p in enumerate(other.parameters()):
             p.copy_(me.law.perturbed_copy(p, j, Move(0, 0, (scale,))))
         expected.append(loss(other, batch).double())
@@ -83,9 +120,10 @@ def test_a_tied_row_has_one_perturbation_as_input_and_as_output(perturb, law, ba
     assert not torch.allclose(*expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("perturb", ["in_place", "on_read"])
-def test_a_zeroth_order_step_needs_the_memory_of_inference(perturb):
-    """And inference as much as with a copied head, to 1 %: the table is neither copied nor perturbed completely."""
+def test_a_zeroth_order_step_needs_the_memory_of_inference(perturb, tied):
+    """Inference with a table as much as with a copied head, to 1 %, and another 128 KiB untied: no table is copied or perturbed whole."""
     long = encoding.Examples.from_token_ids([[1, MASK] + [9] * 60] * 64, [0] * 64)
     loss = CrossEntropy(2**20)
 
@@ -93,9 +131,9 @@ def test_a_zeroth_order_step_needs_the_memory_of_inference(perturb):
         with torch.no_grad():
             return trackers.peak_bytes(model, lambda: loss(model, long))
 
-    model = make()
+    model = make(tie_embeddings=tied)
     floor = inference(model)
-    assert floor <= 1.01 * inference(make("head"))
+    assert floor <= 1.01 * inference(make("head")) + (0 if tied else table(model).nbytes)
 
     def two_steps() -> None:
         me = MeZO(model, loss, 64, learning_rate=1e-3, smoothing=1e-2, seed=0, perturb=perturb)

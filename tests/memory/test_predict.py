@@ -94,6 +94,11 @@ def test_a_prediction_is_within_2_percent_of_a_real_run(tiny, model, method):
         ("dp_sgd_hooks", {"token_budget": 100}),
         ("dp_sgd_hooks", {"tune": "bias"}),
         ("adamw", {"dtype": "bfloat16"}),
+        *(
+            (method, {"tie_embeddings": False})
+            for method in ("dpzero", "adamw", "dp_sgd_hooks", "dp_sgd_ghost")
+        ),
+        *((method, {"lora_head": "trained"}) for method in ("dpzero_lora", "lora", "dp_lora")),
     ],
 )
 def test_so_it_is_with_other_settings(tiny, method, settings):
@@ -147,6 +152,23 @@ def test_a_shape_has_the_published_number_of_parameters(name):
     assert count == pytest.approx(random_models.catalogue()[name]["parameters"], rel=0.01)
 
 
+def test_an_output_layer_of_its_own_is_counted(tiny):
+    """The words' rows that a tied model copies for its head are in it, so that two of 2000 are not added."""
+
+    def ask(method: str, **settings) -> dict:
+        return predict(Workload("tiny-roberta", method, 6, 48, **settings))
+
+    table, copied = 2000 * 64, 2 * 64 - 2  # with two biases
+    tied, untied = ask("adamw"), ask("adamw", tie_embeddings=False)
+    assert untied["trained_parameters"] - tied["trained_parameters"] == table - copied
+    assert untied["weights_bytes"] - tied["weights_bytes"] == pytest.approx(4 * table, rel=0.01)
+    assert untied["peak_bytes"] - tied["peak_bytes"] >= 4 * 4 * table * 0.99  # gradient and two moments, too
+    lora, with_head = ask("lora"), ask("lora", lora_head="trained")
+    layer = 64 * 64 + 64 + 2 * 64
+    assert with_head["trained_parameters"] - lora["trained_parameters"] == table - copied + layer
+    assert (untied["tie_embeddings"], with_head["lora_head"]) == (False, "trained")
+
+
 def test_phase_and_operation_of_the_peak_are_named(tiny):
     zeroth, first = (predict(Workload("tiny-roberta", name, 8, 64)) for name in ("dpzero", "adamw"))
     assert set(zeroth["phases"]) == {"perturb", "forward", "update"} and zeroth["phase"] == "forward"
@@ -182,6 +204,8 @@ def test_the_verb_takes_a_name_or_a_configuration(tiny, tmp_path, capsys):
         ({"--dtype": "int8"}, "dtype is 'int8': give one of float32"),
         ({"--dtype": "float16", "--compute": "bfloat16"}, "compute bfloat16 is for float32 weights"),
         ({"--tune": "all"}, "tune is 'all': give one of full"),
+        ({"--lora-head": "some"}, "lora_head is 'some': give one of frozen, trained"),
+        ({"--lora-head": "trained"}, "lora_head trained is for tune lora, not full"),
         ({"--token-budget": "-5"}, "token_budget is -5"),
         ({"--batch-size": "99999999999"}, "are no batch"),
     ],

@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 
 from dpzero.errors import UsageError
-from dpzero.language.data.tasks import stanza
+from dpzero.language.data import tasks
 from dpzero.plan import sweep
 from dpzero.report import published
+from dpzero.run.checkpoint_selection import RULES
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("paper-roberta", "paper-roberta-sphere", "paper-opt", "paper-dpzo")
@@ -248,10 +249,57 @@ def test_every_setting_that_a_number_states_is_that_of_its_cell():
     }
 
 
+def is_as_published(cell: dict, number: published.Published) -> bool:
+    """Whether a run of this cell trains the parameters and reports the checkpoint of the published run."""
+    row = {f"settings.{key}": value for key, value in cell["settings"].items()}
+    row["metrics.selection"] = RULES[cell["settings"].get("iterate", "last")]
+    words = [word.partition(", theirs")[0] for word in published.differences(row, number)]
+    return not any(
+        part in word
+        for word in words
+        for part in ("tune", "tie embeddings", "lora head", "iterate", "checkpoint")
+    )
+
+
+def test_every_number_has_a_cell_that_trains_the_same_parameters_and_reports_the_same_checkpoint():
+    """But for logistic regression, and for what is shown in context, which trains nothing."""
+    cells: dict[str, list[dict]] = {}
+    for run, cell in (pair for name in (*NAMES, *OTHERS) for pair in cells_of(name).items()):
+        cells.setdefault(run.rpartition("/")[0], []).append(cell)
+    numbers = [n for n in published.read() if n.cell.split("/")[2] not in ("linear_probing", "in_context")]
+    assert len(numbers) > 400
+    for number in numbers:
+        assert any(is_as_published(cell, number) for cell in cells[number.cell]), number
+
+
+@pytest.mark.parametrize("name", [*NAMES, *OTHERS, *GRIDS])
+def test_roberta_is_untied_where_all_of_it_is_trained(name):
+    for cell in cells_of(name).values():
+        untied = (
+            cell["model"] == "roberta-large"
+            and cell["settings"]["tune"] == "full"
+            and cell["settings"]["steps"]
+        )
+        assert cell["settings"].get("tie_embeddings", True) == (not untied)
+
+
+def test_mezo_on_roberta_looks_at_all_dev_rows():
+    """LM-BFF draws as many dev rows as training rows."""
+    for name in ("paper-mezo-roberta", "paper-mezo-roberta-16"):
+        for cell in cells_of(name).values():
+            labels = len(tasks.stanza(cell["task"])["words"])
+            assert cell["settings"]["curve_examples"] >= cell["settings"]["shots"] * labels
+
+
 def test_sweeps_are_as_the_table_of_discrepancies_says():
     assert axis(cells_of("paper-aggzo"), "seed") == {42} and axis(cells_of("paper-aggzo-opt"), "seed") == {0}
-    for name in ("paper-aggzo", "paper-aggzo-opt"):
-        assert settings(cells_of(name), "iterate", "evaluate_every", method="dp_aggzo_64") == {(None, 100)}
+    for name, rule in (("paper-aggzo", (None, 100)), ("paper-aggzo-opt", ("best_dev", 250))):
+        assert settings(cells_of(name), "iterate", "evaluate_every", method="dp_aggzo_64") == {rule}
+    for method in ("mezo", "mezo_lora", "mezo_prefix"):
+        ((*how,),) = settings(
+            cells_of("paper-mezo-roberta"), "iterate", "steps", "evaluate_every", method=method
+        )
+        assert how == ["best_dev_accuracy", 100_000, 10_000]
     for name, steps in (("paper-roberta", 10_000), ("paper-mezo-roberta", 100_000)):
         assert settings(cells_of(name), "steps", method="mezo") == {(steps,)}
     zoso = cells_of("paper-zoso")
@@ -277,7 +325,6 @@ def test_an_unknown_rule_is_refused(write):
 @pytest.mark.parametrize("epsilon, multiplier", [("2", 4.570), ("6", 1.848)])
 def test_trec_as_published_has_the_noise_of_the_published_runs(epsilon, multiplier):
     """Their accountant is told 3072 examples; one class has 86 of the 512, so that there are 2646."""
-    from dpzero.language.data import tasks
     from dpzero.plan.registry import card
     from dpzero.privacy import RunKey
     from dpzero.run.setup import Setup
@@ -393,7 +440,7 @@ OPT_ROWS: dict[str, Callable[[int], dict]] = {
 
 def write_rows(folder: Path, task: str, row: Callable[[int], dict], train: int) -> None:
     """Of the task's local files, as many training rows and 12 of the others."""
-    for split, file in stanza(task)["files"].items():
+    for split, file in tasks.stanza(task)["files"].items():
         path = folder / file
         path.parent.mkdir(parents=True, exist_ok=True)
         count = train if split == "train" else 12
@@ -479,3 +526,50 @@ def test_a_cell_on_roberta_runs_on_stand_ins_as_published(
     monkeypatch.setenv("DPZERO_MODEL_DIR", str(stand_in))
     (cell, *_) = sweep.load(name, tasks="sst2", methods=method).values()
     rehearse(cell, tmp_path, steps=2, batch_size=8)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (ROWS / "sst2" / "validation.jsonl").is_file(), reason=f"no task rows in {ROWS}")
+@pytest.mark.parametrize(
+    "name, method, paper",
+    [
+        ("paper-roberta", "dpzero_as_published", "DPZero"),
+        ("paper-aggzo", "dpzero", "DP-AggZO"),
+        ("paper-zoso", "dp_zoso", "DP-ZOPO"),
+        ("paper-mezo-roberta", "mezo", "MeZO"),
+        ("paper-mezo-roberta-16", "mezo_lora", "MeZO"),
+    ],
+)
+def test_a_cell_of_each_sweep_on_roberta_trains_the_output_layer_apart_and_replays(
+    stand_in, cache, tmp_path, monkeypatch, name, method, paper
+):
+    """Of what is published, neither what is trained nor which checkpoint is reported differs: only the steps and the stand-ins."""
+    from transformers import AutoModelForMaskedLM
+
+    from dpzero.report.records import load
+    from dpzero.run.replay import replay_record
+    from dpzero.run.run import run_cell
+
+    monkeypatch.setenv("DPZERO_DATA_DIR", str(ROWS))
+    monkeypatch.setenv("DPZERO_MODEL_DIR", str(stand_in))
+    (cell, *_) = sweep.load(name, tasks="sst2", methods=method, seeds=42).values()
+    cell["settings"] |= {"steps": 4, "evaluate_every": 2} | (
+        {"first_stage": 0} if method == "dp_zoso" else {}
+    )
+    record = run_cell(cell, out := tmp_path / "record.json", lambda line: None, "cpu")
+    answer = replay_record(out, device="cpu")
+    assert record["status"] == "ok" and answer["match"] and answer["steps"] == 4
+    tied = AutoModelForMaskedLM.from_pretrained(stand_in / "roberta-large")
+    table, all_tensors = tied.get_input_embeddings().weight.nbytes, sum(p.nbytes for p in tied.parameters())
+    assert record["memory"]["weights_bytes"] > all_tensors + 0.9 * table
+    (row,) = load([out]).to_dict("records")
+    numbers = [
+        n
+        for n in published.for_run(record["run"])
+        if n.paper == paper and n.shots == cell["settings"]["shots"]
+    ]
+    assert numbers
+    for number in numbers:
+        words = "; ".join(published.differences(row, number))
+        assert "a stand-in of" in words
+        assert not any(part in words for part in ("tie embeddings", "lora head", "checkpoint", "iterate"))

@@ -104,6 +104,36 @@ def test_a_setting_that_was_removed_is_said_to_be(changes):
     assert "was removed: leave it out" in refused(cell("dp_zoso", **changes))
 
 
+def of_a_masked_model(method: str, **settings: object) -> dict:
+    planned = sweep.complete(cell(method, **settings) | {"model": "tiny-masked"})["settings"]
+    return {name: planned[name] for name in ("tie_embeddings", "lora_head") if name in planned}
+
+
+def test_a_cell_names_what_of_the_head_is_trained_where_it_makes_a_difference():
+    assert of_a_masked_model("mezo", tune="full") == {}
+    assert of_a_masked_model("mezo", tune="full", tie_embeddings=False) == {"tie_embeddings": False}
+    assert of_a_masked_model("mezo", tune="lora", lora_head="trained") == {"lora_head": "trained"}
+    for tune in ("bias", "lora", "prefix", "head"):  # whose head is a copy in any case
+        assert of_a_masked_model("mezo", tune=tune, tie_embeddings=False) == {}
+    assert of_a_masked_model("zero_shot", tune="full", tie_embeddings=False) == {}
+
+
+@pytest.mark.parametrize(
+    "model, changes, words",
+    [
+        (
+            "tiny-causal",
+            {"tune": "full", "tie_embeddings": False},
+            "is for masked models, and tiny-causal is none",
+        ),
+        ("tiny-encoder", {"tune": "lora", "lora_head": "trained"}, "is for tune lora of a masked model"),
+        ("tiny-masked", {"tune": "full", "lora_head": "trained"}, "is for tune lora of a masked model"),
+    ],
+)
+def test_a_head_that_cannot_be_trained_so_is_refused(model, changes, words):
+    assert words in refused(cell("mezo", **changes) | {"model": model})
+
+
 @pytest.mark.parametrize("seed", [2**32, 2**64, -1, 0.5, True, None, [], "x", "1e3"])
 def test_a_seed_is_one_that_every_generator_takes(seed):
     assert "is not a whole number from 0 to 4294967295" in refused(cell("dpzero") | {"seed": seed})

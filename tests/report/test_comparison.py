@@ -14,6 +14,7 @@ from dpzero.report.statistics import summarise
 from dpzero.report.writing import write_tables
 
 RULE = "published settings (chosen there, not accounted)"
+PAPERS = ("DPZero", "MeZO", "DP-AggZO", "DP-ZOPO")
 
 
 @pytest.fixture
@@ -23,7 +24,8 @@ def paper(record):
     def make(seed=0, accuracy=0.918, method="dpzero", epsilon="2", task="sst2", **settings) -> dict:
         run = record(method, epsilon, seed, task, "roberta-large", accuracy=accuracy)
         run["cell"]["settings"] |= {"tune": "full", "shots": 512, "steps": 10000, "batch_size": 64}
-        run["cell"]["settings"] |= {"smoothing": 1e-3, "learning_rate": 1e-6, **settings}
+        run["cell"]["settings"] |= {"smoothing": 1e-3, "learning_rate": 1e-6}
+        run["cell"]["settings"] |= {"tie_embeddings": False, **settings}
         run["metrics"]["examples"] = 872
         if run["privacy"]:
             run["privacy"]["dataset_size"] = 1024
@@ -233,6 +235,23 @@ def test_each_numbered_discrepancy_has_its_row():
     numbered = [f"DPZ-{i}" for i in range(1, 18) if i != 16]
     numbered += [*(f"AGG-{letter}" for letter in "abcdefghi"), *(f"ZOPO-{i}" for i in range(1, 10))]
     assert [name for name in ids if name in numbered] == numbered
+
+
+@pytest.mark.parametrize(
+    "paper, id_, concerns",
+    [
+        *((name, "tied embeddings", lambda n: "tie_embeddings" in n.settings) for name in PAPERS),
+        ("MeZO", "LoRA", lambda n: "lora_head" in n.settings),
+        ("MeZO", "iterate", lambda n: n.iterate_rule == "dev checkpoint of the highest accuracy"),
+        ("MeZO", "linear probing", lambda n: n.iterate_rule == "a fit without checkpoints"),
+        ("DP-AggZO", "AGG-i", lambda n: n.iterate_rule == "best dev checkpoint"),
+    ],
+)
+def test_a_discrepancy_tells_how_many_published_numbers_it_concerns(paper, id_, concerns):
+    with comparison.DISCREPANCIES.open(encoding="utf-8", newline="") as stream:
+        (row,) = (row for row in csv.DictReader(stream) if (row["paper"], row["id"]) == (paper, id_))
+    count = sum(n.paper == paper and concerns(n) for n in published.read())
+    assert comparison._concerned(row) == str(count) and count
 
 
 def test_a_sweep_without_published_numbers_has_neither_table(written, record, tmp_path):

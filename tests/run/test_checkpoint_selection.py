@@ -14,7 +14,7 @@ from dpzero.language.models import encoding
 from dpzero.plan import sweep
 from dpzero.privacy import Budget
 from dpzero.run import checkpoint
-from dpzero.run.checkpoint_selection import BestDev
+from dpzero.run.checkpoint_selection import RULES, SCORES, BestDev
 from dpzero.run.replay import replay_record
 from dpzero.run.run import run_cell
 from dpzero.run.setup import Setup
@@ -33,8 +33,8 @@ def best(cell: dict, rule: str = "best_dev") -> dict:
 def test_the_least_loss_counts_and_the_earliest_of_equals():
     kept, weights = BestDev(), torch.zeros(3)
     for step, loss in enumerate((2.0, 1.0, 1.0, float("nan"), 3.0)):
-        kept.offer(step, loss, [weights + step])
-    assert (kept.step, kept.loss) == (1, 1.0)
+        kept.offer(step, SCORES["best_dev"]({"dev_loss": loss}), [weights + step])
+    assert (kept.step, kept.score) == (1, -1.0)
     kept.restore([weights])
     assert torch.equal(weights, torch.ones(3))
 
@@ -43,7 +43,7 @@ def test_a_resumed_one_is_the_same():
     kept, again = BestDev(), BestDev()
     kept.offer(4, 0.5, [torch.ones(2)])
     again.load_state_dict(kept.state_dict())
-    assert (again.step, again.loss) == (4, 0.5) and torch.equal(again.parameters[0], torch.ones(2))
+    assert (again.step, again.score) == (4, 0.5) and torch.equal(again.parameters[0], torch.ones(2))
 
 
 def test_without_a_point_the_weights_stay():
@@ -65,6 +65,34 @@ def test_a_run_that_gets_worse_reports_its_best_point_after_the_start(cache, smo
     assert record["metrics"]["loss"] <= last["metrics"]["loss"]
     if record["transcript"]:  # which is of all steps, for the last iterate
         assert record["transcript"]["weights_sha256"] == last["transcript"]["weights_sha256"]
+
+
+@pytest.mark.parametrize(
+    "rule, rows", [("best_dev", 10**6), ("best_dev_accuracy", 10**6), ("best_dev_accuracy", 3)]
+)
+def test_the_first_point_with_the_highest_accuracy_or_the_least_loss_is_reported(
+    cache, smoke, tmp_path, rule, rows
+):
+    """On as many dev rows as the curve has, which the record tells; equal accuracies leave the earlier point."""
+    cell = best(smoke("adamw", learning_rate=1e-2, steps=30, evaluate_every=5), rule)
+    cell["settings"] |= {"curve_examples": rows, "split": "dev"}
+    record = run_cell(cell, tmp_path / "record.json", quiet, "cpu")
+    metrics, points = record["metrics"], [point for point in record["curve"] if point["step"]]
+    key, better = ("dev_loss", min) if rule == "best_dev" else ("dev_accuracy", max)
+    values = [point[key] for point in points]
+    assert metrics["selected_step"] == points[values.index(better(values))]["step"]
+    assert metrics["selection"] == RULES[rule]
+    assert (metrics["selection_examples"], metrics["dev_examples"]) == (min(rows, 60), 60)
+    if rows > 3:  # and the two rules differ here
+        assert metrics[key.removeprefix("dev_")] == pytest.approx(better(values), rel=1e-6)
+        first = {
+            values.index(choose(values))
+            for choose, values in (
+                (min, [point["dev_loss"] for point in points]),
+                (max, [point["dev_accuracy"] for point in points]),
+            )
+        }
+        assert len(first) == 2
 
 
 def test_no_dev_rows_are_no_choice(cache, smoke, monkeypatch):
@@ -254,6 +282,10 @@ def test_a_release_may_choose_with_noise(write):
             "{iterate: best_dev, curve_examples: 0}",
             "iterate best_dev needs dev examples: give curve_examples",
         ),
+        (
+            "{iterate: best_dev_accuracy, noise_key: secret}",
+            "iterate best_dev_accuracy with noise_key secret, but dev rows are private",
+        ),
         ("{iterate: best}", "unknown value of iterate 'best': did you mean 'best_dev'"),
     ],
 )
@@ -262,13 +294,14 @@ def test_what_cannot_be_is_refused_before_anything_runs(write, settings, words):
         write("one", f"extends: smoke\nsettings: {settings}\n", methods="dpzero")
 
 
-def test_a_task_without_right_answers_has_no_such_choice(write):
+@pytest.mark.parametrize("rule", ["accounted", "best_dev_accuracy"])
+def test_a_task_without_right_answers_has_no_such_choice(write, rule):
     with pytest.raises(
-        UsageError, match="task squad: iterate accounted counts right answers, but f1 is no such"
+        UsageError, match=f"task squad: iterate {rule} counts right answers, but f1 is no such"
     ):
         write(
             "one",
-            "extends: smoke\ntasks: [squad]\nmodels: [tiny-causal]\nsettings: {iterate: accounted}\n",
+            f"extends: smoke\ntasks: [squad]\nmodels: [tiny-causal]\nsettings: {{iterate: {rule}}}\n",
             methods="dpzero",
         )
 

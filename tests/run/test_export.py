@@ -20,6 +20,7 @@ from dpzero.__main__ import main
 from dpzero.errors import UsageError
 from dpzero.language.data import tasks
 from dpzero.language.models import encoding
+from dpzero.language.models.text_classifier import VocabularyHead
 from dpzero.plan import sweep
 from dpzero.run.export import export
 from dpzero.run.replay import rebuild
@@ -66,18 +67,30 @@ def test_a_causal_model_gives_the_same_scores_in_plain_transformers(smoke, cache
         torch.testing.assert_close(plain(ids).logits[:, -1, words] + bias, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("tune", ["full", "bias"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"tune": "full"},
+        {"tune": "full", "tie_embeddings": False},
+        {"tune": "bias"},
+        {"tune": "lora", "lora_head": "trained"},
+    ],
+    ids=["full", "untied", "bias", "lora and head"],
+)
 @torch.no_grad()
 def test_a_masked_model_gives_the_same_scores_in_plain_transformers(
-    smoke, cache, tmp_path, data, monkeypatch, tune
+    smoke, cache, tmp_path, data, monkeypatch, settings
 ):
     monkeypatch.setenv("DPZERO_DATA_DIR", str(data))
-    cell = smoke("mezo", tune=tune, learning_rate=1e-3, max_length=32)
-    cell["settings"] |= {"train_examples": 50, "curve_examples": 8}
+    cell = smoke("mezo", learning_rate=1e-3, max_length=32)
+    cell["settings"] |= {"train_examples": 50, "curve_examples": 8} | settings
     record = train(sweep.complete(cell | {"model": "tiny-masked", "task": "sst2"}), tmp_path / "a.json")
     answer = export(record, tmp_path / "model")
     fine_tuned, (words, bias) = rebuild(record).model, words_and_bias(answer["usage"])
     plain = AutoModelForMaskedLM.from_pretrained(tmp_path / "model").eval()
+    if isinstance(fine_tuned.head, VocabularyHead):  # every row of it was moved
+        assert torch.equal(plain.get_output_embeddings().weight, fine_tuned.head.rows.weight)
+        assert plain.config.tie_word_embeddings == (settings == {"tune": "full"})
     for ids in texts("sst2", "tiny-masked", 32):
         logits = plain(ids).logits[:, int((ids[0] == fine_tuned.mask).int().argmax()), words]
         torch.testing.assert_close(logits + bias, fine_tuned(ids, torch.ones_like(ids)), rtol=1e-4, atol=1e-5)

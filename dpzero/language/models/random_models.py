@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...errors import UsageError
 from .model_catalogue import ROBERTA
+from .text_classifier import MaskedTransform, VocabularyHead
 
 FILE = Path(__file__).with_name("architectures.yaml")
 ANSWERS = (2, 3)  # rows of the vocabulary: any two words
@@ -31,16 +32,21 @@ class Answering(nn.Module):
 
     forward(input_ids [B, L], attention_mask [B, L]) -> logits [B, 2], float32. The last position is the mask
     of a prompt that ends in it, or where a causal model predicts the next word. The head starts as the output
-    layer's rows of the two words.
+    layer's rows of the two words; or it is a whole output layer apart from the embeddings (untied).
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, untied: bool = False) -> None:
         super().__init__()
-        self.model = model
-        rows = model.get_output_embeddings().weight
-        self.head = nn.Linear(rows.shape[1], len(ANSWERS), bias=False, dtype=rows.dtype, device=rows.device)
-        with torch.no_grad():
-            self.head.weight.copy_(rows[list(ANSWERS)])
+        self.model, output = model, model.get_output_embeddings()
+        if untied:
+            self.head: nn.Module = VocabularyHead(output, ANSWERS, tied=False)
+        else:
+            rows = output.weight
+            self.head = nn.Linear(
+                rows.shape[1], len(ANSWERS), bias=False, dtype=rows.dtype, device=rows.device
+            )
+            with torch.no_grad():
+                self.head.weight.copy_(rows[list(ANSWERS)])
         self.freeze_vocabulary()
 
     def freeze_vocabulary(self) -> None:
@@ -51,6 +57,12 @@ class Answering(nn.Module):
                 parameter.requires_grad_(False)
 
     @property
+    def transform(self) -> nn.Module:
+        """RoBERTa's layer before its output layer."""
+        lm_head: Any = getattr(self.model, "lm_head", None)
+        return MaskedTransform(lm_head) if hasattr(lm_head, "dense") else nn.Identity()
+
+    @property
     def backbone(self) -> Any:
         """What `text_classifier.select_trainable` chooses from; the head is always trainable."""
         return self.model
@@ -59,19 +71,19 @@ class Answering(nn.Module):
         hidden = self.model.base_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         last = attention_mask.sum(1) - 1  # padding is on the right
         hidden = hidden[torch.arange(len(hidden), device=hidden.device), last]
-        lm_head: Any = getattr(self.model, "lm_head", None)
-        if hasattr(lm_head, "dense"):  # RoBERTa has a layer before its output layer
-            hidden = lm_head.layer_norm(nn.functional.gelu(lm_head.dense(hidden)))
-        return self.head(hidden).float()
+        return self.head(self.transform(hidden)).float()
 
 
-def build(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Answering:
+def build(
+    name: str, dtype: torch.dtype = torch.float32, device: str = "cpu", untied: bool = False
+) -> Answering:
     """Random weights in evaluation mode; every parameter that the answer depends on is trainable.
 
     Args:
         name: of architectures.yaml, or the path of a config.json of transformers.
         dtype: of the weights.
         device: of the weights.
+        untied: whether the head is a whole output layer of its own.
 
     Raises:
         UsageError: an unknown name, or a file that transformers cannot make a language model of.
@@ -89,7 +101,7 @@ def build(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") ->
         raise UsageError(
             f"{name} is of type {config.model_type!r}, no language model of transformers"
         ) from error
-    return Answering(model).eval()
+    return Answering(model, untied).eval()
 
 
 def config_of(name: str) -> Any:

@@ -150,19 +150,21 @@ class Shift(nn.Module):
         return torch.add(scores, self.bias)
 
 
-class TiedHead(nn.Module):
-    """Scores of K words, [B, H] -> [B, K], by the model's own embeddings and a copy of its output biases.
+class VocabularyHead(nn.Module):
+    """Scores of K words, [B, H] -> [B, K], by their rows of a table with a row for each word of the vocabulary.
 
-    Each text looks the rows up separately, as it does for its input: perturbations touch only rows that are
-    looked up, and per-sample gradients of DP-SGD add both uses of a row.
+    The table is the model's own embeddings (tied), or an output layer beside them that starts with the same
+    values (untied). The output biases of the K words are copied. Each text looks the rows up separately, as it
+    does for its input: perturbations touch only rows that are looked up, and per-sample gradients of DP-SGD add
+    both uses of a tied row.
     """
 
     words: Tensor
 
-    def __init__(self, output: nn.Linear, words: Sequence[int]) -> None:
+    def __init__(self, output: nn.Linear, words: Sequence[int], tied: bool) -> None:
         super().__init__()
         self.rows = nn.Embedding(output.weight.shape[0], output.weight.shape[1], device="meta")
-        self.rows.weight = output.weight
+        self.rows.weight = output.weight if tied else nn.Parameter(output.weight.detach().clone())
         self.register_buffer("words", torch.tensor(words), persistent=False)
         self.shift = nn.Identity() if output.bias is None else Shift(output.bias.detach()[self.words].clone())
 
@@ -179,17 +181,20 @@ def new_head(width: int, labels: int) -> nn.Linear:
 
 
 @torch.no_grad()
-def label_head(language_model: Any, words: Sequence[int], tied: bool) -> nn.Linear | TiedHead:
+def label_head(
+    language_model: Any, words: Sequence[int], whole: bool, tied: bool = True
+) -> nn.Linear | VocabularyHead:
     """A language model's output layer for K label words of one token each, [B, H] -> [B, K].
 
     Args:
         language_model: from transformers, with its output layer.
         words: token ids, in the order of the labels.
-        tied: keep the output layer tied to the input embeddings if the model ties them.
+        whole: keep the rows of the other words, too; else those of the label words are copied.
+        tied: keep a whole output layer tied to the input embeddings, if the model ties them.
     """
     output = language_model.get_output_embeddings()
-    if tied and output.weight is language_model.get_input_embeddings().weight:
-        return TiedHead(output, words)
+    if whole and (not tied or output.weight is language_model.get_input_embeddings().weight):
+        return VocabularyHead(output, words, tied)
     head = new_head(output.weight.shape[1], len(words))
     head.weight.copy_(output.weight[words])
     if output.bias is not None:
@@ -202,19 +207,22 @@ def label_head(language_model: Any, words: Sequence[int], tied: bool) -> nn.Line
 TUNES = ("full", "bias", "lora", "prefix", "head")
 LORA_TARGETS = {"bert": ["query", "value"], "roberta": ["query", "value"]}  # others: q_proj and v_proj
 LORA_RANK, LORA_ALPHA = 8, 16  # as in MeZO and DPZero
+LORA_HEADS = ("frozen", "trained")
 
 
-def select_trainable(model: Any, tune: str, seed: int = 0) -> None:
+def select_trainable(model: Any, tune: str, seed: int = 0, lora_head: str = "frozen") -> None:
     """Set `requires_grad` on the parameters of a Classifier or TextScorer.
 
     Args:
-        model: with `backbone` and `head`.
+        model: with `backbone` and `head`, and for a trained lora_head `transform`.
         tune: full: all parameters; only then a tied head stays tied. bias: every bias (in a model without
             biases, the gains of its norms) and the head. lora: rank-8 adapters on query and value. prefix:
             five keys and values in every layer (`prefix_tuning`). With these two an encoder's head is
-            trainable; a head copied from the model's output layer is not, as in the code of MeZO. head: the
+            trainable; a head copied from the model's output layer is not, as in MeZO's code on OPT. head: the
             head alone; of a TextScorer its output layer, which may be its table of embeddings.
         seed: of the start of a prefix.
+        lora_head: trained: with the adapters, the head of a masked model and the layer before it, as in MeZO's
+            code on RoBERTa (medium_models/run.py, lines 939-942).
     """
     if tune not in TUNES:
         raise UsageError(f"tune is {tune!r}: give one of {', '.join(TUNES)}")
@@ -224,7 +232,7 @@ def select_trainable(model: Any, tune: str, seed: int = 0) -> None:
         is_bias = name.endswith("bias") if has_biases else "norm" in name
         parameter.requires_grad_(tune == "full" or (tune == "bias" and is_bias))
     if tune in ("lora", "prefix") and getattr(model, "kind", None) in ("masked", "causal"):
-        model.head.requires_grad_(False)
+        model.head.requires_grad_(lora_head == "trained")
     if tune == "head":
         model.head.requires_grad_(True)
     if tune == "prefix":
@@ -237,12 +245,23 @@ def select_trainable(model: Any, tune: str, seed: int = 0) -> None:
         targets = LORA_TARGETS.get(model.backbone.config.model_type, ["q_proj", "v_proj"])
         config = LoraConfig(r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules=targets)
         inject_adapter_in_model(config, model.backbone)
+        if lora_head == "trained":
+            model.transform.requires_grad_(True)  # the layer before a masked model's output layer
 
 
 # -- loading ------------------------------------------------------------------------------------------------
 
 
-def load(name: str, task: Task, tune: str, seed: int = 0, device: str = "cpu") -> Classifier | TextScorer:
+def load(
+    name: str,
+    task: Task,
+    tune: str,
+    seed: int = 0,
+    device: str = "cpu",
+    *,
+    tie_embeddings: bool = True,
+    lora_head: str = "frozen",
+) -> Classifier | TextScorer:
     """The model for a task, in float32 and evaluation mode.
 
     Args:
@@ -252,6 +271,8 @@ def load(name: str, task: Task, tune: str, seed: int = 0, device: str = "cpu") -
         seed: of the random weights of a tiny model, of LoRA and of a prefix. Nothing private is drawn from
             it.
         device: one device, or several with commas between.
+        tie_embeddings: false: with tune full, a masked model's output layer is trained apart from its embeddings.
+        lora_head: frozen or trained (see `select_trainable`).
 
     Raises:
         UsageError: weights are missing or damaged, or this kind of model cannot do the task.
@@ -262,9 +283,11 @@ def load(name: str, task: Task, tune: str, seed: int = 0, device: str = "cpu") -
     if scores_text(name, task):
         model: Classifier | TextScorer = TextScorer(language_model)
     else:
-        model = _classifier(name, stanza, language_model, task, tune)
+        whole = tune == "full" or lora_head == "trained"
+        tied = tie_embeddings and tune == "full"
+        model = _classifier(name, stanza, language_model, task, whole, tied)
     del language_model
-    select_trainable(model, tune, seed)
+    select_trainable(model, tune, seed, lora_head)
     model.eval()
     if stanza["kind"] == "encoder":
         with torch.no_grad():
@@ -274,13 +297,15 @@ def load(name: str, task: Task, tune: str, seed: int = 0, device: str = "cpu") -
     return spread_over_devices(model, device.split(","))
 
 
-def _classifier(name: str, stanza: Stanza, language_model: Any, task: Task, tune: str) -> Classifier:
-    """With the head at its start, except an encoder's."""
+def _classifier(
+    name: str, stanza: Stanza, language_model: Any, task: Task, whole: bool, tied: bool
+) -> Classifier:
+    """With the head at its start, except an encoder's. `whole`, `tied`: see `label_head`."""
     kind = stanza["kind"]
     if kind == "encoder":
         head: nn.Module = new_head(language_model.config.hidden_size, len(task.labels))
         return Classifier(language_model, head, kind, stanza.get("feature_scale", 1.0))
-    head = label_head(language_model, answer_tokens(name, task), tied=tune == "full")
+    head = label_head(language_model, answer_tokens(name, task), whole, tied)
     if kind == "causal":
         return Classifier(language_model.base_model, head, kind)
     if hasattr(language_model, "lm_head"):
