@@ -49,9 +49,10 @@ def _shapes() -> dict[str, int]:
 
 
 def _parameters(model: str) -> int | None:
-    """Of the model in its local folder, which may be a stand-in, else of the published shape of this name."""
-    folder = model_catalogue.local_folder(model)
-    return (_parameters_in(folder) if folder else None) or _shapes().get(model)
+    """Of a model of a published shape; of its local folder, if there is one, which may hold a stand-in."""
+    shape = _shapes().get(model)
+    folder = model_catalogue.local_folder(model) if shape else None
+    return (_parameters_in(folder) if folder else None) or shape
 
 
 _parameters_in = cache(model_folder.parameters)

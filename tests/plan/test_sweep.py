@@ -438,7 +438,7 @@ def test_a_setting_with_listed_values_takes_no_other(monkeypatch):
     whole = sweep.read("smoke")
     whole["methods"] = {"sgd": whole["methods"]["sgd"] | {"optimizer": "sdg"}}
     with pytest.raises(UsageError, match="method sgd: unknown value of optimizer 'sdg': did you mean 'sgd'"):
-        sweep._expand(whole, {}, "smoke")
+        sweep._expand(whole, {}, "smoke", {})
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -83,3 +84,15 @@ def test_the_audit_says_what_the_others_move_for_each_architecture_and_type(tmp_
     assert main(arguments) == 0
     rows = json.loads(capsys.readouterr().out)["others_move"]
     assert [row["compute"] for row in rows if row["others_move_over_clip"] == 0] == ["float32", "bfloat16"]
+
+
+def test_the_start_of_each_process_of_a_run_counts_beside_its_wall_seconds():
+    before = time.process_time()
+    clock = measurements.Clock("cpu")
+    start = clock.start_cpu_seconds
+    assert 0 < before <= start <= time.process_time()
+    resumed = measurements.Clock("cpu")
+    own = resumed.start_cpu_seconds
+    resumed.load_state_dict(clock.state_dict())
+    assert resumed.start_cpu_seconds == own + start
+    assert resumed.record()["start_cpu_seconds"] == own + start and resumed.record()["wall_seconds"] < 1

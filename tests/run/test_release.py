@@ -349,6 +349,7 @@ def test_every_key_of_the_lists_is_one_that_a_run_writes(
     written, saved, headers = set(), set(), set()
     cells = [private("dpzero", tune="full"), private("dpzero"), writing]
     cells[1]["settings"]["iterate"] = "accounted"
+    cells[1]["rehearsal"] = {"steps": cells[1]["settings"]["steps"]}
     further = [left_behind(cell, tmp_path / str(n), monkeypatch) for n, cell in enumerate(cells)]
     for left in [*(watched_run(method).left for method in METHODS), *further]:
         written |= {path for path, _ in record_file.leaves(left["record"])}
