@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from pathlib import Path
 
 import pandas
@@ -27,34 +26,26 @@ def project(tmp_path) -> ProjectCopy:
     return ProjectCopy.build(tmp_path / "project", tmp_path / "cache")
 
 
-@pytest.mark.parametrize(
-    "name, model, seed", [("paper-roberta", "roberta-large", 42), ("paper-opt", "opt-1.3b", 0)]
-)
-def test_a_papers_sweep_goes_through_every_stage_and_says_that_it_is_a_rehearsal(project, name, model, seed):
+@pytest.mark.parametrize("name, model", [("paper-roberta", "roberta-large"), ("paper-opt", "opt-1.3b")])
+def test_a_papers_sweep_goes_through_every_stage_and_says_that_it_is_a_rehearsal(project, name, model):
     stand_ins.write(model, project.folder / "stand-ins" / model)
-    narrow = ["tasks=[sst2]", f"models=[{model}]", "methods=[mezo, dpzero]", "epsilons=[2]"]
-    config = [f"sweep={name}", *narrow, *(f"{limit}={number}" for limit, number in LIMITS.items())]
-    config += ["model_dir=stand-ins", f"data_dir={ROWS}"]
-    done = project.snakemake(config=[*config, f"seeds=[{seed}]"])
+    config = [f"sweep={name}", *(f"{limit}={number}" for limit, number in LIMITS.items())]
+    config += ["tasks=[sst2]", f"models=[{model}]", "methods=[dpzero]", "epsilons=[2]", "seeds=[0]"]
+    done = project.snakemake(config=[*config, "model_dir=stand-ins", f"data_dir={ROWS}"])
     assert done.returncode == 0, done.stderr
     results, figures = (project.folder / kind / f"{name}-rehearsal" for kind in ("results", "figures"))
     assert {path.name for path in (project.folder / "results").iterdir()} == {results.name}
-    records = [json.loads(path.read_text()) for path in results.glob("runs/**/*.json")]
-    assert len(records) == 2 and all(record["status"] == "ok" for record in records)
-    assert all(record["cell"]["rehearsal"] == LIMITS for record in records)
-    (private,) = (record["privacy"] for record in records if record["privacy"])
+    (record,) = (json.loads(path.read_text()) for path in results.glob("runs/**/*.json"))
+    private = record["privacy"]
+    assert record["status"] == "ok" and record["cell"]["rehearsal"] == LIMITS
     assert (private["steps"], private["dataset_size"]) == (4, 32) and 1.9 < private["epsilon_spent"] <= 2
     published = pandas.read_csv(results / "tables" / "published.csv")
-    assert len(published) >= 2 and set(published["verdict"]) == {"not compared: a rehearsal"}
+    assert len(published) and set(published["verdict"]) == {"not compared: a rehearsal"}
     assert len(list(figures.glob("*.png"))) == 5
     assert f"Sweep {name}-rehearsal" in (results / "pages" / "landing.rst").read_text()
     assert done.stdout.lstrip().startswith(
         "**REHEARSAL with at most 4 steps, 32 training rows, 16 scored rows"
     )
-    # a further seed costs what these runs took, and nothing of the sweep's is estimated by them
-    for words, how in ((config, "measured"), ([f"sweep={name}", *narrow], "estimated")):
-        said = project.snakemake("--dry-run", "--quiet", "all", config=[*words, "seeds=[13]"]).stderr
-        assert re.search(rf"2 to be run, about .*\(2 {how}\)$", said, re.MULTILINE), said
 
 
 def test_a_large_models_layers_are_spread_over_the_devices_that_the_command_names(project):

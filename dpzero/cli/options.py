@@ -18,9 +18,8 @@ from typing import Any, NamedTuple, NoReturn
 from ..errors import one_line
 from ..plan.settings import ANY, POSITIVE_COUNT, Range, number
 
-DEVICES = re.compile(
-    r"cpu(,cpu)*|cuda(:\d{1,3})?(,cuda:\d{1,3})*", re.ASCII
-)  # cpu,cpu: to try what several do
+# cpu,cpu: to try what several GPUs do
+DEVICES = re.compile(r"cpu(,cpu)*|cuda(:\d{1,3})?(,cuda:\d{1,3})*", re.ASCII)
 Options = dict[str, dict[str, Any]]
 """Flag, or name of a positional argument -> keyword arguments of `ArgumentParser.add_argument`."""
 Answer = Callable[[argparse.Namespace], dict | None]

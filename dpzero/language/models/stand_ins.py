@@ -27,16 +27,13 @@ SIZES = {  # those that a shape of architectures.yaml has take the place of its 
     "num_key_value_heads": 2,
     "head_dim": 16,
 }
-SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # in RoBERTa's and OPT's order
-NAMES = {
-    "bos": 0,
-    "cls": 0,
-    "pad": 1,
-    "eos": 2,
-    "sep": 2,
-    "unk": 3,
-    "mask": 4,
-}  # of special tokens: place in SPECIAL
+SPECIAL = {  # token -> what it is; in RoBERTa's and OPT's order
+    "<s>": ("bos", "cls"),
+    "<pad>": ("pad",),
+    "</s>": ("eos", "sep"),
+    "<unk>": ("unk",),
+    "<mask>": ("mask",),
+}
 
 
 def write(name: str, folder: Path) -> None:
@@ -58,7 +55,7 @@ def write(name: str, folder: Path) -> None:
     torch.manual_seed(0)
     auto_class: Any = getattr(transformers, model_catalogue.KINDS[model_catalogue.stanza(name)["kind"]][0])
     auto_class.from_config(transformers.AutoConfig.for_model(**values)).save_pretrained(folder)
-    special = {f"{key}_token": SPECIAL[place] for key, place in NAMES.items()}
+    special = {f"{name}_token": token for token, names in SPECIAL.items() for name in names}
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
 
 
