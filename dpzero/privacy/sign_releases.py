@@ -1,7 +1,7 @@
 """What the signs that PACZero releases give: mutual information with its secret, and no epsilon.
 
 Ertan et al. 2026, arXiv 2605.06505; read in bilgehanertan/paczero @ b9c661b (paczo/pac_trainer.py, pac_utils.py).
-Each candidate subset has a random half of the rows, and a candidate drawn at random is the secret. A step takes the
+Each row is in a random half of the candidate subsets, and a candidate drawn at random is the secret. A step takes the
 slopes of all rows along a public direction, and the sign of each candidate's mean clipped slope (+ for 0). If all agree,
 that sign is released. If not, PACZero-ZPL releases a coin, and PACZero-MI the sign of the secret's sign plus Gaussian
 noise. So each row decides, also one outside of the secret subset. Information is in nats.
