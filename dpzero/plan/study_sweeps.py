@@ -3,8 +3,8 @@
 A study's sweep holds other keys than one of language models:
 
 guarantees   settings: {SETTING: value}
-             published: [{method, task, model, epsilons, SETTING: value}]      one published setting a row; `use` names the
-             code, if the method does not; epsilons: [inf] for a claim of mutual information
+             published: [{method, task, model, epsilons, SETTING: value}]      one published setting a row; `code` names the
+             public code, if the method does not; epsilons: [inf] for a claim of mutual information
 memory       settings: {SETTING: value}
              series: [{models, methods, sizes: [BATCHxLENGTH], measure: [model]}]      each product is a run
 quadratic    ranks: {NAME: {decay: P, informative: M}}      curvature i^-P; data in the first M coordinates
@@ -48,18 +48,18 @@ def _guarantees(sweep: dict) -> Iterator[dict]:
         for name in names:
             if name not in row:
                 raise UsageError(f"a row of `published` has no {name!r}: {row}")
-        own = {key: value for key, value in row.items() if key not in (*names, "use")}
+        own = {key: value for key, value in row.items() if key not in (*names, "code")}
         for epsilon in listed(row["epsilons"]):
             yield {**row, "epsilon": epsilon, "settings": (sweep.get("settings") or {}) | own}
 
 
 def _check_guarantees(cell: dict) -> dict:
-    use = cell.get("use", cell["method"])
-    if use not in (known := PUBLIC_CODE | SUBSET_CODE):
-        raise UsageError(unknown("method with a public practice", use, known))
+    code = cell.get("code", cell["method"])
+    if code not in (known := PUBLIC_CODE | SUBSET_CODE):
+        raise UsageError(unknown("method with a public practice", code, known))
     settings = typed(cell["settings"], SCHEMAS["guarantees"], f"method {cell['method']}")
-    epsilon = "inf" if use in SUBSET_CODE else canonical_epsilon(cell["epsilon"])
-    names = _names(cell) | ({"use": use} if use != cell["method"] else {})
+    epsilon = "inf" if code in SUBSET_CODE else canonical_epsilon(cell["epsilon"])
+    names = _names(cell) | ({"code": code} if code != cell["method"] else {})
     return names | {"epsilon": epsilon, "seed": 0, "settings": settings, "experiment": "guarantees"}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..files import run_id
 from ..privacy.accounting import Setting
-from ..privacy.public_implementations import DIVISORS, PUBLIC_CODE, SUBSET_CODE, PublicRun
+from ..privacy.public_implementations import DIVISORS, PUBLIC_CODE, SUBSET_CODE, Implementation, PublicRun
 from ..run.provenance import provenance
 
 NONE = "none"  # nothing holds: an adversary who knows the seeds recomputes noise and secrets
@@ -17,25 +17,26 @@ NONE = "none"  # nothing holds: an adversary who knows the seeds recomputes nois
 
 def measure(cell: dict, log: Callable[[str], object] = print, device: str | None = None) -> dict:
     """The parts of a record; `guarantee` has epsilons at the claim's delta, noise scales over the clip."""
-    use = cell.get("use", cell["method"])
-    code: Any = (PUBLIC_CODE | SUBSET_CODE)[use]
-    log(f"{run_id(cell)}: noise by {code.accountant}, then bounds")
-    of_code = {
-        "source": code.source,
-        "claimed_accountant": code.accountant,
-        "noise_source": code.noise_source,
+    code = cell.get("code", cell["method"])
+    practice: Any = (PUBLIC_CODE | SUBSET_CODE)[code]
+    log(f"{run_id(cell)}: noise by {practice.accountant}, then bounds")
+    guarantee = {
+        "source": practice.source,
+        "claimed_accountant": practice.accountant,
+        "noise_source": practice.noise_source,
+        "as_it_is": NONE,
     }
-    guarantee = _information(cell) if use in SUBSET_CODE else _epsilon(cell, use)
+    guarantee |= _information(cell) if code in SUBSET_CODE else _epsilon(cell, practice)
     return {
-        "method": {"title": code.title, "private": True, "order": 0},
-        "guarantee": of_code | {"as_it_is": NONE} | guarantee,
-        "provenance": provenance(use, "cpu"),
+        "method": {"title": practice.title, "private": True, "order": 0},
+        "guarantee": guarantee,
+        "provenance": provenance(code, "cpu"),
     }
 
 
-def _epsilon(cell: dict, use: str) -> dict[str, Any]:
+def _epsilon(cell: dict, practice: Implementation) -> dict[str, Any]:
     """A claim of epsilon, what the code gives, and this project's noise for the same claim."""
-    practice, settings = PUBLIC_CODE[use], cell["settings"]
+    settings = cell["settings"]
     claim, delta = float(cell["epsilon"]), settings["delta"]
     sizes = {name: settings[name] for name in ("dataset_size", "batch_size", "steps")}
     ours = Setting("gaussian", "poisson", "add_remove", **sizes, delta=delta)

@@ -73,7 +73,7 @@ def information_record(claim: float, low: float, high: float) -> dict:
     """A record of a claim of mutual information."""
     record = guarantee_record(epsilon="inf")
     record["run"] = f"sst2/roberta-large/paczero_{claim}/eps-inf/seed-0"
-    record["cell"] |= {"method": f"paczero_{claim}", "use": "paczero"}
+    record["cell"] |= {"method": f"paczero_{claim}", "code": "paczero"}
     record["method"]["title"] = "PACZero"
     kept = ("source", "claimed_accountant", "noise_source", "as_it_is")
     record["guarantee"] = {key: record["guarantee"][key] for key in kept} | {

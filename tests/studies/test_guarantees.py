@@ -39,7 +39,7 @@ def test_the_cells_have_the_common_form():
         and sweep.read("smoke")["experiment"] == "language"
     )
     assert list(CELLS) == [run_id(cell) for cell in CELLS.values()]
-    assert {cell.get("use", cell["method"]) for cell in CELLS.values()} == {*PUBLIC_CODE, *SUBSET_CODE}
+    assert {cell.get("code", cell["method"]) for cell in CELLS.values()} == {*PUBLIC_CODE, *SUBSET_CODE}
     assert {cell["seed"] for cell in CELLS.values()} == {0}
     assert CELLS[TREC]["settings"] == {
         **{"dataset_size": 2646, "assumed_size": 3072, "batch_size": 64, "steps": 10_000},
@@ -136,7 +136,7 @@ experiment: guarantees
 tuning: none
 settings: {delta: 1.0e-5}
 published:
-  - {method: of_a_sign, use: paczero, task: here, model: tiny, dataset_size: 10, batch_size: 10, steps: 20, candidates: 8, mutual_information: 0.3, epsilons: [inf]}
+  - {method: of_a_sign, code: paczero, task: here, model: tiny, dataset_size: 10, batch_size: 10, steps: 20, candidates: 8, mutual_information: 0.3, epsilons: [inf]}
 """
 
 
