@@ -99,7 +99,7 @@ def test_cells_lists_the_run_ids_and_loads_nothing_heavy(dpzero):
 def test_calibrate_and_epsilon_invert_each_other(here, kind):
     question = [*ACCOUNT, *kind.split()]
     noise = answer(here("calibrate", "--epsilon", 2, *question))
-    assert list(noise) == ["noise_scale"]
+    assert list(noise) == ["noise_scale", "noise_is", "share_of_examples_seen"]
     spent = answer(here("epsilon", "--noise-scale", repr(noise["noise_scale"]), *question))
     assert list(spent) == ["epsilon"] and 1.999 < spent["epsilon"] <= 2 + 1e-9
 

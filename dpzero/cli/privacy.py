@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from ..privacy.hyperparameter_selection import Tries
 
 
+NOISE_SCALES = {"gaussian": "standard deviation", "laplace": "Laplace scale"}
 # A short run with large batches: its trade-off curve is nearly Gaussian, so the bound through mu is tight.
 AUDITED = {"dataset_size": 10, "batch_size": 9, "steps": 8, "delta": 1e-5}
 SIZES = {
     "delta": (float, "delta of (epsilon, delta); 0 with laplace is pure epsilon"),
     "dataset_size": (int, "training examples"),
     "batch_size": (int, "expected examples of a batch"),
-    "steps": (int, "number of releases"),
+    "steps": (int, "number of releases, one a batch, however many micro-batches it is evaluated in"),
 }
 
 
@@ -48,19 +49,36 @@ ACCOUNT: Options = _setting_options() | {
 }
 
 
-@verb(ACCOUNT, epsilon=option("budget of all steps together", type=float, required=True))
+@verb(
+    ACCOUNT,
+    epsilon=option(
+        "budget of all steps together; the answer is the noise on the sum, over the clip, before division by the batch "
+        "size",
+        type=float,
+        required=True,
+    ),
+)
 def calibrate(options: argparse.Namespace) -> dict:
     """Compute the noise for an epsilon."""
     with _usage_errors():
         setting, tries = _setting(options), _tries(options)
         scale = tries.noise_scale(setting, options.epsilon) if tries else setting.noise_scale(options.epsilon)
-    return {"noise_scale": scale}
+    shares = {"in_all_steps": setting.steps, "in_an_epoch": setting.period}
+    return {
+        "noise_scale": scale,
+        "noise_is": (
+            f"{NOISE_SCALES[setting.mechanism]} on the sum = noise_scale x clip, before division by the expected batch "
+            f"size of {setting.batch_size}"
+        ),
+        "share_of_examples_seen": {name: setting.share_seen(steps) for name, steps in shares.items()},
+    }
 
 
 @verb(
     ACCOUNT,
     noise_scale=option(
-        "Gaussian standard deviation or Laplace scale of the noisy sum, over the clip bound",
+        "Gaussian standard deviation or Laplace scale of the noisy sum, over the clip bound, before division by the "
+        "batch size",
         type=float,
         required=True,
     ),

@@ -115,13 +115,17 @@ def typed(given: Mapping[str, object], schema: Schema, where: str) -> dict[str, 
         where: start of an error message, such as "method dpzero".
 
     Returns:
-        Every setting of the schema, in its order, with values of the declared types.
+        Every setting of the schema, in its order, with values of the declared types. A setting with
+        `omit_default` is left out if it has its default.
 
     Raises:
         UsageError: a setting that the schema does not have, or a value that it does not allow.
     """
     refuse_unknown(given, schema, where)
-    return {key: value_of(where, key, given.get(key, entry.default), entry) for key, entry in schema.items()}
+    values = {
+        key: value_of(where, key, given.get(key, entry.default), entry) for key, entry in schema.items()
+    }
+    return {k: v for k, v in values.items() if not (schema[k].omit_default and v == schema[k].default)}
 
 
 ELSEWHERE = {  # what people look for among the settings

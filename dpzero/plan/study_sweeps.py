@@ -3,7 +3,8 @@
 A study's sweep holds other keys than one of language models:
 
 guarantees   settings: {SETTING: value}
-             published: [{method, task, model, epsilons, SETTING: value}]      one published setting a row
+             published: [{method, task, model, epsilons, SETTING: value}]      one published setting a row; `code` names the
+             public code, if the method does not; epsilons: [inf] for a claim of mutual information
 memory       settings: {SETTING: value}
              series: [{models, methods, sizes: [BATCHxLENGTH], measure: [model]}]      each product is a run
 quadratic    ranks: {NAME: {decay: P, informative: M}}      curvature i^-P; data in the first M coordinates
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..errors import UsageError, unknown
-from ..privacy.public_implementations import IMPLEMENTATIONS
+from ..privacy.public_implementations import PUBLIC_CODE, SUBSET_CODE
 from .method_variants import canonical
 from .settings import SCHEMAS, SEED, Entry, canonical_epsilon, listed, refuse_unknown, typed
 
@@ -47,17 +48,19 @@ def _guarantees(sweep: dict) -> Iterator[dict]:
         for name in names:
             if name not in row:
                 raise UsageError(f"a row of `published` has no {name!r}: {row}")
-        own = {key: value for key, value in row.items() if key not in names}
+        own = {key: value for key, value in row.items() if key not in (*names, "code")}
         for epsilon in listed(row["epsilons"]):
             yield {**row, "epsilon": epsilon, "settings": (sweep.get("settings") or {}) | own}
 
 
 def _check_guarantees(cell: dict) -> dict:
-    if cell["method"] not in IMPLEMENTATIONS:
-        raise UsageError(unknown("method with a public practice", cell["method"], IMPLEMENTATIONS))
+    code = cell.get("code", cell["method"])
+    if code not in (known := PUBLIC_CODE | SUBSET_CODE):
+        raise UsageError(unknown("method with a public practice", code, known))
     settings = typed(cell["settings"], SCHEMAS["guarantees"], f"method {cell['method']}")
-    epsilon = canonical_epsilon(cell["epsilon"])
-    return _names(cell) | {"epsilon": epsilon, "seed": 0, "settings": settings, "experiment": "guarantees"}
+    epsilon = "inf" if code in SUBSET_CODE else canonical_epsilon(cell["epsilon"])
+    names = _names(cell) | ({"code": code} if code != cell["method"] else {})
+    return names | {"epsilon": epsilon, "seed": 0, "settings": settings, "experiment": "guarantees"}
 
 
 # Peak memory ------------------------------------------------------------------------------------------------

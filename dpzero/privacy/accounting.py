@@ -69,7 +69,7 @@ class Setting:
     """Everything that epsilon depends on, except the noise scale.
 
     In all methods noise_scale is the Gaussian standard deviation or the Laplace scale of the noisy sum, over
-    the clip.
+    the clip: before the sum is divided by the expected batch size.
 
     Args:
         mechanism: gaussian or laplace.
@@ -77,7 +77,8 @@ class Setting:
         adjacency: add_remove or replace_one.
         dataset_size: number of units (examples or users).
         batch_size: the expected number of units in a batch.
-        steps: number of releases.
+        steps: number of releases: one a batch, however many micro-batches it is evaluated in. As many as make an
+            epoch, dataset_size / batch_size, leave out about 1/e of the units (see `share_seen`).
         delta: 0 for pure epsilon (laplace).
         directions: scalars per step. They share the batch and are accounted jointly: sensitivity clip *
             sqrt(directions).
@@ -125,6 +126,16 @@ class Setting:
     def period(self) -> int:
         """Steps in which random allocation uses each example exactly once."""
         return batches_per_pass(self.dataset_size, self.batch_size)
+
+    def share_seen(self, steps: int) -> float:
+        """The expected share of the units that are in a batch of so many steps.
+
+        Poisson batches of an epoch's steps, n / B, have 1 - (1 - B / n)^(n / B) of them, nearly 1 - 1/e. Only
+        random allocation (and a full batch) has all.
+        """
+        if self._allocated:
+            return min(1.0, steps / self.period)
+        return 1.0 if self.rate == 1 else -math.expm1(steps * math.log1p(-self.rate))
 
     @property
     def _allocated(self) -> bool:
@@ -369,6 +380,9 @@ def amplified_loss(loss: float, rate: float) -> float:
 
 def calibrate_noise(*, epsilon: float, **setting: Any) -> float:
     """Return the noise scale that (epsilon, delta) needs: of the noisy sum, over the clip.
+
+    The noise on the sum has this scale times the clip; that on the mean has it divided by the expected batch
+    size, as has the sum.
 
     Args:
         epsilon: the target at the setting's delta.

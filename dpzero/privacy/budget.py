@@ -140,7 +140,8 @@ class Budget(Spending):
 
         Args:
             epsilon: the target at delta.
-            delta, dataset_size, batch_size, steps, mechanism, sampling, adjacency, directions: see `Setting`.
+            delta, dataset_size, batch_size, steps, mechanism, sampling, adjacency, directions: see `Setting`. As
+                many Poisson batches as make an epoch leave out about 1/e of the examples: `Setting.share_seen`.
             key: secret by default.
             ledger, noise_arithmetic, unit, overspend: as for a budget of given noise.
         """
@@ -221,6 +222,8 @@ class Budget(Spending):
         self, dataset: Dataset[Any], users: Sequence[Any] | None = None, **options: Any
     ) -> BudgetLoader:
         """Make a DataLoader over the remaining batches. Give each one to `step`, the empty ones too.
+
+        It has no epochs: Poisson batches may have an example several times before another (`Setting.share_seen`).
 
         Args:
             dataset: of dataset_size examples, with `len` and integer indices.

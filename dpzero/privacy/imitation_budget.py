@@ -28,6 +28,7 @@ class PublicCodeBudget(Budget):
         replaced = self.implementation.adjacency == "replace_one"
         setting = replace(run.setting, adjacency="replace_one") if replaced else run.setting
         super().__init__(setting, run.noise_scale, key, ledger, noise_arithmetic="float")
+        self.divisor = float(setting.batch_size)
         if self.implementation.divisor == "noisy_count":
             count = setting.dataset_size + run.count_scale * key.stream("count").laplaces(1)[0]
             self.divisor = setting.rate * float(count)
@@ -42,7 +43,9 @@ class PublicCodeBudget(Budget):
         actual = self.batch_size / max(1, len(values))
         if self.implementation.divisor == "actual":
             return super()._noisy_sums(actual * values, clip, norm)
-        factor = self.batch_size / self.divisor if self.implementation.divisor == "noisy_count" else actual
+        factor = (
+            actual if self.implementation.divisor == "actual_with_noise" else self.batch_size / self.divisor
+        )
         return [factor * noisy for noisy in super()._noisy_sums(values, clip, norm)]
 
     def choose(self, counts: Mapping[int, int], epsilon: float) -> int:

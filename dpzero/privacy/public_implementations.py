@@ -1,8 +1,8 @@
 """What public implementations of private zeroth-order methods do, and the epsilon that this gives.
 
-Read in their repositories at the commits named in IMPLEMENTATIONS. The sweep `guarantees` tabulates claims
-and guarantees; `imitation_budget` reproduces sampler, noise, accountant and divisor in a run and reports its
-actual epsilon.
+Read in their repositories at the commits named here. The sweep `guarantees` tabulates claims and guarantees;
+`imitation_budget` reproduces sampler, noise, accountant and divisor in a run and reports its actual epsilon.
+PACZero claims no epsilon: what its releases give is computed in `sign_releases`.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ DIVISORS = {
     "actual": "own size, then noise",  # the mean over the batch's rows, plus noise for a full batch
     "actual_with_noise": "own size, with noise",
     "noisy_count": "noisy size, with noise",  # rate times a noisy count of the examples
+    "expected": "expected size, with noise",  # rate times the number of examples
 }
-IMPLEMENTATIONS = {
+IMPLEMENTATIONS = {  # by the method of this project that can run as they do
     "dpzero": Implementation(
         title="DPZero",
         source="arXiv 2310.09639; Liang137/DPZero @ 485f236",
@@ -73,6 +74,49 @@ IMPLEMENTATIONS = {
         adjacency="zero_out",  # one contribution removed, all batches in place: closest to its claim
         divisor="actual_with_noise",
         noise_source="drawn from NumPy's global generator, seeded with the run's seed, between the direction seeds",
+    ),
+    "geo_dpzo": Implementation(
+        title="GeoDPZO",
+        source="no paper found; NoNameSha/GeoDPZO @ 1d2be6d",
+        accountant="opacus RDP",
+        factor=1,
+        share=1.0,
+        sampling="shuffled_epochs",  # roberta/src: makes a Poisson sampler, then returns a loader without it
+        adjacency="zero_out",
+        divisor="expected",
+        noise_source="drawn from the generator seeded with 100 + step",
+    ),
+}
+PUBLIC_CODE = IMPLEMENTATIONS | {
+    "geo_dpzo_opt": replace(
+        IMPLEMENTATIONS["geo_dpzo"],
+        title="GeoDPZO (OPT)",
+        sampling="poisson",  # opt/src: its loader has the sampler
+        adjacency="add_remove",
+        noise_source="drawn from the generator that the last public direction seed has seeded",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class SubsetImplementation:
+    """A public implementation that claims mutual information with a secret subset, and no epsilon."""
+
+    title: str
+    source: str
+    accountant: str
+    noise_source: str
+
+
+SUBSET_CODE = {
+    "paczero": SubsetImplementation(
+        title="PACZero",
+        source="arXiv 2605.06505; bilgehanertan/paczero @ b9c661b",
+        accountant="information of a noisy sign, to 1e-6 nats a step",
+        noise_source=(
+            "and coins, the candidate subsets and the secret one: drawn from NumPy's global generator, seeded with 42 "
+            "in every script"
+        ),
     ),
 }
 
@@ -116,7 +160,8 @@ class PublicRun:
     def bound(self) -> str:
         """How `epsilon_upper` is computed, in words."""
         if self.implementation.sampling == "poisson":
-            return f"{self.setting.accountant}, with the noisy count"
+            count = ", with the noisy count" if self.implementation.divisor == "noisy_count" else ""
+            return self.setting.accountant + count
         return "one release an epoch on all data, no amplification by sampling; " + self.setting.accountant
 
     def epsilon_upper(self, steps: int | None = None) -> float:
@@ -129,7 +174,7 @@ class PublicRun:
         """Lower bound on epsilon, from a worst-case pair of data sets."""
         if self.implementation.sampling == "poisson":
             return self._by_poisson(self.setting.steps)  # the dominating pair is a pair of data sets
-        epochs = self._epochs(self.setting.steps)
+        epochs = self._epochs(self.setting.steps // self.batches * self.batches)  # those that are complete
         return epochs.epsilon_lower(
             self.setting.delta, without=epochs.shift if self.implementation.adjacency == "zero_out" else 0.0
         )
@@ -148,6 +193,8 @@ class PublicRun:
         from dp_accounting.pld.privacy_loss_distribution import from_laplace_mechanism
 
         scalars = replace(self.setting, steps=steps).loss_distribution(self.noise_scale)
+        if self.implementation.divisor != "noisy_count":
+            return float(scalars.get_epsilon_for_delta(self.setting.delta))
         grid = scalars._pmf_remove._discretization  # the two must share it
         count = from_laplace_mechanism(self.count_scale, value_discretization_interval=grid)
         return float(scalars.compose(count).get_epsilon_for_delta(self.setting.delta))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from matplotlib.lines import Line2D
 from dpzero.report import drawing, style
 from dpzero.report.table import ABSENT, Table, make_table, number
 
-METHODS = ("dpzero", "dp_aggzo", "dp_zoso")  # in this order
+METHODS = ("dpzero", "dp_aggzo", "dp_zoso", "geo_dpzo", "geo_dpzo_opt")  # in this order, then others
 ROW_INCHES = 0.155
 MARGIN = {
     1.04: "code\nas it is",
@@ -21,13 +22,18 @@ MARGIN = {
 }  # place right of the panels -> heading
 
 BESIDE = ("axes fraction", "data")
+ENDS = ("least", "most")
+CLAIM_OF_EPSILON = "guarantee.claimed_epsilon"
+CLAIM_OF_INFORMATION = "guarantee.claimed_information_nats"
 BOUNDS: dict[Any, str] = {
-    "poisson": "PLD with the count",
+    "poisson": "PLD",
     "shuffled_epochs": "worst-case pair (lower), PLD over epochs (upper)",
+    "full_batch": "smallest pair",
 }
 WORDS: dict[Any, str] = {  # of the record -> for readers
     "own size, then noise": "actual batch size, before noise",
     "own size, with noise": "actual batch size, with noise",
+    "expected size, with noise": "expected batch size",
     "add_remove": "add remove",
     "replace_one": "replace one",
     "zero_out": "zero-out",
@@ -50,10 +56,11 @@ def tables(runs: pandas.DataFrame) -> dict[str, Table]:
 def from_tables(folder: Path) -> pandas.DataFrame:
     """What the figure needs of the runs, from guarantees.csv in this folder."""
     rows = pandas.read_csv(folder / "guarantees.csv", keep_default_na=False, na_values=[""])
+    rows = rows.assign(epsilon_at_least=pandas.to_numeric(rows["epsilon_at_least"]))
     settings = {key: f"settings.{key}" for key in ("dataset_size", "batch_size", "steps")}
     same = ("task", "model", "method", "title", "status", "verdict", *settings)
     names = {column: f"guarantee.{column}" for column in rows if column not in same}
-    delta, epsilon = rows["claimed_delta"], rows["claimed_epsilon"].map("{:g}".format)
+    delta, epsilon = rows["claimed_delta"], rows["claimed_epsilon"].fillna(math.inf).map("{:g}".format)
     return rows.rename(columns=names | settings).assign(epsilon=epsilon, **{"settings.delta": delta})
 
 
@@ -62,9 +69,14 @@ def figures(runs: pandas.DataFrame) -> dict[str, Figure]:
 
 
 def arranged(runs: pandas.DataFrame) -> pandas.DataFrame:
-    """The runs in the order of METHODS, then of their tasks and epsilons."""
+    """The runs in the order of METHODS, then of their tasks and claims, with each bound on epsilon as a number."""
     place = {method: number for number, method in enumerate(METHODS)}
-    return runs.sort_values("method", key=lambda column: column.map(place), kind="stable")
+    runs = runs.reindex(columns=[*runs.columns, *{CLAIM_OF_EPSILON, CLAIM_OF_INFORMATION} - {*runs.columns}])
+    bounds = {
+        key: pandas.to_numeric(runs[key]) for key in runs if str(key).startswith("guarantee.epsilon_at_")
+    }
+    order = runs.assign(**bounds, place=runs["method"].map(place).fillna(len(place)))
+    return order.sort_values(["place", CLAIM_OF_INFORMATION], kind="stable").drop(columns="place")
 
 
 def guarantees(runs: pandas.DataFrame) -> Table:
@@ -78,9 +90,14 @@ def guarantees(runs: pandas.DataFrame) -> Table:
         row["verdict"] = verdict(run)
         mistaken = f" (assumed {assumed:.0f})" if pandas.notna(assumed) and assumed else ""
         row["_size"] = number(row["dataset_size"], ".0f") + mistaken
-        row |= {"_epsilon": run["epsilon"], "_batches": _batches(run)}
+        row |= {"_epsilon": run["epsilon"].replace("inf", ABSENT), "_batches": _batches(run)}
         row |= {f"_{key}": WORDS.get(row.get(key), row.get(key)) for key in ("divisor", "adjacency")}
-        lines.append(row | {"_bound": BOUNDS.get(row.get("sampling"))})
+        row |= {"_information": _information(row), "_bound": BOUNDS.get(row.get("sampling"))}
+        unbounded = row.get("epsilon_at_least") == math.inf
+        row |= {
+            f"_at_{end}": "∞" if unbounded else number(row.get(f"epsilon_at_{end}"), ".2f") for end in ENDS
+        }
+        lines.append(row)
     table = make_table("guarantees", lines)
     table.notes += _noise_sources(runs)
     return table
@@ -88,16 +105,25 @@ def guarantees(runs: pandas.DataFrame) -> Table:
 
 def verdict(row: dict[str, Any]) -> str:
     """The verdict on a claim if the noise were secret."""
-    at_most, at_least = row.get("guarantee.epsilon_at_most"), row.get("guarantee.epsilon_at_least")
+    unit = "" if pandas.isna(row.get(CLAIM_OF_INFORMATION)) else "_nats"
+    what = "information" if unit else "epsilon"
+    claim: Any = row.get(f"guarantee.claimed_{what}{unit}")
+    bounds: list[Any] = [row.get(f"guarantee.{what}_at_{end}{unit}") for end in ENDS]
+    at_least, at_most = bounds
     if pandas.isna(at_most):
         return ABSENT
-    claim = row["guarantee.claimed_epsilon"]
     return "held" if at_most <= claim else "refuted" if at_least > claim else "open"
+
+
+def _information(row: dict[str, Any]) -> str:
+    """`0.000316 to 0.0011`: bounds on a mutual information in nats."""
+    bounds = [number(row.get(f"information_at_{end}_nats"), ".3g") for end in ENDS]
+    return " to ".join(dict.fromkeys(bounds))
 
 
 def draw(runs: pandas.DataFrame) -> Figure:
     """Claimed and actual epsilon: a panel for each paper, a line for each setting apart from its task."""
-    rows = _merged(runs[runs["status"] == "ok"])
+    rows = _merged(runs[(runs["status"] == "ok") & runs[CLAIM_OF_EPSILON].notna()])
     papers = list(rows.groupby("title", sort=False))
     counts = [len(group) for _, group in papers]
     size = (style.PAGE_INCHES, ROW_INCHES * sum(counts) + 0.32 * len(counts) + 0.75)
@@ -151,8 +177,8 @@ def _batches(row: dict[str, Any]) -> str:
     sampling = row.get("guarantee.sampling")
     if pandas.isna(sampling):
         return ABSENT
-    if sampling == "poisson":
-        return "Poisson"
+    if sampling in ("poisson", "full_batch"):
+        return {"poisson": "Poisson", "full_batch": "all rows"}[sampling]
     count, last = row["guarantee.batches_per_epoch"], row["guarantee.last_batch"]
     short = f", the last of {last:.0f}" if last < row["settings.batch_size"] else ""
     return f"shuffled epochs of {count:.0f}{short}"

@@ -13,7 +13,7 @@ from typing import Any
 import pandas
 
 from dpzero.errors import UsageError
-from dpzero.files import REHEARSAL
+from dpzero.files import REHEARSAL, is_try
 from dpzero.report import formatting, majority
 from dpzero.report.power_law import Fit
 from dpzero.report.quadratic import RANKS
@@ -88,7 +88,8 @@ def training(folder: Path) -> Values:
         ratios = memory[memory["method"] == method]["ratio_over_weights"]
         line["memory"] = ABSENT if ratios.empty else f"{value_range(ratios)}×"
         lines.append(line | {"forwards": forwards(rows)})
-    trained = runs[runs["order"].notna()].astype({"settings.steps": int, "settings.batch_size": int})
+    reported = runs[~runs["run"].map(is_try)]
+    trained = reported[reported["order"].notna()].astype({"settings.steps": int, "settings.batch_size": int})
     return {
         "table": lines,
         "by_rows": "equivalence_p" in pairs,
@@ -96,6 +97,18 @@ def training(folder: Path) -> Values:
         "runs": trained,
         "source": read_json(folder / "tables/provenance.json"),
         "features": pandas.read_csv(features).to_dict("records") if features.exists() else [],
+        "scores": scores_by_task(scores),
+        "epsilons": private_epsilons(scores),
+    }
+
+
+def scores_by_task(scores: pandas.DataFrame) -> dict[str, dict[str, str]]:
+    """Task -> method -> its scores, at each epsilon in ascending order if it is private."""
+    scores = scores.assign(text=[score(row) for row in scores.to_dict("records")])
+    ordered = scores.sort_values("epsilon", key=lambda column: column.astype(float), kind="stable")
+    return {
+        task: {method: ", ".join(group["text"]) for method, group in rows.groupby("method", sort=False)}
+        for task, rows in ordered.groupby("task", sort=False)
     }
 
 
@@ -223,14 +236,21 @@ def guarantees(results: Path) -> Values:
     rows = read(results / "guarantees", "guarantees")
     lines = [
         {"paper": title, "claims": len(group)}
-        | {"code as it is": f"{(group['as_it_is'] == 'none').sum()} without any ε"}
+        | {"code as it is": f"{(group['as_it_is'] == 'none').sum()} without any bound"}
         | {f"{verdict} if the noise were secret": (group["verdict"] == verdict).sum() for verdict in VERDICTS}
         for title, group in rows.groupby("title", sort=False)
     ]
+    of_epsilon, of_subsets = rows[rows["claimed_epsilon"].notna()], rows[rows["claimed_epsilon"].isna()]
+    excess = of_subsets["information_at_least_nats"] / of_subsets["claimed_information_nats"].replace(
+        0, math.nan
+    )
     return {
         "table": lines,
-        "rows": rows,
-        "worst": rows.loc[(rows["epsilon_at_least"] / rows["claimed_epsilon"]).idxmax()],
+        "rows": of_epsilon,
+        "worst": of_epsilon.loc[(of_epsilon["epsilon_at_least"] / of_epsilon["claimed_epsilon"]).idxmax()],
+        "subsets": of_subsets,
+        "unbounded": (of_subsets["epsilon_at_least"] == math.inf).sum(),
+        "worst_subsets": of_subsets.loc[excess.idxmax()],
     }
 
 

@@ -84,7 +84,10 @@ def core_digest() -> str:
 
 
 def method_digest(name: str) -> str:
-    """SHA-256 of a method's own file and of the method files that it imports, directly or through others."""
+    """SHA-256 of a method's own file and of the method files that it imports, directly or through others.
+
+    Public code that is no method here has no file.
+    """
     files: list[Path] = []
     wanted = [_method_file(name)]
     while wanted:
@@ -92,7 +95,7 @@ def method_digest(name: str) -> str:
         if file not in files and file.exists():
             files.append(file)
             wanted += map(_method_file, _imported(file))
-    return _digest([files[0], *sorted(files[1:])])
+    return _digest([*files[:1], *sorted(files[1:])])
 
 
 def _method_file(name: str) -> Path:

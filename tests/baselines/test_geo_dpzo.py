@@ -39,6 +39,28 @@ def test_the_symmetric_clip_is_that_of_dp_aggzo_over_the_root_of_two():
     assert not torch.allclose(geo, trained(DPAggZO, clip=9.0, learning_rate=0.01), atol=1e-3)
 
 
+def mirrored(slopes: torch.Tensor, clip: float) -> torch.Tensor:
+    """As the public code does it: an example's slopes and their negatives, clipped as one vector; their half, times root 2."""
+    both = torch.cat([slopes, -slopes.flip(0)])
+    return math.sqrt(2) * (both * (clip / torch.linalg.vector_norm(both)).clamp(max=1))[: len(slopes)]
+
+
+def test_the_symmetric_clip_is_that_of_the_public_code():
+    setting = Setting("gaussian", "poisson", "add_remove", 6, 3, 10, 1e-3)
+    budget = StandInBudget(setting, 0.7, RunKey.published(0))
+    method = GeoDPZO(nn.Linear(2, 1).double(), loss, budget, learning_rate=1, clip=2.0, directions=5)
+    vectors = torch.randn(60, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    clipped = method._clipped(vectors)
+    expected = torch.stack([mirrored(row, 2.0) for row in vectors])
+    assert torch.allclose(clipped, expected, rtol=1e-14, atol=0)
+    aggzo = DPAggZO._clipped(method, math.sqrt(2) * vectors) / math.sqrt(
+        2
+    )  # that is, at the clip over root 2
+    norms = torch.linalg.vector_norm(vectors, dim=1)
+    assert torch.allclose(aggzo, vectors * (2.0 / math.sqrt(2) / norms).clamp(max=1)[:, None], rtol=1e-14)
+    assert 0 < (norms > 2.0 / math.sqrt(2)).sum() < 60  # some are clipped, some are not
+
+
 def one_by_one(values: list[float]) -> list[float]:
     """As the public code does it, for the slopes of one example."""
     order = sorted(range(len(values)), key=values.__getitem__)

@@ -1,4 +1,4 @@
-"""The known pitfalls of private training, P1 to P28: a test for each, on the code that runs.
+"""The known pitfalls of private training, P1 to P32: a test for each, on the code that runs.
 
 If another file has the test, a comment names it. Each statistical test fails by chance below 1e-6.
 """
@@ -25,6 +25,7 @@ from torch import nn
 from baselines.dp_sgd import DPSGD
 from baselines.dp_zo import DPZO
 from dpzero import DPZero
+from dpzero import __main__ as command_line
 from dpzero.privacy import Budget, RunKey, Setting, StandInBudget
 from dpzero.privacy.hyperparameter_selection import Tries
 from dpzero.privacy.mechanisms import ARITHMETICS
@@ -691,6 +692,80 @@ def test_p28_one_clip_and_one_noise_scale_for_all_layers_and_optimizers(optimize
 # The moments: baselines/test_dp_sgd.py::test_adam_takes_its_moments_from_the_noisy_sums_alone
 
 
+# P29: gradient accumulation -------------------------------------------------------------------------------
+
+
+@every_method
+def test_p29_a_step_of_many_micro_batches_is_one_release(kind):
+    """An accountant that counts micro-batches says too much, one that counts optimizer steps of several batches too little."""
+    private_budget = budget()
+    method = make(kind, private_budget, loss=Loss(part=2))
+    for taken, batch in enumerate(private_budget.batches(), 1):
+        method.step(batch)
+        assert len(private_budget.ledger) == taken
+    assert private_budget.epsilon_spent() == SETTING.epsilon(1.0)
+
+
+@every_method
+def test_p29_a_micro_batch_in_the_place_of_the_batch_is_refused(kind):
+    private_budget = budget(noise_scale=0.0)
+    method = make(kind, private_budget)
+    batch = next(private_budget.batches())
+    before, part = weights(method.model), batch[: len(batch) // 2]
+    assert 0 < len(part) < len(batch)
+    with pytest.raises(ValueError, match="give it every batch of the budget, complete and in order"):
+        method.step(part)
+    assert len(private_budget.ledger) == 0 and torch.equal(weights(method.model), before)
+
+
+# P30: a clip that is computed and not applied, or whose norm misses a parameter or a use of one, P4, P20 and P28 here,
+# baselines/test_dp_aggzo.py::test_a_step_is_the_papers,
+# baselines/test_contract.py::test_one_example_moves_what_is_noised_by_the_bound_at_most,
+# baselines/test_per_sample_gradients.py::test_an_embedding_tied_to_the_output_layer_is_clipped_as_a_whole,
+# baselines/test_per_sample_gradients.py::test_an_embedding_read_without_its_layer_is_refused
+
+
+# P31: what a noise scale is a scale of --------------------------------------------------------------------
+
+
+def test_p31_the_calibrated_scale_is_that_of_the_sum_before_it_is_divided(capsys):
+    """By the verb, for a mean whose noise is that scale times the clip over the batch size, with which the claim is spent."""
+    question = {"delta": 1e-5, "dataset-size": SIZE, "batch-size": BATCH_SIZE, "steps": STEPS, "epsilon": 3}
+    assert command_line.main(["calibrate", *(f"--{key}={value}" for key, value in question.items())]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    scale = answer["noise_scale"]
+    assert SETTING.epsilon(scale) == pytest.approx(3, rel=1e-3)
+    noise = scalars(make(DPZero, stand_in_budget(scale)), 3000) * BATCH_SIZE / (scale * CLIP)
+    law = stats.chi2(len(noise))
+    assert law.ppf(4e-7) < (noise**2).sum() < law.isf(4e-7)
+    words = f"noise_scale x clip, before division by the expected batch size of {BATCH_SIZE}"
+    assert answer["noise_is"] == f"standard deviation on the sum = {words}"
+
+
+# P32: epochs of Poisson batches ---------------------------------------------------------------------------
+
+
+def test_p32_an_epochs_worth_of_poisson_batches_leaves_out_about_1_in_e(capsys):
+    """Counted on the loader's own batches; 5.3 standard deviations of a share, 1.2e-7 by chance."""
+    size, batch_size = 4000, 40
+    private_budget = budget(dataset_size=size, batch_size=batch_size, steps=size // batch_size)
+    seen = {row for batch in private_budget.loader(list(range(size))) for row in batch.tolist()}
+    share = private_budget.setting.share_seen(size // batch_size)
+    assert abs(len(seen) / size - share) < 5.3 * math.sqrt(share * (1 - share) / size)
+    assert share == pytest.approx(1 - (1 - 1 / 100) ** 100) and abs(share - (1 - 1 / math.e)) < 3e-3
+    question = {"delta": 1e-5, "dataset-size": size, "batch-size": batch_size, "steps": 300, "epsilon": 3}
+    assert command_line.main(["calibrate", *(f"--{key}={value}" for key, value in question.items())]) == 0
+    shares = json.loads(capsys.readouterr().out)["share_of_examples_seen"]
+    assert shares == {"in_all_steps": pytest.approx(1 - 0.99**300), "in_an_epoch": pytest.approx(share)}
+
+
+def test_p32_a_pass_of_random_allocation_has_every_example():
+    private_budget = budget(sampling="random_allocation", steps=7)  # 50 examples in batches of 8
+    share = private_budget.setting.share_seen
+    seen = [set(batch.tolist()) for batch in private_budget.batches()]
+    assert len(set().union(*seen)) == SIZE and share(7) == share(9) == 1 and share(1) == pytest.approx(1 / 7)
+
+
 # The list itself ------------------------------------------------------------------------------------------
 
 
@@ -699,7 +774,7 @@ def test_every_pitfall_has_a_test_and_every_named_test_exists():
     named = re.findall(r"^# P(\d+)", text, re.MULTILINE) + re.findall(
         r"^def test_p(\d+)_", text, re.MULTILINE
     )
-    assert {int(number) for number in named} == set(range(1, 29))
+    assert {int(number) for number in named} == set(range(1, 33))
     references = re.findall(r"([\w/]+\.py)::(test_\w+)", text)
     assert len(references) > 20
     for file, name in references:

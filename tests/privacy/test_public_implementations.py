@@ -12,7 +12,7 @@ from scipy import integrate, stats
 
 from dpzero.privacy import RunKey, Setting
 from dpzero.privacy.imitation_budget import PublicCodeBudget
-from dpzero.privacy.public_implementations import IMPLEMENTATIONS, PublicRun, _least_on_grid
+from dpzero.privacy.public_implementations import IMPLEMENTATIONS, PUBLIC_CODE, PublicRun, _least_on_grid
 from dpzero.privacy.sampling import ShuffledEpochs
 from dpzero.privacy.shuffled_epochs import Epochs
 
@@ -126,7 +126,7 @@ def test_dpzeros_noise_follows_from_the_direction_seed():
 
 
 @pytest.mark.parametrize("model", ["roberta", "opt"])
-def test_aggzos_noise_follows_from_the_step_or_the_last_direction_seed(model):
+def test_aggzos_and_geo_dpzos_noise_follows_from_the_step_or_the_last_direction_seed(model):
     directions = [11, 22, 33]
 
     def noise(step: int) -> torch.Tensor:
@@ -286,11 +286,27 @@ def test_epochs_compose():
 SLOW = pytest.mark.slow  # the PRV accountant
 
 
-@pytest.mark.parametrize("name", ["dpzero", "dp_aggzo", pytest.param("dp_zoso", marks=SLOW)])
+@pytest.mark.parametrize("name", ["dpzero", "dp_aggzo", "geo_dpzo", pytest.param("dp_zoso", marks=SLOW)])
 def test_the_lower_bound_is_below_the_upper_bound(name):
     run = published(name, **SMALL)
     assert 0 < run.epsilon_lower() <= run.epsilon_upper()
     assert run.epsilon_upper(7) < run.epsilon_upper()
+
+
+def test_the_lower_bound_is_that_of_the_epochs_that_are_complete():
+    """1,000 steps of 16 batches are 62 epochs and a half."""
+    run = published("geo_dpzo", 6.0, steps=1000)
+    complete = Epochs(1 / run.noise_scale, 16, 62, 1 / 16)
+    assert run.epsilon_lower() == complete.epsilon_lower(1e-5, without=complete.shift)
+
+
+def test_geo_dpzos_batches_are_shuffled_and_its_claim_on_sst2_does_not_hold():
+    """Its RoBERTa code makes a Poisson sampler, and returns a loader without it; the code for OPT uses its sampler."""
+    shuffled = published("geo_dpzo", 6.0, steps=1000)
+    poisson = PublicRun(PUBLIC_CODE["geo_dpzo_opt"], 6.0, shuffled.setting)
+    assert shuffled.noise_scale == poisson.noise_scale
+    assert poisson.epsilon_lower() == poisson.epsilon_upper() < 6 < shuffled.epsilon_lower()
+    assert "noisy count" not in poisson.bound
 
 
 def test_the_noisy_count_is_accounted_for():
@@ -343,6 +359,13 @@ def test_zosos_short_last_batch_has_its_noise_divided_too():
     assert (run.batches, run.last_batch) == (7, 4)
     assert moved(run, SHORTER) == pytest.approx(2 / 4)
     assert noise_of(run, SHORTER) == pytest.approx(4 * noise_of(run, FULL))
+
+
+def test_geo_dpzo_divides_by_the_expected_size_whatever_the_batch_has():
+    run = published("geo_dpzo", **SMALL)
+    assert (run.batches, run.last_batch) == (7, 4)
+    assert moved(run, FULL) == pytest.approx(2 / 16) == moved(run, SHORTER)
+    assert noise_of(run, FULL) == pytest.approx(noise_of(run, SHORTER))
 
 
 def test_aggzo_divides_by_the_rate_times_a_noisy_count():

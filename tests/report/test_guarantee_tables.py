@@ -69,6 +69,24 @@ SEVERAL = [
 ]
 
 
+def information_record(claim: float, low: float, high: float) -> dict:
+    """A record of a claim of mutual information."""
+    record = guarantee_record(epsilon="inf")
+    record["run"] = f"sst2/roberta-large/paczero_{claim}/eps-inf/seed-0"
+    record["cell"] |= {"method": f"paczero_{claim}", "code": "paczero"}
+    record["method"]["title"] = "PACZero"
+    kept = ("source", "claimed_accountant", "noise_source", "as_it_is")
+    record["guarantee"] = {key: record["guarantee"][key] for key in kept} | {
+        "claimed_information_nats": claim,
+        "sampling": "full_batch",
+        "adjacency": "add_remove",
+        "epsilon_at_least": "inf",
+        "information_at_least_nats": low,
+        "information_at_most_nats": high,
+    }
+    return record
+
+
 @pytest.fixture
 def tables(written, tmp_path):
     """tables(records) -> {file name: content}."""
@@ -143,6 +161,39 @@ def test_the_notes_say_why_the_noise_is_public(tables):
     text = tables(SEVERAL)["guarantees.md"]
     assert "- DPZero (paper of dpzero): noise drawn in the open." in text
     assert text.count("noise drawn in the open") == 3
+
+
+def test_a_claim_of_information_has_its_own_column_and_no_claim_of_epsilon(tables):
+    records = [information_record(0.33, 0.2, 0.331), information_record(1e-4, 3e-4, 1e-3), *SEVERAL[:1]]
+    files = tables([*records, information_record(0.0, 0.0, 0.0)])
+    first, *shown = rows(files["guarantees.md"])
+    assert (first["claimed ε"], first["claimed nats"], first["nats"], first["ε at least"]) == (
+        "2",
+        "–",
+        "–",
+        "1.50",
+    )
+    assert [(row["claimed nats"], row["nats"], row["claim"]) for row in shown] == [
+        ("0", "0", "held"),
+        ("0.0001", "0.0003 to 0.001", "refuted"),
+        ("0.33", "0.2 to 0.331", "open"),
+    ]
+    for row in shown:
+        assert (row["claimed ε"], row["δ"], row["ours"]) == ("–", "–", "–")
+        assert (row["ε at least"], row["ε at most"], row["bounded by"]) == ("∞", "∞", "smallest pair")
+        assert row["batches"] == "all rows" and row["code as it is"] == "none"
+    values = list(csv.DictReader(io.StringIO(files["guarantees.csv"])))
+    assert [row["epsilon_at_least"] for row in values] == ["1.5", "inf", "inf", "inf"]
+
+
+def test_the_figure_leaves_out_claims_without_an_epsilon(written, tmp_path):
+    """Drawn from records, and again from the table."""
+    records = [*SEVERAL[:1], information_record(0.33, 0.2, 0.331)]
+    drawn = guarantees.draw(guarantees.arranged(dpzero.report.records.to_frame(records)))
+    write_tables("guarantees", written(records), tmp_path, "guarantees")
+    again = guarantees.draw(guarantees.arranged(guarantees.from_tables(tmp_path)))
+    for figure in (drawn, again):
+        assert [axis.get_title(loc="left") for axis in figure.axes] == ["DPZero"]
 
 
 def test_a_missing_run_has_an_empty_row(tables):

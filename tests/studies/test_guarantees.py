@@ -13,7 +13,7 @@ from dpzero import __main__ as command_line
 from dpzero.errors import UsageError
 from dpzero.files import run_id
 from dpzero.plan import sweep
-from dpzero.privacy.public_implementations import IMPLEMENTATIONS
+from dpzero.privacy.public_implementations import PUBLIC_CODE, SUBSET_CODE
 from dpzero.report.records import read_records
 from dpzero.run.run import run_cell
 from dpzero.studies.run import run_cell as run_study_cell
@@ -39,7 +39,7 @@ def test_the_cells_have_the_common_form():
         and sweep.read("smoke")["experiment"] == "language"
     )
     assert list(CELLS) == [run_id(cell) for cell in CELLS.values()]
-    assert {cell["method"] for cell in CELLS.values()} == set(IMPLEMENTATIONS)
+    assert {cell.get("code", cell["method"]) for cell in CELLS.values()} == {*PUBLIC_CODE, *SUBSET_CODE}
     assert {cell["seed"] for cell in CELLS.values()} == {0}
     assert CELLS[TREC]["settings"] == {
         **{"dataset_size": 2646, "assumed_size": 3072, "batch_size": 64, "steps": 10_000},
@@ -59,7 +59,7 @@ def test_an_axis_narrows_the_sweep():
         ({"methods": ["dpzreo"]}, "unknown method 'dpzreo': did you mean 'dpzero'?"),
         ({"tasks": ["trek"]}, "unknown task 'trek': did you mean 'trec'?"),
         ({"models": ["roberta"]}, "unknown model 'roberta': did you mean 'roberta-large'?"),
-        ({"epsilons": [3]}, "unknown epsilon '3': known are 2, 6, 0.5"),
+        ({"epsilons": [7]}, "unknown epsilon '7': known are 2, 6, 0.5"),
         ({"epsilons": ["inf"]}, "is not a positive number"),
         ({"seeds": [1]}, "unknown seed '1': known are 0"),
         ({"tasks": []}, "the axis tasks is empty"),
@@ -131,6 +131,28 @@ def test_a_run_writes_claim_and_guarantee(write, tmp_path):
     assert record["status"] == "ok" and record["provenance"]["git"]
 
 
+SUBSETS = """
+experiment: guarantees
+tuning: none
+settings: {delta: 1.0e-5}
+published:
+  - {method: of_a_sign, code: paczero, task: here, model: tiny, dataset_size: 10, batch_size: 10, steps: 20, candidates: 8, mutual_information: 0.3, epsilons: [inf]}
+"""
+
+
+def test_a_claim_of_information_stands_in_its_own_unit_and_has_no_epsilon(write, tmp_path):
+    ((run, cell),) = write("subsets", SUBSETS).items()
+    assert run == "here/tiny/of_a_sign/eps-inf/seed-0" and sweep.complete(cell) == cell
+    record = run_study_cell(cell, tmp_path / f"{run}.json", log=lambda line: None)
+    guarantee = record["guarantee"]
+    assert record["method"]["title"] == "PACZero" and guarantee["as_it_is"] == "none"
+    assert guarantee["epsilon_at_least"] == "inf" and not {"claimed_epsilon", "claimed_delta"} & set(
+        guarantee
+    )
+    assert guarantee["information_at_least_nats"] < guarantee["claimed_information_nats"] == 0.3
+    assert guarantee["information_at_most_nats"] == pytest.approx(0.3 + 20e-6)
+
+
 @pytest.mark.parametrize(
     "size, words",
     [(200, "batch_size 200 is larger than"), (100, "an epoch of one batch is no shuffled epoch")],
@@ -147,7 +169,12 @@ def test_unaccounted_sizes_are_refused(write, tmp_path, size, words):
 
 @pytest.mark.parametrize(
     "method, sampling",
-    [("dpzero", "shuffled_epochs"), ("dp_zoso", "shuffled_epochs"), ("dp_aggzo", "poisson")],
+    [
+        ("dpzero", "shuffled_epochs"),
+        ("dp_zoso", "shuffled_epochs"),
+        ("dp_aggzo", "poisson"),
+        ("geo_dpzo", "shuffled_epochs"),
+    ],
 )
 def test_a_run_as_published_records_its_true_guarantee(method, sampling, cache, tmp_path):
     settings = {"learning_rate": 1e-3, "smoothing": 1e-2, "clip": 5, "steps": 20, "batch_size": 16}
@@ -166,7 +193,7 @@ def test_a_run_as_published_records_its_true_guarantee(method, sampling, cache, 
 @pytest.mark.parametrize(
     "method, setting, words",
     [
-        ("dp_zo", {}, "as_published is offered for dpzero, dp_aggzo, dp_zoso"),
+        ("dp_zo", {}, "as_published is offered for dpzero, dp_aggzo, dp_zoso, geo_dpzo, so"),
         ("mezo", {}, "as_published is offered for dpzero"),
         ("dpzero", {"adjacency": "replace_one"}, "as_published decides adjacency itself"),
         ("dpzero", {"mechanism": "laplace"}, "as_published decides mechanism itself"),
