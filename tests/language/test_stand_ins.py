@@ -65,5 +65,5 @@ def test_every_answer_is_one_token_as_it_is_for_the_papers_tokenizers(folder, mo
 
 def test_a_sweep_without_a_model_of_the_hub_and_a_model_without_a_shape_are_refused(folder, tmp_path):
     assert main(["stand-ins", "--sweep", "smoke", "--out", str(tmp_path)]) == 2
-    with pytest.raises(UsageError, match="no shape of model minilm is known, but of roberta-base"):
-        stand_ins.write("minilm", tmp_path)
+    with pytest.raises(UsageError, match="no shape of model llama is known, but of roberta-base"):
+        stand_ins.write("llama", tmp_path)
