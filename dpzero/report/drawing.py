@@ -200,11 +200,15 @@ def legend(figure: Figure, runs: pandas.DataFrame, lines: bool = True, majority:
 
 
 def place_legend(figure: Figure, handles: Sequence[Any], columns: int | None = None, **more: Any) -> None:
-    """These handles above the figure, which grows by their height."""
+    """These handles above the figure, which grows by their height, in as many columns as its width has room for."""
     if not handles:
         return
     wide = figure.get_figwidth() > style.COLUMN_INCHES
     columns = min(len(handles), columns or (4 if wide else 2))
-    figure.set_figheight(figure.get_figheight() + LEGEND_LINE * math.ceil(len(handles) / columns))
     look = {"handlelength": 2.4, "columnspacing": 1.2} | more
-    figure.legend(handles=handles, loc="outside upper center", ncols=columns, **look)
+    legend = figure.legend(handles=handles, loc="outside upper center", ncols=columns, **look)
+    while columns > 1 and legend.get_window_extent().width > figure.bbox.width:
+        legend.remove()
+        columns -= 1
+        legend = figure.legend(handles=handles, loc="outside upper center", ncols=columns, **look)
+    figure.set_figheight(figure.get_figheight() + LEGEND_LINE * math.ceil(len(handles) / columns))

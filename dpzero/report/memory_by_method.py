@@ -20,6 +20,8 @@ from dpzero.report.table import MIB
 PEAK = "memory.peak_allocated_bytes"
 ALMOST = 0.01  # relative: peaks that differ by less share a point
 LABEL_WIDTH = 24  # characters of a line of methods that need the same memory
+LONG_NAME = 32  # characters from which a name is broken, too, after an underscore: that of a point of a grid
+MOST_NAMES, SHOWN_NAMES = 12, 3  # of more methods the first are named
 NO_BREAK = "\u00a0"
 LINE_INCHES = 0.135  # of such a label
 
@@ -119,7 +121,10 @@ def _legible(mebibytes: float) -> str:
 
 def _methods_label(group: pandas.DataFrame) -> str:
     """The methods of one point; for a method with other batches, which."""
-    label = _fill(group["title"], LABEL_WIDTH)
+    titles = list(group["title"])
+    if len(titles) > MOST_NAMES:
+        titles[SHOWN_NAMES:] = [f"{len(titles) - SHOWN_NAMES} more"]
+    label = _fill(titles, LABEL_WIDTH)
     first = group.iloc[0]
     size = re.search(r"(\d+) (?:x|stand-in texts of) (\d+) tokens", str(first["how"]))
     if size and first["floor"] > 0 and _own_inference(first):
@@ -128,9 +133,12 @@ def _methods_label(group: pandas.DataFrame) -> str:
 
 
 def _fill(names: Iterable[str], width: int) -> str:
-    """These names with commas, in lines that end between two names."""
-    whole = ", ".join(name.replace(" ", NO_BREAK) for name in names)
-    return fill(whole, width, break_long_words=False, break_on_hyphens=False).replace(NO_BREAK, " ")
+    """These names with commas, in lines that end between two names, or within a long one."""
+    whole = ", ".join(
+        name.replace(" ", NO_BREAK) if len(name) < LONG_NAME else name.replace("_", "_ ") for name in names
+    )
+    text = fill(whole, width, break_long_words=False, break_on_hyphens=False)
+    return text.replace(NO_BREAK, " ").replace("_ ", "_")
 
 
 def _label_lines(label: str) -> float:

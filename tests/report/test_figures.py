@@ -188,6 +188,24 @@ def test_methods_of_a_sweep_differ_without_their_colour(name):
     assert len(set(marks)) == len(marks)
 
 
+def test_the_long_names_of_a_grid_stay_inside_the_figure(record):
+    points = [f"dp_zo_laplace_pure_learning_rate1e-{i}_clip0.0{i}" for i in range(1, 10)]
+    records = [record(point, "2") for point in points]
+    for one in records:
+        one["method"]["title"] = f"DP-ZO ({one['cell']['method']})"
+        one["memory"] = records[0]["memory"]
+    records += [record(f"another_{i}", "2") for i in range(4)]
+    with style.settings():
+        for name in FIGURES:
+            figure = getattr(figures, name)(to_frame(records))
+            figure.draw_without_rendering()
+            legends = [legend.get_window_extent() for legend in figure.legends]
+            assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in legends), name
+            for axis in figure.axes:
+                labels = [text.get_window_extent() for text in axis.get_yticklabels() if text.get_text()]
+                assert axis.bbox.width > figure.bbox.width / 4 and min(box.x0 for box in labels) >= 0, name
+
+
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # of a busy machine
 @given(st.lists(st.floats(0, 1), max_size=8), st.floats(0.01, 0.2))
 def test_labels_are_apart_and_keep_their_order(places, gap):
