@@ -48,14 +48,18 @@ class SignReleases:
         return self.information + self.steps * TOLERANCE if self.information else 0.0
 
     def information_at_least(self) -> float:
-        """Lower bound: a pool of rows that splits the candidates evenly in each step, in independent ways by turns."""
+        """Lower bound: rows that split the candidates evenly in each step, in independent ways by turns.
+
+        For claims small enough that the code's posterior stays near the uniform one, by which it sets its noise.
+        """
         ways = int(math.log2(self.candidates))
         return ways * information_of_flips(float(ndtr(-1 / self.noise)), self.steps // ways)
 
     def epsilon_at_least(self) -> float:
-        """Lower bound on epsilon for one row added: the smallest pair, a row and the same with one that slopes down.
+        """Lower bound on epsilon for one row added, at any delta below the chance that shows it.
 
-        Alone, the first row makes all candidates agree on +, since an empty mean counts as +, so that - is impossible.
+        The smallest pair: a row that slopes up, alone and with one that slopes down. Alone, it makes all candidates
+        agree on +, since an empty mean counts as +, so that - is impossible.
         """
         generator = np.random.default_rng(0)
         members = np.array([generator.permutation(self.candidates) < self.candidates // 2 for _ in range(2)])

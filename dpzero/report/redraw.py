@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas
 from matplotlib.figure import Figure
 
-from dpzero.report import FIGURES, figures, guarantees, memory, provenance, records, style
+from dpzero.report import FIGURES, guarantees, memory, provenance, records, style, training
 from dpzero.report.writing import save_figures, write_caption, write_study
 
 REPORTS = {"memory": memory, "guarantees": guarantees}
@@ -68,7 +68,7 @@ def figures_of(sweep: str, runs: pandas.DataFrame) -> dict[str, Figure]:
     """The figures of this sweep that these runs without learning curves can draw, by name."""
     if sweep in REPORTS:
         return REPORTS[sweep].figures(runs)
-    return {name: getattr(figures, name)(runs) for name in FIGURES if name not in NEED_RECORDS}
+    return training.figures(runs, [name for name in FIGURES if name not in NEED_RECORDS])
 
 
 def _with_titles(runs: pandas.DataFrame, titles: Mapping[str, str]) -> pandas.DataFrame:

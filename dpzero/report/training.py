@@ -6,6 +6,8 @@ file has the same bytes for the same results from the same checkout.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import pandas
 from matplotlib.figure import Figure
 
@@ -34,10 +36,10 @@ def tables(runs: pandas.DataFrame) -> dict[str, Table]:
     return written | ({"search": search.table(reported, tries)} if len(tries) else {})
 
 
-def figures(runs: pandas.DataFrame) -> dict[str, Figure]:
-    """`FIGURES`, and `search` if some runs are tries."""
+def figures(runs: pandas.DataFrame, names: Collection[str] = FIGURES) -> dict[str, Figure]:
+    """The figures with these names, and `search` if some runs are tries."""
     reported, tries = _without_tries(runs)
-    drawn = {name: getattr(figure_functions, name)(reported) for name in FIGURES}
+    drawn = {name: getattr(figure_functions, name)(reported) for name in names}
     return drawn | ({"search": search.figure(reported, tries)} if len(tries) else {})
 
 

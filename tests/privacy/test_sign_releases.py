@@ -162,8 +162,9 @@ def test_any_signs_can_be_those_of_the_candidates():
 
 
 def test_three_claims_below_the_tolerance_get_the_same_noise():
-    """The search for 1e-7 nats a step stops at five times as many."""
-    noises = {noise_of_search(0.5, claim / 1000) for claim in (1e-4, 3e-4, 1e-3)}
+    """The search for 1e-7 nats a step stops at five times as many, also where a posterior is no longer uniform."""
+    claims, splits = (1e-4, 3e-4, 1e-3), (0.45, 0.5, 0.55)
+    noises = {noise_of_search(plus, claim / 1000) for claim in claims for plus in splits}
     assert len(noises) == 1 and information_of_sign(0.5, *noises) > 4.9e-7
 
 

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.testing import assert_allclose
 
+from dpzero.files import is_try
 from dpzero.report import FIGURES, figures, redraw, style
 from dpzero.report.writing import module_of
 
@@ -76,8 +77,14 @@ def contrast(colour: str, ground: str = "white") -> float:
     return max(lights) / min(lights)
 
 
+def searched(sweep: str) -> bool:
+    """Whether the settings of a sweep were searched for."""
+    return (ROOT / "results" / sweep / "tables" / "search.csv").exists()
+
+
 def names() -> list[str]:
     kinds = {sweep: [name for name in FIGURES if name not in redraw.NEED_RECORDS] for sweep in SWEEPS}
+    kinds |= {sweep: [*kinds[sweep], "search"] for sweep in SWEEPS if searched(sweep)}
     kinds |= {"memory": ["memory_by_size", "memory_by_batch"], "guarantees": ["guarantees"]}
     return [f"{sweep}/{name}" for sweep, found in kinds.items() for name in found] + [
         f"{study}/{path.stem}" for study, path in STUDIES
@@ -135,7 +142,7 @@ def test_a_method_has_one_colour_and_marker_in_every_figure():
 @pytest.mark.parametrize("sweep", SWEEPS)
 def test_methods_of_a_figure_differ_without_their_colour(sweep):
     runs = redraw.runs_of(ROOT / "results" / sweep / "tables", TITLES)
-    methods = runs.drop_duplicates("method")
+    methods = runs[~runs["run"].map(is_try)].drop_duplicates("method")
     marks = [(style.look(row.method).marker, bool(row.private)) for row in methods.itertuples()]
     assert len(set(marks)) == len(marks)
 

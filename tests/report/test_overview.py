@@ -61,6 +61,19 @@ def test_an_added_sweep_has_a_section_of_its_name(project):
     assert "\n## a-new-one\n" in overview.all_results(project / "results")
 
 
+def test_the_seeds_of_tries_are_not_among_the_reported_ones():
+    folder = ROOT / "results" / "small-epsilon"
+    assert 100 in overview.read(folder, "runs")["seed"].tolist()
+    assert sorted(overview.training(folder)["runs"]["seed"].unique()) == [0, 1, 2, 3, 4]
+
+
+def test_claims_of_information_do_not_count_among_those_of_epsilon():
+    found = overview.guarantees(ROOT / "results")
+    rows = overview.read(ROOT / "results" / "guarantees", "guarantees")
+    assert len(found["rows"]) + len(found["subsets"]) == len(rows)
+    assert set(found["subsets"]["title"]) == {"PACZero"} and found["unbounded"] == len(found["subsets"])
+
+
 def test_one_seed_is_no_mean_and_the_best_of_a_grid_says_of_how_many():
     one = {"score_n": 1, "score_mean": 0.5, "epsilon": "inf", "status": "ok"}
     one |= dict.fromkeys(("score_std", "score_low", "score_high"), math.nan)
