@@ -61,7 +61,7 @@ def _start(cell: dict, machine: Machine) -> subprocess.Popen:
     file.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-P", "-m", "dpzero", "run", "--spec", json.dumps(cell), "--out", str(file)]
     command += ["--device", machine.device, "--threads", "1"]
-    with file.with_suffix(".log").open("w") as log:
+    with file.with_suffix(".log").open("wb") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
 

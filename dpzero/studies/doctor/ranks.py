@@ -46,7 +46,11 @@ def rows(machine: Machine) -> Iterator[dict]:
             "nccl",
         ]
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=max(1.0, machine.seconds_left())
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=max(1.0, machine.seconds_left()),
         )
         if done.returncode:
             raise RuntimeError((done.stderr.strip().splitlines() or ["no reason given"])[-1])

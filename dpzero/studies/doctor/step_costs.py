@@ -187,7 +187,11 @@ def _ask(machine: Machine, verb: str, *arguments: object, on_device: bool = True
     command += ["--device", machine.device] if on_device else []
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=max(1.0, machine.seconds_left())
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=max(1.0, machine.seconds_left()),
         )
     except subprocess.TimeoutExpired:
         return {}, f"{verb} was ended: no time was left"
