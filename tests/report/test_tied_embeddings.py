@@ -29,7 +29,7 @@ def row() -> dict[str, str]:
 
 
 def test_so_many_parameters_are_trained(row):
-    """Of RoBERTa-large; the decoder has a row for each word, and biases of two are counted in both."""
+    """Of RoBERTa-large; the output layer has a row for each word."""
     tied, untied = (
         predict(Workload("roberta-large", "dpzero", 1, 8, tie_embeddings=tie))["trained_parameters"]
         for tie in (True, False)

@@ -39,7 +39,10 @@ class Answering(nn.Module):
         super().__init__()
         self.model, output = model, model.get_output_embeddings()
         if untied:
-            self.head: nn.Module = VocabularyHead(output, ANSWERS, tied=False)
+            head = VocabularyHead(output, ANSWERS, tied=False)
+            # as below no biases, which Opacus runs again for each example: on fake tensors torch 2.13 then corrupts memory
+            head.shift = nn.Identity()
+            self.head: nn.Module = head
         else:
             rows = output.weight
             self.head = nn.Linear(
