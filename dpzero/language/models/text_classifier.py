@@ -160,6 +160,7 @@ class VocabularyHead(nn.Module):
     """
 
     words: Tensor
+    shift: nn.Module
 
     def __init__(self, output: nn.Linear, words: Sequence[int], tied: bool) -> None:
         super().__init__()
