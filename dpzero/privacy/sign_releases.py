@@ -62,7 +62,7 @@ class SignReleases:
         agree on +, since an empty mean counts as +, so that - is impossible.
         """
         place = np.arange(self.candidates)
-        members = np.array([place < self.candidates // 2, place % 2 == 0])  # each row in half of the candidates
+        members = np.array([place < self.candidates // 2, place % 2 == 0])  # a half each
         slopes = np.array([1.0, -1.0])
         one, two = (chance_of_minus(slopes[:n], members[:n], self.noise) for n in (1, 2))
         return math.log(two / one) if one else math.inf
