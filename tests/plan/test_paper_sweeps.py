@@ -387,7 +387,7 @@ def stand_in(tmp_path) -> Path:
     """A folder with a tiny RoBERTa in the place of roberta-large, as save_pretrained writes it."""
     from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedTokenizerFast
 
-    from dpzero.language.models.stand_ins import byte_level_bpe
+    from tests.language.byte_level import byte_level_bpe
 
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     model = AutoModelForMaskedLM.from_config(
