@@ -103,7 +103,10 @@ def measured(results: Path = RESULTS) -> Iterator[StepTime]:
     """Every step time in the tables under `results`."""
     for path in sorted(results.glob("*/tables/times.csv")):
         runs = {row["run"]: row for row in _rows(path.with_name("runs.csv"))}
-        yield from (_of_run(runs[times["run"]], times) for times in _rows(path) if times["status"] == "ok")
+        told = (
+            row for row in _rows(path) if row["status"] == "ok" and row["time.wall_seconds"]
+        )  # no release
+        yield from (_of_run(runs[times["run"]], times) for times in told)
     for path in sorted(results.glob("*/tables/*.json")):
         try:
             yield from _of_benchmark(json.loads(path.read_text("utf-8")))
@@ -120,15 +123,18 @@ def _of_run(run: dict[str, str], times: dict[str, str]) -> StepTime:
     settings = {name: run.get(f"settings.{name}") or None for name in (*ALIKE, *SIZES)}
     sizes = tuple(int(settings[name] or 1) for name in SIZES)
     rehearsed = any(value for name, value in run.items() if name.startswith("rehearsal."))
-    start = times.get("time.start_cpu_seconds")
+    start, step = times.get("time.start_cpu_seconds"), float(times["time.step_seconds"] or 0)
+    all_steps = (
+        int(run["settings.steps"] or 0) * step
+    )  # at the median; what the first ones take in addition is left
     return StepTime(
         times["provenance.device"],
         "CPU" not in run.get("memory.how", ""),
         Key(run["model"], run["method"], tuple(str(settings[name]) for name in ALIKE), rehearsed),
         math.prod(sizes),
-        float(times["time.step_seconds"] or 0),
+        step,
         sizes,
-        float(times["time.wall_seconds"]) - float(times["time.train_seconds"]),
+        max(0.0, float(times["time.wall_seconds"]) - all_steps),
         int(run["memory.weights_bytes"] or 0),
         float(start) if start else None,
     )

@@ -160,7 +160,13 @@ def table(tmp_path) -> Callable[..., Path]:
         run = {"run": "r8/minilm/dpzero/eps-2/seed-0", "model": "minilm", "method": "dpzero"}
         run |= {"memory.weights_bytes": 90_000_000, "memory.how": "CUDA allocator"}
         run |= {f"settings.{name}": value for name, value in SETTINGS.items()}
-        times = {"run": run["run"], "status": "ok", "time.wall_seconds": 60, "time.train_seconds": 50}
+        taken = SETTINGS["steps"] * step_seconds
+        times = {
+            "run": run["run"],
+            "status": "ok",
+            "time.wall_seconds": taken + 10,
+            "time.train_seconds": taken,
+        }
         times |= {"time.step_seconds": step_seconds, "provenance.device": device}
         (times if any(key.startswith("time.") for key in further) else run).update(further)
         folder = tmp_path / device.replace(" ", "-") / "tables"
@@ -224,11 +230,13 @@ def test_a_benchmark_stands_in_for_full_training_of_its_model(tmp_path):
     assert cost["cells"]["scaled"] == 1 and cost["hours"] == pytest.approx(2000 / 3600, abs=0.005)
 
 
-def test_the_sweep_that_the_repository_holds_is_estimated_at_what_it_took():
-    cost = estimate("biases", cells("biases"), ROOT / "results", None, price=0)
-    with (ROOT / "results" / "biases" / "tables" / "times.csv").open() as file:
+@pytest.mark.parametrize("name", ["biases", "quick"])
+def test_a_sweep_that_the_repository_holds_is_estimated_at_what_it_took(name):
+    """But for the start of the processes, where its records do not say it."""
+    cost = estimate(name, cells(name), ROOT / "results", None, price=0)
+    with (ROOT / "results" / name / "tables" / "times.csv").open() as file:
         took = sum(float(row["time.wall_seconds"]) for row in csv.DictReader(file))
-    assert cost["cells"]["measured"] == len(cells("biases"))
+    assert cost["cells"]["measured"] == len(cells(name))
     assert cost["hours"] == pytest.approx(took / 3600, rel=0.2)
 
 
@@ -244,6 +252,19 @@ def test_every_run_takes_the_start_of_its_process_where_records_say_what_that_is
     assert cost == pytest.approx(2 * (1000 * 0.5 + 10 + 3) / 3600, abs=0.005)
     (unknown,) = cells("paper-roberta", models="tiny-masked", methods="mezo", tasks="sst2", seeds=42)
     assert Estimator.choose("paper-roberta", [unknown], results).run(unknown) == ("unknown", 0)
+
+
+def test_what_the_first_steps_take_in_addition_counts_once(table):
+    """Of quick's runs that is a third: they step from cached features, and the first step tries shapes."""
+    results = table(**{"time.wall_seconds": 530, "time.train_seconds": 520})
+    cost = estimate("quick", [planned(), planned(steps=3000)], results, "h100", price=0)
+    assert cost["hours"] == pytest.approx((4000 * 0.5 + 2 * 30) / 3600, abs=0.005)
+
+
+def test_a_private_release_tells_no_times_and_its_tables_stop_no_dry_run(table):
+    withheld = dict.fromkeys(("time.wall_seconds", "time.train_seconds", "time.step_seconds"), "")
+    results = table(device="of a release", **withheld)
+    assert Estimator.choose("quick", [planned()], results).device == PUBLISHED.device
 
 
 def test_runs_of_a_rehearsal_serve_it_alone(table):
