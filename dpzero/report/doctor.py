@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,34 +31,23 @@ def write(file: Path, folder: Path) -> list[Path]:
 
 def tables(result: dict[str, Any]) -> dict[str, Table]:
     """The table of each section that has rows."""
-    parts = result["sections"]
     return {
-        name: make_table(f"doctor_{name.replace(' ', '_')}", list(map(_readable(name), part["rows"])))
-        for name, part in parts.items()
+        name: make_table(f"doctor_{name.replace(' ', '_')}", [_readable(name, row) for row in part["rows"]])
+        for name, part in result["sections"].items()
         if part["rows"]
     }
 
 
 def _page(result: dict[str, Any]) -> tuple[str, dict[str, str]]:
     source = provenance.source(pandas.json_normalize({"provenance": result["provenance"]}))
-    lines, contents, made = (
-        [f"# What this machine does: {result['provenance']['device']}", ""],
-        {},
-        tables(result),
-    )
+    lines, contents = [f"# What this machine does: {result['provenance']['device']}", ""], {}
+    by_section = tables(result)
     for name, part in result["sections"].items():
         lines += [f"## {name.capitalize()}", "", _state(part), ""]
-        if name in made:
-            table = made[name]
-            lines += [
-                f"**{table.title}**",
-                "",
-                *table.markdown_lines(),
-                "",
-                *(f"- {note}" for note in table.notes),
-                "",
-            ]
-            contents[f"{name.replace(' ', '_')}.csv"] = made[name].csv()
+        if table := by_section.get(name):
+            notes = [f"- {note}" for note in table.notes]
+            lines += [f"**{table.title}**", "", *table.markdown_lines(), "", *notes, ""]
+            contents[f"{name.replace(' ', '_')}.csv"] = table.csv()
     return "\n".join([*lines, f"Provenance: {source}.", ""]), contents
 
 
@@ -72,30 +60,24 @@ def _state(part: dict[str, Any]) -> str:
     return sentence[0].upper() + sentence[1:]
 
 
-def _readable(section: str) -> Callable[[Row], Row]:
+def _readable(section: str, row: Row) -> Row:
     """What readers see of a row beside its values."""
-
-    def readable(row: Row) -> Row:
-        row = dict(row)
-        if section == "packages":
-            row["_version"] = row["version"] or f"missing: {row['advice']}"
-        if section == "devices":
-            row["_use"] = f"{row['directions']}: {row['reason']}"
-        if "same" in row:
-            row["_same"] = "the same bits" if row["same"] else f"differ: {row['difference']}"
-        if section == "step costs":
-            row["_method"] = row.get("title", "") + ("" if row["status"] == "ok" else f" ({row['status']})")
-            if row.get("ratio_median") and row.get("step_floor_seconds"):
-                row["floor_ratio"] = row["step_floor_seconds"] / row["two_forward_floor_seconds"]
-        if section == "memory" and row.get("measured_peak_bytes"):
-            row["over_inference"] = row["measured_peak_bytes"] / row["measured_inference_peak_bytes"]
-            if row.get("predicted_peak_bytes"):
-                row["measured_over_predicted"] = row["measured_peak_bytes"] / row["predicted_peak_bytes"]
-        if section == "largest models":
-            row["_model"] = row["model"] or "none"
-            row["_device"] = f"{row['memory_bytes'] / GIB:.0f} GiB"
-        if section == "learning":
-            row["_status"] = row["status"] + (f": {row['error']}" if row.get("error") else "")
-        return row
-
-    return readable
+    row = dict(row)
+    if section == "packages":
+        row["_version"] = row["version"] or f"missing: {row['advice']}"
+    if section == "devices":
+        row["_use"] = f"{row['directions']}: {row['reason']}"
+    if section in ("same bits", "ranks"):
+        row["_same"] = "the same bits" if row["same"] else f"differ: {row['difference']}"
+    if section in ("step costs", "memory", "learning"):
+        row["_status"] = row["status"] + (f": {row['error']}" if row.get("error") else "")
+        row["_method"] = row.get("title", "") + ("" if row["status"] == "ok" else f" ({row['_status']})")
+    if row.get("step_floor_seconds"):
+        row["floor_ratio"] = row["step_floor_seconds"] / row["two_forward_floor_seconds"]
+    if section == "memory" and row["measured_peak_bytes"]:
+        row["over_inference"] = row["measured_peak_bytes"] / row["measured_inference_peak_bytes"]
+        if row["predicted_peak_bytes"]:
+            row["measured_over_predicted"] = row["measured_peak_bytes"] / row["predicted_peak_bytes"]
+    if section == "largest models":
+        row |= {"_model": row["model"] or "none", "_device": f"{row['memory_bytes'] / GIB:.0f} GiB"}
+    return row

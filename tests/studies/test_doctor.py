@@ -120,7 +120,7 @@ def test_the_floor_of_a_step_is_that_of_two_forward_passes_and_three_passes_over
 def test_a_measurement_ends_with_the_time(tmp_path):
     late = machine(tmp_path, minutes=1 / 60)
     late.started = time.monotonic()
-    answer, error = step_costs._ask(late, "benchmark", "--model", "minilm")
+    answer, error = late.ask("benchmark", "--model", "minilm")
     assert answer == {} and error == "benchmark was ended: no time was left"
 
 

@@ -69,5 +69,5 @@ def devices(machine: Machine) -> Iterator[dict]:
             "memory_bytes": properties.total_memory,
             "directions": "triton" if triton else "torch",
             "reason": "it is installed" if triton else "triton is not installed",
-            "used": machine.device in ("cuda", f"cuda:{number}"),
+            "used": machine.device == f"cuda:{number}" or (machine.device == "cuda" and number == 0),
         }

@@ -59,6 +59,7 @@ def _start(cell: dict, machine: Machine) -> subprocess.Popen:
         environment |= pack.environment(machine.packed)
     file = _file(cell, machine)
     file.parent.mkdir(parents=True, exist_ok=True)
+    file.unlink(missing_ok=True)  # of an earlier examination
     command = [sys.executable, "-P", "-m", "dpzero", "run", "--spec", json.dumps(cell), "--out", str(file)]
     command += ["--device", machine.device, "--threads", "1"]
     with file.with_suffix(".log").open("wb") as log:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -38,6 +41,29 @@ class Machine:
 
     def seconds_left(self) -> float:
         return 60 * self.minutes - (time.monotonic() - self.started)
+
+    def ask(self, *arguments: object, launcher: str = "") -> tuple[dict, str]:
+        """The answer of a verb in a process of its own, and its error in one line; no answer after an error.
+
+        Args:
+            arguments: the verb and its own.
+            launcher: a module with its arguments that starts the verb, such as torch's for ranks.
+        """
+        command = [sys.executable, "-P", "-m", *launcher.split(), *(["-m"] if launcher else []), "dpzero"]
+        try:
+            done = subprocess.run(
+                [*command, *map(str, arguments)],
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=max(1.0, self.seconds_left()),
+            )
+        except subprocess.TimeoutExpired:
+            return {}, f"{arguments[0]} was ended: no time was left"
+        if done.returncode:
+            return {}, (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        answer: dict = json.loads(done.stdout.strip().splitlines()[-1])
+        return answer, ""
 
 
 @dataclass(frozen=True)

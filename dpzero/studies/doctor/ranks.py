@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import torch
 
 from .machine import Machine, Skipped
 
-CELL = "toy/tiny-encoder/dpzero/eps-2/seed-0"  # of the sweep `smoke`, on random weights
+# on random weights, and without an accountant, which a bare machine lacks
+RUN = ["run", "--sweep", "smoke", "--cell", "toy/tiny-encoder/mezo/eps-inf/seed-0", "--backend", "nccl"]
 
 
 def rows(machine: Machine) -> Iterator[dict]:
@@ -24,35 +23,10 @@ def rows(machine: Machine) -> Iterator[dict]:
     digests = {}
     for ranks in (1, 2):
         file = machine.out / "runs" / f"{ranks}-ranks.json"
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            str(ranks),
-        ]
-        command += [
-            "-m",
-            "dpzero",
-            "run",
-            "--sweep",
-            "smoke",
-            "--cell",
-            CELL,
-            "--out",
-            str(file),
-            "--backend",
-            "nccl",
-        ]
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=max(1.0, machine.seconds_left()),
-        )
-        if done.returncode:
-            raise RuntimeError((done.stderr.strip().splitlines() or ["no reason given"])[-1])
+        file.unlink(missing_ok=True)  # of an earlier examination
+        launcher = f"torch.distributed.run --standalone --nproc-per-node {ranks}"
+        _, error = machine.ask(*RUN, "--out", file, launcher=launcher)
+        if error:
+            raise RuntimeError(error)
         digests[ranks] = json.loads(file.read_text("utf-8"))["transcript"]["weights_sha256"]
     yield {"what": "weights after a run", "ranks": 2, "same": digests[1] == digests[2], "difference": ""}

@@ -6,8 +6,6 @@ Each measurement runs in a process of its own, so that one that dies, or what it
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from functools import cache
@@ -16,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ...errors import UsageError
 from ...language.models import losses, random_models
 from ...memory import trackers
 from ...memory.predict import predict
@@ -61,22 +60,19 @@ def rows(machine: Machine) -> Iterator[dict]:
     """One row for each workload and method: seconds of a step, over two forward passes, and the floor."""
     for work in ON_CUDA if machine.on_cuda else ON_CPU:
         name = f"{work.model}-{work.batch_size}x{work.length}-{work.compute}-{machine.device.split(':')[0]}"
-        command: list[object] = [
-            *_sizes(work),
-            "--token-budget",
-            str(work.token_budget),
-            "--rounds",
-            str(work.rounds),
-        ]
-        command += ["--rows", *work.methods, "--out", machine.out / "tables", "--figures", machine.figures]
-        error = _ask(machine, "benchmark", *command)[1]
-        floor = _floor(work, machine.device)
         file = machine.out / "tables" / f"{name}.json"
-        if not file.exists():
-            yield {"workload": name, "status": "failed", "error": error}
-            continue
-        for row in json.loads(file.read_text("utf-8"))["rows"]:
+        file.unlink(missing_ok=True)  # of an earlier examination
+        options = {"model": work.model, "batch-size": work.batch_size, "length": work.length}
+        options |= {"compute": work.compute, "token-budget": work.token_budget, "rounds": work.rounds}
+        options |= {"out": file.parent, "figures": machine.figures, "device": machine.device}
+        words = [word for key, value in options.items() for word in (f"--{key}", value)]
+        _, error = machine.ask("benchmark", *words, "--rows", *work.methods)
+        floor = _floor(work, machine.device)
+        measured = json.loads(file.read_text("utf-8"))["rows"] if file.exists() else []
+        for row in measured:
             yield {"workload": name, "compute": work.compute, **row, **_step_floor(floor, row["name"])}
+        if error:  # after so many rows
+            yield {"workload": name, "compute": work.compute, "status": "failed", "error": error}
 
 
 def memory_rows(machine: Machine) -> Iterator[dict]:
@@ -87,9 +83,10 @@ def memory_rows(machine: Machine) -> Iterator[dict]:
     for work in works.values():
         length = "32" if work.length == "short" else work.length
         for method in ("dpzero", "public", *FIRST_ORDER):
-            sizes = ["--model", work.model, "--method", method, "--batch-size", str(work.batch_size)]
-            measured, error = _ask(machine, "measure-memory", *sizes, "--sequence-length", length)
-            predicted = predict(Step(work.model, method, work.batch_size, int(length)))
+            sizes = ["--model", work.model, "--batch-size", work.batch_size, "--sequence-length", length]
+            words = [*sizes, "--method", method, "--device", machine.device]
+            measured, error = machine.ask("measure-memory", *words)
+            predicted = _predict(Step(work.model, method, work.batch_size, int(length)))
             row: Row = {
                 "workload": f"{work.model}-{work.batch_size}x{length}",
                 "title": VARIANTS[method].title,
@@ -100,19 +97,19 @@ def memory_rows(machine: Machine) -> Iterator[dict]:
             yield row | {key: measured.get(key) for key in ("weights_bytes", "reserved_peak_bytes", "how")}
 
 
+def _predict(step: Step) -> dict:
+    """The predicted peaks; none for a method that cannot be predicted, or whose package is missing."""
+    try:
+        return predict(step)
+    except (UsageError, ModuleNotFoundError):
+        return {}
+
+
 def largest_models(machine: Machine) -> Iterator[dict]:
     """The largest OPT whose step fits into this device, by method, as predicted."""
     total = _memory_bytes(machine)
-    answer, error = _ask(
-        machine,
-        "fits",
-        "--gpu-memory",
-        f"{total // 2**20}MiB",
-        "--methods",
-        "dpzero",
-        "adamw",
-        on_device=False,
-    )
+    memory = f"{total // 2**20}MiB"
+    answer, error = machine.ask("fits", "--gpu-memory", memory, "--methods", "dpzero", "adamw")
     if error:
         raise RuntimeError(error)
     for row in answer["rows"]:
@@ -176,37 +173,6 @@ def _seconds(work: Any, device: str, times: int = 5) -> float:
         wait()
         least = min(least, time.perf_counter() - begun)
     return least
-
-
-# -- processes -----------------------------------------------------------------------------------------------
-
-
-def _ask(machine: Machine, verb: str, *arguments: object, on_device: bool = True) -> tuple[dict, str]:
-    """The answer of a verb in a process of its own, and its error in one line; no answer after an error."""
-    command = [sys.executable, "-P", "-m", "dpzero", verb, *map(str, arguments)]
-    command += ["--device", machine.device] if on_device else []
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=max(1.0, machine.seconds_left()),
-        )
-    except subprocess.TimeoutExpired:
-        return {}, f"{verb} was ended: no time was left"
-    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines() or [""]
-    return (json.loads(lines[-1]), "") if done.returncode == 0 else ({}, lines[-1])
-
-
-def _sizes(work: Workload) -> list[str]:
-    sizes = {
-        "model": work.model,
-        "batch-size": work.batch_size,
-        "length": work.length,
-        "compute": work.compute,
-    }
-    return [text for name, value in sizes.items() for text in (f"--{name}", str(value))]
 
 
 def _memory_bytes(machine: Machine) -> int:
