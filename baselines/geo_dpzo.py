@@ -1,6 +1,6 @@
 """GeoDPZO: DP-AggZO with clips that use the symmetry of an example's slopes along K directions.
 
-No paper was found. This follows the README and the code of `NoNameSha/GeoDPZO` (commit cf6494f).
+No paper was found. This follows the README and the code of `NoNameSha/GeoDPZO` (commit 1d2be6d).
 
 symmetric ("SC"): v_i is mirrored to (v_i, -v_i), clipped to `clip`, and its half is scaled by sqrt(2):
     sqrt(2) clip(v_i, clip / sqrt(2)).  So it is DP-AggZO at the clip C / sqrt(2) and a learning rate sqrt(2) times as large.
@@ -8,7 +8,7 @@ localized ("LC"): v_i is sorted, the means of its outermost pairs (least with gr
     subtracted from them, and the result is clipped. Corrected are the pairs up to the largest jump of |v_j + v_(K-1-j)|.
 
 Both are functions of one example, of norm `clip` at most, so the release is that of DP-AggZO. In the public code
-its noise comes from the seed 100 + step, which is public.
+its noise comes from the seed 100 + step (RoBERTa) or from the last direction seed (OPT), which are public.
 """
 
 from __future__ import annotations
