@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...errors import UsageError
 from .model_catalogue import ROBERTA
-from .text_classifier import MaskedTransform, VocabularyHead
+from .text_classifier import MaskedTransform, VocabularyHead, last_hidden_state
 
 FILE = Path(__file__).with_name("architectures.yaml")
 ANSWERS = (2, 3)  # rows of the vocabulary: any two words
@@ -61,9 +61,11 @@ class Answering(nn.Module):
 
     @property
     def transform(self) -> nn.Module:
-        """RoBERTa's layer before its output layer."""
+        """The layer of a masked model before its output layer."""
         lm_head: Any = getattr(self.model, "lm_head", None)
-        return MaskedTransform(lm_head) if hasattr(lm_head, "dense") else nn.Identity()
+        if hasattr(lm_head, "dense"):  # RoBERTa
+            return MaskedTransform(lm_head)
+        return self.model.cls.predictions.transform if hasattr(self.model, "cls") else nn.Identity()
 
     @property
     def backbone(self) -> Any:
@@ -71,7 +73,7 @@ class Answering(nn.Module):
         return self.model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        hidden = self.model.base_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        hidden = last_hidden_state(self.model.base_model, input_ids, attention_mask)
         last = attention_mask.sum(1) - 1  # padding is on the right
         hidden = hidden[torch.arange(len(hidden), device=hidden.device), last]
         return self.head(self.transform(hidden)).float()

@@ -20,6 +20,16 @@ from .encoding import answer_tokens, scores_text, tokenizer, tokenizer_info
 from .model_catalogue import Stanza
 
 
+def last_hidden_state(backbone: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """The last hidden states of a transformers model without its output layer, [B, L, H]."""
+    extra = {}
+    if backbone.config.model_type == "bert":
+        # one row of positions for each text: a broadcast row would give Opacus one gradient for all texts
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        extra["position_ids"] = positions.expand_as(input_ids)
+    return backbone(input_ids=input_ids, attention_mask=attention_mask, **extra).last_hidden_state
+
+
 class Classifier(nn.Module):
     """forward(input_ids [B, L], attention_mask [B, L]) -> logits [B, labels], float32."""
 
@@ -57,12 +67,7 @@ class Classifier(nn.Module):
         The mean hidden state of an encoder, scaled to norm feature_scale; the last token's of a causal model;
         the first mask's of a masked one.
         """
-        extra = {}
-        if self.backbone.config.model_type == "bert":
-            # one row of positions for each text: a broadcast row would give Opacus one gradient for all texts
-            positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-            extra["position_ids"] = positions.expand_as(input_ids)
-        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **extra).last_hidden_state
+        hidden = last_hidden_state(self.backbone, input_ids, attention_mask)
         if self.kind == "encoder":
             mask = attention_mask[..., None].to(hidden)
             mean = (hidden * mask).sum(1) / mask.sum(1)

@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,6 @@ from ...language.models import losses, random_models
 from ...memory import trackers
 from ...memory.predict import predict
 from ...memory.stand_in_step import Workload as Step
-from ...plan.method_variants import VARIANTS
 from ..benchmark import batch_of
 from .machine import Machine
 
@@ -53,14 +53,13 @@ ON_CUDA = (
     Workload("smollm2-135m", 16, "short", "bfloat16", ("dpzero", "mezo", "public", *FIRST_ORDER), 5, 2048),
     Workload("opt-1.3b", 8, "512", "float32", ("dpzero", "public"), 3, 4096),
 )
-ON_CPU = (Workload("minilm", 16, "short", "float32", ("dpzero", "mezo", "public", *FIRST_ORDER), 3, 256),)
+ON_CPU = (Workload("minilm", 8, "32", "float32", ("dpzero", "mezo", "public", *FIRST_ORDER), 3, 256),)
 
 
 def rows(machine: Machine) -> Iterator[dict]:
     """One row for each workload and method: seconds of a step, over two forward passes, and the floor."""
     for work in ON_CUDA if machine.on_cuda else ON_CPU:
-        name = f"{work.model}-{work.batch_size}x{work.length}-{work.compute}-{machine.device.split(':')[0]}"
-        file = machine.out / "tables" / f"{name}.json"
+        name, file = _name(work, machine), _file(work, machine)
         file.unlink(missing_ok=True)  # of an earlier examination
         options = {"model": work.model, "batch-size": work.batch_size, "length": work.length}
         options |= {"compute": work.compute, "token-budget": work.token_budget, "rounds": work.rounds}
@@ -68,33 +67,44 @@ def rows(machine: Machine) -> Iterator[dict]:
         words = [word for key, value in options.items() for word in (f"--{key}", value)]
         _, error = machine.ask("benchmark", *words, "--rows", *work.methods)
         floor = _floor(work, machine.device)
-        measured = json.loads(file.read_text("utf-8"))["rows"] if file.exists() else []
-        for row in measured:
+        for row in _measured(file):
             yield {"workload": name, "compute": work.compute, **row, **_step_floor(floor, row["name"])}
         if error:  # after so many rows
             yield {"workload": name, "compute": work.compute, "status": "failed", "error": error}
 
 
+def _name(work: Workload, machine: Machine) -> str:
+    return f"{work.model}-{work.batch_size}x{work.length}-{work.compute}-{machine.device.split(':')[0]}"
+
+
+def _file(work: Workload, machine: Machine) -> Path:
+    """Where the verb `benchmark` writes the rows of a workload."""
+    return machine.out / "tables" / f"{_name(work, machine)}.json"
+
+
+def _measured(file: Path) -> list[Row]:
+    return json.loads(file.read_text("utf-8"))["rows"] if file.exists() else []
+
+
 def memory_rows(machine: Machine) -> Iterator[dict]:
-    """One row for each workload and method: the peak of a step, predicted and measured."""
-    works = {
-        (work.model, work.batch_size, work.length): work for work in (ON_CUDA if machine.on_cuda else ON_CPU)
-    }
-    for work in works.values():
-        length = "32" if work.length == "short" else work.length
-        for method in ("dpzero", "public", *FIRST_ORDER):
-            sizes = ["--model", work.model, "--batch-size", work.batch_size, "--sequence-length", length]
-            words = [*sizes, "--method", method, "--device", machine.device]
-            measured, error = machine.ask("measure-memory", *words)
-            predicted = _predict(Step(work.model, method, work.batch_size, int(length)))
+    """One row for each workload whose texts have one length, and method: the peak of a step, predicted and measured.
+
+    The measured peaks are those of the section before, which yields rows for them.
+    """
+    for work in ON_CUDA if machine.on_cuda else ON_CPU:
+        if not work.length.isdigit():
+            continue
+        for measured in _measured(_file(work, machine)):
+            sizes = (work.model, measured["name"], work.batch_size, int(work.length))
+            predicted = _predict(Step(*sizes, compute=work.compute, token_budget=work.token_budget))
             row: Row = {
-                "workload": f"{work.model}-{work.batch_size}x{length}",
-                "title": VARIANTS[method].title,
+                "workload": _name(work, machine),
+                "title": measured["title"],
+                "status": measured["status"],
             }
-            row |= {"status": "ok" if measured else "failed", "error": error}
             for kind, peaks in (("predicted", predicted), ("measured", measured)):
                 row |= {f"{kind}_{key}": peaks.get(key) for key in ("peak_bytes", "inference_peak_bytes")}
-            yield row | {key: measured.get(key) for key in ("weights_bytes", "reserved_peak_bytes", "how")}
+            yield row | {"weights_bytes": measured.get("weights_bytes"), "error": measured.get("error", "")}
 
 
 def _predict(step: Step) -> dict:

@@ -28,9 +28,9 @@ def sections() -> dict[str, Section]:
         "devices": Section(0, environment.devices),
         "same bits": Section(5, same_bits.rows),
         "step costs": Section(15, step_costs.rows),
-        "memory": Section(15, step_costs.memory_rows),
         "learning": Section(30, learning.rows),
         "ranks": Section(20, ranks.rows),
+        "memory": Section(5, step_costs.memory_rows),  # predictions, which need no device
         "largest models": Section(10, step_costs.largest_models),
     }
 
