@@ -10,9 +10,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from dpzero.__main__ import VERBS
+from dpzero.cli.options import build_parser
 from dpzero.errors import UsageError
+from dpzero.language.models import random_models
+from dpzero.plan import sweep
 from dpzero.report import doctor as report
-from dpzero.studies.doctor import environment, pack, same_bits, step_costs, study
+from dpzero.studies import benchmark
+from dpzero.studies.doctor import environment, learning, pack, ranks, same_bits, step_costs, study
 from dpzero.studies.doctor.machine import Machine, Section, Skipped
 from dpzero.zeroth_order import dispatch
 
@@ -128,3 +133,102 @@ def test_pack_refuses_a_folder_that_holds_something(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="is not empty: give a new folder"):
         pack.pack(tmp_path, log=lambda line: None)
+
+
+# -- what a GPU is asked, as far as a machine without one can tell ---------------------------------------------
+
+
+class Recorder(Machine):
+    """A machine that says it has a GPU, and keeps the commands that it would run there."""
+
+    def ask(self, *arguments, launcher=""):
+        self.commands.append([str(argument) for argument in arguments])
+        return {"rows": []}, ""
+
+
+@pytest.fixture
+def recorder(tmp_path) -> Recorder:
+    found = Recorder("cuda:0", 1.0, tmp_path, tmp_path / "figures", None, log=lambda line: None)
+    found.commands = []
+    return found
+
+
+def test_each_command_for_a_gpu_is_one_that_the_command_line_and_the_benchmark_know(recorder, monkeypatch):
+    monkeypatch.setattr(step_costs, "_floor", lambda work, device: {})
+    assert not list(step_costs.rows(recorder)) and len(recorder.commands) == len(step_costs.ON_CUDA)
+    parser = build_parser(VERBS, "", "")
+    for command in recorder.commands:
+        options = parser.parse_args(command)
+        assert set(options.rows) <= set(benchmark.ROWS) and options.device == "cuda:0"
+        assert options.model in random_models.catalogue()
+        benchmark.batch_of(options.batch_size, options.length)
+
+
+def test_predictions_stand_beside_the_peaks_of_step_costs_for_texts_of_one_length(recorder):
+    work = next(
+        work for work in step_costs.ON_CUDA if work.model == "roberta-large" and work.compute == "bfloat16"
+    )
+    measured = {"name": "dpzero", "title": "DPZero", "status": "ok", "weights_bytes": 1}
+    measured |= {"peak_bytes": 2_000_000_000, "inference_peak_bytes": 1_900_000_000}
+    file = step_costs._file(work, recorder)
+    file.parent.mkdir(parents=True)
+    file.write_text(
+        json.dumps({"rows": [measured, {"name": "adamw", "title": "AdamW", "status": "oom"}]}), "utf-8"
+    )
+    dpzero, adamw = step_costs.memory_rows(recorder)
+    assert dpzero["measured_peak_bytes"] == 2_000_000_000
+    assert 1.4e9 < dpzero["predicted_inference_peak_bytes"] <= dpzero["predicted_peak_bytes"] < 3e9
+    assert (
+        adamw["status"] == "oom"
+        and adamw["measured_peak_bytes"] is None
+        and adamw["predicted_peak_bytes"] > 5e9
+    )
+
+
+def test_ranks_need_two_cards_and_learning_a_card(recorder, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(Skipped, match="this machine has one card"):
+        list(ranks.rows(recorder))
+    with pytest.raises(Skipped, match="are for a GPU"):
+        list(learning.rows(machine(tmp_path)))
+
+
+def test_with_two_cards_one_rank_and_two_are_asked_for_by_nccl(recorder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+    def ask(*arguments, launcher=""):
+        recorder.commands.append([launcher, *map(str, arguments)])
+        file = Path(arguments[arguments.index("--out") + 1])
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({"transcript": {"weights_sha256": launcher[-1]}}), "utf-8")
+        return {}, ""
+
+    monkeypatch.setattr(recorder, "ask", ask)
+    (row,) = ranks.rows(recorder)
+    assert not row["same"] and "1" in row["difference"]
+    assert [command[0][-1] for command in recorder.commands] == ["1", "2"]
+    assert all(command[command.index("--backend") + 1] == "nccl" for command in recorder.commands)
+
+
+@pytest.mark.slow
+def test_ranks_joined_by_gloo_end_with_the_weights_of_one(tmp_path):
+    row = ranks.compare(machine(tmp_path, minutes=4), "gloo")
+    assert row["same"] and not row["difference"]
+
+
+def smoke_cells(count: int) -> list[dict]:
+    return list(sweep.load("smoke", tasks=["toy"], methods=["dpzero"], models=["tiny-encoder"]).values())[
+        :count
+    ]
+
+
+def test_runs_side_by_side_give_a_row_each_as_they_end(tmp_path):
+    rows = list(learning.run_side_by_side(smoke_cells(2), machine(tmp_path, minutes=4)))
+    assert [row["status"] for row in rows] == ["ok", "ok"]
+    assert all(0 <= row["accuracy"] <= 1 and row["epsilon_spent"] > 0 for row in rows)
+
+
+def test_runs_for_which_no_time_is_left_say_so(tmp_path):
+    late = machine(tmp_path, minutes=0.01 + learning.LAST_SECONDS / 60)
+    rows = list(learning.run_side_by_side(smoke_cells(1) * 5, late))
+    assert [row["status"] for row in rows] == ["stopped"] * 3 + ["not begun"] * 2

@@ -18,6 +18,7 @@ triton = pytest.importorskip("triton", reason="triton is not installed (CUDA bui
 import triton.language as tl  # noqa: E402
 
 import dpzero.zeroth_order as package  # noqa: E402
+from dpzero.studies.doctor import same_bits  # noqa: E402
 from dpzero.zeroth_order import dispatch, kernels_torch, kernels_triton, launch_triton  # noqa: E402
 from dpzero.zeroth_order.directions import LAWS, Move, make_law  # noqa: E402
 from dpzero.zeroth_order.kernels_torch import table  # noqa: E402
@@ -70,6 +71,25 @@ def moved(kind: str, x: torch.Tensor, number: int, first: int = 0) -> torch.Tens
 def assert_same_bits(mine: torch.Tensor, theirs: torch.Tensor) -> None:
     kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[mine.element_size()]
     assert mine.dtype == theirs.dtype and torch.equal(mine.cpu().view(kind), theirs.cpu().view(kind))
+
+
+@needs_device
+@pytest.mark.parametrize("law", LAWS)
+def test_doctor_finds_the_plain_bits_and_names_a_wrong_one(law, monkeypatch):
+    monkeypatch.setattr(dispatch, "triton_kernels", lambda device: launch_triton)
+    monkeypatch.setattr(same_bits, "SHAPES", ((1,), (64,), (65, 33)))
+    elements, difference = same_bits._directions(law, torch.float32, DEVICE)
+    assert elements == 2 * (1 + 64 + 65 * 33) and not difference
+    monkeypatch.setattr(same_bits, "SCALES", (1e-3,))
+    add = launch_triton.add
+
+    def wrong(kind, numbered, key, moves):
+        add(kind, numbered, key, moves)
+        largest = max((x for _, x in numbered), key=torch.numel).view(-1)
+        largest[:1] *= 1.5
+
+    monkeypatch.setattr(launch_triton, "add", wrong)
+    assert ", element 0: " in same_bits._directions(law, torch.float32, DEVICE)[1]
 
 
 # Numbers -------------------------------------------------------------------------------------------------------------------

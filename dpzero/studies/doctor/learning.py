@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,11 @@ def rows(machine: Machine) -> Iterator[dict]:
         raise Skipped(
             "ten thousand steps through the whole model are for a GPU, or for `snakemake --config sweep=body`, which resumes"
         )
-    cells = _cells(machine.packed)
+    yield from run_side_by_side(_cells(machine.packed), machine)
+
+
+def run_side_by_side(cells: Sequence[dict], machine: Machine) -> Iterator[dict]:
+    """One row for each run, as it ends, on the machine's device; what does not end in time is stopped."""
     waiting, running = list(cells), dict[subprocess.Popen, dict]()
     while (waiting or running) and machine.seconds_left() > LAST_SECONDS:
         while waiting and len(running) < SIDE_BY_SIDE:
