@@ -65,7 +65,7 @@ def all_results(results: Path) -> str:
     """The text of results/README.md."""
     folders = sorted(path.parents[1] for path in results.glob("*/tables/order.csv"))
     sweeps = [folder for folder in folders if not folder.name.endswith(REHEARSAL)]
-    studies = (quadratic, memory, benchmark, guarantees, membership, accounting, planted, grids)
+    studies = (quadratic, memory, benchmark, doctor, guarantees, membership, accounting, planted, grids)
     values = {study.__name__: study(results) for study in studies}
     return render("results", {"sweeps": {path.name: training(path) for path in sweeps}} | values, **FILTERS)
 
@@ -229,6 +229,14 @@ def benchmark(results: Path) -> Values:
             )
     tables = {name: read(folder, name) for name in ("invariance", "precision", "ranks")}
     return {"table": lines, "devices": devices} | tables
+
+
+def doctor(results: Path) -> Values:
+    """What was found on the machine that `doctor` examined."""
+    names = ("same_bits", "step_costs", "memory", "devices")
+    tables = {name: read(results / "doctor", f"{name}") for name in names}
+    costs, used = tables["step_costs"], tables["devices"]
+    return tables | {"device": used[used["used"]].iloc[0], "dpzero": costs[costs["name"] == "dpzero"]}
 
 
 def guarantees(results: Path) -> Values:
