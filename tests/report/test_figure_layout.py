@@ -39,16 +39,29 @@ HAIR = 1.0  # pixel, at 100 in an inch
 
 
 @cache
-def drawn() -> dict[str, Figure]:
-    """Every figure that the committed tables can draw, with its texts in their places."""
-    found = {}
+def drawn(folder: str) -> dict[str, Figure]:
+    """Every figure that a folder's committed tables can draw, by FOLDER/NAME."""
     with style.settings():
-        for sweep in (*SWEEPS, *redraw.REPORTS):
-            runs = redraw.runs_of(ROOT / "results" / sweep / "tables", TITLES)
-            found |= {f"{sweep}/{name}": figure for name, figure in redraw.figures_of(sweep, runs).items()}
-        for study, path in STUDIES:
-            found[f"{study}/{path.stem}"] = module_of(study).figure(json.loads(path.read_text("utf-8")))
-    return found
+        if folder in redraw.STUDIES:
+            results = [path for study, path in STUDIES if study == folder]
+            found = {
+                path.stem: module_of(folder).figure(json.loads(path.read_text("utf-8"))) for path in results
+            }
+        else:
+            found = redraw.figures_of(folder, redraw.runs_of(ROOT / "results" / folder / "tables", TITLES))
+    return {f"{folder}/{name}": figure for name, figure in found.items()}
+
+
+def figure_of(name: str) -> Figure:
+    return drawn(name.partition("/")[0])[name]
+
+
+def slow_unless_first(values: list[str]) -> list:
+    """Figures of the first screen's sweep in each run of the tests, all others in the slow ones."""
+    return [
+        value if value.startswith("quick") else pytest.param(value, marks=pytest.mark.slow)
+        for value in values
+    ]
 
 
 def texts(figure: Figure) -> list[Text]:
@@ -92,9 +105,9 @@ def names() -> list[str]:
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", slow_unless_first(names()))
 def test_no_text_touches_another_or_leaves_the_page(name):
-    figure = drawn()[name]
+    figure = figure_of(name)
     shown = texts(figure)
     page, boxes = figure.bbox, [(text.get_text(), text.get_window_extent()) for text in shown]
     assert boxes
@@ -110,9 +123,9 @@ def test_no_text_touches_another_or_leaves_the_page(name):
     ] == []
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", slow_unless_first(names()))
 def test_text_can_be_read_on_white(name):
-    colours = {to_hex(text.get_color()) for text in texts(drawn()[name])}
+    colours = {to_hex(text.get_color()) for text in texts(figure_of(name))}
     assert {colour: contrast(colour) for colour in colours if contrast(colour) < LEAST_CONTRAST} == {}
 
 
@@ -120,16 +133,18 @@ def test_every_colour_of_a_method_has_the_contrast_of_text():
     assert min(contrast(colour) for colour in (*style.COLOURS, style.GREY)) >= LEAST_CONTRAST
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", slow_unless_first(names()))
 def test_no_bar_stands_on_a_logarithmic_axis(name):
-    for axis in drawn()[name].axes:
+    for axis in figure_of(name).axes:
         bars = [one for one in axis.containers if isinstance(one, BarContainer)]
         assert not bars or "log" not in (axis.get_xscale(), axis.get_yscale())
 
 
+@pytest.mark.slow
 def test_a_method_has_one_colour_and_marker_in_every_figure():
     looks: dict[str, set] = {}
-    for name, figure in drawn().items():
+    folders = [*SWEEPS, *redraw.REPORTS, *redraw.STUDIES]
+    for name, figure in (item for folder in folders for item in drawn(folder).items()):
         for legend in figure.legends if name.partition("/")[0] not in ("guarantees", "membership") else ():
             for handle, text in zip(legend.legend_handles, legend.get_texts(), strict=True):
                 looks.setdefault(text.get_text(), set()).add(
@@ -139,7 +154,7 @@ def test_a_method_has_one_colour_and_marker_in_every_figure():
     assert {method: found for method, found in looks.items() if len(found) > 1} == {}
 
 
-@pytest.mark.parametrize("sweep", SWEEPS)
+@pytest.mark.parametrize("sweep", slow_unless_first(SWEEPS))
 def test_methods_of_a_figure_differ_without_their_colour(sweep):
     runs = redraw.runs_of(ROOT / "results" / sweep / "tables", TITLES)
     methods = runs[~runs["run"].map(is_try)].drop_duplicates("method")
@@ -147,16 +162,16 @@ def test_methods_of_a_figure_differ_without_their_colour(sweep):
     assert len(set(marks)) == len(marks)
 
 
-@pytest.mark.parametrize("sweep", SWEEPS)
+@pytest.mark.parametrize("sweep", slow_unless_first(SWEEPS))
 def test_every_accuracy_panel_has_the_majority_class(sweep):
     for kind in ("accuracy_vs_epsilon", "accuracy_vs_time"):
-        for axis in drawn()[f"{sweep}/{kind}"].axes:
+        for axis in figure_of(f"{sweep}/{kind}").axes:
             assert "majority class" in [line.get_label() for line in axis.lines]
 
 
-@pytest.mark.parametrize("sweep", SWEEPS)
+@pytest.mark.parametrize("sweep", slow_unless_first(SWEEPS))
 def test_points_of_one_epsilon_stay_in_its_slot(sweep):
-    for axis in drawn()[f"{sweep}/accuracy_vs_epsilon"].axes:
+    for axis in figure_of(f"{sweep}/accuracy_vs_epsilon").axes:
         ticks = axis.get_xticks()
         assert len(ticks)
         for line in axis.lines:
@@ -164,17 +179,19 @@ def test_points_of_one_epsilon_stay_in_its_slot(sweep):
                 assert all(min(abs(x - tick) for tick in ticks) < 0.5 for x in line.get_xdata())
 
 
+@pytest.mark.slow
 def test_methods_of_equal_memory_share_a_point():
-    (axis,) = drawn()["heads/memory_by_method"].axes
+    (axis,) = figure_of("heads/memory_by_method").axes
     assert len(axis.get_yticks()) == 1
     assert all(method in axis.get_yticklabels()[0].get_text() for method in ("DPZero", "DP-SGD", "AdamW"))
     assert axis.get_title().startswith("RTE, sst2, sst5")
 
 
+@pytest.mark.slow
 def test_in_context_learning_needs_the_same_memory_in_every_figure():
     shown = {}
     for sweep in ("heads-lm", "heads-lm-embedded"):
-        (axis,) = drawn()[f"{sweep}/memory_by_method"].axes
+        (axis,) = figure_of(f"{sweep}/memory_by_method").axes
         heights = {
             tick.get_text().split("\n")[0]: y
             for tick, y in zip(axis.get_yticklabels(), axis.get_yticks(), strict=True)
@@ -184,8 +201,9 @@ def test_in_context_learning_needs_the_same_memory_in_every_figure():
     assert shown == {"heads-lm": "not measured", "heads-lm-embedded": "558 (5.1× of 110)"}  # never 110 MiB
 
 
+@pytest.mark.slow
 def test_titles_are_words_where_they_are_known():
-    titles = [axis.get_title() for axis in drawn()["heads/accuracy_vs_epsilon"].axes]
+    titles = [axis.get_title() for axis in figure_of("heads/accuracy_vs_epsilon").axes]
     assert titles[0] == f"RTE\n{TITLES['minilm']}"
     assert titles[1] == f"sst2\n{TITLES['minilm']}"  # no title: its name
 
