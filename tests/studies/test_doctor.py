@@ -164,6 +164,7 @@ def test_each_command_for_a_gpu_is_one_that_the_command_line_and_the_benchmark_k
         benchmark.batch_of(options.batch_size, options.length)
 
 
+@pytest.mark.slow
 def test_predictions_stand_beside_the_peaks_of_step_costs_for_texts_of_one_length(recorder):
     work = next(
         work for work in step_costs.ON_CUDA if work.model == "roberta-large" and work.compute == "bfloat16"
@@ -222,6 +223,7 @@ def smoke_cells(count: int) -> list[dict]:
     ]
 
 
+@pytest.mark.slow
 def test_runs_side_by_side_give_a_row_each_as_they_end(tmp_path):
     rows = list(learning.run_side_by_side(smoke_cells(2), machine(tmp_path, minutes=4)))
     assert [row["status"] for row in rows] == ["ok", "ok"]
