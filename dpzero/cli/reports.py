@@ -1,4 +1,4 @@
-"""The verbs that read records and tables: tables, figures, redraw, pages, crate, report, verify, readme."""
+"""The verbs that read records and tables: tables, figures, redraw, pages, crate, report, archive, verify, readme."""
 
 from __future__ import annotations
 
@@ -136,6 +136,19 @@ def report(options: argparse.Namespace) -> dict:
     records, runs = _find_records(options)
     print(statement(load(records, runs), _name(options)))
     return {"sweep": options.sweep, "records": len(records), "runs": len(runs)}
+
+
+@verb(
+    {"results": option("results/SWEEP", type=folder_to_read)},
+    unpack=option("write its records from the archive; those that exist stay", action="store_true"),
+)
+def archive(options: argparse.Namespace) -> dict:
+    """Pack the records of a sweep into one file, records.tar.xz, or unpack them."""
+    from ..report import archive
+
+    if options.unpack:
+        return {"unpacked": archive.unpack(options.results, options.results)}
+    return {"archive": str(archive.pack(options.results))}
 
 
 @verb(

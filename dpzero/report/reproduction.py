@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dpzero.errors import UsageError
-from dpzero.report import formatting
+from dpzero.report import archive, formatting
 from dpzero.report.agreement import (
     BEST_VERDICTS,
     NO,
@@ -41,7 +42,14 @@ class Results(NamedTuple):
 
 
 def read(folder: Path) -> Results:
-    """The records of results/SWEEP, or of each sweep in a folder. Raises UsageError for a folder without records."""
+    """The records of results/SWEEP, or of each sweep in a folder; a sweep without records may have an archive of them.
+
+    Raises UsageError for a folder without records.
+    """
+    if not (folder / archive.RUNS).is_dir() and (folder / archive.NAME).exists():
+        with tempfile.TemporaryDirectory() as unpacked:
+            archive.unpack(folder, Path(unpacked))
+            return read(Path(unpacked))
     several = not (folder / "runs").is_dir()
     sweeps = {f"{runs.parent.name}/": runs for runs in sorted(folder.glob("*/runs"))}
     results = Results(several, {}, {})

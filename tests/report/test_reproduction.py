@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from dpzero.errors import UsageError
+from dpzero.report import archive
 from dpzero.report.differences import Recorded, causes, parting
 from dpzero.report.reproduction import Comparison, Results, read
 from dpzero.report.statistics import errors, holm
@@ -392,3 +393,49 @@ def test_folders_of_several_sweeps_are_compared_sweep_by_sweep(record, folders, 
         Comparison(read(tmp_path / "all-mine"), read(theirs))
     with pytest.raises(UsageError, match="three holds no records"):
         read(tmp_path / "all-mine" / "three")
+
+
+# -- archives ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def archived(answered, folders) -> tuple[Path, Path]:
+    """Two equal result folders, of which the first holds an archive and no records."""
+    records = [answered("dpzero", "2", seed, [True] * ROWS) for seed in range(3)]
+    mine, theirs = folders(records, records)
+    archive.pack(mine)
+    shutil.rmtree(mine / "runs")
+    return mine, theirs
+
+
+def test_an_archive_takes_the_place_of_the_records_it_was_made_of(archived):
+    mine, theirs = archived
+    assert Comparison(read(mine), read(theirs)).answer()["reproduced"] == "yes"
+    assert not (mine / "runs").exists()
+
+
+def test_equal_records_give_equal_archives(archived):
+    mine, theirs = archived
+    for file in theirs.rglob("*.json"):
+        file.touch()
+    assert archive.pack(theirs).read_bytes() == (mine / archive.NAME).read_bytes()
+
+
+def test_unpacking_leaves_records_that_exist(archived):
+    mine, _ = archived
+    assert archive.unpack(mine, mine) == 3
+    kept, missing, _ = sorted((mine / "runs").rglob("*.json"))
+    kept.write_text("mine", "utf-8")
+    missing.unlink()
+    assert archive.unpack(mine, mine) == 1
+    assert kept.read_text("utf-8") == "mine" and missing.exists()
+
+
+def test_folders_that_have_nothing_to_pack_or_unpack_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="has no records to pack: give results/SWEEP"):
+        archive.pack(tmp_path)
+    with pytest.raises(UsageError, match="cannot be unpacked"):
+        archive.unpack(tmp_path, tmp_path)
+    (tmp_path / archive.NAME).write_bytes(b"no archive")
+    with pytest.raises(UsageError, match="cannot be unpacked"):
+        archive.unpack(tmp_path, tmp_path)
