@@ -132,8 +132,7 @@ def _estimate(rows: list[Compared]) -> None:
 def _difference(mine: Group, theirs: Group) -> Estimate:
     """The difference of the mean scores of the same seeds, with the error over seeds and test rows (`statistics.errors`).
 
-    Its degrees of freedom are those of the seeds: with Satterthwaite's, few seeds give false alarms among many rows of a
-    table if noise moves the answers of a run together. A run that no seed changes has the error over test rows alone, to
+    A run that no seed changes has the error over test rows alone, to
     which each side adds a row that it alone answers right: so the test of few rows is close to the exact one of McNemar.
     """
     summary = paired_difference(formatting.by_seed(mine.runs), formatting.by_seed(theirs.runs))
@@ -147,7 +146,7 @@ def _difference(mine: Group, theirs: Group) -> Estimate:
     if mine.seedless:
         over_rows = summarise([*answers[0], 1.0, -1.0])
         return Estimate(float(answers.mean()), over_rows.std / math.sqrt(over_rows.n), over_rows.n - 1)
-    return errors(answers)["both"]._replace(degrees=over_seeds.degrees)
+    return errors(answers)["both"]
 
 
 def _test(rows: list[Compared]) -> None:

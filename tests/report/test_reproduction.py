@@ -17,7 +17,6 @@ from dpzero.errors import UsageError
 from dpzero.report import archive
 from dpzero.report.differences import Recorded, causes, parting
 from dpzero.report.reproduction import Comparison, Results, read
-from dpzero.report.statistics import errors, holm
 from dpzero.zeroth_order.transcript import Transcript
 
 ROWS = 400
@@ -241,10 +240,7 @@ def test_other_noise_is_within_the_interval_and_another_accuracy_is_not(answered
 
 
 def test_sixty_rows_give_no_false_alarm(answered):
-    """Noise moves the answers of a run together. With Satterthwaite's degrees of freedom a row would be called different.
-
-    Simulated, 60 rows of 5 seeds: a false alarm in 1 % of 240 such comparisons, in 18 % with Satterthwaite's.
-    """
+    """Noise moves the answers of a run together. With Satterthwaite's own degrees of freedom a row would be called different."""
     mine, theirs = (
         sweep_of(answered, {str(row): first + row for row in range(1, 61)}, of_run=0.2)
         for first in (1300, 1200)
@@ -252,8 +248,6 @@ def test_sixty_rows_give_no_false_alarm(answered):
     found = compare(mine, theirs)
     assert len(found.rows) == 60 and set(outcomes(found).values()) == {"within the interval"}
     assert found.verdict == "within intervals"
-    satterthwaite = [errors(bits(mine, row.name) - bits(theirs, row.name))["both"] for row in found.rows]
-    assert min(holm([one.difference_p() for one in satterthwaite])) < 0.05
     widest = found.answer()["widest_half_interval"]
     assert f"± {100 * widest:.1f} points at the widest" in found.text() and 0.2 < widest < 1
 

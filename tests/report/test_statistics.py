@@ -89,17 +89,29 @@ def test_the_closed_forms_are_the_variances_of_resampled_means():
 @pytest.mark.parametrize("seeds, rows", [(3, 277), (5, 872), (10, 872)])
 @pytest.mark.parametrize("of_seed, of_row", [(0.0, 0.0), (0.2, 0.0), (0.1, 0.5)])
 def test_the_interval_over_both_covers_and_finds_what_is_there(seeds, rows, of_seed, of_row):
-    """With texts and seeds drawn anew: at most 9 % false alarms with three seeds, 7.5 % with more, expected 1 to 6."""
+    """With texts and seeds drawn anew: at most 7.5 % false alarms, expected none to 5; three seeds hardly ever show anything."""
     generator, runs = numpy.random.default_rng(seeds * rows), 300
     equal = [errors(answers(generator, seeds, rows, 0.0, of_seed, of_row)) for _ in range(runs)]
     alarms = {k: numpy.mean([one[k].difference_p() < 0.05 for one in equal]) for k in equal[0]}
-    assert 0.0 < alarms["both"] <= (0.09 if seeds == 3 else 0.075)
+    assert (0.0 if seeds > 3 else -1.0) < alarms["both"] <= 0.075
     excluded = [not one["both"].interval()[0] < 0 < one["both"].interval()[1] for one in equal]
     assert numpy.mean(excluded) == alarms["both"]
     if of_seed == 0.2:
         assert alarms["rows"] > 0.15  # it is about these seeds alone
     better = [errors(answers(generator, seeds, rows, 2.0, of_seed, of_row)) for _ in range(50)]
     assert numpy.mean([one["both"].difference_p() < 0.05 and one["both"].mean > 0 for one in better]) > 0.9
+
+
+@pytest.mark.parametrize("seeds", [5, 10])
+def test_few_seeds_that_happen_to_agree_raise_no_false_alarm_at_the_level_of_many_verdicts(seeds):
+    """At level .001 some 3 and 10 of 20,000 alarms are seen, where 20 are allowed: more than 30 have a probability below 1e-6.
+
+    Satterthwaite's own degrees of freedom give 68 with five seeds.
+    """
+    generator, tables, rows = numpy.random.default_rng(seeds), 20_000, 60
+    values = generator.normal(0, 1, (tables, seeds, rows)) + generator.normal(0, 1, (tables, 1, rows))
+    values += generator.normal(0, 0.5, (tables, seeds, 1))
+    assert sum(errors(one)["both"].difference_p() < 0.001 for one in values) <= 30
 
 
 def test_one_method_compared_with_itself_has_no_error():
