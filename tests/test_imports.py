@@ -32,11 +32,12 @@ MAY_IMPORT = {
     "dpzero.losses": {"dpzero.zeroth_order"},
     "dpzero.trainer": {"dpzero.algorithm", "dpzero.zeroth_order", "dpzero.privacy"},
     "dpzero.suggestion": {"dpzero.zeroth_order", "dpzero.privacy"},
+    "dpzero.federation": {"dpzero.algorithm", "dpzero.zeroth_order", "dpzero.privacy"},
     "baselines": LIBRARY,
     "dpzero.plan": {"dpzero.privacy", "dpzero.language", "dpzero.algorithm"},  # loads methods by their names
     "dpzero.memory": {*LIBRARY, "dpzero.plan"},
     "dpzero.run": {*LIBRARY, "dpzero.plan", "dpzero.memory"},
-    "dpzero.studies": {*LIBRARY, "dpzero.plan", "dpzero.memory", "dpzero.run"},
+    "dpzero.studies": {*LIBRARY, "dpzero.federation", "dpzero.plan", "dpzero.memory", "dpzero.run"},
     "dpzero.cli": {*LIBRARY, "dpzero.plan", "dpzero.memory", "dpzero.run", "dpzero.studies", "dpzero.report"},
 }
 MODULES: dict[str, Path] = {}

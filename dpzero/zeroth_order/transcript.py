@@ -125,17 +125,32 @@ def _parse(path: Path) -> tuple[Steps, int, int]:
             f"{path} has format {header['format']!r}: this version reads {FORMAT!r}, so replay it with the version "
             "that wrote it"
         )
-    rows = np.frombuffer(data, row, (len(data) - len(line)) // row.itemsize, len(line))
-    numbers, checksum = rows["numbers"].astype(np.float64), zlib.crc32(line)
-    for step, expected in enumerate(rows["checksum"].tolist()):
-        checksum = zlib.crc32(rows["numbers"][step].tobytes(), checksum)
+    complete = data[len(line) : len(data) - (len(data) - len(line)) % row.itemsize]
+    try:
+        steps, checksum = parse_rows(header, complete, zlib.crc32(line))
+    except ValueError as error:
+        raise ValueError(f"transcript {path} is damaged {error}: its checksum does not fit") from None
+    return steps, len(line) + len(complete), checksum
+
+
+def parse_rows(header: Header, data: bytes, checksum: int, first: int = 0) -> tuple[Steps, int]:
+    """Complete rows that follow the bytes with this checksum, as steps, and the checksum after them.
+
+    Args:
+        first: the step of the first row, for the message.
+
+    Raises:
+        ValueError: a row whose checksum does not fit, by its place in the transcript.
+    """
+    rows = np.frombuffer(data, _row(header))
+    for step, (row, expected) in enumerate(
+        zip(rows["numbers"], rows["checksum"].tolist(), strict=True), first
+    ):
+        checksum = zlib.crc32(row.tobytes(), checksum)
         if checksum != expected:
-            first = "in its first line or " if step == 0 else ""
-            raise ValueError(
-                f"transcript {path} is damaged {first}in the row of step {step}: its checksum does not fit"
-            )
-    scalars, rates = numbers[:, : header["directions"]], numbers[:, header["directions"] :]
-    return Steps(header, scalars, rates), len(line) + rows.nbytes, checksum
+            raise ValueError(f"{'in its first line or ' if step == 0 else ''}in the row of step {step}")
+    numbers = rows["numbers"].astype(np.float64)
+    return Steps(header, numbers[:, : header["directions"]], numbers[:, header["directions"] :]), checksum
 
 
 def _row(header: Header) -> np.dtype[Any]:
