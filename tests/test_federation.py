@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from dpzero import DPZero
-from dpzero.federation import ANSWER, ASK, HELLO, Client, Server
+from dpzero.federation import Client, Server
+from dpzero.federation.messages import ANSWER, ASK, HELLO
 from dpzero.privacy import Budget, RunKey, Setting
 from dpzero.privacy.mechanisms import GRID_BITS
 from dpzero.privacy.sampling import Users
@@ -181,7 +182,7 @@ def test_a_worst_case_client_adds_at_most_the_clip(value, tmp_path):
 
     extreme = Client(base(), worst, DATA[:ROWS], 0, KEY)
     extreme.follow(_header(tmp_path))
-    assert abs(extreme.answer(0)) <= 2**GRID_BITS
+    assert abs(extreme.answer(0)) == (0 if math.isnan(value) else 2**GRID_BITS)
 
 
 def test_a_false_answer_is_clipped_by_the_server(tmp_path):
@@ -235,6 +236,17 @@ def test_a_client_refuses_another_base_model_damaged_rows_and_a_published_key(tm
         client(0).follow(header + bytes(20))
     with pytest.raises(ValueError, match="has a published key in a private run"):
         client(0).follow(_header(tmp_path / "secret", RunKey.secret()))
+
+
+def test_a_client_refuses_settings_that_cost_more_than_its_owner_allows(tmp_path):
+    header, cost = _header(tmp_path), SETTING.epsilon(2.0)
+    for allowed in (cost * 1.001, cost * 0.999):
+        wary = Client(base(), loss, DATA[:ROWS], 0, KEY, allowed=(allowed, SETTING.delta))
+        if allowed >= cost:
+            wary.follow(header)
+        else:
+            with pytest.raises(ValueError, match=r"cost epsilon .* and client 0 allows"):
+                wary.follow(header)
 
 
 def test_an_answer_that_comes_too_late_is_lost(tmp_path):
