@@ -167,6 +167,7 @@ def invariance(options: argparse.Namespace) -> dict:
 STUDIES: dict[str, tuple[str, str, dict]] = {
     "batch-invariance": ("batch_invariance", "benchmark/tables/invariance.csv", {}),
     "calibration": ("calibration", "accounting/tables/calibration.csv", {}),
+    "federation": ("federation", "federation/tables/traffic.csv", {}),
     "linear-probe": ("linear_probe", "heads/tables/rte_features.csv", {"model_name": "minilm"}),
     "linear-probe-lm": ("linear_probe", "heads-lm/tables/rte_features.csv", {"model_name": "smollm2-135m"}),
     "precision": ("precision", "benchmark/tables/precision.csv", {}),

@@ -17,7 +17,7 @@ from dpzero.files import REHEARSAL, is_try
 from dpzero.report import formatting, majority
 from dpzero.report.power_law import Fit
 from dpzero.report.quadratic import RANKS
-from dpzero.report.statistics import Summary
+from dpzero.report.statistics import Summary, summarise
 from dpzero.report.table import ABSENT, MIB, Column, Row, Table, number
 from dpzero.report.template import render
 
@@ -65,7 +65,18 @@ def all_results(results: Path) -> str:
     """The text of results/README.md."""
     folders = sorted(path.parents[1] for path in results.glob("*/tables/order.csv"))
     sweeps = [folder for folder in folders if not folder.name.endswith(REHEARSAL)]
-    studies = (quadratic, memory, benchmark, doctor, guarantees, membership, accounting, planted, grids)
+    studies = (
+        quadratic,
+        memory,
+        benchmark,
+        doctor,
+        guarantees,
+        membership,
+        federation,
+        accounting,
+        planted,
+        grids,
+    )
     values = {study.__name__: study(results) for study in studies}
     return render("results", {"sweeps": {path.name: training(path) for path in sweeps}} | values, **FILTERS)
 
@@ -283,6 +294,28 @@ def membership(results: Path) -> Values:
         "claims": rows[rows["ceiling"].notna()],
         "control": dict(zip(attacked["method"], rates, strict=True))["control"],
     }
+
+
+def federation(results: Path) -> Values:
+    """What a federation learns and sends, for each place of the noise and rate at which clients leave."""
+    rows, lines = read(results / "federation", "traffic"), []
+    for (noise, leaving), group in rows.groupby(["noise_added_by", "leaving_rate"], sort=False):
+        accuracy, central = (
+            formatting.score(summarise(group[name]), "ok", False)
+            for name in ("accuracy_test", "accuracy_test_central")
+        )
+        line = {"noise": {"server": "by the server", "shared": "by the clients"}[str(noise)]}
+        line |= {
+            "leave a round (%)": f"{100 * float(leaving):g}",
+            "accuracy (%)": accuracy,
+            "central (%)": central,
+        }
+        for name in ("payload up", "payload down", "wire up", "wire down"):
+            kind, way = name.split()
+            column = f"{way}_{'wire_' if kind == 'wire' else ''}bytes_client_round"
+            line[f"{name} (bytes)"] = value_range(group[column], ".1f")
+        lines.append(line)
+    return {"table": lines, "rows": rows}
 
 
 def accounting(results: Path) -> Values:
