@@ -118,6 +118,8 @@ class Comparison:
             "rows": rows | {f"only_{side}": len(self.rows_of(side)) for side in self.only},
             "widest_half_interval": self.tested[-1].half_width if self.tested else None,
             "differences": [one._asdict() for one in differences(self.pairs, same=False)],
+            "same_in_spite_of": [one._asdict() for one in differences(self.pairs, same=True)],
+            "damaged": self.damaged,
         }
 
     def rows_of(self, side: str) -> list[str]:
@@ -146,7 +148,7 @@ class Comparison:
 
 
 class Difference(NamedTuple):
-    """Records that differ in the same kinds of causes; of the first of them what differs, and where its numbers part."""
+    """Records that differ in the same kinds of causes; of the first of them what differs, and where its numbers part, if they do."""
 
     records: int
     kinds: list[str]
