@@ -20,7 +20,7 @@ from dpzero.report.agreement import (
     compared,
     row_of,
 )
-from dpzero.report.differences import Recorded, parting
+from dpzero.report.differences import Recorded, parting, transcript_is_other
 from dpzero.report.provenance import plural
 from dpzero.report.records import read_record
 from dpzero.report.table import Row, make_table, number
@@ -60,7 +60,10 @@ def read(folder: Path) -> Results:
                 record = read_record(file)
                 if record["run"] != run:
                     raise UsageError(f"{file} holds another run, {record['run']}")
-                results.records[sweep + run] = Recorded(record, file)
+                recorded = Recorded(record, file)
+                if transcript_is_other(recorded):
+                    raise UsageError(f"{file} names another transcript than the one beside it")
+                results.records[sweep + run] = recorded
             except UsageError as error:
                 results.damaged[sweep + run] = str(error)
     if not results.records and not results.damaged:
