@@ -286,6 +286,7 @@ def check_settings(
         raise UsageError(
             f"{where}: as_published is offered for {', '.join(IMPLEMENTATIONS)}, so leave it out"
         )
+    _check_public_rows(where, card, cell["task"], settings)
     settings["batch_size"] = min(settings["batch_size"], _most_rows(cell["task"], settings))
     if card.private:
         _check_privacy(where, card, settings)
@@ -364,6 +365,28 @@ def _check_head(where: str, card: Card, model: str, settings: dict) -> None:
         raise UsageError(f"{where}: lora_head trained is for tune lora of a masked model: leave it out")
 
 
+PUBLIC_SETTINGS = (
+    "public_examples",
+    "public_task",
+    "public_batch_size",
+)  # of a method that reads public rows
+
+
+def _check_public_rows(where: str, card: Card, task: str, settings: dict) -> None:
+    """A cell says which rows are public. Those of another task teach this one only if a label means the same in both."""
+    if not card.public_data:
+        return
+    settings |= {key: card.defaults[key] for key in PUBLIC_SETTINGS if key not in settings}
+    if not (other := settings["public_task"]):
+        return
+    mine, theirs = (list(tasks.stanza(name).get("words", ())) for name in (task, other))
+    if other == task or not mine or mine != theirs:
+        raise UsageError(
+            f"{where}: public_task {other} must be another task with the labels of {task}, in their order "
+            f"({', '.join(mine) or 'it has none'}): leave it out, so that public_examples training rows are public"
+        )
+
+
 def _check_checkpoint_selection(where: str, card: Card, task: str, settings: dict) -> None:
     """Dev rows are private: a release reports no checkpoint that was chosen on them without noise."""
     if settings["iterate"] == "accounted" and not card.private:
@@ -427,7 +450,8 @@ def _most_rows(task: str, settings: dict) -> float:
     """Upper bound on the training rows, as far as the draw alone says; a larger batch holds all rows."""
     labels = len(tasks.stanza(task).get("words", {})) or math.inf
     by_shots = settings["shots"] * labels if settings["shots"] else math.inf
-    return min(by_shots, settings["train_examples"] or math.inf)
+    public = 0 if settings.get("public_task") else settings.get("public_examples", 0)
+    return max(1, min(by_shots, settings["train_examples"] or math.inf) - public)
 
 
 def draw_of(cell: Mapping) -> Draw:

@@ -19,7 +19,7 @@ from ..zeroth_order.transcript import Transcript
 from . import distributed, gpu_lock, measurements, record_file
 from .checkpoint import Checkpoint, locked
 from .checkpoint_selection import RULES, SCORES, BestDev, Candidates
-from .setup import ALONE, Setup
+from .setup import ALONE, PUBLIC, Setup
 
 EARLY_POINTS = 4  # of the curve, before the first at a multiple of `evaluate_every`
 LOG_LINES = 10  # progress lines of a private release in all
@@ -183,7 +183,7 @@ class Run:
         self.model = self.method = None  # gone before another is loaded
         self.model, self.examples = self.setup.model_and_examples()
         trackers.reset_resident_peak()
-        self.method = self.setup.method(self.model, self.budget)
+        self.method = self.setup.method(self.model, self.budget, self.examples.get(PUBLIC))
         self._add_to_curve()
         return self.method
 
@@ -308,7 +308,7 @@ class Run:
         if each is None:
             return None
         size = min(self.setup.settings["batch_size"], len(self.examples["train"]))
-        return int(self.method.steps_taken * size * each)
+        return int(self.method.steps_taken * (size * each + getattr(self.method, "public_forwards", 0)))
 
     def _select(self) -> dict:
         """Load the checkpoint that is reported into the model. Returns what the metrics say of the choice."""
