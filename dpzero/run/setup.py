@@ -232,7 +232,7 @@ class Setup:
         data = {"name": task, "sha256": tasks.digest(task), **self.task.about()}
         if not self.release and (departure := tasks.files_differ(task)):
             data["departure"] = departure
-        if self.card.public_data and (other := self.settings["public_task"]):
+        if not self.release and (other := self.settings.get("public_task")):
             data["public_sha256"] = tasks.digest(other)
         model_part = {"name": model, "sha256": weights, "title": title}
         return origin | {"threads": torch.get_num_threads(), "model": model_part, "data": data}

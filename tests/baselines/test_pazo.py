@@ -255,3 +255,13 @@ def test_more_public_rows_than_there_are_leave_none(cache):
         UsageError, match="240 public examples of the 240 training rows of task toy leave none"
     ):
         Setup(cell(public_examples=240), lambda _: None)
+
+
+def test_a_private_release_of_a_run_holds_nothing_unlisted(cache, tmp_path):
+    record = run_cell(
+        cell(noise_key="secret", token_budget=1), tmp_path / "record.json", lambda _: None, "cpu"
+    )
+    assert record["status"] == "ok" and record["privacy"]["noise_key"] == "secret"
+    assert (
+        record["privacy"]["valid_release"] is False
+    )  # of a method that asks for gradients: its noise is in floats
