@@ -56,6 +56,11 @@ class Card:
     defaults: dict[str, object] = field(default_factory=dict)
     public_data: bool = False
 
+    @property
+    def writes_demonstrations(self) -> bool:
+        """Whether the method trains nothing, and writes with noise what then stands before each prompt."""
+        return self.private and self.order is None
+
     def load(self) -> Any:
         """Import the method's class."""
         if self.file != "dpzero":

@@ -304,12 +304,13 @@ def check_settings(
 
 def _check_steps(where: str, card: Card, settings: dict) -> None:
     if card.order is None:
-        settings |= {"steps": 0, "iterate": "last"}
+        settings |= {"iterate": "last"} | ({"curve_examples": 0} if card.private else {"steps": 0})
     for key in (*sorted(card.required), "steps"):
         if settings.get(key) is None:
             raise UsageError(f"{where} needs the setting {key!r}: add it to its stanza in the sweep")
-    if card.order is not None and not settings["steps"]:
-        raise UsageError(f"{where}: setting steps is 0, but a method that trains takes at least 1")
+    if (card.order is not None or card.private) and not settings["steps"]:
+        does = "writes demonstrations" if card.order is None else "trains"
+        raise UsageError(f"{where}: setting steps is 0, but a method that {does} takes at least 1")
 
 
 def _check_privacy(where: str, card: Card, settings: dict) -> None:
@@ -320,7 +321,7 @@ def _check_privacy(where: str, card: Card, settings: dict) -> None:
         Setting(dataset_size=size, batch_size=size, **{name: settings[name] for name in names})
     except ValueError as error:
         raise UsageError(f"{where}: {error}") from error
-    if settings["noise_arithmetic"] == "exact" and card.order == 1:
+    if settings["noise_arithmetic"] == "exact" and card.order != 0:
         raise UsageError(
             f"{where}: exact noise is offered for methods that release scalars: use noise_arithmetic float"
         )

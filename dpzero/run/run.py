@@ -289,6 +289,8 @@ class Run:
         transcript = self._describe_transcript(getattr(self.method, "parameters", None))
         selected = self._select()
         scored = self.examples[split]
+        if setup.card.writes_demonstrations:
+            scored = setup.after_demonstrations(split, self.method.demonstrations)
         setup.say(f"evaluating on {len(scored)} {split} examples")
         scores = setup.loss.evaluate(self.model, scored)
         if split != "test":

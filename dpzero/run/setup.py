@@ -64,6 +64,9 @@ class Setup:
         self.examples |= {split: self._weighted(self.examples[split]) for split in ("dev", "test")}
         if self.card.public_data:
             self.examples |= self._public_and_private()
+        if self.card.writes_demonstrations:
+            written_from = encoding.encode_by_label(self.task, cell["model"], self.settings["max_length"])
+            self.examples["train"], self.prompts = written_from
         self._check_rows()
         sizes = self.settings["token_budget"], self.settings["compute"]
         scores_text = isinstance(self.examples["train"], encoding.Continuations)
@@ -133,7 +136,8 @@ class Setup:
 
     def model_and_examples(self) -> tuple[Any, Mapping[str, Any]]:
         """The model and the examples as steps read them: head and cached features if the head alone is trained."""
-        if not caches.trains_on_features(self.examples["train"], self.settings):
+        whole = self.card.writes_demonstrations  # it reads tokens
+        if whole or not caches.trains_on_features(self.examples["train"], self.settings):
             return self.model(), self.examples
         examples, split = dict(self.examples), self.settings["split"]
         if split != "dev":
@@ -196,7 +200,16 @@ class Setup:
         method = self.card.load()(model, self.loss, budget_or_size, seed=self.cell["seed"], **own)
         if self.card.public_data:
             method.public = public
+        if self.card.writes_demonstrations:
+            line_ends = encoding.tokenizer_info(self.cell["model"]).encode("\n")[:1]
+            method.prompts, method.stops = self.prompts, frozenset(line_ends)
         return method
+
+    def after_demonstrations(self, split: str, demonstrations: list[tuple[int, list[int]]]) -> Any:
+        """The examples of a split after demonstrations that the method wrote."""
+        name, length = self.cell["model"], self.settings["max_length"]
+        whole = encoding.encode_after(self.task, name, length, split, demonstrations)
+        return whole[np.arange(len(self.examples[split]))]
 
     def batches(self, train: Any, budget: Budget | None, start: int) -> Iterator[tuple[int, Sized]]:
         """(step, batch) from a step on: for the same seed every method meets the same batches.

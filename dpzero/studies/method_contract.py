@@ -56,6 +56,9 @@ def where(**wanted) -> list[str]:
 
 every = pytest.mark.parametrize("name", EVERY)
 every_trained = pytest.mark.parametrize("name", where(order=0) + where(order=1))
+every_private_trained = pytest.mark.parametrize(
+    "name", [n for n in where(private=True) if EVERY[n].order is not None]
+)
 every_private = pytest.mark.parametrize("name", where(private=True))
 every_zeroth_order = pytest.mark.parametrize("name", where(order=0))
 
@@ -159,7 +162,7 @@ def test_a_method_counts_its_steps_the_empty_ones_too(name, train):
     assert me.training_loss is None or 0.5 < me.training_loss < 5
 
 
-@every
+@every_trained
 def test_a_step_takes_as_many_forward_passes_for_each_example_as_the_method_says(name, train):
     """A backward pass counts two. Passes without gradients may read filling rows, so the loss counts examples."""
     passes = [0]
@@ -283,7 +286,7 @@ def test_micro_batches_change_nothing_but_rounding(name, train):
 # Privacy ---------------------------------------------------------------------------------------------------------------
 
 
-@every_private
+@every_private_trained
 def test_noise_is_added_and_differs_from_key_to_key(name, train):
     ends = []
     for _ in range(2):
@@ -300,7 +303,7 @@ def test_a_batch_size_in_place_of_a_budget_is_refused(name):
         make(name, make_model(), 64)
 
 
-@every_private
+@every_private_trained
 def test_an_empty_batch_releases_noise(name, train):
     """A step that does nothing would tell that nobody was in it."""
     model = make_model()
