@@ -288,9 +288,9 @@ class Run:
         # the transcript is of the last checkpoint, whichever is reported
         transcript = self._describe_transcript(getattr(self.method, "parameters", None))
         selected = self._select()
-        scored = self.examples[split]
+        scored, shown = self.examples[split], {}
         if setup.card.writes_demonstrations:
-            scored = setup.after_demonstrations(split, self.method.demonstrations)
+            scored, shown["demonstrations"] = setup.after_demonstrations(split, self.method.demonstrations)
         setup.say(f"evaluating on {len(scored)} {split} examples")
         scores = setup.loss.evaluate(self.model, scored)
         if split != "test":
@@ -298,7 +298,14 @@ class Run:
         if not math.isfinite(scores["loss"]):  # clipped steps keep the weights of a broken model finite
             raise Diverged(f"the {split} loss is not finite after the last step")
         rule = {"selection": RULES[setup.iterate], **selected, "example_forwards": self._example_forwards()}
-        metrics = {**scores, "split": split, "examples": len(scored), **setup.majority(split), **rule}
+        metrics = {
+            **scores,
+            "split": split,
+            "examples": len(scored),
+            **setup.majority(split),
+            **rule,
+            **shown,
+        }
         return {"metrics": metrics, "memory": memory, "transcript": transcript}
 
     def _example_forwards(self) -> int | None:

@@ -205,11 +205,12 @@ class Setup:
             method.prompts, method.stops = self.prompts, frozenset(line_ends)
         return method
 
-    def after_demonstrations(self, split: str, demonstrations: list[tuple[int, list[int]]]) -> Any:
-        """The examples of a split after demonstrations that the method wrote."""
+    def after_demonstrations(self, split: str, written: list[tuple[int, list[int]]]) -> tuple[Any, str]:
+        """The examples of a split after the demonstrations that the method wrote, and these as text."""
         name, length = self.cell["model"], self.settings["max_length"]
-        whole = encoding.encode_after(self.task, name, length, split, demonstrations)
-        return whole[np.arange(len(self.examples[split]))]
+        shown = encoding.demonstrations_text(self.task, name, written)
+        whole = encoding.encode_after(shown, self.task, name, length, split)
+        return whole[np.arange(len(self.examples[split]))], shown
 
     def batches(self, train: Any, budget: Budget | None, start: int) -> Iterator[tuple[int, Sized]]:
         """(step, batch) from a step on: for the same seed every method meets the same batches.

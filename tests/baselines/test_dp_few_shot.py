@@ -11,6 +11,7 @@ import torch
 from baselines.dp_few_shot import DPFewShot
 from dpzero.errors import UsageError
 from dpzero.language.data import tasks
+from dpzero.language.data.datasets import Row
 from dpzero.language.models import encoding, losses, text_classifier
 from dpzero.plan import sweep
 from dpzero.privacy import Budget, RunKey, Setting, StandInBudget
@@ -164,6 +165,7 @@ def test_a_run_has_a_release_for_each_token_and_the_accountant_s_epsilon(cache, 
     assert (privacy["steps"], privacy["unit"], privacy["clip"]) == (12, "example", 1.0)
     assert privacy["epsilon_spent"] == pytest.approx(setting.epsilon(privacy["noise_scale"]), rel=1e-9)
     assert 1.9 < privacy["epsilon_spent"] <= 2
+    assert record["metrics"]["demonstrations"].count("The topic of this sentence is") == 4  # of 3 tokens each
     assert record["metrics"]["example_forwards"] == 12 * (16 + 1)
     assert not any(
         "dev_accuracy" in point for point in record["curve"]
@@ -172,10 +174,11 @@ def test_a_run_has_a_release_for_each_token_and_the_accountant_s_epsilon(cache, 
 
 def test_queries_are_scored_after_what_was_written(cache):
     setup = Setup(cell(), lambda _: None)
-    asked = setup.after_demonstrations("test", [(1, [5, 6]), (0, [7])])
+    asked, text = setup.after_demonstrations("test", [(1, [5, 6]), (0, [7])])
     assert len(asked) == len(setup.examples["test"]) == 20
     encode = encoding.tokenizer_info("tiny-causal").encode
-    shown = encode(setup.task.shown(tasks.Row("5 6", 1)) + setup.task.shown(tasks.Row("7", 0)))
+    assert text == setup.task.shown(Row("5 6", 1)) + setup.task.shown(Row("7", 0))
+    shown = encode(text)
     for i in range(20):
         plain = setup.examples["test"].ids(i).tolist()
         assert asked.ids(i).tolist() == [plain[0], *shown, *plain[1:]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -343,15 +343,19 @@ def encode_by_label(task: Task, model: str, max_length: int) -> tuple[Examples, 
     return Examples.from_token_ids(texts, [row.label for row in rows]), begun
 
 
-def encode_after(
-    task: Task, model: str, max_length: int, split: str, demonstrations: Sequence[tuple[int, list[int]]]
-) -> Examples:
-    """The first rows of a split after written demonstrations, each a label and token ids."""
+def demonstrations_text(task: Task, model: str, written: Iterable[tuple[int, list[int]]]) -> str:
+    """Written demonstrations, each a label and token ids, as rows with their answers stand before a prompt."""
     decode = tokenizer_info(model).decode
-    shown = "".join(task.shown(Row(decode(ids).strip(), label)) for label, ids in demonstrations)
-    with_some = replace(task, draw=task.draw._replace(demonstrations=max(1, len(demonstrations))))
-    encode_row, rows = row_encoder(with_some, model, max_length), task.splits[split]
-    ids = [encode_row(row._replace(demonstrations=shown)) for row in rows]
+    return "".join(task.shown(Row(decode(ids).strip(), label)) for label, ids in written)
+
+
+def encode_after(demonstrations: str, task: Task, model: str, max_length: int, split: str) -> Examples:
+    """The rows of a split after demonstrations, for a causal model with one-token answers."""
+    shown = replace(
+        task, draw=task.draw._replace(demonstrations=1)
+    )  # so that prompts are cut at their beginning
+    encode_row, rows = row_encoder(shown, model, max_length), task.splits[split]
+    ids = [encode_row(row._replace(demonstrations=demonstrations)) for row in rows]
     return Examples.from_token_ids(ids, [row.label for row in rows])
 
 
