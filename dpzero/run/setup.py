@@ -63,7 +63,8 @@ class Setup:
             self.examples["test"] = test[np.arange(min(wanted, len(test)))]
         self.examples |= {split: self._weighted(self.examples[split]) for split in ("dev", "test")}
         if self.card.public_data:
-            self.examples |= self._public_and_private()
+            self._whole_train = self.examples["train"]
+            self.examples |= self._public_and_private(self._whole_train)
         if self.card.writes_demonstrations:
             written_from = encoding.encode_by_label(self.task, cell["model"], self.settings["max_length"])
             self.examples["train"], self.prompts = written_from
@@ -111,11 +112,14 @@ class Setup:
         if not len(self.examples[split]):
             raise UsageError(f"{self.name}: there are no rows of split {split}: evaluate another")
 
-    def _public_and_private(self) -> dict[str, Any]:
-        """Public examples, drawn by the cell's seed, and the training examples that stay private."""
-        train, settings = self.examples["train"], self.settings
+    def _public_and_private(self, train: Any) -> dict[str, Any]:
+        """Public examples, drawn by the cell's seed, and the examples of `train` that stay private.
+
+        Args:
+            train: the training examples, or their features if the public ones are among them.
+        """
+        settings, source = self.settings, train
         count, other = settings["public_examples"], settings["public_task"]
-        source = train
         if other:
             source = encoding.encode(tasks.load(other), self.cell["model"], settings["max_length"])["train"]
         if count >= len(source) or type(source) is not type(train):
@@ -144,8 +148,14 @@ class Setup:
             looks = self.iterate == "accounted" or not self.release
             examples["dev"] = self.curve_examples(examples) if looks else examples["dev"][np.arange(0)]
         name, seed, load = self.cell["model"], self.cell["seed"], cache(self._load_for_features)
-        for part in dict.fromkeys(("train", "dev", split, *examples.keys() & {PUBLIC})):
+        among_train = self.card.public_data and not self.settings["public_task"]
+        if among_train:  # so that the cache has the features of all rows once, whichever are public
+            examples["train"] = self._whole_train
+        parts = ("train", "dev", split, *(examples.keys() & {PUBLIC} if not among_train else ()))
+        for part in dict.fromkeys(parts):
             examples[part] = caches.read_features(name, load, examples[part], seed, self.device)
+        if among_train:
+            examples |= self._public_and_private(examples["train"])
         head = caches.read_head(name, load, self.task, seed).to(self.device.split(",")[0])
         return text_classifier.HeadAlone(head), examples
 

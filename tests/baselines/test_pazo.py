@@ -12,6 +12,7 @@ from torch import nn
 
 from baselines.pazo import PAZO
 from dpzero.errors import UsageError
+from dpzero.language.models import caches
 from dpzero.plan import sweep
 from dpzero.privacy import Budget, RunKey, Setting, StandInBudget
 from dpzero.run.run import run_cell
@@ -220,6 +221,23 @@ def test_public_rows_are_taken_out_of_the_private_ones_and_the_accountant_counts
     assert share.setting.dataset_size == 216
     drawn = [batch for _, batch in setup.batches(private, share, 0)]
     assert sum(map(len, drawn)) > 0 and not any(texts(batch) & texts(public) for batch in drawn)
+
+
+def test_features_of_all_rows_are_in_the_cache_once_whichever_are_public(cache, monkeypatch):
+    real, read = caches.read_features, []
+    monkeypatch.setattr(
+        caches,
+        "read_features",
+        lambda name, load, rows, *more: read.append(len(rows)) or real(name, load, rows, *more),
+    )
+    for seed in (0, 1):
+        setup = Setup(cell(seed=seed, tune="head"), lambda _: None)
+        _, examples = setup.model_and_examples()
+        for part in ("train", PUBLIC):
+            alone = real("tiny-encoder", setup.model, setup.examples[part], seed, "cpu")
+            assert torch.equal(examples[part].labels, alone.labels)
+            assert torch.allclose(examples[part].values, alone.values, atol=1e-5)
+    assert 240 in read and not {24, 216} & set(read)
 
 
 def test_other_seeds_make_other_rows_public(cache):
