@@ -286,6 +286,7 @@ def check_settings(
         raise UsageError(
             f"{where}: as_published is offered for {', '.join(IMPLEMENTATIONS)}, so leave it out"
         )
+    _check_public_rows(where, card, cell["task"], settings)
     settings["batch_size"] = min(settings["batch_size"], _most_rows(cell["task"], settings))
     if card.private:
         _check_privacy(where, card, settings)
@@ -303,12 +304,13 @@ def check_settings(
 
 def _check_steps(where: str, card: Card, settings: dict) -> None:
     if card.order is None:
-        settings |= {"steps": 0, "iterate": "last"}
+        settings |= {"iterate": "last"} | ({"curve_examples": 0} if card.private else {"steps": 0})
     for key in (*sorted(card.required), "steps"):
         if settings.get(key) is None:
             raise UsageError(f"{where} needs the setting {key!r}: add it to its stanza in the sweep")
-    if card.order is not None and not settings["steps"]:
-        raise UsageError(f"{where}: setting steps is 0, but a method that trains takes at least 1")
+    if (card.order is not None or card.private) and not settings["steps"]:
+        does = "writes demonstrations" if card.order is None else "trains"
+        raise UsageError(f"{where}: setting steps is 0, but a method that {does} takes at least 1")
 
 
 def _check_privacy(where: str, card: Card, settings: dict) -> None:
@@ -319,7 +321,7 @@ def _check_privacy(where: str, card: Card, settings: dict) -> None:
         Setting(dataset_size=size, batch_size=size, **{name: settings[name] for name in names})
     except ValueError as error:
         raise UsageError(f"{where}: {error}") from error
-    if settings["noise_arithmetic"] == "exact" and card.order == 1:
+    if settings["noise_arithmetic"] == "exact" and card.order != 0:
         raise UsageError(
             f"{where}: exact noise is offered for methods that release scalars: use noise_arithmetic float"
         )
@@ -362,6 +364,28 @@ def _check_head(where: str, card: Card, model: str, settings: dict) -> None:
         )
     if settings["lora_head"] == "trained" and not (masked and settings["tune"] == "lora"):
         raise UsageError(f"{where}: lora_head trained is for tune lora of a masked model: leave it out")
+
+
+PUBLIC_SETTINGS = (
+    "public_examples",
+    "public_task",
+    "public_batch_size",
+)  # of a method that reads public rows
+
+
+def _check_public_rows(where: str, card: Card, task: str, settings: dict) -> None:
+    """A cell says which rows are public. Those of another task teach this one only if a label means the same in both."""
+    if not card.public_data:
+        return
+    settings |= {key: card.defaults[key] for key in PUBLIC_SETTINGS if key not in settings}
+    if not (other := settings["public_task"]):
+        return
+    mine, theirs = (list(tasks.stanza(name).get("words", ())) for name in (task, other))
+    if other == task or not mine or mine != theirs:
+        raise UsageError(
+            f"{where}: public_task {other} must be another task with the labels of {task}, in their order "
+            f"({', '.join(mine) or 'it has none'}): leave it out, so that public_examples training rows are public"
+        )
 
 
 def _check_checkpoint_selection(where: str, card: Card, task: str, settings: dict) -> None:
@@ -427,7 +451,8 @@ def _most_rows(task: str, settings: dict) -> float:
     """Upper bound on the training rows, as far as the draw alone says; a larger batch holds all rows."""
     labels = len(tasks.stanza(task).get("words", {})) or math.inf
     by_shots = settings["shots"] * labels if settings["shots"] else math.inf
-    return min(by_shots, settings["train_examples"] or math.inf)
+    public = 0 if settings.get("public_task") else settings.get("public_examples", 0)
+    return max(1, min(by_shots, settings["train_examples"] or math.inf) - public)
 
 
 def draw_of(cell: Mapping) -> Draw:

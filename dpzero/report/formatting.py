@@ -20,6 +20,16 @@ def identity(rows: pandas.DataFrame) -> dict[str, Any]:
     return row | {"_finished": finished(rows), "_epsilon": epsilon(rows["epsilon"].iloc[0])}
 
 
+def public_rows(rows: pandas.DataFrame) -> str:
+    """`64`, or `64 of tweets`; a dash if the method reads none."""
+    if "settings.public_examples" not in rows or pandas.isna(
+        read := rows["settings.public_examples"].iloc[0]
+    ):
+        return ABSENT
+    task = rows["settings.public_task"].iloc[0]
+    return f"{read:.0f} of {task}" if isinstance(task, str) and task else f"{read:.0f}"
+
+
 def epsilon(text: str) -> str:
     """The epsilon of a run; the infinity sign if nothing is private."""
     return text.replace("inf", "∞")

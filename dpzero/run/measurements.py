@@ -132,7 +132,10 @@ def _measure_step_memory(setup: Setup) -> dict:
     model: Any = setup.model()
     batch = setup.loss.stand_in(size, length)
     from_features = caches.trains_on_features(batch, setup.settings)
-    inputs: Any = caches.stand_in_features(model, size) if from_features else batch
+    inputs, public = (
+        caches.stand_in_features(model, n) if from_features else setup.loss.stand_in(n, length)
+        for n in (size, setup.settings.get("public_batch_size", 1))
+    )
     trained = text_classifier.HeadAlone(model.head) if from_features else model
 
     def forward() -> None:
@@ -140,7 +143,8 @@ def _measure_step_memory(setup: Setup) -> dict:
             setup.loss(model, batch)
 
     def two_steps() -> None:  # the first makes the optimizer's state, which the second has in memory
-        method = setup.method(trained, StandInBudget.for_batches(size) if setup.card.private else None)
+        budget = StandInBudget.for_batches(size) if setup.card.private else None
+        method = setup.method(trained, budget, public)
         method.step(inputs)
         method.step(inputs)
 

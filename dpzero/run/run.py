@@ -19,7 +19,7 @@ from ..zeroth_order.transcript import Transcript
 from . import distributed, gpu_lock, measurements, record_file
 from .checkpoint import Checkpoint, locked
 from .checkpoint_selection import RULES, SCORES, BestDev, Candidates
-from .setup import ALONE, Setup
+from .setup import ALONE, PUBLIC, Setup
 
 EARLY_POINTS = 4  # of the curve, before the first at a multiple of `evaluate_every`
 LOG_LINES = 10  # progress lines of a private release in all
@@ -183,7 +183,7 @@ class Run:
         self.model = self.method = None  # gone before another is loaded
         self.model, self.examples = self.setup.model_and_examples()
         trackers.reset_resident_peak()
-        self.method = self.setup.method(self.model, self.budget)
+        self.method = self.setup.method(self.model, self.budget, self.examples.get(PUBLIC))
         self._add_to_curve()
         return self.method
 
@@ -288,7 +288,9 @@ class Run:
         # the transcript is of the last checkpoint, whichever is reported
         transcript = self._describe_transcript(getattr(self.method, "parameters", None))
         selected = self._select()
-        scored = self.examples[split]
+        scored, shown = self.examples[split], {}
+        if setup.card.writes_demonstrations:
+            scored, shown["demonstrations"] = setup.after_demonstrations(split, self.method.demonstrations)
         setup.say(f"evaluating on {len(scored)} {split} examples")
         scores = setup.loss.evaluate(self.model, scored)
         if split != "test":
@@ -296,7 +298,14 @@ class Run:
         if not math.isfinite(scores["loss"]):  # clipped steps keep the weights of a broken model finite
             raise Diverged(f"the {split} loss is not finite after the last step")
         rule = {"selection": RULES[setup.iterate], **selected, "example_forwards": self._example_forwards()}
-        metrics = {**scores, "split": split, "examples": len(scored), **setup.majority(split), **rule}
+        metrics = {
+            **scores,
+            "split": split,
+            "examples": len(scored),
+            **setup.majority(split),
+            **rule,
+            **shown,
+        }
         return {"metrics": metrics, "memory": memory, "transcript": transcript}
 
     def _example_forwards(self) -> int | None:
@@ -308,7 +317,7 @@ class Run:
         if each is None:
             return None
         size = min(self.setup.settings["batch_size"], len(self.examples["train"]))
-        return int(self.method.steps_taken * size * each)
+        return int(self.method.steps_taken * (size * each + getattr(self.method, "public_forwards", 0)))
 
     def _select(self) -> dict:
         """Load the checkpoint that is reported into the model. Returns what the metrics say of the choice."""

@@ -27,6 +27,7 @@ from .provenance import provenance
 from .record_file import is_release
 
 ALONE = Ranks()
+PUBLIC = "public"  # beside the splits: the public examples of a method that reads some
 TIMED_STEPS = 5  # steps that are timed together with two plain forward passes on the same batch
 
 
@@ -37,7 +38,7 @@ class Setup:
         name: the run id.
         release: whether the run is a private release, which writes nothing that is not on the lists of
             `record_file`.
-        examples: split -> tokenized examples.
+        examples: split -> tokenized examples. `train` are the private ones: what is public is taken out.
         loss: (model, batch of B examples) -> losses [B], float32.
         ranks: the processes that share the run.
         origin: code and machine, as they are when the run starts (see `provenance`).
@@ -61,6 +62,12 @@ class Setup:
             test = self.examples["test"]
             self.examples["test"] = test[np.arange(min(wanted, len(test)))]
         self.examples |= {split: self._weighted(self.examples[split]) for split in ("dev", "test")}
+        if self.card.public_data:
+            self._whole_train = self.examples["train"]
+            self.examples |= self._public_and_private(self._whole_train)
+        if self.card.writes_demonstrations:
+            written_from = encoding.encode_by_label(self.task, cell["model"], self.settings["max_length"])
+            self.examples["train"], self.prompts = written_from
         self._check_rows()
         sizes = self.settings["token_budget"], self.settings["compute"]
         scores_text = isinstance(self.examples["train"], encoding.Continuations)
@@ -105,6 +112,26 @@ class Setup:
         if not len(self.examples[split]):
             raise UsageError(f"{self.name}: there are no rows of split {split}: evaluate another")
 
+    def _public_and_private(self, train: Any) -> dict[str, Any]:
+        """Public examples, drawn by the cell's seed, and the examples of `train` that stay private.
+
+        Args:
+            train: the training examples, or their features if the public ones are among them.
+        """
+        settings, source = self.settings, train
+        count, other = settings["public_examples"], settings["public_task"]
+        if other:
+            source = encoding.encode(tasks.load(other), self.cell["model"], settings["max_length"])["train"]
+        if count >= len(source) or type(source) is not type(train):
+            raise UsageError(
+                f"{self.name}: {count} public examples of the {len(source)} training rows of task "
+                f"{other or self.cell['task']} leave none, or are not read as those of {self.cell['task']}: give a smaller "
+                "public_examples, or another public_task"
+            )
+        order = np.random.default_rng(self.cell["seed"]).permutation(len(source))
+        public, rest = np.sort(order[:count]), np.sort(order[count:])
+        return {PUBLIC: source[public], "train": train if other else train[rest]}
+
     # -- parts
 
     def model(self) -> torch.nn.Module:
@@ -113,15 +140,22 @@ class Setup:
 
     def model_and_examples(self) -> tuple[Any, Mapping[str, Any]]:
         """The model and the examples as steps read them: head and cached features if the head alone is trained."""
-        if not caches.trains_on_features(self.examples["train"], self.settings):
+        whole = self.card.writes_demonstrations  # it reads tokens
+        if whole or not caches.trains_on_features(self.examples["train"], self.settings):
             return self.model(), self.examples
         examples, split = dict(self.examples), self.settings["split"]
         if split != "dev":
             looks = self.iterate == "accounted" or not self.release
             examples["dev"] = self.curve_examples(examples) if looks else examples["dev"][np.arange(0)]
         name, seed, load = self.cell["model"], self.cell["seed"], cache(self._load_for_features)
-        for part in dict.fromkeys(("train", "dev", split)):
+        among_train = self.card.public_data and not self.settings["public_task"]
+        if among_train:  # so that the cache has the features of all rows once, whichever are public
+            examples["train"] = self._whole_train
+        parts = ("train", "dev", split, *(examples.keys() & {PUBLIC} if not among_train else ()))
+        for part in dict.fromkeys(parts):
             examples[part] = caches.read_features(name, load, examples[part], seed, self.device)
+        if among_train:
+            examples |= self._public_and_private(examples["train"])
         head = caches.read_head(name, load, self.task, seed).to(self.device.split(",")[0])
         return text_classifier.HeadAlone(head), examples
 
@@ -168,11 +202,25 @@ class Setup:
         except ValueError as error:
             raise UsageError(f"{self.name}: {error}") from error
 
-    def method(self, model: torch.nn.Module, budget: Budget | None) -> Method:
+    def method(self, model: torch.nn.Module, budget: Budget | None, public: Any = None) -> Method:
+        """The method on a model, with the public examples that it reads, if it reads some."""
         leave_compiler_out()
         own = {k: v for k, v in self.settings.items() if k in self.card.settings and k not in RUN_SETTINGS}
         budget_or_size = budget or self.settings["batch_size"]
-        return self.card.load()(model, self.loss, budget_or_size, seed=self.cell["seed"], **own)
+        method = self.card.load()(model, self.loss, budget_or_size, seed=self.cell["seed"], **own)
+        if self.card.public_data:
+            method.public = public
+        if self.card.writes_demonstrations:
+            line_ends = encoding.tokenizer_info(self.cell["model"]).encode("\n")[:1]
+            method.prompts, method.stops = self.prompts, frozenset(line_ends)
+        return method
+
+    def after_demonstrations(self, split: str, written: list[tuple[int, list[int]]]) -> tuple[Any, str]:
+        """The examples of a split after the demonstrations that the method wrote, and these as text."""
+        name, length = self.cell["model"], self.settings["max_length"]
+        shown = encoding.demonstrations_text(self.task, name, written)
+        whole = encoding.encode_after(shown, self.task, name, length, split)
+        return whole[np.arange(len(self.examples[split]))], shown
 
     def batches(self, train: Any, budget: Budget | None, start: int) -> Iterator[tuple[int, Sized]]:
         """(step, batch) from a step on: for the same seed every method meets the same batches.
@@ -208,6 +256,8 @@ class Setup:
         data = {"name": task, "sha256": tasks.digest(task), **self.task.about()}
         if not self.release and (departure := tasks.files_differ(task)):
             data["departure"] = departure
+        if not self.release and (other := self.settings.get("public_task")):
+            data["public_sha256"] = tasks.digest(other)
         model_part = {"name": model, "sha256": weights, "title": title}
         return origin | {"threads": torch.get_num_threads(), "model": model_part, "data": data}
 

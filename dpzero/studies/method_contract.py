@@ -11,6 +11,7 @@ import ast
 import copy
 import inspect
 import os
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,10 @@ BATCH_SIZE, STEPS = 16, 100
 # What a required setting is where a method is of order 0 and of order 1
 SETTINGS = {"learning_rate": {0: 3e-4, 1: 0.01}, "clip": {0: 50.0, 1: 1.0}}
 # Another way to the same release keeps to the same: its method and its settings
-WAYS = {"dp_sgd, ghost": ("dp_sgd", {"clipping": "ghost"})}
+WAYS = {
+    "dp_sgd, ghost": ("dp_sgd", {"clipping": "ghost"}),
+    "pazo, subspace": ("pazo", {"variant": "subspace", "directions": 2, "learning_rate": 0.03}),
+}
 EVERY: dict[str, Card] = CARDS | {way: CARDS[name] for way, (name, _) in WAYS.items() if name in CARDS}
 LENGTH = 16
 
@@ -52,6 +56,9 @@ def where(**wanted) -> list[str]:
 
 every = pytest.mark.parametrize("name", EVERY)
 every_trained = pytest.mark.parametrize("name", where(order=0) + where(order=1))
+every_private_trained = pytest.mark.parametrize(
+    "name", [n for n in where(private=True) if EVERY[n].order is not None]
+)
 every_private = pytest.mark.parametrize("name", where(private=True))
 every_zeroth_order = pytest.mark.parametrize("name", where(order=0))
 
@@ -89,7 +96,16 @@ def make(name, model, budget=None, loss=None, **settings):
     assert not unknown, f"give {card.class_name}.contract_settings a value for {', '.join(unknown)}"
     required = {key: SETTINGS[key][card.order or 0] for key in card.required if key not in own}
     share = (budget or make_budget()) if card.private else BATCH_SIZE
-    return card.load()(model, loss or losses.CrossEntropy(2048), share, seed=0, **required | settings)
+    method = card.load()(model, loss or losses.CrossEntropy(2048), share, seed=0, **required | settings)
+    if card.public_data:
+        rows = public_examples()  # a test's own loss may change the losses of label 3
+        method.public = rows if loss is None else rows[np.flatnonzero(rows.labels != 3)]
+    return method
+
+
+@cache
+def public_examples() -> encoding.Examples:
+    return encoding.encode_labelled(tasks.load("toy"), "tiny-encoder", LENGTH, "dev")
 
 
 def batches(train, start=0, stop=STEPS):
@@ -146,7 +162,7 @@ def test_a_method_counts_its_steps_the_empty_ones_too(name, train):
     assert me.training_loss is None or 0.5 < me.training_loss < 5
 
 
-@every
+@every_trained
 def test_a_step_takes_as_many_forward_passes_for_each_example_as_the_method_says(name, train):
     """A backward pass counts two. Passes without gradients may read filling rows, so the loss counts examples."""
     passes = [0]
@@ -164,7 +180,7 @@ def test_a_step_takes_as_many_forward_passes_for_each_example_as_the_method_says
     me = make(name, model, loss=Counted(2048))
     with model.register_forward_hook(count_backward):
         me.step(train[np.arange(8)])
-    assert sum(passes) == 8 * me.forwards_per_example
+    assert sum(passes) == 8 * me.forwards_per_example + getattr(me, "public_forwards", 0)
 
 
 @every
@@ -270,7 +286,7 @@ def test_micro_batches_change_nothing_but_rounding(name, train):
 # Privacy ---------------------------------------------------------------------------------------------------------------
 
 
-@every_private
+@every_private_trained
 def test_noise_is_added_and_differs_from_key_to_key(name, train):
     ends = []
     for _ in range(2):
@@ -287,7 +303,7 @@ def test_a_batch_size_in_place_of_a_budget_is_refused(name):
         make(name, make_model(), 64)
 
 
-@every_private
+@every_private_trained
 def test_an_empty_batch_releases_noise(name, train):
     """A step that does nothing would tell that nobody was in it."""
     model = make_model()

@@ -139,6 +139,11 @@ class Task:
             pairs = [(t.replace("@placeholder", n), n in right) for t, n in zip(texts, names, strict=True)]
         return pairs
 
+    def shown(self, row: Row) -> str:
+        """A row with its answer and a blank line after it, as it stands before other rows' prompts."""
+        answer = next(text for text, is_right in self.candidates(row) if is_right)
+        return (self.prompt_for(row) + answer).strip() + "\n\n"
+
     def right_answers(self, row: Row) -> Any:
         """The column of the right candidates of a task with free answers: their texts, or an index."""
         return datasets.column_value(row.fields, self.stanza["causal"]["right"])
@@ -149,8 +154,7 @@ class Task:
 
         @cache
         def shown(i: int) -> str:
-            answer = next(text for text, is_right in self.candidates(train[i]) if is_right)
-            return (self.prompt_for(train[i]) + answer).strip() + "\n\n"
+            return self.shown(train[i])
 
         @cache
         def joined(drawn: tuple[int, ...]) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...errors import UsageError
 from ..data.tasks import Task
 from . import model_catalogue
-from .encoding import answer_tokens, scores_text, tokenizer, tokenizer_info
+from .encoding import Examples, answer_tokens, scores_text, tokenizer, tokenizer_info
 from .model_catalogue import Stanza
 
 
@@ -128,6 +128,22 @@ class TextScorer(nn.Module):
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         index = positions.to(hidden.device)[..., None].expand(-1, -1, hidden.shape[2])
         return self.head(hidden.gather(1, index)).float()
+
+
+def next_token_logits(model: Any, texts: Examples, token_budget: int) -> Tensor:
+    """Scores of the whole vocabulary for the token after each text, [n, V], by the model's table of embeddings.
+
+    Args:
+        model: a Classifier of a causal model whose output layer is that table.
+        texts: n of them.
+        token_budget: padded tokens of a micro-batch.
+    """
+    table = model.backbone.get_input_embeddings().weight
+    logits = table.new_zeros(len(texts), len(table))
+    for order, part in texts.parts(token_budget):
+        ids, mask, _ = part.padded(table.device)
+        logits[torch.from_numpy(order.copy()).to(table.device)] = model.features(ids, mask) @ table.T
+    return logits
 
 
 # -- heads --------------------------------------------------------------------------------------------------
