@@ -31,7 +31,11 @@ BATCH_SIZE, STEPS = 16, 100
 # What a required setting is where a method is of order 0 and of order 1
 SETTINGS = {"learning_rate": {0: 3e-4, 1: 0.01}, "clip": {0: 50.0, 1: 1.0}}
 # Another way to the same release keeps to the same: its method and its settings
-WAYS = {"dp_sgd, ghost": ("dp_sgd", {"clipping": "ghost"})}
+WAYS = {
+    "dp_sgd, ghost": ("dp_sgd", {"clipping": "ghost"}),
+    "dp_sgd, book-keeping": ("dp_sgd", {"clipping": "book_keeping"}),
+    "dp_sgd, per layer": ("dp_sgd", {"clipping": "book_keeping", "clip_rule": "per_layer", "clip": 5.0}),
+}
 EVERY: dict[str, Card] = CARDS | {way: CARDS[name] for way, (name, _) in WAYS.items() if name in CARDS}
 LENGTH = 16
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...errors import UsageError
 from .model_catalogue import ROBERTA
-from .text_classifier import MaskedTransform, VocabularyHead
+from .text_classifier import MaskedTransform, VocabularyHead, positions_of_bert
 
 FILE = Path(__file__).with_name("architectures.yaml")
 ANSWERS = (2, 3)  # rows of the vocabulary: any two words
@@ -53,9 +53,10 @@ class Answering(nn.Module):
         self.freeze_vocabulary()
 
     def freeze_vocabulary(self) -> None:
-        """Freeze the output layer, which is not used, unless it is the table of embeddings."""
+        """Freeze the output layer, and BERT's whole head, which are not used, but not the table of embeddings."""
         tied = self.model.get_input_embeddings().weight
-        for parameter in self.model.get_output_embeddings().parameters():
+        unused: Any = getattr(self.model, "cls", self.model.get_output_embeddings())
+        for parameter in unused.parameters():
             if parameter is not tied:
                 parameter.requires_grad_(False)
 
@@ -71,7 +72,9 @@ class Answering(nn.Module):
         return self.model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        hidden = self.model.base_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        read = {"input_ids": input_ids, "attention_mask": attention_mask}
+        read |= positions_of_bert(self.model, input_ids)
+        hidden = self.model.base_model(**read).last_hidden_state
         last = attention_mask.sum(1) - 1  # padding is on the right
         hidden = hidden[torch.arange(len(hidden), device=hidden.device), last]
         return self.head(self.transform(hidden)).float()

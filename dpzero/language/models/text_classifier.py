@@ -57,12 +57,8 @@ class Classifier(nn.Module):
         The mean hidden state of an encoder, scaled to norm feature_scale; the last token's of a causal model;
         the first mask's of a masked one.
         """
-        extra = {}
-        if self.backbone.config.model_type == "bert":
-            # one row of positions for each text: a broadcast row would give Opacus one gradient for all texts
-            positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-            extra["position_ids"] = positions.expand_as(input_ids)
-        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **extra).last_hidden_state
+        read = {"input_ids": input_ids, "attention_mask": attention_mask}
+        hidden = self.backbone(**read, **positions_of_bert(self.backbone, input_ids)).last_hidden_state
         if self.kind == "encoder":
             mask = attention_mask[..., None].to(hidden)
             mean = (hidden * mask).sum(1) / mask.sum(1)
@@ -76,6 +72,13 @@ class Classifier(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         return self.head(self.features(input_ids, attention_mask)).float()
+
+
+def positions_of_bert(backbone: Any, input_ids: Tensor) -> dict[str, Tensor]:
+    """A row of positions for each text: a broadcast row would give Opacus one gradient for all texts."""
+    if backbone.config.model_type != "bert":
+        return {}
+    return {"position_ids": torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)}
 
 
 class HeadAlone(nn.Module):
@@ -209,9 +212,12 @@ TUNES = ("full", "bias", "lora", "prefix", "head")
 LORA_TARGETS = {"bert": ["query", "value"], "roberta": ["query", "value"]}  # others: q_proj and v_proj
 LORA_RANK, LORA_ALPHA = 8, 16  # as in MeZO and DPZero
 LORA_HEADS = ("frozen", "trained")
+LORA_A = ("trained", "frozen")
 
 
-def select_trainable(model: Any, tune: str, seed: int = 0, lora_head: str = "frozen") -> None:
+def select_trainable(
+    model: Any, tune: str, seed: int = 0, lora_head: str = "frozen", lora_a: str = "trained"
+) -> None:
     """Set `requires_grad` on the parameters of a Classifier or TextScorer.
 
     Args:
@@ -224,6 +230,9 @@ def select_trainable(model: Any, tune: str, seed: int = 0, lora_head: str = "fro
         seed: of the start of a prefix.
         lora_head: trained: with the adapters, the head of a masked model and the layer before it, as in MeZO's
             code on RoBERTa (medium_models/run.py, lines 939-942).
+        lora_a: frozen: the first matrix A of each adapter B A stays as it was drawn, so that its change is linear
+            in what is trained (FFA-LoRA, Sun et al., 2024, arXiv 2403.12313). Their other start of A and scale of
+            the adapters are not built.
     """
     if tune not in TUNES:
         raise UsageError(f"tune is {tune!r}: give one of {', '.join(TUNES)}")
@@ -248,6 +257,9 @@ def select_trainable(model: Any, tune: str, seed: int = 0, lora_head: str = "fro
         inject_adapter_in_model(config, model.backbone)
         if lora_head == "trained":
             model.transform.requires_grad_(True)  # the layer before a masked model's output layer
+        for name, parameter in model.backbone.named_parameters():
+            if ".lora_A." in name:
+                parameter.requires_grad_(lora_a == "trained")
 
 
 # -- loading ------------------------------------------------------------------------------------------------
@@ -262,6 +274,7 @@ def load(
     *,
     tie_embeddings: bool = True,
     lora_head: str = "frozen",
+    lora_a: str = "trained",
 ) -> Classifier | TextScorer:
     """The model for a task, in float32 and evaluation mode.
 
@@ -274,6 +287,7 @@ def load(
         device: one device, or several with commas between.
         tie_embeddings: false: with tune full, a masked model's output layer is trained apart from its embeddings.
         lora_head: frozen or trained (see `select_trainable`).
+        lora_a: trained or frozen (see `select_trainable`).
 
     Raises:
         UsageError: weights are missing or damaged, or this kind of model cannot do the task.
@@ -288,7 +302,7 @@ def load(
         tied = tie_embeddings and tune == "full"
         model = _classifier(name, stanza, language_model, task, whole, tied)
     del language_model
-    select_trainable(model, tune, seed, lora_head)
+    select_trainable(model, tune, seed, lora_head, lora_a)
     model.eval()
     if stanza["kind"] == "encoder":
         with torch.no_grad():
