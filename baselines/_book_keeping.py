@@ -50,13 +50,18 @@ class BookKeeping(PerSampleGradients):
             factors: squared norms of a group's gradients, float64 [size] -> clip factors [size].
             sums: added to.
         """
-        self.factors, self.sums = factors, sums
+        self.groups, self.factors, self.sums = groups, factors, sums
         self.group_of = {p: number for number, group in enumerate(groups) for p in group.values()}
         self.left = [set(group.values()) for group in groups]  # whose gradients have not come
         self.squared: dict[int, Tensor] = {}  # of a group
         self.norms: dict[Tensor, Tensor] = {}
         self.gradients: dict[Tensor, Tensor] = {}  # of each sample
         self.kept: dict[Tensor, list[tuple[Tensor, Tensor]]] = defaultdict(list)  # input, gradient of output
+
+    def missing(self) -> list[str]:
+        """Names of the parameters whose gradients a backward pass did not reach."""
+        pairs = zip(self.groups, self.left, strict=True)
+        return [name for group, left in pairs for name, p in group.items() if p in left]
 
     def capture_backprops_hook(
         self,
@@ -117,7 +122,7 @@ class BookKeeping(PerSampleGradients):
         factors = self.factors(self.squared.pop(number))
         finite = factors > 0
         chosen = slice(None) if finite.all() else finite
-        for p in [p for p, group in self.group_of.items() if group == number]:
+        for p in self.groups[number].values():
             if p in self.gradients:
                 gradients = self.gradients.pop(p)[chosen]
                 clipped = torch.tensordot(factors[chosen].to(gradients), gradients, dims=1)

@@ -4,10 +4,11 @@ Opacus supplies only the per-sample gradients, or with ghost clipping (Li et al.
 their norms; for book-keeping (Bu et al., 2023, arXiv 2210.00038) see `_book_keeping`. Sampler, clip, noise and
 accountant are those of the zeroth-order methods. Adam's moments are computed from the noisy sums.
 
-Automatic clipping follows equation 2 of Bu et al. (2023, arXiv 2206.07136) and fastDP: clip times AUTO-S, which is
+Automatic clipping follows Bu et al. (2023, arXiv 2206.07136) and their code, fastDP: AUTO-S times clip, which is
 AUTO-V where `stability` is 0. Per-layer clipping follows He et al. (2023, arXiv 2212.01539) with constant, equal
-clips. Their adaptive clips, which are releases of their own, are not built. FlashDP (arXiv 2507.01154) computes the
-same sums in one kernel; its claims are of speed on GPUs, and its code was not read.
+clips, which in their paper tend to do worse than one clip. Their adaptive clips, which are releases of their own,
+are not built. FlashDP (arXiv 2507.01154) fuses per-layer norms and sums into one GPU kernel: the same sums, with
+claims of speed that only a GPU can show. Its code was not read.
 """
 
 # Opacus keeps its results as attributes of parameters:
@@ -198,15 +199,10 @@ class DPSGD(FineTuning):
         losses.sum().backward(inputs=[*hooks.needed])  # type: ignore[no-untyped-call]
         for p in self.parameters:
             p.grad = None  # it belongs to the whole batch
-        if left := [
-            name
-            for group, rest in zip(self.groups, hooks.left, strict=True)
-            for name in group
-            if group[name] in rest
-        ]:
+        if missing := hooks.missing():
             raise RuntimeError(
-                f"a backward pass left no gradients of {len(part)} examples in {left[0]}: freeze layers whose output is not "
-                "used"
+                f"a backward pass left no gradients of {len(part)} examples in {missing[0]}: freeze layers whose output is "
+                "not used"
             )
         return losses.detach().sum()
 

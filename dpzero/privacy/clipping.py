@@ -41,7 +41,7 @@ def clip_factors(squared_norms: Tensor, clip: float) -> Tensor:
 
 
 def automatic_factors(squared_norms: Tensor, clip: float, stability: float) -> Tensor:
-    """Factors clip / (norm + stability) of automatic clipping (Bu et al., 2023, arXiv 2206.07136, equation 2).
+    """Factors clip / (norm + stability) of automatic clipping (AUTO-S; Bu et al., 2023, arXiv 2206.07136).
 
     They take each vector's norm below clip, and lengthen short ones, too. A stability of 0 is the paper's AUTO-V;
     then a norm below MIN_NORM counts as that, so that a vector of length 0 stays one.
@@ -49,7 +49,7 @@ def automatic_factors(squared_norms: Tensor, clip: float, stability: float) -> T
     Args:
         squared_norms: [batch].
         clip: the bound on the norm.
-        stability: the paper's gamma, 0.01 in its experiments.
+        stability: the paper's gamma, 0.01 in the authors' code (fastDP).
 
     Returns:
         [batch], float64; 0 for a norm that is not finite.

@@ -230,9 +230,9 @@ def select_trainable(
         seed: of the start of a prefix.
         lora_head: trained: with the adapters, the head of a masked model and the layer before it, as in MeZO's
             code on RoBERTa (medium_models/run.py, lines 939-942).
-        lora_a: frozen: the first matrix A of each adapter B A stays as it was drawn, so that its change is linear
-            in what is trained (FFA-LoRA, Sun et al., 2024, arXiv 2403.12313). Their other start of A and scale of
-            the adapters are not built.
+        lora_a: frozen: the first matrix A of each adapter B A stays as PEFT drew it, so that the adapter is linear
+            in what is trained (FFA-LoRA, Sun et al., 2024, arXiv 2403.12313, here without its federation; its code
+            was not read).
     """
     if tune not in TUNES:
         raise UsageError(f"tune is {tune!r}: give one of {', '.join(TUNES)}")
