@@ -1,8 +1,14 @@
 """DP-SGD and DP-Adam (Abadi et al., 2016, arXiv 1607.00133): clip every example's gradient, add noise to the sum.
 
 Opacus supplies only the per-sample gradients, or with ghost clipping (Li et al., 2022, arXiv 2110.05679)
-their norms. Sampler, clip, noise and accountant are those of the zeroth-order methods. Adam's moments are
-computed from the noisy sums.
+their norms; for book-keeping (Bu et al., 2023, arXiv 2210.00038) see `_book_keeping`. Sampler, clip, noise and
+accountant are those of the zeroth-order methods. Adam's moments are computed from the noisy sums.
+
+Automatic clipping follows Bu et al. (2023, arXiv 2206.07136) and their code, fastDP: AUTO-S times clip, which is
+AUTO-V where `stability` is 0. Per-layer clipping follows He et al. (2023, arXiv 2212.01539) with constant, equal
+clips, which in their paper tend to do worse than one clip. Their adaptive clips, which are releases of their own,
+are not built. FlashDP (arXiv 2507.01154) fuses per-layer norms and sums into one GPU kernel: the same sums, with
+claims of speed that only a GPU can show. Its code was not read.
 """
 
 # Opacus keeps its results as attributes of parameters:
@@ -10,6 +16,7 @@ computed from the noisy sums.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
@@ -19,24 +26,31 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from baselines._book_keeping import BookKeeping, Group, Sums
 from baselines._per_sample_gradients import GhostNorms, PerSampleGradients, watching
 from baselines.fine_tuning import FineTuning
 from dpzero.privacy import Budget, check_clip
-from dpzero.privacy.clipping import clip_factors
+from dpzero.privacy.clipping import automatic_factors, clip_factors
 from dpzero.zeroth_order import batches
 from dpzero.zeroth_order.loss_checks import check_independence
 from dpzero.zeroth_order.model_requirements import ModelCheck, check_normalisation
 from dpzero.zeroth_order.protocols import PartitionedLoss
 
-Sums = dict[Tensor, Tensor]  # parameter -> sum of clipped gradients
+HOOKS = {"hooks": PerSampleGradients, "ghost": GhostNorms, "book_keeping": BookKeeping}
+CLIP_RULES = ("flat", "automatic", "per_layer")
 
 
 class DPSGD(FineTuning):
-    """`clip` bounds the Euclidean norm of one example's gradient over all trained parameters together.
+    """`clip` bounds the Euclidean norm of one example's clipped gradient over all trained parameters together.
 
-    `clipping` says how, for the same released sum. `hooks` keeps every example's gradient in memory and
-    scales it. `ghost` keeps only the norms; a second backward pass sums the gradients of the losses, each
-    times its clip factor.
+    `clip_rule` says what a clipped gradient is. `flat`: the gradient times min(1, clip / norm). `automatic`: times
+    clip / (norm + stability). `per_layer`: each of L layers (modules with trained parameters of their own; a shared
+    parameter belongs to the first) is clipped to clip / sqrt(L), so that the whole has a norm of at most clip.
+
+    `clipping` says how it is computed, for the same released sum. `hooks` keeps every example's gradient in
+    memory and scales it. `ghost` keeps only the norms; a second backward pass sums the gradients of the losses,
+    each times its clip factor, which must be the same for all layers. `book_keeping` keeps the layers' inputs and
+    the gradients of their outputs, which give norms and sums after one backward pass; per layer during it.
 
     With `dropout` an example's gradient has a mask of its own. Masks are independent of the data and of each
     other, so the sum has the same sensitivity given any masks. But two neighbouring batches draw other masks
@@ -57,7 +71,9 @@ class DPSGD(FineTuning):
         learning_rate: float,
         clip: float,
         optimizer: Literal["adamw", "adam", "sgd"] = "sgd",
-        clipping: Literal["hooks", "ghost"] = "hooks",
+        clipping: Literal["hooks", "ghost", "book_keeping"] = "hooks",
+        clip_rule: Literal["flat", "automatic", "per_layer"] = "flat",
+        stability: float = 0.01,
         dropout: bool = False,
         seed: int = 0,
     ) -> None:
@@ -71,14 +87,28 @@ class DPSGD(FineTuning):
                 "others: leave it out, or publish the noise key"
             )
         check_clip(clip)
-        if clipping not in ("hooks", "ghost"):
-            raise ValueError(f"clipping is {clipping!r}: give one of hooks, ghost")
+        if clipping not in HOOKS:
+            raise ValueError(f"clipping is {clipping!r}: give one of {', '.join(HOOKS)}")
+        if clip_rule not in CLIP_RULES:
+            raise ValueError(f"clip_rule is {clip_rule!r}: give one of {', '.join(CLIP_RULES)}")
+        if clip_rule == "per_layer" and clipping == "ghost":
+            raise ValueError(
+                "the second backward pass of ghost clipping has one factor for all layers of an example: with clip_rule "
+                "per_layer set clipping to book_keeping or hooks"
+            )
+        if not 0.0 <= stability < math.inf:
+            raise ValueError(
+                f"stability is {stability}: give 0 or a positive number, in units of the gradient"
+            )
         budget.check_gradients()
         self.budget, self.clip, self.clipping = budget, clip, clipping
+        self.clip_rule, self.stability = clip_rule, stability
         self.forwards_per_example = 5 if clipping == "ghost" else 3  # ghost: a second backward pass
         # batch -> the example that each of the model's rows belongs to
         self.owners: Any = getattr(loss, "owners", None)
-        self.names = [name for name, p in model.named_parameters() if p.requires_grad]
+        trained: Group = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.names = list(trained)
+        self.groups = layers(trained) if clip_rule == "per_layer" else [trained]
         check_normalisation(model.named_modules())
         model.eval()  # no dropout, but where `drop_out` has it
         self.model_check, self._independent = ModelCheck(model, self.parameters), False
@@ -132,8 +162,9 @@ class DPSGD(FineTuning):
     def _clipped_sums(self, batch: Any) -> tuple[Sums, Tensor | float]:
         """The sums of clipped gradients, and the sum of the losses."""
         sums: Sums = {}
-        add: Any = self._add_ghost if self.clipping == "ghost" else self._add_clipped
-        with watching(self.model, self.clipping) as hooks:
+        ways = {"hooks": self._add_clipped, "ghost": self._add_ghost, "book_keeping": self._add_booked}
+        add: Any = ways[self.clipping]
+        with watching(self.model, HOOKS[self.clipping]) as hooks:
             total = sum(add(hooks, sums, part) for part in self.loss.parts(batch))
         return sums, total
 
@@ -146,13 +177,33 @@ class DPSGD(FineTuning):
             for p in self.parameters:
                 folded = p.new_zeros(len(part), *p.shape)
                 p.grad_sample = folded.index_add_(0, owners, p.grad_sample)
-        factors = clip_factors(self._squared_norms("grad_sample", losses), self.clip)
+        for group in self.groups:
+            factors = self._factors(self._squared_norms("grad_sample", losses, group))
+            for p in group.values():
+                # a gradient that is not finite has factor 0, but 0 * inf is not a number
+                gradients = p.grad_sample.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+                clipped = torch.tensordot(factors.to(gradients), gradients, dims=1)
+                sums[p] = sums[p].add_(clipped) if p in sums else clipped
+                p.grad_sample = gradients = None
+        return losses.detach().sum()
+
+    def _add_booked(self, hooks: BookKeeping, sums: Sums, part: Any) -> Tensor:
+        """The same, from layers' inputs and the gradients of their outputs."""
+        losses = self._losses(hooks, part)
+        if hooks.size != len(part):
+            raise RuntimeError(
+                f"{len(part)} examples are {hooks.size} rows of the model, which book-keeping clips one by one: set clipping "
+                "to hooks"
+            )
+        hooks.begin(self.groups, self._factors, sums)
+        losses.sum().backward(inputs=[*hooks.needed])  # type: ignore[no-untyped-call]
         for p in self.parameters:
-            # a gradient that is not finite has factor 0, but 0 * inf is not a number
-            gradients = p.grad_sample.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-            clipped = torch.tensordot(factors.to(gradients), gradients, dims=1)
-            sums[p] = sums[p].add_(clipped) if p in sums else clipped
-            p.grad_sample = gradients = None
+            p.grad = None  # it belongs to the whole batch
+        if missing := hooks.missing():
+            raise RuntimeError(
+                f"a backward pass left no gradients of {len(part)} examples in {missing[0]}: freeze layers whose output is "
+                "not used"
+            )
         return losses.detach().sum()
 
     def _add_ghost(self, hooks: GhostNorms, sums: Sums, part: Any) -> Tensor:
@@ -166,11 +217,11 @@ class DPSGD(FineTuning):
         if graph_uses(losses, output):
             raise RuntimeError("a loss is more than a function of the model's output: set clipping to hooks")
         losses.sum().backward(inputs=[*hooks.needed], retain_graph=True)  # type: ignore[no-untyped-call]
-        squared = self._squared_norms("_norm_sample", losses)
+        squared = self._squared_norms("_norm_sample", losses, *self.groups)
         finite = squared.isfinite()
         if finite.all():
             # norms are in the order of the model's rows, which need not be that of the losses: so weigh the rows
-            factors = clip_factors(squared, self.clip).to(output).view(-1, *[1] * (output.dim() - 1))
+            factors = self._factors(squared).to(output).view(-1, *[1] * (output.dim() - 1))
             hooks.disable_hooks()
             weights = factors * output.grad  # type: ignore[operator]
             gradients = torch.autograd.grad(output, self.parameters, weights)
@@ -183,14 +234,20 @@ class DPSGD(FineTuning):
                 self._add_ghost(hooks, sums, part[half])
         return losses.detach().sum()
 
-    def _squared_norms(self, kept: str, losses: Tensor) -> Tensor:
-        """Squared norm of each example's gradient over all parameters, float64 [B].
+    def _factors(self, squared: Tensor) -> Tensor:
+        """Clip factors [B] of a group's gradients, from their squared norms; all groups together have the bound `clip`."""
+        if self.clip_rule == "automatic":
+            return automatic_factors(squared, self.clip, self.stability)
+        return clip_factors(squared, self.clip / math.sqrt(len(self.groups)))
+
+    def _squared_norms(self, kept: str, losses: Tensor, group: Group) -> Tensor:
+        """Squared norm of each example's gradient over a group of parameters, float64 [B].
 
         Args:
             kept: the attribute in which a backward pass left each parameter's gradients or norms.
         """
         squared = torch.zeros(len(losses), dtype=torch.float64, device=losses.device)
-        for name, p in zip(self.names, self.parameters, strict=True):
+        for name, p in group.items():
             values, p.grad = getattr(p, kept, None), None  # `grad` belongs to the whole batch
             if values is None or len(values) != len(losses):
                 raise RuntimeError(
@@ -221,6 +278,14 @@ class DPSGD(FineTuning):
                     "hooks"
                 )
         return losses
+
+
+def layers(trained: Group) -> list[Group]:
+    """The parameters of each module together."""
+    groups: dict[str, Group] = {}
+    for name, p in trained.items():
+        groups.setdefault(name.rpartition(".")[0], {})[name] = p
+    return list(groups.values())
 
 
 def graph_uses(result: Tensor, below: Tensor | None = None) -> Counter[int]:

@@ -24,6 +24,7 @@ SIZES: Options = {
         action=argparse.BooleanOptionalAction,
     ),
     "--lora-head": option("a masked model's head with LoRA: frozen, trained", "frozen"),
+    "--lora-a": option("the first matrix of LoRA's adapters: trained, frozen", "trained"),
 }
 SHORT: Options = {"--sequence-length": option("tokens of each text", 64, type=int)}
 STEP: Options = {

@@ -364,6 +364,8 @@ def _check_head(where: str, card: Card, model: str, settings: dict) -> None:
         )
     if settings["lora_head"] == "trained" and not (masked and settings["tune"] == "lora"):
         raise UsageError(f"{where}: lora_head trained is for tune lora of a masked model: leave it out")
+    if settings["lora_a"] == "frozen" and settings["tune"] != "lora":
+        raise UsageError(f"{where}: lora_a frozen is for tune lora: leave it out")
 
 
 PUBLIC_SETTINGS = (

@@ -60,6 +60,8 @@ LOOKS = {
     "dpgd_0th": Look(BLUE, "D", "-"),
     "dp_sgd": Look(GREEN, "s", "-"),
     "dp_sgd_ghost": Look(GREEN, "D", (0, (4, 1))),
+    "dp_sgd_book_keeping": Look(GREEN, "^", ":"),
+    "dp_sgd_per_layer": Look(GREEN, "v", "-."),
     "dp_sgd_hooks": Look(GREEN, "s", "-"),  # DP-SGD by per-sample gradients, which `dp_sgd` is
     "dp_adam": Look(OCHRE, "P", "-"),
     "dp_adamw": Look(OCHRE, "d", "-"),

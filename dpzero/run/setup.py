@@ -264,7 +264,8 @@ class Setup:
 
 def base_model(cell: dict, task: tasks.Task, device: str) -> Any:
     """The model that a cell starts from, a Classifier or TextScorer with the cell's trainable parameters."""
-    how = {key: cell["settings"][key] for key in ("tie_embeddings", "lora_head") if key in cell["settings"]}
+    keys = ("tie_embeddings", "lora_head", "lora_a")
+    how = {key: cell["settings"][key] for key in keys if key in cell["settings"]}
     return text_classifier.load(cell["model"], task, cell["settings"]["tune"], cell["seed"], device, **how)
 
 

@@ -35,6 +35,8 @@ SETTINGS = {"learning_rate": {0: 3e-4, 1: 0.01}, "clip": {0: 50.0, 1: 1.0}}
 WAYS = {
     "dp_sgd, ghost": ("dp_sgd", {"clipping": "ghost"}),
     "pazo, subspace": ("pazo", {"variant": "subspace", "directions": 2, "learning_rate": 0.03}),
+    "dp_sgd, book-keeping": ("dp_sgd", {"clipping": "book_keeping"}),
+    "dp_sgd, per layer": ("dp_sgd", {"clipping": "book_keeping", "clip_rule": "per_layer", "clip": 5.0}),
 }
 EVERY: dict[str, Card] = CARDS | {way: CARDS[name] for way, (name, _) in WAYS.items() if name in CARDS}
 LENGTH = 16

@@ -128,9 +128,14 @@ def test_a_cell_names_what_of_the_head_is_trained_where_it_makes_a_difference():
         ),
         ("tiny-encoder", {"tune": "lora", "lora_head": "trained"}, "is for tune lora of a masked model"),
         ("tiny-masked", {"tune": "full", "lora_head": "trained"}, "is for tune lora of a masked model"),
+        (
+            "tiny-encoder",
+            {"tune": "bias", "lora_a": "frozen"},
+            "lora_a frozen is for tune lora: leave it out",
+        ),
     ],
 )
-def test_a_head_that_cannot_be_trained_so_is_refused(model, changes, words):
+def test_a_part_that_cannot_be_trained_so_is_refused(model, changes, words):
     assert words in refused(cell("mezo", **changes) | {"model": model})
 
 

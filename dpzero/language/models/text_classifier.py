@@ -230,9 +230,12 @@ TUNES = ("full", "bias", "lora", "prefix", "head")
 LORA_TARGETS = {"bert": ["query", "value"], "roberta": ["query", "value"]}  # others: q_proj and v_proj
 LORA_RANK, LORA_ALPHA = 8, 16  # as in MeZO and DPZero
 LORA_HEADS = ("frozen", "trained")
+LORA_A = ("trained", "frozen")
 
 
-def select_trainable(model: Any, tune: str, seed: int = 0, lora_head: str = "frozen") -> None:
+def select_trainable(
+    model: Any, tune: str, seed: int = 0, lora_head: str = "frozen", lora_a: str = "trained"
+) -> None:
     """Set `requires_grad` on the parameters of a Classifier or TextScorer.
 
     Args:
@@ -245,6 +248,9 @@ def select_trainable(model: Any, tune: str, seed: int = 0, lora_head: str = "fro
         seed: of the start of a prefix.
         lora_head: trained: with the adapters, the head of a masked model and the layer before it, as in MeZO's
             code on RoBERTa (medium_models/run.py, lines 939-942).
+        lora_a: frozen: the first matrix A of each adapter B A stays as PEFT drew it, so that the adapter is linear
+            in what is trained (FFA-LoRA, Sun et al., 2024, arXiv 2403.12313, here without its federation; its code
+            was not read).
     """
     if tune not in TUNES:
         raise UsageError(f"tune is {tune!r}: give one of {', '.join(TUNES)}")
@@ -269,6 +275,9 @@ def select_trainable(model: Any, tune: str, seed: int = 0, lora_head: str = "fro
         inject_adapter_in_model(config, model.backbone)
         if lora_head == "trained":
             model.transform.requires_grad_(True)  # the layer before a masked model's output layer
+        for name, parameter in model.backbone.named_parameters():
+            if ".lora_A." in name:
+                parameter.requires_grad_(lora_a == "trained")
 
 
 # -- loading ------------------------------------------------------------------------------------------------
@@ -283,6 +292,7 @@ def load(
     *,
     tie_embeddings: bool = True,
     lora_head: str = "frozen",
+    lora_a: str = "trained",
 ) -> Classifier | TextScorer:
     """The model for a task, in float32 and evaluation mode.
 
@@ -295,6 +305,7 @@ def load(
         device: one device, or several with commas between.
         tie_embeddings: false: with tune full, a masked model's output layer is trained apart from its embeddings.
         lora_head: frozen or trained (see `select_trainable`).
+        lora_a: trained or frozen (see `select_trainable`).
 
     Raises:
         UsageError: weights are missing or damaged, or this kind of model cannot do the task.
@@ -309,7 +320,7 @@ def load(
         tied = tie_embeddings and tune == "full"
         model = _classifier(name, stanza, language_model, task, whole, tied)
     del language_model
-    select_trainable(model, tune, seed, lora_head)
+    select_trainable(model, tune, seed, lora_head, lora_a)
     model.eval()
     if stanza["kind"] == "encoder":
         with torch.no_grad():
