@@ -288,6 +288,7 @@ def check_settings(
         )
     settings["batch_size"] = min(settings["batch_size"], _most_rows(cell["task"], settings))
     if card.private:
+        _check_users(where, cell["task"], settings)
         _check_privacy(where, card, settings)
     else:
         settings = {k: v for k, v in settings.items() if not (k in RUN_SETTINGS and RUN_SETTINGS[k].private)}
@@ -316,7 +317,10 @@ def _check_privacy(where: str, card: Card, settings: dict) -> None:
     size = settings["batch_size"]
     names = ("mechanism", "sampling", "adjacency", "steps", "delta")
     try:
-        Setting(dataset_size=size, batch_size=size, **{name: settings[name] for name in names})
+        group = group_size(settings)
+        Setting(
+            dataset_size=size, batch_size=size, group_size=group, **{name: settings[name] for name in names}
+        )
     except ValueError as error:
         raise UsageError(f"{where}: {error}") from error
     if settings["noise_arithmetic"] == "exact" and card.order == 1:
@@ -335,6 +339,33 @@ def _check_privacy(where: str, card: Card, settings: dict) -> None:
     elif settings["noise_arithmetic"] is None:
         secret_scalars = settings["noise_key"] == "secret" and card.order == 0
         settings["noise_arithmetic"] = "exact" if secret_scalars else "float"
+
+
+def group_size(settings: Mapping[str, Any]) -> int:
+    """Examples of a user that group privacy covers; 1 where units are drawn whole."""
+    return settings["examples_per_user"] if settings.get("user_level") == "group_privacy" else 1
+
+
+def _check_users(where: str, task: str, settings: dict) -> None:
+    """Who the users are, and that nothing counts them as examples."""
+    if settings["unit"] == "example":
+        for key in ("user_level", "examples_per_user", "synthetic_users"):
+            if settings[key] != RUN_SETTINGS[key].default:
+                raise UsageError(f"{where}: {key} is about users: give unit user, or leave it out")
+        return
+    named = "user" in tasks.stanza(task)
+    if named == bool(settings["synthetic_users"]):
+        remedy = "leave synthetic_users out" if named else "give the task's stanza `user`, or synthetic_users"
+        raise UsageError(
+            f"{where}: the rows of task {task} name {'their' if named else 'no'} users: {remedy}"
+        )
+    if settings["user_level"] == "group_privacy" and not settings["examples_per_user"]:
+        raise UsageError(f"{where}: group_privacy covers a group of known size: give examples_per_user")
+    for key, value in (("as_published", True), ("iterate", "accounted")):
+        if settings[key] == value:
+            raise UsageError(
+                f"{where}: {key} {value} counts examples, and the unit is the user: leave it out"
+            )
 
 
 def _check_batch_loss(where: str, card: Card, task: str, settings: dict) -> None:

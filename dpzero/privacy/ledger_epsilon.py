@@ -48,6 +48,14 @@ class Spending:
         self._clip: float | None = None  # of the last release
 
     @property
+    def protects(self) -> str:
+        """The unit that epsilon is about, in words."""
+        if self.unit != "group":
+            return self.unit
+        size = self.setting.group_size
+        return f"user, as a group of at most {size} example{'s' if size > 1 else ''}"
+
+    @property
     def overspent(self) -> bool:
         """Whether more was released than the noise was calibrated for."""
         return self._counted_steps() > self.setting.counted_steps(range(self.setting.steps))
@@ -122,7 +130,9 @@ class Spending:
         """
         chosen = self.epsilon_of_choice
         renyi, mu = self._training_cost(Setting.epsilon_rdp), self._training_cost(Setting.gdp_mu)
-        return asdict(self.ledger.event) | {
+        event = asdict(self.ledger.event) | {"unit": self.protects}
+        del event["group_size"]  # the unit names it
+        return event | {
             "steps": len(self.ledger),
             **({"overspent": f"{len(self.ledger)} steps of {self.setting.steps}"} if self.overspent else {}),
             "clip": self._clip if clip is None else clip,
@@ -146,7 +156,7 @@ class Spending:
             (
                 f"epsilon {said['epsilon_spent']:.4g}{target} spent at delta {setting.delta:g}, in {said['steps']:,} of "
                 f"{setting.steps:,} steps",
-                f"protects: each {self.unit} of {setting.dataset_size:,}, adjacency {setting.adjacency}",
+                f"protects: each {self.protects} of {setting.dataset_size:,}, adjacency {setting.adjacency}",
                 f"batches: {said['sampling']}, {setting.batch_size:,} expected",
                 f"noise: {setting.mechanism}, {self.noise_scale:.4g} times the clip{clip}, {self.noise_arithmetic}",
                 f"accountant: {said['accountant']}, from the ledger of what was released",

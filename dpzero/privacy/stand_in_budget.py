@@ -25,9 +25,10 @@ class StandInBudget(Budget):
         super().__init__(setting, noise_scale, key or RunKey.published(0), **options)
 
     @classmethod
-    def for_batches(cls, size: int) -> Self:
+    def for_batches(cls, size: int, unit: str = "example") -> Self:
         """A budget with unit noise for batches of this expected size."""
-        return cls(Setting("gaussian", "poisson", "add_remove", 1000 * size, size, 1000, 1e-9), 1.0)
+        setting = Setting("gaussian", "poisson", "add_remove", 1000 * size, size, 1000, 1e-9)
+        return cls(setting, 1.0, unit=unit)
 
     def admit(self, counts: int | Collection[int], batch: Indices | None = None) -> int:
         self._check_process()

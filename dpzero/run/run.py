@@ -104,10 +104,12 @@ class Run:
         self._check_loss()
         if setup.ranks.size > 1:
             distributed.start_ranks(setup, self.method, self.checkpoint.transcript)
-        for step, batch in setup.batches(self.examples["train"], self.budget, self.method.steps_taken):
+        for step, (batch, *users) in setup.batches(
+            self.examples["train"], self.budget, self.method.steps_taken
+        ):
             try:
                 with self.clock.step():
-                    self.method.step(batch)
+                    self.method.step(batch, *users)
             except BudgetExhausted:  # another machine's rounding made a new release of a step taken again
                 break
             self._after_step(step, batch)
@@ -307,8 +309,7 @@ class Run:
         each = getattr(self.method, "forwards_per_example", None)
         if each is None:
             return None
-        size = min(self.setup.settings["batch_size"], len(self.examples["train"]))
-        return int(self.method.steps_taken * size * each)
+        return int(self.method.steps_taken * self.setup.examples_in_a_batch * each)
 
     def _select(self) -> dict:
         """Load the checkpoint that is reported into the model. Returns what the metrics say of the choice."""

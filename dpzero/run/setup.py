@@ -15,11 +15,11 @@ from ..files import run_id
 from ..language.data import assets, tasks
 from ..language.models import caches, encoding, losses, model_catalogue, text_classifier
 from ..plan.registry import Card, card
-from ..plan.settings import RUN_SETTINGS, check_files, draw_of
+from ..plan.settings import RUN_SETTINGS, check_files, draw_of, group_size
 from ..privacy import Budget, RunKey, Setting
 from ..privacy.imitation_budget import PublicCodeBudget
 from ..privacy.public_implementations import IMPLEMENTATIONS, PublicRun
-from ..privacy.sampling import SAMPLERS
+from ..privacy.sampling import SAMPLERS, Users
 from ..zeroth_order.distributed import Ranks
 from ..zeroth_order.protocols import Method
 from . import gpu_lock
@@ -62,6 +62,7 @@ class Setup:
             self.examples["test"] = test[np.arange(min(wanted, len(test)))]
         self.examples |= {split: self._weighted(self.examples[split]) for split in ("dev", "test")}
         self._check_rows()
+        self.users = self._users()
         sizes = self.settings["token_budget"], self.settings["compute"]
         scores_text = isinstance(self.examples["train"], encoding.Continuations)
         self.loss: Any = losses.make_loss(self.task, cell["model"], *sizes, scores_text)
@@ -85,6 +86,8 @@ class Setup:
                 f"method {self.cell['method']} exchanges more than scalars: {self.ranks.size} ranks are for "
                 "zeroth-order methods, use one"
             )
+        if self.ranks.size > 1 and self.settings.get("unit") == "user":
+            raise UsageError("the unit is the user, whose examples several ranks would have: use one rank")
         if self.ranks.size > 1 and self.settings.get("as_published"):
             raise UsageError(
                 "as_published divides by the size of a batch, of which each rank has a share: use one rank"
@@ -104,6 +107,53 @@ class Setup:
             )
         if not len(self.examples[split]):
             raise UsageError(f"{self.name}: there are no rows of split {split}: evaluate another")
+
+    # -- users
+
+    def _users(self) -> Users | None:
+        """The users of the training rows, if the unit is the user."""
+        if self.settings.get("unit") != "user":
+            return None
+        return Users(self.task.users(self.settings.get("synthetic_users", 0)))
+
+    @property
+    def group_size(self) -> int:
+        """Examples of a user that are drawn one by one, under group privacy; 0 elsewhere."""
+        return group_size(self.settings) if self.settings.get("user_level") == "group_privacy" else 0
+
+    @property
+    def unit(self) -> str:
+        """Of the budget."""
+        return "example" if self.users is None else "group" if self.group_size else "user"
+
+    @property
+    def drawn_rows(self) -> np.ndarray:
+        """The training rows that batches are drawn from."""
+        if self.users is None or not self.group_size:
+            return np.arange(len(self.examples["train"]))
+        return self.users.kept(self.group_size)
+
+    @property
+    def examples_in_a_batch(self) -> float:
+        """How many are expected."""
+        size = min(self.settings["batch_size"], len(self.examples["train"]))
+        at_most = self.settings.get("examples_per_user", 0)
+        if self.users is None or self.group_size:
+            return size
+        return size * self.users.mean_examples(at_most)
+
+    def _take(self, train: Any, budget: Budget) -> Callable[[np.ndarray], Any]:
+        """A function that makes a batch of drawn units: examples or, if users are drawn, (examples, users)."""
+        users, rows = self.users, self.drawn_rows
+        if users is None or self.group_size:
+            return lambda drawn: train[rows[drawn]]
+        at_most, choice = self.settings.get("examples_per_user", 0), self.key.stream("examples of users")
+
+        def take(drawn: np.ndarray) -> tuple[Any, np.ndarray]:
+            chosen, whose = users.examples(drawn, at_most, choice, budget.queue.position)
+            return train[chosen], whose
+
+        return take
 
     # -- parts
 
@@ -146,7 +196,8 @@ class Setup:
         """The privacy budget; None for a method without noise."""
         if not self.card.private:
             return None
-        epsilon, size = float(self.cell["epsilon"]), len(self.examples["train"])
+        epsilon = float(self.cell["epsilon"])
+        size = len(self.users) if self.users and self.unit == "user" else len(self.drawn_rows)
         sizes = {name: self.settings[name] for name in ("batch_size", "steps", "delta")}
         kinds = {name: self.settings.get(name) for name in ("mechanism", "sampling", "adjacency")}
         try:
@@ -156,13 +207,12 @@ class Setup:
                 practice = IMPLEMENTATIONS[self.card.file]
                 claimed = Setting("gaussian", "poisson", "add_remove", dataset_size=size, **sizes)
                 return PublicCodeBudget(PublicRun(practice, epsilon, claimed, assumed), self.key, ledger)
-            setting = Setting(dataset_size=size, **sizes, **kinds)
+            setting = Setting(dataset_size=size, group_size=max(1, self.group_size), **sizes, **kinds)
             folder = assets.cache_folder() / "calibrations"
             scale = setting.cached_noise_scale(epsilon, folder)
             arithmetic = self.settings["noise_arithmetic"]
-            budget = Budget(
-                setting, scale, self.key, ledger, noise_arithmetic=arithmetic, epsilon_target=epsilon
-            )
+            how = {"noise_arithmetic": arithmetic, "unit": self.unit, "epsilon_target": epsilon}
+            budget = Budget(setting, scale, self.key, ledger, **how)
             budget.cached_costs = None if self.release else folder  # what a release says is computed for it
             return budget
         except ValueError as error:
@@ -174,14 +224,16 @@ class Setup:
         budget_or_size = budget or self.settings["batch_size"]
         return self.card.load()(model, self.loss, budget_or_size, seed=self.cell["seed"], **own)
 
-    def batches(self, train: Any, budget: Budget | None, start: int) -> Iterator[tuple[int, Sized]]:
-        """(step, batch) from a step on: for the same seed every method meets the same batches.
+    def batches(self, train: Any, budget: Budget | None, start: int) -> Iterator[tuple[int, tuple[Any, ...]]]:
+        """(step, what `step` takes) from a step on: for the same seed every method meets the same batches.
+
+        A batch and, if users are drawn, the user of each of its examples.
 
         A private run ends with its budget. A release that a killed process made, and could not use, is one
         step less.
         """
         if budget is not None:
-            drawn = budget.batches(train.__getitem__)
+            drawn = budget.batches(self._take(train, budget))
         elif start == self.settings["steps"]:
             return
         else:
@@ -189,7 +241,8 @@ class Setup:
             sampler = kind(size, min(size, self.settings["batch_size"]), self.key.stream("sampling"))
             drawn = map(train.__getitem__, map(sampler.batch, range(start, self.settings["steps"])))
             drawn = map(self._weighted, drawn)
-        yield from enumerate(drawn, start)
+        for step, made in enumerate(drawn, start):
+            yield step, made if self.unit == "user" else (made,)
 
     def _weighted(self, examples: Any) -> Any:
         """Examples whose mean loss is the one that the setting `batch_loss` names."""
@@ -206,6 +259,11 @@ class Setup:
             origin["ranks"] = describe_ranks(self.ranks, steps)
         weights, title = model_catalogue.digest(model), model_catalogue.stanza(model)["title"]
         data = {"name": task, "sha256": tasks.digest(task), **self.task.about()}
+        if self.users is not None:
+            made_up = self.settings.get("synthetic_users")
+            data["users"] = (
+                "made up, by a hash of the text" if made_up else f"column {self.task.stanza['user']}"
+            )
         if not self.release and (departure := tasks.files_differ(task)):
             data["departure"] = departure
         model_part = {"name": model, "sha256": weights, "title": title}

@@ -382,9 +382,9 @@ class Watched(StandInBudget):
         self.seen.append((clipped.sum(0), clip))
         return super().release_vectors(clipped, clip)
 
-    def release_(self, clipped_sums, clip):
+    def release_(self, clipped_sums, clip, unit="example"):
         self.seen.append((torch.cat([s.flatten() for s in clipped_sums]).double(), clip))
-        super().release_(clipped_sums, clip)
+        super().release_(clipped_sums, clip, unit)
 
 
 @every_private

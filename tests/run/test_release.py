@@ -348,6 +348,7 @@ def test_every_key_of_the_lists_is_one_that_a_run_writes(
     """What no run needs would be a hole."""
     written, saved, headers = set(), set(), set()
     cells = [private("dpzero", tune="full"), private("dpzero"), writing]
+    cells[0]["settings"] |= {"unit": "user", "synthetic_users": 60}
     cells[1]["settings"]["iterate"] = "accounted"
     cells[1]["rehearsal"] = {"steps": cells[1]["settings"]["steps"]}
     further = [left_behind(cell, tmp_path / str(n), monkeypatch) for n, cell in enumerate(cells)]

@@ -116,6 +116,17 @@ class Task:
             )
         return {"title": self.stanza["title"], "source": self.stanza["source"], "split": split}
 
+    def users(self, synthetic: int = 0) -> list[str]:
+        """The user of each training row, in their order: the stanza's column `user`.
+
+        Args:
+            synthetic: so many made-up users in place of a column, to whom a hash of its text assigns each row.
+        """
+        train = self.splits["train"]
+        if synthetic:
+            return [str(datasets.text_hash(f"{self.name} user", row.text) % synthetic) for row in train]
+        return [str(row.fields[self.stanza["user"]]) for row in train]
+
     # -- prompts of causal models ---------------------------------------------------------------------------
 
     def prompt_for(self, row: Row) -> str:
@@ -241,6 +252,8 @@ def _schema(stanza: Stanza) -> Schema:
     optional = {"dev_rows": COUNT, "files_differ": str}
     if reader == "table":
         optional |= {"masked": _MASKED}
+    if reader in ("table", "columns"):
+        optional |= {"user": str}
     if reader == "columns":
         optional |= {"hub": _HUB}
         causal = stanza.get("causal")
