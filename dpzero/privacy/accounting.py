@@ -246,8 +246,8 @@ class Setting:
 
         base, rate = self._base(noise_scale), self.rate
         if self.group_size > 1:
-            removed = dominating_pairs.group(self._noise(noise_scale), rate, self.group_size)
-            return (removed, removed.swapped())
+            grouped = dominating_pairs.group(self._noise(noise_scale), rate, self.group_size)
+            return (grouped, grouped.swapped())
         if rate == 1:
             return (base,)
         if self.sampling == "without_replacement":
