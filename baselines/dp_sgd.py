@@ -11,7 +11,7 @@ computed from the noisy sums.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -137,6 +137,11 @@ class DPSGD(FineTuning):
             self._check_independence(batch, count, self.budget.collate_subset)
         with self.model_check.deterministic(), self.model_check.forward_passes(), self.drop_out(batch):
             sums, total = self._clipped_sums(batch)
+        self._release(sums)
+        return total
+
+    def _release(self, sums: Sums) -> None:
+        """Leaves the noisy gradient of each parameter in `grad`."""
         for p in self.parameters:
             p.grad = sums[p] if p in sums else torch.zeros_like(p)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
@@ -146,7 +151,6 @@ class DPSGD(FineTuning):
             self.budget.release_(gradients, self.clip, unit="user")
         for gradient in gradients:
             gradient.div_(self.batch_size)
-        return total
 
     def _clipped_sums(self, batch: Any) -> tuple[Sums, Tensor | float]:
         """The sums of clipped gradients, and the sum of the losses."""
@@ -230,7 +234,7 @@ class DPSGD(FineTuning):
             kept: the attribute in which a backward pass left each parameter's gradients or norms.
         """
         squared = torch.zeros(len(losses), dtype=torch.float64, device=losses.device)
-        for name, p in zip(self.names, self.parameters, strict=True):
+        for name, p in self.watched():
             values, p.grad = getattr(p, kept, None), None  # `grad` belongs to the whole batch
             if values is None or len(values) != len(losses):
                 raise RuntimeError(
@@ -240,6 +244,10 @@ class DPSGD(FineTuning):
             squared += torch.linalg.vector_norm(values.reshape(len(values), -1), dim=1).double().square()
         return squared
 
+    def watched(self) -> Iterable[tuple[str, Tensor]]:
+        """Name and tensor of each parameter whose gradient is clipped by hooks."""
+        return zip(self.names, self.parameters, strict=True)
+
     def _losses(self, hooks: PerSampleGradients, part: Any) -> Tensor:
         """The losses of a micro-batch. Raises RuntimeError if Opacus missed a use of a parameter."""
         hooks.size = len(self.owners(part)) if self.owners else len(part)
@@ -247,7 +255,7 @@ class DPSGD(FineTuning):
         hooks.needed.clear()
         losses = self.loss(self.model, part)
         uses = graph_uses(losses)
-        for name, p in zip(self.names, self.parameters, strict=True):
+        for name, p in self.watched():
             used, seen = uses[id(p)], len(hooks.uses[p])
             vars(p)["_norm_sample"] = None  # of the previous micro-batch
             if used != seen or not seen:

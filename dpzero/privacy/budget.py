@@ -35,6 +35,7 @@ from .ledger_lines import Release
 from .mechanisms import Noise
 from .permute_and_flip import permute_and_flip
 from .randomness import RunKey
+from .row_releases import Rows, add_noise_
 from .sampling import SAMPLERS, BatchQueue, CollateSubset, Indices, Sampler
 
 UNITS = ("example", "user", "group")
@@ -68,6 +69,7 @@ class Budget(Spending):
         unit: example, user or group. With user, dataset_size and batch_size count users (see `sampling.Users`). With
             group, users are protected whose examples, at most `setting.group_size` each (see `Users.kept`), are
             drawn one by one.
+        first_share: of releases of two sums, see `release_rows_`.
         overspend: whether more steps may be taken than were calibrated for; `statement` then says so.
         epsilon_target: the epsilon that the noise was calibrated for, for the statement.
 
@@ -89,6 +91,7 @@ class Budget(Spending):
         *,
         noise_arithmetic: str | None = None,
         unit: str = "example",
+        first_share: float = 0.0,
         overspend: bool = False,
         epsilon_target: float | None = None,
     ) -> None:
@@ -106,7 +109,8 @@ class Budget(Spending):
         key.claim()
         self.sampler = self._make_sampler(setting, key)
         fields = asdict(setting) | {"sampling": self.sampler.name, "noise_scale": noise_scale, "unit": unit}
-        event = Event(**fields, noise_arithmetic=arithmetic, noise_key=key.noise_key)
+        fields |= {"noise_arithmetic": arithmetic, "first_share": first_share}
+        event = Event(**fields, noise_key=key.noise_key)
         super().__init__(
             setting, key, Ledger(event, None if ledger is None else Path(ledger)), epsilon_target
         )
@@ -187,7 +191,8 @@ class Budget(Spending):
             raise ValueError(
                 f"ledger {ledger} was started under a published key: pass it as key=RunKey.published(seed)"
             )
-        options: dict[str, Any] = {"noise_arithmetic": event.noise_arithmetic, "unit": event.unit}
+        names = ("noise_arithmetic", "unit", "first_share")
+        options: dict[str, Any] = {name: getattr(event, name) for name in names}
         key = key or RunKey.secret()
         return cls(event.setting(), event.noise_scale, key, ledger, overspend=overspend, **options)
 
@@ -372,6 +377,35 @@ class Budget(Spending):
             number, noise = self._record(clip, map(_as_bytes, clipped_sums))
         noise.add_(number, clipped_sums, clip)
 
+    def release_rows_(
+        self, rows: Rows, clip: float, *, threshold: float, first_share: float
+    ) -> tuple[Tensor, Tensor]:
+        """Release how many examples use each row of a table, then the gradient of the rows of which enough do.
+
+        In floats, as `release_`. The two sums are one release in the ledger, whose noise scale is the joint one.
+
+        Args:
+            rows: of the admitted batch; the counts and the tensors beside the table get their noise in place.
+            clip: of the gradients.
+            threshold: in standard deviations of the noise of the counts.
+            first_share: the part of noise_scale^-2 that the counts have.
+
+        Returns:
+            The rows of the table, int64 [S], and their noisy gradients [S, H].
+
+        Raises:
+            ValueError: another share than the budget was made with; see `release_`.
+        """
+        self.check_gradients()
+        check_clip(clip)
+        check_clip(rows.counts_clip)
+        self._check_first_share(first_share)
+        with self.lock:
+            if not self.queue.admitted:
+                raise ValueError("these rows belong to no batch: call admit with the batch's size first")
+            number, noise = self._record(clip, map(_as_bytes, rows.tensors))
+        return add_noise_(noise, number, rows, clip, threshold, first_share)
+
     def _noisy_sums(self, values: Tensor, clip: float, norm: bool = False) -> list[float]:
         with self.lock:
             self.admit(len(values))
@@ -524,6 +558,14 @@ class Budget(Spending):
             )
         if (self.unit == "user") != (unit == "user"):
             raise ValueError(f"unit {self.unit} is offered for scalars: use unit example for vectors")
+
+    def _check_first_share(self, first_share: float) -> None:
+        known = self.ledger.event.first_share
+        if not 0 < first_share < 1 or first_share != known:
+            raise ValueError(
+                f"the counts have {first_share} of each release, and the budget was made with first_share {known}: make it "
+                "with the same, above 0 and below 1"
+            )
 
     def _check_process(self) -> None:
         if os.getpid() != self._process:

@@ -54,10 +54,14 @@ class Event:
     noise_arithmetic: str = "float"
     noise_key: str = "published"
     group_size: int = 1
+    first_share: float = 0.0  # of two sums a release, see `row_releases`; 0: one sum
 
     def setting(self) -> Setting:
         """The setting that the event was made from."""
         return Setting(**{field.name: getattr(self, field.name) for field in fields(Setting)})
+
+
+LATER = {"group_size": 1, "first_share": 0.0}  # fields that older ledgers do not name
 
 
 class Lineage:
@@ -183,7 +187,7 @@ class Ledger:
         torn = rest.pop() if rest else ""
         entries = [parse_line(path, line) for line in rest if not line.startswith(RESERVED)]
         try:
-            event = Event(**json.loads(first))  # an older file names no group_size
+            event = Event(**json.loads(first))  # an older file does not name LATER
         except (TypeError, ValueError):
             raise damaged(path) from None
         if event != self.event:
@@ -329,7 +333,7 @@ class Ledger:
                 state's.
         """
         for key, value in asdict(self.event).items():
-            saved_value = state["event"].get(key, 1 if key == "group_size" else None)
+            saved_value = state["event"].get(key, LATER.get(key))
             if saved_value != value:
                 raise ValueError(
                     f"the state was saved with {key} {saved_value!r} and this budget has "

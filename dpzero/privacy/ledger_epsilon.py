@@ -15,6 +15,7 @@ from .ledger_lines import FOREIGN, UNMEASURED
 from .mechanisms import delta_excess
 from .permute_and_flip import MECHANISM
 from .randomness import RunKey
+from .row_releases import noise_scales
 
 BATCH_DEPENDENT = (
     "the last bits of an example's loss depend on the rest of its batch: removing one example moves the "
@@ -132,6 +133,10 @@ class Spending:
         renyi, mu = self._training_cost(Setting.epsilon_rdp), self._training_cost(Setting.gdp_mu)
         event = asdict(self.ledger.event) | {"unit": self.protects}
         del event["group_size"]  # the unit names it
+        if share := event.pop("first_share"):
+            event["noise_scales"] = "{:.6g} for the counts, {:.6g} for the gradient".format(
+                *noise_scales(self.noise_scale, share)
+            )
         return event | {
             "steps": len(self.ledger),
             **({"overspent": f"{len(self.ledger)} steps of {self.setting.steps}"} if self.overspent else {}),

@@ -45,6 +45,9 @@ class StandInBudget(Budget):
         self.ledger.record(number, self.key.name)
         return number, self._noise
 
+    def _check_first_share(self, first_share: float) -> None:
+        """Any share will do."""
+
     def _check_grid_delta(self, setting: Setting, noise_scale: float, arithmetic: str) -> None:
         """No delta is claimed."""
 

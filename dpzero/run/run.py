@@ -298,6 +298,7 @@ class Run:
         if not math.isfinite(scores["loss"]):  # clipped steps keep the weights of a broken model finite
             raise Diverged(f"the {split} loss is not finite after the last step")
         rule = {"selection": RULES[setup.iterate], **selected, "example_forwards": self._example_forwards()}
+        rule |= getattr(self.method, "further_metrics", dict)()
         metrics = {**scores, "split": split, "examples": len(scored), **setup.majority(split), **rule}
         return {"metrics": metrics, "memory": memory, "transcript": transcript}
 

@@ -212,6 +212,7 @@ class Setup:
             scale = setting.cached_noise_scale(epsilon, folder)
             arithmetic = self.settings["noise_arithmetic"]
             how = {"noise_arithmetic": arithmetic, "unit": self.unit, "epsilon_target": epsilon}
+            how |= {"first_share": self.settings.get("map_share", 0.0)}
             budget = Budget(setting, scale, self.key, ledger, **how)
             budget.cached_costs = None if self.release else folder  # what a release says is computed for it
             return budget
@@ -222,7 +223,12 @@ class Setup:
         leave_compiler_out()
         own = {k: v for k, v in self.settings.items() if k in self.card.settings and k not in RUN_SETTINGS}
         budget_or_size = budget or self.settings["batch_size"]
-        return self.card.load()(model, self.loss, budget_or_size, seed=self.cell["seed"], **own)
+        try:
+            return self.card.load()(model, self.loss, budget_or_size, seed=self.cell["seed"], **own)
+        except ValueError as error:
+            if self.unit == "user":  # which not every method has
+                raise UsageError(f"{self.name}: {error}") from error
+            raise
 
     def batches(self, train: Any, budget: Budget | None, start: int) -> Iterator[tuple[int, tuple[Any, ...]]]:
         """(step, what `step` takes) from a step on: for the same seed every method meets the same batches.

@@ -34,6 +34,8 @@ class Method(Protocol):
         order: 0 (forward passes), 1 (gradients) or None (trains nothing).
         forwards_per_example: forward passes of a step for each example of its batch; a backward pass counts two.
         steps_taken: the steps so far, those on empty batches too.
+        further_metrics: if a method has it, a function without arguments: numbers for the metrics of a record, which
+            no more than releases and settings decide.
         training_loss: mean loss of the last batch, without noise; None if the noise key is secret or there is
             none.
     """
