@@ -323,6 +323,8 @@ def _check_privacy(where: str, card: Card, settings: dict) -> None:
         )
     except ValueError as error:
         raise UsageError(f"{where}: {error}") from error
+    if "redaction" in card.settings:
+        _check_selective(where, settings)
     if settings["noise_arithmetic"] == "exact" and card.order == 1:
         raise UsageError(
             f"{where}: exact noise is offered for methods that release scalars: use noise_arithmetic float"
@@ -339,6 +341,20 @@ def _check_privacy(where: str, card: Card, settings: dict) -> None:
     elif settings["noise_arithmetic"] is None:
         secret_scalars = settings["noise_key"] == "secret" and card.order == 0
         settings["noise_arithmetic"] = "exact" if secret_scalars else "float"
+
+
+def _check_selective(where: str, settings: dict) -> None:
+    needed = {"adjacency": "replace_one", "noise_key": "published", "unit": "example"}
+    for key, value in needed.items():
+        if settings[key] != value:
+            raise UsageError(
+                f"{where}: selective privacy is of a row's sensitive words, while the rest of it is read without noise: set "
+                f"{key} to {value}"
+            )
+    if settings["iterate"] == "accounted":
+        raise UsageError(
+            f"{where}: iterate accounted has an epsilon of whole rows, and this method none: leave it out"
+        )
 
 
 def group_size(settings: Mapping[str, Any]) -> int:

@@ -186,6 +186,9 @@ class Run:
         self.model, self.examples = self.setup.model_and_examples()
         trackers.reset_resident_peak()
         self.method = self.setup.method(self.model, self.budget)
+        if "redacted" in self.examples:
+            self.setup.say("a first pass over redacted rows, without noise")
+            self.method.first_pass(self.examples["redacted"])
         self._add_to_curve()
         return self.method
 
@@ -310,7 +313,8 @@ class Run:
         each = getattr(self.method, "forwards_per_example", None)
         if each is None:
             return None
-        return int(self.method.steps_taken * self.setup.examples_in_a_batch * each)
+        before = getattr(self.method, "forwards_before", 0)
+        return int(before + self.method.steps_taken * self.setup.examples_in_a_batch * each)
 
     def _select(self) -> dict:
         """Load the checkpoint that is reported into the model. Returns what the metrics say of the choice."""

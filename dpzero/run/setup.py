@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sized
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,10 @@ class Setup:
             test = self.examples["test"]
             self.examples["test"] = test[np.arange(min(wanted, len(test)))]
         self.examples |= {split: self._weighted(self.examples[split]) for split in ("dev", "test")}
+        if policy := self._of_method("redaction"):
+            redacted = replace(self.task, redaction=policy)
+            encoded = encoding.encode(redacted, cell["model"], self.settings["max_length"])
+            self.examples["redacted"] = encoded["train"]
         self._check_rows()
         self.users = self._users()
         sizes = self.settings["token_budget"], self.settings["compute"]
@@ -77,6 +82,10 @@ class Setup:
     def iterate(self) -> str:
         """The rule by which the reported checkpoint is selected."""
         return self.settings.get("iterate", "last")
+
+    def _of_method(self, name: str) -> Any:
+        """A setting of the method, given or by default; None for a method that does not have it."""
+        return self.settings.get(name, self.card.defaults.get(name))
 
     # -- checks
 
@@ -170,7 +179,7 @@ class Setup:
             looks = self.iterate == "accounted" or not self.release
             examples["dev"] = self.curve_examples(examples) if looks else examples["dev"][np.arange(0)]
         name, seed, load = self.cell["model"], self.cell["seed"], cache(self._load_for_features)
-        for part in dict.fromkeys(("train", "dev", split)):
+        for part in dict.fromkeys(("train", "dev", split, *({"redacted"} & examples.keys()))):
             examples[part] = caches.read_features(name, load, examples[part], seed, self.device)
         head = caches.read_head(name, load, self.task, seed).to(self.device.split(",")[0])
         return text_classifier.HeadAlone(head), examples
@@ -212,7 +221,7 @@ class Setup:
             scale = setting.cached_noise_scale(epsilon, folder)
             arithmetic = self.settings["noise_arithmetic"]
             how = {"noise_arithmetic": arithmetic, "unit": self.unit, "epsilon_target": epsilon}
-            how |= {"first_share": self.settings.get("map_share", 0.0)}
+            how |= {"first_share": self._of_method("map_share") or 0.0}
             budget = Budget(setting, scale, self.key, ledger, **how)
             budget.cached_costs = None if self.release else folder  # what a release says is computed for it
             return budget
