@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from baselines._book_keeping import BookKeeping, Group, Sums
@@ -51,6 +52,9 @@ class DPSGD(FineTuning):
     memory and scales it. `ghost` keeps only the norms; a second backward pass sums the gradients of the losses,
     each times its clip factor, which must be the same for all layers. `book_keeping` keeps the layers' inputs and
     the gradients of their outputs, which give norms and sums after one backward pass; per layer during it.
+
+    If the budget's unit is the user, `clip` bounds the gradient of the mean loss over one user's examples
+    (user-wise DP-SGD of Chua et al. 2024, arXiv 2406.14322), by a pass for each user whatever `clipping` says.
 
     With `dropout` an example's gradient has a mask of its own. Masks are independent of the data and of each
     other, so the sum has the same sensitivity given any masks. But two neighbouring batches draw other masks
@@ -100,10 +104,12 @@ class DPSGD(FineTuning):
             raise ValueError(
                 f"stability is {stability}: give 0 or a positive number, in units of the gradient"
             )
-        budget.check_gradients()
+        budget.check_gradients(unit=budget.unit)
         self.budget, self.clip, self.clipping = budget, clip, clipping
         self.clip_rule, self.stability = clip_rule, stability
-        self.forwards_per_example = 5 if clipping == "ghost" else 3  # ghost: a second backward pass
+        self._users: np.ndarray | None = None  # of the step's examples, as numbers, if the unit is the user
+        ghost = clipping == "ghost" and budget.unit != "user"
+        self.forwards_per_example = 5 if ghost else 3  # ghost: a second backward pass
         # batch -> the example that each of the model's rows belongs to
         self.owners: Any = getattr(loss, "owners", None)
         trained: Group = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -117,7 +123,13 @@ class DPSGD(FineTuning):
                 # it divides by how often the batch, not the example, has a token
                 module.scale_grad_by_freq = False
 
-    def step(self, batch: Any) -> None:
+    def step(self, batch: Any, users: ArrayLike | None = None) -> None:
+        """Takes a step. `users`: if the unit is the user, the user of each example, integers or strings [B]."""
+        if (users is None) == (self.budget.unit == "user"):
+            raise ValueError(
+                f"the unit is the {self.budget.unit}: give `users` if it is the user, and only then"
+            )
+        self._users = None if users is None else batches.number_users(users, batches.sizes(batch))
         try:
             super().step(batch)
         except BaseException:
@@ -146,26 +158,61 @@ class DPSGD(FineTuning):
 
     def gradients(self, batch: Any) -> Tensor | float:
         self.model_check.check()
-        count = self.budget.admit(batches.sizes(batch), batches.indices(batch))
+        if self._users is None:
+            count = self.budget.admit(batches.sizes(batch), batches.indices(batch))
+        else:
+            count = len(self._users)
+            self.budget.admit({len(np.unique(self._users))})
         if self.budget.probes_loss and not self._independent:
             self._check_independence(batch, count, self.budget.collate_subset)
         with self.model_check.deterministic(), self.model_check.forward_passes(), self.drop_out(batch):
             sums, total = self._clipped_sums(batch)
+        self._release(sums)
+        return total
+
+    def _release(self, sums: Sums) -> None:
+        """Leaves the noisy gradient of each parameter in `grad`."""
         for p in self.parameters:
             p.grad = sums[p] if p in sums else torch.zeros_like(p)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        self.budget.release_(gradients, self.clip)
+        if self._users is None:
+            self.budget.release_(gradients, self.clip)
+        else:
+            self.budget.release_(gradients, self.clip, unit="user")
         for gradient in gradients:
             gradient.div_(self.batch_size)
-        return total
 
     def _clipped_sums(self, batch: Any) -> tuple[Sums, Tensor | float]:
         """The sums of clipped gradients, and the sum of the losses."""
+        if self._users is not None:
+            return self._clipped_sums_of_users(batch, self._users)
         sums: Sums = {}
         ways = {"hooks": self._add_clipped, "ghost": self._add_ghost, "book_keeping": self._add_booked}
         add: Any = ways[self.clipping]
         with watching(self.model, HOOKS[self.clipping]) as hooks:
             total = sum(add(hooks, sums, part) for part in self.loss.parts(batch))
+        return sums, total
+
+    def _clipped_sums_of_users(self, batch: Any, users: np.ndarray) -> tuple[Sums, Tensor | float]:
+        """The same, each summand the clipped gradient of the mean loss over a user's examples: a pass for each user."""
+        sums: Sums = {p: torch.zeros_like(p) for p in self.parameters}
+        total: Tensor | float = 0.0
+        for user in np.unique(users):
+            rows = np.flatnonzero(users == user)
+            for part in self.loss.parts(batches.take(batch, rows, len(users))):
+                losses = self.loss(self.model, part)
+                (losses.sum() / len(rows)).backward()  # type: ignore[no-untyped-call]
+                total += losses.detach().sum()
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+            gradient_of = dict(zip(self.parameters, gradients, strict=True))
+            for group in self.groups:
+                of_group = {p: gradient_of[p] for p in group.values()}
+                squared = sum(torch.linalg.vector_norm(g).double().square() for g in of_group.values())
+                factor = self._factors(torch.as_tensor(squared))
+                for p, gradient in of_group.items():
+                    # a gradient that is not finite has factor 0, but 0 * inf is not a number
+                    sums[p].add_(gradient.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0) * factor.to(gradient))
+                    p.grad = None
         return sums, total
 
     def _add_clipped(self, hooks: PerSampleGradients, sums: Sums, part: Any) -> Tensor:
@@ -257,6 +304,10 @@ class DPSGD(FineTuning):
             squared += torch.linalg.vector_norm(values.reshape(len(values), -1), dim=1).double().square()
         return squared
 
+    def watched(self) -> Group:
+        """The parameters whose gradients are clipped by hooks, by name."""
+        return dict(zip(self.names, self.parameters, strict=True))
+
     def _losses(self, hooks: PerSampleGradients, part: Any) -> Tensor:
         """The losses of a micro-batch. Raises RuntimeError if Opacus missed a use of a parameter."""
         hooks.size = len(self.owners(part)) if self.owners else len(part)
@@ -264,7 +315,7 @@ class DPSGD(FineTuning):
         hooks.needed.clear()
         losses = self.loss(self.model, part)
         uses = graph_uses(losses)
-        for name, p in zip(self.names, self.parameters, strict=True):
+        for name, p in self.watched().items():
             used, seen = uses[id(p)], len(hooks.uses[p])
             vars(p)["_norm_sample"] = None  # of the previous micro-batch
             if used != seen or not seen:

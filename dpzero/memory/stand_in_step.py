@@ -119,7 +119,7 @@ class NoiselessStandInBudget(StandInBudget):
         super().__init__(setting, noise_scale)
         self._noise = ZeroNoise(setting.mechanism, noise_scale, "float", self.key.stream("noise"))
 
-    def release_(self, clipped_sums: Sequence[Tensor], clip: float) -> None:
+    def release_(self, clipped_sums: Sequence[Tensor], clip: float, unit: str = "example") -> None:
         super().release_([total.view(-1)[:CHUNK] for total in clipped_sums], clip)
 
 

@@ -289,6 +289,7 @@ def check_settings(
     _check_public_rows(where, card, cell["task"], settings)
     settings["batch_size"] = min(settings["batch_size"], _most_rows(cell["task"], settings))
     if card.private:
+        _check_users(where, card, cell["task"], settings)
         _check_privacy(where, card, settings)
     else:
         settings = {k: v for k, v in settings.items() if not (k in RUN_SETTINGS and RUN_SETTINGS[k].private)}
@@ -318,9 +319,14 @@ def _check_privacy(where: str, card: Card, settings: dict) -> None:
     size = settings["batch_size"]
     names = ("mechanism", "sampling", "adjacency", "steps", "delta")
     try:
-        Setting(dataset_size=size, batch_size=size, **{name: settings[name] for name in names})
+        group = group_size(settings)
+        Setting(
+            dataset_size=size, batch_size=size, group_size=group, **{name: settings[name] for name in names}
+        )
     except ValueError as error:
         raise UsageError(f"{where}: {error}") from error
+    if "redaction" in card.settings:
+        _check_selective(where, settings)
     if settings["noise_arithmetic"] == "exact" and card.order != 0:
         raise UsageError(
             f"{where}: exact noise is offered for methods that release scalars: use noise_arithmetic float"
@@ -337,6 +343,49 @@ def _check_privacy(where: str, card: Card, settings: dict) -> None:
     elif settings["noise_arithmetic"] is None:
         secret_scalars = settings["noise_key"] == "secret" and card.order == 0
         settings["noise_arithmetic"] = "exact" if secret_scalars else "float"
+
+
+def _check_selective(where: str, settings: dict) -> None:
+    needed = {"adjacency": "replace_one", "noise_key": "published", "unit": "example"}
+    for key, value in needed.items():
+        if settings[key] != value:
+            raise UsageError(
+                f"{where}: selective privacy is of a row's sensitive words, while the rest of it is read without noise: set "
+                f"{key} to {value}"
+            )
+    if settings["iterate"] == "accounted":
+        raise UsageError(
+            f"{where}: iterate accounted has an epsilon of whole rows, and this method none: leave it out"
+        )
+
+
+def group_size(settings: Mapping[str, Any]) -> int:
+    """Examples of a user that group privacy covers; 1 where units are drawn whole."""
+    return settings["examples_per_user"] if settings.get("user_level") == "group_privacy" else 1
+
+
+def _check_users(where: str, card: Card, task: str, settings: dict) -> None:
+    """Who the users are, and that nothing counts them as examples."""
+    if settings["unit"] == "example":
+        for key in ("user_level", "examples_per_user", "synthetic_users"):
+            if settings[key] != RUN_SETTINGS[key].default:
+                raise UsageError(f"{where}: {key} is about users: give unit user, or leave it out")
+        return
+    if card.public_data or card.writes_demonstrations:
+        raise UsageError(f"{where}: method {card.file} draws examples, not users: leave unit out")
+    named = "user" in tasks.stanza(task)
+    if named == bool(settings["synthetic_users"]):
+        remedy = "leave synthetic_users out" if named else "give the task's stanza `user`, or synthetic_users"
+        raise UsageError(
+            f"{where}: the rows of task {task} name {'their' if named else 'no'} users: {remedy}"
+        )
+    if settings["user_level"] == "group_privacy" and not settings["examples_per_user"]:
+        raise UsageError(f"{where}: group_privacy covers a group of known size: give examples_per_user")
+    for key, value in (("as_published", True), ("iterate", "accounted")):
+        if settings[key] == value:
+            raise UsageError(
+                f"{where}: {key} {value} counts examples, and the unit is the user: leave it out"
+            )
 
 
 def _check_batch_loss(where: str, card: Card, task: str, settings: dict) -> None:

@@ -122,6 +122,8 @@ def privacy(runs: pandas.DataFrame) -> Table:
                 row[key] = column.astype(float).max()
             else:
                 row |= {key: formatting.common(column, ".10g"), f"_{key}": formatting.common(column, ".4g")}
+        if "privacy.selective_epsilon_spent" in rows:
+            row["selective_epsilon_spent"] = rows["privacy.selective_epsilon_spent"].astype(float).max()
         lines.append(row)
     accountants = "; ".join(provenance.distinct(private["privacy.accountant"])) or "none"
     table = make_table("privacy", lines, accountants=accountants)

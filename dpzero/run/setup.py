@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sized
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from ..files import run_id
 from ..language.data import assets, tasks
 from ..language.models import caches, encoding, losses, model_catalogue, text_classifier
 from ..plan.registry import Card, card
-from ..plan.settings import RUN_SETTINGS, check_files, draw_of
+from ..plan.settings import RUN_SETTINGS, check_files, draw_of, group_size
 from ..privacy import Budget, RunKey, Setting
 from ..privacy.imitation_budget import PublicCodeBudget
 from ..privacy.public_implementations import IMPLEMENTATIONS, PublicRun
-from ..privacy.sampling import SAMPLERS
+from ..privacy.sampling import SAMPLERS, Users
 from ..zeroth_order.distributed import Ranks
 from ..zeroth_order.protocols import Method
 from . import gpu_lock
@@ -68,7 +69,12 @@ class Setup:
         if self.card.writes_demonstrations:
             written_from = encoding.encode_by_label(self.task, cell["model"], self.settings["max_length"])
             self.examples["train"], self.prompts = written_from
+        if policy := self._of_method("redaction"):
+            redacted = replace(self.task, redaction=policy)
+            encoded = encoding.encode(redacted, cell["model"], self.settings["max_length"])
+            self.examples["redacted"] = encoded["train"]
         self._check_rows()
+        self.users = self._users()
         sizes = self.settings["token_budget"], self.settings["compute"]
         scores_text = isinstance(self.examples["train"], encoding.Continuations)
         self.loss: Any = losses.make_loss(self.task, cell["model"], *sizes, scores_text)
@@ -84,6 +90,10 @@ class Setup:
         """The rule by which the reported checkpoint is selected."""
         return self.settings.get("iterate", "last")
 
+    def _of_method(self, name: str) -> Any:
+        """A setting of the method, given or by default; None for a method that does not have it."""
+        return self.settings.get(name, self.card.defaults.get(name))
+
     # -- checks
 
     def _check_ranks(self) -> None:
@@ -92,6 +102,8 @@ class Setup:
                 f"method {self.cell['method']} exchanges more than scalars: {self.ranks.size} ranks are for "
                 "zeroth-order methods, use one"
             )
+        if self.ranks.size > 1 and self.settings.get("unit") == "user":
+            raise UsageError("the unit is the user, whose examples several ranks would have: use one rank")
         if self.ranks.size > 1 and self.settings.get("as_published"):
             raise UsageError(
                 "as_published divides by the size of a batch, of which each rank has a share: use one rank"
@@ -132,6 +144,53 @@ class Setup:
         public, rest = np.sort(order[:count]), np.sort(order[count:])
         return {PUBLIC: source[public], "train": train if other else train[rest]}
 
+    # -- users
+
+    def _users(self) -> Users | None:
+        """The users of the training rows, if the unit is the user."""
+        if self.settings.get("unit") != "user":
+            return None
+        return Users(self.task.users(self.settings.get("synthetic_users", 0)))
+
+    @property
+    def group_size(self) -> int:
+        """Examples of a user that are drawn one by one, under group privacy; 0 elsewhere."""
+        return group_size(self.settings) if self.settings.get("user_level") == "group_privacy" else 0
+
+    @property
+    def unit(self) -> str:
+        """Of the budget."""
+        return "example" if self.users is None else "group" if self.group_size else "user"
+
+    @property
+    def drawn_rows(self) -> np.ndarray:
+        """The training rows that batches are drawn from."""
+        if self.users is None or not self.group_size:
+            return np.arange(len(self.examples["train"]))
+        return self.users.kept(self.group_size)
+
+    @property
+    def examples_in_a_batch(self) -> float:
+        """How many are expected."""
+        size = min(self.settings["batch_size"], len(self.examples["train"]))
+        at_most = self.settings.get("examples_per_user", 0)
+        if self.users is None or self.group_size:
+            return size
+        return size * self.users.mean_examples(at_most)
+
+    def _take(self, train: Any, budget: Budget) -> Callable[[np.ndarray], Any]:
+        """A function that makes a batch of drawn units: examples or, if users are drawn, (examples, users)."""
+        users, rows = self.users, self.drawn_rows
+        if users is None or self.group_size:
+            return lambda drawn: train[rows[drawn]]
+        at_most, choice = self.settings.get("examples_per_user", 0), self.key.stream("examples of users")
+
+        def take(drawn: np.ndarray) -> tuple[Any, np.ndarray]:
+            chosen, whose = users.examples(drawn, at_most, choice, budget.queue.position)
+            return train[chosen], whose
+
+        return take
+
     # -- parts
 
     def model(self) -> torch.nn.Module:
@@ -151,8 +210,8 @@ class Setup:
         among_train = self.card.public_data and not self.settings["public_task"]
         if among_train:  # so that the cache has the features of all rows once, whichever are public
             examples["train"] = self._whole_train
-        parts = ("train", "dev", split, *(examples.keys() & {PUBLIC} if not among_train else ()))
-        for part in dict.fromkeys(parts):
+        further = examples.keys() & ({"redacted"} if among_train else {"redacted", PUBLIC})
+        for part in dict.fromkeys(("train", "dev", split, *further)):
             examples[part] = caches.read_features(name, load, examples[part], seed, self.device)
         if among_train:
             examples |= self._public_and_private(examples["train"])
@@ -180,7 +239,8 @@ class Setup:
         """The privacy budget; None for a method without noise."""
         if not self.card.private:
             return None
-        epsilon, size = float(self.cell["epsilon"]), len(self.examples["train"])
+        epsilon = float(self.cell["epsilon"])
+        size = len(self.users) if self.users and self.unit == "user" else len(self.drawn_rows)
         sizes = {name: self.settings[name] for name in ("batch_size", "steps", "delta")}
         kinds = {name: self.settings.get(name) for name in ("mechanism", "sampling", "adjacency")}
         try:
@@ -190,13 +250,13 @@ class Setup:
                 practice = IMPLEMENTATIONS[self.card.file]
                 claimed = Setting("gaussian", "poisson", "add_remove", dataset_size=size, **sizes)
                 return PublicCodeBudget(PublicRun(practice, epsilon, claimed, assumed), self.key, ledger)
-            setting = Setting(dataset_size=size, **sizes, **kinds)
+            setting = Setting(dataset_size=size, group_size=max(1, self.group_size), **sizes, **kinds)
             folder = assets.cache_folder() / "calibrations"
             scale = setting.cached_noise_scale(epsilon, folder)
             arithmetic = self.settings["noise_arithmetic"]
-            budget = Budget(
-                setting, scale, self.key, ledger, noise_arithmetic=arithmetic, epsilon_target=epsilon
-            )
+            how = {"noise_arithmetic": arithmetic, "unit": self.unit, "epsilon_target": epsilon}
+            how |= {"first_share": self._of_method("map_share") or 0.0}
+            budget = Budget(setting, scale, self.key, ledger, **how)
             budget.cached_costs = None if self.release else folder  # what a release says is computed for it
             return budget
         except ValueError as error:
@@ -207,7 +267,12 @@ class Setup:
         leave_compiler_out()
         own = {k: v for k, v in self.settings.items() if k in self.card.settings and k not in RUN_SETTINGS}
         budget_or_size = budget or self.settings["batch_size"]
-        method = self.card.load()(model, self.loss, budget_or_size, seed=self.cell["seed"], **own)
+        try:
+            method = self.card.load()(model, self.loss, budget_or_size, seed=self.cell["seed"], **own)
+        except ValueError as error:
+            if self.unit == "user":  # which not every method has
+                raise UsageError(f"{self.name}: {error}") from error
+            raise
         if self.card.public_data:
             method.public = public
         if self.card.writes_demonstrations:
@@ -222,14 +287,16 @@ class Setup:
         whole = encoding.encode_after(shown, self.task, name, length, split)
         return whole[np.arange(len(self.examples[split]))], shown
 
-    def batches(self, train: Any, budget: Budget | None, start: int) -> Iterator[tuple[int, Sized]]:
-        """(step, batch) from a step on: for the same seed every method meets the same batches.
+    def batches(self, train: Any, budget: Budget | None, start: int) -> Iterator[tuple[int, tuple[Any, ...]]]:
+        """(step, what `step` takes) from a step on: for the same seed every method meets the same batches.
+
+        A batch and, if users are drawn, the user of each of its examples.
 
         A private run ends with its budget. A release that a killed process made, and could not use, is one
         step less.
         """
         if budget is not None:
-            drawn = budget.batches(train.__getitem__)
+            drawn = budget.batches(self._take(train, budget))
         elif start == self.settings["steps"]:
             return
         else:
@@ -237,7 +304,8 @@ class Setup:
             sampler = kind(size, min(size, self.settings["batch_size"]), self.key.stream("sampling"))
             drawn = map(train.__getitem__, map(sampler.batch, range(start, self.settings["steps"])))
             drawn = map(self._weighted, drawn)
-        yield from enumerate(drawn, start)
+        for step, made in enumerate(drawn, start):
+            yield step, made if self.unit == "user" else (made,)
 
     def _weighted(self, examples: Any) -> Any:
         """Examples whose mean loss is the one that the setting `batch_loss` names."""
@@ -254,6 +322,11 @@ class Setup:
             origin["ranks"] = describe_ranks(self.ranks, steps)
         weights, title = model_catalogue.digest(model), model_catalogue.stanza(model)["title"]
         data = {"name": task, "sha256": tasks.digest(task), **self.task.about()}
+        if self.users is not None:
+            made_up = self.settings.get("synthetic_users")
+            data["users"] = (
+                "made up, by a hash of the text" if made_up else f"column {self.task.stanza['user']}"
+            )
         if not self.release and (departure := tasks.files_differ(task)):
             data["departure"] = departure
         if not self.release and (other := self.settings.get("public_task")):

@@ -90,6 +90,12 @@ def make_budget(key: RunKey | None = None, noise_scale=1e-3) -> StandInBudget:
     return StandInBudget(setting, noise_scale, key or RunKey.published(0))
 
 
+def make_strict_budget(name) -> Budget:
+    """Under a secret key, for the batches that it draws alone. `contract_budget` of a class has what else it needs."""
+    more = getattr(EVERY[name].load(), "contract_budget", {})
+    return Budget(make_budget().setting, 1.0, RunKey.secret(), noise_arithmetic="float", **more)
+
+
 def make(name, model, budget=None, loss=None, **settings):
     card = EVERY[name]
     own = getattr(card.load(), "contract_settings", {})
@@ -329,7 +335,7 @@ def test_the_ledger_has_every_step(name, train):
 @every_private
 def test_a_method_does_not_repeat_secret_noise(name, train):
     """Back at an earlier state it goes on with another batch and other noise, and the ledger counts both."""
-    budget = Budget(make_budget().setting, 1.0, RunKey.secret(), noise_arithmetic="float")
+    budget = make_strict_budget(name)
     me, batches = make(name, make_model(), budget), budget.batches()
     state = me.state_dict()
     me.step(train[next(batches)])
@@ -342,7 +348,7 @@ def test_a_method_does_not_repeat_secret_noise(name, train):
 
 @every_private
 def test_under_a_secret_key_there_is_no_training_loss(name, train):
-    budget = Budget(make_budget().setting, 1.0, RunKey.secret(), noise_arithmetic="float")
+    budget = make_strict_budget(name)
     me = make(name, make_model(), budget)
     for batch, _ in zip(budget.batches(), range(3), strict=False):
         me.step(train[batch])
@@ -400,9 +406,16 @@ class Watched(StandInBudget):
         self.seen.append((clipped.sum(0), clip))
         return super().release_vectors(clipped, clip)
 
-    def release_(self, clipped_sums, clip):
+    def release_rows_(self, rows, clip, *, threshold, first_share):
+        self.seen.append((rows.counts / rows.counts_clip * clip, clip))
+        table = rows.gradients.new_zeros(len(rows.counts), rows.gradients.shape[1])
+        sums = [table.index_add_(0, rows.numbers, rows.gradients), *rows.others]
+        self.seen.append((torch.cat([s.flatten() for s in sums]).double(), clip))
+        return super().release_rows_(rows, clip, threshold=threshold, first_share=first_share)
+
+    def release_(self, clipped_sums, clip, unit="example"):
         self.seen.append((torch.cat([s.flatten() for s in clipped_sums]).double(), clip))
-        super().release_(clipped_sums, clip)
+        super().release_(clipped_sums, clip, unit)
 
 
 @every_private

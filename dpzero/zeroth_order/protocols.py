@@ -38,6 +38,8 @@ class Method(Protocol):
         public_data: True if it reads public examples, which are assigned to its `public` before the first step. It then
             has `public_forwards`, the forward passes of public examples in a step, and the settings `public_examples`,
             `public_task` and `public_batch_size`.
+        further_metrics: if a method has it, a function without arguments: numbers for the metrics of a record, which
+            no more than releases and settings decide.
         training_loss: mean loss of the last batch, without noise; None if the noise key is secret or there is
             none.
     """

@@ -294,3 +294,10 @@ def test_a_batch_is_of_all_rows_where_a_draw_has_fewer():
         if c["method"] == "mezo"
     }
     assert ("sst2", 16, 32) in sizes and ("snli", 16, 48) in sizes and ("trec", 16, 64) in sizes
+
+
+def test_users_are_no_unit_of_methods_that_draw_examples_of_their_own():
+    stanza = {"clip": 1.0, "learning_rate": 0.1, "steps": 2, "unit": "user", "synthetic_users": 10}
+    cell = {"task": "r8", "model": "minilm", "method": "pazo", "use": "pazo", "epsilon": "2", "seed": 0}
+    with pytest.raises(UsageError, match="method pazo draws examples, not users: leave unit out"):
+        sweep.complete({**cell, "title": "PAZO", "settings": {"tune": "head", **stanza}})

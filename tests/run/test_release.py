@@ -363,6 +363,10 @@ def test_every_key_of_the_lists_is_one_that_a_run_writes(
     """What no run needs would be a hole."""
     written, saved, headers = set(), set(), set()
     cells = [private("dpzero", tune="full"), private("dpzero"), writing, demonstrating]
+    cells[0]["settings"] |= {"unit": "user", "synthetic_users": 60}
+    adafest = private("dp_sgd", tune="full")
+    kept = {k: v for k, v in adafest["settings"].items() if k not in ("clipping", "optimizer")}
+    cells.append(adafest | {"use": "dp_adafest", "settings": kept | {"map_share": 0.1}})
     cells[1]["settings"]["iterate"] = "accounted"
     cells[1]["rehearsal"] = {"steps": cells[1]["settings"]["steps"]}
     further = [left_behind(cell, tmp_path / str(n), monkeypatch) for n, cell in enumerate(cells)]

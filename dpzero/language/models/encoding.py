@@ -443,6 +443,7 @@ def _cache_file(task: Task, model: str, max_length: int) -> Path:
     kind = model_catalogue.stanza(model)["kind"]
     key: list[object] = [FORMAT, tasks.digest(task.name), model_catalogue.digest(model), kind, max_length]
     key += [task.draw] if task.draw != ALL else []
+    key += [task.redaction] if task.redaction else []
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     return assets.cache_folder() / "tokens" / f"{task.name}-{model}-{max_length}-{name}.npz"
 

@@ -226,7 +226,7 @@ def label_head(
 
 # -- trainable parameters -----------------------------------------------------------------------------------
 
-TUNES = ("full", "bias", "lora", "prefix", "head")
+TUNES = ("full", "bias", "lora", "prefix", "head", "embeddings")
 LORA_TARGETS = {"bert": ["query", "value"], "roberta": ["query", "value"]}  # others: q_proj and v_proj
 LORA_RANK, LORA_ALPHA = 8, 16  # as in MeZO and DPZero
 LORA_HEADS = ("frozen", "trained")
@@ -244,7 +244,8 @@ def select_trainable(
             biases, the gains of its norms) and the head. lora: rank-8 adapters on query and value. prefix:
             five keys and values in every layer (`prefix_tuning`). With these two an encoder's head is
             trainable; a head copied from the model's output layer is not, as in MeZO's code on OPT. head: the
-            head alone; of a TextScorer its output layer, which may be its table of embeddings.
+            head alone; of a TextScorer its output layer, which may be its table of embeddings. embeddings: the
+            table of word embeddings and the head.
         seed: of the start of a prefix.
         lora_head: trained: with the adapters, the head of a masked model and the layer before it, as in MeZO's
             code on RoBERTa (medium_models/run.py, lines 939-942).
@@ -261,8 +262,10 @@ def select_trainable(
         parameter.requires_grad_(tune == "full" or (tune == "bias" and is_bias))
     if tune in ("lora", "prefix") and getattr(model, "kind", None) in ("masked", "causal"):
         model.head.requires_grad_(lora_head == "trained")
-    if tune == "head":
+    if tune in ("head", "embeddings"):
         model.head.requires_grad_(True)
+    if tune == "embeddings":
+        model.backbone.get_input_embeddings().weight.requires_grad_(True)
     if tune == "prefix":
         from . import prefix_tuning
 
