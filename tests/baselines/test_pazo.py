@@ -219,7 +219,7 @@ def test_public_rows_are_taken_out_of_the_private_ones_and_the_accountant_counts
     )
     share = setup.budget(None)
     assert share.setting.dataset_size == 216
-    drawn = [batch for _, batch in setup.batches(private, share, 0)]
+    drawn = [batch for _, (batch,) in setup.batches(private, share, 0)]
     assert sum(map(len, drawn)) > 0 and not any(texts(batch) & texts(public) for batch in drawn)
 
 
