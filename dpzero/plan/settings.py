@@ -187,6 +187,12 @@ SCHEMAS = {part: {name: _entry(**row) for name, row in rows.items()} for part, r
 RUN_SETTINGS = SCHEMAS["run"]
 DERIVED = {"max_length": "the task's", "noise_arithmetic": "exact for scalars under a secret key, else float"}
 
+NETWORK_SETTINGS = {  # of DP-MemArc's networks -> the values of tune that they are for
+    "reduction": ("side", "reversible"),
+    "compression": ("side",),
+    "coupling": ("reversible",),
+    "span": ("reversible",),
+}
 REMOVED = ("both_signs", "cuda_graphs", "regularization")  # settings and values that there are no longer
 
 
@@ -293,6 +299,7 @@ def check_settings(
         settings = {k: v for k, v in settings.items() if not (k in RUN_SETTINGS and RUN_SETTINGS[k].private)}
     _check_batch_loss(where, card, cell["task"], settings)
     _check_head(where, card, cell["model"], settings)
+    _check_network(where, settings)
     _check_checkpoint_selection(where, card, cell["task"], settings)
     _check_rows(where, card, settings)
     _add_digests(cell, settings)
@@ -362,6 +369,13 @@ def _check_head(where: str, card: Card, model: str, settings: dict) -> None:
         )
     if settings["lora_head"] == "trained" and not (masked and settings["tune"] == "lora"):
         raise UsageError(f"{where}: lora_head trained is for tune lora of a masked model: leave it out")
+
+
+def _check_network(where: str, settings: dict) -> None:
+    """Settings of a side or reversible network are for the `tune` that adds it."""
+    for key, tunes in NETWORK_SETTINGS.items():
+        if settings["tune"] not in tunes and settings[key] != RUN_SETTINGS[key].default:
+            raise UsageError(f"{where}: {key} is for tune {' or '.join(tunes)}: leave it out")
 
 
 def _check_checkpoint_selection(where: str, card: Card, task: str, settings: dict) -> None:

@@ -51,7 +51,7 @@ def test_lora_adds_rank_8_to_query_and_value(name, targets):
     assert all(min(shape) == LORA_RANK == 8 for shape in adapters.values())
 
 
-@pytest.mark.parametrize("tune", ["lora", "prefix"])
+@pytest.mark.parametrize("tune", ["lora", "prefix", "side", "reversible"])
 def test_with_adapters_only_a_new_head_is_trained(tune):
     """As in MeZO's code, which trains nothing without `lora` or `prefix` in its name."""
     assert trained("tiny-encoder", tune).keys() >= HEAD
@@ -60,7 +60,9 @@ def test_with_adapters_only_a_new_head_is_trained(tune):
 
 
 def test_an_unknown_choice_is_refused():
-    with pytest.raises(UsageError, match="tune is 'some': give one of full, bias, lora, prefix, head"):
+    with pytest.raises(
+        UsageError, match="tune is 'some': give one of full, bias, lora, prefix, side, reversible, head"
+    ):
         text_classifier.load("tiny-encoder", tasks.load("toy"), "some")
 
 

@@ -66,6 +66,10 @@ COMMON = (
     "lora",
     "dp_sgd_hooks",
     "dp_sgd_ghost",
+    "dp_memarc_side",
+    "dp_memarc_side_ghost",
+    "dp_memarc_reversible",
+    "dp_memarc_reversible_ghost",
 )
 PAIRS = [("tiny-roberta", m) for m in VARIANTS] + [(n, m) for n in ("tiny-opt", "tiny-llama") for m in COMMON]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...errors import UsageError
 from .model_catalogue import ROBERTA
-from .text_classifier import MaskedTransform, VocabularyHead
+from .text_classifier import MaskedTransform, VocabularyHead, positions
 
 FILE = Path(__file__).with_name("architectures.yaml")
 ANSWERS = (2, 3)  # rows of the vocabulary: any two words
@@ -53,11 +53,13 @@ class Answering(nn.Module):
         self.freeze_vocabulary()
 
     def freeze_vocabulary(self) -> None:
-        """Freeze the output layer, which is not used, unless it is the table of embeddings."""
+        """Freeze what is not used: the output layer, unless it is the table of embeddings, and BERT's layer before it."""
         tied = self.model.get_input_embeddings().weight
         for parameter in self.model.get_output_embeddings().parameters():
             if parameter is not tied:
                 parameter.requires_grad_(False)
+        if self.model.config.model_type == "bert":
+            self.model.cls.predictions.transform.requires_grad_(False)
 
     @property
     def transform(self) -> nn.Module:
@@ -71,7 +73,9 @@ class Answering(nn.Module):
         return self.model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        hidden = self.model.base_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        extra = positions(self.model, input_ids)
+        result = self.model.base_model(input_ids=input_ids, attention_mask=attention_mask, **extra)
+        hidden = result.last_hidden_state
         last = attention_mask.sum(1) - 1  # padding is on the right
         hidden = hidden[torch.arange(len(hidden), device=hidden.device), last]
         return self.head(self.transform(hidden)).float()

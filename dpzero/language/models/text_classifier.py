@@ -57,11 +57,7 @@ class Classifier(nn.Module):
         The mean hidden state of an encoder, scaled to norm feature_scale; the last token's of a causal model;
         the first mask's of a masked one.
         """
-        extra = {}
-        if self.backbone.config.model_type == "bert":
-            # one row of positions for each text: a broadcast row would give Opacus one gradient for all texts
-            positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-            extra["position_ids"] = positions.expand_as(input_ids)
+        extra = positions(self.backbone, input_ids)
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **extra).last_hidden_state
         if self.kind == "encoder":
             mask = attention_mask[..., None].to(hidden)
@@ -76,6 +72,14 @@ class Classifier(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         return self.head(self.features(input_ids, attention_mask)).float()
+
+
+def positions(backbone: Any, input_ids: Tensor) -> dict[str, Tensor]:
+    """BERT's argument `position_ids`: a row for each text, as a broadcast row would give Opacus one gradient for all."""
+    if backbone.config.model_type != "bert":
+        return {}
+    row = torch.arange(input_ids.shape[1], device=input_ids.device)
+    return {"position_ids": row.expand_as(input_ids)}
 
 
 class HeadAlone(nn.Module):
@@ -205,25 +209,28 @@ def label_head(
 
 # -- trainable parameters -----------------------------------------------------------------------------------
 
-TUNES = ("full", "bias", "lora", "prefix", "head")
+TUNES = ("full", "bias", "lora", "prefix", "side", "reversible", "head")
+NETWORKS = ("side", "reversible")  # of DP-MemArc
 LORA_TARGETS = {"bert": ["query", "value"], "roberta": ["query", "value"]}  # others: q_proj and v_proj
 LORA_RANK, LORA_ALPHA = 8, 16  # as in MeZO and DPZero
 LORA_HEADS = ("frozen", "trained")
 
 
-def select_trainable(model: Any, tune: str, seed: int = 0, lora_head: str = "frozen") -> None:
+def select_trainable(model: Any, tune: str, seed: int = 0, lora_head: str = "frozen", **network: Any) -> None:
     """Set `requires_grad` on the parameters of a Classifier or TextScorer.
 
     Args:
         model: with `backbone` and `head`, and for a trained lora_head `transform`.
         tune: full: all parameters; only then a tied head stays tied. bias: every bias (in a model without
             biases, the gains of its norms) and the head. lora: rank-8 adapters on query and value. prefix:
-            five keys and values in every layer (`prefix_tuning`). With these two an encoder's head is
-            trainable; a head copied from the model's output layer is not, as in MeZO's code on OPT. head: the
-            head alone; of a TextScorer its output layer, which may be its table of embeddings.
+            five keys and values in every layer (`prefix_tuning`). side, reversible: DP-MemArc's networks
+            (`side_network`, `reversible_network`). With these four an encoder's head is trainable; a head copied
+            from the model's output layer is not, as in MeZO's code on OPT. head: the head alone; of a
+            TextScorer its output layer, which may be its table of embeddings.
         seed: of the start of a prefix.
         lora_head: trained: with the adapters, the head of a masked model and the layer before it, as in MeZO's
             code on RoBERTa (medium_models/run.py, lines 939-942).
+        network: settings of a side or reversible network, see its `attach`.
     """
     if tune not in TUNES:
         raise UsageError(f"tune is {tune!r}: give one of {', '.join(TUNES)}")
@@ -232,7 +239,7 @@ def select_trainable(model: Any, tune: str, seed: int = 0, lora_head: str = "fro
     for name, parameter in body:
         is_bias = name.endswith("bias") if has_biases else "norm" in name
         parameter.requires_grad_(tune == "full" or (tune == "bias" and is_bias))
-    if tune in ("lora", "prefix") and getattr(model, "kind", None) in ("masked", "causal"):
+    if tune in ("lora", "prefix", *NETWORKS) and getattr(model, "kind", None) in ("masked", "causal"):
         model.head.requires_grad_(lora_head == "trained")
     if tune == "head":
         model.head.requires_grad_(True)
@@ -240,6 +247,11 @@ def select_trainable(model: Any, tune: str, seed: int = 0, lora_head: str = "fro
         from . import prefix_tuning
 
         prefix_tuning.attach(model.backbone, seed)
+    if tune in NETWORKS:
+        from . import reversible_network, side_network
+
+        attach: Any = side_network.attach if tune == "side" else reversible_network.attach
+        attach(model.backbone, **network)
     if tune == "lora":
         from peft import LoraConfig, inject_adapter_in_model
 
@@ -262,6 +274,7 @@ def load(
     *,
     tie_embeddings: bool = True,
     lora_head: str = "frozen",
+    **network: Any,
 ) -> Classifier | TextScorer:
     """The model for a task, in float32 and evaluation mode.
 
@@ -269,11 +282,12 @@ def load(
         name: of models.yaml.
         task: decides whether the model classifies or scores text, and where its head starts.
         tune: the trainable parameters (see `select_trainable`).
-        seed: of the random weights of a tiny model, of LoRA and of a prefix. Nothing private is drawn from
-            it.
+        seed: of the random weights of a tiny model, of LoRA, of a prefix and of DP-MemArc's networks. Nothing
+            private is drawn from it.
         device: one device, or several with commas between.
         tie_embeddings: false: with tune full, a masked model's output layer is trained apart from its embeddings.
         lora_head: frozen or trained (see `select_trainable`).
+        network: settings of a side or reversible network.
 
     Raises:
         UsageError: weights are missing or damaged, or this kind of model cannot do the task.
@@ -288,7 +302,7 @@ def load(
         tied = tie_embeddings and tune == "full"
         model = _classifier(name, stanza, language_model, task, whole, tied)
     del language_model
-    select_trainable(model, tune, seed, lora_head)
+    select_trainable(model, tune, seed, lora_head, **network)
     model.eval()
     if stanza["kind"] == "encoder":
         with torch.no_grad():
