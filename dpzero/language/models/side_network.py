@@ -7,9 +7,10 @@ s <- g s + (1 - g) compress(h_i) with a gate g = sigmoid(a_i / 0.1) that starts 
 follows. The model's width over the branch's is `reduction`, by default LST's 8.
 
 Unknown of DP-MemArc, and chosen here: the blocks are adapters, which work token by token and so add no keys and values
-to generation (LST's are transformer layers); the branch is added to the model's last hidden states by a layer that
+to generation and need no mask (LST's are transformer layers); the branch is added to the model's last hidden states by a layer that
 starts at 0, so that training starts from the model; and `compression`, which is LST's trained projection, or the mean
-over neighbouring coordinates, which LST's code has, too, and which keeps no activation of the model's width.
+over neighbouring coordinates, which LST's code has, too, and which keeps no activation of the model's width. The paper
+clips by BK-MixOpt, which takes per-sample gradients or ghost norms by layer; here `clipping` says which for all layers.
 """
 
 from __future__ import annotations
