@@ -127,9 +127,10 @@ def build_model(workload: Workload, device: str) -> random_models.Answering:
     """Random float32 weights, with `requires_grad` and activation checkpointing as the workload says."""
     model = random_models.build(workload.model, device=device, untied=workload.untied)
     if workload.trained != "full":
-        text_classifier.select_trainable(
-            model, workload.trained, lora_head=workload.lora_head, lora_a=workload.lora_a
-        )
+        own = variant(workload.method)
+        how: dict[str, Any] = {"lora_head": workload.lora_head, "lora_a": workload.lora_a}
+        how |= own.network if workload.trained == own.tune else {}
+        text_classifier.select_trainable(model, workload.trained, **how)
         model.freeze_vocabulary()
     if variant(workload.method).checkpointing:
         _checkpoint_activations(model)

@@ -187,6 +187,12 @@ SCHEMAS = {part: {name: _entry(**row) for name, row in rows.items()} for part, r
 RUN_SETTINGS = SCHEMAS["run"]
 DERIVED = {"max_length": "the task's", "noise_arithmetic": "exact for scalars under a secret key, else float"}
 
+NETWORK_SETTINGS = {  # of DP-MemArc's networks -> the values of tune that they are for
+    "reduction": ("side", "reversible"),
+    "compression": ("side",),
+    "coupling": ("reversible",),
+    "span": ("reversible",),
+}
 REMOVED = ("both_signs", "cuda_graphs", "regularization")  # settings and values that there are no longer
 
 
@@ -295,6 +301,7 @@ def check_settings(
         settings = {k: v for k, v in settings.items() if not (k in RUN_SETTINGS and RUN_SETTINGS[k].private)}
     _check_batch_loss(where, card, cell["task"], settings)
     _check_head(where, card, cell["model"], settings)
+    _check_network(where, settings)
     _check_checkpoint_selection(where, card, cell["task"], settings)
     _check_rows(where, card, settings)
     _add_digests(cell, settings)
@@ -437,6 +444,13 @@ def _check_public_rows(where: str, card: Card, task: str, settings: dict) -> Non
             f"{where}: public_task {other} must be another task with the labels of {task}, in their order "
             f"({', '.join(mine) or 'it has none'}): leave it out, so that public_examples training rows are public"
         )
+
+
+def _check_network(where: str, settings: dict) -> None:
+    """Settings of a side or reversible network are for the `tune` that adds it."""
+    for key, tunes in NETWORK_SETTINGS.items():
+        if settings["tune"] not in tunes and settings[key] != RUN_SETTINGS[key].default:
+            raise UsageError(f"{where}: {key} is for tune {' or '.join(tunes)}: leave it out")
 
 
 def _check_checkpoint_selection(where: str, card: Card, task: str, settings: dict) -> None:

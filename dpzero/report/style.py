@@ -67,6 +67,12 @@ LOOKS = {
     "dp_adamw": Look(OCHRE, "d", "-"),
     "lora": Look(PURPLE, "<", "--"),
     "dp_lora": Look(PURPLE, "<", "-"),
+    "dp_lora_ghost": Look(PURPLE, "<", (0, (4, 1))),
+    "dp_memarc_side": Look(BLUE, "s", "-"),
+    "dp_memarc_side_ghost": Look(BLUE, "d", (0, (4, 1))),
+    "dp_memarc_side_pool": Look(BLUE, "p", "-"),
+    "dp_memarc_reversible": Look(OCHRE, "X", "-"),
+    "dp_memarc_reversible_ghost": Look(OCHRE, "s", (0, (4, 1))),
     # of the papers' sweeps
     "linear_probing": Look(GREEN, "v", "--"),
     "prefix": Look(PURPLE, ">", "--"),

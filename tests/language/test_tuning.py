@@ -65,7 +65,7 @@ def test_lora_with_a_frozen_a_trains_the_rest_and_starts_from_the_same_draw(name
     assert all(torch.equal(start[key], frozen[key]) and start[key].any() for key in start)
 
 
-@pytest.mark.parametrize("tune", ["lora", "prefix"])
+@pytest.mark.parametrize("tune", ["lora", "prefix", "side", "reversible"])
 def test_with_adapters_only_a_new_head_is_trained(tune):
     """As in MeZO's code, which trains nothing without `lora` or `prefix` in its name."""
     assert trained("tiny-encoder", tune).keys() >= HEAD
@@ -74,7 +74,9 @@ def test_with_adapters_only_a_new_head_is_trained(tune):
 
 
 def test_an_unknown_choice_is_refused():
-    with pytest.raises(UsageError, match="tune is 'some': give one of full, bias, lora, prefix, head"):
+    with pytest.raises(
+        UsageError, match="tune is 'some': give one of full, bias, lora, prefix, side, reversible, head"
+    ):
         text_classifier.load("tiny-encoder", tasks.load("toy"), "some")
 
 

@@ -68,6 +68,10 @@ COMMON = (
     "dp_sgd_ghost",
     "dp_sgd_book_keeping",
     "dp_sgd_per_layer",
+    "dp_memarc_side",
+    "dp_memarc_side_ghost",
+    "dp_memarc_reversible",
+    "dp_memarc_reversible_ghost",
 )
 PAIRS = [("tiny-roberta", m) for m in VARIANTS] + [(n, m) for n in ("tiny-opt", "tiny-llama") for m in COMMON]
 

@@ -139,6 +139,25 @@ def test_a_part_that_cannot_be_trained_so_is_refused(model, changes, words):
     assert words in refused(cell("mezo", **changes) | {"model": model})
 
 
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"tune": "lora", "reduction": 4}, "reduction is for tune side or reversible: leave it out"),
+        ({"tune": "reversible", "compression": "pool"}, "compression is for tune side: leave it out"),
+        ({"tune": "side", "coupling": 0.1}, "coupling is for tune reversible: leave it out"),
+        ({"tune": "side", "span": 3}, "span is for tune reversible: leave it out"),
+    ],
+)
+def test_a_setting_of_another_network_is_refused(changes, words):
+    assert words in refused(cell("dp_sgd", **changes))
+
+
+def test_a_cell_names_what_its_network_has_beside_the_defaults():
+    settings = {"tune": "reversible", "coupling": 0.25, "reduction": 8}
+    planned = sweep.complete(cell("dp_sgd", **settings))["settings"]
+    assert planned["coupling"] == 0.25 and not {"reduction", "span", "compression"} & set(planned)
+
+
 @pytest.mark.parametrize("seed", [2**32, 2**64, -1, 0.5, True, None, [], "x", "1e3"])
 def test_a_seed_is_one_that_every_generator_takes(seed):
     assert "is not a whole number from 0 to 4294967295" in refused(cell("dpzero") | {"seed": seed})
