@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -30,30 +30,30 @@ Norms = dict[Tensor, Tensor]  # of parameters
 
 
 @contextmanager
-def watching(model: nn.Module, clipping: str) -> Iterator[PerSampleGradients]:
-    """Context manager: backward passes leave gradients (`hooks`) or norms (`ghost`) of each sample on parameters.
+def watching(model: nn.Module, kind: type[PerSampleGradients]) -> Iterator[PerSampleGradients]:
+    """Context manager: backward passes do with each sample's gradients what this kind of hooks does.
 
     Opacus has no rule for subclasses of nn.Embedding (OPT's positions, Gemma's words), whose forward pass
     computes positions or scales rows around nn.Embedding's. Inside they look up rows by a plain one.
     """
     own = {m: type(m) for m in model.modules() if isinstance(m, nn.Embedding) and type(m) is not nn.Embedding}
-    for module, kind in own.items():
+    for module, its_type in own.items():
         count, width = module.weight.shape
         module.rows = nn.Embedding(count, width, module.padding_idx, device="meta")
         module.rows.weight = module.weight
-        module.__class__ = type(kind.__name__, (kind, PlainLookUp), {})
+        module.__class__ = type(its_type.__name__, (its_type, PlainLookUp), {})
     try:
         with warnings.catch_warnings():
             # gradients of a layer's input, which torch misses if the first layers are frozen, are not needed
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            hooks = (GhostNorms if clipping == "ghost" else PerSampleGradients)(model)
+            hooks = kind(model)
             try:
                 yield hooks
             finally:
                 hooks.cleanup()
     finally:
-        for module, kind in own.items():
-            module.__class__ = kind
+        for module, its_type in own.items():
+            module.__class__ = its_type
             del module.rows
 
 
@@ -190,6 +190,11 @@ def linear_norms(layer: nn.Linear, activations: list[Tensor], backprops: Tensor)
     return norms
 
 
+def one_norm_covers(uses: Sequence[type]) -> bool:
+    """Whether a ghost norm is known for these uses of a weight together: one, look-ups, look-up and output layer."""
+    return len(uses) == 1 or set(uses) == {nn.Embedding} or list(uses) == [nn.Embedding, nn.Linear]
+
+
 def products(tokens: Tensor) -> Tensor:
     """Inner products of every two tokens: [examples, tokens, width] -> float64 [examples, tokens, tokens]."""
     tokens = tokens.double()
@@ -254,10 +259,9 @@ class GhostNorms(PerSampleGradients, GradSampleHooksFastGradientClipping):
         super().capture_activations_hook(module, forward_input, output)
 
     def covers(self, p: Tensor) -> bool:
-        """Whether the norm covers all uses: one, look-ups, look-up and output layer, or layers that run again."""
+        """Whether the norm covers all uses, which it also does for layers that run again."""
         uses = self.uses[p]
-        known = len(uses) == 1 or set(uses) == {nn.Embedding} or uses == [nn.Embedding, nn.Linear]
-        return known or not set(uses) & set(self.NORM_SAMPLERS)
+        return one_norm_covers(uses) or not set(uses) & set(self.NORM_SAMPLERS)
 
     def _keep_output(self, _module: nn.Module, _arguments: tuple[Any, ...], output: object) -> None:
         self.output = output

@@ -28,7 +28,7 @@ class DPAggZO(PrivateTwoPoint):
     def __init__(self, *arguments: Any, directions: int = 4, seed: int = 0, **settings: Any) -> None:
         self.directions = directions
         super().__init__(*arguments, seed=seed, **settings)
-        if not (directions > 0 and self.unit == "example"):
+        if not (directions > 0 and self.unit != "user"):
             raise ValueError("directions must be positive, and the unit the example")
 
     def projected_gradients(self, differences: Tensor) -> list[float]:

@@ -52,7 +52,7 @@ class DPVoteZO(PrivateTwoPoint):
     ) -> None:
         self.directions, self.doubt = directions, doubt
         super().__init__(*arguments, clip=clip, shrinkage=shrinkage, seed=seed, **settings)
-        if not (directions > 0 and doubt > 0 and self.unit == "example"):
+        if not (directions > 0 and doubt > 0 and self.unit != "user"):
             raise ValueError("directions and doubt must be positive, and the unit the example")
 
     def released_scalars(self, first: Tensor, second: Tensor, users: np.ndarray | None) -> list[float]:

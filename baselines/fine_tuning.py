@@ -41,18 +41,25 @@ class FineTuning:
         learning_rate: float,
         optimizer: Literal["adamw", "adam", "sgd"] = "adamw",
         weight_decay: float = 0.0,
+        decay_steps: int = 0,
         implementation: Literal["default", "loop", "foreach", "fused"] = "default",
         dropout: bool = False,
         seed: int = 0,
     ) -> None:
-        """`dropout`: the model drops out at its own rates. `seed` is that of its masks."""
+        """`decay_steps`: the learning rate falls to 0 in so many steps, by as much in each; 0: it does not fall.
+
+        `dropout`: the model drops out at its own rates. `seed` is that of its masks.
+        """
         if optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer is {optimizer!r}: give one of {', '.join(OPTIMIZERS)}")
         if implementation not in IMPLEMENTATIONS:
             raise ValueError(
                 f"implementation is {implementation!r}: give one of {', '.join(IMPLEMENTATIONS)}"
             )
+        if decay_steps < 0:
+            raise ValueError(f"decay_steps is {decay_steps}: give the number of steps, or 0")
         self.model, self.loss, self.batch_size = model, loss, batch_size
+        self.learning_rate, self.decay_steps = learning_rate, decay_steps
         self.parameters = trainable(model.parameters())
         self.optimizer: torch.optim.Optimizer = OPTIMIZERS[optimizer](
             self.parameters, lr=learning_rate, weight_decay=weight_decay, **IMPLEMENTATIONS[implementation]
@@ -63,6 +70,10 @@ class FineTuning:
 
     def step(self, batch: Any) -> None:
         total = self.gradients(batch)
+        if self.decay_steps:
+            left = max(0.0, 1 - self.steps_taken / self.decay_steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.learning_rate * left
         self.training_loss = float(total) / len(batch) if len(batch) else None
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -235,7 +235,8 @@ class Estimator:
         if not size or not self.full_steps:
             return "unknown", 0.0
         order = card(cell["use"]).order
-        passes = 0 if order is None else PASSES[order] * settings.get("directions", 1)
+        # what is written takes one pass a step; nothing else of order None takes steps
+        passes = 1 if order is None else PASSES[order] * settings.get("directions", 1)
         if settings.get("clipping") == "ghost":
             passes = GHOST_PASSES
         tokens = settings["batch_size"] * self.prompts.get(cell["task"], settings["max_length"])

@@ -16,7 +16,9 @@ SIZES: Options = {
     "--sequence-length": option("tokens of each text", 512, type=int),
     "--dtype": option("type of the stored weights: float32, bfloat16, float16", "float32"),
     "--compute": option("type of matrix products; bfloat16 over float32 weights", "float32"),
-    "--tune": option("trainable parameters: full, bias, lora, prefix, head (default: the method's)", ""),
+    "--tune": option(
+        "trainable parameters: full, bias, lora, prefix, side, reversible, head (default: the method's)", ""
+    ),
     "--token-budget": option("padded tokens of a micro-batch; 0: all", 0, type=int),
     "--tie-embeddings": option(
         "full fine-tuning trains one table as embeddings and output layer",
@@ -24,6 +26,7 @@ SIZES: Options = {
         action=argparse.BooleanOptionalAction,
     ),
     "--lora-head": option("a masked model's head with LoRA: frozen, trained", "frozen"),
+    "--lora-a": option("the first matrix of LoRA's adapters: trained, frozen", "trained"),
 }
 SHORT: Options = {"--sequence-length": option("tokens of each text", 64, type=int)}
 STEP: Options = {

@@ -37,7 +37,9 @@ def _setting_options(defaults: dict | None = None) -> Options:
     for name, (kind, text) in SIZES.items():
         given = {"default": defaults[name]} if defaults else {"required": True}
         options["--" + name.replace("_", "-")] = option(text, type=kind, **given)
-    return options | {"--directions": option("random directions of one batch", 1, type=int)}
+    options["--directions"] = option("random directions of one batch", 1, type=int)
+    words = "examples of one user, each drawn on its own, that are protected together"
+    return options | {"--group-size": option(words, 1, type=int)}
 
 
 ACCOUNT: Options = _setting_options() | {

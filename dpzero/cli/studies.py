@@ -26,7 +26,7 @@ from .options import (
 )
 from .process_setup import log, use_threads
 
-TUNES = ("full", "bias", "lora", "prefix", "head")
+TUNES = ("full", "bias", "lora", "prefix", "side", "reversible", "head")
 
 
 def _folders(name: str) -> Options:

@@ -80,7 +80,7 @@ def header(workload: Workload) -> dict:
         "method": workload.method,
         "title": variant(workload.method).title,
         **{key: getattr(workload, key) for key in ("batch_size", "sequence_length", "dtype", "compute")},
-        **{key: getattr(workload, key) for key in ("tie_embeddings", "lora_head")},
+        **{key: getattr(workload, key) for key in ("tie_embeddings", "lora_head", "lora_a")},
         "tune": workload.trained,
         "token_budget": workload.token_budget or workload.batch_size * workload.sequence_length,
         "notes": workload.notes,

@@ -46,6 +46,7 @@ class Workload:
         token_budget: padded tokens of a micro-batch; 0: the whole batch.
         tie_embeddings: false: with tune full, the output layer is trained apart from the embeddings.
         lora_head: trained: with tune lora, a masked model's head is trained, too.
+        lora_a: frozen: with tune lora, the first matrix of each adapter is not trained.
     """
 
     model: str
@@ -58,6 +59,7 @@ class Workload:
     token_budget: int = 0
     tie_embeddings: bool = True
     lora_head: str = "frozen"
+    lora_a: str = "trained"
 
     def __post_init__(self) -> None:
         for name, least in {"batch_size": 1, "sequence_length": 1, "token_budget": 0}.items():
@@ -68,7 +70,7 @@ class Workload:
                 f"{self.batch_size} x {self.sequence_length} tokens are no batch: give smaller sizes"
             )
         known = {"dtype": DTYPES, "compute": losses.COMPUTE, "tune": ("", *text_classifier.TUNES)}
-        known["lora_head"] = text_classifier.LORA_HEADS
+        known |= {"lora_head": text_classifier.LORA_HEADS, "lora_a": text_classifier.LORA_A}
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise UsageError(
@@ -81,6 +83,8 @@ class Workload:
         variant(self.method)
         if self.lora_head == "trained" and self.trained != "lora":
             raise UsageError(f"lora_head trained is for tune lora, not {self.trained}: leave it out")
+        if self.lora_a == "frozen" and self.trained != "lora":
+            raise UsageError(f"lora_a frozen is for tune lora, not {self.trained}: leave it out")
         longest = model_catalogue.positions(random_models.config_of(self.model))
         if self.sequence_length > longest:
             raise UsageError(
@@ -115,7 +119,7 @@ class NoiselessStandInBudget(StandInBudget):
         super().__init__(setting, noise_scale)
         self._noise = ZeroNoise(setting.mechanism, noise_scale, "float", self.key.stream("noise"))
 
-    def release_(self, clipped_sums: Sequence[Tensor], clip: float) -> None:
+    def release_(self, clipped_sums: Sequence[Tensor], clip: float, unit: str = "example") -> None:
         super().release_([total.view(-1)[:CHUNK] for total in clipped_sums], clip)
 
 
@@ -123,7 +127,10 @@ def build_model(workload: Workload, device: str) -> random_models.Answering:
     """Random float32 weights, with `requires_grad` and activation checkpointing as the workload says."""
     model = random_models.build(workload.model, device=device, untied=workload.untied)
     if workload.trained != "full":
-        text_classifier.select_trainable(model, workload.trained, lora_head=workload.lora_head)
+        own = variant(workload.method)
+        how: dict[str, Any] = {"lora_head": workload.lora_head, "lora_a": workload.lora_a}
+        how |= own.network if workload.trained == own.tune else {}
+        text_classifier.select_trainable(model, workload.trained, **how)
         model.freeze_vocabulary()
     if variant(workload.method).checkpointing:
         _checkpoint_activations(model)

@@ -15,7 +15,8 @@ class Variant:
     """One line of a comparison. `method` is a method's file, or `public`: the step that public code takes.
 
     Args:
-        tune: full, bias, lora, prefix or head.
+        tune: full, bias, lora, prefix, side, reversible or head.
+        network: settings of a side or reversible network.
         checkpointing: whether a layer's activations are computed again in the backward pass.
         implementation: of torch's optimizer: foreach, which CUDA takes by default, or fused.
     """
@@ -24,6 +25,7 @@ class Variant:
     method: str
     settings: dict = field(default_factory=dict)
     tune: str = "full"
+    network: dict = field(default_factory=dict)
     checkpointing: bool = False
     implementation: str = "foreach"
 

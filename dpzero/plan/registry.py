@@ -31,6 +31,7 @@ CONSTANTS: dict[str, tuple[Callable[[object], bool], str]] = {  # of a method's 
         lambda value: value is None or (type(value) is int and value in (0, 1)),
         "0 (forward passes), 1 (gradients) or None",
     ),
+    "public_data": (lambda value: type(value) is bool, "True or False"),
 }
 
 
@@ -42,6 +43,7 @@ class Card:
         file: name of its file, without the ending.
         settings: name -> type, as it is written in the signature.
         required: the settings without a default.
+        public_data: whether the method reads public examples beside the private ones.
     """
 
     file: str
@@ -52,6 +54,12 @@ class Card:
     settings: dict[str, str]
     required: frozenset[str]
     defaults: dict[str, object] = field(default_factory=dict)
+    public_data: bool = False
+
+    @property
+    def writes_demonstrations(self) -> bool:
+        """Whether the method trains nothing, and writes with noise what then stands before each prompt."""
+        return self.private and self.order is None
 
     def load(self) -> Any:
         """Import the method's class."""
@@ -149,7 +157,8 @@ def _read(name: str, file: Path) -> Card | None:
             if key in constants and not allowed(constants[key]):
                 raise UsageError(f"{where}: {key} is {constants[key]!r}, but must be {words}, written out")
         title, private, order = constants["title"], constants["private"], constants.get("order", 0)
-        return Card(name, node.name, title, private, order, *_settings(where, classes))
+        public = constants.get("public_data", False)
+        return Card(name, node.name, title, private, order, *_settings(where, classes), public)
     return None
 
 

@@ -2,7 +2,7 @@
 
 It is a sweep with limits, which cut what exceeds them and what depends on that:
 
-steps            of a run; points of the curve and a first stage stay at the same part of the run
+steps            of a run; points of the curve, a first stage and a falling learning rate stay at the same part of it
 train_examples   in all, or shared equally by the classes; the expected batch size stays the same part of the rows that are drawn
 test_examples    scored examples: of test, and of dev at a point of the curve
 
@@ -24,7 +24,7 @@ LIMITS = {
     "train_examples": Entry("int", allowed=POSITIVE_COUNT, help="rehearse: at most so many training rows"),
     "test_examples": Entry("int", allowed=POSITIVE_COUNT, help="rehearse: at most so many scored rows"),
 }
-OF_THE_STEPS = ("steps", "evaluate_every", "first_stage")  # settings that count steps
+OF_THE_STEPS = ("steps", "evaluate_every", "first_stage", "decay_steps")  # settings that count steps
 Limits = dict[str, int]
 
 

@@ -187,6 +187,12 @@ SCHEMAS = {part: {name: _entry(**row) for name, row in rows.items()} for part, r
 RUN_SETTINGS = SCHEMAS["run"]
 DERIVED = {"max_length": "the task's", "noise_arithmetic": "exact for scalars under a secret key, else float"}
 
+NETWORK_SETTINGS = {  # of DP-MemArc's networks -> the values of tune that they are for
+    "reduction": ("side", "reversible"),
+    "compression": ("side",),
+    "coupling": ("reversible",),
+    "span": ("reversible",),
+}
 REMOVED = ("both_signs", "cuda_graphs", "regularization")  # settings and values that there are no longer
 
 
@@ -286,13 +292,16 @@ def check_settings(
         raise UsageError(
             f"{where}: as_published is offered for {', '.join(IMPLEMENTATIONS)}, so leave it out"
         )
+    _check_public_rows(where, card, cell["task"], settings)
     settings["batch_size"] = min(settings["batch_size"], _most_rows(cell["task"], settings))
     if card.private:
+        _check_users(where, card, cell["task"], settings)
         _check_privacy(where, card, settings)
     else:
         settings = {k: v for k, v in settings.items() if not (k in RUN_SETTINGS and RUN_SETTINGS[k].private)}
     _check_batch_loss(where, card, cell["task"], settings)
     _check_head(where, card, cell["model"], settings)
+    _check_network(where, settings)
     _check_checkpoint_selection(where, card, cell["task"], settings)
     _check_rows(where, card, settings)
     _add_digests(cell, settings)
@@ -303,12 +312,13 @@ def check_settings(
 
 def _check_steps(where: str, card: Card, settings: dict) -> None:
     if card.order is None:
-        settings |= {"steps": 0, "iterate": "last"}
+        settings |= {"iterate": "last"} | ({"curve_examples": 0} if card.private else {"steps": 0})
     for key in (*sorted(card.required), "steps"):
         if settings.get(key) is None:
             raise UsageError(f"{where} needs the setting {key!r}: add it to its stanza in the sweep")
-    if card.order is not None and not settings["steps"]:
-        raise UsageError(f"{where}: setting steps is 0, but a method that trains takes at least 1")
+    if (card.order is not None or card.private) and not settings["steps"]:
+        does = "writes demonstrations" if card.order is None else "trains"
+        raise UsageError(f"{where}: setting steps is 0, but a method that {does} takes at least 1")
 
 
 def _check_privacy(where: str, card: Card, settings: dict) -> None:
@@ -316,10 +326,15 @@ def _check_privacy(where: str, card: Card, settings: dict) -> None:
     size = settings["batch_size"]
     names = ("mechanism", "sampling", "adjacency", "steps", "delta")
     try:
-        Setting(dataset_size=size, batch_size=size, **{name: settings[name] for name in names})
+        group = group_size(settings)
+        Setting(
+            dataset_size=size, batch_size=size, group_size=group, **{name: settings[name] for name in names}
+        )
     except ValueError as error:
         raise UsageError(f"{where}: {error}") from error
-    if settings["noise_arithmetic"] == "exact" and card.order == 1:
+    if "redaction" in card.settings:
+        _check_selective(where, settings)
+    if settings["noise_arithmetic"] == "exact" and card.order != 0:
         raise UsageError(
             f"{where}: exact noise is offered for methods that release scalars: use noise_arithmetic float"
         )
@@ -335,6 +350,49 @@ def _check_privacy(where: str, card: Card, settings: dict) -> None:
     elif settings["noise_arithmetic"] is None:
         secret_scalars = settings["noise_key"] == "secret" and card.order == 0
         settings["noise_arithmetic"] = "exact" if secret_scalars else "float"
+
+
+def _check_selective(where: str, settings: dict) -> None:
+    needed = {"adjacency": "replace_one", "noise_key": "published", "unit": "example"}
+    for key, value in needed.items():
+        if settings[key] != value:
+            raise UsageError(
+                f"{where}: selective privacy is of a row's sensitive words, while the rest of it is read without noise: set "
+                f"{key} to {value}"
+            )
+    if settings["iterate"] == "accounted":
+        raise UsageError(
+            f"{where}: iterate accounted has an epsilon of whole rows, and this method none: leave it out"
+        )
+
+
+def group_size(settings: Mapping[str, Any]) -> int:
+    """Examples of a user that group privacy covers; 1 where units are drawn whole."""
+    return settings["examples_per_user"] if settings.get("user_level") == "group_privacy" else 1
+
+
+def _check_users(where: str, card: Card, task: str, settings: dict) -> None:
+    """Who the users are, and that nothing counts them as examples."""
+    if settings["unit"] == "example":
+        for key in ("user_level", "examples_per_user", "synthetic_users"):
+            if settings[key] != RUN_SETTINGS[key].default:
+                raise UsageError(f"{where}: {key} is about users: give unit user, or leave it out")
+        return
+    if card.public_data or card.writes_demonstrations:
+        raise UsageError(f"{where}: method {card.file} draws examples, not users: leave unit out")
+    named = "user" in tasks.stanza(task)
+    if named == bool(settings["synthetic_users"]):
+        remedy = "leave synthetic_users out" if named else "give the task's stanza `user`, or synthetic_users"
+        raise UsageError(
+            f"{where}: the rows of task {task} name {'their' if named else 'no'} users: {remedy}"
+        )
+    if settings["user_level"] == "group_privacy" and not settings["examples_per_user"]:
+        raise UsageError(f"{where}: group_privacy covers a group of known size: give examples_per_user")
+    for key, value in (("as_published", True), ("iterate", "accounted")):
+        if settings[key] == value:
+            raise UsageError(
+                f"{where}: {key} {value} counts examples, and the unit is the user: leave it out"
+            )
 
 
 def _check_batch_loss(where: str, card: Card, task: str, settings: dict) -> None:
@@ -362,6 +420,37 @@ def _check_head(where: str, card: Card, model: str, settings: dict) -> None:
         )
     if settings["lora_head"] == "trained" and not (masked and settings["tune"] == "lora"):
         raise UsageError(f"{where}: lora_head trained is for tune lora of a masked model: leave it out")
+    if settings["lora_a"] == "frozen" and settings["tune"] != "lora":
+        raise UsageError(f"{where}: lora_a frozen is for tune lora: leave it out")
+
+
+PUBLIC_SETTINGS = (
+    "public_examples",
+    "public_task",
+    "public_batch_size",
+)  # of a method that reads public rows
+
+
+def _check_public_rows(where: str, card: Card, task: str, settings: dict) -> None:
+    """A cell says which rows are public. Those of another task teach this one only if a label means the same in both."""
+    if not card.public_data:
+        return
+    settings |= {key: card.defaults[key] for key in PUBLIC_SETTINGS if key not in settings}
+    if not (other := settings["public_task"]):
+        return
+    mine, theirs = (list(tasks.stanza(name).get("words", ())) for name in (task, other))
+    if other == task or not mine or mine != theirs:
+        raise UsageError(
+            f"{where}: public_task {other} must be another task with the labels of {task}, in their order "
+            f"({', '.join(mine) or 'it has none'}): leave it out, so that public_examples training rows are public"
+        )
+
+
+def _check_network(where: str, settings: dict) -> None:
+    """Settings of a side or reversible network are for the `tune` that adds it."""
+    for key, tunes in NETWORK_SETTINGS.items():
+        if settings["tune"] not in tunes and settings[key] != RUN_SETTINGS[key].default:
+            raise UsageError(f"{where}: {key} is for tune {' or '.join(tunes)}: leave it out")
 
 
 def _check_checkpoint_selection(where: str, card: Card, task: str, settings: dict) -> None:
@@ -427,7 +516,8 @@ def _most_rows(task: str, settings: dict) -> float:
     """Upper bound on the training rows, as far as the draw alone says; a larger batch holds all rows."""
     labels = len(tasks.stanza(task).get("words", {})) or math.inf
     by_shots = settings["shots"] * labels if settings["shots"] else math.inf
-    return min(by_shots, settings["train_examples"] or math.inf)
+    public = 0 if settings.get("public_task") else settings.get("public_examples", 0)
+    return max(1, min(by_shots, settings["train_examples"] or math.inf) - public)
 
 
 def draw_of(cell: Mapping) -> Draw:

@@ -411,7 +411,7 @@ def _cells(
         checked = check_settings(place, method_card, [shorter])
     shown = checked.get("demonstrations")
     for epsilon, seed in product(epsilons, seeds):
-        if method_card.order is None:
+        if method_card.order is None and not method_card.private:
             epsilon = "inf" if shown else "0"  # without demonstrations it reads no private example
             # a seed changes nothing for what is not trained, unless it draws what is shown or what is scored
             seed = seed if shown or checked.get("train_examples") else 0

@@ -44,6 +44,8 @@ MAX_NOISE = 1e10  # over the sensitivity; larger noise counts as this: floats no
 # in 1e4 steps (measured): below SURE_DELTA the larger of the two answers counts
 RESOLVED_DELTA, RESOLVED_STEPS, SURE_DELTA = 1e-10, 10**6, 1e-6
 MIN_DELTA = 1e-30  # tested down to here against an independent accountant
+MAX_GROUP = 64
+GROUPED = (("gaussian", "poisson", "add_remove"), ("gaussian", "full_batch", "add_remove"))
 PROVEN = (  # (sampling, adjacency) for both mechanisms
     ("poisson", "add_remove"),
     ("random_allocation", "add_remove"),
@@ -82,6 +84,8 @@ class Setting:
         delta: 0 for pure epsilon (laplace).
         directions: scalars per step. They share the batch and are accounted jointly: sensitivity clip *
             sqrt(directions).
+        group_size: if a user with at most so many examples is protected, each of which is drawn on its own
+            (group privacy): dataset_size and batch_size then count examples. 1: units are drawn whole.
 
     Raises:
         ValueError: an inconsistent setting, or one without a proven accounting.
@@ -95,9 +99,10 @@ class Setting:
     steps: int
     delta: float
     directions: int = 1
+    group_size: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("dataset_size", "batch_size", "steps", "directions"):
+        for name in ("dataset_size", "batch_size", "steps", "directions", "group_size"):
             object.__setattr__(self, name, _integer(name, getattr(self, name)))
         object.__setattr__(self, "delta", _real("delta", self.delta))
         if self.steps > MAX_STEPS:
@@ -107,6 +112,16 @@ class Setting:
         if self.sampling == "full_batch" and self.batch_size != self.dataset_size:
             raise ValueError(f"full_batch needs batch_size {self.dataset_size}, not {self.batch_size}")
         _check_proven(self.mechanism, self.sampling, self.adjacency, self.delta, self.directions)
+        if self.group_size > 1:
+            self._check_group()
+
+    def _check_group(self) -> None:
+        kind = (self.mechanism, self.sampling, self.adjacency)
+        if kind not in GROUPED or self.group_size > MAX_GROUP:
+            raise ValueError(
+                f"no accounting for groups of {self.group_size} examples with {' '.join(kind)}: offered are gaussian "
+                f"noise, poisson sampling or full_batch, add_remove, and groups of at most {MAX_GROUP}"
+            )
 
     @property
     def rate(self) -> float:
@@ -230,6 +245,9 @@ class Setting:
         from . import dominating_pairs
 
         base, rate = self._base(noise_scale), self.rate
+        if self.group_size > 1:
+            grouped = dominating_pairs.group(self._noise(noise_scale), rate, self.group_size)
+            return (grouped, grouped.swapped())
         if rate == 1:
             return (base,)
         if self.sampling == "without_replacement":
@@ -269,6 +287,7 @@ class Setting:
         That accountant does not double the sensitivity for replace_one, so the noise is divided by it here.
         """
         unsupported = self._allocated or (self.sampling, self.adjacency) == ("poisson", "replace_one")
+        unsupported = unsupported or self.group_size > 1
         if self.mechanism != "gaussian" or unsupported:
             return None
         import dp_accounting as dp
@@ -305,7 +324,8 @@ class Setting:
         count, rate = self._composed_releases()
         if self.delta == 0:
             return self.sensitivity() / amplified_loss(epsilon / count, 1 / rate)
-        ever_drawn = -math.expm1(count * math.log1p(-rate)) if rate < 1 else 1.0
+        draws = count * self.group_size
+        ever_drawn = -math.expm1(draws * math.log1p(-rate)) if rate < 1 else 1.0
         if self.delta * (1 + 1e-9) >= ever_drawn:  # any noise is enough: there is no least
             raise ValueError(
                 f"delta is {self.delta:g}, but an example is ever in a batch with probability {ever_drawn:g} "
@@ -330,6 +350,8 @@ class Setting:
 
     def _cached(self, name: str, answer: Callable[[], Any], about: dict[str, Any], folder: Path) -> Any:
         question = asdict(self) | about | {"accountant": self.accountant, "answers": CACHE_VERSION}
+        if self.group_size == 1:  # as before there were groups, so that answers are found
+            del question["group_size"]
         path = folder / (sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:32] + ".json")
         if not path.exists():
             write_whole(path, json.dumps({**question, name: answer()}))
@@ -345,6 +367,8 @@ class Setting:
         if not self.resolved:
             return "PLD composed under an exponential tilt, for deltas of any size, pessimistic"
         grid = f"{DISCRETISATION:g} (finer for small losses, at most 200,000 cells a release)"
+        if self.group_size > 1:
+            grid += ", for a binomial number of a user's examples"
         also = (
             ", or composed under an exponential tilt where that says more" if self.delta < SURE_DELTA else ""
         )

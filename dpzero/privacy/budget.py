@@ -35,9 +35,10 @@ from .ledger_lines import Release
 from .mechanisms import Noise
 from .permute_and_flip import permute_and_flip
 from .randomness import RunKey
+from .row_releases import Rows, add_noise_
 from .sampling import SAMPLERS, BatchQueue, CollateSubset, Indices, Sampler
 
-UNITS = ("example", "user")
+UNITS = ("example", "user", "group")
 NORM_ROUNDING = 1e-12  # of a norm that was clipped in float64
 ELSEWHERE = dict.fromkeys(
     ("learning_rate", "clip", "smoothing"), "that belongs to the optimizer, DPZero(model, loss, budget, ...)"
@@ -65,7 +66,10 @@ class Budget(Spending):
         ledger: file that keeps each release; a budget made with an existing file counts its releases.
         noise_arithmetic: exact (integers, for scalars) or float; by default exact if the key is secret. Float
             noise makes no valid release: its low-order bits reveal the sum.
-        unit: example or user. With user, dataset_size and batch_size count users (see `sampling.Users`).
+        unit: example, user or group. With user, dataset_size and batch_size count users (see `sampling.Users`). With
+            group, users are protected whose examples, at most `setting.group_size` each (see `Users.kept`), are
+            drawn one by one.
+        first_share: of releases of two sums, see `release_rows_`.
         overspend: whether more steps may be taken than were calibrated for; `statement` then says so.
         epsilon_target: the epsilon that the noise was calibrated for, for the statement.
 
@@ -87,11 +91,14 @@ class Budget(Spending):
         *,
         noise_arithmetic: str | None = None,
         unit: str = "example",
+        first_share: float = 0.0,
         overspend: bool = False,
         epsilon_target: float | None = None,
     ) -> None:
         if unit not in UNITS:
             raise ValueError(f"unit is {unit!r}: give one of {', '.join(UNITS)}")
+        if setting.group_size > 1 and unit != "group":
+            raise ValueError(f"group_size is {setting.group_size} and unit {unit}: groups need unit group")
         if not 0 <= noise_scale < math.inf:
             raise ValueError(f"noise_scale is {noise_scale}: it must be a finite number of at least 0")
         if noise_scale == 0 and key.valid_release:
@@ -102,7 +109,8 @@ class Budget(Spending):
         key.claim()
         self.sampler = self._make_sampler(setting, key)
         fields = asdict(setting) | {"sampling": self.sampler.name, "noise_scale": noise_scale, "unit": unit}
-        event = Event(**fields, noise_arithmetic=arithmetic, noise_key=key.noise_key)
+        fields |= {"noise_arithmetic": arithmetic, "first_share": first_share}
+        event = Event(**fields, noise_key=key.noise_key)
         super().__init__(
             setting, key, Ledger(event, None if ledger is None else Path(ledger)), epsilon_target
         )
@@ -130,6 +138,7 @@ class Budget(Spending):
         sampling: str = "poisson",
         adjacency: str = "add_remove",
         directions: int = 1,
+        group_size: int = 1,
         key: RunKey | None = None,
         ledger: str | Path | None = None,
         noise_arithmetic: str | None = None,
@@ -140,12 +149,14 @@ class Budget(Spending):
 
         Args:
             epsilon: the target at delta.
-            delta, dataset_size, batch_size, steps, mechanism, sampling, adjacency, directions: see `Setting`. As
+            delta, dataset_size, batch_size, steps, mechanism, sampling, adjacency, directions, group_size: see `Setting`. As
                 many Poisson batches as make an epoch leave out about 1/e of the examples: `Setting.share_seen`.
             key: secret by default.
             ledger, noise_arithmetic, unit, overspend: as for a budget of given noise.
         """
-        setting = Setting(mechanism, sampling, adjacency, dataset_size, batch_size, steps, delta, directions)
+        setting = Setting(
+            mechanism, sampling, adjacency, dataset_size, batch_size, steps, delta, directions, group_size
+        )
         scale = setting.noise_scale(epsilon)
         return cls(
             setting,
@@ -180,7 +191,8 @@ class Budget(Spending):
             raise ValueError(
                 f"ledger {ledger} was started under a published key: pass it as key=RunKey.published(seed)"
             )
-        options: dict[str, Any] = {"noise_arithmetic": event.noise_arithmetic, "unit": event.unit}
+        names = ("noise_arithmetic", "unit", "first_share")
+        options: dict[str, Any] = {name: getattr(event, name) for name in names}
         key = key or RunKey.secret()
         return cls(event.setting(), event.noise_scale, key, ledger, overspend=overspend, **options)
 
@@ -215,7 +227,7 @@ class Budget(Spending):
             if take is None:
                 yield indices
             else:
-                subset = partial(_take_some, take, indices) if self.unit == "example" else None
+                subset = partial(_take_some, take, indices) if self.unit != "user" else None
                 yield self.queue.hand_out(take(indices), subset)
 
     def loader(
@@ -345,7 +357,7 @@ class Budget(Spending):
             )
         return self._noisy_sums(values, clip, norm=True)
 
-    def release_(self, clipped_sums: Sequence[Tensor], clip: float) -> None:
+    def release_(self, clipped_sums: Sequence[Tensor], clip: float, unit: str = "example") -> None:
         """Add noise in place to the sum of the admitted batch's clipped gradients.
 
         The noise is in floats, so such a release is never called valid (see `statement`).
@@ -353,8 +365,9 @@ class Budget(Spending):
         Args:
             clipped_sums: tensors that together are one sum of vectors of norm at most clip.
             clip: the clipping threshold.
+            unit: what the caller clipped the gradient of: example, or user.
         """
-        self.check_gradients()
+        self.check_gradients(unit)
         check_clip(clip)
         with self.lock:
             if not self.queue.admitted:
@@ -363,6 +376,35 @@ class Budget(Spending):
                 )
             number, noise = self._record(clip, map(_as_bytes, clipped_sums))
         noise.add_(number, clipped_sums, clip)
+
+    def release_rows_(
+        self, rows: Rows, clip: float, *, threshold: float, first_share: float
+    ) -> tuple[Tensor, Tensor]:
+        """Release how many examples use each row of a table, then the gradient of the rows of which enough do.
+
+        In floats, as `release_`. The two sums are one release in the ledger, whose noise scale is the joint one.
+
+        Args:
+            rows: of the admitted batch; the counts and the tensors beside the table get their noise in place.
+            clip: of the gradients.
+            threshold: in standard deviations of the noise of the counts.
+            first_share: the part of noise_scale^-2 that the counts have.
+
+        Returns:
+            The rows of the table, int64 [S], and their noisy gradients [S, H].
+
+        Raises:
+            ValueError: another share than the budget was made with; see `release_`.
+        """
+        self.check_gradients()
+        check_clip(clip)
+        check_clip(rows.counts_clip)
+        self._check_first_share(first_share)
+        with self.lock:
+            if not self.queue.admitted:
+                raise ValueError("these rows belong to no batch: call admit with the batch's size first")
+            number, noise = self._record(clip, map(_as_bytes, rows.tensors))
+        return add_noise_(noise, number, rows, clip, threshold, first_share)
 
     def _noisy_sums(self, values: Tensor, clip: float, norm: bool = False) -> list[float]:
         with self.lock:
@@ -500,22 +542,30 @@ class Budget(Spending):
 
     # -- checks ----------------------------------------------------------------------------------------------
 
-    def check_gradients(self) -> None:
-        """Raise ValueError if `release_` is not offered for this setting."""
-        self._check_vectors()
+    def check_gradients(self, unit: str = "example") -> None:
+        """Raise ValueError if `release_` is not offered for this setting, or for gradients of this unit."""
+        self._check_vectors(unit)
         if self.noise_arithmetic == "exact":
             raise ValueError(
                 "exact noise is offered for scalars: make the budget with noise_arithmetic='float' for "
                 "gradients, whose releases are then not called valid"
             )
 
-    def _check_vectors(self) -> None:
+    def _check_vectors(self, unit: str = "example") -> None:
         if self.setting.mechanism != "gaussian":
             raise ValueError(
                 f"the {self.setting.mechanism} mechanism is offered for scalars: use gaussian for vectors"
             )
-        if self.unit != "example":
+        if (self.unit == "user") != (unit == "user"):
             raise ValueError(f"unit {self.unit} is offered for scalars: use unit example for vectors")
+
+    def _check_first_share(self, first_share: float) -> None:
+        known = self.ledger.event.first_share
+        if not 0 < first_share < 1 or first_share != known:
+            raise ValueError(
+                f"the counts have {first_share} of each release, and the budget was made with first_share {known}: make it "
+                "with the same, above 0 and below 1"
+            )
 
     def _check_process(self) -> None:
         if os.getpid() != self._process:

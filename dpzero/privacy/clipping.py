@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 MIN_CLIP, MAX_CLIP = 1e-30, 1e30  # beyond, noise_scale * clip or value / clip leaves the range of floats
+MIN_NORM = 1e-12  # of what is divided by its norm
 
 
 def check_clip(clip: float) -> None:
@@ -37,3 +38,22 @@ def clip_factors(squared_norms: Tensor, clip: float) -> Tensor:
     norms = squared_norms.double().sqrt()
     factors = (clip / norms.clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(1.0)
     return torch.where(torch.isfinite(norms), factors, torch.zeros_like(factors))
+
+
+def automatic_factors(squared_norms: Tensor, clip: float, stability: float) -> Tensor:
+    """Factors clip / (norm + stability) of automatic clipping (AUTO-S; Bu et al., 2023, arXiv 2206.07136).
+
+    They take each vector's norm below clip, and lengthen short ones, too. A stability of 0 is the paper's AUTO-V;
+    then a norm below MIN_NORM counts as that, so that a vector of length 0 stays one.
+
+    Args:
+        squared_norms: [batch].
+        clip: the bound on the norm.
+        stability: the paper's gamma, 0.01 in the authors' code (fastDP).
+
+    Returns:
+        [batch], float64; 0 for a norm that is not finite.
+    """
+    norms = squared_norms.double().sqrt()
+    factors = clip / (norms + stability).clamp_min(MIN_NORM)
+    return factors.where(norms.isfinite(), 0.0)

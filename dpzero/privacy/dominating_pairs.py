@@ -21,7 +21,8 @@ import numpy as np
 from dp_accounting.pld import pld_pmf
 from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 from numpy.typing import NDArray
-from scipy.special import log_ndtr
+from scipy.special import log_ndtr, logsumexp
+from scipy.stats import binom
 
 Array = NDArray[np.floating[Any]]
 Profile = Callable[[Array], Array]
@@ -104,6 +105,59 @@ def replaced_gaussian(noise: float, rate: float) -> Pair:
         return delta
 
     return Pair.symmetric(upper)
+
+
+def group(noise: float, rate: float, size: int) -> Pair:
+    """Up to `size` examples of one user, Poisson sampling of examples: N(K, noise^2) against N(0, noise^2), K binomial.
+
+    `noise` is over the clip of one example, `rate` that of one example, and K the number of drawn ones. Charles
+    et al. 2024 (arXiv 2407.07737) account for example-level sampling in this way. Proof, for contributions of
+    any dimension. Given the others, let a_S be the sum of the user's drawn contributions, with probability p_S:
+    |a_S| is at most |S|. Let E be any event, m = N(0)(E), and T the half-line with N(0)(T) = m on the side of 1.
+    By Neyman and Pearson N(a_S)(E) is at most what N(|S|) gives T, for each S. So the mixture gives E at most
+    what the pair's first law gives T, where its second gives both m. For the reverse take the other half-line.
+    """
+    counts = np.arange(1, size + 1)
+    chances = binom.pmf(counts, size, rate)
+    log_chances = binom.logpmf(np.arange(size + 1), size, rate)[:, None]
+    slopes = np.arange(size + 1)[:, None] / noise**2
+
+    def loss(x: Array) -> tuple[Array, Array]:
+        """Loss at x, and its derivative."""
+        terms = log_chances + slopes * x - slopes**2 * noise**2 / 2
+        total: Array = logsumexp(terms, axis=0)
+        return total, (np.exp(terms - total) * slopes).sum(0)
+
+    def where_loss_is(e: Array) -> Array:
+        """By Newton's method from the right: the loss is convex, and each of its terms is at most as large."""
+        with np.errstate(invalid="ignore"):
+            x: Array = np.min((e - log_chances[1:]) / slopes[1:] + counts[:, None] / 2, axis=0)
+        for _ in range(100):
+            value, slope = loss(x)
+            step = (value - e) / slope
+            x = x - step
+            if (np.abs(step) <= 1e-12 * (noise + np.abs(x))).all():
+                break
+        return x
+
+    def apart(x: Array, sign: int) -> tuple[Array, Array]:
+        """N(0) beyond x on the side of `sign`, and how much more, or less, the first law gives it."""
+        none = np.exp(log_ndtr(-sign * x / noise))
+        drawn = np.exp(log_ndtr(sign * (counts[:, None] - x) / noise))
+        return none, sign * (chances @ (drawn - none))
+
+    def upper(e: Array) -> Array:
+        none, more = apart(where_loss_is(e), 1)
+        delta: Array = more - np.expm1(e) * none
+        return delta
+
+    def reverse(e: Array) -> Array:
+        delta, some = np.zeros_like(e), -e > log_chances[0]  # no loss is below the chance that none is drawn
+        none, less = apart(where_loss_is(-e[some]), -1)
+        delta[some] = np.exp(e[some]) * less - np.expm1(e[some]) * none
+        return delta
+
+    return Pair(upper, reverse)
 
 
 def without_replacement(base: Profile, rate: float) -> Pair:

@@ -53,10 +53,15 @@ class Event:
     unit: str = "example"
     noise_arithmetic: str = "float"
     noise_key: str = "published"
+    group_size: int = 1
+    first_share: float = 0.0  # of two sums a release, see `row_releases`; 0: one sum
 
     def setting(self) -> Setting:
         """The setting that the event was made from."""
         return Setting(**{field.name: getattr(self, field.name) for field in fields(Setting)})
+
+
+LATER = {"group_size": 1, "first_share": 0.0}  # fields that older ledgers do not name
 
 
 class Lineage:
@@ -182,10 +187,10 @@ class Ledger:
         torn = rest.pop() if rest else ""
         entries = [parse_line(path, line) for line in rest if not line.startswith(RESERVED)]
         try:
-            event = json.loads(first)
-        except ValueError:
+            event = Event(**json.loads(first))  # an older file does not name LATER
+        except (TypeError, ValueError):
             raise damaged(path) from None
-        if event != asdict(self.event):
+        if event != self.event:
             raise ValueError(
                 f"ledger {path} belongs to another setting: remove its folder to start the run anew"
             )
@@ -328,9 +333,10 @@ class Ledger:
                 state's.
         """
         for key, value in asdict(self.event).items():
-            if state["event"].get(key) != value:
+            saved_value = state["event"].get(key, LATER.get(key))
+            if saved_value != value:
                 raise ValueError(
-                    f"the state was saved with {key} {state['event'].get(key)!r} and this budget has "
+                    f"the state was saved with {key} {saved_value!r} and this budget has "
                     f"{value!r}: make it with the same settings"
                 )
         saved = {Release(number, name) for name, numbers in state["releases"].items() for number in numbers}

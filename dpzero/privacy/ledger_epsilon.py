@@ -15,6 +15,7 @@ from .ledger_lines import FOREIGN, UNMEASURED
 from .mechanisms import delta_excess
 from .permute_and_flip import MECHANISM
 from .randomness import RunKey
+from .row_releases import noise_scales
 
 BATCH_DEPENDENT = (
     "the last bits of an example's loss depend on the rest of its batch: removing one example moves the "
@@ -40,12 +41,22 @@ class Spending:
     """
 
     cached_costs: Path | None = None
+    # "selective" if the method also reads the examples without noise, without what is sensitive in them (baselines/jft.py)
+    definition = ""
 
     def __init__(self, setting: Setting, key: RunKey, ledger: Ledger, epsilon_target: float | None) -> None:
         self.setting, self.key, self.ledger, self.epsilon_target = setting, key, ledger, epsilon_target
         self.unit, self.noise_scale = ledger.event.unit, ledger.event.noise_scale
         self.noise_arithmetic = ledger.event.noise_arithmetic
         self._clip: float | None = None  # of the last release
+
+    @property
+    def protects(self) -> str:
+        """The unit that epsilon is about, in words."""
+        if self.unit != "group":
+            return self.unit
+        size = self.setting.group_size
+        return f"user, as a group of at most {size} example{'s' if size > 1 else ''}"
 
     @property
     def overspent(self) -> bool:
@@ -93,6 +104,8 @@ class Spending:
 
     @property
     def _may_be_valid(self) -> bool:
+        if self.definition:
+            return False
         return self.key.valid_release and self.noise_arithmetic == "exact"
 
     @property
@@ -109,44 +122,83 @@ class Spending:
         return self._may_be_valid and self.others_move_over_clip == 0 and not self._has_foreign_batches
 
     def epsilon_spent(self) -> float:
-        """Epsilon at the setting's delta, from the ledger: the larger of training and private selection."""
+        """Epsilon at the setting's delta, from the ledger: the larger of training and private selection.
+
+        That of an example as a whole: infinite under selective privacy.
+        """
+        return math.inf if self.definition else self._epsilon_of_releases()
+
+    def selective_epsilon_spent(self) -> float:
+        """Epsilon of the sensitive words of an example; infinite unless examples are replaced, as both then look the same
+        where nothing is sensitive.
+        """
+        replaced = self.definition == "selective" and self.setting.adjacency == "replace_one"
+        return self._epsilon_of_releases() if replaced else math.inf
+
+    def _epsilon_of_releases(self) -> float:
         trained = self._training_cost(Setting.epsilon)
         return math.inf if trained is None else max(trained, self.epsilon_of_choice)
 
     def statement(self, clip: float | None = None, epsilon_target: float | None = None) -> dict[str, Any]:
         """Return the privacy part of a record, computed from the ledger.
 
+        Under selective privacy epsilon is `selective_epsilon_spent`, beside the keys that are of whole examples.
+
         Args:
             clip: the clipping threshold; that of the last release if not given.
             epsilon_target: the epsilon that the noise was calibrated for; the budget's own if not given.
         """
-        chosen = self.epsilon_of_choice
-        renyi, mu = self._training_cost(Setting.epsilon_rdp), self._training_cost(Setting.gdp_mu)
-        return asdict(self.ledger.event) | {
+        event = asdict(self.ledger.event) | {"unit": self.protects}
+        del event["group_size"]  # the unit names it
+        if share := event.pop("first_share"):
+            event["noise_scales"] = "{:.6g} for the counts, {:.6g} for the gradient".format(
+                *noise_scales(self.noise_scale, share)
+            )
+        target = self.epsilon_target if epsilon_target is None else epsilon_target
+        return event | {
             "steps": len(self.ledger),
             **({"overspent": f"{len(self.ledger)} steps of {self.setting.steps}"} if self.overspent else {}),
             "clip": self._clip if clip is None else clip,
-            "epsilon_target": self.epsilon_target if epsilon_target is None else epsilon_target,
-            "epsilon_spent": self.epsilon_spent(),
-            "epsilon_spent_rdp": None if renyi is None else max(renyi, chosen),
-            "gdp_mu": mu if mu is None or not chosen else max(mu, _mu_of_epsilon(chosen)),
-            **({"choice": {"mechanism": MECHANISM, "epsilon": chosen}} if chosen else {}),
+            **(self._selective_costs() if self.definition else self._costs(target)),
             "accountant": self.setting.accountant,
             "others_move_over_clip": self.others_move_over_clip,
             "valid_release": self.valid_release,
         }
+
+    def _costs(self, epsilon_target: float | None) -> dict[str, Any]:
+        chosen = self.epsilon_of_choice
+        renyi, mu = self._training_cost(Setting.epsilon_rdp), self._training_cost(Setting.gdp_mu)
+        return {
+            "epsilon_target": epsilon_target,
+            "epsilon_spent": self.epsilon_spent(),
+            "epsilon_spent_rdp": None if renyi is None else max(renyi, chosen),
+            "gdp_mu": mu if mu is None or not chosen else max(mu, _mu_of_epsilon(chosen)),
+            **({"choice": {"mechanism": MECHANISM, "epsilon": chosen}} if chosen else {}),
+        }
+
+    def _selective_costs(self) -> dict[str, Any]:
+        of_examples = dict.fromkeys(
+            ("epsilon_target", "epsilon_spent", "epsilon_spent_rdp", "gdp_mu"), math.inf
+        )
+        selective = {"definition": self.definition, "selective_epsilon_spent": self.selective_epsilon_spent()}
+        return of_examples | {"epsilon_target": None} | selective
 
     def __repr__(self) -> str:
         """The privacy statement in a few lines: what was promised, what is spent, for whom, and whether it is valid."""
         said, setting = self.statement(), self.setting
         target = "" if said["epsilon_target"] is None else f" of {said['epsilon_target']:g}"
         clip = "" if said["clip"] is None else f" of {said['clip']:g}"
+        selective = (
+            f" (of whole examples; selective: {self.selective_epsilon_spent():.4g})"
+            if self.definition
+            else ""
+        )
         valid = "yes" if self.valid_release else f"no, {self._why_not_valid()}"
         return "\n".join(
             (
-                f"epsilon {said['epsilon_spent']:.4g}{target} spent at delta {setting.delta:g}, in {said['steps']:,} of "
+                f"epsilon {said['epsilon_spent']:.4g}{target}{selective} spent at delta {setting.delta:g}, in {said['steps']:,} of "
                 f"{setting.steps:,} steps",
-                f"protects: each {self.unit} of {setting.dataset_size:,}, adjacency {setting.adjacency}",
+                f"protects: each {self.protects} of {setting.dataset_size:,}, adjacency {setting.adjacency}",
                 f"batches: {said['sampling']}, {setting.batch_size:,} expected",
                 f"noise: {setting.mechanism}, {self.noise_scale:.4g} times the clip{clip}, {self.noise_arithmetic}",
                 f"accountant: {said['accountant']}, from the ledger of what was released",
@@ -157,6 +209,8 @@ class Spending:
     def _why_not_valid(self) -> str:
         if not self.key.valid_release:
             return "the key of the noise is published"
+        if self.definition:
+            return "a pass without noise read the examples"
         if self.noise_arithmetic != "exact":
             return "noise in floats leaks through its low-order bits"
         if self._has_foreign_batches:

@@ -107,9 +107,12 @@ class Noise:
         ]
         return [n * 2.0**-GRID_BITS * clip for n in noisy]
 
-    def add_(self, draw: int, sums: Sequence[Tensor], clip: float) -> None:
-        """Add float noise in place to tensors that together are one sum of vectors of norm at most clip."""
-        for index, tensor in enumerate(sums):
+    def add_(self, draw: int, sums: Sequence[Tensor], clip: float, first: int = 0) -> None:
+        """Add float noise in place to tensors that together are one sum of vectors of norm at most clip.
+
+        Tensors of one draw have numbers, from `first` on: equal ones have equal noise.
+        """
+        for index, tensor in enumerate(sums, first):
             flat = tensor.view(-1)
             for chunk, start in enumerate(range(0, flat.numel(), CHUNK)):
                 part = flat[start : start + CHUNK]

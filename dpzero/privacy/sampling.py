@@ -138,9 +138,33 @@ class Users:
         """Number of users: the dataset_size of a `Setting` whose unit is the user."""
         return len(self._names)
 
-    def examples(self, batch: Indices) -> tuple[Indices, Indices]:
-        """Indices of drawn users -> (indices of their examples, each one's user as a position in `batch`)."""
+    def kept(self, at_most: int) -> Indices:
+        """The first `at_most` examples of each user, as a data set for group privacy: their indices, ascending."""
+        return np.sort([i for examples in self._examples.values() for i in examples[:at_most]])
+
+    def mean_examples(self, at_most: int = 0) -> float:
+        """How many examples a drawn user brings, on average."""
+        counts = [len(examples) for examples in self._examples.values()]
+        return float(np.mean(np.minimum(counts, at_most or max(counts))))
+
+    def examples(
+        self, batch: Indices, at_most: int = 0, choice: Stream | None = None, step: int = 0
+    ) -> tuple[Indices, Indices]:
+        """Indices of drawn users -> (indices of their examples, each one's user as a position in `batch`).
+
+        Args:
+            batch: the drawn users.
+            at_most: of each user's examples, chosen by the stream for this step; 0: all.
+            choice: by default the first ones are taken.
+            step: the number of the batch.
+        """
         examples = [self._examples[self._names[user]] for user in batch]
+        if at_most and choice is not None:
+            order = [
+                np.argsort(choice.words(len(e), step, int(u))) for u, e in zip(batch, examples, strict=True)
+            ]
+            examples = [[e[i] for i in chosen] for e, chosen in zip(examples, order, strict=True)]
+        examples = [e[: at_most or None] for e in examples]
         positions = np.repeat(np.arange(len(examples)), [len(e) for e in examples])
         return np.array([i for e in examples for i in e], dtype=np.int64), positions
 

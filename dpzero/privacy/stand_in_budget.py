@@ -25,9 +25,10 @@ class StandInBudget(Budget):
         super().__init__(setting, noise_scale, key or RunKey.published(0), **options)
 
     @classmethod
-    def for_batches(cls, size: int) -> Self:
+    def for_batches(cls, size: int, unit: str = "example") -> Self:
         """A budget with unit noise for batches of this expected size."""
-        return cls(Setting("gaussian", "poisson", "add_remove", 1000 * size, size, 1000, 1e-9), 1.0)
+        setting = Setting("gaussian", "poisson", "add_remove", 1000 * size, size, 1000, 1e-9)
+        return cls(setting, 1.0, unit=unit)
 
     def admit(self, counts: int | Collection[int], batch: Indices | None = None) -> int:
         self._check_process()
@@ -43,6 +44,9 @@ class StandInBudget(Budget):
         self._released_here += 1
         self.ledger.record(number, self.key.name)
         return number, self._noise
+
+    def _check_first_share(self, first_share: float) -> None:
+        """Any share will do."""
 
     def _check_grid_delta(self, setting: Setting, noise_scale: float, arithmetic: str) -> None:
         """No delta is claimed."""

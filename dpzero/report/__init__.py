@@ -14,6 +14,7 @@ FIGURES = (
 )
 TABLES = ("accuracy", "memory", "time", "privacy", "order")
 COMPARED = ("published", "discrepancies")  # if a run has a published number
+MEMARC = ("ratios",)  # of DP-MemArc's peaks, if it is in a sweep of peaks
 SEARCHED = ("search",)  # table and figure, if settings were searched for
 LANDING = "landing.rst"  # of the pages; Snakemake reads reStructuredText
 DOCUMENTS = {  # pages that are no tables -> their files
@@ -47,6 +48,8 @@ def table_files(kind: str, runs: Iterable[str] = ()) -> tuple[str, ...]:
     tables, _, further = KINDS[kind]
     if kind == "language" and any_published(runs):
         tables = (*tables, *COMPARED)
+    if kind == "memory" and any("/dp_memarc_" in run for run in runs):
+        tables = (*tables, *MEMARC)
     if any(map(is_try, runs)):
         tables = (*tables, *SEARCHED)
     return (*further, *(f"{name}.{suffix}" for name in tables for suffix in ("csv", "md", "tex")))

@@ -110,6 +110,14 @@ def _in_transcripts(mine: Recorded, theirs: Recorded) -> str:
     return "; ".join(found)
 
 
+def transcript_is_other(one: Recorded) -> bool:
+    """Whether a transcript lies beside the record that is not the one it names by digest."""
+    part, file = one.record.get("transcript"), one.file.with_suffix(".transcript")
+    if not isinstance(part, dict) or not file.exists():
+        return False
+    return hashlib.sha256(file.read_bytes()).hexdigest() != part.get("sha256")
+
+
 def _transcript(one: Recorded) -> tuple[dict[str, Any], NDArray[numpy.float64]] | None:
     """The header by key path, and the rows: float64 [steps, directions + groups]. None without the record's own file.
 

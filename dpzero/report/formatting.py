@@ -17,7 +17,23 @@ def identity(rows: pandas.DataFrame) -> dict[str, Any]:
     keys = ("task", "model", "method", "title", "private", "order")
     row = {key: rows[key].iloc[0] for key in keys}
     row |= {"runs": len(rows), "status": next(iter(provenance.status_counts(rows)))}  # ok if any run finished
-    return row | {"_finished": finished(rows), "_epsilon": epsilon(rows["epsilon"].iloc[0])}
+    return row | {"_finished": finished(rows)} | epsilon_column(rows)
+
+
+def epsilon_column(rows: pandas.DataFrame) -> dict[str, str]:
+    """The epsilon of these runs, in the column of its kind: of an example, of a user, selective."""
+    text, promise = epsilon(rows["epsilon"].iloc[0]), rows["promise"].iloc[0]
+    return {f"_{promise}_epsilon": text, "promise": promise} if promise else {"_epsilon": text}
+
+
+def public_rows(rows: pandas.DataFrame) -> str:
+    """`64`, or `64 of tweets`; a dash if the method reads none."""
+    if "settings.public_examples" not in rows or pandas.isna(
+        read := rows["settings.public_examples"].iloc[0]
+    ):
+        return ABSENT
+    task = rows["settings.public_task"].iloc[0]
+    return f"{read:.0f} of {task}" if isinstance(task, str) and task else f"{read:.0f}"
 
 
 def epsilon(text: str) -> str:

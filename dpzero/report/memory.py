@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dpzero.report import drawing, style
-from dpzero.report.table import ABSENT, GIB, MIB, Table, make_table, notes, number
+from dpzero.report.table import ABSENT, GIB, MIB, Row, Table, make_table, notes, number
 
 CARDS = (24, 48, 80, 141)  # GiB of common GPUs
 PUBLISHED = Path(__file__).with_name("published_memory.csv")
@@ -22,9 +22,18 @@ METHODS = (
     "lora",
     "adamw_checkpointing",
     "adamw",
+    "dp_memarc_side_pool",
+    "dp_memarc_side_ghost",
+    "dp_memarc_side",
+    "dp_memarc_reversible_ghost",
+    "dp_memarc_reversible",
+    "dp_lora_ghost",
+    "dp_lora",
     "dp_sgd_ghost",
     "dp_sgd_hooks",
 )  # in this order
+MEMARC = "dp_memarc"  # begins the names of DP-MemArc's variants
+RIVALS = {"hooks": "dp_sgd_hooks", "ghost": "dp_sgd_ghost", "lora": "dp_lora", "dpzero": "dpzero"}
 PREDICTED = "memory.predicted_peak_bytes"
 AXES = {  # axis of growth -> unit of its slope in bytes, the runs along it
     "parameters": (1, "model.str.startswith('opt-') and batch_size == 8 and length == 512"),
@@ -45,9 +54,11 @@ def arranged(runs: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def tables(runs: pandas.DataFrame) -> dict[str, Table]:
-    """Growth, peaks and published figures."""
+    """Growth, peaks and published figures; with DP-MemArc among the methods, its ratios."""
     runs = arranged(runs)
     tables = {"growth": growth(runs), "peaks": peaks(runs), "published": published(runs)}
+    if runs["method"].str.startswith(MEMARC).any():
+        tables["ratios"] = ratios(runs)
     for table in tables.values():
         table.notes += notes("memory_sweep")
     return tables
@@ -131,6 +142,39 @@ def published(runs: pandas.DataFrame) -> Table:
     keys = ["paper", "arxiv", "table", "method", "model", "batch_size", "memory_gb", "ratio"]
     keys += ["our_ratio_predicted", "our_size", "counted", "_paper", "_task"]
     return make_table("memory_sweep_published", rows[keys].to_dict("records"))
+
+
+def ratios(runs: pandas.DataFrame) -> Table:
+    """One row for each run of DP-MemArc: the peaks of its rivals on the same model and batch, over its own.
+
+    A rival that no fake tensors run has its lower bound by formula, and so a lower bound of the ratio.
+    """
+    claims = pandas.read_csv(PUBLISHED, index_col="paper")["ratio_to_dp_sgd"]
+    lines = []
+    for _, group in runs.groupby(["model", "task"], sort=False):
+        peaks = group.set_index("method")
+        for own in group[group["method"].str.startswith(MEMARC)].to_dict("records"):
+            row = {key: own[key] for key in ("model", "method", "title", "batch_size", "length")}
+            row |= {"peak_bytes": own[PREDICTED], "_size": own["task"], "published": claims["DP-MemArc"]}
+            for name, rival in RIVALS.items():
+                if rival in peaks.index:
+                    row |= _ratio(name, own, peaks.loc[rival])
+            lines.append(row)
+    return make_table("memory_sweep_ratios", lines)
+
+
+def _ratio(name: str, own: Row, rival: pandas.Series) -> Row:
+    """The ratios to one rival: predicted, or at least by formula, and measured."""
+    measured = rival["memory.measured_peak_bytes"] / own["memory.measured_peak_bytes"]
+    predicted = rival[PREDICTED] / own[PREDICTED]
+    least = rival["memory.formula_peak_bytes"] / own[PREDICTED]
+    words = ABSENT if numpy.isnan(least) else f"≥ {least:.2f}×"
+    return {
+        f"{name}_predicted": predicted,
+        f"{name}_at_least": least,
+        f"{name}_measured": measured,
+        f"_{name}": words if numpy.isnan(predicted) else f"{predicted:.2f}×",
+    }
 
 
 def by_size(runs: pandas.DataFrame) -> Figure:

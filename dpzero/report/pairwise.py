@@ -97,7 +97,9 @@ class Group:
 
     def __init__(self, runs: pandas.DataFrame) -> None:
         self.runs = runs
-        self.epsilons = {runs["epsilon"].iloc[0]} if runs["private"].iloc[0] else set()
+        first = runs.iloc[0]
+        promise = f" ({first['promise']})" if first["promise"] else ""  # of another kind: not compared
+        self.epsilons = {first["epsilon"] + promise} if first["private"] else set()
         finished = runs[runs["status"] == "ok"]
         keys = finished[SCORED].drop_duplicates()
         drawn = formatting.draws_scored(finished)

@@ -46,7 +46,13 @@ NUMERIC = re.compile(  # values that reports compute with; null where they are u
 )
 TABLES_OF_RUNS = ("runs.csv", "times.csv")
 IN_TABLES = ["task", "model", "rank", "method", "epsilon_value", "seed"]  # the order of the rows of tables
-INTERNAL = ("curve", "rank", "epsilon_value", "example_forwards")  # for drawing and sorting; in no file
+INTERNAL = (
+    "curve",
+    "rank",
+    "epsilon_value",
+    "example_forwards",
+    "promise",
+)  # for drawing and sorting; in no file
 LAST = 5  # rank of a method without known order
 
 
@@ -94,6 +100,7 @@ def to_frame(records: list[Record], expected: Iterable[str] | None = None) -> pa
     frame["private"] = frame["private"].astype(bool)
     frame["epsilon_value"] = frame["epsilon"].astype(float)
     frame["example_forwards"] = example_forwards(frame)
+    frame["promise"] = promises(frame)
     return frame.sort_values(IN_TABLES, kind="stable", ignore_index=True)
 
 
@@ -109,7 +116,19 @@ def from_tables(folder: Path) -> pandas.DataFrame:
     frame = frame.assign(order=order, rank=ranks, epsilon_value=frame["epsilon"].astype(float))
     frame["curve"] = [[] for _ in range(len(frame))]
     frame["example_forwards"] = example_forwards(frame)
+    frame["promise"] = promises(frame)
     return frame.sort_values(IN_TABLES, kind="stable", ignore_index=True)
+
+
+def promises(runs: pandas.DataFrame) -> pandas.Series:
+    """What each run's epsilon is about, which no two may share a column with: "" (an example), user, or selective."""
+    words = pandas.Series("", runs.index)
+    for column, word in (("settings.unit", "user"), ("privacy.definition", "selective")):
+        if column in runs:
+            words = words.mask(runs[column].eq(word), word)
+    return words.groupby(runs["method"]).transform(
+        "max"
+    )  # a run without a record is like its method's others
 
 
 FORWARDS = "metrics.example_forwards"

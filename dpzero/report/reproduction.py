@@ -20,7 +20,7 @@ from dpzero.report.agreement import (
     compared,
     row_of,
 )
-from dpzero.report.differences import Recorded, parting
+from dpzero.report.differences import Recorded, parting, transcript_is_other
 from dpzero.report.provenance import plural
 from dpzero.report.records import read_record
 from dpzero.report.table import Row, make_table, number
@@ -60,7 +60,10 @@ def read(folder: Path) -> Results:
                 record = read_record(file)
                 if record["run"] != run:
                     raise UsageError(f"{file} holds another run, {record['run']}")
-                results.records[sweep + run] = Recorded(record, file)
+                recorded = Recorded(record, file)
+                if transcript_is_other(recorded):
+                    raise UsageError(f"{file} names another transcript than the one beside it")
+                results.records[sweep + run] = recorded
             except UsageError as error:
                 results.damaged[sweep + run] = str(error)
     if not results.records and not results.damaged:
@@ -118,6 +121,8 @@ class Comparison:
             "rows": rows | {f"only_{side}": len(self.rows_of(side)) for side in self.only},
             "widest_half_interval": self.tested[-1].half_width if self.tested else None,
             "differences": [one._asdict() for one in differences(self.pairs, same=False)],
+            "same_in_spite_of": [one._asdict() for one in differences(self.pairs, same=True)],
+            "damaged": self.damaged,
         }
 
     def rows_of(self, side: str) -> list[str]:
@@ -146,7 +151,7 @@ class Comparison:
 
 
 class Difference(NamedTuple):
-    """Records that differ in the same kinds of causes; of the first of them what differs, and where its numbers part."""
+    """Records that differ in the same kinds of causes; of the first of them what differs, and where its numbers part, if they do."""
 
     records: int
     kinds: list[str]

@@ -28,7 +28,7 @@ def table(reported: pandas.DataFrame, tries: pandas.DataFrame) -> Table:
             continue
         values = sorted(points.values(), reverse=True)
         row: dict[str, Any] = {k: theirs[k].iloc[0] for k in ("task", "model", "method", "title")}
-        row |= {"epsilon": key[-1], "_epsilon": formatting.epsilon(key[-1]), "tries": len(points)}
+        row |= {"epsilon": key[-1], **formatting.epsilon_column(theirs), "tries": len(points)}
         chosen = theirs.get(
             "search.chosen", pandas.Series(dtype=object)
         ).dropna()  # from the record: of equal points the first by name

@@ -14,6 +14,7 @@ import pandas
 import yaml
 
 ABSENT = "–"
+ONLY_IF_GIVEN = ("_user_epsilon", "_selective_epsilon", "selective_epsilon_spent")  # columns
 MIB, GIB = 2**20, 2**30
 UNITS = {"MiB": MIB, "GiB": GIB, "percent": 0.01}
 LATEX_SYMBOLS = {
@@ -111,7 +112,9 @@ def make_table(name: str, rows: list[Row], /, **values: Any) -> Table:
     columns = []
     for heading, key in definition["columns"].items():
         key, *more = key if isinstance(key, list) else [key]
-        columns.append(Column(heading.format(**values), key, *more[:1], *(UNITS[unit] for unit in more[1:])))
+        column = Column(heading.format(**values), key, *more[:1], *(UNITS[unit] for unit in more[1:]))
+        if key not in ONLY_IF_GIVEN or any(not pandas.isna(row.get(key)) for row in rows):
+            columns.append(column)
     return Table(definition["title"].format(**values), columns, rows, notes(name, **values))
 
 

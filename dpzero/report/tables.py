@@ -31,7 +31,7 @@ def accuracy(runs: pandas.DataFrame) -> Table:
     by_method = dict(list(runs.groupby(METHOD, sort=False)))
     for (task, model, method, epsilon), rows in runs.groupby(CELL, sort=False):
         score = summarise(formatting.by_seed(rows).values())
-        row = formatting.identity(rows)
+        row = formatting.identity(rows) | {"_public": formatting.public_rows(rows)}
         row |= {"epsilon": epsilon, "metric": formatting.common(rows["metric"], "")}
         row |= {
             key: formatting.common(rows[f"metrics.{key}"], ".0f")
@@ -56,6 +56,7 @@ def accuracy(runs: pandas.DataFrame) -> Table:
     without = {f"_vs_{reference}" for reference in REFERENCES if reference not in set(runs["method"])}
     table.columns = [column for column in table.columns if column.key not in without]
     table.notes[:0] = _scoring(runs)
+    _tell_public_rows(table, lines)
     finished = runs[runs["status"] == "ok"]
     if FORWARDS not in runs or finished[FORWARDS].isna().any():
         table.notes += notes("accuracy_of_old_records")
@@ -114,19 +115,22 @@ def privacy(runs: pandas.DataFrame) -> Table:
     private = runs[runs["private"]]
     lines = []
     for (*_, epsilon), rows in private.groupby(CELL, sort=False):
-        row = formatting.identity(rows) | {"epsilon": epsilon}
+        row = formatting.identity(rows) | {"epsilon": epsilon, "_public": formatting.public_rows(rows)}
         for key in (*PROMISES, "accountant"):
             column = rows[f"privacy.{key}"]
             if key in SPENT:
                 row[key] = column.astype(float).max()
             else:
                 row |= {key: formatting.common(column, ".10g"), f"_{key}": formatting.common(column, ".4g")}
+        if "privacy.selective_epsilon_spent" in rows:
+            row["selective_epsilon_spent"] = rows["privacy.selective_epsilon_spent"].astype(float).max()
         lines.append(row)
     accountants = "; ".join(provenance.distinct(private["privacy.accountant"])) or "none"
     table = make_table("privacy", lines, accountants=accountants)
     values = {f"_{key}": provenance.distinct(private[f"privacy.{key}"]) for key in NOTE_IF_EQUAL}
     shared = [column for column in table.columns if len(values.get(column.key, "two")) < 2]
     table.columns = [column for column in table.columns if column not in shared]
+    _tell_public_rows(table, lines)
     if private.empty:
         table.notes = ["No private method in these runs."]
         return table
@@ -142,6 +146,14 @@ def privacy(runs: pandas.DataFrame) -> Table:
     if (private["privacy.noise_key"] == "published").any():
         table.notes += notes("privacy_with_published_key")
     return table
+
+
+def _tell_public_rows(table: Table, lines: list[dict]) -> None:
+    """The column and its note stay if a method reads public rows."""
+    if any(line.get("_public", ABSENT) != ABSENT for line in lines):
+        table.notes += notes("with_public_rows")
+    else:
+        table.columns = [column for column in table.columns if column.key != "_public"]
 
 
 def _ratio(over: float, under: float) -> float:

@@ -37,8 +37,13 @@ def tables(runs: pandas.DataFrame) -> dict[str, Table]:
 
 
 def figures(runs: pandas.DataFrame, names: Collection[str] = FIGURES) -> dict[str, Figure]:
-    """The figures with these names, and `search` if some runs are tries."""
+    """The figures with these names, and `search` if some runs are tries.
+
+    An axis has epsilons of one kind (see `records.promises`): those of examples, if there are any.
+    """
     reported, tries = _without_tries(runs)
+    private = reported["private"]
+    reported = reported[~private | reported["promise"].eq(reported[private]["promise"].min())]
     drawn = {name: getattr(figure_functions, name)(reported) for name in names}
     return drawn | ({"search": search.figure(reported, tries)} if len(tries) else {})
 

@@ -34,7 +34,7 @@ def run_other_rank(setup: Setup) -> None:
         budget, (model, examples) = setup.budget(ledger=None), setup.model_and_examples()
         method = setup.method(model, budget)
         _catch_up(method, setup.ranks)
-        for _, batch in setup.batches(examples["train"], budget, method.steps_taken):
+        for _, (batch,) in setup.batches(examples["train"], budget, method.steps_taken):
             method.step(batch)
         finish_ranks(setup, method)
     except Dismissed:

@@ -32,7 +32,7 @@ def export(file: Path, out: Path, device: str | None = None) -> dict:
         The record, and `usage`: Python that loads the folder and classifies a text.
 
     Raises:
-        UsageError: a folder that holds files, a prefix, or a record whose weights cannot be rebuilt.
+        UsageError: a folder that holds files, a model with parts of its own (prefix, side, reversible), or a record whose weights cannot be rebuilt.
     """
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"{out} holds files already: give a new folder")
@@ -40,9 +40,9 @@ def export(file: Path, out: Path, device: str | None = None) -> dict:
     cell = rebuilt.record["cell"]
     if not rebuilt.match:
         raise UsageError(f"the replayed weights are not those of {file}: export on the machine of its run")
-    if cell["settings"]["tune"] == "prefix":
+    if (tune := cell["settings"]["tune"]) in ("prefix", "side", "reversible"):
         raise UsageError(
-            "a prefix is no weight that save_pretrained writes: train with tune lora, bias or full"
+            f"tune {tune} adds what save_pretrained does not write: train with tune lora, bias or full"
         )
     model, task = rebuilt.model.to("cpu"), tasks.load(cell["task"])
     _merge_adapters(model)

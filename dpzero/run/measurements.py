@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import statistics
 import time
 from collections.abc import Iterator
@@ -128,11 +129,16 @@ def measure_step_memory(setup: Setup) -> dict:
 
 def _measure_step_memory(setup: Setup) -> dict:
     """On a model of its own: steps change the weights, and a first-order method leaves hooks on the model."""
-    size, length = setup.settings["batch_size"], setup.settings["max_length"]
+    units, length = setup.settings["batch_size"], setup.settings["max_length"]
+    size = math.ceil(setup.examples_in_a_batch) if setup.unit == "user" else units
+    users = [np.arange(size) * units // size] if setup.unit == "user" else []
     model: Any = setup.model()
     batch = setup.loss.stand_in(size, length)
     from_features = caches.trains_on_features(batch, setup.settings)
-    inputs: Any = caches.stand_in_features(model, size) if from_features else batch
+    inputs, public = (
+        caches.stand_in_features(model, n) if from_features else setup.loss.stand_in(n, length)
+        for n in (size, setup.settings.get("public_batch_size", 1))
+    )
     trained = text_classifier.HeadAlone(model.head) if from_features else model
 
     def forward() -> None:
@@ -140,9 +146,10 @@ def _measure_step_memory(setup: Setup) -> dict:
             setup.loss(model, batch)
 
     def two_steps() -> None:  # the first makes the optimizer's state, which the second has in memory
-        method = setup.method(trained, StandInBudget.for_batches(size) if setup.card.private else None)
-        method.step(inputs)
-        method.step(inputs)
+        budget = StandInBudget.for_batches(units, setup.unit) if setup.card.private else None
+        method = setup.method(trained, budget, public)
+        method.step(inputs, *users)
+        method.step(inputs, *users)
 
     forward()  # the first pass tries shapes, once for a run (see `language.models.batch_invariance`)
     inference = step = trackers.peak_bytes(model, forward)

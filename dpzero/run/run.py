@@ -19,7 +19,7 @@ from ..zeroth_order.transcript import Transcript
 from . import distributed, gpu_lock, measurements, record_file
 from .checkpoint import Checkpoint, locked
 from .checkpoint_selection import RULES, SCORES, BestDev, Candidates
-from .setup import ALONE, Setup
+from .setup import ALONE, PUBLIC, Setup
 
 EARLY_POINTS = 4  # of the curve, before the first at a multiple of `evaluate_every`
 LOG_LINES = 10  # progress lines of a private release in all
@@ -104,10 +104,12 @@ class Run:
         self._check_loss()
         if setup.ranks.size > 1:
             distributed.start_ranks(setup, self.method, self.checkpoint.transcript)
-        for step, batch in setup.batches(self.examples["train"], self.budget, self.method.steps_taken):
+        for step, (batch, *users) in setup.batches(
+            self.examples["train"], self.budget, self.method.steps_taken
+        ):
             try:
                 with self.clock.step():
-                    self.method.step(batch)
+                    self.method.step(batch, *users)
             except BudgetExhausted:  # another machine's rounding made a new release of a step taken again
                 break
             self._after_step(step, batch)
@@ -183,7 +185,10 @@ class Run:
         self.model = self.method = None  # gone before another is loaded
         self.model, self.examples = self.setup.model_and_examples()
         trackers.reset_resident_peak()
-        self.method = self.setup.method(self.model, self.budget)
+        self.method = self.setup.method(self.model, self.budget, self.examples.get(PUBLIC))
+        if "redacted" in self.examples:
+            self.setup.say("a first pass over redacted rows, without noise")
+            self.method.first_pass(self.examples["redacted"])
         self._add_to_curve()
         return self.method
 
@@ -288,7 +293,9 @@ class Run:
         # the transcript is of the last checkpoint, whichever is reported
         transcript = self._describe_transcript(getattr(self.method, "parameters", None))
         selected = self._select()
-        scored = self.examples[split]
+        scored, shown = self.examples[split], {}
+        if setup.card.writes_demonstrations:
+            scored, shown["demonstrations"] = setup.after_demonstrations(split, self.method.demonstrations)
         setup.say(f"evaluating on {len(scored)} {split} examples")
         scores = setup.loss.evaluate(self.model, scored)
         if split != "test":
@@ -296,6 +303,7 @@ class Run:
         if not math.isfinite(scores["loss"]):  # clipped steps keep the weights of a broken model finite
             raise Diverged(f"the {split} loss is not finite after the last step")
         rule = {"selection": RULES[setup.iterate], **selected, "example_forwards": self._example_forwards()}
+        rule |= getattr(self.method, "further_metrics", dict)() | shown
         metrics = {**scores, "split": split, "examples": len(scored), **setup.majority(split), **rule}
         return {"metrics": metrics, "memory": memory, "transcript": transcript}
 
@@ -307,8 +315,9 @@ class Run:
         each = getattr(self.method, "forwards_per_example", None)
         if each is None:
             return None
-        size = min(self.setup.settings["batch_size"], len(self.examples["train"]))
-        return int(self.method.steps_taken * size * each)
+        before = getattr(self.method, "forwards_before", 0)
+        public = getattr(self.method, "public_forwards", 0)
+        return int(before + self.method.steps_taken * (self.setup.examples_in_a_batch * each + public))
 
     def _select(self) -> dict:
         """Load the checkpoint that is reported into the model. Returns what the metrics say of the choice."""

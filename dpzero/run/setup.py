@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sized
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from ..files import run_id
 from ..language.data import assets, tasks
 from ..language.models import caches, encoding, losses, model_catalogue, text_classifier
 from ..plan.registry import Card, card
-from ..plan.settings import RUN_SETTINGS, check_files, draw_of
+from ..plan.settings import NETWORK_SETTINGS, RUN_SETTINGS, check_files, draw_of, group_size
 from ..privacy import Budget, RunKey, Setting
 from ..privacy.imitation_budget import PublicCodeBudget
 from ..privacy.public_implementations import IMPLEMENTATIONS, PublicRun
-from ..privacy.sampling import SAMPLERS
+from ..privacy.sampling import SAMPLERS, Users
 from ..zeroth_order.distributed import Ranks
 from ..zeroth_order.protocols import Method
 from . import gpu_lock
@@ -27,6 +28,7 @@ from .provenance import provenance
 from .record_file import is_release
 
 ALONE = Ranks()
+PUBLIC = "public"  # beside the splits: the public examples of a method that reads some
 TIMED_STEPS = 5  # steps that are timed together with two plain forward passes on the same batch
 
 
@@ -37,7 +39,7 @@ class Setup:
         name: the run id.
         release: whether the run is a private release, which writes nothing that is not on the lists of
             `record_file`.
-        examples: split -> tokenized examples.
+        examples: split -> tokenized examples. `train` are the private ones: what is public is taken out.
         loss: (model, batch of B examples) -> losses [B], float32.
         ranks: the processes that share the run.
         origin: code and machine, as they are when the run starts (see `provenance`).
@@ -61,7 +63,18 @@ class Setup:
             test = self.examples["test"]
             self.examples["test"] = test[np.arange(min(wanted, len(test)))]
         self.examples |= {split: self._weighted(self.examples[split]) for split in ("dev", "test")}
+        if self.card.public_data:
+            self._whole_train = self.examples["train"]
+            self.examples |= self._public_and_private(self._whole_train)
+        if self.card.writes_demonstrations:
+            written_from = encoding.encode_by_label(self.task, cell["model"], self.settings["max_length"])
+            self.examples["train"], self.prompts = written_from
+        if policy := self._of_method("redaction"):
+            redacted = replace(self.task, redaction=policy)
+            encoded = encoding.encode(redacted, cell["model"], self.settings["max_length"])
+            self.examples["redacted"] = encoded["train"]
         self._check_rows()
+        self.users = self._users()
         sizes = self.settings["token_budget"], self.settings["compute"]
         scores_text = isinstance(self.examples["train"], encoding.Continuations)
         self.loss: Any = losses.make_loss(self.task, cell["model"], *sizes, scores_text)
@@ -77,6 +90,10 @@ class Setup:
         """The rule by which the reported checkpoint is selected."""
         return self.settings.get("iterate", "last")
 
+    def _of_method(self, name: str) -> Any:
+        """A setting of the method, given or by default; None for a method that does not have it."""
+        return self.settings.get(name, self.card.defaults.get(name))
+
     # -- checks
 
     def _check_ranks(self) -> None:
@@ -85,6 +102,8 @@ class Setup:
                 f"method {self.cell['method']} exchanges more than scalars: {self.ranks.size} ranks are for "
                 "zeroth-order methods, use one"
             )
+        if self.ranks.size > 1 and self.settings.get("unit") == "user":
+            raise UsageError("the unit is the user, whose examples several ranks would have: use one rank")
         if self.ranks.size > 1 and self.settings.get("as_published"):
             raise UsageError(
                 "as_published divides by the size of a batch, of which each rank has a share: use one rank"
@@ -105,6 +124,73 @@ class Setup:
         if not len(self.examples[split]):
             raise UsageError(f"{self.name}: there are no rows of split {split}: evaluate another")
 
+    def _public_and_private(self, train: Any) -> dict[str, Any]:
+        """Public examples, drawn by the cell's seed, and the examples of `train` that stay private.
+
+        Args:
+            train: the training examples, or their features if the public ones are among them.
+        """
+        settings, source = self.settings, train
+        count, other = settings["public_examples"], settings["public_task"]
+        if other:
+            source = encoding.encode(tasks.load(other), self.cell["model"], settings["max_length"])["train"]
+        if count >= len(source) or type(source) is not type(train):
+            raise UsageError(
+                f"{self.name}: {count} public examples of the {len(source)} training rows of task "
+                f"{other or self.cell['task']} leave none, or are not read as those of {self.cell['task']}: give a smaller "
+                "public_examples, or another public_task"
+            )
+        order = np.random.default_rng(self.cell["seed"]).permutation(len(source))
+        public, rest = np.sort(order[:count]), np.sort(order[count:])
+        return {PUBLIC: source[public], "train": train if other else train[rest]}
+
+    # -- users
+
+    def _users(self) -> Users | None:
+        """The users of the training rows, if the unit is the user."""
+        if self.settings.get("unit") != "user":
+            return None
+        return Users(self.task.users(self.settings.get("synthetic_users", 0)))
+
+    @property
+    def group_size(self) -> int:
+        """Examples of a user that are drawn one by one, under group privacy; 0 elsewhere."""
+        return group_size(self.settings) if self.settings.get("user_level") == "group_privacy" else 0
+
+    @property
+    def unit(self) -> str:
+        """Of the budget."""
+        return "example" if self.users is None else "group" if self.group_size else "user"
+
+    @property
+    def drawn_rows(self) -> np.ndarray:
+        """The training rows that batches are drawn from."""
+        if self.users is None or not self.group_size:
+            return np.arange(len(self.examples["train"]))
+        return self.users.kept(self.group_size)
+
+    @property
+    def examples_in_a_batch(self) -> float:
+        """How many are expected."""
+        size = min(self.settings["batch_size"], len(self.examples["train"]))
+        at_most = self.settings.get("examples_per_user", 0)
+        if self.users is None or self.group_size:
+            return size
+        return size * self.users.mean_examples(at_most)
+
+    def _take(self, train: Any, budget: Budget) -> Callable[[np.ndarray], Any]:
+        """A function that makes a batch of drawn units: examples or, if users are drawn, (examples, users)."""
+        users, rows = self.users, self.drawn_rows
+        if users is None or self.group_size:
+            return lambda drawn: train[rows[drawn]]
+        at_most, choice = self.settings.get("examples_per_user", 0), self.key.stream("examples of users")
+
+        def take(drawn: np.ndarray) -> tuple[Any, np.ndarray]:
+            chosen, whose = users.examples(drawn, at_most, choice, budget.queue.position)
+            return train[chosen], whose
+
+        return take
+
     # -- parts
 
     def model(self) -> torch.nn.Module:
@@ -113,15 +199,22 @@ class Setup:
 
     def model_and_examples(self) -> tuple[Any, Mapping[str, Any]]:
         """The model and the examples as steps read them: head and cached features if the head alone is trained."""
-        if not caches.trains_on_features(self.examples["train"], self.settings):
+        whole = self.card.writes_demonstrations  # it reads tokens
+        if whole or not caches.trains_on_features(self.examples["train"], self.settings):
             return self.model(), self.examples
         examples, split = dict(self.examples), self.settings["split"]
         if split != "dev":
             looks = self.iterate == "accounted" or not self.release
             examples["dev"] = self.curve_examples(examples) if looks else examples["dev"][np.arange(0)]
         name, seed, load = self.cell["model"], self.cell["seed"], cache(self._load_for_features)
-        for part in dict.fromkeys(("train", "dev", split)):
+        among_train = self.card.public_data and not self.settings["public_task"]
+        if among_train:  # so that the cache has the features of all rows once, whichever are public
+            examples["train"] = self._whole_train
+        further = examples.keys() & ({"redacted"} if among_train else {"redacted", PUBLIC})
+        for part in dict.fromkeys(("train", "dev", split, *further)):
             examples[part] = caches.read_features(name, load, examples[part], seed, self.device)
+        if among_train:
+            examples |= self._public_and_private(examples["train"])
         head = caches.read_head(name, load, self.task, seed).to(self.device.split(",")[0])
         return text_classifier.HeadAlone(head), examples
 
@@ -146,7 +239,8 @@ class Setup:
         """The privacy budget; None for a method without noise."""
         if not self.card.private:
             return None
-        epsilon, size = float(self.cell["epsilon"]), len(self.examples["train"])
+        epsilon = float(self.cell["epsilon"])
+        size = len(self.users) if self.users and self.unit == "user" else len(self.drawn_rows)
         sizes = {name: self.settings[name] for name in ("batch_size", "steps", "delta")}
         kinds = {name: self.settings.get(name) for name in ("mechanism", "sampling", "adjacency")}
         try:
@@ -156,32 +250,53 @@ class Setup:
                 practice = IMPLEMENTATIONS[self.card.file]
                 claimed = Setting("gaussian", "poisson", "add_remove", dataset_size=size, **sizes)
                 return PublicCodeBudget(PublicRun(practice, epsilon, claimed, assumed), self.key, ledger)
-            setting = Setting(dataset_size=size, **sizes, **kinds)
+            setting = Setting(dataset_size=size, group_size=max(1, self.group_size), **sizes, **kinds)
             folder = assets.cache_folder() / "calibrations"
             scale = setting.cached_noise_scale(epsilon, folder)
             arithmetic = self.settings["noise_arithmetic"]
-            budget = Budget(
-                setting, scale, self.key, ledger, noise_arithmetic=arithmetic, epsilon_target=epsilon
-            )
+            how = {"noise_arithmetic": arithmetic, "unit": self.unit, "epsilon_target": epsilon}
+            how |= {"first_share": self._of_method("map_share") or 0.0}
+            budget = Budget(setting, scale, self.key, ledger, **how)
             budget.cached_costs = None if self.release else folder  # what a release says is computed for it
             return budget
         except ValueError as error:
             raise UsageError(f"{self.name}: {error}") from error
 
-    def method(self, model: torch.nn.Module, budget: Budget | None) -> Method:
+    def method(self, model: torch.nn.Module, budget: Budget | None, public: Any = None) -> Method:
+        """The method on a model, with the public examples that it reads, if it reads some."""
         leave_compiler_out()
         own = {k: v for k, v in self.settings.items() if k in self.card.settings and k not in RUN_SETTINGS}
         budget_or_size = budget or self.settings["batch_size"]
-        return self.card.load()(model, self.loss, budget_or_size, seed=self.cell["seed"], **own)
+        try:
+            method = self.card.load()(model, self.loss, budget_or_size, seed=self.cell["seed"], **own)
+        except ValueError as error:
+            if self.unit == "user":  # which not every method has
+                raise UsageError(f"{self.name}: {error}") from error
+            raise
+        if self.card.public_data:
+            method.public = public
+        if self.card.writes_demonstrations:
+            line_ends = encoding.tokenizer_info(self.cell["model"]).encode("\n")[:1]
+            method.prompts, method.stops = self.prompts, frozenset(line_ends)
+        return method
 
-    def batches(self, train: Any, budget: Budget | None, start: int) -> Iterator[tuple[int, Sized]]:
-        """(step, batch) from a step on: for the same seed every method meets the same batches.
+    def after_demonstrations(self, split: str, written: list[tuple[int, list[int]]]) -> tuple[Any, str]:
+        """The examples of a split after the demonstrations that the method wrote, and these as text."""
+        name, length = self.cell["model"], self.settings["max_length"]
+        shown = encoding.demonstrations_text(self.task, name, written)
+        whole = encoding.encode_after(shown, self.task, name, length, split)
+        return whole[np.arange(len(self.examples[split]))], shown
+
+    def batches(self, train: Any, budget: Budget | None, start: int) -> Iterator[tuple[int, tuple[Any, ...]]]:
+        """(step, what `step` takes) from a step on: for the same seed every method meets the same batches.
+
+        A batch and, if users are drawn, the user of each of its examples.
 
         A private run ends with its budget. A release that a killed process made, and could not use, is one
         step less.
         """
         if budget is not None:
-            drawn = budget.batches(train.__getitem__)
+            drawn = budget.batches(self._take(train, budget))
         elif start == self.settings["steps"]:
             return
         else:
@@ -189,7 +304,8 @@ class Setup:
             sampler = kind(size, min(size, self.settings["batch_size"]), self.key.stream("sampling"))
             drawn = map(train.__getitem__, map(sampler.batch, range(start, self.settings["steps"])))
             drawn = map(self._weighted, drawn)
-        yield from enumerate(drawn, start)
+        for step, made in enumerate(drawn, start):
+            yield step, made if self.unit == "user" else (made,)
 
     def _weighted(self, examples: Any) -> Any:
         """Examples whose mean loss is the one that the setting `batch_loss` names."""
@@ -206,15 +322,23 @@ class Setup:
             origin["ranks"] = describe_ranks(self.ranks, steps)
         weights, title = model_catalogue.digest(model), model_catalogue.stanza(model)["title"]
         data = {"name": task, "sha256": tasks.digest(task), **self.task.about()}
+        if self.users is not None:
+            made_up = self.settings.get("synthetic_users")
+            data["users"] = (
+                "made up, by a hash of the text" if made_up else f"column {self.task.stanza['user']}"
+            )
         if not self.release and (departure := tasks.files_differ(task)):
             data["departure"] = departure
+        if not self.release and (other := self.settings.get("public_task")):
+            data["public_sha256"] = tasks.digest(other)
         model_part = {"name": model, "sha256": weights, "title": title}
         return origin | {"threads": torch.get_num_threads(), "model": model_part, "data": data}
 
 
 def base_model(cell: dict, task: tasks.Task, device: str) -> Any:
     """The model that a cell starts from, a Classifier or TextScorer with the cell's trainable parameters."""
-    how = {key: cell["settings"][key] for key in ("tie_embeddings", "lora_head") if key in cell["settings"]}
+    keys = ("tie_embeddings", "lora_head", "lora_a", *NETWORK_SETTINGS)
+    how = {key: cell["settings"][key] for key in keys if key in cell["settings"]}
     return text_classifier.load(cell["model"], task, cell["settings"]["tune"], cell["seed"], device, **how)
 
 

@@ -39,6 +39,8 @@ ROWS = [
     "public",
     "sgd",
     "adamw",
+    "dp_sgd_per_layer",
+    "dp_sgd_book_keeping",
     "dp_sgd_ghost",
     "dp_sgd_hooks",
 ]

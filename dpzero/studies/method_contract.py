@@ -11,6 +11,7 @@ import ast
 import copy
 import inspect
 import os
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,12 @@ BATCH_SIZE, STEPS = 16, 100
 # What a required setting is where a method is of order 0 and of order 1
 SETTINGS = {"learning_rate": {0: 3e-4, 1: 0.01}, "clip": {0: 50.0, 1: 1.0}}
 # Another way to the same release keeps to the same: its method and its settings
-WAYS = {"dp_sgd, ghost": ("dp_sgd", {"clipping": "ghost"})}
+WAYS = {
+    "dp_sgd, ghost": ("dp_sgd", {"clipping": "ghost"}),
+    "pazo, subspace": ("pazo", {"variant": "subspace", "directions": 2, "learning_rate": 0.03}),
+    "dp_sgd, book-keeping": ("dp_sgd", {"clipping": "book_keeping"}),
+    "dp_sgd, per layer": ("dp_sgd", {"clipping": "book_keeping", "clip_rule": "per_layer", "clip": 5.0}),
+}
 EVERY: dict[str, Card] = CARDS | {way: CARDS[name] for way, (name, _) in WAYS.items() if name in CARDS}
 LENGTH = 16
 
@@ -52,6 +58,9 @@ def where(**wanted) -> list[str]:
 
 every = pytest.mark.parametrize("name", EVERY)
 every_trained = pytest.mark.parametrize("name", where(order=0) + where(order=1))
+every_private_trained = pytest.mark.parametrize(
+    "name", [n for n in where(private=True) if EVERY[n].order is not None]
+)
 every_private = pytest.mark.parametrize("name", where(private=True))
 every_zeroth_order = pytest.mark.parametrize("name", where(order=0))
 
@@ -81,6 +90,12 @@ def make_budget(key: RunKey | None = None, noise_scale=1e-3) -> StandInBudget:
     return StandInBudget(setting, noise_scale, key or RunKey.published(0))
 
 
+def make_strict_budget(name) -> Budget:
+    """Under a secret key, for the batches that it draws alone. `contract_budget` of a class has what else it needs."""
+    more = getattr(EVERY[name].load(), "contract_budget", {})
+    return Budget(make_budget().setting, 1.0, RunKey.secret(), noise_arithmetic="float", **more)
+
+
 def make(name, model, budget=None, loss=None, **settings):
     card = EVERY[name]
     own = getattr(card.load(), "contract_settings", {})
@@ -89,7 +104,16 @@ def make(name, model, budget=None, loss=None, **settings):
     assert not unknown, f"give {card.class_name}.contract_settings a value for {', '.join(unknown)}"
     required = {key: SETTINGS[key][card.order or 0] for key in card.required if key not in own}
     share = (budget or make_budget()) if card.private else BATCH_SIZE
-    return card.load()(model, loss or losses.CrossEntropy(2048), share, seed=0, **required | settings)
+    method = card.load()(model, loss or losses.CrossEntropy(2048), share, seed=0, **required | settings)
+    if card.public_data:
+        rows = public_examples()  # a test's own loss may change the losses of label 3
+        method.public = rows if loss is None else rows[np.flatnonzero(rows.labels != 3)]
+    return method
+
+
+@cache
+def public_examples() -> encoding.Examples:
+    return encoding.encode_labelled(tasks.load("toy"), "tiny-encoder", LENGTH, "dev")
 
 
 def batches(train, start=0, stop=STEPS):
@@ -146,7 +170,7 @@ def test_a_method_counts_its_steps_the_empty_ones_too(name, train):
     assert me.training_loss is None or 0.5 < me.training_loss < 5
 
 
-@every
+@every_trained
 def test_a_step_takes_as_many_forward_passes_for_each_example_as_the_method_says(name, train):
     """A backward pass counts two. Passes without gradients may read filling rows, so the loss counts examples."""
     passes = [0]
@@ -164,7 +188,7 @@ def test_a_step_takes_as_many_forward_passes_for_each_example_as_the_method_says
     me = make(name, model, loss=Counted(2048))
     with model.register_forward_hook(count_backward):
         me.step(train[np.arange(8)])
-    assert sum(passes) == 8 * me.forwards_per_example
+    assert sum(passes) == 8 * me.forwards_per_example + getattr(me, "public_forwards", 0)
 
 
 @every
@@ -270,7 +294,7 @@ def test_micro_batches_change_nothing_but_rounding(name, train):
 # Privacy ---------------------------------------------------------------------------------------------------------------
 
 
-@every_private
+@every_private_trained
 def test_noise_is_added_and_differs_from_key_to_key(name, train):
     ends = []
     for _ in range(2):
@@ -287,7 +311,7 @@ def test_a_batch_size_in_place_of_a_budget_is_refused(name):
         make(name, make_model(), 64)
 
 
-@every_private
+@every_private_trained
 def test_an_empty_batch_releases_noise(name, train):
     """A step that does nothing would tell that nobody was in it."""
     model = make_model()
@@ -311,7 +335,7 @@ def test_the_ledger_has_every_step(name, train):
 @every_private
 def test_a_method_does_not_repeat_secret_noise(name, train):
     """Back at an earlier state it goes on with another batch and other noise, and the ledger counts both."""
-    budget = Budget(make_budget().setting, 1.0, RunKey.secret(), noise_arithmetic="float")
+    budget = make_strict_budget(name)
     me, batches = make(name, make_model(), budget), budget.batches()
     state = me.state_dict()
     me.step(train[next(batches)])
@@ -324,7 +348,7 @@ def test_a_method_does_not_repeat_secret_noise(name, train):
 
 @every_private
 def test_under_a_secret_key_there_is_no_training_loss(name, train):
-    budget = Budget(make_budget().setting, 1.0, RunKey.secret(), noise_arithmetic="float")
+    budget = make_strict_budget(name)
     me = make(name, make_model(), budget)
     for batch, _ in zip(budget.batches(), range(3), strict=False):
         me.step(train[batch])
@@ -382,9 +406,16 @@ class Watched(StandInBudget):
         self.seen.append((clipped.sum(0), clip))
         return super().release_vectors(clipped, clip)
 
-    def release_(self, clipped_sums, clip):
+    def release_rows_(self, rows, clip, *, threshold, first_share):
+        self.seen.append((rows.counts / rows.counts_clip * clip, clip))
+        table = rows.gradients.new_zeros(len(rows.counts), rows.gradients.shape[1])
+        sums = [table.index_add_(0, rows.numbers, rows.gradients), *rows.others]
+        self.seen.append((torch.cat([s.flatten() for s in sums]).double(), clip))
+        return super().release_rows_(rows, clip, threshold=threshold, first_share=first_share)
+
+    def release_(self, clipped_sums, clip, unit="example"):
         self.seen.append((torch.cat([s.flatten() for s in clipped_sums]).double(), clip))
-        super().release_(clipped_sums, clip)
+        super().release_(clipped_sums, clip, unit)
 
 
 @every_private

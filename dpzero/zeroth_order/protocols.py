@@ -31,9 +31,15 @@ class Method(Protocol):
     Attributes:
         title: its name in tables.
         private: whether it adds noise; it then takes a budget.
-        order: 0 (forward passes), 1 (gradients) or None (trains nothing).
+        order: 0 (forward passes), 1 (gradients) or None (trains nothing; if it is private, its `demonstrations` stand before
+            the prompts that are scored).
         forwards_per_example: forward passes of a step for each example of its batch; a backward pass counts two.
         steps_taken: the steps so far, those on empty batches too.
+        public_data: True if it reads public examples, which are assigned to its `public` before the first step. It then
+            has `public_forwards`, the forward passes of public examples in a step, and the settings `public_examples`,
+            `public_task` and `public_batch_size`.
+        further_metrics: if a method has it, a function without arguments: numbers for the metrics of a record, which
+            no more than releases and settings decide.
         training_loss: mean loss of the last batch, without noise; None if the noise key is secret or there is
             none.
     """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import nn
@@ -17,24 +19,30 @@ def budget(noise_scale: float) -> StandInBudget:
     return StandInBudget(SETTING, noise_scale, RunKey.published(0))
 
 
-def brute_force(model, loss, batch, trained, clip) -> tuple[list[torch.Tensor], int]:
-    """The sum of clipped gradients, one backward pass an example, and how many examples the bound bites on."""
+def brute_force(model, loss, batch, trained, clip, factors=None) -> tuple[list[torch.Tensor], int]:
+    """The sum of clipped gradients, one backward pass an example, and how many examples the bound bites on.
+
+    `factors`: the factor of each parameter's gradient, from the norms of the example's gradients; flat clipping by default.
+    """
     sums, bitten = [torch.zeros_like(p) for p in trained], 0
     for i in range(len(batch)):
         gradients = torch.autograd.grad(loss(model, batch[np.array([i])]).sum(), trained)
-        norm = torch.sqrt(sum(g.double().square().sum() for g in gradients)).item()
+        norms = [g.double().norm().item() for g in gradients]
+        norm = math.hypot(*norms)
         bitten += norm > clip
-        for total, gradient in zip(sums, gradients, strict=True):
-            total += gradient * min(1.0, clip / norm)
+        shares = factors(norms) if factors else [min(1.0, clip / norm)] * len(trained)
+        for total, gradient, share in zip(sums, gradients, shares, strict=True):
+            total += gradient * share
     return sums, bitten
 
 
-def check_step(model, loss, batch, clip, clipping) -> int:
+def check_step(model, loss, batch, clip, clipping, factors=None, **settings) -> int:
     """One step of rate 1 without noise moves by the sum of clipped gradients; returns on how many examples the bound bites."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    expected, bitten = brute_force(model, loss, batch, trained, clip)
+    expected, bitten = brute_force(model, loss, batch, trained, clip, factors)
     before = [p.detach().clone() for p in trained]
-    DPSGD(model, loss, budget(0.0), learning_rate=1.0, clip=clip, clipping=clipping).step(batch)
+    settings |= {"learning_rate": 1.0, "clip": clip, "clipping": clipping}
+    DPSGD(model, loss, budget(0.0), **settings).step(batch)
     largest = max(total.abs().max().item() for total in expected)
     for start, p, total in zip(before, trained, expected, strict=True):
         assert ((start - p.detach()) * BATCH_SIZE - total).abs().max() < 1e-5 * largest + 2e-6

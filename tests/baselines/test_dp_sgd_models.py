@@ -1,4 +1,4 @@
-"""DP-SGD on the families of the papers, tied and untied, in both ways: against one backward pass an example."""
+"""DP-SGD on the families of the papers, tied and untied, in all ways: against one backward pass an example."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from baselines._per_sample_gradients import watching
-from baselines.dp_sgd import DPSGD
+from baselines.dp_sgd import DPSGD, HOOKS
 from dpzero.language.data import tasks
 from dpzero.language.models import encoding, losses, random_models, text_classifier
 from dpzero.language.models.encoding import Continuations
@@ -17,7 +17,7 @@ from dpzero.language.models.losses import ContinuationLoss
 from dpzero.language.models.text_classifier import MaskedTransform, label_head
 from tests.baselines.brute_force import BATCH_SIZE, budget, check_step
 
-both_ways = pytest.mark.parametrize("clipping", ["hooks", "ghost"])
+every_way = pytest.mark.parametrize("clipping", HOOKS)
 
 SIZES = {
     "vocab_size": 97,
@@ -93,7 +93,7 @@ def freeze_unused(model: nn.Module, batch: encoding.Examples) -> nn.Module:
     return model
 
 
-@both_ways
+@every_way
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_full_fine_tuning_is_exact_through_the_models_own_output_layer(family, tied, clipping, batch):
@@ -109,7 +109,7 @@ def test_full_fine_tuning_is_exact_through_the_models_own_output_layer(family, t
         assert bitten == 7 or clip > 1.0
 
 
-@both_ways
+@every_way
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("family", ["roberta", "opt", "llama"])
 def test_full_fine_tuning_is_exact_with_two_words_for_a_head(family, tied, clipping, batch):
@@ -117,7 +117,7 @@ def test_full_fine_tuning_is_exact_with_two_words_for_a_head(family, tied, clipp
     assert check_step(model, losses.CrossEntropy(24), batch, 0.1, clipping) >= 6
 
 
-@both_ways
+@every_way
 @pytest.mark.parametrize(
     "family, tied",
     [*((family, True) for family in FAMILIES), ("roberta", False)],
@@ -139,7 +139,7 @@ def test_full_fine_tuning_is_exact_with_label_words_from_a_table_of_the_vocabula
         assert bitten >= 4 or clip > 0.1
 
 
-@both_ways
+@every_way
 @pytest.mark.parametrize("size", [0, 1])
 @pytest.mark.parametrize("family", ["roberta", "opt", "llama"])
 def test_a_batch_of_one_is_exact_and_an_empty_one_moves_nothing_without_noise(family, size, clipping, batch):
@@ -159,7 +159,7 @@ def adapted(family: str, targets: list[str]) -> random_models.Answering:
     return model
 
 
-@both_ways
+@every_way
 @pytest.mark.parametrize(("family", "targets"), [(name, t) for name, both in ADAPTED.items() for t in both])
 def test_lora_on_a_tied_model_is_exact(family, targets, clipping, batch):
     """OPT hands its feed-forward layers all tokens in a row: an adapter there sees nothing else, and texts are clipped, not tokens."""
@@ -167,7 +167,7 @@ def test_lora_on_a_tied_model_is_exact(family, targets, clipping, batch):
     assert check_step(model, losses.CrossEntropy(2048), batch, 0.1, clipping) == 7
 
 
-@both_ways
+@every_way
 def test_lora_with_a_trained_head_is_exact(clipping):
     """The whole output layer, the layer before it and the adapters are one example's gradient."""
     model = text_classifier.load("tiny-masked", tasks.load("trec"), "lora", lora_head="trained")
@@ -177,7 +177,7 @@ def test_lora_with_a_trained_head_is_exact(clipping):
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
-@both_ways
+@every_way
 def test_lora_on_an_embedding_is_refused(clipping, batch):
     with pytest.raises(
         RuntimeError, match=r"lora_embedding_A\.default is used 1 times .*, 0 of them by its layer"
@@ -230,7 +230,7 @@ def test_an_example_of_several_candidates_is_clipped_as_one(family, token_budget
         check_step(model, loss, batch, 1.0, "ghost")
 
 
-@both_ways
+@every_way
 @pytest.mark.parametrize("family", ["opt", "llama"])
 def test_an_answer_of_several_tokens_is_clipped_with_its_prompt(family, clipping):
     """The tied matrix scores every word at each token of the answer."""
@@ -239,7 +239,7 @@ def test_an_answer_of_several_tokens_is_clipped_with_its_prompt(family, clipping
     assert check_step(model, ContinuationLoss(2048), batch, 1.0, clipping) > 0
 
 
-@both_ways
+@every_way
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_watched_model_computes_what_it_did_to_the_bit(family, clipping, batch):
     """And has its names and classes again afterwards: OPT's positions and Gemma's words look rows up through a plain layer."""
@@ -250,7 +250,7 @@ def test_a_watched_model_computes_what_it_did_to_the_bit(family, clipping, batch
         [type(m) for m in model.modules()],
     )
     expected = loss(model, batch)
-    with watching(model, clipping) as hooks:
+    with watching(model, HOOKS[clipping]) as hooks:
         hooks.size = len(batch)
         assert torch.equal(loss(model, batch), expected)
     assert torch.equal(loss(model, batch), expected)

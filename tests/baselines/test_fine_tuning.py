@@ -46,6 +46,35 @@ def test_an_implementation_that_torch_does_not_have_is_refused():
         FineTuning(model, losses.CrossEntropy(64), 6, learning_rate=1e-3, implementation="compiled")
 
 
+# --- a falling learning rate
+
+
+def test_the_learning_rate_falls_by_as_much_in_each_step_and_is_0_after_the_last(texts):
+    """As by torch's own schedule, whether or not the run stops in between."""
+    me, first, plain = (trained(optimizer="sgd", **how) for how in ({"decay_steps": 4},) * 2 + ({},))
+    schedule = torch.optim.lr_scheduler.LambdaLR(plain.optimizer, lambda step: max(0.0, 1 - step / 4))
+    for step in range(6):
+        before = weights(me)
+        me.step(texts)
+        plain.step(texts)
+        schedule.step()
+        assert torch.equal(weights(me), weights(plain))
+        assert torch.equal(weights(me), before) == (step >= 4)
+        if step < 2:
+            first.step(texts)
+    later = trained(optimizer="sgd", decay_steps=4)
+    later.load_state_dict(first.state_dict())
+    for _ in range(4):
+        later.step(texts)
+    assert torch.equal(weights(later), weights(me))
+    assert not torch.equal(weights(me), weights(trained(optimizer="sgd")))
+
+
+def test_a_negative_number_of_steps_in_which_the_rate_falls_is_refused():
+    with pytest.raises(ValueError, match="decay_steps is -1: give the number of steps, or 0"):
+        trained(decay_steps=-1)
+
+
 # --- dropout
 
 

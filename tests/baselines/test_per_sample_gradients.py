@@ -1,4 +1,4 @@
-"""Opacus' hooks, layer by layer: each example's own gradient in both ways, or refused in a sentence."""
+"""Opacus' hooks, layer by layer: each example's own gradient in all ways, or refused in a sentence."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from baselines.dp_sgd import DPSGD
+from baselines.dp_sgd import DPSGD, HOOKS
 from tests.baselines.brute_force import BATCH_SIZE, CLIP, Calling, Plain, budget, check_step, method
 
-both_ways = pytest.mark.parametrize("clipping", ["hooks", "ghost"])
+every_way = pytest.mark.parametrize("clipping", HOOKS)
 
 
-@both_ways
+@every_way
 def test_a_model_that_would_be_clipped_per_token_is_refused(clipping):
     """OPT flattens batch and length before its feed-forward layers: without the check nothing would warn."""
     model = Calling(lambda m, x: m.layer(x.flatten(0, 1)).view(x.shape).sum((1, 2)), layer=nn.Linear(4, 4))
@@ -23,7 +23,7 @@ def test_a_model_that_would_be_clipped_per_token_is_refused(clipping):
         method(model, clipping).step(torch.randn(3, 5, 4))
 
 
-@both_ways
+@every_way
 def test_one_row_of_positions_for_the_whole_batch_is_refused(clipping):
     model = Calling(
         lambda m, x: m.head(x + m.positions(torch.arange(5)[None])).sum((1, 2)),
@@ -43,14 +43,14 @@ def tied() -> Calling:
     return Calling(lambda m, x: m.output(m.embedding(x).tanh().sum(1)).log_softmax(1)[:, 0], **layers)
 
 
-@both_ways
+@every_way
 def test_an_embedding_tied_to_the_output_layer_is_clipped_as_a_whole(clipping):
     """The two uses have an inner product: without it a norm would be wrong, here by up to 40 %."""
     tokens = torch.randint(0, 7, (9, 3), generator=torch.Generator().manual_seed(1))
     assert check_step(tied(), Plain(), tokens, 0.5, clipping) == 9
 
 
-@both_ways
+@every_way
 def test_an_embedding_read_without_its_layer_is_refused(clipping):
     """Hooks see the look-up and not the scores: half of the gradient would be clipped, and nothing would warn."""
     model = Calling(
@@ -63,14 +63,14 @@ def test_an_embedding_read_without_its_layer_is_refused(clipping):
         method(model, clipping).step(torch.arange(6).view(2, 3))
 
 
-@both_ways
+@every_way
 def test_a_parameter_that_no_loss_depends_on_is_refused(clipping):
     model = Calling(lambda m, x: m.layer(x).sum(1), layer=nn.Linear(4, 4), pooler=nn.Linear(4, 4))
     with pytest.raises(RuntimeError, match=r"pooler\.weight is used 0 times .*freeze it"):
         method(model, clipping).step(torch.randn(3, 4))
 
 
-@both_ways
+@every_way
 @pytest.mark.parametrize("layer", [nn.Linear, nn.LayerNorm, nn.RMSNorm], ids=lambda x: x.__name__)
 def test_a_layer_that_is_called_twice_is_clipped_as_a_whole_or_refused(layer, clipping):
     torch.manual_seed(0)
@@ -106,7 +106,7 @@ class Scaled(nn.Module):
         return x * self.gain * factor
 
 
-@both_ways
+@every_way
 @pytest.mark.parametrize(
     "layer",
     [
@@ -135,7 +135,7 @@ def test_a_layer_of_any_kind_is_run_again_for_each_example(layer, clipping):
         assert check_step(model, Plain(), inputs, 1.0, clipping) > 0
 
 
-@both_ways
+@every_way
 def test_a_layer_that_is_given_a_second_argument_is_refused(clipping):
     """Run again on the first alone, it would give other gradients."""
     for run in (lambda m, x: m.layer(x, 2.0).sum(1), lambda m, x: m.layer(x, factor=2.0).sum(1)):
@@ -145,7 +145,7 @@ def test_a_layer_that_is_given_a_second_argument_is_refused(clipping):
             method(Calling(run, layer=Scaled()), clipping).step(torch.randn(3, 4))
 
 
-@both_ways
+@every_way
 def test_what_overwrites_a_layers_output_or_input_is_refused_by_torch(clipping):
     """What the hooks kept would not be what the layer read or gave."""
 
@@ -162,7 +162,7 @@ def test_what_overwrites_a_layers_output_or_input_is_refused_by_torch(clipping):
             method(Calling(run, layer=Scaled()), clipping).step(torch.randn(5, 4))
 
 
-@both_ways
+@every_way
 def test_a_layer_that_is_run_in_vain_is_refused(clipping):
     model = Calling(lambda m, x: m.layer(m.layer(x).detach()).sum(1), layer=nn.Linear(4, 4))
     with pytest.raises(
@@ -171,7 +171,7 @@ def test_a_layer_that_is_run_in_vain_is_refused(clipping):
         method(model, clipping).step(torch.randn(3, 4))
 
 
-@both_ways
+@every_way
 def test_a_use_that_is_seen_does_not_stand_for_another(clipping):
     """As many uses as layers, and not the same ones: the gradient of the layer's output never comes."""
     model = Calling(
@@ -182,7 +182,7 @@ def test_a_use_that_is_seen_does_not_stand_for_another(clipping):
         method(model, clipping).step(torch.randn(3, 4))
 
 
-@both_ways
+@every_way
 def test_what_is_not_trained_counts_for_nothing(clipping):
     """Neither in the norm nor in the sum; buffers and parameters that the layers share may be frozen in one name and in all."""
     torch.manual_seed(0)
@@ -207,11 +207,12 @@ def test_what_is_not_trained_counts_for_nothing(clipping):
             assert p.requires_grad or torch.equal(p, start)
 
 
-@pytest.mark.parametrize(("clipping", "products"), [("hooks", 9), ("ghost", 11)])
+@pytest.mark.parametrize(("clipping", "products"), [("hooks", 9), ("ghost", 11), ("book_keeping", 9)])
 def test_no_unused_gradient_of_the_whole_batch_is_computed(clipping, products):
     """Three products forward and three backward: two gradients of inputs, and the first layer's own, which has to be asked for.
 
-    Then three clipped sums, or with ghost norms, which are small here, the five of a second backward pass.
+    Then three clipped sums, or with ghost norms, which are small here, the five of a second backward pass. Book-keeping
+    makes the sums from what it kept.
     """
     layers = {name: nn.Linear(64, 64, bias=False) for name in ("first", "second", "third")}
     model = Calling(lambda m, x: m.third(m.second(m.first(x).tanh()).tanh()).square().sum(1), **layers)
@@ -221,7 +222,7 @@ def test_no_unused_gradient_of_the_whole_batch_is_computed(clipping, products):
     assert products <= counter.get_total_flops() / (2 * texts.numel() * 64) < products + 0.5
 
 
-@both_ways
+@every_way
 def test_a_row_that_autograd_leaves_alone_is_left_alone(clipping):
     model = Calling(
         lambda m, x: m.embedding(x).square().sum((1, 2)), embedding=nn.Embedding(7, 4, padding_idx=2)
@@ -233,7 +234,7 @@ def test_a_row_that_autograd_leaves_alone_is_left_alone(clipping):
     assert (model.embedding.weight[2] == 100.0).all()
 
 
-@both_ways
+@every_way
 def test_rows_and_gradients_that_are_views_are_read_as_they_are(clipping):
     torch.manual_seed(0)
     layers = {"embedding": nn.Embedding(7, 4), "layer": nn.Linear(3, 5)}
@@ -244,7 +245,7 @@ def test_rows_and_gradients_that_are_views_are_read_as_they_are(clipping):
     assert check_step(model, Plain(), tokens, 0.5, clipping) > 0
 
 
-@both_ways
+@every_way
 def test_a_step_leaves_the_model_as_it_was(clipping):
     """No hook, no attribute and no mark of an example stays on it, after a refusal too; a second method may take it over."""
     model = tied()
@@ -334,7 +335,7 @@ def test_ghost_norms_find_their_losses_whatever_order_these_are_in():
     assert check_step(model, Backwards(), inputs, 5.0, "ghost") in range(1, 5)
 
 
-@both_ways
+@every_way
 @pytest.mark.parametrize("gap", [1e-2, 1e-3, 1e-4])
 def test_tokens_that_cancel_do_not_hide_a_norm_from_the_bound(gap, clipping):
     """In float32 the norm would be 0.3 %, then a third too small, then 0, which clips nothing."""
@@ -346,7 +347,7 @@ def test_tokens_that_cancel_do_not_hide_a_norm_from_the_bound(gap, clipping):
     assert check_step(model, Plain(), tokens, gap / 10, clipping) == 8
 
 
-@both_ways
+@every_way
 def test_the_rounding_of_tokens_that_cancel_altogether_is_bounded(clipping):
     """Each gradient is 0, in float32 up to 1e-7 of what cancels, which is a thousand million times the bound."""
     draw = torch.Generator().manual_seed(0)
@@ -367,7 +368,7 @@ def test_inputs_of_any_rank_have_ghost_norms():
         assert check_step(model, Plain(), inputs, CLIP, "ghost") == 5
 
 
-@both_ways
+@every_way
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
 def test_an_example_whose_gradient_is_not_finite_counts_as_absent(value, clipping):
     """Inside the model too, where a factor of 0 would meet an infinite activation; 1e30 is finite, and its square is not."""
@@ -382,7 +383,7 @@ def test_an_example_whose_gradient_is_not_finite_counts_as_absent(value, clippin
     assert ends[1].isfinite().all() and torch.allclose(*ends, atol=1e-6)
 
 
-@both_ways
+@every_way
 def test_a_batch_of_only_such_examples_releases_noise(clipping):
     model = Calling(lambda m, x: m.layer(x).sum((1, 2)), layer=nn.Linear(4, 4))
     start = model.layer.weight.detach().clone()

@@ -102,6 +102,17 @@ def test_a_rerun_agrees_bit_for_bit_and_with_a_part_of_it_if_asked(run, verify):
     assert (part.status, part.answer["reproduced"]) == (0, "yes")
 
 
+def test_a_transcript_that_is_not_the_one_of_its_record_is_named(run, verify):
+    mine, theirs = run("mine", **ONE), run("theirs", **ONE)
+    [file] = theirs.rglob("*.transcript")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    found = verify(mine, theirs)
+    assert (found.status, found.answer["reproduced"]) == (1, "no")
+    assert f"{file.with_suffix('.json')} names another transcript than the one beside it" in found.text
+
+
 def change_a_row(home: Path) -> None:
     rows = [*csv.reader((home / "rows.csv").open())]
     rows[1][0] += " and very"

@@ -8,13 +8,13 @@ import torch
 from dpzero.errors import UsageError
 from dpzero.language.data import tasks
 from dpzero.language.models import text_classifier
-from dpzero.language.models.text_classifier import LORA_RANK
+from dpzero.language.models.text_classifier import LORA_A, LORA_RANK
 
 HEAD = {"head.weight", "head.bias"}
 
 
-def trained(name: str, tune: str, task: str = "toy") -> dict[str, torch.Size]:
-    model = text_classifier.load(name, tasks.load(task), tune)
+def trained(name: str, tune: str, task: str = "toy", **how: str) -> dict[str, torch.Size]:
+    model = text_classifier.load(name, tasks.load(task), tune, **how)
     return {key: p.shape for key, p in model.named_parameters() if p.requires_grad}
 
 
@@ -51,7 +51,21 @@ def test_lora_adds_rank_8_to_query_and_value(name, targets):
     assert all(min(shape) == LORA_RANK == 8 for shape in adapters.values())
 
 
-@pytest.mark.parametrize("tune", ["lora", "prefix"])
+@pytest.mark.parametrize("name", ["tiny-encoder", "tiny-causal"])
+def test_lora_with_a_frozen_a_trains_the_rest_and_starts_from_the_same_draw(name):
+    """FFA-LoRA: A is not 0, so that B learns."""
+    both, last = trained(name, "lora"), trained(name, "lora", lora_a="frozen")
+    assert (
+        both.keys() - last.keys() == {key for key in both if ".lora_A." in key} and last.keys() < both.keys()
+    )
+    start, frozen = (
+        {key: p for key, p in model.named_parameters() if ".lora_A." in key}
+        for model in (text_classifier.load(name, tasks.load("toy"), "lora", lora_a=a) for a in LORA_A)
+    )
+    assert all(torch.equal(start[key], frozen[key]) and start[key].any() for key in start)
+
+
+@pytest.mark.parametrize("tune", ["lora", "prefix", "side", "reversible"])
 def test_with_adapters_only_a_new_head_is_trained(tune):
     """As in MeZO's code, which trains nothing without `lora` or `prefix` in its name."""
     assert trained("tiny-encoder", tune).keys() >= HEAD
@@ -60,7 +74,9 @@ def test_with_adapters_only_a_new_head_is_trained(tune):
 
 
 def test_an_unknown_choice_is_refused():
-    with pytest.raises(UsageError, match="tune is 'some': give one of full, bias, lora, prefix, head"):
+    with pytest.raises(
+        UsageError, match="tune is 'some': give one of full, bias, lora, prefix, side, reversible, head"
+    ):
         text_classifier.load("tiny-encoder", tasks.load("toy"), "some")
 
 

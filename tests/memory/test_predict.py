@@ -66,6 +66,12 @@ COMMON = (
     "lora",
     "dp_sgd_hooks",
     "dp_sgd_ghost",
+    "dp_sgd_book_keeping",
+    "dp_sgd_per_layer",
+    "dp_memarc_side",
+    "dp_memarc_side_ghost",
+    "dp_memarc_reversible",
+    "dp_memarc_reversible_ghost",
 )
 PAIRS = [("tiny-roberta", m) for m in VARIANTS] + [(n, m) for n in ("tiny-opt", "tiny-llama") for m in COMMON]
 
@@ -96,9 +102,10 @@ def test_a_prediction_is_within_2_percent_of_a_real_run(tiny, model, method):
         ("adamw", {"dtype": "bfloat16"}),
         *(
             (method, {"tie_embeddings": False})
-            for method in ("dpzero", "adamw", "dp_sgd_hooks", "dp_sgd_ghost")
+            for method in ("dpzero", "adamw", "dp_sgd_hooks", "dp_sgd_ghost", "dp_sgd_book_keeping")
         ),
         *((method, {"lora_head": "trained"}) for method in ("dpzero_lora", "lora", "dp_lora")),
+        *((method, {"lora_a": "frozen"}) for method in ("lora", "dp_lora", "dp_lora_book_keeping")),
     ],
 )
 def test_so_it_is_with_other_settings(tiny, method, settings):
@@ -206,6 +213,7 @@ def test_the_verb_takes_a_name_or_a_configuration(tiny, tmp_path, capsys):
         ({"--tune": "all"}, "tune is 'all': give one of full"),
         ({"--lora-head": "some"}, "lora_head is 'some': give one of frozen, trained"),
         ({"--lora-head": "trained"}, "lora_head trained is for tune lora, not full"),
+        ({"--lora-a": "frozen"}, "lora_a frozen is for tune lora, not full"),
         ({"--token-budget": "-5"}, "token_budget is -5"),
         ({"--batch-size": "99999999999"}, "are no batch"),
     ],

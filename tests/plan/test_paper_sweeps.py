@@ -283,6 +283,16 @@ def test_roberta_is_untied_where_all_of_it_is_trained(name):
         assert cell["settings"].get("tie_embeddings", True) == (not untied)
 
 
+def test_mezos_fine_tuning_on_opt_is_five_epochs_of_its_rows_and_looks_at_dev_after_each():
+    """In batches of eight, the last one short; the learning rate falls to 0 over them."""
+    rows = {n.cell: n.train_rows for n in published.read() if "/opt-13b/adamw/" in n.cell}
+    assert len(rows) == 11 and {rows[f"{task}/opt-13b/adamw/eps-inf"] for task in ("cb", "wsc")} == {150, 54}
+    for run, cell in sweep.load("paper-mezo", methods="adamw").items():
+        how, epoch = cell["settings"], -(-rows[run.rpartition("/")[0]] // 8)
+        assert (how["batch_size"], how["evaluate_every"]) == (8, epoch)
+        assert how["steps"] == how["decay_steps"] == 5 * epoch
+
+
 def test_mezo_on_roberta_looks_at_all_dev_rows():
     """LM-BFF draws as many dev rows as training rows."""
     for name in ("paper-mezo-roberta", "paper-mezo-roberta-16"):

@@ -14,7 +14,7 @@ from dpzero.run.run import run_cell
 
 LIMITS = {"steps": 20, "train_examples": 64, "test_examples": 32}
 CUT = {"steps", "evaluate_every", "first_stage", "shots", "train_examples", "batch_size", "demonstrations"}
-CUT |= {"test_examples", "curve_examples"}
+CUT |= {"test_examples", "curve_examples", "decay_steps"}
 PAPERS = [name for name in sweep.names() if name.startswith("paper-")]
 
 
@@ -32,8 +32,8 @@ def test_every_run_of_a_papers_sweep_is_cut_in_proportion_and_says_so(name):
         assert ours["test_examples"] == 32 and ours["curve_examples"] == min(32, theirs["curve_examples"])
         classes = len(tasks.load(cell["task"]).labels)
         assert ours.get("train_examples", ours.get("shots", 0) * classes) <= 64
-        # points of the curve and a first stage keep their part of the steps, the expected batch its part of the rows
-        for key in ("evaluate_every", "first_stage"):
+        # points of the curve, a first stage and a falling rate keep their part of the steps, the expected batch its part of the rows
+        for key in ("evaluate_every", "first_stage", "decay_steps"):
             if theirs.get(key) and theirs["steps"]:
                 part = theirs[key] / theirs["steps"]
                 assert ours[key] == max(1, int(part * ours["steps"] + 1e-9))

@@ -128,10 +128,34 @@ def test_a_cell_names_what_of_the_head_is_trained_where_it_makes_a_difference():
         ),
         ("tiny-encoder", {"tune": "lora", "lora_head": "trained"}, "is for tune lora of a masked model"),
         ("tiny-masked", {"tune": "full", "lora_head": "trained"}, "is for tune lora of a masked model"),
+        (
+            "tiny-encoder",
+            {"tune": "bias", "lora_a": "frozen"},
+            "lora_a frozen is for tune lora: leave it out",
+        ),
     ],
 )
-def test_a_head_that_cannot_be_trained_so_is_refused(model, changes, words):
+def test_a_part_that_cannot_be_trained_so_is_refused(model, changes, words):
     assert words in refused(cell("mezo", **changes) | {"model": model})
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"tune": "lora", "reduction": 4}, "reduction is for tune side or reversible: leave it out"),
+        ({"tune": "reversible", "compression": "pool"}, "compression is for tune side: leave it out"),
+        ({"tune": "side", "coupling": 0.1}, "coupling is for tune reversible: leave it out"),
+        ({"tune": "side", "span": 3}, "span is for tune reversible: leave it out"),
+    ],
+)
+def test_a_setting_of_another_network_is_refused(changes, words):
+    assert words in refused(cell("dp_sgd", **changes))
+
+
+def test_a_cell_names_what_its_network_has_beside_the_defaults():
+    settings = {"tune": "reversible", "coupling": 0.25, "reduction": 8}
+    planned = sweep.complete(cell("dp_sgd", **settings))["settings"]
+    assert planned["coupling"] == 0.25 and not {"reduction", "span", "compression"} & set(planned)
 
 
 @pytest.mark.parametrize("seed", [2**32, 2**64, -1, 0.5, True, None, [], "x", "1e3"])
@@ -289,3 +313,10 @@ def test_a_batch_is_of_all_rows_where_a_draw_has_fewer():
         if c["method"] == "mezo"
     }
     assert ("sst2", 16, 32) in sizes and ("snli", 16, 48) in sizes and ("trec", 16, 64) in sizes
+
+
+def test_users_are_no_unit_of_methods_that_draw_examples_of_their_own():
+    stanza = {"clip": 1.0, "learning_rate": 0.1, "steps": 2, "unit": "user", "synthetic_users": 10}
+    cell = {"task": "r8", "model": "minilm", "method": "pazo", "use": "pazo", "epsilon": "2", "seed": 0}
+    with pytest.raises(UsageError, match="method pazo draws examples, not users: leave unit out"):
+        sweep.complete({**cell, "title": "PAZO", "settings": {"tune": "head", **stanza}})

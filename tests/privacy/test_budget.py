@@ -334,7 +334,8 @@ def test_only_a_secret_key_makes_a_valid_release():
 @pytest.mark.parametrize("unit", UNITS)
 def test_the_statement_says_the_unit_and_the_arithmetic(unit, arithmetic):
     statement = budget(unit=unit, noise_arithmetic=arithmetic).statement(1.0, 2.0)
-    assert (statement["unit"], statement["noise_arithmetic"]) == (unit, arithmetic)
+    words = "user, as a group of at most 1 example" if unit == "group" else unit
+    assert (statement["unit"], statement["noise_arithmetic"]) == (words, arithmetic)
 
 
 @pytest.mark.parametrize(

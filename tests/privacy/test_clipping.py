@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dpzero.privacy import clip_scalars
-from dpzero.privacy.clipping import clip_factors
+from dpzero.privacy.clipping import MIN_NORM, automatic_factors, clip_factors
 
 ANY_FLOAT = st.floats(allow_nan=True, allow_infinity=True)
 CLIPS = st.floats(1e-12, 1e12)
@@ -58,9 +58,21 @@ def test_factors_bring_norms_to_the_bound_and_no_further(squared, clip):
     assert torch.allclose(clipped, norms.clamp_max(clip), rtol=1e-12, atol=0)
 
 
+@given(st.lists(st.floats(0, 1e300), min_size=1, max_size=20), CLIPS, st.floats(0, 1e3))
+@example([0.0, 1e-320, 1e300], 1.0, 0.0)
+def test_automatic_factors_bring_every_norm_below_the_bound(squared, clip, stability):
+    norms = torch.tensor(squared, dtype=torch.float64).sqrt()
+    clipped = automatic_factors(torch.tensor(squared, dtype=torch.float64), clip, stability) * norms
+    assert clipped.isfinite().all() and (clipped <= clip * (1 + 1e-12)).all()
+    known = norms + stability > MIN_NORM
+    expected = clip * norms[known] / (norms[known] + stability)
+    assert torch.allclose(clipped[known], expected, rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("squared", [math.nan, math.inf, -1.0])
 def test_a_gradient_that_is_not_finite_contributes_nothing(squared):
     assert clip_factors(torch.tensor([squared, 4.0]), 1.0).tolist() == [0.0, 0.5]
+    assert automatic_factors(torch.tensor([squared, 4.0]), 1.0, 0.0).tolist() == [0.0, 0.5]
 
 
 def test_a_zero_gradient_stays():

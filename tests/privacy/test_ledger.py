@@ -180,7 +180,7 @@ def test_a_partial_write_is_rolled_back(path):
     assert len(opened(path)) == 2
 
 
-CHANGES = {name: value * 2 for name, value in asdict(EVENT).items()}
+CHANGES = {name: value * 2 or 0.5 for name, value in asdict(EVENT).items()}
 
 
 @pytest.mark.parametrize("name", CHANGES)

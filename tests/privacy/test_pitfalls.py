@@ -676,11 +676,19 @@ def test_p24_a_smaller_delta_passes_and_is_in_the_statement(delta):
 # P28: DP-Adam ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
-def test_p28_one_clip_and_one_noise_scale_for_all_layers_and_optimizers(optimizer):
-    """With clipping per layer, one example would have a norm of sqrt(3) times the clip."""
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"optimizer": optimizer} for optimizer in ("sgd", "adam", "adamw")),
+        *({"clip_rule": rule, "clipping": "book_keeping"} for rule in ("flat", "automatic", "per_layer")),
+        {"clip_rule": "per_layer"},
+    ],
+    ids=str,
+)
+def test_p28_one_clip_and_one_noise_scale_for_all_layers_and_optimizers(settings):
+    """With the whole clip for each layer, one example would have a norm of sqrt(3) times the clip."""
     private_budget = WatchedStandInBudget(SETTING, 2.0)
-    method = make(DPSGD, private_budget, linear(5, 40, 40, 1), Loss(1e6), optimizer=optimizer)
+    method = make(DPSGD, private_budget, linear(5, 40, 40, 1), Loss(1e6), **settings)
     method.step(np.array([3]))
     (clipped, bound, noisy) = private_budget.seen[0]
     assert bound == CLIP and clipped.norm().item() == pytest.approx(CLIP, rel=1e-5)

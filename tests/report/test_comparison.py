@@ -242,6 +242,7 @@ def test_each_numbered_discrepancy_has_its_row():
     [
         *((name, "tied embeddings", lambda n: "tie_embeddings" in n.settings) for name in PAPERS),
         ("MeZO", "LoRA", lambda n: "lora_head" in n.settings),
+        ("MeZO", "Adam schedule", lambda n: "decay_steps" in n.settings),
         ("MeZO", "iterate", lambda n: n.iterate_rule == "dev checkpoint of the highest accuracy"),
         ("MeZO", "linear probing", lambda n: n.iterate_rule == "a fit without checkpoints"),
         ("DP-AggZO", "AGG-i", lambda n: n.iterate_rule == "best dev checkpoint"),

@@ -117,6 +117,20 @@ def test_published_peaks_are_compared_as_ratios(tables):
     assert all(row["counted"] for row in rows)
 
 
+def test_dp_memarc_is_compared_with_dp_sgd_on_the_same_batch(tables):
+    """Predicted and measured apart, a lower bound as one, and the ratio of the paper's abstract beside them."""
+    peaks = {"dp_memarc_side": 2 * GIB, "dp_sgd_ghost": 8 * GIB, "dpzero": GIB}
+    records = [memory_record(m, "minilm", "16x128", peak=p, measured=p // 2) for m, p in peaks.items()]
+    hooks = memory_record("dp_sgd_hooks", "minilm", "16x128")
+    hooks["memory"] = {"parameters": 1, "weights_bytes": 4, "formula_peak_bytes": 12 * GIB}
+    files = tables([*records, hooks, memory_record("dp_sgd_ghost", "minilm", "1x128")])
+    assert set(files) == set(table_files("memory", [record["run"] for record in records]))
+    (row,) = lines(files["ratios.csv"])
+    assert (row["ghost_predicted"], row["ghost_measured"], row["dpzero_predicted"]) == ("4", "4", "0.5")
+    assert (row["hooks_predicted"], row["hooks_at_least"], row["hooks_measured"]) == ("", "6", "")
+    assert row["published"] == "2.5" and "≥ 6.00×" in files["ratios.md"] and "lora_predicted" not in row
+
+
 def test_figures_are_drawn(written, tmp_path):
     records = [*all_records(), memory_record("adamw", status="oom", error="out of memory", task="16x512")]
     files = write_figures("memory", written(records), tmp_path, "memory")

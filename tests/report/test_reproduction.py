@@ -160,12 +160,15 @@ def test_a_run_on_other_inputs_reproduces_nothing(answered, kind):
     assert outcomes(found) == {"dpzero/eps-2": "other inputs"} and found.verdict == "no"
 
 
-@pytest.mark.parametrize("kind", ["code", "packages", "device"])
-def test_equal_numbers_of_another_machine_are_a_reproduction_and_the_machine_is_named(record, kind):
+@pytest.mark.parametrize("kind", ["code", "packages", "device", "rows", "weights"])
+def test_equal_numbers_are_a_reproduction_and_what_differs_is_named_for_people_and_programs(record, kind):
+    """A row or weight may differ that no run reads."""
     mine, theirs = record(), record()
     CAUSES[kind][1](mine)
     found = compare([mine], [theirs])
     assert found.verdict == "yes" and f"same numbers in spite of other {kind}" in found.text()
+    (named,) = found.answer()["same_in_spite_of"]
+    assert named["kinds"] == [kind] and CAUSES[kind][0] in named["causes"][kind] and not named["parting"]
 
 
 def test_another_choice_among_tries_is_a_result(answered):
@@ -368,6 +371,7 @@ def test_a_damaged_record_is_named_and_not_reproduced(record, folders, words):
     assert found.verdict == "no" and found.answer()["records"]["only_theirs"] == 0
     (line,) = [line for line in found.text().splitlines() if line.startswith("Damaged")]
     assert str(file) in line and words in line
+    assert [f"Damaged: {why}." for why in found.answer()["damaged"]] == [line]
 
 
 def test_folders_of_several_sweeps_are_compared_sweep_by_sweep(record, folders, tmp_path):

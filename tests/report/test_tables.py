@@ -406,3 +406,17 @@ def test_a_reference_that_was_not_run_has_no_column_for_readers(tables, record):
     alone = tables([record(seed=seed) for seed in range(2)])
     assert "vs" not in alone["accuracy.md"].split("\n- ")[0] and "vs_mezo_mean" in alone["accuracy.csv"]
     assert "| vs MeZO" in tables([record(), record("mezo", "inf")])["accuracy.md"]
+
+
+def test_public_rows_have_a_column_if_a_method_reads_some(tables, record):
+    private, reads, other = record("dpzero"), record("pazo"), record("pazo_tweets")
+    reads["cell"]["settings"] |= {"public_examples": 64, "public_task": ""}
+    other["cell"]["settings"] |= {"public_examples": 32, "public_task": "tweets"}
+    files = tables([private, reads, other])
+    for name in ("accuracy.md", "privacy.md"):
+        heading, _, *body = [text for text in files[name].splitlines() if text.startswith("|")]
+        at = [cell.strip() for cell in heading.split("|")].index("public rows")
+        shown = {text.split("|")[3].strip(): text.split("|")[at].strip() for text in body}
+        assert (shown["DPZero"], shown["Pazo"], shown["Pazo_Tweets"]) == ("–", "64", "32 of tweets")
+        assert "no epsilon protects them" in files[name]
+    assert "public rows" not in tables([private])["accuracy.md"].lower()

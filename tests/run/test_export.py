@@ -126,10 +126,15 @@ def test_the_card_of_an_own_encoder_says_how_it_is_used_and_what_it_promises(
     assert accuracy == pytest.approx(json.loads(record.read_text("utf-8"))["metrics"]["accuracy"])
 
 
-def test_what_cannot_be_exported_is_refused(smoke, cache, tmp_path):
-    record = train(sweep.complete(smoke("mezo", tune="prefix")), tmp_path / "a.json")
-    with pytest.raises(UsageError, match="a prefix is no weight that save_pretrained writes"):
+@pytest.mark.parametrize("tune", ["prefix", "side", "reversible"])
+def test_a_part_that_transformers_does_not_know_is_not_exported(tune, smoke, cache, tmp_path):
+    record = train(sweep.complete(smoke("mezo", tune=tune)), tmp_path / "a.json")
+    with pytest.raises(UsageError, match=f"tune {tune} adds what save_pretrained does not write"):
         export(record, tmp_path / "model")
+
+
+def test_what_cannot_be_exported_is_refused(smoke, cache, tmp_path):
+    record = train(sweep.complete(smoke("mezo")), tmp_path / "a.json")
     with pytest.raises(UsageError, match="holds files already: give a new folder"):
         export(record, tmp_path)
     record = train(sweep.complete(smoke("adamw")), tmp_path / "b.json")

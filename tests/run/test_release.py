@@ -342,12 +342,31 @@ def writing(private, tmp_path, monkeypatch) -> dict:
     return sweep.complete(cell | {"task": "squad", "model": "tiny-causal"})
 
 
+@pytest.fixture
+def demonstrating() -> dict:
+    """A cell whose method writes demonstrations."""
+    settings = {
+        "noise_key": "secret",
+        "steps": 8,
+        "longest": 2,
+        "batch_size": 60,
+        "max_length": 64,
+        "delta": 1e-4,
+    }
+    names = {"task": "toy", "model": "tiny-causal", "method": "dp_few_shot"}
+    return sweep.complete(names | {"epsilon": "2", "seed": 0, "settings": settings})
+
+
 def test_every_key_of_the_lists_is_one_that_a_run_writes(
-    private, watched_run, writing, tmp_path, monkeypatch
+    private, watched_run, writing, demonstrating, tmp_path, monkeypatch
 ):
     """What no run needs would be a hole."""
     written, saved, headers = set(), set(), set()
-    cells = [private("dpzero", tune="full"), private("dpzero"), writing]
+    cells = [private("dpzero", tune="full"), private("dpzero"), writing, demonstrating]
+    cells[0]["settings"] |= {"unit": "user", "synthetic_users": 60}
+    adafest = private("dp_sgd", tune="full")
+    kept = {k: v for k, v in adafest["settings"].items() if k not in ("clipping", "optimizer")}
+    cells.append(adafest | {"use": "dp_adafest", "settings": kept | {"map_share": 0.1}})
     cells[1]["settings"]["iterate"] = "accounted"
     cells[1]["rehearsal"] = {"steps": cells[1]["settings"]["steps"]}
     further = [left_behind(cell, tmp_path / str(n), monkeypatch) for n, cell in enumerate(cells)]

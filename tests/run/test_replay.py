@@ -115,7 +115,13 @@ def test_a_run_replays_to_the_bit(cell, tmp_path, method, noise_key):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"tune": "full", "direction_law": "rademacher"}, {"tune": "lora", "perturb": "on_read"}]
+    "settings",
+    [
+        {"tune": "full", "direction_law": "rademacher"},
+        {"tune": "lora", "perturb": "on_read"},
+        {"tune": "side", "compression": "pool"},
+        {"tune": "reversible", "coupling": 0.25},
+    ],
 )
 def test_so_does_one_of_another_part_and_engine(cell, tmp_path, settings):
     ran(cell("dpzero", **settings) | {"model": "tiny-causal"}, tmp_path / "a.json")

@@ -172,7 +172,7 @@ def test_methods_of_one_seed_meet_the_same_batches(cache, smoke):
     def batches(method: str) -> list[list[int]]:
         mine = Setup(smoke(method), quiet, "cpu")
         batches = mine.batches(mine.examples["train"], mine.budget(None), 0)
-        return [batch.tokens.tolist() for _, batch in batches]
+        return [batch.tokens.tolist() for _, (batch,) in batches]
 
     first = batches("dpzero")
     assert len(first) == 20 and all(batches(m) == first for m in ("mezo", "dp_adam", "dp_zo_laplace"))

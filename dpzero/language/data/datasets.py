@@ -291,7 +291,8 @@ def _row_check(name: str, stanza: Stanza) -> Callable[[Fields], Iterator[str]]:
     answers = [right] if indexed else [candidates, right]
     if "words" in stanza:
         answers = [stanza.get("label", "label")]
-    columns = list(dict.fromkeys([column for column, _ in texts] + answers))
+    user = [stanza["user"]] if "user" in stanza else []
+    columns = list(dict.fromkeys([column for column, _ in texts] + answers + user))
 
     def faults(fields: Fields) -> Iterator[str]:
         for column in columns:
@@ -302,6 +303,9 @@ def _row_check(name: str, stanza: Stanza) -> Callable[[Fields], Iterator[str]]:
                 yield f"has no column {column!r}: task {name} reads {needed}"
         for column, transform in texts:
             yield from _text_faults(column, fields[column], transform)
+        for column in user:
+            if (value := fields[column]) is None or value != value or not str(value).strip():
+                yield f"has {column} {_show(value)}, which names no user: give each row one"
         if "words" in stanza:
             return
         answer = column_value(fields, right)

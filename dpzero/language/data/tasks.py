@@ -25,11 +25,15 @@ PROMPT = "{text}\nLabel:"  # of a user's task that gives none
 
 @dataclass(frozen=True)
 class Task:
-    """A task and the draw of its training rows. Rows are read when they are first asked for."""
+    """A task and the draw of its training rows. Rows are read when they are first asked for.
+
+    With a `redaction`, a policy of redaction.py, the training rows are those of the task without what is sensitive.
+    """
 
     name: str
     stanza: Stanza
     draw: Draw = ALL
+    redaction: str = ""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -92,10 +96,19 @@ class Task:
             rows = {"train": parts["train"], "dev": parts["dev"], "test": rows["test"]}
         if self.draw.demonstrations:
             rows |= {split: self._after_demonstrations(rows[split], train) for split in ("dev", "test")}
-        return {
+        ordered = {
             split: sorted(rows[split], key=lambda row: datasets.text_hash(self.name, row.text))
             for split in ("train", "dev", "test")
         }
+        if self.redaction:
+            from .redaction import redact_row
+
+            redacted = [redact_row(row, self.redaction) for row in ordered["train"]]
+            # in an order of their own: that of the texts as they are would tell of what was taken out
+            ordered["train"] = sorted(
+                redacted, key=lambda row: (datasets.text_hash(self.name, row.text), row.label)
+            )
+        return ordered
 
     @property
     def _dev_rows(self) -> int:
@@ -115,6 +128,17 @@ class Task:
                 f" drawn as by MeZO with seed {draw.seed}; {split}"
             )
         return {"title": self.stanza["title"], "source": self.stanza["source"], "split": split}
+
+    def users(self, synthetic: int = 0) -> list[str]:
+        """The user of each training row, in their order: the stanza's column `user`.
+
+        Args:
+            synthetic: so many made-up users in place of a column, to whom a hash of its text assigns each row.
+        """
+        train = self.splits["train"]
+        if synthetic:
+            return [str(datasets.text_hash(f"{self.name} user", row.text) % synthetic) for row in train]
+        return [str(row.fields[self.stanza["user"]]) for row in train]
 
     # -- prompts of causal models ---------------------------------------------------------------------------
 
@@ -139,6 +163,11 @@ class Task:
             pairs = [(t.replace("@placeholder", n), n in right) for t, n in zip(texts, names, strict=True)]
         return pairs
 
+    def shown(self, row: Row) -> str:
+        """A row with its answer and a blank line after it, as it stands before other rows' prompts."""
+        answer = next(text for text, is_right in self.candidates(row) if is_right)
+        return (self.prompt_for(row) + answer).strip() + "\n\n"
+
     def right_answers(self, row: Row) -> Any:
         """The column of the right candidates of a task with free answers: their texts, or an index."""
         return datasets.column_value(row.fields, self.stanza["causal"]["right"])
@@ -149,8 +178,7 @@ class Task:
 
         @cache
         def shown(i: int) -> str:
-            answer = next(text for text, is_right in self.candidates(train[i]) if is_right)
-            return (self.prompt_for(train[i]) + answer).strip() + "\n\n"
+            return self.shown(train[i])
 
         @cache
         def joined(drawn: tuple[int, ...]) -> str:
@@ -241,6 +269,8 @@ def _schema(stanza: Stanza) -> Schema:
     optional = {"dev_rows": COUNT, "files_differ": str}
     if reader == "table":
         optional |= {"masked": _MASKED}
+    if reader in ("table", "columns"):
+        optional |= {"user": str}
     if reader == "columns":
         optional |= {"hub": _HUB}
         causal = stanza.get("causal")

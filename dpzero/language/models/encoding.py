@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -315,6 +315,50 @@ def encode_labelled(task: Task, model: str, max_length: int, split: str) -> Exam
     return Examples.from_token_ids([encode_row(row) for row in rows], [row.label for row in rows])
 
 
+def encode_by_label(task: Task, model: str, max_length: int) -> tuple[Examples, list[list[int]]]:
+    """What a causal model needs to write texts of a label: training rows, and what begins a new one.
+
+    Returns:
+        The description of its label and the text of each training row, on one line each; and the token ids of each label's
+        description.
+
+    Raises:
+        UsageError: a model that is not causal, or has an output layer beside its table of embeddings; a task whose answers
+            are not one token each.
+    """
+    stanza, info = model_catalogue.stanza(model), tokenizer_info(model)
+    config = model_catalogue.config(model).get_text_config()
+    tied = (
+        getattr(config, "tie_word_embeddings", False) or "config" in stanza
+    )  # random weights: either layer will do
+    if stanza["kind"] != "causal" or not tied or scores_text(model, task):
+        raise UsageError(
+            f"demonstrations of task {task.name} are not written by {model}: give a causal model whose output layer is its "
+            "table of embeddings, and a task with one-token answers"
+        )
+    rows = task.splits["train"]
+    begun = [[*info.encode(f"{words}:")] for words in task.words]
+    lines = (f"{task.words[row.label]}: {' '.join(row.text.split())}" for row in rows)
+    texts = [[*info.first, *info.encode(line)[:max_length], *info.encode("\n")] for line in lines]
+    return Examples.from_token_ids(texts, [row.label for row in rows]), begun
+
+
+def demonstrations_text(task: Task, model: str, written: Iterable[tuple[int, list[int]]]) -> str:
+    """Written demonstrations, each a label and token ids, as rows with their answers stand before a prompt."""
+    decode = tokenizer_info(model).decode
+    return "".join(task.shown(Row(decode(ids).strip(), label)) for label, ids in written)
+
+
+def encode_after(demonstrations: str, task: Task, model: str, max_length: int, split: str) -> Examples:
+    """The rows of a split after demonstrations, for a causal model with one-token answers."""
+    shown = replace(
+        task, draw=task.draw._replace(demonstrations=1)
+    )  # so that prompts are cut at their beginning
+    encode_row, rows = row_encoder(shown, model, max_length), task.splits[split]
+    ids = [encode_row(row._replace(demonstrations=demonstrations)) for row in rows]
+    return Examples.from_token_ids(ids, [row.label for row in rows])
+
+
 def encode_candidates(task: Task, model: str, max_length: int, split: str) -> Continuations:
     """The rows of a split for a model that scores text: all candidates of each row.
 
@@ -399,6 +443,7 @@ def _cache_file(task: Task, model: str, max_length: int) -> Path:
     kind = model_catalogue.stanza(model)["kind"]
     key: list[object] = [FORMAT, tasks.digest(task.name), model_catalogue.digest(model), kind, max_length]
     key += [task.draw] if task.draw != ALL else []
+    key += [task.redaction] if task.redaction else []
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     return assets.cache_folder() / "tokens" / f"{task.name}-{model}-{max_length}-{name}.npz"
 

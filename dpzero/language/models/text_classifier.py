@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...errors import UsageError
 from ..data.tasks import Task
 from . import model_catalogue
-from .encoding import answer_tokens, scores_text, tokenizer, tokenizer_info
+from .encoding import Examples, answer_tokens, scores_text, tokenizer, tokenizer_info
 from .model_catalogue import Stanza
 
 
@@ -130,6 +130,22 @@ class TextScorer(nn.Module):
         return self.head(hidden.gather(1, index)).float()
 
 
+def next_token_logits(model: Any, texts: Examples, token_budget: int) -> Tensor:
+    """Scores of the whole vocabulary for the token after each text, [n, V], by the model's table of embeddings.
+
+    Args:
+        model: a Classifier of a causal model whose output layer is that table.
+        texts: n of them.
+        token_budget: padded tokens of a micro-batch.
+    """
+    table = model.backbone.get_input_embeddings().weight
+    logits = table.new_zeros(len(texts), len(table))
+    for order, part in texts.parts(token_budget):
+        ids, mask, _ = part.padded(table.device)
+        logits[torch.from_numpy(order.copy()).to(table.device)] = model.features(ids, mask) @ table.T
+    return logits
+
+
 # -- heads --------------------------------------------------------------------------------------------------
 
 
@@ -210,25 +226,40 @@ def label_head(
 
 # -- trainable parameters -----------------------------------------------------------------------------------
 
-TUNES = ("full", "bias", "lora", "prefix", "head")
+TUNES = ("full", "bias", "lora", "prefix", "side", "reversible", "head", "embeddings")
+NETWORKS = ("side", "reversible")  # of DP-MemArc
 LORA_TARGETS = {"bert": ["query", "value"], "roberta": ["query", "value"]}  # others: q_proj and v_proj
 LORA_RANK, LORA_ALPHA = 8, 16  # as in MeZO and DPZero
 LORA_HEADS = ("frozen", "trained")
+LORA_A = ("trained", "frozen")
 
 
-def select_trainable(model: Any, tune: str, seed: int = 0, lora_head: str = "frozen") -> None:
+def select_trainable(
+    model: Any,
+    tune: str,
+    seed: int = 0,
+    lora_head: str = "frozen",
+    lora_a: str = "trained",
+    **network: Any,
+) -> None:
     """Set `requires_grad` on the parameters of a Classifier or TextScorer.
 
     Args:
         model: with `backbone` and `head`, and for a trained lora_head `transform`.
         tune: full: all parameters; only then a tied head stays tied. bias: every bias (in a model without
             biases, the gains of its norms) and the head. lora: rank-8 adapters on query and value. prefix:
-            five keys and values in every layer (`prefix_tuning`). With these two an encoder's head is
-            trainable; a head copied from the model's output layer is not, as in MeZO's code on OPT. head: the
-            head alone; of a TextScorer its output layer, which may be its table of embeddings.
+            five keys and values in every layer (`prefix_tuning`). side, reversible: DP-MemArc's networks
+            (`side_network`, `reversible_network`). With these four an encoder's head is trainable; a head copied
+            from the model's output layer is not, as in MeZO's code on OPT. head: the head alone; of a
+            TextScorer its output layer, which may be its table of embeddings. embeddings: the table of word
+            embeddings and the head.
         seed: of the start of a prefix.
         lora_head: trained: with the adapters, the head of a masked model and the layer before it, as in MeZO's
             code on RoBERTa (medium_models/run.py, lines 939-942).
+        lora_a: frozen: the first matrix A of each adapter B A stays as PEFT drew it, so that the adapter is linear
+            in what is trained (FFA-LoRA, Sun et al., 2024, arXiv 2403.12313, here without its federation; its code
+            was not read).
+        network: settings of a side or reversible network, see its `attach`.
     """
     if tune not in TUNES:
         raise UsageError(f"tune is {tune!r}: give one of {', '.join(TUNES)}")
@@ -237,14 +268,21 @@ def select_trainable(model: Any, tune: str, seed: int = 0, lora_head: str = "fro
     for name, parameter in body:
         is_bias = name.endswith("bias") if has_biases else "norm" in name
         parameter.requires_grad_(tune == "full" or (tune == "bias" and is_bias))
-    if tune in ("lora", "prefix") and getattr(model, "kind", None) in ("masked", "causal"):
+    if tune in ("lora", "prefix", *NETWORKS) and getattr(model, "kind", None) in ("masked", "causal"):
         model.head.requires_grad_(lora_head == "trained")
-    if tune == "head":
+    if tune in ("head", "embeddings"):
         model.head.requires_grad_(True)
+    if tune == "embeddings":
+        model.backbone.get_input_embeddings().weight.requires_grad_(True)
     if tune == "prefix":
         from . import prefix_tuning
 
         prefix_tuning.attach(model.backbone, seed)
+    if tune in NETWORKS:
+        from . import reversible_network, side_network
+
+        attach: Any = side_network.attach if tune == "side" else reversible_network.attach
+        attach(model.backbone, **network)
     if tune == "lora":
         from peft import LoraConfig, inject_adapter_in_model
 
@@ -253,6 +291,9 @@ def select_trainable(model: Any, tune: str, seed: int = 0, lora_head: str = "fro
         inject_adapter_in_model(config, model.backbone)
         if lora_head == "trained":
             model.transform.requires_grad_(True)  # the layer before a masked model's output layer
+        for name, parameter in model.backbone.named_parameters():
+            if ".lora_A." in name:
+                parameter.requires_grad_(lora_a == "trained")
 
 
 # -- loading ------------------------------------------------------------------------------------------------
@@ -267,6 +308,8 @@ def load(
     *,
     tie_embeddings: bool = True,
     lora_head: str = "frozen",
+    lora_a: str = "trained",
+    **network: Any,
 ) -> Classifier | TextScorer:
     """The model for a task, in float32 and evaluation mode.
 
@@ -274,11 +317,13 @@ def load(
         name: of models.yaml.
         task: decides whether the model classifies or scores text, and where its head starts.
         tune: the trainable parameters (see `select_trainable`).
-        seed: of the random weights of a tiny model, of LoRA and of a prefix. Nothing private is drawn from
-            it.
+        seed: of the random weights of a tiny model, of LoRA, of a prefix and of DP-MemArc's networks. Nothing
+            private is drawn from it.
         device: one device, or several with commas between.
         tie_embeddings: false: with tune full, a masked model's output layer is trained apart from its embeddings.
         lora_head: frozen or trained (see `select_trainable`).
+        lora_a: trained or frozen (see `select_trainable`).
+        network: settings of a side or reversible network.
 
     Raises:
         UsageError: weights are missing or damaged, or this kind of model cannot do the task.
@@ -293,7 +338,7 @@ def load(
         tied = tie_embeddings and tune == "full"
         model = _classifier(name, stanza, language_model, task, whole, tied)
     del language_model
-    select_trainable(model, tune, seed, lora_head)
+    select_trainable(model, tune, seed, lora_head, lora_a, **network)
     model.eval()
     if stanza["kind"] == "encoder":
         with torch.no_grad():
