@@ -52,7 +52,7 @@ CLIENTS, DRAWN, ROUNDS, EPSILON, DELTA = 200, 40, 300, 6.0, 1e-4
 LEAST_SHARES = 100  # half of the clients: the others may be away, or tell the adversary their shares
 GRID = {"learning_rate": (1e-2, 2e-2, 4e-2), "clip": (0.5, 1.0, 2.0)}
 SETTINGS = {"learning_rate": 2e-2, "clip": 1.0, "smoothing": 1e-3}
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1, 2, 3, 4)
 CASES = [
     ("server", 0.0),
     ("server", 0.2),
