@@ -37,6 +37,7 @@ STEPS = (
     "dp_sgd_hooks",
 )
 VERDICTS = ("held", "refuted", "open")
+SYSTEMS = Path(__file__).with_name("systems.csv")
 Values = dict[str, Any]
 
 
@@ -87,6 +88,7 @@ def all_results(results: Path) -> str:
         accounting,
         planted,
         grids,
+        systems,
     )
     values = {study.__name__: study(results) for study in studies}
     return render("results", {"sweeps": {path.name: training(path) for path in sweeps}} | values, **FILTERS)
@@ -259,6 +261,17 @@ def doctor(results: Path) -> Values:
     tables = {name: read(results / "doctor", f"{name}") for name in names}
     costs, used = tables["step_costs"], tables["devices"]
     return tables | {"device": used[used["used"]].iloc[0], "dpzero": costs[costs["name"] == "dpzero"]}
+
+
+def systems(_: Path) -> Values:
+    """The systems of the literature, and what of each can be run here."""
+    rows = pandas.read_csv(SYSTEMS, dtype=str, keep_default_na=False).to_dict("records")
+    lines = [
+        {"system": row["system"], "arXiv": row["arxiv"] or ABSENT, "": row["status"]}
+        | {"here": row["here"] or ABSENT, "remark": row["remark"] or ABSENT}
+        for row in rows
+    ]
+    return {"table": lines}
 
 
 def guarantees(results: Path) -> Values:
