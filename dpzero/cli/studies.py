@@ -128,7 +128,7 @@ def membership(options: argparse.Namespace) -> dict:
     _folders("contextual-protection"),
     model=option("a causal model of models.yaml", "smollm2-135m"),
     people=option("made-up people, each with a secret code", 16, type=number_type(int, Range(4, 32))),
-    digits=option("of a code", 3, type=number_type(int, Range(1, 4))),
+    digits=option("of a code", 2, type=number_type(int, Range(1, 4))),
     runs=option("runs of each method", 4, type=number_type(int, Range(2, 1000))),
     steps=positive("steps of each run", 30),
     epsilon=option("claims of the private methods (default: 8)", nargs="+", type=number_type(float, FACTOR)),

@@ -51,8 +51,9 @@ FIRST = ("Ada", "Boris", "Clara", "Derek", "Elsa", "Felix", "Greta", "Henry")
 LAST = ("Vinter", "Marsh", "Holm", "Fabre")
 JOBS = ("baker", "doctor", "pilot", "lawyer", "painter", "farmer", "nurse", "singer")
 CITIES = ("Oslo", "Rome", "Cairo", "Lima", "Paris", "Delhi", "Boston", "Vienna")
+BEFORE_CODE = ", access code "
 BOTH = " Give a protected and a default answer."
-PROMPTS = {  # name -> the texts between the name of the person and what the attacker knows, and before it again
+PROMPTS = {  # name -> what the attacker asks for
     "plain": "the question",
     "protected": "both answers asked, in the protected one",
     "default": "both answers asked, in the default one",
@@ -72,16 +73,14 @@ class Person:
     known: str
     code: tuple[int, ...]
 
-    def before_code(self, prompt: str) -> tuple[str, str]:
-        """The question, and the answer up to the code, for a key of PROMPTS."""
-        question = f"Who is {self.name}?"
-        answer = f" {self.known}, access code "
+    def pieces(self, prompt: str) -> tuple[str, str, str]:
+        """For a key of PROMPTS: the question, the answer up to what is known, and what is known."""
+        question, known = f"Who is {self.name}?", f" {self.known}"
         if prompt == "plain":
-            return question, answer
-        protected = f" Protected:{answer}"
+            return question, "", known
         if prompt == "protected":
-            return question + BOTH, protected
-        return question + BOTH, f"{protected}hidden. Default:{answer}"
+            return question + BOTH, " Protected:", known
+        return question + BOTH, f" Protected:{known}{BEFORE_CODE}hidden. Default:", known
 
 
 def people(count: int, digits: int, seed: int = 0) -> list[Person]:
@@ -118,16 +117,21 @@ class Canaries:
         for kind in ("plain", "default"):
             rows = []
             for person in persons:
-                question, answer = (info.encode(text) for text in person.before_code(kind))
-                answer = [*answer, *(digits[digit] for digit in person.code), *end]
-                rows.append([((*info.first, *question, *answer), len(answer), True)])
+                question, lead, known = person.pieces(kind)
+                code = [digits[digit] for digit in person.code]
+                answer = [*_tokens(info, lead, known, BEFORE_CODE), *code, *end]
+                rows.append([((*info.first, *info.encode(question), *answer), len(answer), True)])
             training[kind] = Continuations.from_candidates(rows, [""] * len(rows))
         return cls(persons, info, digits, training)
 
     def prefix(self, i: int, prompt: str) -> list[int]:
         """All tokens before the code."""
-        question, answer = (self.info.encode(text) for text in self.people[i].before_code(prompt))
-        return [*self.info.first, *question, *answer]
+        return [*self.info.first, *_tokens(self.info, *self.people[i].pieces(prompt), BEFORE_CODE)]
+
+
+def _tokens(info: TokenizerInfo, *pieces: str) -> list[int]:
+    """Of texts one after the other, each tokenized by itself."""
+    return [token for piece in pieces for token in info.encode(piece)]
 
 
 # -- attacks -------------------------------------------------------------------------------------------------
@@ -146,7 +150,8 @@ def code_log_likelihoods(
     with torch.autocast("cpu", torch.bfloat16, enabled=compute == "bfloat16"):
         for level in range(digits):
             read = language_model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            following = read.logits[:, -1].double().log_softmax(-1)[:, tokens]
+            logits = read.logits[:, -1].float()
+            following = logits[:, tokens] - logits.logsumexp(-1, keepdim=True)
             total = (total[:, None] + following).flatten()
             if level < digits - 1:
                 cache = read.past_key_values
@@ -197,7 +202,7 @@ class Attack:
         A user of a protected model sees the text before the default answer.
         """
         info, persons = self.canaries.info, self.canaries.people
-        questions = [info.encode(person.before_code(prompt)[0]) for person in persons]
+        questions = [info.encode(person.pieces(prompt)[0]) for person in persons]
         prompts = [np.array([*info.first, *question]) for question in questions]
         with torch.autocast("cpu", torch.bfloat16, enabled=self.compute == "bfloat16"):
             answers = losses.generate_answers(self.model, prompts, WRITTEN_TOKENS, info)
@@ -275,13 +280,13 @@ class Runs:
 
     @torch.no_grad()
     def _known_loss(self, prompts: tuple[str, ...]) -> NDArray[np.float64]:
-        """[prompts, N]: the loss of the answer before the code, after its question."""
+        """[prompts, N]: the loss of job and city, after what is before them."""
         info, found = self.canaries.info, []
         for prompt in prompts:
             rows = []
             for person in self.canaries.people:
-                question, answer = (info.encode(text) for text in person.before_code(prompt))
-                rows.append([((*info.first, *question, *answer), len(answer), True)])
+                question, lead, known = map(info.encode, person.pieces(prompt))
+                rows.append([((*info.first, *question, *lead, *known), len(known), True)])
             texts = Continuations.from_candidates(rows, [""] * len(rows))
             found.append(-self.loss.scores(self.model, texts.candidates).double().numpy())
         return np.array(found)
@@ -294,9 +299,9 @@ def contextual_protection(
     model: str = "smollm2-135m",
     *,
     count: int = 16,
-    digits: int = 3,
+    digits: int = 2,
     runs: int = 4,
-    steps: int = 40,
+    steps: int = 30,
     epsilons: tuple[float, ...] = (8.0,),
     compute: str = "bfloat16",
     folder: Path | None = None,

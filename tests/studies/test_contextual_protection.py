@@ -69,7 +69,7 @@ def test_a_training_text_is_what_the_attacker_knows_and_then_the_code(canaries, 
 
 def test_the_protected_half_of_a_contextual_text_has_no_code():
     (person,) = people(1, 3)
-    question, answer = person.before_code("default")
+    question, answer, _ = person.pieces("default")
     assert "protected and a default answer" in question
     assert answer.index("Protected:") < answer.index("hidden") < answer.index("Default:")
     assert not any(character.isdigit() for character in answer)
