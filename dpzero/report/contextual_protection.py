@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from textwrap import fill
 from typing import Any
 
@@ -23,16 +24,18 @@ def table(result: Result) -> Table:
     """One row for each method and way to ask. Only what has a claim names an epsilon."""
     rows = [row | {"guarantee": guarantee(row, result["delta"])} for row in result["rows"]]
     valid = "yes" if result["valid_release"] else "no"
-    most = f"{result['digits'] * 3.321928:.2f}"
-    values = {
-        "level": f"{100 * result['confidence']:g} %",
-        "codes": f"{10 ** result['digits']:,}",
-        "most": most,
-    }
+    codes = 10 ** result["digits"]
+    values = {"level": f"{100 * result['confidence']:g} %", "codes": f"{codes:,}"}
+    values |= {"most": f"{math.log2(codes):.2f}", "guess": f"{exposure_of_a_guess(codes):.2f}"}
     values |= {"level_of_fpr": f"{100 * result['false_positive_rate']:g}", "valid": valid}
     made = make_table("contextual_protection", rows, **result, **values)
     made.readers = [_for_readers(row) for row in rows]
     return made
+
+
+def exposure_of_a_guess(codes: int) -> float:
+    """Mean exposure, bits, of a code whose rank among so many is uniform."""
+    return math.log2(codes) - math.lgamma(codes + 1) / math.log(2) / codes
 
 
 def guarantee(row: Row, delta: float) -> str:
@@ -78,7 +81,9 @@ def figure(result: Result) -> Figure:
         axis.set_xlabel(fill(title, 26))
         axis.grid(axis="x", color="#dddddd", linewidth=0.4, zorder=0)
     panels[0][0].set_yticks(places, labels, fontsize=6)
-    panels[0][0].axvline(1.4427, color=style.GREY, linestyle="--", linewidth=0.7, zorder=1)
+    panels[0][0].axvline(
+        exposure_of_a_guess(10 ** result["digits"]), color=style.GREY, linestyle="--", linewidth=0.7, zorder=1
+    )
     panels[0][2].axvline(0.5, color=style.GREY, linestyle="--", linewidth=0.7, zorder=1)
     commit, device = provenance.short(result["provenance"]), result["provenance"]["device"]
     style.footnote(drawn, f"contextual-protection: {result['runs']} runs a method · {commit} · {device}")

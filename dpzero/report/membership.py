@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from dpzero.report import drawing, provenance, style
 from dpzero.report.table import ABSENT, Row, Table, make_table, number
 
-TUNES = {"head": "head", "lora": "LoRA", "full": "all"}
+TUNES = {"head": "head", "lora": "LoRA", "full": "all weights"}
 ATTACKS = {"loss": "loss against base", "lira": "LiRA"}
 LOOKS = {
     "loss": ("s", "white"),

@@ -11,7 +11,7 @@ answers (`plain`, with and without privacy), or on questions that ask for both a
 attacker knows all but the code, and has a prompt for each way to ask (see `PROMPTS`).
 
 * Exposure (Carlini et al. 2019, arXiv 1802.08232): log2 R - log2 rank of the right code among all R codes by
-  likelihood. A code that nobody trained on has log2(e) = 1.44 bits in the mean for large R.
+  likelihood. A code that nobody trained on has about log2(e) = 1.44 bits in the mean.
 * Extracted: the right code is the likeliest. Written: the greedy answer holds it.
 * Membership: log-likelihood of the code over that at the base model (Yeom et al. 2018, with a reference).
 

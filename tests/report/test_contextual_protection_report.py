@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 
 import pytest
 
 from dpzero.report import style
-from dpzero.report.contextual_protection import LEAK_BASELINE, figure, table
+from dpzero.report.contextual_protection import LEAK_BASELINE, exposure_of_a_guess, figure, table
 from dpzero.report.writing import write_study
 
 MEASURED = {"exposure": 9.0, "exposure_of_others": 1.4, "extracted": 0.9, "written": 0.8, "known_gain": 2.0}
@@ -62,6 +63,12 @@ def test_a_row_has_each_measure_with_its_interval(result):
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[3:7] == ["9.0 ± 0.1", "1.4 ± 0.1", "90% ± 10%", "80% ± 10%"]
     assert cells[-2:] == ["–", "2.0 ± 0.1"]
+
+
+@pytest.mark.parametrize("codes", [10, 1000])
+def test_a_guess_has_the_mean_exposure_of_all_ranks(codes):
+    ranks = range(1, codes + 1)
+    assert exposure_of_a_guess(codes) == pytest.approx(sum(math.log2(codes / rank) for rank in ranks) / codes)
 
 
 def test_a_refuted_claim_is_called_so(result):
