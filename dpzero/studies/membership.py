@@ -117,8 +117,11 @@ def membership(
         UsageError: an unknown name, or a number out of range.
     """
     batch_size = max(1, round(rate * pool_size))
-    setting = Setting("gaussian", "poisson", "add_remove", pool_size, batch_size, steps, DELTA)
-    methods = _methods(setting, tunes, uses, epsilons)
+    try:
+        setting = Setting("gaussian", "poisson", "add_remove", pool_size, batch_size, steps, DELTA)
+        methods = _methods(setting, tunes, uses, epsilons)
+    except ValueError as error:
+        raise UsageError(f"membership: {error}") from error
     log(f"membership: the pool of {task}")
     sizes = {"max_length": max_length, "dev_texts": dev_texts}
     pools = {tune: load_pool(task, model, setting, MISLABELLED, seed=0, tune=tune, **sizes) for tune in tunes}
@@ -166,12 +169,9 @@ def _methods(
             if name not in known:
                 raise UsageError(unknown(kind, name, known))
     if all(card(use).private for use in uses):
-        raise UsageError("membership: all methods are private, so no control is left: give one that is not")
+        raise UsageError("all methods are private, so no control is left: give one that is not")
     folder = assets.cache_folder() / "calibrations"
-    try:
-        scales = {e: setting.cached_noise_scale(e, folder) for e in epsilons}
-    except ValueError as error:
-        raise UsageError(f"membership: {error}") from error
+    scales = {e: setting.cached_noise_scale(e, folder) for e in epsilons}
     methods = [Method("base", "Base model", 0.0, tune=tunes[0])]
     for tune in tunes:
         for use in uses:

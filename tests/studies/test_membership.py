@@ -292,6 +292,7 @@ def test_tunings_are_compared_in_one_result_that_goes_on_from_its_runs(tmp_path)
     [
         ({"tunes": ["heads"]}, "did you mean"),
         ({"uses": ["dpzero"]}, "no control is left"),
+        ({"rate": 1.5}, "batch_size"),
         ({"pool_size": 10**6}, "make it smaller"),
         ({"task": "r9"}, "did you mean"),
         ({"epsilons": [0.0]}, "epsilon is 0.0"),
