@@ -140,7 +140,9 @@ class Claim:
         allowed = self.ceiling(metrics["false_positive_rate_high"])
         return {
             "ceiling": self.ceiling(target),
-            "advantage_ceiling": float(np.interp(0.0, EPSILONS, self.profile)),  # convex: at least delta(0)
+            "advantage_ceiling": max(
+                0.0, float(np.interp(0.0, EPSILONS, self.profile))
+            ),  # convex: at least delta(0)
             "ceiling_of_epsilon_delta": min(1.0, math.exp(self.epsilon) * target + self.delta),
             "refuted": metrics["true_positive_rate_low"] > allowed + 1e-9,  # more than rounding
         }
