@@ -67,8 +67,8 @@ def all_results(results: Path) -> str:
     """The text of results/README.md."""
     folders = sorted(path.parents[1] for path in results.glob("*/tables/order.csv"))
     sweeps = [folder for folder in folders if not folder.name.endswith(REHEARSAL)]
-    studies = (quadratic, memory, benchmark, doctor, guarantees, membership, contextual_protection)
-    studies += (accounting, planted, grids)
+    attacks = (membership, contextual_protection)
+    studies = (quadratic, memory, benchmark, doctor, guarantees, *attacks, accounting, planted, grids)
     values = {study.__name__: study(results) for study in studies}
     return render("results", {"sweeps": {path.name: training(path) for path in sweeps}} | values, **FILTERS)
 
