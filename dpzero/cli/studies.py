@@ -1,4 +1,4 @@
-"""The verbs of studies that are no sweeps: doctor, membership, benchmark, invariance, study."""
+"""The verbs of studies that are no sweeps: doctor, membership, contextual-protection, benchmark, invariance, study."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import UsageError
 from ..files import write_whole
-from ..plan.settings import FACTOR
+from ..plan.settings import FACTOR, POSITIVE_COUNT, Range
 from .options import (
     COMPUTE,
     DEVICE,
@@ -77,17 +77,85 @@ def doctor(options: argparse.Namespace) -> dict:
 @verb(
     _folders("membership"),
     task=option("task whose texts are members or not", "r8"),
-    model=option("model whose head is trained", "minilm"),
+    model=option("model that is trained", "minilm"),
+    tune=option("parameters that are trained", ("head",), nargs="+", choices=("head", "lora", "full")),
+    methods=option(
+        "method files",
+        ("mezo", "fine_tuning", "dpzero"),
+        nargs="+",
+        choices=("mezo", "fine_tuning", "dpzero", "dp_sgd"),
+    ),
+    epsilon=option(
+        "claims of the private methods (default: 6 2 1)", nargs="+", type=number_type(float, FACTOR)
+    ),
+    pool=positive("texts that may be members", 400),
     runs=positive("runs of each method", 48),
     steps=positive("steps of each run", 1000),
+    rate=option("probability that a member is in a batch", 0.5, type=number_type(float, FACTOR)),
+    max_length=option("tokens of a text (default: the task's)", type=number_type(int, POSITIVE_COUNT)),
+    dev=option("texts of the dev split (default: all)", type=number_type(int, POSITIVE_COUNT)),
+    processes=option("processes (default: one a core)", type=number_type(int, POSITIVE_COUNT)),
+    name=option("of the result", "membership"),
     compiles=True,
 )
 def membership(options: argparse.Namespace) -> dict:
-    """Compare membership inference attacks with the ceiling of each privacy claim."""
+    """Compare membership inference attacks with the ceiling of each privacy claim.
+
+    Runs are kept beside the tables, and a study that was interrupted goes on.
+    """
     from ..studies.membership import membership
 
-    result = membership(options.task, options.model, runs=options.runs, steps=options.steps, log=log)
-    return _report("membership", [result], options.out / "membership.json", options.figures)
+    result = membership(
+        options.task,
+        options.model,
+        tunes=options.tune,
+        uses=options.methods,
+        pool_size=options.pool,
+        runs=options.runs,
+        steps=options.steps,
+        rate=options.rate,
+        epsilons=options.epsilon or (6.0, 2.0, 1.0),
+        max_length=options.max_length or 0,
+        dev_texts=options.dev or 0,
+        processes=options.processes or 0,
+        folder=options.out.parent / "runs",
+        log=log,
+    )
+    return _report("membership", [result], options.out / f"{options.name}.json", options.figures)
+
+
+@verb(
+    _folders("contextual-protection"),
+    model=option("a causal model of models.yaml", "smollm2-135m"),
+    people=option("made-up people, each with a secret code", 16, type=number_type(int, Range(4, 32))),
+    digits=option("of a code", 2, type=number_type(int, Range(1, 4))),
+    runs=option("runs of each method", 4, type=number_type(int, Range(2, 1000))),
+    steps=positive("steps of each run", 30),
+    epsilon=option("claims of the private methods (default: 8)", nargs="+", type=number_type(float, FACTOR)),
+    compute=option("type of matrix products", "bfloat16", choices=("float32", "bfloat16")),
+    compiles=True,
+)
+def contextual_protection(options: argparse.Namespace) -> dict:
+    """Measure what leaks from a model tuned by instructions to hide secrets, beside private training.
+
+    Runs are kept beside the tables, and a study that was interrupted goes on.
+    """
+    use_threads(1)
+    from ..studies.contextual_protection import contextual_protection
+
+    result = contextual_protection(
+        options.model,
+        count=options.people,
+        digits=options.digits,
+        runs=options.runs,
+        steps=options.steps,
+        epsilons=tuple(options.epsilon or (8.0,)),
+        compute=options.compute,
+        folder=options.out.parent / "runs",
+        log=log,
+    )
+    name = "contextual-protection"
+    return _report(name, [result], options.out / f"{name}.json", options.figures)
 
 
 @verb(

@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from dpzero.report import drawing, provenance, style
-from dpzero.report.table import Row, Table, make_table, number
+from dpzero.report.table import ABSENT, Row, Table, make_table, number
 
+TUNES = {"head": "head", "lora": "LoRA", "full": "all weights"}
 ATTACKS = {"loss": "loss against base", "lira": "LiRA"}
 LOOKS = {
     "loss": ("s", "white"),
@@ -29,9 +30,12 @@ Result = dict[str, Any]
 
 
 def table(result: Result) -> Table:
-    """One row for each method, group of texts and attack; for readers the two attacks share a row."""
+    """One row for each method, group of texts and attack; for readers the two attacks share a row.
+
+    If several choices of trainable parameters are compared, readers see one row for each method.
+    """
     methods = {method["name"]: method for method in result["methods"]}
-    methods["control"] = methods["mezo"]
+    methods["control"] = methods[_control(result)]
     rows, pairs = [], dict[tuple[str, str], Row]()
     for row in result["rows"]:
         method = methods[row["method"]]
@@ -43,9 +47,41 @@ def table(result: Result) -> Table:
             pair |= {"fit": method[f"fit_{row['texts']}"], "dev_accuracy": method["dev_accuracy"]}
     values = {"level_of_fpr": f"{100 * result[FPR]:g}", "level": f"{100 * result['confidence']:g} %"}
     valid = "yes" if result["valid_release"] else "no"
-    table = make_table("membership", rows, **result, **values, valid=valid)
+    name = "membership_by_tuning" if compares_tunings(result) else "membership"
+    table = make_table(name, rows, **result, **values, valid=valid)
     table.readers = list(pairs.values())
+    if compares_tunings(result):
+        table.readers = [
+            _of_method(result, methods, name) for name in dict.fromkeys(r["method"] for r in rows)
+        ]
     return table
+
+
+def compares_tunings(result: Result) -> bool:
+    return not isinstance(result["tune"], str)
+
+
+def _control(result: Result) -> str:
+    """The method whose models are the control's; the earliest results do not say it."""
+    named = (
+        row["trained_as"] for row in result["rows"] if row["method"] == "control" and "trained_as" in row
+    )
+    return next(named, "mezo")
+
+
+def _of_method(result: Result, methods: dict[str, Any], name: str) -> Row:
+    """What LiRA finds in each group of texts, and the ceilings of the claim."""
+    method = methods[name]
+    rows = {row["texts"]: row for row in result["rows"] if row["method"] == name and row["attack"] == "lira"}
+    whole = rows["all"]
+    line: Row = {"title": whole["title"], "tuned": TUNES[whole["tune"]] if method["use"] else ABSENT}
+    line |= {group: with_interval(row, TPR) for group, row in rows.items()}
+    line |= {"advantage": with_interval(whole, "advantage"), "auc": whole["auc"]}
+    line |= {key: whole.get(key) for key in ("ceiling", "advantage_ceiling")}
+    line |= {key: method[key] for key in ("fit_natural", "fit_mislabelled", "dev_accuracy")}
+    if any(row.get("refuted") for row in result["rows"] if row["method"] == name):
+        line["title"] += ", refuted"
+    return line
 
 
 def with_interval(row: Row, name: str) -> str:
@@ -57,15 +93,23 @@ def figure(result: Result) -> Figure:
     """True positive rate of each method and the ceiling of its claim; one panel for each group of texts."""
     rows = [row for row in result["rows"] if row["texts"] != "all"]
     groups = list(dict.fromkeys(row["texts"] for row in rows))
-    drawn, panels = drawing.canvas(1, len(groups), 2.9, sharey=True)
-    for axis, group in zip(panels[0], groups, strict=True):
+    shape = (len(groups), 1) if compares_tunings(result) else (1, len(groups))
+    if compares_tunings(result):
+        rows = [row | {"title": _title_with_tuning(row)} for row in rows]
+    drawn, panels = drawing.canvas(*shape, 2.9, sharex=True, sharey=True)
+    for axis, group in zip(panels.flat, groups, strict=True):
         _panel(axis, [row for row in rows if row["texts"] == group], result[FPR])
         axis.set_title(f"{group} texts")
-    panels[0][0].set_ylabel(f"true positive rate at {100 * result[FPR]:g} % false positives")
-    drawing.place_legend(drawn, panels[0][-1].get_legend_handles_labels()[0], 5)
+    for axis in panels[:, 0]:
+        axis.set_ylabel(f"true positive rate at {100 * result[FPR]:g} % false positives")
+    drawing.place_legend(drawn, panels.flat[-1].get_legend_handles_labels()[0], 5)
     commit, device = provenance.short(result["provenance"]), result["provenance"]["device"]
     style.footnote(drawn, f"membership: {result['runs']} runs a method · {commit} · {device}")
     return drawn
+
+
+def _title_with_tuning(row: Row) -> str:
+    return row["title"] if row["epsilon"] == 0 else f"{row['title']}, {TUNES[row['tune']]}"
 
 
 def _panel(axis: Axes, rows: list[Row], target: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ import pandas
 
 from dpzero.errors import UsageError
 from dpzero.files import REHEARSAL, is_try
+from dpzero.report import contextual_protection as tables_of_leaks
 from dpzero.report import formatting, majority
+from dpzero.report import membership as tables_of_membership
 from dpzero.report.power_law import Fit
 from dpzero.report.quadratic import RANKS
 from dpzero.report.statistics import Summary, summarise
@@ -77,19 +79,9 @@ def all_results(results: Path) -> str:
     """The text of results/README.md."""
     folders = sorted(path.parents[1] for path in results.glob("*/tables/order.csv"))
     sweeps = [folder for folder in folders if not folder.name.endswith(REHEARSAL)]
-    studies = (
-        quadratic,
-        memory,
-        benchmark,
-        doctor,
-        guarantees,
-        membership,
-        federation,
-        accounting,
-        planted,
-        grids,
-        systems,
-    )
+    steps = (memory, benchmark, doctor)
+    attacks = (membership, contextual_protection)
+    studies = (quadratic, *steps, guarantees, *attacks, federation, accounting, planted, grids, systems)
     values = {study.__name__: study(results) for study in studies}
     return render("results", {"sweeps": {path.name: training(path) for path in sweeps}} | values, **FILTERS)
 
@@ -313,10 +305,14 @@ def membership(results: Path) -> Values:
         "AUC": attacked["auc"].map("{:.3f}".format),
         "ceiling of the claim": [number(ceiling, ".1%") for ceiling in attacked["ceiling"]],
     }
+    compared = read_json(results / "membership/tables/by_tuning.json")
+    keys = ("title", "tuned", "natural", "mislabelled", "ceiling", "advantage", "advantage_ceiling")
     return {
         "table": pandas.DataFrame(columns),
         "claims": rows[rows["ceiling"].notna()],
         "control": dict(zip(attacked["method"], rates, strict=True))["control"],
+        "compared": compared,
+        "by_tuning": _for_readers(tables_of_membership.table(compared), keys),
     }
 
 
@@ -340,6 +336,19 @@ def federation(results: Path) -> Values:
             line[f"{name} (bytes)"] = value_range(group[column], ".1f")
         lines.append(line)
     return {"table": lines, "rows": rows}
+
+
+def contextual_protection(results: Path) -> Values:
+    """What leaks from a model that was told to hide secrets, beside private training."""
+    result = read_json(results / "contextual-protection/tables/contextual-protection.json")
+    keys = ("title", "guarantee", "asked", "exposure", "extracted", "written", "auc", "known_gain")
+    return {"table": _for_readers(tables_of_leaks.table(result), keys), "result": result}
+
+
+def _for_readers(table: Table, keys: Collection[str]) -> list[Row]:
+    """These columns of a table, as readers see them."""
+    columns = [column for column in table.columns if column.key in keys]
+    return [{column.heading: column.text(row) for column in columns} for row in table.readers or table.rows]
 
 
 def accounting(results: Path) -> Values:

@@ -13,7 +13,7 @@ from dpzero.report import FIGURES, guarantees, memory, provenance, records, styl
 from dpzero.report.writing import save_figures, write_caption, write_study
 
 REPORTS = {"memory": memory, "guarantees": guarantees}
-STUDIES = ("benchmark", "membership")  # each keeps its whole result, NAME.json
+STUDIES = ("benchmark", "contextual-protection", "membership")  # each keeps its whole result, NAME.json
 NEED_RECORDS = ("learning_curves", "quadratic", "quadratic_steps")  # no table has what these show
 OLD = (
     "This picture was drawn from records by an earlier version, whose colours are lighter: the tables of this sweep do "

@@ -18,7 +18,10 @@ from dpzero.errors import UsageError
 from dpzero.report import provenance, style
 from dpzero.report.records import load
 
-MODULES = {"language": "training"}  # kind -> module of this package, if it has another name
+MODULES = {
+    "language": "training",
+    "contextual-protection": "contextual_protection",
+}  # kind -> module of this package, if it has another name
 SELECTION = "metrics.selection"
 CAPTIONS = Path(__file__).with_name("captions")
 
@@ -102,7 +105,7 @@ def write_study(study: str, result: Path, tables: Path, figures: Path) -> list[P
     """Table and figure of a study with one JSON result: NAME.csv and .md, and NAME.pdf, .png and the caption .md.
 
     Args:
-        study: `membership` or `benchmark`, a module of this package.
+        study: `membership`, `benchmark` or `contextual-protection`.
         result: NAME.json, as the study wrote it.
 
     Returns:

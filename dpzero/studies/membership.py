@@ -10,254 +10,140 @@ delta(e) from the accounted privacy loss distribution. The bound is concave in F
 over texts and runs.
 
 Two attacks: `loss`, the loss at the public base model minus the loss after training (Yeom et al. 2018, arXiv
-1709.01604, with a reference), and `lira`. The body is frozen (`tune: head`), so its features are computed
-once. The methods are those of the sweeps. Keys are published and the texts are public: every run can be
-replayed, and none is a private release.
+1709.01604, with a reference), and `lira`. The methods are those of the sweeps. Keys are published and the texts
+are public: every run can be replayed, and none is a private release.
+
+The question of the SoK (Amit et al. 2024, arXiv 2403.08481): how much does the leak depend on what is tuned
+(head, LoRA, all weights), with and without privacy? Its finding, read in its abstract, is that DP-SGD on LoRA
+adapters protects best. Its tables were not read, and its models and texts are others. With the body frozen
+(`tune: head`) features are computed once; other runs cost so much more that they are short.
 """
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from ..errors import UsageError
+from ..errors import UsageError, unknown
 from ..language.data import assets, tasks
-from ..language.models import encoding, model_catalogue, text_classifier
-from ..language.models.caches import features
+from ..language.models import model_catalogue
 from ..plan.registry import card
-from ..privacy import RunKey, Setting, StandInBudget
+from ..privacy import Setting
 from ..run.provenance import method_digest, provenance
 from . import membership_attacks
+from .membership_runs import Method, Outcome, Pool, codes, draw_members, load_pool, outcome
 
 FALSE_POSITIVE_RATE = 0.01
 DELTA = 1e-5
 MISLABELLED = 0.25  # fraction of the pool that gets a wrong label
-RATE = 0.5  # probability that a member is in a batch
-ADAMW = {"optimizer": "adamw", "learning_rate": 1e-2}  # memorises the pool
-TWO_POINT = {"learning_rate": 3e-3, "smoothing": 1e-2}
+USES = ("mezo", "fine_tuning", "dpzero")
+TUNES = {"head": "head", "lora": "LoRA", "full": "all weights"}
+TITLES = {"mezo": "MeZO", "fine_tuning": "AdamW", "dpzero": "DPZero", "dp_sgd": "DP-Adam"}
+NAMES = {"fine_tuning": "adamw", "dp_sgd": "dp_adam"}  # where it is not that of the file
+ADAMW: dict[str, Any] = {"optimizer": "adamw", "learning_rate": 1e-2}  # memorises the pool
+DP_ADAM: dict[str, Any] = {"optimizer": "adam", "clip": 0.1}
+TWO_POINT: dict[str, Any] = {"learning_rate": 3e-3, "smoothing": 1e-2}
 PRIVATE = TWO_POINT | {"clip": 3.0}
-
-
-@dataclass(frozen=True)
-class Pool:
-    """The texts that may be members, as features, and what all runs share.
-
-    Args:
-        features, labels: float32 [N, H] and int64 [N].
-        mislabelled: bool [N], texts under a wrong label.
-        dev_features, dev_labels: of the dev split.
-        weight, bias: [C, H] and [C], the head before training.
-        setting: of the Poisson sampler over the pool; restricted to the members it samples them at the same
-            rate.
-    """
-
-    features: NDArray
-    labels: NDArray
-    mislabelled: NDArray
-    dev_features: NDArray
-    dev_labels: NDArray
-    weight: NDArray
-    bias: NDArray
-    setting: Setting
-
-    def groups(self) -> dict[str, NDArray]:
-        """Masks [N] of the texts that are reported together."""
-        everything = np.ones_like(self.mislabelled)
-        masks = {"natural": ~self.mislabelled, "mislabelled": self.mislabelled, "all": everything}
-        return {name: mask for name, mask in masks.items() if mask.any()}
-
-
-@dataclass(frozen=True)
-class Method:
-    """A method under attack.
-
-    Args:
-        epsilon: its claim; None without one.
-        use: its file; None leaves the model untrained.
-        noise_scale: of a private method.
-    """
-
-    name: str
-    title: str
-    epsilon: float | None
-    use: str | None = None
-    settings: dict = field(default_factory=dict)
-    noise_scale: float | None = None
-
-    def claim(self, setting: Setting) -> membership_attacks.Claim | None:
-        if self.epsilon is None:
-            return None
-        if self.noise_scale is None:
-            return membership_attacks.NO_LEARNING
-        return membership_attacks.Claim.accounted(self.epsilon, setting, self.noise_scale)
-
-
-class FeatureLoss:
-    """Cross entropy of each text from its features. A batch is an array of indices into the pool."""
-
-    def __init__(self, features: NDArray, labels: NDArray) -> None:
-        self.features, self.labels = torch.from_numpy(features), torch.from_numpy(labels)
-
-    def parts(self, batch: NDArray) -> Iterator[NDArray]:
-        yield batch
-
-    def __call__(self, head: nn.Module, batch: NDArray) -> Tensor:
-        rows = torch.from_numpy(batch)
-        return nn.functional.cross_entropy(head(self.features[rows]), self.labels[rows], reduction="none")
-
-
-# -- the pool ------------------------------------------------------------------------------------------------
-
-
-def load_pool(task_name: str, model_name: str, setting: Setting, mislabelled: float, seed: int) -> Pool:
-    """The first distinct training texts; a random fraction `mislabelled` of them gets a wrong label."""
-    task = tasks.load(task_name)
-    splits = encoding.encode(task, model_name, task.max_length)
-    model = text_classifier.load(model_name, task, "head", seed)
-    texts = splits["train"][first_distinct(splits["train"], setting.dataset_size)]
-    stream = RunKey.published(seed).stream("mislabelled")
-    wrong = np.argsort(stream.words(len(texts), 0), kind="stable") < round(mislabelled * len(texts))
-    shift = 1 + (stream.uniforms(len(texts), 1) * (len(task.labels) - 1)).astype(np.int64)
-    return Pool(
-        features=features(model, texts),
-        labels=np.where(wrong, (texts.labels + shift) % len(task.labels), texts.labels),
-        mislabelled=wrong,
-        dev_features=features(model, splits["dev"]),
-        dev_labels=splits["dev"].labels,
-        weight=model.head.weight.detach().numpy(),
-        bias=model.head.bias.detach().numpy(),
-        setting=setting,
-    )
-
-
-def first_distinct(texts: encoding.Examples, count: int) -> NDArray[np.int64]:
-    """Indices of the first `count` texts with different tokens. Raises UsageError if there are fewer."""
-    first: dict[bytes, int] = {}
-    for i in range(len(texts)):
-        first.setdefault(texts.ids(i).tobytes(), i)
-    if len(first) < count:
-        raise UsageError(
-            f"the pool is to hold {count} distinct training texts, of {len(first)}: make it smaller"
-        )
-    return np.array(list(first.values())[:count])
-
-
-def draw_members(pool_size: int, seed: int, purpose: str = "members") -> NDArray[np.bool_]:
-    """Mask [N] of the texts in the training set of the run with this seed; the same for all methods."""
-    return RunKey.published(seed).stream(purpose).uniforms(pool_size, 0) < 0.5
-
-
-# -- the runs ------------------------------------------------------------------------------------------------
-
-
-def train_run(pool: Pool, job: tuple[Method, int]) -> tuple[NDArray, float]:
-    """One run of a (method, seed): the logits of the pool, float32 [N, C], and the accuracy on dev."""
-    method, seed = job
-    head = nn.Linear(*pool.weight.shape[::-1])
-    head.load_state_dict({"weight": torch.tensor(pool.weight), "bias": torch.tensor(pool.bias)})
-    if method.use:
-        _train(head, pool, method, seed)
-    with torch.no_grad():
-        logits, dev = (head(torch.from_numpy(f)).numpy() for f in (pool.features, pool.dev_features))
-    return logits, float((dev.argmax(1) == pool.dev_labels).mean())
-
-
-def _train(head: nn.Linear, pool: Pool, method: Method, seed: int) -> None:
-    setting, method_card = pool.setting, card(method.use or "")
-    # a stand-in budget takes the members among the texts that it drew
-    budget = StandInBudget(setting, method.noise_scale or 0.0, RunKey.published(seed))
-    loss, members = FeatureLoss(pool.features, pool.labels), draw_members(setting.dataset_size, seed)
-    budget_or_size = budget if method_card.private else setting.batch_size
-    optimizer = method_card.load()(head, loss, budget_or_size, seed=seed, **method.settings)
-    for step in range(setting.steps):
-        drawn = budget.sampler.batch(step)
-        optimizer.step(drawn[members[drawn]])
-
-
-def _train_all(
-    pool: Pool, methods: list[Method], seeds: range, processes: int, log: Callable[[str], object]
-) -> tuple[dict[str, NDArray], dict[str, float]]:
-    """The logits [K, N, C] and the mean dev accuracy of each method."""
-    jobs = [(method, seed) for seed in seeds for method in methods]
-    results: list[tuple[NDArray, float]] = []
-    processes = processes or len(os.sched_getaffinity(0))
-    with ExitStack() as stack:
-        apply: Callable = map
-        if processes > 1:  # spawned: torch does not survive a fork; one thread each: the steps are small
-            workers = get_context("spawn").Pool(processes, torch.set_num_threads, (1,))
-            apply = stack.enter_context(workers).imap
-        for result in apply(partial(train_run, pool), jobs):
-            results.append(result)
-            if len(results) % len(methods) == 0:
-                log(f"membership: {len(results)} of {len(jobs)} runs")
-    by_method = {method.name: results[i :: len(methods)] for i, method in enumerate(methods)}
-    logits = {name: np.array([run_logits for run_logits, _ in runs]) for name, runs in by_method.items()}
-    return logits, {name: float(np.mean([a for _, a in runs])) for name, runs in by_method.items()}
-
-
-# -- the experiment ------------------------------------------------------------------------------------------
+HEADS: dict[str, dict[str, Any]] = {  # of the study of heads alone, a thousand steps
+    "mezo": TWO_POINT,
+    "fine_tuning": ADAMW,
+    "dpzero": PRIVATE,
+    "dp_sgd": DP_ADAM | {"learning_rate": 1e-2},
+}
+SHORT: dict[str, dict[str, dict[str, Any]]] = {  # of the comparison of tunings, some tens of steps
+    "head": HEADS
+    | {"mezo": TWO_POINT | {"learning_rate": 3e-2}, "dpzero": PRIVATE | {"learning_rate": 3e-2}},
+    "lora": {
+        "mezo": {"learning_rate": 1e-2, "smoothing": 1e-3},
+        "fine_tuning": ADAMW | {"learning_rate": 5e-3},
+        "dpzero": {"learning_rate": 1e-2, "smoothing": 1e-3, "clip": 3.0},
+        "dp_sgd": DP_ADAM | {"learning_rate": 3e-3},
+    },
+    "full": {
+        "mezo": {"learning_rate": 1e-4, "smoothing": 1e-3},
+        "fine_tuning": ADAMW | {"learning_rate": 5e-4},
+        "dpzero": {"learning_rate": 1e-4, "smoothing": 1e-3, "clip": 3.0},
+        "dp_sgd": DP_ADAM | {"learning_rate": 1e-3, "clipping": "ghost"},
+    },
+}
 
 
 def membership(
     task: str = "r8",
     model: str = "minilm",
     *,
+    tunes: Sequence[str] = ("head",),
+    uses: Sequence[str] = USES,
     pool_size: int = 400,
     runs: int = 48,
     steps: int = 1000,
+    rate: float = 0.5,
     epsilons: Sequence[float] = (6.0, 2.0, 1.0),
+    max_length: int = 0,
+    dev_texts: int = 0,
     processes: int = 0,
+    folder: Path | None = None,
     log: Callable[[str], object] = print,
 ) -> dict:
-    """Attack the base model, MeZO, AdamW, and DPZero at each epsilon.
+    """Attack the base model, and each method with each choice of trainable parameters.
 
     Args:
+        tunes: keys of TUNES. With any but head alone, the settings are those of short runs.
+        uses: method files, keys of HEADS; one of them without privacy.
         pool_size: number of distinct training texts.
         runs: of each method; all methods share members, batches and directions.
-        epsilons: claims of DPZero at DELTA.
+        rate: probability that a member is in a batch.
+        epsilons: claims of each private method at DELTA.
+        max_length: tokens of a text; 0: the task's.
+        dev_texts: of the dev split, the first, for the accuracy; 0: all.
         processes: 0 for as many as there are cores.
+        folder: of the runs' files, from which a study goes on; None keeps none.
 
     Returns:
         `rows`, one for each method, group of texts and attack; `methods`, each with its settings and what it
-        learnt; the settings of the experiment; provenance.
+        learnt; the settings of the experiment; provenance. `seconds` is the processor time of the runs.
 
     Raises:
-        UsageError: an unknown task or model, or a number out of range.
+        UsageError: an unknown name, or a number out of range.
     """
-    start = time.perf_counter()
-    batch_size = round(RATE * pool_size)
-    setting = Setting("gaussian", "poisson", "add_remove", pool_size, batch_size, steps, DELTA)
+    batch_size = max(1, round(rate * pool_size))
     try:
-        methods = _methods(setting, epsilons)
+        setting = Setting("gaussian", "poisson", "add_remove", pool_size, batch_size, steps, DELTA)
+        methods = _methods(setting, tunes, uses, epsilons)
     except ValueError as error:
         raise UsageError(f"membership: {error}") from error
-    log(f"membership: features of {task}")
-    pool, seeds = load_pool(task, model, setting, MISLABELLED, seed=0), range(runs)
-    logits, accuracies = _train_all(pool, methods, seeds, processes, log)
+    log(f"membership: the pool of {task}")
+    sizes = {"max_length": max_length, "dev_texts": dev_texts}
+    pools = {tune: load_pool(task, model, setting, MISLABELLED, seed=0, tune=tune, **sizes) for tune in tunes}
+    pool, seeds = pools[tunes[0]], range(runs)
+    outcomes = _run_all(pools, methods, seeds, processes, folder, log)
     members = np.array([draw_members(pool_size, seed) for seed in seeds])
+    logits = {name: np.array([run.logits for run in its_runs]) for name, its_runs in outcomes.items()}
+    everything = [run for its_runs in outcomes.values() for run in its_runs]
     return {
         "rows": list(_attack_all(pool, methods, logits, members)),
         "methods": [
             asdict(method)
-            | {"dev_accuracy": accuracies[method.name]}
+            | {"dev_accuracy": float(np.mean([run.dev_accuracy for run in outcomes[method.name]]))}
             | _fraction_fitted(pool, logits[method.name], members)
             for method in methods
         ],
         "task": task,
         "model": model,
-        "tune": "head",
+        "tune": "head" if tuple(tunes) == ("head",) else list(tunes),
         "pool": pool_size,
         "mislabelled": int(pool.mislabelled.sum()),
+        "max_length": pool.identity["max_length"],
         "runs": runs,
         "steps": steps,
         "rate": setting.rate,
@@ -269,47 +155,87 @@ def membership(
         "noise_key": "published",
         "valid_release": False,
         "data": "public",
-        "seconds": round(time.perf_counter() - start, 1),
-        "provenance": _provenance(task, model, methods),
+        "seconds": round(sum(run.seconds for run in everything), 1),
+        "provenance": _provenance(task, model, methods) | {"code": codes(everything)},
     }
 
 
-def _methods(setting: Setting, epsilons: Sequence[float]) -> list[Method]:
+def _methods(
+    setting: Setting, tunes: Sequence[str], uses: Sequence[str], epsilons: Sequence[float]
+) -> list[Method]:
+    """The base model, and each method file with each choice of parameters and, if it is private, each epsilon."""
+    for kind, names, known in (("tune", tunes, TUNES), ("method of this study", uses, HEADS)):
+        for name in names:
+            if name not in known:
+                raise UsageError(unknown(kind, name, known))
+    if all(card(use).private for use in uses):
+        raise UsageError("all methods are private, so no control is left: give one that is not")
     folder = assets.cache_folder() / "calibrations"
-    methods = [
-        Method("base", "Base model", 0.0),
-        Method("mezo", "MeZO", None, "mezo", TWO_POINT),
-        Method("adamw", "AdamW", None, "fine_tuning", ADAMW),
-    ]
-    for e in epsilons:
-        scale = setting.cached_noise_scale(e, folder)
-        methods.append(Method(f"dpzero_{e:g}", f"DPZero, ε = {e:g}", e, "dpzero", PRIVATE, scale))
+    scales = {e: setting.cached_noise_scale(e, folder) for e in epsilons}
+    methods = [Method("base", "Base model", 0.0, tune=tunes[0])]
+    for tune in tunes:
+        for use in uses:
+            name = NAMES.get(use, use) + (f"_{tune}" if tuple(tunes) != ("head",) else "")
+            settings = SHORT[tune][use] if tuple(tunes) != ("head",) else HEADS[use]
+            named = partial(Method, use=use, settings=settings, tune=tune)
+            if not card(use).private:
+                methods.append(named(name, TITLES[use], None))
+                continue
+            for e, scale in scales.items():
+                methods.append(named(f"{name}_{e:g}", f"{TITLES[use]}, ε = {e:g}", e, noise_scale=scale))
     return methods
+
+
+def _run_all(
+    pools: dict[str, Pool],
+    methods: list[Method],
+    seeds: range,
+    processes: int,
+    folder: Path | None,
+    log: Callable[[str], object],
+) -> dict[str, list[Outcome]]:
+    """The outcomes of each method, seed by seed."""
+    jobs = [(method, seed) for seed in seeds for method in methods]
+    results: list[Outcome] = []
+    processes = processes or len(os.sched_getaffinity(0))
+    with ExitStack() as stack:
+        apply: Callable = map
+        if processes > 1:  # spawned: torch does not survive a fork; one thread each: the steps are small
+            workers = get_context("spawn").Pool(processes, torch.set_num_threads, (1,))
+            apply = stack.enter_context(workers).imap
+        for result in apply(partial(outcome, pools, folder), jobs):
+            results.append(result)
+            if len(results) % len(methods) == 0:
+                log(f"membership: {len(results)} of {len(jobs)} runs")
+    return {method.name: results[i :: len(methods)] for i, method in enumerate(methods)}
 
 
 def _attack_all(
     pool: Pool, methods: list[Method], logits: dict[str, NDArray], members: NDArray
 ) -> Iterator[dict]:
-    """One row for each method, group of texts and attack, with the ceiling of the claim, if there is one.
+    """One row for each method, group of texts and attack, with the ceilings of the claim, if there is one.
 
-    The control has members redrawn after training, whom no sound attack finds.
+    The control is the first method without privacy with members redrawn after training, whom no sound attack
+    finds.
     """
     redrawn = np.array([draw_members(members.shape[1], seed, "control") for seed in range(len(members))])
-    attacked = [(method, logits[method.name], members) for method in methods]
-    attacked.insert(1, (Method("control", "MeZO, members redrawn", 0.0), logits["mezo"], redrawn))
+    attacked = [(method, method.name, members) for method in methods]
+    (real,) = [method for method in methods if method.epsilon is None][:1]
+    control = Method("control", f"{real.title}, members redrawn", 0.0, tune=real.tune)
+    attacked.insert(1, (control, real.name, redrawn))
     base_loss, _ = membership_attacks.loss_and_log_odds(logits["base"], pool.labels)
-    for method, its_logits, its_members in attacked:
-        loss, log_odds = membership_attacks.loss_and_log_odds(its_logits, pool.labels)
+    for method, trained_as, its_members in attacked:
+        loss, log_odds = membership_attacks.loss_and_log_odds(logits[trained_as], pool.labels)
         lira = membership_attacks.likelihood_ratio(log_odds, its_members)
         claim = method.claim(pool.setting)
-        names = {"method": method.name, "title": method.title, "epsilon": method.epsilon}
+        names = {"method": method.name, "title": method.title, "tune": method.tune, "epsilon": method.epsilon}
         for group, texts in pool.groups().items():
             for attack, scores in (("loss", base_loss - loss), ("lira", lira)):
                 metrics = membership_attacks.measure(
                     scores[:, texts], its_members[:, texts], FALSE_POSITIVE_RATE
                 )
                 limits = claim.limits(metrics, FALSE_POSITIVE_RATE) if claim else {}
-                yield names | {"texts": group, "attack": attack} | metrics | limits
+                yield names | {"trained_as": trained_as, "texts": group, "attack": attack} | metrics | limits
 
 
 def _fraction_fitted(pool: Pool, logits: NDArray, members: NDArray) -> dict[str, float]:

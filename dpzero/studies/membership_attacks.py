@@ -82,6 +82,19 @@ def aucs(scores: NDArray, members: NDArray) -> NDArray[np.float64]:
     return ((ranks * members).sum(1) - count * (count + 1) / 2) / (count * (members.shape[1] - count))
 
 
+def advantages(scores: NDArray, members: NDArray) -> NDArray[np.float64]:
+    """TPR - FPR of each run [K], at the threshold where it is largest in the other runs (Yeom et al. 2018)."""
+    gains = np.empty(len(scores))
+    for run in range(len(scores)):
+        others = np.arange(len(scores)) != run
+        order = np.argsort(scores[others], axis=None)[::-1]
+        ranked, inside = scores[others].ravel()[order], members[others].ravel()[order]
+        gain = np.cumsum(inside / inside.sum() - ~inside / (~inside).sum())
+        passes = scores[run] >= ranked[gain.argmax()]
+        gains[run] = passes[members[run]].mean() - passes[~members[run]].mean()
+    return gains
+
+
 def interval(values: NDArray) -> tuple[float, float, float]:
     """Mean of one value for each run, and the ends of its 95 % t-interval."""
     mean, n = values.mean(), len(values)
@@ -90,7 +103,7 @@ def interval(values: NDArray) -> tuple[float, float, float]:
 
 
 def measure(scores: NDArray, members: NDArray, target: float) -> dict[str, float]:
-    """Mean over runs, with its interval, of TPR and FPR at the threshold for `target`, and of the AUC."""
+    """Mean over runs, with its interval, of TPR and FPR at the threshold for `target`, of the advantage and of the AUC."""
     both = members.any(1) & ~members.all(1)  # without members, or without others, a run has no rates
     scores, members = scores[both], members[both]
     true, false = rates(scores, members, target)
@@ -98,6 +111,7 @@ def measure(scores: NDArray, members: NDArray, target: float) -> dict[str, float
     for name, values in (
         ("true_positive_rate", true),
         ("false_positive_rate", false),
+        ("advantage", advantages(scores, members)),
         ("auc", aucs(scores, members)),
     ):
         metrics |= dict(zip((name, f"{name}_low", f"{name}_high"), interval(values), strict=True))
@@ -122,10 +136,13 @@ class Claim:
         return float(min(1.0, (np.exp(EPSILONS) * false_positive_rate + self.profile).min()))
 
     def limits(self, metrics: dict[str, float], target: float) -> dict[str, float | bool]:
-        """The ceilings of the claim at FPR `target`, and whether the intervals of the metrics refute it."""
+        """The ceilings of the claim at FPR `target` and of the advantage, delta(0), and whether intervals refute it."""
         allowed = self.ceiling(metrics["false_positive_rate_high"])
         return {
             "ceiling": self.ceiling(target),
+            "advantage_ceiling": max(
+                0.0, float(np.interp(0.0, EPSILONS, self.profile))
+            ),  # convex: at least delta(0)
             "ceiling_of_epsilon_delta": min(1.0, math.exp(self.epsilon) * target + self.delta),
             "refuted": metrics["true_positive_rate_low"] > allowed + 1e-9,  # more than rounding
         }

@@ -160,6 +160,48 @@ def test_the_figure_draws_each_rate_with_its_interval_and_each_ceiling(result):
         assert [label.get_text().split() for label in axis.get_xticklabels()][3] == ["DPZero,", "ε", "=", "2"]
 
 
+@pytest.fixture
+def compared(result) -> dict:
+    """The same numbers as if LoRA had been tuned as well."""
+    more = {"advantage": 0.3, "advantage_low": 0.2, "advantage_high": 0.4}
+    for line in result["rows"]:
+        line |= more | {"tune": "head", "trained_as": line["method"].replace("control", "mezo")}
+        line |= {"advantage_ceiling": 0.5} if line["epsilon"] is not None else {}
+    lora = [
+        line | {"method": f"{line['method']}_lora", "tune": "lora"}
+        for line in result["rows"]
+        if line["method"] in ("mezo", "dpzero_2")
+    ]
+    for method in result["methods"]:
+        method["use"] = None if method["name"] == "base" else "mezo"
+    methods = [method | {"name": f"{method['name']}_lora"} for method in result["methods"][1:]]
+    return result | {
+        "rows": result["rows"] + lora,
+        "methods": result["methods"] + methods,
+        **{"tune": ["head", "lora"], "max_length": 16},
+    }
+
+
+def test_tunings_are_compared_in_one_row_a_method(compared):
+    made = table(compared)
+    assert len(list(csv.DictReader(io.StringIO(made.csv())))) == len(compared["rows"])
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in made.markdown_lines()[2:]]
+    assert [line[:2] for line in lines] == [
+        ["Base model", "–"],
+        *(["MeZO, members redrawn", "head"], ["MeZO", "head"], ["DPZero, ε = 2", "head"]),
+        *(["MeZO", "LoRA"], ["DPZero, ε = 2", "LoRA"]),
+    ]
+    assert lines[-1][5:] == ["3.40%", "30.00% ± 10.00%", "50.00%", "0.600", "90.0%", "25.0%", "87.5%"]
+
+
+def test_a_figure_of_tunings_names_them_and_stacks_its_panels(compared):
+    with style.settings():
+        panels = figure(compared).axes
+    labels = [" ".join(label.get_text().split()) for label in panels[-1].get_xticklabels()]
+    assert labels[0] == "Base model" and labels[-2:] == ["MeZO, LoRA", "DPZero, ε = 2, LoRA"]
+    assert panels[0].get_position().x0 == pytest.approx(panels[1].get_position().x0)
+
+
 @pytest.mark.parametrize("content", ["", "{}", '{"rows": []}', "[1]"])
 def test_a_file_that_is_no_result_is_refused(tmp_path, content):
     (tmp_path / "x.json").write_text(content)

@@ -14,19 +14,21 @@ from dpzero.algorithm import DPZero
 from dpzero.errors import UsageError
 from dpzero.language.data import tasks
 from dpzero.language.models import encoding, losses, text_classifier
-from dpzero.language.models.caches import features
+from dpzero.language.models.caches import Features, features
 from dpzero.language.models.encoding import Examples
 from dpzero.privacy import Budget, RunKey, Setting, StandInBudget
 from dpzero.studies import membership as membership_study
-from dpzero.studies.membership import (
-    TWO_POINT,
-    FeatureLoss,
+from dpzero.studies import membership_runs
+from dpzero.studies.membership import SHORT, TWO_POINT, membership
+from dpzero.studies.membership_runs import (
     Method,
+    Pool,
     draw_members,
     first_distinct,
     load_pool,
-    membership,
+    outcome,
     train_run,
+    trained,
 )
 
 SMALL = {
@@ -39,6 +41,9 @@ SMALL = {
 }
 MEZO = Method("mezo", "MeZO", None, "mezo", TWO_POINT)
 ADAMW = Method("adamw", "AdamW", None, "fine_tuning", membership_study.ADAMW)
+LORA = Method("lora", "AdamW", None, "fine_tuning", SHORT["lora"]["fine_tuning"], tune="lora")
+FULL = Method("full", "DP-Adam", 2.0, "dp_sgd", SHORT["full"]["dp_sgd"], noise_scale=0.5, tune="full")
+CLASSES = len(tasks.load("toy").labels)
 DPZERO = Method("dpzero", "DPZero", 2.0, "dpzero", {**TWO_POINT, "clip": 3.0}, noise_scale=5.0)
 
 
@@ -51,9 +56,17 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def pool() -> membership_study.Pool:
+def pools() -> dict[str, Pool]:
     setting = Setting("gaussian", "poisson", "add_remove", 40, 20, 12, 1e-5)
-    return load_pool("toy", "tiny-encoder", setting, mislabelled=0.25, seed=3)
+    return {
+        tune: load_pool("toy", "tiny-encoder", setting, mislabelled=0.25, seed=3, tune=tune)
+        for tune in ("head", "lora", "full")
+    }
+
+
+@pytest.fixture(scope="module")
+def pool(pools) -> Pool:
+    return pools["head"]
 
 
 @pytest.fixture(scope="module")
@@ -71,18 +84,11 @@ def classifier():
     return text_classifier.load("tiny-encoder", task, "head", 3), texts
 
 
-def test_the_loss_from_features_is_the_loss_of_the_whole_model(classifier):
-    model, texts = classifier
-    batch = np.array([3, 17, 4, 39])
-    from_features = FeatureLoss(features(model, texts), texts.labels)(model.head, batch)
-    assert torch.allclose(from_features, losses.CrossEntropy(256)(model, texts[batch]), atol=1e-6)
-
-
 def test_training_on_features_equals_training_the_model_with_a_frozen_body(classifier):
     model, texts = classifier
     setting = Setting("gaussian", "poisson", "add_remove", 40, 20, 5, 1e-5)
 
-    def trained(module, loss, batches):
+    def after(module, loss, batches):
         method = DPZero(
             module, loss, StandInBudget(setting, 5.0, RunKey.published(1)), **TWO_POINT, clip=3.0, seed=1
         )
@@ -92,36 +98,70 @@ def test_training_on_features_equals_training_the_model_with_a_frozen_body(class
 
     start = {name: value.clone() for name, value in model.state_dict().items()}
     indices = list(Budget(setting, 5.0, RunKey.published(1)).batches())
-    on_features = trained(model.head, FeatureLoss(features(model, texts), texts.labels), indices)
+    values = Features.from_arrays(features(model, texts), texts.labels)
+    head = text_classifier.HeadAlone(model.head)
+    on_features = after(head, losses.CrossEntropy(256), [values[batch] for batch in indices])
     moved = on_features - torch.cat([start["head.weight"].flatten(), start["head.bias"]])
     model.load_state_dict(start)
-    whole = trained(model, losses.CrossEntropy(256), [texts[batch] for batch in indices])
+    whole = after(model, losses.CrossEntropy(256), [texts[batch] for batch in indices])
     model.load_state_dict(start)
     assert moved.abs().max() > 0.01
     assert torch.allclose(on_features, whole, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", [MEZO, ADAMW, DPZERO], ids=lambda c: c.name)
-def test_a_run_trains_on_its_members_alone(pool, method):
-    inside, before = draw_members(40, 5), train_run(pool, (method, 5))[0]
+def relabelled(pool: Pool, who: np.ndarray) -> Pool:
+    labels = pool.labels.copy()
+    labels[who] = (labels[who] + 1) % CLASSES
+    kind = torch.from_numpy if isinstance(pool.texts, Features) else np.asarray
+    return replace(pool, texts=replace(pool.texts, labels=kind(labels)))
+
+
+@pytest.mark.parametrize("method", [MEZO, ADAMW, DPZERO, LORA, FULL], ids=lambda c: c.name)
+def test_a_run_trains_on_its_members_alone(pools, method):
+    pool = pools[method.tune]
+    inside, before = draw_members(40, 5), train_run(pool, method, 5)[0]
     for who, moves in ((np.flatnonzero(~inside), False), (np.flatnonzero(inside)[:1], True)):
-        labels = pool.labels.copy()
-        labels[who] = (labels[who] + 1) % len(pool.bias)
-        after = train_run(replace(pool, labels=labels), (method, 5))[0]
+        after = train_run(relabelled(pool, who), method, 5)[0]
         assert (np.abs(after - before).max() > 0) == moves
 
 
-def test_the_base_model_stays_as_it_is(pool):
-    logits, accuracy = train_run(pool, (Method("base", "", 0.0), 5))
-    assert np.allclose(logits, pool.features @ pool.weight.T + pool.bias, atol=1e-5)
-    assert accuracy == ((pool.dev_features @ pool.weight.T + pool.bias).argmax(1) == pool.dev_labels).mean()
+@pytest.mark.parametrize("tune", ["head", "lora", "full"])
+def test_the_base_model_is_that_of_every_tuning_and_stays_as_it_is(pools, tune):
+    pool = pools[tune]
+    logits, accuracy = train_run(pool, Method("base", "", 0.0), 5)
+    assert np.allclose(logits, train_run(pools["head"], Method("base", "", 0.0), 5)[0], atol=1e-5)
+    assert all(map(torch.equal, trained(pool.model), pool.start))
+    assert accuracy == losses.CrossEntropy(256).evaluate(pool.model, pool.dev)["accuracy"]
+
+
+@pytest.mark.parametrize("method", [ADAMW, LORA, FULL], ids=lambda c: c.name)
+def test_a_run_starts_where_every_other_does(pools, method):
+    first = train_run(pools[method.tune], method, 5)[0]
+    train_run(pools[method.tune], method, 6)
+    assert np.array_equal(train_run(pools[method.tune], method, 5)[0], first)
+
+
+def test_a_finished_run_is_read_and_a_changed_one_is_not(pools, tmp_path, monkeypatch):
+    first = outcome(pools, tmp_path, (DPZERO, 5))
+    assert len(list(tmp_path.rglob("seed-5.npz"))) == 1
+    monkeypatch.setattr(membership_runs, "train_run", None)  # training would fail
+    again = outcome(pools, tmp_path, (DPZERO, 5))
+    assert np.array_equal(again.logits, first.logits) and again[1:] == first[1:]
+    longer = replace(pools["head"], identity=pools["head"].identity | {"format": 0})
+    for job, its_pools in (
+        ((DPZERO, 6), pools),
+        ((replace(DPZERO, noise_scale=6.0), 5), pools),
+        ((DPZERO, 5), pools | {"head": longer}),
+    ):
+        with pytest.raises(TypeError, match="not callable"):
+            outcome(its_pools, tmp_path, job)
 
 
 def test_dpzero_without_noise_or_clip_is_mezo_and_noise_changes_it(pool):
     free = replace(DPZERO, settings={**TWO_POINT, "clip": 1e6}, noise_scale=0.0)
-    mezo = train_run(pool, (MEZO, 5))[0]
-    assert np.allclose(train_run(pool, (free, 5))[0], mezo, atol=1e-4)
-    assert not np.allclose(train_run(pool, (replace(free, noise_scale=1e-4), 5))[0], mezo, atol=1e-2)
+    mezo = train_run(pool, MEZO, 5)[0]
+    assert np.allclose(train_run(pool, free, 5)[0], mezo, atol=1e-4)
+    assert not np.allclose(train_run(pool, replace(free, noise_scale=1e-4), 5)[0], mezo, atol=1e-2)
 
 
 def test_members_of_a_batch_join_it_at_the_accounted_rate(pool, monkeypatch):
@@ -129,7 +169,7 @@ def test_members_of_a_batch_join_it_at_the_accounted_rate(pool, monkeypatch):
     sizes = []
     monkeypatch.setattr(MeZO, "step", lambda self, batch: sizes.append(len(batch)))
     setting = replace(pool.setting, steps=1000, batch_size=10)
-    train_run(replace(pool, setting=setting), (MEZO, 5))
+    train_run(replace(pool, setting=setting), MEZO, 5)
     drawn, n = sum(sizes), 1000 * draw_members(40, 5).sum()
     assert abs(drawn - n * setting.rate) < 6 * np.sqrt(n * setting.rate * (1 - setting.rate))
 
@@ -159,8 +199,8 @@ def test_wrong_labels_have_the_asked_number_and_every_other_class():
     assert right.mislabelled.sum() == 0 and list(right.groups()) == ["natural", "all"]
     assert wrong.mislabelled.sum() == 40
     assert np.array_equal(right.labels != wrong.labels, wrong.mislabelled)
-    shifts = (wrong.labels - right.labels)[wrong.mislabelled] % len(wrong.bias)
-    assert set(shifts) == set(range(1, len(wrong.bias)))
+    shifts = (wrong.labels - right.labels)[wrong.mislabelled] % CLASSES
+    assert set(shifts) == set(range(1, CLASSES))
 
 
 # -- the whole ---------------------------------------------------------------------------------------------------------
@@ -227,9 +267,32 @@ def test_it_replays_in_other_processes(result):
     assert lines[-1] == "membership: 64 of 64 runs"
 
 
+def test_tunings_are_compared_in_one_result_that_goes_on_from_its_runs(tmp_path):
+    sizes = SMALL | {"steps": 2, "folder": tmp_path, "log": lambda line: None}
+    compared = membership(
+        **sizes, tunes=["head", "lora"], uses=["fine_tuning", "dp_sgd"], epsilons=[8.0], max_length=8
+    )
+    assert (compared["tune"], compared["max_length"]) == (["head", "lora"], 8)
+    assert [(method["name"], method["tune"]) for method in compared["methods"]] == [
+        ("base", "head"),
+        *(("adamw_head", "head"), ("dp_adam_head_8", "head")),
+        *(("adamw_lora", "lora"), ("dp_adam_lora_8", "lora")),
+    ]
+    assert len(list(tmp_path.rglob("seed-*.npz"))) == 5 * SMALL["runs"]
+    for row in rows(compared, method="dp_adam_lora_8", texts="all"):
+        assert 0 < row["advantage_ceiling"] < 1 and row["advantage"] <= row["advantage_ceiling"] + 0.2
+    again = membership(
+        **sizes, tunes=["head", "lora"], uses=["fine_tuning", "dp_sgd"], epsilons=[8.0], max_length=8
+    )
+    assert again == compared  # seconds included: nothing was run again
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
+        ({"tunes": ["heads"]}, "did you mean"),
+        ({"uses": ["dpzero"]}, "no control is left"),
+        ({"rate": 1.5}, "batch_size"),
         ({"pool_size": 10**6}, "make it smaller"),
         ({"task": "r9"}, "did you mean"),
         ({"epsilons": [0.0]}, "epsilon is 0.0"),

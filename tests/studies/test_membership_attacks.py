@@ -15,6 +15,7 @@ from dpzero.privacy import RunKey, Setting
 from dpzero.studies.membership_attacks import (
     NO_LEARNING,
     Claim,
+    advantages,
     aucs,
     interval,
     likelihood_ratio,
@@ -112,6 +113,15 @@ def shifted_log_odds(shift: float) -> tuple[np.ndarray, np.ndarray]:
     inside = halves(8)
     easy, spread = 20 * normals(9, 1)[0], np.exp(normals(10, 1)[0])
     return easy + spread * (normals(11) + shift * inside), inside
+
+
+def test_the_advantage_is_the_largest_difference_of_rates_and_nothing_for_noise():
+    """A shift of s standard deviations has the largest TPR - FPR 2 Phi(s / 2) - 1, up to the threshold's own error."""
+    members = halves(30)
+    strong = advantages(normals(31) + 2.0 * members, members)
+    assert abs(strong.mean() - (2 * ndtr(1.0) - 1)) < 0.02 + 6 * strong.std(ddof=1) / np.sqrt(RUNS)
+    assert near(advantages(normals(32), members), 0.0)
+    assert advantages(np.zeros((3, 8)), halves(33, 3, 8)).tolist() == [0, 0, 0]
 
 
 def test_lira_finds_members_that_the_log_odds_alone_do_not_show():
