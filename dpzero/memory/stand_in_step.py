@@ -115,12 +115,12 @@ class ZeroNoise(Noise):
 class NoiselessStandInBudget(StandInBudget):
     """Draws no noise, whose memory is one chunk at a time: it takes the first chunk of each tensor only."""
 
-    def __init__(self, setting: Setting, noise_scale: float) -> None:
-        super().__init__(setting, noise_scale)
+    def __init__(self, setting: Setting, noise_scale: float, unit: str = "example") -> None:
+        super().__init__(setting, noise_scale, unit=unit)
         self._noise = ZeroNoise(setting.mechanism, noise_scale, "float", self.key.stream("noise"))
 
     def release_(self, clipped_sums: Sequence[Tensor], clip: float, unit: str = "example") -> None:
-        super().release_([total.view(-1)[:CHUNK] for total in clipped_sums], clip)
+        super().release_([total.view(-1)[:CHUNK] for total in clipped_sums], clip, unit)
 
 
 def build_model(workload: Workload, device: str) -> random_models.Answering:

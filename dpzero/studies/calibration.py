@@ -38,7 +38,9 @@ def rows() -> Iterator[dict]:
         seconds = time.perf_counter() - start
         exact = exact_scale(setting, epsilon, near=scale)
         yield {
-            **{name: str(value) for name, value in asdict(setting).items()},
+            **{
+                name: str(value) for name, value in asdict(setting).items() if name != "group_size"
+            },  # single examples
             "epsilon": str(epsilon),
             "noise_scale": f"{scale:.9g}",
             "exact_scale": f"{exact:.9g}",

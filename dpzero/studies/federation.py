@@ -324,7 +324,7 @@ def inside(namespace: str) -> Iterator[None]:
     if not namespace:
         yield
         return
-    with Path("/proc/thread-self/ns/net").open() as own:
+    with Path("/proc/thread-self/ns/net").open("rb") as own:
         enter(f"/run/netns/{namespace}")
         try:
             yield
@@ -333,7 +333,7 @@ def inside(namespace: str) -> Iterator[None]:
 
 
 def enter(path: str) -> None:
-    with Path(path).open() as namespace:
+    with Path(path).open("rb") as namespace:
         _set(namespace.fileno())
 
 
@@ -343,7 +343,9 @@ def _set(descriptor: int) -> None:
 
 
 def _ip(*arguments: str, input: str = "") -> str:
-    return subprocess.run(["ip", *arguments], input=input, capture_output=True, check=True, text=True).stdout
+    return subprocess.run(
+        ["ip", *arguments], input=input, capture_output=True, check=True, encoding="utf-8"
+    ).stdout
 
 
 def _ip_lines(lines: Iterable[str], *options: str) -> None:

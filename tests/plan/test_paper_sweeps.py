@@ -344,7 +344,7 @@ def test_trec_as_published_has_the_noise_of_the_published_runs(epsilon, multipli
     ).values()
     run = Setup.__new__(Setup)  # without its rows and weights
     run.cell, run.settings, run.card = cell, cell["settings"], card(cell["use"])
-    run.task, run.examples = tasks.load("trec"), {"train": range(2646)}
+    run.task, run.examples, run.users = tasks.load("trec"), {"train": range(2646)}, None
     run.key = RunKey.for_run("published", 42)
     budget = run.budget(None)
     assert budget.setting.dataset_size == 2646
