@@ -226,6 +226,7 @@ def memory(results: Path) -> Values:
         "peaks": len(peaks),
         "distances": (peaks["measured_peak_bytes"] / peaks["predicted_peak_bytes"] - 1).abs().dropna(),
         "largest": peaks.loc[peaks[peaks["method"] == "dpzero"]["parameters"].idxmax()],
+        "memarc": read(results / "memory-memarc", "ratios"),
         "source": read_json(results / "memory/tables/provenance.json"),
     }
 
