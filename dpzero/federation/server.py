@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import selectors
 import time
 from collections.abc import Mapping, Sequence
@@ -48,6 +49,8 @@ class Server(DPZero):
         self.listener, self.timeout_seconds = listener, timeout_seconds
         self.traffic = Traffic()
         self._links: dict[int, _Link] = {}
+        self._asked: list[int] = []  # clients of this round
+        self._terms: dict[int, int] = {}  # client -> its answer
         listener.setblocking(False)
 
     def train(self) -> None:
@@ -72,15 +75,25 @@ class Server(DPZero):
             self._ask(link, END, data)
             self._drop(link)
 
-    def _scalars(self, batch: Any, count: int, users: np.ndarray | None) -> list[float]:
+    def _losses_at_points(self, batch: Any, count: int) -> torch.Tensor:
+        """Asks the clients, who keep their losses: here they are not a number."""
         self.budget.record_influence(0.0)  # each client evaluates its rows alone
-        terms = self._collect(batch.tolist())
+        self._asked = batch.tolist()
+        self._terms = self._collect(self._asked)
         for k, _, scale in points(1, self.smoothing, one_sided=False):  # where the clients' weights were
             self.perturbation.plan_point(self.steps_taken, k, scale)
+        return torch.full((2, 1, count), math.nan, dtype=torch.float64)
+
+    def _mean_loss(self, losses: torch.Tensor) -> None:
+        """It is with the clients."""
+
+    def released_scalars(self, first: Any, second: Any, users: np.ndarray | None) -> list[float]:
+        """The scalar of the step, from the clients' answers."""
+        terms = self._terms
         if isinstance(self.budget, SharedNoiseBudget):
             total = self.budget.release_shares(list(terms.values()), self.clip)
         else:
-            answers = [from_grid(terms.get(client, 0), self.clip) for client in batch.tolist()]
+            answers = [from_grid(terms.get(client, 0), self.clip) for client in self._asked]
             total = self.noisy_sum(torch.tensor(answers, dtype=torch.float64))  # clips a false answer, too
         return [total / self.batch_size]
 

@@ -7,6 +7,7 @@ code, whose digest is in the file.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import time
@@ -41,7 +42,6 @@ class Pool:
 
     Args:
         model: as it starts; for `tune` head the head alone, whose texts are features.
-        start: its trainable parameters; each run begins by restoring them.
         texts: with the labels that runs train on.
         mislabelled: bool [N], texts under a wrong label.
         dev: texts of the dev split.
@@ -51,7 +51,6 @@ class Pool:
     """
 
     model: nn.Module
-    start: list[Tensor]
     texts: caches.Features | encoding.Examples
     mislabelled: NDArray[np.bool_]
     dev: caches.Features | encoding.Examples
@@ -151,8 +150,7 @@ def load_pool(
         **{"model": model_name, "weights": model_catalogue.digest(model_name), "tune": tune, "seed": seed},
         **{"mislabelled": mislabelled, "dev": len(dev), "setting": asdict(setting)},
     }
-    start = [p.detach().clone() for p in trained(model)]
-    return Pool(model, start, rows[0], wrong, rows[1], setting, identity)
+    return Pool(model, rows[0], wrong, rows[1], setting, identity)
 
 
 def trained(model: nn.Module) -> list[nn.Parameter]:
@@ -181,12 +179,10 @@ def draw_members(pool_size: int, seed: int, purpose: str = "members") -> NDArray
 
 def train_run(pool: Pool, method: Method, seed: int) -> tuple[NDArray[np.float32], float]:
     """Trains on the members of this seed. Returns the logits of the pool, [N, C], and the accuracy on dev."""
-    with torch.no_grad():
-        for parameter, value in zip(trained(pool.model), pool.start, strict=True):
-            parameter.copy_(value)
+    model = copy.deepcopy(pool.model)  # worker processes share the pool's memory
     if method.use:
-        train(pool.model, LOSS, pool.texts, pool.setting, method, seed)
-    return logits_of(pool.model, pool.texts), LOSS.evaluate(pool.model, pool.dev)["accuracy"]
+        train(model, LOSS, pool.texts, pool.setting, method, seed)
+    return logits_of(model, pool.texts), LOSS.evaluate(model, pool.dev)["accuracy"]
 
 
 def train(model: nn.Module, loss: Any, texts: Any, setting: Setting, method: Method, seed: int) -> None:

@@ -171,7 +171,10 @@ class TwoPoint(torch.optim.Optimizer):
             rates = self.learning_rates()
             count, user_numbers = self._begin(batch, users)
             try:
-                scalars = self._scalars(batch, count, user_numbers)
+                with self.model_check.deterministic(), explained():
+                    losses = self._losses_at_points(batch, count)
+                self.training_loss = self._mean_loss(losses[1] if self.one_sided else losses.mean(0))
+                scalars = self.released_scalars(losses[0], losses[1], user_numbers)
                 if self.transcript is not None:
                     self.transcript.append(scalars, rates)  # before the weights move
                 scalars = self.ranks.agreed(scalars)
@@ -187,13 +190,6 @@ class TwoPoint(torch.optim.Optimizer):
             if self.steps_taken % CHECK_EVERY == 0:
                 self.check_ranks()
             return scalars if self.directions > 1 else scalars[0]
-
-    def _scalars(self, batch: Any, count: int, users: np.ndarray | None) -> list[float]:
-        """The scalars of the step, from the batch. Weights are left at the last point."""
-        with self.model_check.deterministic(), explained():
-            losses = self._losses_at_points(batch, count)
-        self.training_loss = self._mean_loss(losses[1] if self.one_sided else losses.mean(0))
-        return self.released_scalars(losses[0], losses[1], users)
 
     def _whole_step(self) -> AbstractContextManager[None]:
         """Around a step. A private method keeps other threads out, for one."""
