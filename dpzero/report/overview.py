@@ -98,7 +98,7 @@ def training(folder: Path) -> Values:
     for (method, epsilon), rows in scores.groupby(["method", "epsilon"], sort=False):
         if epsilon in left_out and rows["private"].iloc[0]:
             continue
-        line = {"method": method_title(rows.iloc[0]), "ε": formatting.epsilon(epsilon)}
+        line = {"method": method_title(rows.iloc[0]), "ε": epsilon_with_promise(rows.iloc[0])}
         line |= dict.fromkeys(scores["task"].unique(), ABSENT)
         line |= {row["task"]: score(row) for row in rows.to_dict("records")}
         ratios = memory[memory["method"] == method]["ratio_over_weights"]
@@ -116,6 +116,15 @@ def training(folder: Path) -> Values:
         "scores": scores_by_task(scores),
         "epsilons": private_epsilons(scores),
     }
+
+
+def epsilon_with_promise(row: pandas.Series) -> str:
+    """Epsilon, and what it covers if that is not an example: a user, or sensitive words alone."""
+    promise = row.get("promise")
+    covers = {"user": " per user", "selective": " selective"}.get(
+        promise if isinstance(promise, str) else "", ""
+    )
+    return formatting.epsilon(row["epsilon"]) + covers
 
 
 def scores_by_task(scores: pandas.DataFrame) -> dict[str, dict[str, str]]:

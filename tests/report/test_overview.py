@@ -118,3 +118,10 @@ def test_intervals_over_seeds_and_test_rows_go_first_and_equivalence_is_counted(
     assert "equivalent in 1 of 1 (a at every ε), largest difference +0.5 [0.1, 0.9]" in sentence
     assert undecided == "Open: 0 of 1."
     assert overview.difference(pair | {"both_low": math.nan}) == "+0.5 [0.4, 0.6]"
+
+
+@pytest.mark.parametrize(
+    "promise, text", [("user", "2 per user"), ("selective", "2 selective"), (math.nan, "2"), ("", "2")]
+)
+def test_an_epsilon_says_what_it_covers_if_that_is_no_example(promise, text):
+    assert overview.epsilon_with_promise(pandas.Series({"epsilon": "2", "promise": promise})) == text
