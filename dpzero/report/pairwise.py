@@ -36,12 +36,17 @@ def _private_zeroth_order_but(*methods: str) -> Callable[[Any], bool]:
     return lambda run: run["private"] and run["order"] == 0 and run["method"] not in methods
 
 
+def _reads_public_rows(run: Any) -> bool:
+    return not pandas.isna(run.get("settings.public_examples"))
+
+
 ROLES: dict[str, Callable[[Any], bool]] = {
     "fine-tuning": lambda run: not run["private"] and run["order"] == 1,
     "MeZO": lambda run: not run["private"] and run["order"] == 0,
     "DPZero": lambda run: run["method"] == "dpzero",
     "zero-shot": lambda run: run["epsilon"] == "0",
-    "DP-SGD": lambda run: run["private"] and run["order"] == 1,
+    "DP-SGD": lambda run: run["private"] and run["order"] == 1 and not _reads_public_rows(run),
+    "methods that read public rows": lambda run: run["private"] and _reads_public_rows(run),
     "zeroth-order rivals": _private_zeroth_order_but("dpzero", *VOTES),
     "DP-VoteZO": lambda run: run["method"] in VOTES,
     "DPZero and its rivals": _private_zeroth_order_but(*VOTES),
@@ -51,6 +56,7 @@ PAIRS = {  # two roles -> whether a paper says that the first does better
     ("MeZO", "DPZero"): True,
     ("DPZero", "zero-shot"): True,
     ("DPZero", "DP-SGD"): False,
+    ("DPZero", "methods that read public rows"): False,
     ("DPZero", "zeroth-order rivals"): False,
     ("DP-VoteZO", "DPZero and its rivals"): False,
     ("DP-VoteZO", "DP-SGD"): False,
@@ -67,7 +73,7 @@ def order(runs: pandas.DataFrame) -> Table:
                 *([one for one in groups if ROLES[role](one.runs.iloc[0])] for role in roles)
             ):
                 epsilons = first.epsilons | second.epsilons
-                if len(epsilons) < 2:
+                if len(epsilons) < 2 and len(first.kinds | second.kinds) < 2:
                     claim = f" {'over' if claimed else 'against'} ".join(roles)
                     lines.append(_row(first, second, claim, claimed, "".join(epsilons)))
     told_apart = any(line["_by_rows"] for line in lines)
@@ -90,6 +96,7 @@ class Group:
 
     Attributes:
         epsilons: the epsilon, if the method is private.
+        kinds: what its epsilon covers, and how neighbouring data sets differ. Methods of other kinds are not compared.
         scored: what tells apart the test rows of runs; None if the seed draws them.
         bits: seed -> whether each test row was answered correctly.
         forwards: example forward passes of a run's training.
@@ -98,8 +105,9 @@ class Group:
     def __init__(self, runs: pandas.DataFrame) -> None:
         self.runs = runs
         first = runs.iloc[0]
-        promise = f" ({first['promise']})" if first["promise"] else ""  # of another kind: not compared
-        self.epsilons = {first["epsilon"] + promise} if first["private"] else set()
+        adjacencies = runs["privacy.adjacency"].dropna() if "privacy.adjacency" in runs else ()
+        self.kinds = {(first["promise"], adjacency) for adjacency in adjacencies if first["private"]}
+        self.epsilons = {first["epsilon"]} if first["private"] else set()
         finished = runs[runs["status"] == "ok"]
         keys = finished[SCORED].drop_duplicates()
         drawn = formatting.draws_scored(finished)

@@ -132,6 +132,25 @@ def lines(records: list[dict]) -> dict:
     return {(row["first"], row["second"], row["epsilon"]): row for row in table.rows} | {"notes": table.notes}
 
 
+def test_epsilons_of_another_adjacency_are_not_compared_and_public_rows_make_another_claim(answered):
+    records = [
+        answered(method, "1", seed, bits)
+        for stream, method in enumerate(("dpzero", "dp_sgd", "dp_sgd_replaced", "pazo"))
+        for seed, bits in enumerate(draws(5, 0.8, stream))
+    ]
+    for one in records:
+        one["method"]["order"] = 0 if one["cell"]["method"] == "dpzero" else 1
+        if one["cell"]["method"] == "dp_sgd_replaced":
+            one["privacy"]["adjacency"] = "replace_one"
+        if one["cell"]["method"] == "pazo":
+            one["cell"]["settings"]["public_examples"] = 64
+    rows = order(to_frame(records)).rows
+    assert {(row["claim"], row["second"]) for row in rows} == {
+        ("DPZero against DP-SGD", "dp_sgd"),
+        ("DPZero against methods that read public rows", "pazo"),
+    }
+
+
 def test_bits_tell_three_errors_apart_and_both_decides(answered):
     records = [answered("mezo", "inf", seed, bits) for seed, bits in enumerate(draws(5, 0.9))]
     records += [answered("dpzero", "1", seed, bits) for seed, bits in enumerate(draws(5, 0.7, 1))]
