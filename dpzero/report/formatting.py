@@ -26,13 +26,16 @@ def epsilon_column(rows: pandas.DataFrame) -> dict[str, str]:
     return {f"_{promise}_epsilon": text, "promise": promise} if promise else {"_epsilon": text}
 
 
+def reads_public_rows(run: pandas.Series) -> bool:
+    return not pandas.isna(run.get("settings.public_examples"))
+
+
 def public_rows(rows: pandas.DataFrame) -> str:
     """`64`, or `64 of tweets`; a dash if the method reads none."""
-    if "settings.public_examples" not in rows or pandas.isna(
-        read := rows["settings.public_examples"].iloc[0]
-    ):
+    run = rows.iloc[0]
+    if not reads_public_rows(run):
         return ABSENT
-    task = rows["settings.public_task"].iloc[0]
+    read, task = run["settings.public_examples"], run["settings.public_task"]
     return f"{read:.0f} of {task}" if isinstance(task, str) and task else f"{read:.0f}"
 
 

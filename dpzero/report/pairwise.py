@@ -36,17 +36,13 @@ def _private_zeroth_order_but(*methods: str) -> Callable[[Any], bool]:
     return lambda run: run["private"] and run["order"] == 0 and run["method"] not in methods
 
 
-def _reads_public_rows(run: Any) -> bool:
-    return not pandas.isna(run.get("settings.public_examples"))
-
-
 ROLES: dict[str, Callable[[Any], bool]] = {
     "fine-tuning": lambda run: not run["private"] and run["order"] == 1,
     "MeZO": lambda run: not run["private"] and run["order"] == 0,
     "DPZero": lambda run: run["method"] == "dpzero",
     "zero-shot": lambda run: run["epsilon"] == "0",
-    "DP-SGD": lambda run: run["private"] and run["order"] == 1 and not _reads_public_rows(run),
-    "methods that read public rows": lambda run: run["private"] and _reads_public_rows(run),
+    "DP-SGD": lambda run: run["private"] and run["order"] == 1 and not formatting.reads_public_rows(run),
+    "methods that read public rows": lambda run: run["private"] and formatting.reads_public_rows(run),
     "zeroth-order rivals": _private_zeroth_order_but("dpzero", *VOTES),
     "DP-VoteZO": lambda run: run["method"] in VOTES,
     "DPZero and its rivals": _private_zeroth_order_but(*VOTES),

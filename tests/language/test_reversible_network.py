@@ -11,11 +11,15 @@ from dpzero.language.data import tasks
 from dpzero.language.models import random_models, reversible_network, text_classifier
 from dpzero.language.models.side_network import layers_of
 from dpzero.memory import trackers
+from tests.language.networks import (
+    IDS,
+    MASK,
+    check_it_generates_what_it_scores,
+    check_texts_do_not_affect_each_other,
+    every_model,
+    started,
+)
 
-MODELS = [("tiny-encoder", "toy"), ("tiny-causal", "toy"), ("tiny-masked", "trec")]
-every_model = pytest.mark.parametrize("name, task", MODELS)
-IDS = torch.tensor([[1, 2, 30, 40, 50, 60], [1, 2, 70, 0, 0, 0]])
-MASK = torch.tensor([[1] * 6, [1] * 3 + [0] * 3])
 DEEP = {
     "model_type": "roberta",
     "vocab_size": 200,
@@ -28,17 +32,8 @@ DEEP = {
 }
 
 
-def started(model: nn.Module) -> nn.Module:
-    """The layers that start at 0 are moved, so that every adapter counts."""
-    torch.manual_seed(5)
-    for name, p in model.named_parameters():
-        if ".adapter." in name and not p.any():
-            nn.init.normal_(p, std=0.1)
-    return model
-
-
 def load(name: str, task: str, **network: object) -> nn.Module:
-    return started(text_classifier.load(name, tasks.load(task), "reversible", seed=4, **network))
+    return started(text_classifier.load(name, tasks.load(task), "reversible", seed=4, **network), "adapter")
 
 
 @pytest.fixture
@@ -51,7 +46,7 @@ def deep(monkeypatch):
         model = random_models.build("deep")
         text_classifier.select_trainable(model, tune, **network)
         model.freeze_vocabulary()
-        return started(model)
+        return started(model, "adapter")
 
     return build
 
@@ -173,23 +168,14 @@ def test_the_adapters_start_at_zero_and_the_streams_are_as_the_equations_say(nam
 
 
 @every_model
-@torch.no_grad()
 def test_texts_do_not_affect_each_other(name, task):
     model = load(name, task)
-    torch.testing.assert_close(model(IDS, MASK)[1:], model(IDS[1:, :3], MASK[1:, :3]), atol=3e-6, rtol=0)
+    check_texts_do_not_affect_each_other(model)
 
 
-@torch.no_grad()
 def test_a_reversible_model_generates_what_it_scores():
     model = load("tiny-causal", "squad")
-    ids = torch.tensor([[1, 20, 30, 40]])
-    written = model.language_model.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=4, pad_token_id=0
-    )
-    for end in range(4, written.shape[1]):
-        before = written[:, :end]
-        scores = model(before, torch.ones_like(before), torch.tensor([[end - 1]]))
-        assert scores[0, 0].argmax() == written[0, end]
+    check_it_generates_what_it_scores(model)
 
 
 def test_dropout_is_refused_because_a_second_pass_draws_other_masks():

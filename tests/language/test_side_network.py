@@ -10,11 +10,15 @@ from dpzero.errors import UsageError
 from dpzero.language.data import tasks
 from dpzero.language.models import text_classifier
 from dpzero.language.models.side_network import TEMPERATURE
+from tests.language.networks import (
+    IDS,
+    MASK,
+    check_it_generates_what_it_scores,
+    check_texts_do_not_affect_each_other,
+    every_model,
+    started,
+)
 
-MODELS = [("tiny-encoder", "toy"), ("tiny-causal", "toy"), ("tiny-masked", "trec")]
-every_model = pytest.mark.parametrize("name, task", MODELS)
-IDS = torch.tensor([[1, 2, 30, 40, 50, 60], [1, 2, 70, 0, 0, 0]])
-MASK = torch.tensor([[1] * 6, [1] * 3 + [0] * 3])
 LAYERS, WIDTH = 2, 32  # of the tiny models
 
 
@@ -22,20 +26,13 @@ def load(name: str, task: str, tune: str = "side", **network: object) -> nn.Modu
     return text_classifier.load(name, tasks.load(task), tune, seed=4, **network)
 
 
-def started(model: nn.Module) -> nn.Module:
-    """The layers that start at 0 are moved, so that every part of the branch counts."""
-    torch.manual_seed(5)
-    for name, p in model.named_parameters():
-        if ".side." in name and not p.any():
-            nn.init.normal_(p, std=0.1)
-    return model
-
-
 @every_model
 @torch.no_grad()
 def test_training_starts_from_the_pretrained_model(name, task):
     assert torch.equal(load(name, task)(IDS, MASK), load(name, task, "head")(IDS, MASK))
-    assert not torch.allclose(started(load(name, task))(IDS, MASK), load(name, task)(IDS, MASK), atol=1e-4)
+    assert not torch.allclose(
+        started(load(name, task), "side")(IDS, MASK), load(name, task)(IDS, MASK), atol=1e-4
+    )
 
 
 @every_model
@@ -54,7 +51,7 @@ def test_the_branch_alone_is_trained_and_an_encoders_head(name, task, compressio
 @every_model
 def test_no_gradient_passes_the_frozen_model(name, task):
     """No hidden state of it requires a gradient, so its activations are not stored, and every parameter of the branch has one."""
-    model, seen = started(load(name, task, reduction=2)), []
+    model, seen = started(load(name, task, reduction=2), "side"), []
     for module in model.backbone.base_model.modules():
         if not any(p.requires_grad for p in module.parameters()) and not isinstance(module, nn.ModuleList):
             module.register_forward_hook(lambda *call: seen.append(call[2]))
@@ -92,7 +89,7 @@ def test_a_step_stores_activations_of_the_branch_alone(name, task):
 
 @torch.no_grad()
 def test_a_gate_mixes_the_branch_with_the_compressed_layer():
-    side = started(load("tiny-encoder", "toy", reduction=4)).backbone.side
+    side = started(load("tiny-encoder", "toy", reduction=4), "side").backbone.side
     branch, hidden = torch.randn(2, 6, WIDTH // 4), torch.randn(2, 6, WIDTH)
     rung = side.rungs[1]
     for raw, gate in ((0.0, 0.5), (TEMPERATURE, torch.tensor(1.0).sigmoid()), (-9.0, 0.0)):
@@ -102,23 +99,14 @@ def test_a_gate_mixes_the_branch_with_the_compressed_layer():
 
 
 @every_model
-@torch.no_grad()
 def test_texts_do_not_affect_each_other(name, task):
-    model = started(load(name, task))
-    torch.testing.assert_close(model(IDS, MASK)[1:], model(IDS[1:, :3], MASK[1:, :3]), atol=3e-6, rtol=0)
+    model = started(load(name, task), "side")
+    check_texts_do_not_affect_each_other(model)
 
 
-@torch.no_grad()
 def test_a_model_with_a_side_network_generates_what_it_scores():
-    model = started(load("tiny-causal", "squad"))
-    ids = torch.tensor([[1, 20, 30, 40]])
-    written = model.language_model.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=4, pad_token_id=0
-    )
-    for end in range(4, written.shape[1]):
-        before = written[:, :end]
-        scores = model(before, torch.ones_like(before), torch.tensor([[end - 1]]))
-        assert scores[0, 0].argmax() == written[0, end]
+    model = started(load("tiny-causal", "squad"), "side")
+    check_it_generates_what_it_scores(model)
 
 
 def test_an_unknown_compression_is_refused():
