@@ -178,3 +178,10 @@ def sweep() -> Callable[..., list[dict]]:
 def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[dict]], list[Path]]:
     """Writes records into a fresh folder and returns their files."""
     return lambda records: write_records(records, tmp_path_factory.mktemp("records"))
+
+
+@pytest.fixture
+def study_provenance() -> dict:
+    """Of the result of a study that is no sweep."""
+    code = {"git": "0123456789", "dirty": False, "code": "abc"}
+    return {**code, "device": "a processor", "python": "3.11.7", "packages": {"torch": "2.13.0"}}

@@ -26,22 +26,13 @@ def row(method: str, prompt: str, epsilon: float | None) -> dict:
 
 
 @pytest.fixture
-def result() -> dict:
+def result(study_provenance) -> dict:
     return {
         "rows": [row("base", "plain", 0.0), row("contextual", "default", None), row("dp_sgd", "plain", 8.0)],
         **{"model": "smollm2-135m", "people": 16, "digits": 3, "runs": 4, "steps": 30, "rate": 0.5},
         **{"delta": 1e-5, "false_positive_rate": 0.1, "confidence": 0.95, "accountant": "PLD"},
         **{"compute": "bfloat16", "noise_key": "published", "valid_release": False, "data": "made up"},
-        "provenance": {
-            **{
-                "git": "0123456789",
-                "dirty": False,
-                "code": "abc",
-                "device": "a processor",
-                "python": "3.11.7",
-            },
-            "packages": {"torch": "2.13.0"},
-        },
+        "provenance": study_provenance,
     }
 
 

@@ -46,7 +46,7 @@ def row(method: str, texts: str, attack: str, rate: float) -> dict:
 
 
 @pytest.fixture
-def result() -> dict:
+def result(study_provenance) -> dict:
     """Made-up numbers in the shape that the experiment leaves."""
     rates = {"base": 0.01, "control": 0.0, "mezo": 0.2, "dpzero_2": 0.02}
     return {
@@ -73,16 +73,7 @@ def result() -> dict:
         **{"rate": 0.5, "delta": 1e-5, "false_positive_rate": 0.01, "confidence": 0.95, "accountant": "PLD"},
         "attacker": "sees the final weights",
         **{"noise_key": "published", "valid_release": False, "data": "public", "seconds": 300.0},
-        "provenance": {
-            **{
-                "git": "0123456789",
-                "dirty": False,
-                "code": "abc",
-                "device": "a processor",
-                "python": "3.11.7",
-            },
-            "packages": {"torch": "2.13.0"},
-        },
+        "provenance": study_provenance,
     }
 
 
