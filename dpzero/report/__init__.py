@@ -16,6 +16,8 @@ TABLES = ("accuracy", "memory", "time", "privacy", "order")
 COMPARED = ("published", "discrepancies")  # if a run has a published number
 MEMARC = ("ratios",)  # of DP-MemArc's peaks, if it is in a sweep of peaks
 SEARCHED = ("search",)  # table and figure, if settings were searched for
+BY_METHOD = ("accuracy_by_method",)  # if there are many methods at one epsilon
+MOST_IN_LEGEND = 12  # methods
 LANDING = "landing.rst"  # of the pages; Snakemake reads reStructuredText
 DOCUMENTS = {  # pages that are no tables -> their files
     "privacy_statement": "privacy_statement.md",
@@ -57,7 +59,15 @@ def table_files(kind: str, runs: Iterable[str] = ()) -> tuple[str, ...]:
 
 def figure_names(kind: str, runs: Iterable[str] = ()) -> tuple[str, ...]:
     """The figures of these runs."""
-    return (*KINDS[kind].figures, *(SEARCHED if any(map(is_try, runs)) else ()))
+    by_method = BY_METHOD if kind == "language" and have_many_methods(runs) else ()
+    return (*KINDS[kind].figures, *by_method, *(SEARCHED if any(map(is_try, runs)) else ()))
+
+
+def have_many_methods(runs: Iterable[str]) -> bool:
+    """Whether these runs, named TASK/MODEL/METHOD/eps-E/seed-S, have more methods than a legend, at one epsilon."""
+    cells = {tuple(run.split("/")[2:4]) for run in runs if not is_try(run)}
+    methods, epsilons = ({cell[place] for cell in cells} for place in (0, 1))
+    return len(methods) > MOST_IN_LEGEND and len(epsilons - {"eps-0", "eps-inf"}) == 1
 
 
 def figure_files(kind: str, runs: Iterable[str] = ()) -> tuple[str, ...]:

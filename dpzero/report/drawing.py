@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 from scipy.optimize import isotonic_regression
 
-from dpzero.report import style
+from dpzero.report import MOST_IN_LEGEND, style
 from dpzero.report.statistics import Summary, summarise
 
 SMALLEST_N_WITH_BAR = 3  # a t-interval of two seeds is wider than any panel
@@ -46,9 +46,16 @@ def canvas(
     return figure, figure.subplots(rows, columns, squeeze=False, **shared)
 
 
-def panels_in_rows(count: int, height: float) -> tuple[Figure, list[Axes]]:
-    """So many panels, two in a row; a single one is as wide as a column of text."""
-    columns, width = (2, style.PAGE_INCHES) if count > 1 else (1, style.COLUMN_INCHES)
+def needs_wide_legend(runs: pandas.DataFrame) -> bool:
+    """Whether the legend of these methods is too long for a column of text."""
+    return runs["method"].nunique() > MOST_IN_LEGEND
+
+
+def panels_in_rows(
+    count: int, height: float, width_of_one: float = style.COLUMN_INCHES
+) -> tuple[Figure, list[Axes]]:
+    """So many panels, two in a row; a single one is by default as wide as a column of text."""
+    columns, width = (2, style.PAGE_INCHES) if count > 1 else (1, width_of_one)
     figure, axes = canvas(math.ceil(count / columns), columns, height, width)
     for spare in axes.flat[count:]:
         spare.remove()

@@ -188,7 +188,7 @@ def _grid(
 ) -> tuple[Figure, numpy.ndarray]:
     """One row of panels for each task and model, one column for each label, with titles and labels."""
     panels = list(drawing.panels(runs, width=30))
-    width = style.PAGE_INCHES if len(columns) > 1 else style.COLUMN_INCHES
+    width = style.PAGE_INCHES if len(columns) > 1 or drawing.needs_wide_legend(runs) else style.COLUMN_INCHES
     figure, axes = drawing.canvas(len(panels), len(columns), height, width, sharey="row", **shared)
     for axis, (label, _) in zip(axes[0], columns, strict=True):
         axis.set_title(label)
@@ -201,7 +201,8 @@ def _grid(
 
 
 def _one_panel_a_task(runs: pandas.DataFrame, height: float) -> tuple[Figure, list[Axes]]:
-    return drawing.panels_in_rows(runs.groupby(["task", "model"]).ngroups, height)
+    count, wide = runs.groupby(["task", "model"]).ngroups, drawing.needs_wide_legend(runs)
+    return drawing.panels_in_rows(count, height, style.PAGE_INCHES if wide else style.COLUMN_INCHES)
 
 
 def _any_majority(runs: pandas.DataFrame) -> bool:

@@ -158,7 +158,7 @@ def _draw_memory(axis: Axes, groups: list[pandas.DataFrame], labels: list[str]) 
         axis.set_xlim(lowest / 2, highest * (highest / lowest) ** 0.9)
         drawing.log_ticks(axis.xaxis, (1, 3) if highest / lowest < 100 else (1,))
     else:
-        axis.set_xlim(0, 2.3 * highest)  # the room is for the texts
+        axis.set_xlim(0, 2.5 * highest)  # the room is for the texts
         axis.xaxis.set_major_locator(MaxNLocator(3))
     for place, peak, group in zip(places, peaks, groups, strict=True):
         row = group.iloc[0]

@@ -7,7 +7,7 @@ decides (see `statistics.errors`). With older records the interval over seeds de
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
 
@@ -59,19 +59,24 @@ PAIRS = {  # two roles -> whether a paper says that the first does better
 }
 
 
+CHANGES = {  # a row of the sweep `related` -> the row from which it differs in what its system proposes
+    **dict.fromkeys(("dp_lora_automatic", "dp_lora_per_layer", "dp_ffa_lora"), "dp_lora"),
+    **dict.fromkeys(("dp_memarc_side", "dp_memarc_reversible"), "dp_lora"),
+    **{"dp_sgd_automatic": "dp_sgd", "dp_adafest": "dp_sgd_embeddings"},
+    **{"dpzero_users": "dpzero_group", "dp_sgd_users": "dp_sgd_group"},
+    **dict.fromkeys(("pazo_mixed", "pazo_subspace", "pazo_select", "pazo_tweets"), "public_rows"),
+}
+
+
 def order(runs: pandas.DataFrame) -> Table:
     """One row for each pair of methods on each task and model, at each epsilon of the private ones."""
     lines = []
     for _, task_runs in runs.groupby(["task", "model"], sort=False):
         groups = [Group(rows) for _, rows in task_runs.groupby(["method", "epsilon"], sort=False)]
-        for roles, claimed in PAIRS.items():
-            for first, second in product(
-                *([one for one in groups if ROLES[role](one.runs.iloc[0])] for role in roles)
-            ):
-                epsilons = first.epsilons | second.epsilons
-                if len(epsilons) < 2 and len(first.kinds | second.kinds) < 2:
-                    claim = f" {'over' if claimed else 'against'} ".join(roles)
-                    lines.append(_row(first, second, claim, claimed, "".join(epsilons)))
+        for first, second, claim, claimed in _pairs(groups):
+            epsilons = first.epsilons | second.epsilons
+            if len(epsilons) < 2 and len(first.kinds | second.kinds) < 2:
+                lines.append(_row(first, second, claim, claimed, "".join(epsilons)))
     told_apart = any(line["_by_rows"] for line in lines)
     _decide(lines, told_apart)
     values = {
@@ -87,10 +92,23 @@ def order(runs: pandas.DataFrame) -> Table:
     return table
 
 
+def _pairs(groups: list[Group]) -> Iterator[tuple[Group, Group, str, bool]]:
+    """Two methods of one task and model, what is asked of them, and whether a paper claims it."""
+    for roles, claimed in PAIRS.items():
+        theirs = ([one for one in groups if ROLES[role](one.runs.iloc[0])] for role in roles)
+        for first, second in product(*theirs):
+            if roles != ("DPZero", "DP-SGD") or first.on_head == second.on_head:  # else costs are far apart
+                yield first, second, f" {'over' if claimed else 'against'} ".join(roles), claimed
+    for first, second in product(groups, groups):
+        if CHANGES.get(first.method) == second.method:
+            yield first, second, "a system against what it changes", False
+
+
 class Group:
     """The runs of one method at one epsilon, with the bits of their test rows.
 
     Attributes:
+        on_head: whether the head alone is trained.
         epsilons: the epsilon, if the method is private.
         kinds: what its epsilon covers, and how neighbouring data sets differ. Methods of other kinds are not compared.
         scored: what tells apart the test rows of runs; None if the seed draws them.
@@ -101,6 +119,8 @@ class Group:
     def __init__(self, runs: pandas.DataFrame) -> None:
         self.runs = runs
         first = runs.iloc[0]
+        self.method = first["method"]
+        self.on_head = first.get("settings.tune") == "head"
         adjacencies = runs["privacy.adjacency"].dropna() if "privacy.adjacency" in runs else ()
         self.kinds = {(first["promise"], adjacency) for adjacency in adjacencies if first["private"]}
         self.epsilons = {first["epsilon"]} if first["private"] else set()

@@ -12,9 +12,10 @@ import pandas
 from matplotlib.figure import Figure
 
 from dpzero.files import is_try
-from dpzero.report import COMPARED, FIGURES, TABLES, comparison, pairwise, search
+from dpzero.report import COMPARED, FIGURES, TABLES, comparison, have_many_methods, pairwise, search
 from dpzero.report import figures as figure_functions
 from dpzero.report import tables as table_functions
+from dpzero.report.accuracy_by_method import accuracy_by_method
 from dpzero.report.provenance import LIMIT
 from dpzero.report.published import any_published
 from dpzero.report.records import INTERNAL
@@ -39,13 +40,17 @@ def tables(runs: pandas.DataFrame) -> dict[str, Table]:
 def figures(runs: pandas.DataFrame, names: Collection[str] = FIGURES) -> dict[str, Figure]:
     """The figures with these names, and `search` if some runs are tries.
 
-    An axis has epsilons of one kind (see `records.promises`): those of examples, if there are any.
+    An axis has epsilons of one kind (see `records.promises`): those of examples, if there are any. A figure with a
+    line for each method has them all.
     """
     reported, tries = _without_tries(runs)
+    by_method = {}
+    if have_many_methods(reported["run"]):
+        by_method = {"accuracy_by_method": accuracy_by_method(reported)}
     private = reported["private"]
     reported = reported[~private | reported["promise"].eq(reported[private]["promise"].min())]
     drawn = {name: getattr(figure_functions, name)(reported) for name in names}
-    return drawn | ({"search": search.figure(reported, tries)} if len(tries) else {})
+    return drawn | by_method | ({"search": search.figure(reported, tries)} if len(tries) else {})
 
 
 def _without_tries(runs: pandas.DataFrame) -> tuple[pandas.DataFrame, pandas.DataFrame]:

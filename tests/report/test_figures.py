@@ -178,7 +178,7 @@ def test_known_methods_look_different_and_new_ones_like_none_of_them():
 PAPERS = [name for name in plan.names() if name.startswith("paper-") and not name.endswith("-grid")]
 
 
-@pytest.mark.parametrize("name", ["quick", "heads-tuned", "ablation", *PAPERS])
+@pytest.mark.parametrize("name", ["quick", "heads-tuned", "ablation", "related", *PAPERS])
 def test_methods_of_a_sweep_differ_without_their_colour(name):
     methods = plan.read(name)["methods"]
     marks = [

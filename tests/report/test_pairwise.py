@@ -228,6 +228,27 @@ def test_what_the_first_costs_is_given_over_the_second(compared):
     assert math.isnan(rows["DPZero over zero-shot", "dpzero", "zero_shot", "2"]["forwards_ratio"])
 
 
+def test_a_head_on_frozen_features_is_compared_with_heads_alone(record):
+    ours, head, body = (
+        record(method, "2", seed) for method in ("dpzero", "dp_sgd", "dp_adam") for seed in (0,)
+    )
+    for run in (ours, head):
+        run["cell"]["settings"]["tune"] = "head"
+    (row,) = order(to_frame([ours, head, body])).rows
+    assert (row["first"], row["second"]) == ("dpzero", "dp_sgd")
+
+
+def test_a_system_is_compared_with_the_row_that_it_changes(compared):
+    two = (0.5, 0.6)
+    methods = ("dp_lora", "dp_ffa_lora", "dp_memarc_side", "pazo_mixed", "public_rows", "dp_lora_ghost")
+    rows = compared({(method, "2"): two for method in methods})
+    assert {key[1:3] for key in rows if key[0] == "a system against what it changes"} == {
+        ("dp_ffa_lora", "dp_lora"),
+        ("dp_memarc_side", "dp_lora"),
+        ("pazo_mixed", "public_rows"),
+    }
+
+
 def test_failed_runs_are_no_evidence(record):
     runs = [record("mezo", "inf", 0), record("dpzero", "2", 0, status="oom")]
     (row,) = order(to_frame(runs)).rows
