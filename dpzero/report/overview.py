@@ -104,16 +104,18 @@ def training(folder: Path) -> Values:
         ratios = memory[memory["method"] == method]["ratio_over_weights"]
         line["memory"] = ABSENT if ratios.empty else f"{value_range(ratios)}×"
         lines.append(line | {"forwards": forwards(rows)})
+    titles = dict(zip(scores["method"], scores["title"], strict=True))
     reported = runs[~runs["run"].map(is_try)]
     trained = reported[reported["order"].notna()].astype({"settings.steps": int, "settings.batch_size": int})
     return {
         "table": lines,
         "by_rows": "equivalence_p" in pairs,
-        "verdicts": verdicts(pairs, dict(zip(scores["method"], scores["title"], strict=True))),
+        "verdicts": verdicts(pairs, titles),
         "runs": trained,
         "source": read_json(folder / "tables/provenance.json"),
         "features": pandas.read_csv(features).to_dict("records") if features.exists() else [],
         "scores": scores_by_task(scores),
+        "parts": parts(pairs, titles),
         "epsilons": private_epsilons(scores),
     }
 
@@ -164,11 +166,53 @@ def _count(rows: pandas.DataFrame, verdict: str, titles: dict[str, str]) -> str:
     for (task, method), group in decided.groupby(["task", role], sort=False):
         epsilons = [epsilon for epsilon in group["epsilon"] if epsilon]
         every = set(epsilons) == set(rows["epsilon"])
-        at = "" if not epsilons else " at every ε" if every else f" at ε = {', '.join(epsilons)}"
+        at = (
+            ""
+            if rows["epsilon"].nunique() == 1 or not epsilons
+            else " at every ε"
+            if every
+            else f" at ε = {', '.join(epsilons)}"
+        )
         places.append(task + (f" ({titles[method]})" if several else "") + at)
     largest = decided.loc[decided["difference_mean"].abs().idxmax()]
     count = f"{verdict} in {len(decided)} of {len(rows)} ({', '.join(places)})"
     return f"{count}, largest difference {difference(largest)}"
+
+
+PARTS = {  # the reference of an ablation -> the methods that differ from it in one part, or in nothing but the cost
+    "dpzero": ("small_batch", "rademacher", "shrinkage", "second_moment", "joint", "votes", "dpzero_full"),
+    "votes": ("whole_votes", "single_direction", "no_shrinkage", "many_directions", "votes_full"),
+}
+
+
+def parts(pairs: pandas.DataFrame, titles: dict[str, str]) -> list[Row]:
+    """Of each part of an ablation, at each epsilon: what it adds to its reference in points, mean over the tasks.
+
+    In brackets: on how many tasks it is ahead, and behind.
+    """
+    both = pandas.concat([pairs, _turned(pairs)])
+    lines = []
+    for reference, methods in PARTS.items():
+        for method in methods:
+            rows = both[(both["first"] == method) & (both["second"] == reference)].drop_duplicates(
+                ["task", "epsilon"]
+            )
+            if rows.empty:
+                continue
+            line = {"method": titles[method], "over": titles[reference]}
+            for epsilon, group in rows.groupby("epsilon"):
+                ahead, behind = ((group["verdict"] == answer).sum() for answer in ("ahead", "behind"))
+                mean = formatting.points(group["difference_mean"].mean())
+                line[f"ε = {epsilon}"] = f"{mean} (ahead {ahead}, behind {behind} of {len(group)})"
+            lines.append(line)
+    return lines
+
+
+def _turned(pairs: pandas.DataFrame) -> pandas.DataFrame:
+    """The same pairs with first and second exchanged, as far as `parts` reads them."""
+    turned = pairs.rename(columns={"first": "second", "second": "first"})
+    answers = {"ahead": "behind", "behind": "ahead"}
+    return turned.assign(difference_mean=-pairs["difference_mean"], verdict=pairs["verdict"].replace(answers))
 
 
 def grids(results: Path) -> list[Row]:

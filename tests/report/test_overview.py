@@ -115,9 +115,27 @@ def test_intervals_over_seeds_and_test_rows_go_first_and_equivalence_is_counted(
     pair = {"task": "a", "claim": "MeZO over DPZero", "first": "mezo", "second": "dpzero", "epsilon": "2"}
     pair |= {"verdict": "equivalent"} | Summary(3, 0.005, 0.02, 0.004, 0.006).columns("difference") | both
     sentence, undecided = overview.verdicts(pandas.DataFrame([pair]), {})
-    assert "equivalent in 1 of 1 (a at every ε), largest difference +0.5 [0.1, 0.9]" in sentence
+    assert "equivalent in 1 of 1 (a), largest difference +0.5 [0.1, 0.9]" in sentence
     assert undecided == "Open: 0 of 1."
     assert overview.difference(pair | {"both_low": math.nan}) == "+0.5 [0.4, 0.6]"
+
+
+def test_a_part_s_gain_is_the_mean_over_tasks_whichever_stands_first():
+    pair = {"epsilon": "2"}
+    pairs = [
+        pair
+        | {"task": "a", "first": "dpzero", "second": "joint", "difference_mean": -0.02, "verdict": "behind"},
+        pair
+        | {"task": "b", "first": "dpzero", "second": "joint", "difference_mean": 0.01, "verdict": "open"},
+        pair
+        | {"task": "a", "first": "votes", "second": "dpzero", "difference_mean": 0.03, "verdict": "ahead"},
+        pair | {"task": "a", "first": "votes", "second": "joint", "difference_mean": 0.5, "verdict": "ahead"},
+    ]
+    titles = {"dpzero": "DPZero", "joint": "Joint", "votes": "Votes"}
+    assert overview.parts(pandas.DataFrame(pairs), titles) == [
+        {"method": "Joint", "over": "DPZero", "ε = 2": "+0.5 (ahead 1, behind 0 of 2)"},
+        {"method": "Votes", "over": "DPZero", "ε = 2": "+3.0 (ahead 1, behind 0 of 1)"},
+    ]
 
 
 @pytest.mark.parametrize(
