@@ -27,6 +27,7 @@ The sibling of Wu et al. (ICLR 2024, arXiv 2305.01639), a noisy vote of prompts 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,7 @@ class DPFewShot:
         self.model, self.budget, self.clip = model.eval(), budget, clip
         self.vocabulary, self.longest, self.same_label = vocabulary, longest, same_label
         self.token_budget: int = getattr(loss, "token_budget", 2048)
+        self.precision = getattr(loss, "precision", lambda device: nullcontext())
         self.prompts: Sequence[Sequence[int]] = [[1]]
         self.stops: frozenset[int] = frozenset()
         self.written: list[list[int]] = [
@@ -89,8 +91,9 @@ class DPFewShot:
         """Writes the next token, and returns it."""
         self.budget.admit(len(batch))
         words = [*self.prompts[self.label], *self.written[-1]]
-        tokens = self._likely_tokens(words)
-        values = self._probabilities(batch, words, tokens).double()
+        with self.precision(next(self.model.parameters()).device):
+            tokens = self._likely_tokens(words)
+            values = self._probabilities(batch, words, tokens).double()
         values *= clip_factors(values.square().sum(1), self.clip)[:, None]
         released = self.budget.release_vectors(values, self.clip)
         token = int(tokens[int(np.argmax(released))])

@@ -138,6 +138,18 @@ def test_the_worst_neighbour_moves_it_by_all_of_the_clip(model, rows):
     assert float((sums[1] - sums[0]).norm()) == pytest.approx(1.0, abs=1e-6)
 
 
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_tokens_are_written_in_the_precision_of_the_loss(model, rows, compute):
+    me = DPFewShot(model, losses.CrossEntropy(512, compute), budget(), vocabulary=7, longest=3)
+    me.prompts = rows[1]
+    types = set()
+    linear = next(module for module in model.modules() if isinstance(module, torch.nn.Linear))
+    hook = linear.register_forward_hook(lambda _module, _inputs, output: types.add(output.dtype))
+    me.step(rows[0][of_label(rows, 0, 3)])
+    hook.remove()
+    assert types == {getattr(torch, compute)}
+
+
 def test_an_empty_batch_is_a_release_of_noise(model, rows):
     tokens = set()
     for seed in range(20):

@@ -63,8 +63,8 @@ class _Loss:
         first, every = self.share
         return np.arange(count)[first::every]
 
-    def _autocast(self, device: torch.device) -> AbstractContextManager:
-        """Without autocast's cache, which would keep a copy of all weights."""
+    def precision(self, device: torch.device) -> AbstractContextManager:
+        """A context with matrix products of type `compute`, without autocast's cache: a copy of all weights."""
         half = self.compute == "bfloat16"
         return torch.autocast(device.type, torch.bfloat16, cache_enabled=False) if half else nullcontext()
 
@@ -122,7 +122,7 @@ class CrossEntropy(_Loss):
     def _logits(self, model: nn.Module, part: Any, length: int) -> tuple[Tensor, Tensor]:
         """Logits, float32 [n, labels], and labels [n]."""
         ids, mask, labels = part.padded(next(model.parameters()).device, length)
-        with self._autocast(ids.device):
+        with self.precision(ids.device):
             logits = model(ids, mask)
         return logits.float(), labels
 
@@ -188,7 +188,7 @@ class ContinuationLoss(_Loss):
         in_answer = steps < counts[:, None]
         # positions of the answer's tokens; each is predicted at the position before
         positions = torch.where(in_answer, (mask.sum(1) - counts)[:, None] + steps, 1)
-        with self._autocast(ids.device):
+        with self.precision(ids.device):
             logits = model(ids, mask, positions - 1)
         tokens = ids.gather(1, positions)[..., None]
         likelihoods = logits.float().log_softmax(-1).gather(2, tokens)[..., 0]

@@ -142,7 +142,8 @@ def next_token_logits(model: Any, texts: Examples, token_budget: int) -> Tensor:
     logits = table.new_zeros(len(texts), len(table))
     for order, part in texts.parts(token_budget):
         ids, mask, _ = part.padded(table.device)
-        logits[torch.from_numpy(order.copy()).to(table.device)] = model.features(ids, mask) @ table.T
+        scores = model.features(ids, mask) @ table.T  # bfloat16 within a loss's `precision` of that type
+        logits[torch.from_numpy(order.copy()).to(table.device)] = scores.to(logits.dtype)
     return logits
 
 
