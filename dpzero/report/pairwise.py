@@ -95,13 +95,18 @@ def order(runs: pandas.DataFrame) -> Table:
 def _pairs(groups: list[Group]) -> Iterator[tuple[Group, Group, str, bool]]:
     """Two methods of one task and model, what is asked of them, and whether a paper claims it."""
     for roles, claimed in PAIRS.items():
-        theirs = ([one for one in groups if ROLES[role](one.runs.iloc[0])] for role in roles)
-        for first, second in product(*theirs):
-            if roles != ("DPZero", "DP-SGD") or first.on_head == second.on_head:  # else costs are far apart
+        firsts, seconds = ([one for one in groups if ROLES[role](one.runs.iloc[0])] for role in roles)
+        for first in firsts:
+            for second in _of_equal_cost(first, seconds) if roles == ("DPZero", "DP-SGD") else seconds:
                 yield first, second, f" {'over' if claimed else 'against'} ".join(roles), claimed
     for first, second in product(groups, groups):
         if CHANGES.get(first.method) == second.method:
             yield first, second, "a system against what it changes", False
+
+
+def _of_equal_cost(first: Group, seconds: list[Group]) -> list[Group]:
+    """Those that train the head alone as the first does, or go through the body as it does; if there are none, all."""
+    return [second for second in seconds if second.on_head == first.on_head] or seconds
 
 
 class Group:

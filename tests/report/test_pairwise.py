@@ -228,7 +228,7 @@ def test_what_the_first_costs_is_given_over_the_second(compared):
     assert math.isnan(rows["DPZero over zero-shot", "dpzero", "zero_shot", "2"]["forwards_ratio"])
 
 
-def test_a_head_on_frozen_features_is_compared_with_heads_alone(record):
+def test_a_head_on_frozen_features_is_compared_with_heads_where_there_are_some(record):
     ours, head, body = (
         record(method, "2", seed) for method in ("dpzero", "dp_sgd", "dp_adam") for seed in (0,)
     )
@@ -236,6 +236,8 @@ def test_a_head_on_frozen_features_is_compared_with_heads_alone(record):
         run["cell"]["settings"]["tune"] = "head"
     (row,) = order(to_frame([ours, head, body])).rows
     assert (row["first"], row["second"]) == ("dpzero", "dp_sgd")
+    (row,) = order(to_frame([ours, body])).rows
+    assert (row["first"], row["second"]) == ("dpzero", "dp_adam")
 
 
 def test_a_system_is_compared_with_the_row_that_it_changes(compared):
