@@ -55,6 +55,8 @@ class PrivateTwoPoint(TwoPoint):
         seed: of the directions, which are public. The noise does not depend on it.
         shrinkage: a decay such as 0.99 multiplies a step's scalars by the part of their second moment so far that is
             not noise, whose size is known; 0 by 1. It is post-processing, and costs no privacy.
+        moment_floor: with `second_moment`, the least share of the moment that is left where the part that is noise is
+            taken out of it; 0 leaves it in. It is post-processing, too.
         engine: `direction_law`, `direction_rank`, `perturb`, `second_moment`, `one_at_a_time`: see
             `TwoPoint`.
 
@@ -93,6 +95,7 @@ class PrivateTwoPoint(TwoPoint):
         smoothing: float = 1e-3,
         seed: int = 0,
         shrinkage: float = 0.0,
+        moment_floor: float = 0.0,
         **engine: Any,
     ) -> None:
         settings = {"learning_rate": learning_rate, "smoothing": smoothing, "seed": seed} | engine
@@ -103,6 +106,12 @@ class PrivateTwoPoint(TwoPoint):
             if self.moment.decay:
                 raise ValueError("second_moment and shrinkage both scale the scalars: give one of them")
             self.moment = SecondMoment(shrinkage, noise=self._noise_deviation())
+        if moment_floor:
+            if shrinkage or not self.moment.decay or not 0 < moment_floor <= 1:
+                raise ValueError(
+                    f"moment_floor is {moment_floor}: give a share of at most 1, beside second_moment and without shrinkage"
+                )
+            self.moment = SecondMoment(self.moment.decay, noise=self._noise_deviation(), floor=moment_floor)
         self.attribute_check: AttributeCheck | None = None
         self._independent = self._recorded = False  # checked, and the budget knows the outcome
         self._checked_under: tuple[object, ...] | None = None

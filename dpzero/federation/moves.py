@@ -43,7 +43,7 @@ class Moves(TwoPoint):
             perturb="on_read" if len(header["perturbed_on_read"]) == len(trained) else "in_place",
             groups=[{"params": [trained[j] for j in group]} for group in header["groups"]],
         )
-        moves.moment = transcript.SecondMoment(header["second_moment"], noise=header.get("noise", 0.0))
+        moves.moment = transcript.SecondMoment.of_header(header)
         mine = json.loads(json.dumps(moves._header(transcript.digest(trained), {})))
         if other := [name for name in AGREED if mine[name] != header[name]]:
             raise ValueError(

@@ -180,7 +180,10 @@ def _count(rows: pandas.DataFrame, verdict: str, titles: dict[str, str]) -> str:
 
 
 PARTS = {  # the reference of an ablation -> the methods that differ from it in one part, or in nothing but the cost
-    "dpzero": ("small_batch", "rademacher", "shrinkage", "second_moment", "joint", "votes", "dpzero_full"),
+    "dpzero": (
+        *("small_batch", "rademacher", "low_rank", "shrinkage", "second_moment", "corrected_moment"),
+        *("joint", "votes", "dpzero_full"),
+    ),
     "votes": ("whole_votes", "single_direction", "no_shrinkage", "many_directions", "votes_full"),
 }
 

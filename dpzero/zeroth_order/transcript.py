@@ -14,7 +14,7 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -178,14 +178,30 @@ class SecondMoment:
         scalars: of the steps so far, a row each.
         noise: 0 divides by the root of the moment. Otherwise the standard deviation of the noise in a scalar, and
             the scalars are multiplied by the part of the moment that is not noise (James and Stein 1961).
+        floor: 0, or the least share of the moment that is left where its part that is noise is taken out; the
+            scalars are then divided by the root of the rest.
     """
 
-    def __init__(self, decay: float, scalars: Iterable[Sequence[float]] = (), noise: float = 0.0) -> None:
+    def __init__(
+        self, decay: float, scalars: Iterable[Sequence[float]] = (), noise: float = 0.0, floor: float = 0.0
+    ) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"second_moment is {decay}: it must be at least 0 and below 1")
-        self.decay, self.noise, self.mean, self.steps = decay, noise, 0.0, 0
+        self.decay, self.noise, self.floor, self.mean, self.steps = decay, noise, floor, 0.0, 0
         for row in scalars:
             self.scaled(row)
+
+    @classmethod
+    def of_header(cls, header: Mapping[str, Any], scalars: Iterable[Sequence[float]] = ()) -> SecondMoment:
+        """The moment of a transcript with this header, after these scalars."""
+        return cls(
+            header["second_moment"], scalars, header.get("noise", 0.0), header.get("moment_floor", 0.0)
+        )
+
+    def header(self) -> dict[str, float]:
+        """What a transcript says of it."""
+        more = {"noise": self.noise, "moment_floor": self.floor}
+        return {"second_moment": self.decay} | {name: value for name, value in more.items() if value}
 
     def scaled(self, gradients: Sequence[float]) -> list[float]:
         """The scalars of the next step, scaled."""
@@ -194,10 +210,10 @@ class SecondMoment:
         square = math.fsum(g * g for g in gradients) / len(gradients)
         self.mean, self.steps = self.decay * self.mean + (1 - self.decay) * square, self.steps + 1
         moment = self.mean / (1 - self.decay**self.steps)
-        if self.noise:
+        if self.noise and not self.floor:
             signal = max(0.0, 1 - self.noise**2 / moment) if moment else 0.0
             return [g * signal for g in gradients]
-        size = math.sqrt(moment)
+        size = math.sqrt(max(moment - self.noise**2, self.floor * moment))
         return [g / size if size else 0.0 for g in gradients]
 
 
@@ -242,7 +258,7 @@ def replay(
         raise ValueError(
             f"{path} was written with directions {law['version']}, here is {perturbation.law.law}"
         )
-    moment = SecondMoment(header["second_moment"], scalars[:start].tolist(), header.get("noise", 0.0))
+    moment = SecondMoment.of_header(header, scalars[:start].tolist())
     visited = list(points(header["directions"], header["smoothing"], header.get("one_sided", False)))
     end = len(scalars) if end is None else min(end, len(scalars))
     for step in range(start, end):

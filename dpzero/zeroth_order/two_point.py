@@ -354,7 +354,7 @@ class TwoPoint(torch.optim.Optimizer):
         self.transcript = transcript
         self.steps_taken = replay(self.parameters, path, self.steps_taken, self.perturbation)
         self._opt_called = self.steps_taken > 0  # else a scheduler that follows warns of steps not taken
-        self.moment = SecondMoment(self.moment.decay, transcript.scalars.tolist(), self.moment.noise)
+        self.moment = SecondMoment.of_header(self.moment.header(), transcript.scalars.tolist())
 
     def _header(self, base_sha256: str, privacy: Mapping[str, Any]) -> dict[str, Any]:
         law = self.law_settings
@@ -366,8 +366,7 @@ class TwoPoint(torch.optim.Optimizer):
             "smoothing": self.smoothing,
             "learning_rates": self._first_rates,
             "groups": self.groups,
-            "second_moment": self.moment.decay,
-            **({"noise": self.moment.noise} if self.moment.noise else {}),
+            **self.moment.header(),
             **({"one_sided": True} if self.one_sided else {}),
             "perturbed_on_read": sorted(self.perturbation.on_read),
             "still": [[j, row] for j, row in self.perturbation.fixed_rows.items()],

@@ -107,9 +107,23 @@ def test_the_noise_that_shrinkage_takes_off_is_the_one_that_is_added(method):
     assert releases.square().mean().sqrt().item() == pytest.approx(me.moment.noise, rel=0.1)
 
 
-def test_a_run_resumes_from_its_transcript_and_is_replayed_to_the_bit(tmp_path):
+def test_a_moment_without_its_noise_is_that_of_the_signal():
+    """Of releases that are noise alone the floor is left: the root of a tenth divides them."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2000, 4, generator=generator, dtype=torch.float64)
+    for signal, size in ((0.0, 0.1**0.5), (1.0, 1.0), (3.0, 3.0)):
+        moment = SecondMoment(0.999, noise=1.0, floor=0.1)
+        for row in (noise + signal).tolist():
+            scaled = moment.scaled(row)
+        assert row[0] / scaled[0] == pytest.approx(size, rel=0.06)
+
+
+@pytest.mark.parametrize(
+    "scaling", [{"shrinkage": 0.9}, {"shrinkage": 0, "second_moment": 0.9, "moment_floor": 0.2}]
+)
+def test_a_run_resumes_from_its_transcript_and_is_replayed_to_the_bit(tmp_path, scaling):
     def make(mine: nn.Module) -> DPVoteZO:
-        return DPVoteZO(mine, loss, budget(0.3, steps=60), learning_rate=0.05, directions=2, shrinkage=0.9)
+        return DPVoteZO(mine, loss, budget(0.3, steps=60), learning_rate=0.05, directions=2, **scaling)
 
     whole, part, path = model(), model(), tmp_path / "part"
     me = make(whole)
@@ -141,6 +155,14 @@ def test_two_ways_to_scale_the_scalars_are_refused():
         ValueError, match="second_moment and shrinkage both scale the scalars: give one of them"
     ):
         DPVoteZO(model(), loss, budget(), learning_rate=0.1, second_moment=0.9)
+
+
+@pytest.mark.parametrize("settings", [{}, {"second_moment": 0.9, "moment_floor": 2}, {"shrinkage": 0.9}])
+def test_a_floor_needs_a_moment_to_stand_under(settings):
+    with pytest.raises(
+        ValueError, match="give a share of at most 1, beside second_moment and without shrinkage"
+    ):
+        DPZero(model(), loss, budget(), learning_rate=0.1, clip=1.0, **{"moment_floor": 0.1} | settings)
 
 
 def test_a_private_release_is_valid():
