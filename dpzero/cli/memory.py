@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from ..plan.settings import TUNES
 from .options import DEVICE, Options, option, verb
 
 if TYPE_CHECKING:
@@ -16,9 +17,7 @@ SIZES: Options = {
     "--sequence-length": option("tokens of each text", 512, type=int),
     "--dtype": option("type of the stored weights: float32, bfloat16, float16", "float32"),
     "--compute": option("type of matrix products; bfloat16 over float32 weights", "float32"),
-    "--tune": option(
-        "trainable parameters: full, bias, lora, prefix, side, reversible, head (default: the method's)", ""
-    ),
+    "--tune": option(f"trainable parameters: {', '.join(TUNES)} (default: the method's)", ""),
     "--token-budget": option("padded tokens of a micro-batch; 0: all", 0, type=int),
     "--tie-embeddings": option(
         "full fine-tuning trains one table as embeddings and output layer",

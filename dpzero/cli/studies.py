@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import UsageError
 from ..files import write_whole
-from ..plan.settings import FACTOR, POSITIVE_COUNT, Range
+from ..plan.settings import FACTOR, POSITIVE_COUNT, TUNES, Range
 from .options import (
     COMPUTE,
     DEVICE,
@@ -25,8 +25,6 @@ from .options import (
     verb,
 )
 from .process_setup import log, use_threads
-
-TUNES = ("full", "bias", "lora", "prefix", "side", "reversible", "head")
 
 
 def _folders(name: str) -> Options:

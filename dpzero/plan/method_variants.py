@@ -15,7 +15,7 @@ class Variant:
     """One line of a comparison. `method` is a method's file, or `public`: the step that public code takes.
 
     Args:
-        tune: full, bias, lora, prefix, side, reversible or head.
+        tune: the trainable parameters, see `text_classifier.select_trainable`.
         network: settings of a side or reversible network.
         checkpointing: whether a layer's activations are computed again in the backward pass.
         implementation: of torch's optimizer: foreach, which CUDA takes by default, or fused.

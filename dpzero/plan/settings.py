@@ -185,6 +185,7 @@ def _entry(allowed: str | list | None = None, **fields: Any) -> Entry:
 _TABLE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
 SCHEMAS = {part: {name: _entry(**row) for name, row in rows.items()} for part, rows in _TABLE.items()}
 RUN_SETTINGS = SCHEMAS["run"]
+TUNES: tuple[str, ...] = tuple(_TABLE["run"]["tune"]["allowed"])
 DERIVED = {"max_length": "the task's", "noise_arithmetic": "exact for scalars under a secret key, else float"}
 
 NETWORK_SETTINGS = {  # of DP-MemArc's networks -> the values of tune that they are for

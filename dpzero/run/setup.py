@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from ..errors import UsageError
 from ..files import run_id
 from ..language.data import assets, tasks
-from ..language.models import caches, encoding, losses, model_catalogue, text_classifier
+from ..language.models import caches, encoding, frozen_layers, losses, model_catalogue, text_classifier
 from ..plan.registry import Card, card
 from ..plan.settings import NETWORK_SETTINGS, RUN_SETTINGS, check_files, draw_of, group_size
 from ..privacy import Budget, RunKey, Setting
@@ -200,12 +200,11 @@ class Setup:
     def model_and_examples(self) -> tuple[Any, Mapping[str, Any]]:
         """The model and the examples as steps read them: head and cached features if the head alone is trained."""
         whole = self.card.writes_demonstrations  # it reads tokens
+        if not whole and self.settings["tune"] == "top":
+            return self._without_frozen_layers()
         if whole or not caches.trains_on_features(self.examples["train"], self.settings):
             return self.model(), self.examples
-        examples, split = dict(self.examples), self.settings["split"]
-        if split != "dev":
-            looks = self.iterate == "accounted" or not self.release
-            examples["dev"] = self.curve_examples(examples) if looks else examples["dev"][np.arange(0)]
+        examples, split = self._examples_to_read(), self.settings["split"]
         name, seed, load = self.cell["model"], self.cell["seed"], cache(self._load_for_features)
         among_train = self.card.public_data and not self.settings["public_task"]
         if among_train:  # so that the cache has the features of all rows once, whichever are public
@@ -217,6 +216,30 @@ class Setup:
             examples |= self._public_and_private(examples["train"])
         head = caches.read_head(name, load, self.task, seed).to(self.device.split(",")[0])
         return text_classifier.HeadAlone(head), examples
+
+    def _examples_to_read(self) -> dict[str, Any]:
+        """The examples, of dev those alone that this run looks at."""
+        examples = dict(self.examples)
+        if self.settings["split"] != "dev":
+            looks = self.iterate == "accounted" or not self.release
+            examples["dev"] = self.curve_examples(examples) if looks else examples["dev"][np.arange(0)]
+        return examples
+
+    def _without_frozen_layers(self) -> tuple[Any, Mapping[str, Any]]:
+        """Last layer and head, and examples that name the hidden states which the layer reads, from the cache."""
+        model = self.model()
+        if self.settings.get("dropout") or not frozen_layers.can_cache(model, self.examples["train"]):
+            return model, self.examples
+        name, seed, precision = self.cell["model"], self.cell["seed"], self.loss.precision
+        kind = f" below the last layer, {self.settings['compute']}"
+
+        def states(texts: Any) -> np.ndarray:
+            make = partial(frozen_layers.hidden_states, model, texts, precision)
+            return caches.read_array(name, make, texts, seed, self.device, kind)
+
+        read = {"train", "dev", self.settings["split"], "redacted", PUBLIC}
+        splits = {part: texts for part, texts in self._examples_to_read().items() if part in read}
+        return frozen_layers.without_frozen_layers(model, splits, states)
 
     def _load_for_features(self) -> torch.nn.Module:
         self.say("loading the whole model: the features of some texts are not in the cache")

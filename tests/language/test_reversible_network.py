@@ -9,7 +9,7 @@ from torch import nn
 from dpzero.errors import UsageError
 from dpzero.language.data import tasks
 from dpzero.language.models import random_models, reversible_network, text_classifier
-from dpzero.language.models.side_network import layers_of
+from dpzero.language.models.frozen_layers import layers_of
 from dpzero.memory import trackers
 from tests.language.networks import (
     IDS,

@@ -9,6 +9,7 @@ from dpzero.errors import UsageError
 from dpzero.language.data import tasks
 from dpzero.language.models import text_classifier
 from dpzero.language.models.text_classifier import LORA_A, LORA_RANK
+from dpzero.plan import settings
 
 HEAD = {"head.weight", "head.bias"}
 
@@ -20,6 +21,10 @@ def trained(name: str, tune: str, task: str = "toy", **how: str) -> dict[str, to
 
 def every(name: str) -> set[str]:
     return {key for key, _ in text_classifier.load(name, tasks.load("toy"), "full").named_parameters()}
+
+
+def test_a_setting_and_a_command_offer_what_there_is():
+    assert settings.TUNES == text_classifier.TUNES
 
 
 @pytest.mark.parametrize("name", ["tiny-encoder", "tiny-causal"])

@@ -121,6 +121,7 @@ def test_a_run_replays_to_the_bit(cell, tmp_path, method, noise_key):
         {"tune": "lora", "perturb": "on_read"},
         {"tune": "side", "compression": "pool"},
         {"tune": "reversible", "coupling": 0.25},
+        {"tune": "top"},
     ],
 )
 def test_so_does_one_of_another_part_and_engine(cell, tmp_path, settings):

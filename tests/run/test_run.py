@@ -14,7 +14,7 @@ import torch
 from dpzero import __main__ as command_line
 from dpzero.errors import UsageError
 from dpzero.language.data import tasks
-from dpzero.language.models import caches, text_classifier
+from dpzero.language.models import caches, frozen_layers, text_classifier
 from dpzero.report import records
 from dpzero.run import checkpoint, measurements
 from dpzero.run.run import Run, run_cell
@@ -128,7 +128,7 @@ def test_the_metric_is_taken_on_the_split_that_is_asked_for(run, smoke):
     assert (metrics["split"], metrics["examples"]) == ("dev", 60) and "correct" not in metrics
 
 
-@pytest.mark.parametrize("tune", ["full", "bias", "lora", "head"])
+@pytest.mark.parametrize("tune", ["full", "bias", "lora", "head", "top"])
 @pytest.mark.parametrize("method", ["dpzero", "dp_adam"])
 def test_every_part_of_a_model_can_be_trained(run, smoke, method, tune):
     record = run(smoke(method, tune=tune))
@@ -146,6 +146,18 @@ def test_a_head_trained_alone_learns_from_features_what_it_learns_from_texts(run
         assert record["metrics"]["examples"] == 120 and len(record["curve"]) == 6
     assert on_features["metrics"]["loss"] == pytest.approx(on_texts["metrics"]["loss"], rel=1e-4)
     assert on_features["memory"]["peak_allocated_bytes"] == on_texts["memory"]["peak_allocated_bytes"]
+
+
+@pytest.mark.parametrize("method", ["dpzero", "dp_sgd", "adamw"])
+def test_a_last_layer_learns_from_hidden_states_what_it_learns_from_texts(run, smoke, monkeypatch, method):
+    cell = smoke(method, tune="top")
+    from_states = run(cell)
+    monkeypatch.setattr(frozen_layers, "can_cache", lambda *_: False)
+    from_texts = run(cell)
+    assert from_states["metrics"]["loss"] == pytest.approx(from_texts["metrics"]["loss"], rel=1e-4)
+    assert from_states["memory"] == from_texts["memory"] | {
+        "peak_resident_bytes": from_states["memory"]["peak_resident_bytes"]
+    }
 
 
 @pytest.mark.parametrize("method", ["dpzero", "dp_sgd", "adamw"])

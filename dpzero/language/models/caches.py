@@ -93,8 +93,21 @@ def read_features(name: str, load: Callable[[], Any], texts: Examples, seed: int
         seed: of random weights.
         device: of the model, or several with commas between.
     """
+    values = read_array(name, lambda: features(load(), texts), texts, seed, device)
+    return Features.from_arrays(values, texts.labels)
+
+
+def read_array(
+    name: str,
+    make: Callable[[], NDArray[np.float32]],
+    texts: Examples,
+    seed: int,
+    device: str,
+    kind: str = "",
+) -> NDArray[np.float32]:
+    """What a frozen model makes of texts, from the cache if it is there. `kind` tells apart what is made."""
     key = hashlib.sha256(
-        f"{FORMAT} {_weights(name, seed)} {torch.device(device.split(',')[0]).type}".encode()
+        f"{FORMAT} {_weights(name, seed)} {torch.device(device.split(',')[0]).type}{kind}".encode()
     )
     for array in (texts.tokens, texts.offsets):
         key.update(array.tobytes())
@@ -102,10 +115,10 @@ def read_features(name: str, load: Callable[[], Any], texts: Examples, seed: int
     if not path.exists():
         with assets.locked(path.stem):
             if not path.exists():  # another process may have made them while this one waited
-                values = features(load(), texts)
+                values = make()
                 with replacing(path) as file:
                     np.save(file, values)
-    return Features.from_arrays(np.load(path), texts.labels)
+    return np.load(path)
 
 
 def read_head(name: str, load: Callable[[], Any], task: Task, seed: int) -> nn.Linear:
@@ -135,16 +148,24 @@ def _weights(name: str, seed: int) -> str:
 @torch.no_grad()
 def features(model: Any, texts: Examples) -> NDArray[np.float32]:
     """The features of texts, float32 [n, H]: the same bits for every number of threads."""
-    device, threads = next(model.parameters()).device, torch.get_num_threads()
+    device = next(model.parameters()).device
     values = np.empty((len(texts), model.head.in_features), np.float32)
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         for order, part in texts.parts(TOKEN_BUDGET):
             ids, mask, _ = part.padded(device)
             values[order] = model.features(ids, mask).cpu().numpy()
+    return values
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """A context whose results do not depend on the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
     finally:
         torch.set_num_threads(threads)
-    return values
 
 
 # -- the shared prefix of texts -----------------------------------------------------------------------------

@@ -35,7 +35,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import UsageError
-from .side_network import Adapter, layers_of
+from .frozen_layers import layers_of
+from .side_network import Adapter
 
 Streams = tuple[Tensor, Tensor]  # h and p, float64 [B, L, width]
 

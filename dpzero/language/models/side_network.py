@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import UsageError
+from .frozen_layers import layers_of
 
 COMPRESSIONS = ("linear", "pool")
 TEMPERATURE = 0.1  # of the gates, as in LST
@@ -125,16 +126,3 @@ def attach(backbone: Any, *, reduction: int = 8, compression: str = "linear") ->
     for number, layer in enumerate(layers, 1):
         layer.register_forward_hook(partial(side.climb, number))
     base.register_forward_hook(side.finish)
-
-
-def layers_of(backbone: Any) -> list[Any]:
-    """The layers of a model of transformers, in order. Raises UsageError for a model that has none."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    layers = [m for m in backbone.base_model.modules() if isinstance(m, GradientCheckpointingLayer)]
-    if not layers:
-        raise UsageError(
-            f"a model of type {backbone.config.model_type!r} has no layers that a side or reversible network knows: take "
-            "another tune"
-        )
-    return layers

@@ -227,7 +227,7 @@ def label_head(
 
 # -- trainable parameters -----------------------------------------------------------------------------------
 
-TUNES = ("full", "bias", "lora", "prefix", "side", "reversible", "head", "embeddings")
+TUNES = ("full", "bias", "lora", "prefix", "side", "reversible", "head", "embeddings", "top")
 NETWORKS = ("side", "reversible")  # of DP-MemArc
 LORA_TARGETS = {"bert": ["query", "value"], "roberta": ["query", "value"]}  # others: q_proj and v_proj
 LORA_RANK, LORA_ALPHA = 8, 16  # as in MeZO and DPZero
@@ -253,7 +253,7 @@ def select_trainable(
             (`side_network`, `reversible_network`). With these four an encoder's head is trainable; a head copied
             from the model's output layer is not, as in MeZO's code on OPT. head: the head alone; of a
             TextScorer its output layer, which may be its table of embeddings. embeddings: the table of word
-            embeddings and the head.
+            embeddings and the head. top: the last layer and the head.
         seed: of the start of a prefix.
         lora_head: trained: with the adapters, the head of a masked model and the layer before it, as in MeZO's
             code on RoBERTa (medium_models/run.py, lines 939-942).
@@ -271,8 +271,12 @@ def select_trainable(
         parameter.requires_grad_(tune == "full" or (tune == "bias" and is_bias))
     if tune in ("lora", "prefix", *NETWORKS) and getattr(model, "kind", None) in ("masked", "causal"):
         model.head.requires_grad_(lora_head == "trained")
-    if tune in ("head", "embeddings"):
+    if tune in ("head", "embeddings", "top"):
         model.head.requires_grad_(True)
+    if tune == "top":
+        from .frozen_layers import layers_of
+
+        layers_of(model.backbone)[-1].requires_grad_(True)
     if tune == "embeddings":
         model.backbone.get_input_embeddings().weight.requires_grad_(True)
     if tune == "prefix":
