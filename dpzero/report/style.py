@@ -73,6 +73,10 @@ LOOKS = {
     "dp_memarc_side_pool": Look(BLUE, "p", "-"),
     "dp_memarc_reversible": Look(OCHRE, "X", "-"),
     "dp_memarc_reversible_ghost": Look(OCHRE, "s", (0, (4, 1))),
+    # of the sweep `body`
+    "mezo_top": Look(VERMILION, "s", ":"),
+    "dpzero_top": Look(VERMILION, "P", (0, (5, 1))),
+    "dp_sgd_top": Look(GREEN, "p", "-"),
     # of the sweep `related`
     "dpzero_users": Look(VERMILION, "8", "-"),
     "dpzero_group": Look(VERMILION, "D", (0, (3, 1))),
