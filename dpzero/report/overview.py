@@ -152,6 +152,9 @@ def verdicts(pairs: pandas.DataFrame, titles: dict[str, str]) -> list[str]:
     undecided = f"Open: {(pairs['verdict'] == 'open').sum()} of {len(pairs)}"
     if "verdict_these_rows" in pairs:
         undecided += f"; for these test rows alone {(pairs['verdict_these_rows'] == 'open').sum()}"
+    if "both_low" in pairs:
+        reach = ((pairs["both_high"] - pairs["both_low"]) / 2).median()
+        undecided += f". Half of the intervals reach further than {100 * reach:.1f} points to each side"
     return [*sentences, f"{undecided}."]
 
 
@@ -184,7 +187,8 @@ PARTS = {  # the reference of an ablation -> the methods that differ from it in 
         *("small_batch", "rademacher", "low_rank", "shrinkage", "second_moment", "corrected_moment"),
         *("joint", "votes", "dpzero_full"),
     ),
-    "votes": ("whole_votes", "single_direction", "no_shrinkage", "many_directions", "votes_full"),
+    "votes": ("whole_votes", "single_direction", "no_shrinkage", "many_directions"),
+    "dpzero_full": ("votes_full",),
 }
 
 

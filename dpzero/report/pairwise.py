@@ -21,13 +21,11 @@ from dpzero.report.table import ABSENT, Row, Table, make_table, notes
 
 PEAK = "memory.peak_allocated_bytes"
 LEVEL = 0.05  # of a test
-VOTES = (
-    "dp_votezo",
-    "dp_votezo_untuned",
-    "dp_votezo_quarter",
-    "votes",
-    "votes_full",
-)  # rows of DP-VoteZO in `heads-tuned` and `ablation`
+VOTES = ("dp_votezo", "votes")  # DP-VoteZO in `heads-tuned` and `ablation`
+OTHER_VOTES = {  # its further rows there, and the row of DPZero that each is compared with
+    **dict.fromkeys(("dp_votezo_untuned", "dp_votezo_quarter"), "dpzero"),
+    "votes_full": "dpzero_full",
+}
 MARGIN = 0.01  # scores that differ by less are called equivalent
 SCORED = ["metrics.split", "metrics.examples", "provenance.data.sha256"]  # equal: the same test rows
 
@@ -43,9 +41,9 @@ ROLES: dict[str, Callable[[Any], bool]] = {
     "zero-shot": lambda run: run["epsilon"] == "0",
     "DP-SGD": lambda run: run["private"] and run["order"] == 1 and not formatting.reads_public_rows(run),
     "methods that read public rows": lambda run: run["private"] and formatting.reads_public_rows(run),
-    "zeroth-order rivals": _private_zeroth_order_but("dpzero", *VOTES),
+    "zeroth-order rivals": _private_zeroth_order_but("dpzero", *VOTES, *OTHER_VOTES),
     "DP-VoteZO": lambda run: run["method"] in VOTES,
-    "DPZero and its rivals": _private_zeroth_order_but(*VOTES),
+    "DPZero and its rivals": _private_zeroth_order_but(*VOTES, *OTHER_VOTES),
 }
 PAIRS = {  # two roles -> whether a paper says that the first does better
     ("fine-tuning", "MeZO"): True,
@@ -102,6 +100,8 @@ def _pairs(groups: list[Group]) -> Iterator[tuple[Group, Group, str, bool]]:
     for first, second in product(groups, groups):
         if CHANGES.get(first.method) == second.method:
             yield first, second, "a system against what it changes", False
+        if OTHER_VOTES.get(first.method) == second.method:
+            yield first, second, "DP-VoteZO untuned or at other costs against DPZero", False
 
 
 def _of_equal_cost(first: Group, seconds: list[Group]) -> list[Group]:

@@ -116,7 +116,7 @@ def test_intervals_over_seeds_and_test_rows_go_first_and_equivalence_is_counted(
     pair |= {"verdict": "equivalent"} | Summary(3, 0.005, 0.02, 0.004, 0.006).columns("difference") | both
     sentence, undecided = overview.verdicts(pandas.DataFrame([pair]), {})
     assert "equivalent in 1 of 1 (a), largest difference +0.5 [0.1, 0.9]" in sentence
-    assert undecided == "Open: 0 of 1."
+    assert undecided == "Open: 0 of 1. Half of the intervals reach further than 0.4 points to each side."
     assert overview.difference(pair | {"both_low": math.nan}) == "+0.5 [0.4, 0.6]"
 
 

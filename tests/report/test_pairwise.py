@@ -251,6 +251,16 @@ def test_a_system_is_compared_with_the_row_that_it_changes(compared):
     }
 
 
+def test_further_rows_of_the_votes_are_compared_with_dpzero_alone(compared):
+    two = (0.5, 0.6)
+    methods = ("dpzero", "dpzero_full", "dp_sgd", "dp_zoso", "votes", "votes_full", "dp_votezo_quarter")
+    rows = compared({(method, "2"): two for method in methods})
+    assert {key[1:3] for key in rows if {"votes_full", "dp_votezo_quarter"} & set(key)} == {
+        ("votes_full", "dpzero_full"),
+        ("dp_votezo_quarter", "dpzero"),
+    }
+
+
 def test_failed_runs_are_no_evidence(record):
     runs = [record("mezo", "inf", 0), record("dpzero", "2", 0, status="oom")]
     (row,) = order(to_frame(runs)).rows
