@@ -16,7 +16,7 @@ What selective epsilon does not promise:
 
 Followed: the paper's algorithm and the description of its public code, in which the first pass is fine-tuning with AdamW. Theirs
 finds sensitive words by spaCy's entities; the policies here are regular expressions (`language/data/redaction.py`), named and
-public, with misses that nobody has counted. The paper's tables were not read.
+public, whose miss rate is unknown. The paper's tables were not read.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class JFT(DPSGD):
             first_learning_rate,
         )
         self.first_batches = RunKey.published(seed).stream("first pass")
-        budget.definition = "selective"
+        budget.record_selective()
         self.forwards_before = 0  # of examples, in the first pass
 
     def first_pass(self, redacted: Any) -> None:

@@ -1,7 +1,7 @@
 """PAZO (Gong and Li, NeurIPS 2025, arXiv 2511.10859): gradients of public examples guide private two-point steps.
 
-G_j is the gradient of the mean loss of a batch of public examples at x, one for each candidate j. The private batch is met
-in losses alone. `variant` names the step, for K directions v_k, slopes d_ik = (f(x + smoothing v_k; i) - f(x - smoothing
+G_j is the gradient of the mean loss of a batch of public examples at x, one for each candidate j. The private batch is only
+evaluated, never differentiated. `variant` names the step, for K directions v_k, slopes d_ik = (f(x + smoothing v_k; i) - f(x - smoothing
 v_k; i)) / (2 smoothing), noisy means g_k of the d_ik, and the learning rate lr:
 
     mixed (PAZO-M)      v_k = z_k / d^(1/4), z_k ~ N(0, I_d)
@@ -198,9 +198,10 @@ class PAZO(PrivateTwoPoint):
         return own if self.variant == "subspace" else [*own, self.public_weight]
 
     def _clipped(self, values: Tensor) -> Tensor:
-        """Slopes or losses float64 [B, m] -> the same, each clipped. What is not finite is 0."""
-        finite = torch.where(values.isfinite(), values, 0.0)
-        return clip_scalars(finite, self.clip / math.sqrt(self.directions))
+        """Slopes or losses float64 [B, m] -> the same, each clipped. A slope that is not finite is 0, a loss the bound."""
+        bound = self.clip / math.sqrt(self.directions)
+        finite = torch.where(values.isfinite(), values, bound if self.variant == "select" else 0.0)
+        return clip_scalars(finite, bound)
 
     def _influence(self, moved: Tensor) -> float:
         """All scalars of an example may move together."""

@@ -22,6 +22,7 @@ from .ledger_lines import (
     END,
     FINDING,
     RESERVED,
+    SELECTIVE,
     Choice,
     Entry,
     Finding,
@@ -128,7 +129,7 @@ class Ledger:
     The same batch with the same sum under the same published key is the same release bit for bit, and counts once
     (its line has a digest of the sum). With another sum, or under a new key (a resumed run with a secret
     key), it is a further release. A private selection has a line of its own (choice, key name, epsilon, what
-    was chosen), and so has what was found out about the releases under a secret key.
+    was chosen), and so has what was found out about the releases under a secret key, and that a method is selective.
 
     The file is locked as long as its ledger is open, so two processes never spend from one. Ledgers of one
     process that continue the same releases share a `Lineage`.
@@ -218,8 +219,12 @@ class Ledger:
             append_line(file, "\n".join([*map(line_of, lost), END]))
 
     def write(self, entry: Entry, digest: str) -> None:
-        """Append an entry to the file, if there is one. No finding makes a release under a published key valid."""
-        if self._file is None or (isinstance(entry, Finding) and self.event.noise_key == "published"):
+        """Append an entry to the file, if there is one.
+
+        Under a published key no release is valid, and of the findings that one alone counts which says what epsilon is of.
+        """
+        idle = isinstance(entry, Finding) and self.event.noise_key == "published" and entry.word != SELECTIVE
+        if self._file is None or idle:
             return
         if isinstance(entry, Release) and self.event.noise_key == "secret" and entry not in self._reserved:
             count = max(1, min(BLOCK, self.event.steps - len(self)))

@@ -11,7 +11,7 @@ from typing import Any
 
 from .accounting import Setting
 from .ledger import Ledger
-from .ledger_lines import FOREIGN, UNMEASURED
+from .ledger_lines import FOREIGN, SELECTIVE, UNMEASURED, Finding
 from .mechanisms import delta_excess
 from .permute_and_flip import MECHANISM
 from .randomness import RunKey
@@ -41,8 +41,6 @@ class Spending:
     """
 
     cached_costs: Path | None = None
-    # "selective" if the method also reads the examples without noise, without what is sensitive in them (baselines/jft.py)
-    definition = ""
 
     def __init__(self, setting: Setting, key: RunKey, ledger: Ledger, epsilon_target: float | None) -> None:
         self.setting, self.key, self.ledger, self.epsilon_target = setting, key, ledger, epsilon_target
@@ -89,17 +87,33 @@ class Spending:
         if self.ledger.record_finding(self.key.name, FOREIGN) and self._may_be_valid:
             warnings.warn(FOREIGN_BATCH, stacklevel=2)
 
+    def record_selective(self) -> None:
+        """Record that the method also reads the examples without noise, but for what is sensitive in them (baselines/jft.py).
+
+        Epsilon is then that of their sensitive words, in this process and in every later one.
+        """
+        self.ledger.record_finding(self.key.name, SELECTIVE)
+
+    @property
+    def definition(self) -> str:
+        """`selective` if the ledger says so (see `record_selective`), else nothing: epsilon is that of whole units."""
+        return SELECTIVE if any(finding.word == SELECTIVE for finding in self.ledger.findings) else ""
+
+    def _influences(self) -> list[Finding]:
+        """What was found about how far one example moves the others."""
+        return [finding for finding in self.ledger.findings if finding.word not in (FOREIGN, SELECTIVE)]
+
     @property
     def others_move_over_clip(self) -> float | None:
         """The largest recorded influence; None if it was not measured, could not be, or not in all processes."""
-        words = [finding.word for finding in self.ledger.findings if finding.word != FOREIGN]
+        words = [finding.word for finding in self._influences()]
         if UNMEASURED in words or self._unmeasured_keys():
             return None
         return max(map(float, words), default=None)
 
     def _unmeasured_keys(self) -> set[str]:
         """Secret keys under which there are releases, and nothing is known of the loss."""
-        measured = {finding.key_name for finding in self.ledger.findings if finding.word != FOREIGN}
+        measured = {finding.key_name for finding in self._influences()}
         return set(self.ledger.by_key()) - measured if self.key.valid_release else set()
 
     @property
@@ -132,7 +146,7 @@ class Spending:
         """Epsilon of the sensitive words of an example; infinite unless examples are replaced, as both then look the same
         where nothing is sensitive.
         """
-        replaced = self.definition == "selective" and self.setting.adjacency == "replace_one"
+        replaced = self.definition == SELECTIVE and self.setting.adjacency == "replace_one"
         return self._epsilon_of_releases() if replaced else math.inf
 
     def _epsilon_of_releases(self) -> float:

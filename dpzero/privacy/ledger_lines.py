@@ -18,7 +18,8 @@ from typing import NamedTuple
 CHOICE = "choice"
 UNKNOWN = "?"  # a choice that can no longer be read
 FINDING = "finding"
-FOREIGN, UNMEASURED = "foreign", "unmeasured"  # findings; others are numbers, see `record_influence`
+# Findings; others are numbers, see `record_influence`
+FOREIGN, UNMEASURED, SELECTIVE = "foreign", "unmeasured", "selective"
 LINE = re.compile(
     rf"(\d+) ([0-9a-f]{{16}})(?: ([0-9a-f]{{16}}))?|{CHOICE} ([0-9a-f]{{16}}) ([0-9.e+-]+) (-?\d+|\{UNKNOWN})"
     rf"|{FINDING} ([0-9a-f]{{16}}) ([0-9a-z.+-]+)"

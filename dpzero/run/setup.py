@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import replace
 from functools import cache, partial
@@ -29,6 +30,7 @@ from .record_file import is_release
 
 ALONE = Ranks()
 PUBLIC = "public"  # beside the splits: the public examples of a method that reads some
+PUBLIC_SEED = 0  # of the draw of public rows
 TIMED_STEPS = 5  # steps that are timed together with two plain forward passes on the same batch
 
 
@@ -125,24 +127,42 @@ class Setup:
             raise UsageError(f"{self.name}: there are no rows of split {split}: evaluate another")
 
     def _public_and_private(self, train: Any) -> dict[str, Any]:
-        """Public examples, drawn by the cell's seed, and the examples of `train` that stay private.
+        """Public examples, the same for every seed, and the examples of `train` that stay private.
+
+        If seeds drew them, one run would read without noise what another protects, and their epsilons could not be
+        composed. A private row with the text of a public one is left out.
 
         Args:
             train: the training examples, or their features if the public ones are among them.
         """
-        settings, source = self.settings, train
-        count, other = settings["public_examples"], settings["public_task"]
+        count, other = self.settings["public_examples"], self.settings["public_task"]
+        source, theirs = train, self.task
         if other:
-            source = encoding.encode(tasks.load(other), self.cell["model"], settings["max_length"])["train"]
+            theirs = tasks.load(other)
+            source = encoding.encode(theirs, self.cell["model"], self.settings["max_length"])["train"]
         if count >= len(source) or type(source) is not type(train):
             raise UsageError(
                 f"{self.name}: {count} public examples of the {len(source)} training rows of task "
                 f"{other or self.cell['task']} leave none, or are not read as those of {self.cell['task']}: give a smaller "
                 "public_examples, or another public_task"
             )
-        order = np.random.default_rng(self.cell["seed"]).permutation(len(source))
-        public, rest = np.sort(order[:count]), np.sort(order[count:])
-        return {PUBLIC: source[public], "train": train if other else train[rest]}
+        public = np.sort(np.random.default_rng(PUBLIC_SEED).permutation(len(source))[:count])
+        texts = [_words(row.text) for row in theirs.splits["train"]]
+        read = {texts[i] for i in public}
+        if other:
+            self._check_apart(read)
+            return {PUBLIC: source[public], "train": train}
+        apart = [text not in read for text in texts]
+        return {PUBLIC: source[public], "train": train[np.flatnonzero(apart)]}
+
+    def _check_apart(self, read: set[str]) -> None:
+        """No row of the task may stand among the public texts of another: it would be private, or tested, and read."""
+        for split, rows in self.task.splits.items():
+            if shared := sum(_words(row.text) in read for row in rows):
+                raise UsageError(
+                    f"{self.name}: {shared} rows of split {split} are public examples of task "
+                    f"{self.settings['public_task']}, too: give another public_task"
+                )
 
     # -- users
 
@@ -356,6 +376,11 @@ class Setup:
             data["public_sha256"] = tasks.digest(other)
         model_part = {"name": model, "sha256": weights, "title": title}
         return origin | {"threads": torch.get_num_threads(), "model": model_part, "data": data}
+
+
+def _words(text: str) -> str:
+    """The words of a text, without case and punctuation: what makes two rows the same."""
+    return " ".join(re.findall(r"\w+", text.lower()))
 
 
 def base_model(cell: dict, task: tasks.Task, device: str) -> Any:

@@ -71,6 +71,20 @@ def test_the_first_pass_sees_only_what_it_is_given(train):
     assert torch.equal(*ends)
 
 
+def test_a_ledger_stays_selective_in_another_process(train, tmp_path):
+    source = budget(ledger=tmp_path / "ledger")
+    me = JFT(model(), LOSS, source, redaction="numbers", first_steps=1, **SECOND)
+    me.step(train[next(iter(source.batches()))])
+    state = source.state_dict()
+    source.close()
+    for again in (Budget.resume(tmp_path / "ledger", key=RunKey.published(0)), budget()):
+        if not len(again.ledger):
+            again.load_state_dict(state)
+        assert again.definition == "selective" and again.epsilon_spent() == math.inf
+        assert 0 < again.selective_epsilon_spent() < math.inf and not again.valid_release
+        again.close()
+
+
 def test_no_epsilon_of_whole_examples_is_claimed(train):
     source, plain = budget(), budget()
     me = JFT(model(), LOSS, source, redaction="numbers", first_steps=1, **SECOND)

@@ -12,11 +12,12 @@ from torch import nn
 
 from baselines.pazo import PAZO
 from dpzero.errors import UsageError
+from dpzero.language.data import tasks
 from dpzero.language.models import caches
 from dpzero.plan import sweep
 from dpzero.privacy import Budget, RunKey, Setting, StandInBudget
 from dpzero.run.run import run_cell
-from dpzero.run.setup import PUBLIC, Setup
+from dpzero.run.setup import PUBLIC, Setup, _words
 from dpzero.zeroth_order import Gaussian
 
 SILENT = 1e-12  # noise over clip
@@ -193,6 +194,24 @@ def test_no_transcript_is_kept(tmp_path):
 # Runs ------------------------------------------------------------------------------------------------------------------
 
 
+def test_a_candidate_that_breaks_the_model_is_not_selected():
+    """Its losses are not finite: they count as the bound, not as 0, the least."""
+
+    def breaks(mine: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        values = loss(mine, batch)
+        moved = (flat(mine) - flat(model())).abs().max() > 0.5
+        return torch.where(moved, torch.nan, values)
+
+    mine = model()
+    me = make(mine, variant="select", exploration=0.0, candidates=2, clip=10.0)
+    me.loss, steps = breaks, iter((torch.full((9,), 9.0), torch.zeros(9).double()))
+    me._public_gradient = lambda candidate: next(
+        steps
+    ).double()  # the first breaks the model, the second stays
+    me.step(next(iter(me.budget.batches())))
+    assert torch.equal(flat(mine), flat(model()))
+
+
 def cell(task: str = "toy", seed: int = 3, **settings) -> dict:
     own = {"learning_rate": 0.01, "clip": 5.0, "public_examples": 24, "batch_size": 8, "steps": 4}
     own |= {"max_length": 16, "delta": 1e-4, "tune": "bias", "token_budget": 512}
@@ -240,9 +259,32 @@ def test_features_of_all_rows_are_in_the_cache_once_whichever_are_public(cache, 
     assert 240 in read and not {24, 216} & set(read)
 
 
-def test_other_seeds_make_other_rows_public(cache):
+def test_every_seed_reads_the_same_public_rows(cache):
+    """Else one run would protect what another reads without noise."""
     one, other = (Setup(cell(seed=seed), lambda _: None).examples[PUBLIC] for seed in (0, 1))
-    assert texts(one) != texts(other)
+    assert texts(one) == texts(other)
+
+
+def test_no_private_row_has_the_text_of_a_public_one(cache, monkeypatch):
+    """With every text twice, a public row takes its double out, unless that is public itself."""
+    rows = tasks.load("toy").splits
+    twice = rows | {"train": rows["train"][:120] * 2}
+    monkeypatch.setattr(tasks.Task, "splits", property(lambda _: twice))
+    public = np.random.default_rng(0).permutation(240)[:24] % 120
+    setup = Setup(cell(), lambda _: None)
+    assert len(setup.examples[PUBLIC]) == 24
+    assert setup.budget(None).setting.dataset_size == 240 - 2 * len(set(public)) < 240 - 24
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_public_task_with_rows_of_the_task_is_refused(cache, split):
+    setup = Setup(cell(), lambda _: None)
+    theirs = setup.task.splits[split][7].text.upper() + "!"
+    with pytest.raises(
+        UsageError, match=f"rows of split {split} are public examples of task .*: give another"
+    ):
+        setup._check_apart({_words(theirs)})
+    setup._check_apart({_words("a text that is in no split")})
 
 
 @pytest.mark.parametrize("variant", ["mixed", "subspace", "select"])
