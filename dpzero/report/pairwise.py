@@ -57,10 +57,10 @@ PAIRS = {  # two roles -> whether a paper says that the first does better
 }
 
 
-CHANGES = {  # a row of the sweep `related` -> the row from which it differs in what its system proposes
+CHANGES = {  # a row of the sweeps `related` and `related-lm` -> the row from which it differs in what its system proposes
     **dict.fromkeys(("dp_lora_automatic", "dp_lora_per_layer", "dp_ffa_lora"), "dp_lora"),
     **dict.fromkeys(("dp_memarc_side", "dp_memarc_reversible"), "dp_lora"),
-    **{"dp_sgd_automatic": "dp_sgd", "dp_adafest": "dp_sgd_embeddings"},
+    **{"dp_sgd_automatic": "dp_sgd", "dp_adafest": "dp_sgd_embeddings", "dp_few_shot": "in_context"},
     **{"dpzero_users": "dpzero_group", "dp_sgd_users": "dp_sgd_group"},
     **dict.fromkeys(("pazo_mixed", "pazo_subspace", "pazo_select", "pazo_tweets"), "public_rows"),
 }
@@ -99,7 +99,7 @@ def _pairs(groups: list[Group]) -> Iterator[tuple[Group, Group, str, bool]]:
                 yield first, second, f" {'over' if claimed else 'against'} ".join(roles), claimed
     for first, second in product(groups, groups):
         if CHANGES.get(first.method) == second.method:
-            yield first, second, "a system against what it changes", False
+            yield first, second, "variant against its base method", False
         if OTHER_VOTES.get(first.method) == second.method:
             yield first, second, "DP-VoteZO untuned or at other costs against DPZero", False
 

@@ -103,12 +103,18 @@ def _highest(runs: list[Run], key: str) -> str | None:
 
 
 def _total(runs: list[Run]) -> str:
-    """The epsilon and delta of these runs together, by basic composition."""
+    """The epsilon and delta of these runs together, by basic composition.
+
+    A row that one of them reads as public is not among those that they protect together.
+    """
     known = [run for run in runs if "privacy.epsilon_spent" in run]
     if len(known) < len(runs):
         return "unbounded: not every run has a bound"
     spent, delta = (math.fsum(run[f"privacy.{key}"] for run in known) for key in ("epsilon_spent", "delta"))
-    return f"({_upper(spent)}, {_text(delta)})-DP"
+    read = any(run.get("settings.public_examples") and not run.get("settings.public_task") for run in runs)
+    return f"({_upper(spent)}, {_text(delta)})-DP" + (
+        ", for rows that none of them reads as public" if read else ""
+    )
 
 
 def _count(things: Sized, noun: str) -> str:

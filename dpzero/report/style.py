@@ -89,6 +89,7 @@ LOOKS = {
     "pazo_subspace": Look(BLUE, "v", (0, (5, 1))),
     "pazo_select": Look(BLUE, ">", (0, (3, 1))),
     "pazo_tweets": Look(BLUE, (3, 1, 180), "-."),
+    "dp_few_shot": Look(BLACK, "X", "-"),
     "public_rows": Look(GREY, (5, 1, 180), ":"),
     "dp_lora_book_keeping": Look(PURPLE, (3, 1, 90), ":"),
     "dp_lora_automatic": Look(PURPLE, (6, 1, 30), (0, (5, 1))),

@@ -64,6 +64,13 @@ class Clock:
         self.steps += 1
 
     @contextmanager
+    def before_the_steps(self) -> Iterator[None]:
+        """Time what a method learns before its first step. Its seconds count as training."""
+        start = time.perf_counter()
+        yield
+        self.train_seconds += self._since(start)
+
+    @contextmanager
     def two_forwards(self) -> Iterator[None]:
         """Time two forward passes on the batch of the last step, and keep the pair."""
         start = time.perf_counter()

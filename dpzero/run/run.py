@@ -188,7 +188,8 @@ class Run:
         self.method = self.setup.method(self.model, self.budget, self.examples.get(PUBLIC))
         if "redacted" in self.examples:
             self.setup.say("a first pass over redacted rows, without noise")
-            self.method.first_pass(self.examples["redacted"])
+            with self.clock.before_the_steps():
+                self.method.first_pass(self.examples["redacted"])
         self._add_to_curve()
         return self.method
 

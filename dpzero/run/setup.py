@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import replace
 from functools import cache, partial
@@ -71,10 +72,9 @@ class Setup:
         if self.card.writes_demonstrations:
             written_from = encoding.encode_by_label(self.task, cell["model"], self.settings["max_length"])
             self.examples["train"], self.prompts = written_from
+        self.redacted_rows = 0.0  # share of the training rows that a policy changes
         if policy := self._of_method("redaction"):
-            redacted = replace(self.task, redaction=policy)
-            encoded = encoding.encode(redacted, cell["model"], self.settings["max_length"])
-            self.examples["redacted"] = encoded["train"]
+            self.examples["redacted"] = self._redacted(policy)
         self._check_rows()
         self.users = self._users()
         sizes = self.settings["token_budget"], self.settings["compute"]
@@ -163,6 +163,18 @@ class Setup:
                     f"{self.name}: {shared} rows of split {split} are public examples of task "
                     f"{self.settings['public_task']}, too: give another public_task"
                 )
+
+    def _redacted(self, policy: str) -> Any:
+        """The training examples after a policy, of which at least one must differ: else the second pass protects nothing."""
+        redacted = replace(self.task, redaction=policy)
+        before, after = (Counter(row.text for row in task.splits["train"]) for task in (self.task, redacted))
+        self.redacted_rows = (before - after).total() / before.total()
+        if not self.redacted_rows:
+            raise UsageError(
+                f"{self.name}: redaction {policy} finds no sensitive word in the training rows of task {self.cell['task']}, so "
+                "that selective epsilon would be about nothing: take another method or task"
+            )
+        return encoding.encode(redacted, self.cell["model"], self.settings["max_length"])["train"]
 
     # -- users
 
@@ -372,6 +384,8 @@ class Setup:
             )
         if not self.release and (departure := tasks.files_differ(task)):
             data["departure"] = departure
+        if not self.release and self.redacted_rows:
+            data["redacted_rows"] = self.redacted_rows
         if not self.release and (other := self.settings.get("public_task")):
             data["public_sha256"] = tasks.digest(other)
         model_part = {"name": model, "sha256": weights, "title": title}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from baselines.dp_sgd import DPSGD
 from baselines.jft import JFT
 from dpzero.errors import UsageError
-from dpzero.language.data import tasks
+from dpzero.language.data import redaction, tasks
 from dpzero.language.models import encoding, losses, text_classifier
 from dpzero.plan import sweep
 from dpzero.privacy import Budget, RunKey, Setting
@@ -120,13 +121,27 @@ def cell(smoke):
     return make
 
 
+def test_a_policy_that_finds_nothing_is_refused(cache, tmp_path, cell):
+    with pytest.raises(
+        UsageError, match="redaction numbers finds no sensitive word in the training rows of task toy"
+    ):
+        run_cell(cell(), tmp_path / "0.json", lambda line: None, "cpu")
+
+
 @pytest.mark.parametrize("tune", ["bias", "head"])
-def test_selective_epsilon_never_stands_in_a_column_of_whole_examples(cache, tmp_path, smoke, cell, tune):
+def test_selective_epsilon_never_stands_in_a_column_of_whole_examples(
+    cache, tmp_path, smoke, cell, tune, monkeypatch
+):
+    monkeypatch.setitem(
+        redaction.POLICIES, "numbers", (re.compile(r"\bsister\b"),)
+    )  # the texts have no number
     made = []
     for n, one in enumerate((cell(tune=tune), smoke("dp_sgd", tune=tune))):
         run_cell(one, tmp_path / f"{n}.json", lambda line: None, "cpu")
         made.append(json.loads((tmp_path / f"{n}.json").read_text()))
-    jft = made[0]["privacy"]
+    jft, texts = made[0]["privacy"], [row.text for row in tasks.load("toy").splits["train"]]
+    changed = sum("sister" in text for text in texts) / len(texts)
+    assert 0 < made[0]["provenance"]["data"]["redacted_rows"] == changed < 1
     assert jft["definition"] == "selective" and 1.99 < jft["selective_epsilon_spent"] <= 2
     assert [jft[key] for key in ("epsilon_spent", "epsilon_target", "gdp_mu", "epsilon_spent_rdp")] == [
         None

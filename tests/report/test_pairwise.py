@@ -244,7 +244,7 @@ def test_a_system_is_compared_with_the_row_that_it_changes(compared):
     two = (0.5, 0.6)
     methods = ("dp_lora", "dp_ffa_lora", "dp_memarc_side", "pazo_mixed", "public_rows", "dp_lora_ghost")
     rows = compared({(method, "2"): two for method in methods})
-    assert {key[1:3] for key in rows if key[0] == "a system against what it changes"} == {
+    assert {key[1:3] for key in rows if key[0] == "variant against its base method"} == {
         ("dp_ffa_lora", "dp_lora"),
         ("dp_memarc_side", "dp_lora"),
         ("pazo_mixed", "public_rows"),

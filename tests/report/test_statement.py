@@ -268,6 +268,39 @@ def test_prompts_that_hold_private_examples_are_without_noise_though_nothing_is_
     assert "1 run of this sweep without noise (In-context learning)" in text
 
 
+@pytest.mark.parametrize("task", ["", "tweets"])
+def test_public_rows_are_released_and_covered_by_no_epsilon(record, task):
+    runs = [record("pazo", "2", seed) for seed in (0, 1)]
+    for run in runs:
+        run["cell"]["settings"] |= {"public_examples": 256, "public_task": task}
+    text = statement_text(runs)
+    assert (
+        "one vector of noisy scalars" in text
+        and "and of the public rows, which are read without noise" in text
+    )
+    assert (
+        f"Not covered: 256 public rows{' of task tweets' if task else ', which are training rows of the'}"
+        in text
+    )
+    assert ("for rows that none of them reads as public" in text) is (task == "")
+
+
+def test_selective_privacy_is_of_the_words_that_the_policy_takes_out(record):
+    run = changed(record("dp_sgd", "2"), definition="selective", adjacency="replace_one")
+    text = statement_text([run])
+    assert "Unit: the sensitive words of one example" in text
+    assert "data sets of equally many rows that are the same after the policy" in text
+    assert "and of the redacted rows, which a first pass reads without noise" in text
+    assert "Not covered: all other words, and every word that the policy misses." in text
+
+
+def test_noisy_counts_of_rows_and_written_tokens_are_named_as_released(record):
+    counted = changed(record("dp_sgd", "2"), noise_scales="3 for the counts, 1 for the gradient")
+    assert "and the noisy counts of examples by row of the embeddings" in statement_text([counted])
+    written = changed(record("dpzero", "2"), "metrics", demonstrations="Tweet: ...")
+    assert "clipped probabilities of the next token" in statement_text([written])
+
+
 def test_a_score_on_private_examples_is_not_covered(record):
     tuned = changed(record(), "cell", settings={"split": "dev", "steps": 150})
     assert "Not covered: the score on dev" in statement_text([tuned])
