@@ -42,7 +42,7 @@ LookUps = list[tuple[Tensor, Tensor]]  # token ids [B, L] and what they gave [B,
 
 
 class DPAdaFEST(DPSGD):
-    """DP-SGD whose gradient of the word embeddings is sparse: a memory and a noise of few rows.
+    """DP-SGD whose gradient of the word embeddings is sparse: it stores few rows, and adds noise to few.
 
     A row is used by an example if the example's gradient of it is not zero, so that padding counts for nobody. If
     the embeddings are frozen, the counts are empty and what remains is DP-SGD with the noise sigma_2.

@@ -19,9 +19,9 @@ the text, the restriction to publicly likely tokens (V, "RVP"), a new batch for 
 Departures: it draws a fixed number of examples without replacement, by a seed that is public, divides them into M
 prompts and accounts for Poisson batches, at the sensitivity sqrt(2) / M of one that is replaced. The members of a prompt
 of several examples follow from who else is drawn, and Poisson batches vary in size. Here a prompt has one example,
-as in its runs on TREC. Its exponential mechanism is left out. The words around texts are this project's.
+as in its runs on TREC. Its exponential mechanism is left out. The wording of the prompts is ours.
 
-The sibling of Wu et al. (ICLR 2024, arXiv 2305.01639), a noisy vote of prompts for each query, pays for every query. It has no row.
+The sibling of Wu et al. (ICLR 2024, arXiv 2305.01639), a noisy vote of prompts for each query, pays for every query. We do not run it.
 """
 
 from __future__ import annotations

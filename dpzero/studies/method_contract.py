@@ -36,6 +36,8 @@ WAYS = {
     "dp_sgd, ghost": ("dp_sgd", {"clipping": "ghost"}),
     "pazo, subspace": ("pazo", {"variant": "subspace", "directions": 2, "learning_rate": 0.03}),
     "dp_sgd, book-keeping": ("dp_sgd", {"clipping": "book_keeping"}),
+    "pazo, select": ("pazo", {"variant": "select", "clip": 20.0}),
+    "dp_sgd, automatic": ("dp_sgd", {"clipping": "book_keeping", "clip_rule": "automatic"}),
     "dp_sgd, per layer": ("dp_sgd", {"clipping": "book_keeping", "clip_rule": "per_layer", "clip": 5.0}),
 }
 EVERY: dict[str, Card] = CARDS | {way: CARDS[name] for way, (name, _) in WAYS.items() if name in CARDS}

@@ -10,7 +10,8 @@ Unknown of DP-MemArc, and chosen here: the blocks are adapters, which work token
 to generation and need no mask (LST's are transformer layers); the branch is added to the model's last hidden states by a layer that
 starts at 0, so that training starts from the model; and `compression`, which is LST's trained projection, or the mean
 over neighbouring coordinates, which LST's code has, too, and which keeps no activation of the model's width. The paper
-clips by BK-MixOpt, which takes per-sample gradients or ghost norms by layer; here `clipping` says which for all layers.
+clips by BK-MixOpt, which takes per-sample gradients or ghost norms by layer; here that is `clipping: book_keeping`, and the
+other ways are there, too.
 """
 
 from __future__ import annotations
