@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import socket
 import threading
@@ -59,7 +60,7 @@ def budget(noise: str, key: RunKey = KEY) -> Budget:
 
 def client(number: int, key: RunKey | None = KEY, examples: torch.Tensor | None = None) -> Client:
     own = DATA[number * ROWS : (number + 1) * ROWS] if examples is None else examples
-    return Client(base(), loss, own, number, key)
+    return Client(base(), loss, own, number, key, trusts_server=True)
 
 
 def serve(client: Client, address: tuple[str, int]) -> None:
@@ -180,7 +181,7 @@ def test_a_worst_case_client_adds_at_most_the_clip(value, tmp_path):
         sign = float(torch.sign(next(model.parameters())[0, 0] - next(base().parameters())[0, 0]))
         return torch.full((len(batch),), value * sign if sign else 0.0)
 
-    extreme = Client(base(), worst, DATA[:ROWS], 0, KEY)
+    extreme = Client(base(), worst, DATA[:ROWS], 0, KEY, trusts_server=True)
     extreme.follow(_header(tmp_path))
     assert abs(extreme.answer(0)) == (0 if math.isnan(value) else 2**GRID_BITS)
 
@@ -241,12 +242,49 @@ def test_a_client_refuses_another_base_model_damaged_rows_and_a_published_key(tm
 def test_a_client_refuses_settings_that_cost_more_than_its_owner_allows(tmp_path):
     header, cost = _header(tmp_path), SETTING.epsilon(2.0)
     for allowed in (cost * 1.001, cost * 0.999):
-        wary = Client(base(), loss, DATA[:ROWS], 0, KEY, allowed=(allowed, SETTING.delta))
+        wary = Client(base(), loss, DATA[:ROWS], 0, KEY, (allowed, SETTING.delta), trusts_server=True)
         if allowed >= cost:
             wary.follow(header)
         else:
             with pytest.raises(ValueError, match=r"cost epsilon .* and client 0 allows"):
                 wary.follow(header)
+
+
+def test_a_client_joins_a_server_that_adds_the_noise_only_if_its_owner_trusts_it(tmp_path):
+    header, wary = _header(tmp_path), Client(base(), loss, DATA[:ROWS], 0, KEY)
+    with pytest.raises(ValueError, match="make the client with trusts_server=True if its owner agrees"):
+        wary.follow(header)
+    wary.follow(_header(tmp_path / "shared", noise="shared"))
+    assert wary.share is not None
+    Client(base(), loss, DATA[:ROWS], 0, KEY, trusts_server=True).follow(header)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("least_noise_shares", least) for least in (CLIENTS + 1, 10**6, 0, -1, 0.5, None)),
+        *(("noise_scale", scale) for scale in (0.0, -2.0, math.inf, math.nan)),
+        ("mechanism", "laplace"),
+        ("directions", 2),
+        ("group_size", 2),
+        ("unit", "example"),
+        ("noise_arithmetic", "float"),
+        ("first_share", 0.5),
+    ],
+)
+def test_a_client_refuses_settings_that_would_leave_it_without_the_noise_of_shares(name, value, tmp_path):
+    header = json.loads(_header(tmp_path, noise="shared"))
+    header["privacy"][name] = value
+    wary = Client(base(), loss, DATA[:ROWS], 0, KEY, trusts_server=True)
+    with pytest.raises(ValueError, match="client 0 refuses the server's settings"):
+        wary.follow(json.dumps(header).encode() + b"\n")
+    assert wary.share is None
+
+
+def test_the_header_of_shared_noise_names_what_its_epsilon_assumes(tmp_path):
+    shared, server = (json.loads(_header(tmp_path / n, noise=n))["privacy"] for n in ("shared", "server"))
+    assert (shared["assumes"], shared["least_noise_shares"]) == ("secure aggregation", LEAST)
+    assert "assumes" not in server
 
 
 def test_an_answer_that_comes_too_late_is_lost(tmp_path):
@@ -272,9 +310,8 @@ def _raw(address: tuple[str, int]) -> socket.socket:
     return connection
 
 
-def _header(folder: Path, key: RunKey = KEY) -> bytes:
+def _header(folder: Path, key: RunKey = KEY, noise: str = "server") -> bytes:
     """The transcript of a server before its first step."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        noise = Budget(SETTING, 2.0, key, noise_arithmetic="exact", unit="user")
-        Server(base(), noise, listener, **SETTINGS).write_transcript(folder / "header")
+        Server(base(), budget(noise, key), listener, **SETTINGS).write_transcript(folder / "header")
     return (folder / "header").read_bytes()

@@ -9,10 +9,13 @@ clients: the next row of the transcript. Base model and transcript are the model
     client -> server    step (uint32), slope over clip * 2^-40 (int64, as secure aggregation sums)
 
 Privacy. The unit is the client, whatever rows it has: its value is the clipped mean slope of its rows. Noise is added once,
-by a server that is trusted with the values (`Budget` with unit user), or shared out among the clients, with a server that
-need not be trusted if it learns the sums alone (`SharedNoiseBudget`). Secure aggregation, and encrypted and authenticated
-connections, are assumed, not implemented. Who sees the traffic sees which clients are asked: with a `Budget` the adversary
-of its epsilon sees the transcript alone.
+by a server that is trusted with the values (`Budget` with unit user; a client must agree, `Client(trusts_server=True)`), or
+shared out among the clients, with a server that need not be trusted if it learns the sums alone (`SharedNoiseBudget`).
+Secure aggregation, and encrypted and authenticated connections, are assumed, not implemented: this server reads each
+client's term. So epsilon and `valid_release` of noise that is shared out are conditional, and header and statement say so:
+`assumes: secure aggregation`. A client refuses settings that such noise does not have, but takes the server's word for
+how many clients there are. Who sees the traffic sees which clients are asked: with a `Budget` the adversary of its epsilon
+sees the transcript alone.
 
 Clients that drop out. A client that is away, leaves before it answers or answers late adds 0, which is within the clip, and
 gets the rows that it lacks when it comes back. With a trusted server that costs no privacy, even if its own rows made it

@@ -13,11 +13,13 @@ import torch
 from torch import nn
 
 from ..privacy import Event, RunKey, clip_scalars
-from ..privacy.shared_noise import NoiseShare, to_grid
+from ..privacy.shared_noise import NoiseShare, SharedNoiseBudget, to_grid
 from ..zeroth_order import transcript
 from ..zeroth_order.protocols import PerExampleLoss
 from .messages import ANSWER, ASK, END, HELLO, receive
 from .moves import Moves
+
+SHARES = "least_noise_shares"  # in the header if clients share out the noise
 
 
 class Client:
@@ -34,6 +36,8 @@ class Client:
         key: of its share of the noise; secret by default.
         allowed: the largest epsilon and delta of all rounds to which its owner agrees; without it the client takes any that
             the server's settings give.
+        trusts_server: whether its owner lets the server see its answers without noise, and add the noise. Without it the
+            client joins only where the clients add the noise.
     """
 
     def __init__(
@@ -44,9 +48,11 @@ class Client:
         number: int,
         key: RunKey | None = None,
         allowed: tuple[float, float] | None = None,
+        *,
+        trusts_server: bool = False,
     ) -> None:
         self.model, self.loss, self.examples, self.number = model, loss, examples, number
-        self.key, self.allowed = key or RunKey.secret(), allowed
+        self.key, self.allowed, self.trusts_server = key or RunKey.secret(), allowed, trusts_server
         self.held = 0  # bytes of the transcript
         self.share: NoiseShare | None = None
         self._moves: Moves
@@ -92,7 +98,8 @@ class Client:
         """Moves by further bytes of the transcript.
 
         Raises:
-            ValueError: a transcript of another base model or of other settings than can be had here, or damaged bytes.
+            ValueError: a transcript of another base model or of other settings than can be had here, of noise that the owner
+                did not agree to, or damaged bytes.
         """
         rows = data
         if not self.held:
@@ -110,11 +117,27 @@ class Client:
         """Sets up by the header of a transcript."""
         privacy = header["privacy"]
         event = Event(**{f.name: privacy[f.name] for f in fields(Event)})
+        self._check_noise(event, privacy)
         self._check_allowed(event)
         self._header, self.clip, self._steps = header, float(privacy["clip"]), event.steps
-        if least := privacy.get("least_noise_shares"):
-            self.share = NoiseShare(event.setting(), event.noise_scale, least, self.number, self.key)
+        if SHARES in privacy:
+            self.share = NoiseShare(
+                event.setting(), event.noise_scale, privacy[SHARES], self.number, self.key
+            )
         self._moves = Moves.by_header(self.model, self.loss, header)
+
+    def _check_noise(self, event: Event, privacy: dict[str, Any]) -> None:
+        """The settings come from the server, which must not talk the client out of its noise."""
+        if SHARES in privacy:
+            try:
+                SharedNoiseBudget.check_event(event, privacy[SHARES])
+            except ValueError as error:
+                raise ValueError(f"client {self.number} refuses the server's settings: {error}") from None
+        elif not self.trusts_server:
+            raise ValueError(
+                f"the server would see what client {self.number} answers and add the noise itself: make the client with "
+                "trusts_server=True if its owner agrees, or else the server with a SharedNoiseBudget"
+            )
 
     def _check_allowed(self, event: Event) -> None:
         """The settings come from the server: what they cost is computed here."""

@@ -98,9 +98,8 @@ class Server(DPZero):
         return [total / self.batch_size]
 
     def _privacy_header(self, existing: Mapping[str, Any]) -> dict[str, Any]:
-        shared = isinstance(self.budget, SharedNoiseBudget)
-        least = {"least_noise_shares": self.budget.least_shares} if shared else {}  # type: ignore[attr-defined]
-        return super()._privacy_header(existing) | least
+        conditions = self.budget.conditions if isinstance(self.budget, SharedNoiseBudget) else {}
+        return super()._privacy_header(existing) | conditions
 
     # -- connections
 

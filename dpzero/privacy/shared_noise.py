@@ -5,6 +5,9 @@ noise to every sum, whether it takes part or not. So the server, if it learns no
 which is assumed here), learns neither who took part nor a sum without noise. Neighbours differ by the rows of one
 client, which goes on answering without them.
 
+Statement and header name that assumption. Epsilon and `valid_release` hold for who learns the sums alone: a server that
+reads the terms sees each client's value under one share of the noise.
+
 A share is discrete Gaussian noise of variance (noise_scale clip)^2 / least_shares. A sum of k shares is within a factor of
 exp(10 (k - 1) exp(-pi^2 s^2)) of discrete Gaussian noise, for shares of deviation s on the grid (Kairouz, Liu and Steinke
 2021, arXiv 2102.06387), which is 1 to far more digits than any delta has for s >= LEAST_DEVIATION. So the epsilon of the
@@ -16,8 +19,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from fractions import Fraction
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,7 @@ from torch import Tensor
 from .accounting import Setting
 from .budget import Budget
 from .clipping import check_clip
+from .ledger import Event
 from .ledger_epsilon import grid_delta
 from .mechanisms import GRID_BITS, Gaussian
 from .randomness import RunKey
@@ -48,9 +53,11 @@ def share_scale(noise_scale: float, least_shares: int) -> float:
     """Standard deviation of a share over the clip, rounded up: least_shares of them have at least noise_scale^2.
 
     Raises:
-        ValueError: no share, or shares that are too small for the grid.
+        ValueError: no share, no noise, or shares that are too small for the grid.
     """
-    if least_shares < 1:
+    if not 0 < noise_scale < math.inf:
+        raise ValueError(f"noise_scale is {noise_scale}: noise that is shared out needs a finite one above 0")
+    if not isinstance(least_shares, Integral) or least_shares < 1:
         raise ValueError(
             f"least_shares is {least_shares}: give the number of clients, 1 or more, that surely add noise"
         )
@@ -124,11 +131,22 @@ class SharedNoiseBudget(Budget):
             raise ValueError(
                 "noise is shared out for the gaussian mechanism, poisson sampling and one direction: change the setting"
             )
+        share_scale(noise_scale, least_shares)
         if least_shares > setting.dataset_size:
             raise ValueError(f"least_shares is {least_shares}, of {setting.dataset_size} clients: give fewer")
-        share_scale(noise_scale, least_shares)
         self.least_shares = least_shares
         super().__init__(setting, noise_scale, key, ledger, noise_arithmetic="exact", unit="user", **options)
+
+    @classmethod
+    def check_event(cls, event: Event, least_shares: int) -> None:
+        """Raises ValueError if no budget of this kind has the settings of an event, which a client has from its server."""
+        budget = cls(event.setting(), event.noise_scale, RunKey.secret(), least_shares=least_shares)
+        said, own = asdict(event), asdict(replace(budget.ledger.event, noise_key=event.noise_key))
+        if other := [name for name in own if said[name] != own[name]]:
+            raise ValueError(
+                f"{other[0]} is {said[other[0]]!r} where noise that is shared out has {own[other[0]]!r}: make the server with "
+                "a SharedNoiseBudget"
+            )
 
     def _make_sampler(self, setting: Setting, key: RunKey) -> Sampler:
         return _EachForItself(setting.dataset_size, setting.batch_size, key.stream("sampling"))
@@ -162,5 +180,14 @@ class SharedNoiseBudget(Budget):
         left = ran.delta - grid_delta(ran, scale, self.noise_arithmetic)
         return replace(ran, delta=left).epsilon(scale) if count > 0 and left >= 0 else math.inf
 
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What epsilon and `valid_release` stand on, for statement and header."""
+        return {"least_noise_shares": self.least_shares, "assumes": "secure aggregation"}
+
     def statement(self, clip: float | None = None, epsilon_target: float | None = None) -> dict[str, Any]:
-        return super().statement(clip, epsilon_target) | {"least_noise_shares": self.least_shares}
+        return super().statement(clip, epsilon_target) | self.conditions
+
+    def __repr__(self) -> str:
+        noise = f"{self.least_shares} shares of the noise that the adversary does not know"
+        return f"{super().__repr__()}\nassumed: secure aggregation, so that the server learns the sums alone, and {noise}"

@@ -4,7 +4,7 @@ The training rows of a task are dealt out to clients, who train the head of a fr
 epsilon (`dpzero.federation`). Clients leave before or after they answer, at a given rate, and come back. Beside each run:
 central DPZero with the same clients as units, the same key and no drop-out. Settings are the best of GRID by dev accuracy of
 central DPZero with a seed that is not reported. Keys are published and the rows are public: nothing here is a private
-release.
+release. Where the clients add the noise, epsilon assumes secure aggregation, which is not run: the server reads each term.
 
 Bytes on the wire are those of Ethernet frames with TCP/IP headers and acknowledgements, connecting included, by the counters
 of the clients' interfaces. Namespaces need root; without them the clients are processes that connect by the loopback
@@ -203,9 +203,10 @@ def run_clients(problem: Problem, network: Network, server: Server, leaving: flo
     """Starts a process for each client, trains, and returns what each client says at its end."""
     context = get_context("fork")  # torch survives it with one thread
     port, processes, ends = server.listener.getsockname()[1], [], []
+    trusts_server = not isinstance(server.budget, SharedNoiseBudget)
     for number, place in enumerate(network.places):
         end, given = context.Pipe(duplex=False)
-        arguments = (problem, place, port, number, leaving, seed, given)
+        arguments = (problem, place, port, number, leaving, seed, trusts_server, given)
         processes.append(context.Process(target=run_client, args=arguments, daemon=True))
         processes[-1].start()
         given.close()
@@ -230,6 +231,7 @@ def run_client(
     number: int,
     leaving: float,
     seed: int,
+    trusts_server: bool,
     end: Connection,
 ) -> None:
     """A client's process: it serves, and leaves by a public random number in some rounds, to come back at once."""
@@ -238,7 +240,8 @@ def run_client(
         enter(f"/run/netns/{namespace}")
     own, _ = problem.users().examples(np.array([number]))
     key = RunKey.published(seed)
-    client = Client(problem.base(), LOSS, problem.examples["train"][own], number, key)
+    examples = problem.examples["train"][own]
+    client = Client(problem.base(), LOSS, examples, number, key, trusts_server=trusts_server)
     stream, left = key.stream(f"leaving of client {number}"), 0
     while True:
         with suppress(ConnectionError), socket.create_connection((address, port)) as connection:

@@ -76,6 +76,11 @@ def test_epsilon_is_that_of_a_budget_which_adds_the_noise_itself():
     assert shared.valid_release and shared.statement()["least_noise_shares"] == LEAST
 
 
+def test_a_valid_release_of_shared_noise_says_that_it_assumes_secure_aggregation():
+    assert budget().statement()["assumes"] == "secure aggregation"
+    assert "assumed: secure aggregation" in str(budget()) and f"{LEAST} shares" in str(budget())
+
+
 def test_too_few_shares_release_nothing_and_count():
     shared = budget()
     rounds = shared.batches()
@@ -114,3 +119,9 @@ def test_what_has_no_proof_is_refused(setting, least, words):
 def test_shares_that_are_too_small_for_the_grid_are_refused():
     with pytest.raises(ValueError, match="too small for its grid"):
         share_scale(1e-10, 10)
+
+
+@pytest.mark.parametrize("noise_scale", [0.0, -2.0, math.inf, math.nan])
+def test_shares_of_no_noise_are_refused(noise_scale):
+    with pytest.raises(ValueError, match="needs a finite one above 0"):
+        share_scale(noise_scale, 4)
