@@ -251,12 +251,21 @@ def test_a_client_refuses_settings_that_cost_more_than_its_owner_allows(tmp_path
 
 
 def test_a_client_joins_a_server_that_adds_the_noise_only_if_its_owner_trusts_it(tmp_path):
-    header, wary = _header(tmp_path), Client(base(), loss, DATA[:ROWS], 0, KEY)
+    header, wary = _header(tmp_path), Client(base(), loss, DATA[:ROWS], 0, KEY, relies_on=LEAST)
     with pytest.raises(ValueError, match="make the client with trusts_server=True if its owner agrees"):
         wary.follow(header)
     wary.follow(_header(tmp_path / "shared", noise="shared"))
     assert wary.share is not None
     Client(base(), loss, DATA[:ROWS], 0, KEY, trusts_server=True).follow(header)
+
+
+def test_a_client_refuses_noise_of_more_shares_than_its_owner_relies_on(tmp_path):
+    """A server that makes up clients could make each share small."""
+    wary = Client(base(), loss, DATA[:ROWS], 0, KEY, relies_on=LEAST - 1)
+    with pytest.raises(
+        ValueError, match=f"noise is that of {LEAST} shares, and client 0 relies on {LEAST - 1}"
+    ):
+        wary.follow(_header(tmp_path, noise="shared"))
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,8 @@ class Client:
             the server's settings give.
         trusts_server: whether its owner lets the server see its answers without noise, and add the noise. Without it the
             client joins only where the clients add the noise.
+        relies_on: with noise by the clients, how many of them, this one among them, its owner believes to add their share.
+            A server cannot make the shares smaller than that number allows.
     """
 
     def __init__(
@@ -50,9 +52,11 @@ class Client:
         allowed: tuple[float, float] | None = None,
         *,
         trusts_server: bool = False,
+        relies_on: int = 0,
     ) -> None:
         self.model, self.loss, self.examples, self.number = model, loss, examples, number
-        self.key, self.allowed, self.trusts_server = key or RunKey.secret(), allowed, trusts_server
+        self.key, self.allowed = key or RunKey.secret(), allowed
+        self.trusts_server, self.relies_on = trusts_server, relies_on
         self.held = 0  # bytes of the transcript
         self.share: NoiseShare | None = None
         self._moves: Moves
@@ -133,6 +137,11 @@ class Client:
                 SharedNoiseBudget.check_event(event, privacy[SHARES])
             except ValueError as error:
                 raise ValueError(f"client {self.number} refuses the server's settings: {error}") from None
+            if privacy[SHARES] > self.relies_on and not self.trusts_server:
+                raise ValueError(
+                    f"the noise is that of {privacy[SHARES]} shares, and client {self.number} relies on {self.relies_on}: make "
+                    f"the client with relies_on={privacy[SHARES]} if its owner believes that so many clients add theirs"
+                )
         elif not self.trusts_server:
             raise ValueError(
                 f"the server would see what client {self.number} answers and add the noise itself: make the client with "

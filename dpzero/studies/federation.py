@@ -241,7 +241,8 @@ def run_client(
     own, _ = problem.users().examples(np.array([number]))
     key = RunKey.published(seed)
     examples = problem.examples["train"][own]
-    client = Client(problem.base(), LOSS, examples, number, key, trusts_server=trusts_server)
+    trust: dict[str, Any] = {"trusts_server": True} if trusts_server else {"relies_on": problem.clients}
+    client = Client(problem.base(), LOSS, examples, number, key, **trust)
     stream, left = key.stream(f"leaving of client {number}"), 0
     while True:
         with suppress(ConnectionError), socket.create_connection((address, port)) as connection:
