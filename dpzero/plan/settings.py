@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -63,6 +64,7 @@ RANGES = {  # names that settings.yaml has for them
     "count": COUNT,
     "positive_count": POSITIVE_COUNT,
     "not_negative": NOT_NEGATIVE,
+    "positive": POSITIVE,
     "factor": FACTOR,
     "delta": DELTA,
 }
@@ -90,17 +92,21 @@ def number(value: object, kind: type, allowed: Range) -> int | float:
 # The validator ----------------------------------------------------------------------------------------------
 
 
+Allowed = Range | tuple[str, ...]  # values of a setting
+
+
 @dataclass(frozen=True)
 class Entry:
     """One setting."""
 
     type: str = ""  # int, float, str or bool
     default: object = None  # None: it must be given
-    allowed: Range | tuple[str, ...] | None = None
+    allowed: Allowed | None = None
     help: str = ""
     omit_default: bool = False  # a cell names it only if it differs from the default
     private: bool = False  # for methods that add noise
     many: bool = False  # a list of values
+    read_if: Mapping[str, Allowed] = field(default_factory=dict)  # it is read where one of these holds
 
 
 Schema = Mapping[str, Entry]
@@ -173,27 +179,32 @@ def listed(value: object) -> list:
 # The table --------------------------------------------------------------------------------------------------
 
 
-def _entry(allowed: str | list | None = None, **fields: Any) -> Entry:
+def _allowed(written: str | list) -> Allowed:
+    """A range by its name, [least, most], or values."""
+    if isinstance(written, str):
+        return RANGES[written]
+    return tuple(written) if isinstance(written[0], str) else Range(*written)
+
+
+def _entry(
+    allowed: str | list | None = None, read_if: Mapping = MappingProxyType({}), **fields: Any
+) -> Entry:
     """An entry of settings.yaml."""
-    if isinstance(allowed, str):
-        return Entry(allowed=RANGES[allowed], **fields)
-    if allowed and not isinstance(allowed[0], str):
-        return Entry(allowed=Range(*allowed), **fields)
-    return Entry(allowed=tuple(allowed) if allowed else None, **fields)
+    conditions = {gate: _allowed(values) for gate, values in read_if.items()}
+    return Entry(allowed=_allowed(allowed) if allowed else None, read_if=conditions, **fields)
 
 
 _TABLE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
 SCHEMAS = {part: {name: _entry(**row) for name, row in rows.items()} for part, rows in _TABLE.items()}
 RUN_SETTINGS = SCHEMAS["run"]
 TUNES: tuple[str, ...] = tuple(_TABLE["run"]["tune"]["allowed"])
-DERIVED = {"max_length": "the task's", "noise_arithmetic": "exact for scalars under a secret key, else float"}
-
-NETWORK_SETTINGS = {  # of DP-MemArc's networks -> the values of tune that they are for
-    "reduction": ("side", "reversible"),
-    "compression": ("side",),
-    "coupling": ("reversible",),
-    "span": ("reversible",),
+DERIVED = {
+    "max_length": "the task's",
+    "noise_arithmetic": "exact for forward passes under a secret key, else float",
 }
+
+# which some values of tune alone read
+TUNE_SETTINGS = tuple(name for name, entry in RUN_SETTINGS.items() if "tune" in entry.read_if)
 REMOVED = ("both_signs", "cuda_graphs", "regularization")  # settings and values that there are no longer
 
 
@@ -210,7 +221,18 @@ def method_settings(card: Card) -> dict[str, Entry]:
 
 def cell_settings(card: Card) -> dict[str, Entry]:
     """All settings of a cell of this method."""
-    return RUN_SETTINGS | method_settings(card)
+    return _run_settings(card) | method_settings(card)
+
+
+def defaults(card: Card) -> dict[str, object]:
+    """Setting -> default, of a cell of this method."""
+    return {name: entry.default for name, entry in cell_settings(card).items()}
+
+
+def _run_settings(card: Card) -> dict[str, Entry]:
+    """Those of every run. Demonstrations are written by the whole model: see `_check_writer`."""
+    whole = {"tune": replace(RUN_SETTINGS["tune"], default="full")} if card.writes_demonstrations else {}
+    return RUN_SETTINGS | whole
 
 
 def rows() -> Iterator[tuple[str, ...]]:
@@ -279,7 +301,7 @@ def check_settings(
         UsageError: a setting that is unknown, missing, of another type, or whose privacy no proof covers.
     """
     where, schema = f"method {cell['method']}", cell_settings(card)
-    settings: dict[str, Any] = {name: entry.default for name, entry in RUN_SETTINGS.items()}
+    settings: dict[str, Any] = {name: entry.default for name, entry in _run_settings(card).items()}
     for depth, layer in enumerate(layers):
         for key, value in layer.items():
             if removed := [word for word in REMOVED if word in (key, value)]:
@@ -289,25 +311,28 @@ def check_settings(
             elif depth > 0 or not for_others(key):
                 raise UsageError(f"{where}: " + unknown("setting", key, schema, ELSEWHERE))
     _check_steps(where, card, settings)
+    _check_writer(where, card, cell["model"], settings)
     if settings["as_published"] and card.file not in IMPLEMENTATIONS:
         raise UsageError(
             f"{where}: as_published is offered for {', '.join(IMPLEMENTATIONS)}, so leave it out"
         )
     _check_public_rows(where, card, cell["task"], settings)
     settings["batch_size"] = min(settings["batch_size"], _most_rows(cell["task"], settings))
+    if not card.private:
+        settings = {k: v for k, v in settings.items() if not (k in RUN_SETTINGS and RUN_SETTINGS[k].private)}
+    _check_read(where, schema, settings)
+    _check_conflicts(where, schema, settings)
     if card.private:
         _check_users(where, card, cell["task"], settings)
         _check_privacy(where, card, settings)
-    else:
-        settings = {k: v for k, v in settings.items() if not (k in RUN_SETTINGS and RUN_SETTINGS[k].private)}
     _check_batch_loss(where, card, cell["task"], settings)
     _check_head(where, card, cell["model"], settings)
-    _check_network(where, settings)
     _check_checkpoint_selection(where, card, cell["task"], settings)
     _check_rows(where, card, settings)
     _add_digests(cell, settings)
-    entries = cell_settings(card).items()
-    omitted = {key for key, entry in entries if entry.omit_default and settings.get(key) == entry.default}
+    omitted = {
+        key for key, entry in schema.items() if entry.omit_default and settings.get(key) == entry.default
+    }
     return {key: settings[key] for key in sorted(settings.keys() - omitted)}
 
 
@@ -320,6 +345,82 @@ def _check_steps(where: str, card: Card, settings: dict) -> None:
     if (card.order is not None or card.private) and not settings["steps"]:
         does = "writes demonstrations" if card.order is None else "trains"
         raise UsageError(f"{where}: setting steps is 0, but a method that {does} takes at least 1")
+
+
+def _check_writer(where: str, card: Card, model: str, settings: dict) -> None:
+    """Demonstrations are written by a whole causal model, as it is."""
+    if not card.writes_demonstrations:
+        return
+    if model_catalogue.stanza(model)["kind"] != "causal":
+        raise UsageError(
+            f"{where}: demonstrations are written by a causal model, and {model} is none: give one that is"
+        )
+    if settings["tune"] != "full":
+        raise UsageError(
+            f"{where}: a method that trains nothing has no use for tune {settings['tune']}: give tune full"
+        )
+
+
+def _value(key: str, schema: Schema, settings: Mapping) -> Any:
+    return settings.get(key, schema[key].default)
+
+
+def _check_read(where: str, schema: Schema, settings: Mapping) -> None:
+    """Refuse a setting that the other settings leave unread: cells that differ in it alone would be one and the same."""
+    for key, value in settings.items():
+        conditions = _conditions(key, schema)
+        met = any(_value(gate, schema, settings) in values for gate, values in conditions.items())
+        if conditions and not met and value != schema[key].default:
+            words = " or ".join(f"{gate} {_in_words(values)}" for gate, values in conditions.items())
+            raise UsageError(f"{where}: {key} is for {words}: leave it out")
+
+
+def _conditions(key: str, schema: Schema) -> dict[str, Allowed]:
+    """Those of its `read_if` that are about this method's settings: a user's method may mean something else by a name."""
+
+    def known(gate: str, values: Allowed) -> bool:
+        allowed = schema[gate].allowed if gate in schema else None
+        if isinstance(values, Range):
+            return isinstance(allowed, Range)
+        return isinstance(allowed, tuple) and {*values} <= {*allowed}
+
+    return {gate: values for gate, values in schema[key].read_if.items() if known(gate, values)}
+
+
+def _in_words(values: Allowed) -> str:
+    return str(values) if isinstance(values, Range) else " or ".join(values)
+
+
+CONFLICTS: tuple[tuple[dict[str, Range | tuple], str], ...] = (  # what excludes each other, and why
+    (
+        {"shots": POSITIVE, "train_examples": POSITIVE},
+        "shots and train_examples both say which rows to draw: give one",
+    ),
+    (
+        {"second_moment": POSITIVE, "shrinkage": POSITIVE},
+        "second_moment and shrinkage both scale the released scalars: set one of them to 0",
+    ),
+    (
+        {"clipping": ("ghost",), "clip_rule": ("per_layer",)},
+        "the second backward pass of clipping ghost has one factor for all layers: with clip_rule per_layer set clipping to "
+        "book_keeping or hooks",
+    ),
+    (
+        {"tune": ("reversible",), "dropout": (True,)},
+        "a network of tune reversible computes activations again, which would draw other masks: leave dropout out",
+    ),
+    (
+        {"noise_key": ("secret",), "dropout": (True,)},
+        "dropout draws masks by a public seed, given which one example more changes those of the others: leave it out, or "
+        "take noise_key published",
+    ),
+)
+
+
+def _check_conflicts(where: str, schema: Schema, settings: Mapping) -> None:
+    for together, why in CONFLICTS:
+        if all(k in schema and _value(k, schema, settings) in values for k, values in together.items()):
+            raise UsageError(f"{where}: {why}")
 
 
 def _check_privacy(where: str, card: Card, settings: dict) -> None:
@@ -335,14 +436,15 @@ def _check_privacy(where: str, card: Card, settings: dict) -> None:
         raise UsageError(f"{where}: {error}") from error
     if "redaction" in card.settings:
         _check_selective(where, settings)
+    if settings["mechanism"] != "gaussian" and _releases_many(card):
+        raise UsageError(
+            f"{where}: {settings['mechanism']} noise is for methods that release one scalar a step, and {card.file} releases "
+            "a vector: use mechanism gaussian"
+        )
     if settings["noise_arithmetic"] == "exact" and card.order != 0:
         raise UsageError(
-            f"{where}: exact noise is offered for methods that release scalars: use noise_arithmetic float"
-        )
-    if settings.get("dropout") and settings["noise_key"] == "secret":
-        raise UsageError(
-            f"{where}: dropout draws masks by a public seed, given which one example more changes those of the others: "
-            "leave it out, or take noise_key published"
+            f"{where}: exact noise is offered for methods that train by forward passes alone, and {card.file} does not: use "
+            "noise_arithmetic float"
         )
     if settings["as_published"]:
         for key in DECIDED_BY_PUBLIC_CODE:
@@ -367,6 +469,11 @@ def _check_selective(where: str, settings: dict) -> None:
         )
 
 
+def _releases_many(card: Card) -> bool:
+    """Whether a step releases a vector, of scalars or a gradient, in place of one scalar."""
+    return card.order != 0 or "directions" in card.settings
+
+
 def group_size(settings: Mapping[str, Any]) -> int:
     """Examples of a user that group privacy covers; 1 where units are drawn whole."""
     return settings["examples_per_user"] if settings.get("user_level") == "group_privacy" else 1
@@ -375,12 +482,14 @@ def group_size(settings: Mapping[str, Any]) -> int:
 def _check_users(where: str, card: Card, task: str, settings: dict) -> None:
     """Who the users are, and that nothing counts them as examples."""
     if settings["unit"] == "example":
-        for key in ("user_level", "examples_per_user", "synthetic_users"):
-            if settings[key] != RUN_SETTINGS[key].default:
-                raise UsageError(f"{where}: {key} is about users: give unit user, or leave it out")
         return
     if card.public_data or card.writes_demonstrations:
         raise UsageError(f"{where}: method {card.file} draws examples, not users: leave unit out")
+    clips_examples = (card.order == 0 and _releases_many(card)) or "map_share" in card.settings
+    if clips_examples and settings["user_level"] == "user_wise":
+        raise UsageError(
+            f"{where}: method {card.file} clips examples, not users: take user_level group_privacy, or leave unit out"
+        )
     named = "user" in tasks.stanza(task)
     if named == bool(settings["synthetic_users"]):
         remedy = "leave synthetic_users out" if named else "give the task's stanza `user`, or synthetic_users"
@@ -421,8 +530,6 @@ def _check_head(where: str, card: Card, model: str, settings: dict) -> None:
         )
     if settings["lora_head"] == "trained" and not (masked and settings["tune"] == "lora"):
         raise UsageError(f"{where}: lora_head trained is for tune lora of a masked model: leave it out")
-    if settings["lora_a"] == "frozen" and settings["tune"] != "lora":
-        raise UsageError(f"{where}: lora_a frozen is for tune lora: leave it out")
 
 
 PUBLIC_SETTINGS = (
@@ -445,13 +552,6 @@ def _check_public_rows(where: str, card: Card, task: str, settings: dict) -> Non
             f"{where}: public_task {other} must be another task with the labels of {task}, in their order "
             f"({', '.join(mine) or 'it has none'}): leave it out, so that public_examples training rows are public"
         )
-
-
-def _check_network(where: str, settings: dict) -> None:
-    """Settings of a side or reversible network are for the `tune` that adds it."""
-    for key, tunes in NETWORK_SETTINGS.items():
-        if settings["tune"] not in tunes and settings[key] != RUN_SETTINGS[key].default:
-            raise UsageError(f"{where}: {key} is for tune {' or '.join(tunes)}: leave it out")
 
 
 def _check_checkpoint_selection(where: str, card: Card, task: str, settings: dict) -> None:
@@ -488,18 +588,11 @@ def _check_checkpoint_selection(where: str, card: Card, task: str, settings: dic
 
 
 def _check_rows(where: str, card: Card, settings: dict) -> None:
-    if settings["shots"] and settings["train_examples"]:
-        raise UsageError(f"{where}: shots and train_examples both say which rows to draw: give one")
     if settings["demonstrations"] and card.order is not None:
         raise UsageError(
             f"{where}: demonstrations are private examples that stand in every prompt, for a method that "
             "trains nothing: leave them out"
         )
-    for key in ("demonstrations_for", "leading_blanks"):
-        if not settings["demonstrations"] and settings[key] != RUN_SETTINGS[key].default:
-            raise UsageError(
-                f"{where}: {key} is about demonstrations, of which there are none: give some, or leave it out"
-            )
 
 
 def _add_digests(cell: Mapping, settings: dict) -> None:

@@ -41,6 +41,7 @@ from .settings import (
     Entry,
     canonical_epsilon,
     check_settings,
+    defaults,
     draw_of,
     listed,
     number,
@@ -369,13 +370,19 @@ def _with_tries(cells: dict[str, dict], stanzas: Mapping, plan: dict, name: str)
         place = tuple(cell[key] for key in ("task", "model", "method", "epsilon"))
         if place not in grids:
             points = grids[place] = {}
-            for label, point in search.points(cell["method"], grid).items():
+            given = search.points(cell["method"], grid)
+            # the cell has the first point: what another point does not name is the stanza's, or the default
+            first = next(iter(given.values()))
+            rest = {key: value for key, value in cell["settings"].items() if key not in first}
+            rest |= {key: stanzas[cell["method"]][key] for key in first if key in stanzas[cell["method"]]}
+            for label, point in given.items():
                 method = f"{cell['method']}{TRY_MARK}{label}"
-                settings = cell["settings"] | point | {"split": "dev"}
+                settings = rest | point | {"split": "dev"}
                 for seed in plan["seeds"]:
                     attempt = complete(cell | {"method": method, "seed": seed, "settings": settings})
                     tries[run_id(attempt)] = attempt
-                    points[label] = {key: attempt["settings"][key] for key in point}
+                    values = defaults(card(cell["use"])) | attempt["settings"]
+                    points[label] = {key: values[key] for key in point | first}
         cells[run] = cell | {"search": {"seeds": plan["seeds"], "grid": grids[place]}}
     return cells | tries
 

@@ -18,7 +18,7 @@ from ..files import run_id
 from ..language.data import assets, tasks
 from ..language.models import caches, encoding, frozen_layers, losses, model_catalogue, text_classifier
 from ..plan.registry import Card, card
-from ..plan.settings import NETWORK_SETTINGS, RUN_SETTINGS, check_files, draw_of, group_size
+from ..plan.settings import RUN_SETTINGS, TUNE_SETTINGS, check_files, draw_of, group_size
 from ..privacy import Budget, RunKey, Setting
 from ..privacy.imitation_budget import PublicCodeBudget
 from ..privacy.public_implementations import IMPLEMENTATIONS, PublicRun
@@ -399,7 +399,7 @@ def _words(text: str) -> str:
 
 def base_model(cell: dict, task: tasks.Task, device: str) -> Any:
     """The model that a cell starts from, a Classifier or TextScorer with the cell's trainable parameters."""
-    keys = ("tie_embeddings", "lora_head", "lora_a", *NETWORK_SETTINGS)
+    keys = ("tie_embeddings", "lora_head", *TUNE_SETTINGS)
     how = {key: cell["settings"][key] for key in keys if key in cell["settings"]}
     return text_classifier.load(cell["model"], task, cell["settings"]["tune"], cell["seed"], device, **how)
 

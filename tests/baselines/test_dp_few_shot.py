@@ -210,8 +210,16 @@ def test_a_secret_run_leaves_nothing_unlisted_and_resumes(cache, tmp_path, monke
 
 
 def test_a_model_that_does_not_write_is_refused(cache):
+    with pytest.raises(UsageError, match="written by a causal model, and tiny-encoder is none"):
+        cell("tiny-encoder")
     with pytest.raises(UsageError, match="demonstrations of task toy are not written by tiny-encoder"):
-        Setup(cell("tiny-encoder"), lambda _: None)
+        encoding.encode_by_label(TOY, "tiny-encoder", 16)
+
+
+def test_the_whole_model_writes_and_no_other_choice_of_what_is_trained_is_taken():
+    assert cell()["settings"]["tune"] == "full"
+    with pytest.raises(UsageError, match="trains nothing has no use for tune head: give tune full"):
+        cell(tune="head")
 
 
 def test_exact_noise_and_no_steps_are_refused():

@@ -147,6 +147,31 @@ def test_a_search_that_is_no_fair_comparison_is_refused(write, case):
         write("searched", SEARCH.replace(old, new))
 
 
+def of_dp_sgd(write, grid: str) -> dict[str, dict]:
+    """The points of a search of DP-SGD, whose clip is 1 where a point names none."""
+    stanza = f"{{clip: 1, learning_rate: 0.1, grid: {grid}}}"
+    text = (
+        f"extends: smoke\ntuning: search\nsearch: {{tries: 2, seeds: [9]}}\nmethods: {{dp_sgd: {stanza}}}\n"
+    )
+    return next(iter(write("one", text, epsilons=["2"], seeds=[0]).values()))["search"]["grid"]
+
+
+def test_a_grid_of_what_is_not_read_is_refused(write):
+    with pytest.raises(UsageError, match=r"dp_sgd@stability0\.1: stability is for clip_rule automatic"):
+        of_dp_sgd(write, "{stability: [0.01, 0.1]}")
+
+
+def test_a_default_is_a_point_like_another(write):
+    points = of_dp_sgd(write, "{clip_rule: [flat, automatic]}")
+    assert list(points.values()) == [{"clip_rule": "flat"}, {"clip_rule": "automatic"}]
+
+
+def test_what_the_first_point_names_is_not_left_to_the_others(write):
+    points = of_dp_sgd(write, "[{clip: 3, clip_rule: automatic, stability: 0.1}, {learning_rate: 0.2}]")
+    others = {"clip": 1.0, "clip_rule": "flat", "stability": 0.01}
+    assert points["learning_rate0.2"] == {"learning_rate": 0.2} | others
+
+
 def test_the_heading_says_how_many_tries_each_method_had(write):
     write("searched", SEARCH)
     rule = sweep.rule_of_choice(sweep.read("searched"))

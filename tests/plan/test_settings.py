@@ -131,7 +131,7 @@ def test_a_cell_names_what_of_the_head_is_trained_where_it_makes_a_difference():
         (
             "tiny-encoder",
             {"tune": "bias", "lora_a": "frozen"},
-            "lora_a frozen is for tune lora: leave it out",
+            "lora_a is for tune lora: leave it out",
         ),
     ],
 )
@@ -150,6 +150,68 @@ def test_a_part_that_cannot_be_trained_so_is_refused(model, changes, words):
 )
 def test_a_setting_of_another_network_is_refused(changes, words):
     assert words in refused(cell("dp_sgd", **changes))
+
+
+USERS = {"unit": "user", "synthetic_users": 9}
+GROUPS = USERS | {"user_level": "group_privacy", "examples_per_user": 3}
+
+
+@pytest.mark.parametrize(
+    "method, setting, unread, read",
+    [
+        ("dp_sgd", {"stability": 0.1}, {"clip_rule": "flat"}, {"clip_rule": "automatic"}),
+        ("dp_sgd", {"clipping": "ghost"}, USERS, GROUPS),
+        ("pazo", {"public_weight": 0.1}, {"variant": "select"}, {"variant": "mixed"}),
+        ("pazo", {"candidates": 4}, {"variant": "mixed"}, {"variant": "subspace"}),
+        ("pazo", {"basis": "orthonormal"}, {"variant": "select"}, {"variant": "subspace"}),
+        ("pazo", {"exploration": 0.1}, {"variant": "subspace"}, {"variant": "select"}),
+        ("pazo", {"directions": 4}, {"variant": "select"}, {"variant": "subspace"}),
+        ("pazo", {"smoothing": 0.1}, {"variant": "select"}, {"variant": "mixed"}),
+        ("dpzero", {"moment_floor": 0.1}, {}, {"second_moment": 0.9}),
+        ("mezo", {"direction_rank": 2}, {"direction_law": "sphere"}, {"direction_law": "low_rank"}),
+        ("dp_adafest", {"map_clip": 0.5}, {"tune": "head"}, {"tune": "embeddings"}),
+        ("dp_adafest", {"threshold": 2.0}, {"tune": "bias"}, {"tune": "full"}),
+    ],
+)
+def test_a_setting_differs_from_its_default_where_it_is_read_alone(method, setting, unread, read):
+    [(name, value)] = setting.items()
+    assert f"method {method}: {name} is for " in refused(cell(method, **setting, **unread))
+    assert sweep.complete(cell(method, **setting, **read))["settings"][name] == value
+
+
+def test_every_condition_names_values_that_its_setting_may_have():
+    for method, card in CARDS.items():
+        table = schema.cell_settings(card)
+        for name, entry in table.items():
+            gates = entry.read_if.keys() & table.keys()
+            assert gates == schema._conditions(name, table).keys(), (method, name)
+
+
+def test_a_method_of_ones_own_is_held_to_the_choices_that_it_shares(drop):
+    drop("new", 'from typing import Literal\n\n\nclass New:\n    title = "New"\n    private = False\n'
+         "    def __init__(self, model, loss, batch_size, *, directions: int = 1, stability: float = 0.01,\n"
+         '        variant: Literal["a", "b"] = "a", clip_rule: Literal["flat", "automatic"] = "flat", seed: int = 0): ...\n')  # fmt: skip
+    spec = {**CELL, "method": "new", "settings": {"steps": 1, "directions": 4}}
+    assert sweep.complete(spec)["settings"]["directions"] == 4
+    spec["settings"]["stability"] = 0.1
+    assert "stability is for clip_rule automatic" in refused(spec)
+
+
+@pytest.mark.parametrize(
+    "method, changes, words",
+    [
+        ("dp_sgd", {"clipping": "ghost", "clip_rule": "per_layer"}, "set clipping to book_keeping or hooks"),
+        ("dp_sgd", {"tune": "reversible", "dropout": True}, "leave dropout out"),
+        ("fine_tuning", {"tune": "reversible", "dropout": True}, "leave dropout out"),
+        ("dp_votezo", {"second_moment": 0.9}, "second_moment and shrinkage both scale"),
+        ("dp_adafest", USERS, "dp_adafest clips examples, not users: take user_level group_privacy"),
+        ("dp_aggzo", USERS, "dp_aggzo clips examples, not users: take user_level group_privacy"),
+        ("jft", {"adjacency": "replace_one", "first_steps": 0}, "setting first_steps is 0, but must be"),
+        ("dp_few_shot", {}, "written by a causal model, and tiny-encoder is none"),
+    ],
+)
+def test_what_a_method_would_refuse_is_refused_before_a_model_is_loaded(method, changes, words):
+    assert words in refused(cell(method, **changes))
 
 
 def test_a_cell_names_what_its_network_has_beside_the_defaults():

@@ -441,6 +441,9 @@ def test_a_setting_with_listed_values_takes_no_other(monkeypatch):
         sweep._expand(whole, {}, "smoke", {})
 
 
+VECTORS = ("pazo", "dp_sgd", "dp_adafest", "dp_aggzo", "geo_dpzo", "dp_votezo")
+
+
 @pytest.mark.parametrize(
     "method, promise, words",
     [
@@ -455,7 +458,20 @@ def test_a_setting_with_listed_values_takes_no_other(monkeypatch):
             "offered are gaussian or laplace with poisson",
         ),
         ("dpzero", {"delta": 0}, "delta 0"),
-        ("dp_sgd", {"noise_arithmetic": "exact"}, "exact noise is offered for methods that release scalars"),
+        (
+            "dp_sgd",
+            {"noise_arithmetic": "exact"},
+            "exact noise is .* by forward passes alone, and dp_sgd does not",
+        ),
+        (
+            "pazo",
+            {"noise_arithmetic": "exact"},
+            "exact noise is .* by forward passes alone, and pazo does not",
+        ),
+        *(
+            (name, {"mechanism": "laplace"}, f"{name} releases a vector: use mechanism gaussian")
+            for name in VECTORS
+        ),
     ],
 )
 def test_a_promise_without_a_proof_is_refused_before_anything_runs(method, promise, words):
@@ -535,9 +551,7 @@ def test_how_demonstrations_are_shown_is_part_of_the_draw(write):
     (cell,) = (c for c in write("one", ONE + f"  icl: {shown}\n").values() if c["method"] == "icl")
     assert draw_of(cell) == Draw(0, 0, 0, 32, "each_row", "stripped")
     for setting in ("demonstrations_for: each_row", "leading_blanks: stripped"):
-        with pytest.raises(
-            UsageError, match=f"{setting.partition(':')[0]} is about demonstrations, of which"
-        ):
+        with pytest.raises(UsageError, match=f"{setting.partition(':')[0]} is for demonstrations above 0"):
             write("one", ONE + f"  zero_shot: {{{setting}}}\n")
 
 

@@ -141,7 +141,7 @@ def test_an_epsilon_of_users_stands_in_a_column_of_its_own(run, cell):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"examples_per_user": 3}, "examples_per_user is about users: give unit user"),
+        ({"examples_per_user": 3}, "examples_per_user is for unit user: leave it out"),
         ({"unit": "user"}, "name no users: give the task's stanza `user`, or synthetic_users"),
         (
             {"unit": "user", "synthetic_users": 9, "user_level": "group_privacy"},
