@@ -26,7 +26,7 @@ class DPZero(PrivateTwoPoint):
         smoothing: the paper's lambda, the distance of the two points from the weights.
         seed: of the directions, which are public; the noise does not depend on it.
         one_at_a_time: gives the loss each example alone, so that no other example can change its last bits.
-        shrinkage: see `PrivateTwoPoint`.
+        shrinkage, moment_floor: see `PrivateTwoPoint`.
         direction_law, direction_rank, perturb, second_moment, groups: see `zeroth_order.TwoPoint`.
 
     Raises:
