@@ -13,9 +13,9 @@ by a server that is trusted with the values (`Budget` with unit user; a client m
 shared out among the clients, with a server that need not be trusted if it learns the sums alone (`SharedNoiseBudget`).
 Secure aggregation, and encrypted and authenticated connections, are assumed, not implemented: this server reads each
 client's term. So epsilon and `valid_release` of noise that is shared out are conditional, and header and statement say so:
-`assumes: secure aggregation`. A client refuses settings that such noise does not have, and noise that more shares
-must add up to than its owner relies on (`Client(relies_on=...)`). Who sees the traffic sees which clients are asked: with a `Budget` the adversary of its epsilon
-sees the transcript alone.
+`assumes: secure aggregation`. A client refuses settings that such noise does not have, and noise that takes more shares than
+its owner relies on (`Client(relies_on=...)`). Who sees the traffic sees which clients are asked: with a `Budget` the
+adversary of its epsilon sees the transcript alone.
 
 Clients that drop out. A client that is away, leaves before it answers or answers late adds 0, which is within the clip, and
 gets the rows that it lacks when it comes back. With a trusted server that costs no privacy, even if its own rows made it

@@ -127,7 +127,7 @@ class Setup:
             raise UsageError(f"{self.name}: there are no rows of split {split}: evaluate another")
 
     def _public_and_private(self, train: Any) -> dict[str, Any]:
-        """Public examples, the same for every seed, and the examples of `train` that stay private.
+        """Public examples, the same for every seed of a cell without a draw, and those of `train` that stay private.
 
         If seeds drew them, one run would read without noise what another protects, and their epsilons could not be
         composed. A private row with the text of a public one is left out.
