@@ -61,7 +61,7 @@ def _lines(rows: pandas.DataFrame) -> list[tuple[str, pandas.DataFrame | None]]:
 def _heading(rows: pandas.DataFrame) -> tuple[bool, bool, str]:
     """Whether a method trains the body, whether it is private, and both in words."""
     run = rows.sort_values("status", key=lambda status: status != "ok", kind="stable").iloc[0]
-    body = run.get("settings.tune") not in ("head", None)
+    body = not formatting.trains_head_alone(run)
     privacy = f"ε = {run['epsilon']}{COVERS[run['promise']]}" if run["private"] else drawing.NOT_PRIVATE
     public = ", reads public rows" if formatting.reads_public_rows(run) else ""
     return body, bool(run["private"]), f"{'through the body' if body else 'head'}, {privacy}{public}"

@@ -26,6 +26,10 @@ def epsilon_column(rows: pandas.DataFrame) -> dict[str, str]:
     return {f"_{promise}_epsilon": text, "promise": promise} if promise else {"_epsilon": text}
 
 
+def trains_head_alone(run: pandas.Series) -> bool:
+    return run.get("settings.tune") == "head"
+
+
 def reads_public_rows(run: pandas.Series) -> bool:
     return not pandas.isna(run.get("settings.public_examples"))
 

@@ -125,7 +125,7 @@ class Group:
         self.runs = runs
         first = runs.iloc[0]
         self.method = first["method"]
-        self.on_head = first.get("settings.tune") == "head"
+        self.on_head = formatting.trains_head_alone(first)
         adjacencies = runs["privacy.adjacency"].dropna() if "privacy.adjacency" in runs else ()
         self.kinds = {(first["promise"], adjacency) for adjacency in adjacencies if first["private"]}
         self.epsilons = {first["epsilon"]} if first["private"] else set()
