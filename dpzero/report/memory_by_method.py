@@ -32,7 +32,7 @@ def memory_by_method(runs: pandas.DataFrame) -> Figure:
     Tasks whose points are the same share a panel.
     """
     rows = pandas.DataFrame(tables.memory(_with_true_peaks(runs)).rows)
-    floors = rows.groupby(["task", "model"])["inference_over_weights_bytes"].transform("median")
+    floors = rows.groupby(["task", "model"])["inference_over_weights_bytes"].transform(_most_common)
     rows = rows.assign(
         floor=floors.astype(float) / MIB, peak=rows["peak_over_weights_bytes"].astype(float) / MIB
     )
@@ -67,6 +67,12 @@ def _with_true_peaks(runs: pandas.DataFrame) -> pandas.DataFrame:
         "an evaluation", na=False
     )
     return runs.assign(**{PEAK: runs[PEAK].mask(of_a_step)})
+
+
+def _most_common(values: pandas.Series) -> float:
+    """The value that most methods have: where batches differ, a mean or median may be that of none."""
+    known = values.mode()
+    return known.iloc[0] if len(known) else math.nan
 
 
 def _groups_of_equal_peak(panel: pandas.DataFrame) -> list[pandas.DataFrame]:

@@ -188,6 +188,16 @@ def test_methods_of_a_sweep_differ_without_their_colour(name):
     assert len(set(marks)) == len(marks)
 
 
+def test_the_line_of_inference_is_that_of_most_methods(record):
+    """Where batches differ, the median of four may be the inference of none."""
+    records = [record(f"m{place}", "2") for place in range(4)]
+    for one, mebibytes in zip(records, (6, 6, 12, 14), strict=True):
+        one["memory"]["inference_peak_bytes"] = (87 + mebibytes) * 2**20
+    with style.settings():
+        (axis,) = figures.memory_by_method(to_frame(records)).axes
+    assert "inference, 6.00" in [text.get_text() for text in axis.texts]
+
+
 def test_the_long_names_of_a_grid_stay_inside_the_figure(record):
     points = [f"dp_zo_laplace_pure_learning_rate1e-{i}_clip0.0{i}" for i in range(1, 10)]
     records = [record(point, "2") for point in points]
